@@ -1,0 +1,21 @@
+/* What one instruction-set level offers: the same table of functions from each instance of kernels.c. */
+#ifndef FASTOPT_KERNELS_H
+#define FASTOPT_KERNELS_H
+
+#include <stdint.h>
+
+#include "rule_table.h"
+
+typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients);
+typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int states, int copies, void *const *addresses,
+                               const int64_t *strides, const double *coefficients, int row);
+
+typedef struct {
+    const char *name;
+    fastopt_kernel kernels[FASTOPT_KERNEL_COUNT][2]; /* by rule and dtype */
+    fastopt_runner run[2];
+    double (*square_sum[2])(int64_t n, const char *from, int64_t stride);
+    void (*stream)(int64_t n, int arrays, float *const *addresses, int ahead);
+} fastopt_level;
+
+#endif

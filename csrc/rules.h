@@ -1,0 +1,324 @@
+/* Every rule, once: how its hyper-parameters fold into coefficients, and the update of one element.
+ *
+ * Included once for each compute type, with `real` defined; the folds are in float64 and defined where FASTOPT_FOLDS
+ * is. The structures come from the rule table in Python (rule_table.h, written by the build): s-> has the states,
+ * h-> the hyper-parameters, c-> the coefficients, under the same names. g has been through the prologue. Choices are
+ * written as c ? a : b on values already computed, so that compilers vectorise them.
+ */
+#define UPDATE(rule) static inline void FN(rule)(real *p, real g, FN(rule##_states) *s, const FN(rule##_coefs) *c)
+#define FOLD(rule) static void fold_##rule(double t, const rule##_hyper *h, double *scalars, rule##_coefs_f64 *c)
+
+/* NaN if either is NaN. */
+static inline real FN(maximum)(real a, real b) { return a >= b || a != a ? a : b; }
+
+static inline real FN(prologue)(real *p, real g, const FN(prologue_coefs) *c)
+{
+    g = c->grad_scale * g + c->weight_decay * *p;
+    *p = *p * c->decay;
+    return g;
+}
+
+/* ---- sgd ---- */
+UPDATE(sgd)
+{
+    (void)s;
+    *p -= c->lr * g;
+}
+
+/* ---- momentum ---- */
+UPDATE(momentum)
+{
+    s->momentum_buffer = c->mu * s->momentum_buffer + c->gain * g;
+    *p -= c->rate * s->momentum_buffer;
+}
+
+/* ---- nesterov ---- */
+UPDATE(nesterov)
+{
+    s->momentum_buffer = c->mu * s->momentum_buffer + c->gain * g;
+    *p -= c->rate_g * g + c->rate_b * s->momentum_buffer;
+}
+
+/* ---- qhm ---- */
+UPDATE(qhm)
+{
+    s->momentum_buffer = c->beta * s->momentum_buffer + c->beta_c * g;
+    *p -= c->rate_b * s->momentum_buffer + c->rate_g * g;
+}
+
+/* ---- aggmo: once for each beta ---- */
+UPDATE(aggmo)
+{
+    s->momentum_buffer = c->beta * s->momentum_buffer + g;
+    *p -= c->rate * s->momentum_buffer;
+}
+
+/* ---- adagrad ---- */
+UPDATE(adagrad)
+{
+    s->sum = s->sum + g * g;
+    *p -= c->lr * g / (SQRT(s->sum + c->eps_root) + c->eps);
+}
+
+/* ---- adadelta ---- */
+UPDATE(adadelta)
+{
+    s->square_avg = c->rho * s->square_avg + c->rho_c * (g * g);
+    real delta = SQRT(s->acc_delta + c->eps) / SQRT(s->square_avg + c->eps) * g;
+    s->acc_delta = c->rho * s->acc_delta + c->rho_c * (delta * delta);
+    *p -= c->lr * delta;
+}
+
+/* ---- rmsprop ---- */
+UPDATE(rmsprop)
+{
+    s->square_avg = c->alpha * s->square_avg + c->alpha_c * (g * g);
+    *p -= c->lr * g / (SQRT(s->square_avg + c->eps_root) + c->eps);
+}
+
+UPDATE(rmsprop_momentum)
+{
+    s->square_avg = c->alpha * s->square_avg + c->alpha_c * (g * g);
+    s->momentum_buffer = c->momentum * s->momentum_buffer + g / (SQRT(s->square_avg + c->eps_root) + c->eps);
+    *p -= c->lr * s->momentum_buffer;
+}
+
+UPDATE(rmsprop_centered)
+{
+    s->square_avg = c->alpha * s->square_avg + c->alpha_c * (g * g);
+    s->grad_avg = c->alpha * s->grad_avg + c->alpha_c * g;
+    real w = s->square_avg - s->grad_avg * s->grad_avg;
+    w = w > 0 ? w : w - w; /* 0, and NaN where w is NaN */
+    *p -= c->lr * g / (SQRT(w + c->eps_root) + c->eps);
+}
+
+UPDATE(rmsprop_centered_momentum)
+{
+    s->square_avg = c->alpha * s->square_avg + c->alpha_c * (g * g);
+    s->grad_avg = c->alpha * s->grad_avg + c->alpha_c * g;
+    real w = s->square_avg - s->grad_avg * s->grad_avg;
+    w = w > 0 ? w : w - w; /* 0, and NaN where w is NaN */
+    s->momentum_buffer = c->momentum * s->momentum_buffer + g / (SQRT(w + c->eps_root) + c->eps);
+    *p -= c->lr * s->momentum_buffer;
+}
+
+/* ---- adam ---- */
+UPDATE(adam)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
+    *p -= c->rate * s->exp_avg / (SQRT(s->exp_avg_sq * c->correction2 + c->eps_root) + c->eps);
+}
+
+UPDATE(amsgrad)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
+    s->max_exp_avg_sq = FN(maximum)(s->max_exp_avg_sq, s->exp_avg_sq);
+    *p -= c->rate * s->exp_avg / (SQRT(s->max_exp_avg_sq * c->correction2 + c->eps_root) + c->eps);
+}
+
+/* ---- adamax ---- */
+UPDATE(adamax)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_inf = FN(maximum)(c->beta2 * s->exp_inf, ABS(g) + c->eps);
+    /* Where exp_inf is 0 every gradient was: the update is that 0, not 0/0. */
+    *p -= s->exp_inf == 0 ? s->exp_inf : c->rate * s->exp_avg / s->exp_inf;
+}
+
+/* ---- nadam ---- */
+UPDATE(nadam)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
+    *p -= (c->rate_m * s->exp_avg + c->rate_g * g) / (SQRT(s->exp_avg_sq * c->correction2) + c->eps);
+}
+
+/* ---- qhadam ---- */
+UPDATE(qhadam)
+{
+    real square = g * g;
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * square;
+    *p -= (c->rate_m * s->exp_avg + c->rate_g * g) / (SQRT(c->weight_v * s->exp_avg_sq + c->weight_g * square) + c->eps);
+}
+
+/* ---- adabound ---- */
+UPDATE(adabound)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
+    real r = c->rate / (SQRT(s->exp_avg_sq) + c->eps);
+    r = r < c->lower ? c->lower : r > c->upper ? c->upper : r;
+    *p -= r * s->exp_avg;
+}
+
+UPDATE(amsbound)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
+    s->max_exp_avg_sq = FN(maximum)(s->max_exp_avg_sq, s->exp_avg_sq);
+    real r = c->rate / (SQRT(s->max_exp_avg_sq) + c->eps);
+    r = r < c->lower ? c->lower : r > c->upper ? c->upper : r;
+    *p -= r * s->exp_avg;
+}
+
+#ifdef FASTOPT_FOLDS
+
+FOLD(sgd)
+{
+    (void)t, (void)scalars;
+    c->lr = h->lr;
+}
+
+FOLD(momentum)
+{
+    (void)scalars;
+    double gain = t == 1.0 ? 1.0 : 1.0 - h->dampening;
+    c->mu = h->momentum;
+    c->gain = h->lr_inside ? gain * h->lr : gain;
+    c->rate = h->lr_inside ? 1.0 : h->lr;
+}
+
+FOLD(nesterov)
+{
+    (void)scalars;
+    double gain = t == 1.0 ? 1.0 : 1.0 - h->dampening;
+    c->mu = h->momentum;
+    c->gain = h->lr_inside ? gain * h->lr : gain;
+    c->rate_g = h->lr;
+    c->rate_b = h->lr_inside ? h->momentum : h->lr * h->momentum;
+}
+
+FOLD(qhm)
+{
+    (void)t, (void)scalars;
+    c->beta = h->momentum;
+    c->beta_c = 1.0 - h->momentum;
+    c->rate_g = h->lr * (1.0 - h->nu);
+    c->rate_b = h->lr * h->nu;
+}
+
+FOLD(aggmo)
+{
+    (void)t, (void)scalars;
+    c->beta = h->betas;
+    c->rate = h->lr / h->copies;
+}
+
+FOLD(adagrad)
+{
+    (void)scalars;
+    c->lr = h->lr / (1.0 + (t - 1.0) * h->lr_decay);
+    c->eps = h->eps;
+    c->eps_root = h->eps_root;
+}
+
+FOLD(adadelta)
+{
+    (void)t, (void)scalars;
+    c->rho = h->rho;
+    c->rho_c = 1.0 - h->rho;
+    c->eps = h->eps;
+    c->lr = h->lr;
+}
+
+FOLD(rmsprop)
+{
+    (void)t, (void)scalars;
+    c->alpha = h->alpha;
+    c->alpha_c = 1.0 - h->alpha;
+    c->eps = h->eps;
+    c->eps_root = h->eps_root;
+    c->lr = h->lr;
+}
+
+FOLD(rmsprop_momentum)
+{
+    (void)t, (void)scalars;
+    c->alpha = h->alpha;
+    c->alpha_c = 1.0 - h->alpha;
+    c->eps = h->eps;
+    c->eps_root = h->eps_root;
+    c->momentum = h->momentum;
+    c->lr = h->lr;
+}
+
+FOLD(adam)
+{
+    (void)scalars;
+    double correction1 = h->bias_correction ? 1.0 / (1.0 - pow(h->beta1, t)) : 1.0;
+    c->beta1 = h->beta1;
+    c->beta1_c = 1.0 - h->beta1;
+    c->beta2 = h->beta2;
+    c->beta2_c = 1.0 - h->beta2;
+    c->rate = h->lr * correction1;
+    c->correction2 = h->bias_correction ? 1.0 / (1.0 - pow(h->beta2, t)) : 1.0;
+    c->eps = h->eps;
+    c->eps_root = h->eps_root;
+}
+
+FOLD(adamax)
+{
+    (void)scalars;
+    c->beta1 = h->beta1;
+    c->beta1_c = 1.0 - h->beta1;
+    c->beta2 = h->beta2;
+    c->eps = h->eps;
+    c->rate = h->lr / (1.0 - pow(h->beta1, t));
+}
+
+FOLD(nadam)
+{
+    if (isnan(h->momentum_decay)) { /* a constant momentum */
+        double correction1 = 1.0 - pow(h->beta1, t);
+        c->rate_m = h->lr * h->beta1 / correction1;
+        c->rate_g = h->lr * (1.0 - h->beta1) / correction1;
+    } else {
+        double mu = h->beta1 * (1.0 - 0.5 * pow(0.96, t * h->momentum_decay));
+        double mu_next = h->beta1 * (1.0 - 0.5 * pow(0.96, (t + 1.0) * h->momentum_decay));
+        double mu_product = scalars[0] *= mu;
+        c->rate_m = h->lr * mu_next / (1.0 - mu_product * mu_next);
+        c->rate_g = h->lr * (1.0 - mu) / (1.0 - mu_product);
+    }
+    c->beta1 = h->beta1;
+    c->beta1_c = 1.0 - h->beta1;
+    c->beta2 = h->beta2;
+    c->beta2_c = 1.0 - h->beta2;
+    c->correction2 = 1.0 / (1.0 - pow(h->beta2, t));
+    c->eps = h->eps;
+}
+
+FOLD(qhadam)
+{
+    (void)scalars;
+    c->beta1 = h->beta1;
+    c->beta1_c = 1.0 - h->beta1;
+    c->beta2 = h->beta2;
+    c->beta2_c = 1.0 - h->beta2;
+    c->rate_m = h->lr * h->nu1 / (1.0 - pow(h->beta1, t));
+    c->rate_g = h->lr * (1.0 - h->nu1);
+    c->weight_v = h->nu2 / (1.0 - pow(h->beta2, t));
+    c->weight_g = 1.0 - h->nu2;
+    c->eps = h->eps;
+}
+
+FOLD(adabound)
+{
+    (void)scalars;
+    double final = isnan(h->base_lr) ? h->final_lr : h->final_lr * h->lr / h->base_lr;
+    c->beta1 = h->beta1;
+    c->beta1_c = 1.0 - h->beta1;
+    c->beta2 = h->beta2;
+    c->beta2_c = 1.0 - h->beta2;
+    c->rate = h->lr * sqrt(1.0 - pow(h->beta2, t)) / (1.0 - pow(h->beta1, t));
+    c->eps = h->eps;
+    c->lower = final * (1.0 - 1.0 / (h->gamma * t + 1.0));
+    c->upper = final * (1.0 + 1.0 / (h->gamma * t));
+}
+
+#endif
+
+#undef UPDATE
+#undef FOLD

@@ -1,0 +1,43 @@
+"""Optimizer updates at the speed of memory, on any array, with the same bits on every backend."""
+
+from typing import Any
+
+from . import functional, schedules
+from .checkpoint import flatten_state_dict, unflatten_state_dict
+from .dispatch import available_backends
+from .errors import BackendUnavailable
+from .info import __version__, show_config
+from .norms import clip_grad_norm_, global_norm
+from .optimizers import CLASSES as _CLASSES
+from .optimizers import Optimizer, Plan
+from .rules import RULES, Rule
+from .schedules import Demon
+from .settings import get_num_threads, set_num_threads, use_backend
+
+globals().update(_CLASSES)
+
+__all__ = [  # noqa: PLE0604
+    *_CLASSES,
+    "RULES",
+    "BackendUnavailable",
+    "Demon",
+    "Optimizer",
+    "Plan",
+    "Rule",
+    "__version__",
+    "available_backends",
+    "clip_grad_norm_",
+    "flatten_state_dict",
+    "functional",
+    "get_num_threads",
+    "global_norm",
+    "schedules",
+    "set_num_threads",
+    "show_config",
+    "unflatten_state_dict",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:  # the classes come from the rule table, which type checkers do not run
+    raise AttributeError(f"module 'fastopt' has no attribute {name!r}")

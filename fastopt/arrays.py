@@ -1,0 +1,271 @@
+"""One view of any array: where it is, what it holds, how it is laid out; and what arrays of one update must satisfy."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from _cffi_backend import FFI  # cffi's own core: the package's front would load a C parser
+
+from .errors import BackendUnavailable
+
+COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_from_buffer = FFI().from_buffer
+_cast = FFI().cast
+_CPU, _CUDA = 1, 2  # DLPack's device types
+_TORCH_DTYPES = {f"torch.{name}": np.dtype(name) for name in ("float32", "float64", "float16", "int32", "int64")}
+
+
+class Array:
+    """An array of any library, as an address and a layout. It keeps the array alive."""
+
+    __slots__ = ("_strides", "address", "dense", "device", "dtype", "owner", "shape", "size", "writable")
+
+    def __init__(
+        self,
+        owner: Any,
+        address: int,
+        dtype: np.dtype,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...] | None,
+        device: str = "cpu",
+        writable: bool = True,
+    ) -> None:
+        self.owner = owner
+        self.address = address
+        self.dtype = dtype
+        self.shape = shape
+        self.dense = strides is None  # C-contiguous
+        self._strides = strides
+        self.size = math.prod(shape)
+        self.device = device
+        self.writable = writable
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In bytes."""
+        if self._strides is None:
+            self._strides = _c_strides(self.shape, self.dtype.itemsize)
+        return self._strides
+
+    def extent(self) -> tuple[int, int]:
+        """The first byte's address, and that after the last."""
+        if self.dense:
+            return self.address, self.address + self.size * self.dtype.itemsize
+        low = high = self.address
+        if self.size:
+            high += self.dtype.itemsize
+            for n, stride in zip(self.shape, self.strides, strict=True):
+                low, high = low + min(0, (n - 1) * stride), high + max(0, (n - 1) * stride)
+        return low, high
+
+    def numpy(self) -> np.ndarray:
+        """The same memory as a NumPy array."""
+        if isinstance(self.owner, np.ndarray):
+            return self.owner
+        return np.asarray(_Interface(self))
+
+
+class _Interface:
+    """Hands an `Array` to NumPy, which keeps this object, and with it the owner, alive."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (array.address, not array.writable),
+            "shape": array.shape,
+            "strides": array.strides,
+            "typestr": array.dtype.str,
+        }
+
+
+def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    strides, step = [], itemsize
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
+
+
+def _of_numpy(x: np.ndarray, owner: Any) -> Array:
+    flags = x.flags
+    if flags.c_contiguous and x.dtype in COMPUTE_DTYPES and x.size:
+        address = int(_cast("uintptr_t", _from_buffer(x)))  # a tenth of the time of x.ctypes.data
+    else:
+        address = x.ctypes.data
+    return Array(owner, address, x.dtype, x.shape, None if flags.c_contiguous else x.strides, "cpu", flags.writeable)
+
+
+def _of_torch(x: Any, name: str) -> Array:
+    if x.layout is not sys.modules["torch"].strided:
+        raise TypeError(f"{name}: found a torch tensor of layout {x.layout}, expected a dense one")
+    dtype = _TORCH_DTYPES.get(str(x.dtype))
+    if dtype is None:
+        raise TypeError(f"{name}: found dtype {x.dtype}, expected float32 or float64")
+    strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
+    device = x.device.type if x.device.index is None else f"{x.device.type}:{x.device.index}"
+    return Array(x, x.data_ptr(), dtype, tuple(x.shape), strides, device)
+
+
+def view(x: Any, name: str) -> Array:
+    """The view of an array: NumPy's (``memmap`` and ``ml_dtypes`` too), torch's, or whatever speaks DLPack or the
+    buffer protocol. Nothing is copied.
+
+    Parameters
+    ----------
+    x : array
+        On any device.
+    name : str
+        What the caller calls it, for error messages.
+
+    Raises
+    ------
+    TypeError
+        `x` is no array.
+    BackendUnavailable
+        `x` is on a device for which there is no backend.
+    """
+    if isinstance(x, np.ndarray):
+        return _of_numpy(x, x)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        array = _of_torch(x, name)
+        _require_cpu(name, x, array.device)
+        return array
+    if hasattr(x, "__dlpack_device__") and hasattr(x, "__dlpack__"):
+        kind, index = x.__dlpack_device__()
+        _require_cpu(name, x, "cpu" if kind == _CPU else f"{'cuda' if kind == _CUDA else 'dlpack'}:{index}")
+        return _of_numpy(np.from_dlpack(x), x)
+    if hasattr(x, "__cuda_array_interface__"):
+        _require_cpu(name, x, "cuda")
+    if not isinstance(x, (str, bytes, bytearray)):
+        try:
+            buffer = memoryview(x)
+        except TypeError:
+            pass
+        else:
+            return _of_numpy(np.asarray(buffer), x)
+    raise TypeError(
+        f"{name}: found {type(x).__name__}, expected an array "
+        "(NumPy, torch, or an object with DLPack or the buffer protocol)"
+    )
+
+
+def _require_cpu(name: str, x: Any, device: str) -> None:
+    if device != "cpu":
+        raise BackendUnavailable(
+            f"{name}: found {type(x).__module__.split('.')[0]} array on {device}, and no backend of this version works "
+            "there; move it to the CPU (torch: .cpu(), CuPy: .get())"
+        )
+
+
+def check_tensor(arrays: Sequence[Array], names: Sequence[str]) -> None:
+    """Whether arrays can be one tensor of an update: parameter, gradient, states.
+
+    Raises
+    ------
+    TypeError
+        A dtype is not the parameter's, or that is neither float32 nor float64.
+    ValueError
+        A shape is not the parameter's, or an array to be written is read-only or overlaps itself.
+    """
+    param = arrays[0]
+    if param.dtype not in COMPUTE_DTYPES:
+        raise TypeError(f"{names[0]}: found dtype {param.dtype}, expected float32 or float64 in native byte order")
+    for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
+        if array.dtype != param.dtype:
+            raise TypeError(f"{name}: found dtype {array.dtype}, expected {param.dtype} as {names[0]} has")
+        if array.shape != param.shape:
+            raise ValueError(f"{name}: found shape {array.shape}, expected {param.shape} as {names[0]} has")
+        if j == 1:
+            continue
+        if not array.writable:
+            raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is updated in place")
+        if not array.dense and _overlaps_itself(array):
+            raise ValueError(f"{name}: found a view whose elements share memory, expected distinct elements")
+
+
+def _overlaps_itself(array: Array) -> bool:
+    reach = array.dtype.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return array.size > 0
+        reach += stride * (n - 1)
+    return False
+
+
+def check_overlap(arrays: Sequence[Array], names: Sequence[str], written: Sequence[bool]) -> None:
+    """Whether any array to be written shares memory with another.
+
+    Raises
+    ------
+    ValueError
+        Two arrays overlap, and one of them at least is to be written; it names both.
+    """
+    extents = np.array([a.extent() for a in arrays], dtype=np.uint64).reshape(-1, 2)
+    order = np.argsort(extents[:, 0], kind="stable")
+    low, high = extents[order, 0], extents[order, 1]
+    if not (low[1:] < np.maximum.accumulate(high)[:-1]).any():
+        return
+    active: dict[bool, list[int]] = {True: [], False: []}
+    for i in order:
+        for kind in (True, False):
+            active[kind] = [j for j in active[kind] if extents[j, 1] > extents[i, 0]]
+        for j in active[True] + (active[False] if written[i] else []):
+            if _share_memory(arrays[i], arrays[j]):
+                first, second = sorted((int(i), int(j)))
+                raise ValueError(f"{names[second]}: found memory shared with {names[first]}, expected distinct arrays")
+        active[bool(written[i])].append(int(i))
+
+
+def _share_memory(a: Array, b: Array) -> bool:
+    if a.size == 0 or b.size == 0:
+        return False
+    try:
+        return np.shares_memory(a.numpy(), b.numpy(), max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def runs_of(arrays: Sequence[Array]) -> tuple[np.ndarray, list[int], int]:
+    """Cuts a tensor into one-dimensional runs.
+
+    Returns
+    -------
+    addresses : numpy.ndarray, uint64, shape (runs, arrays)
+        Where each run begins in each array.
+    strides : list of int
+        The runs' stride in each array, in bytes.
+    length : int
+        The runs' length.
+    """
+    base = [a.address for a in arrays]
+    dims: list[tuple[int, tuple[int, ...]]] = []
+    for n, *strides in zip(arrays[0].shape, *(a.strides for a in arrays), strict=True):
+        if n == 0:
+            return np.zeros((0, len(arrays)), np.uint64), [a.dtype.itemsize for a in arrays], 0
+        if strides[0] < 0:  # walk the other way
+            base = [b + s * (n - 1) for b, s in zip(base, strides, strict=True)]
+            strides = [-s for s in strides]
+        if n > 1:
+            dims.append((n, tuple(strides)))
+    dims.sort(key=lambda dim: -dim[1][0])
+    merged: list[tuple[int, tuple[int, ...]]] = []
+    for n, strides_ in dims:
+        if merged and all(outer == n * inner for outer, inner in zip(merged[-1][1], strides_, strict=True)):
+            merged[-1] = (merged[-1][0] * n, strides_)
+        else:
+            merged.append((n, strides_))
+    if not merged:
+        merged = [(1, tuple(a.dtype.itemsize for a in arrays))]
+    inner = max(range(len(merged)), key=lambda k: merged[k][0])
+    length, inner_strides = merged.pop(inner)
+    addresses = np.array([base], dtype=np.int64)
+    for n, strides_ in merged:
+        steps = np.arange(n, dtype=np.int64)[:, None] * np.array(strides_, dtype=np.int64)
+        addresses = (addresses[:, None, :] + steps).reshape(-1, len(arrays))
+    return addresses.astype(np.uint64), list(inner_strides), length

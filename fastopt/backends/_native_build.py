@@ -1,0 +1,22 @@
+"""The cffi extension over libfastopt: its declarations are fastopt.h itself. Used by the build only."""
+
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+_HEADER = (Path(__file__).parents[2] / "csrc" / "fastopt.h").read_text()
+
+
+def _declarations(header: str) -> str:
+    """The header without what cffi's parser does not take: the preprocessor's lines and C++'s guards."""
+    header = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
+    header = re.sub(r"#ifdef __cplusplus.*?#endif", "", header, flags=re.S)
+    return re.sub(r"^#.*$", "", header, flags=re.M).replace("FASTOPT_API ", "")
+
+
+ffi = FFI()
+ffi.cdef(_declarations(_HEADER))
+ffi.set_source(
+    "fastopt.backends._native", '#include "fastopt.h"', define_macros=[("Py_LIMITED_API", "0x030A0000")]
+)

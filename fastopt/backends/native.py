@@ -1,0 +1,151 @@
+"""The C library: loops compiled for each instruction set, OpenMP threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from ..dispatch import Gradients, Job
+
+try:
+    from ._native import ffi, lib
+except ImportError as error:
+    raise BackendUnavailable(
+        f"native: the C extension cannot be loaded ({error}); build it with a C compiler: pip install --force-reinstall "
+        "--no-binary fastopt fastopt"
+    ) from None
+
+NORM_BLOCK: int = lib.FASTOPT_NORM_BLOCK
+_DTYPES = {np.dtype(np.float32): lib.FASTOPT_FLOAT32, np.dtype(np.float64): lib.FASTOPT_FLOAT64}
+
+
+def _text(value: Any) -> str:
+    return ffi.string(value).decode()
+
+
+def set_isa(name: str | None) -> None:
+    """Chooses the instruction set, by default the highest that the processor has.
+
+    Raises
+    ------
+    ValueError
+        It is not compiled in, or the processor lacks it.
+    """
+    if lib.fastopt_set_isa((name or "").encode()):
+        raise ValueError(f"FASTOPT_ISA: found {name!r}, expected one of {', '.join(isa_supported())}")
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return _text(lib.fastopt_isa())
+
+
+def isa_compiled() -> list[str]:
+    """The instruction sets compiled in, from the lowest."""
+    return _text(lib.fastopt_isa_compiled()).split(",")
+
+
+def isa_supported() -> list[str]:
+    """Those of them that this processor has."""
+    return _text(lib.fastopt_isa_supported()).split(",")
+
+
+def compiler() -> str:
+    """The compiler that built the library."""
+    return _text(lib.fastopt_compiler())
+
+
+def has_openmp() -> bool:
+    """Whether the library was built with threads."""
+    return bool(lib.fastopt_has_openmp())
+
+
+def _pointer(kind: str, array: np.ndarray | None) -> Any:
+    return ffi.NULL if array is None else ffi.cast(kind, array.ctypes.data)
+
+
+def _check(code: int) -> None:
+    if code:
+        raise RuntimeError(f"fastopt: {_text(lib.fastopt_message(code))}")
+
+
+class _Runner:
+    __slots__ = ("_count", "_grad_scale", "_jobs", "_keep", "_threads")
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._count = len(jobs)
+        self._jobs = ffi.new("fastopt_job[]", len(jobs))
+        self._keep: list[Any] = [jobs]
+        self._grad_scale = 1.0
+        self._threads = 1
+        for c, job in zip(self._jobs, jobs, strict=True):
+            parameters, rule = job.parameters, job.parameters.rule
+            width = parameters.copies * (3 + len(rule.coefficients))
+            coefficients = np.empty((len(job.parameter), width))
+            row_of = np.empty(len(job.parameter), np.int32)
+            self._keep += [coefficients, row_of]
+            c.rule = lib.fastopt_find_rule(rule.kernel.encode())
+            c.dtype = _DTYPES[job.dtype]
+            c.copies = parameters.copies
+            c.runs, c.tensors = len(job.addresses), len(job.parameter)
+            c.addresses = _pointer("void **", job.addresses)
+            c.strides = _pointer("int64_t *", job.strides)
+            c.offsets = _pointer("int64_t *", job.offsets)
+            c.tensor_of = _pointer("int32_t *", job.tensor_of)
+            c.parameter = _pointer("int32_t *", job.parameter)
+            c.group = _pointer("int32_t *", parameters.group)
+            c.steps = _pointer("int64_t *", parameters.steps)
+            c.scalars = _pointer("double *", parameters.scalars if rule.scalars else None)
+            c.hyper = _pointer("double *", parameters.hyper)
+            c.grad_scale = self._grad_scale
+            c.threads = self._threads
+            c.coefficients = _pointer("double *", coefficients)
+            c.row_of = _pointer("int32_t *", row_of)
+
+    def __call__(
+        self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step, _check: Any = _check
+    ) -> None:
+        if grad_scale != self._grad_scale or threads != self._threads:
+            for c in self._jobs:
+                c.grad_scale, c.threads = grad_scale, threads
+            self._grad_scale, self._threads = grad_scale, threads
+        code = _step(self._jobs, self._count)
+        if code:
+            _check(code)
+
+
+prepare = _Runner
+
+
+def square_sums(grads: Gradients, threads: int) -> np.ndarray:
+    """The sums of squares of blocks of a set of gradients, in order."""
+    blocks = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-np.diff(grads.offsets) // NORM_BLOCK))])
+    sums = np.empty(blocks[-1])
+    _check(
+        lib.fastopt_square_sums(
+            _DTYPES[grads.dtype],
+            len(grads.addresses),
+            _pointer("void **", grads.addresses),
+            _pointer("int64_t *", grads.strides),
+            _pointer("int64_t *", grads.offsets),
+            _pointer("int64_t *", blocks),
+            _pointer("double *", sums),
+            threads,
+        )
+    )
+    return sums
+
+
+def stream(arrays: Sequence[np.ndarray], ahead: int, threads: int) -> None:
+    """The ceiling: reads all of 2 to 5 float32 arrays, writes all but the second, computes next to nothing."""
+    addresses = ffi.new("float *[]", [_pointer("float *", array) for array in arrays])
+    _check(lib.fastopt_stream(arrays[0].size, len(arrays), addresses, ahead, threads))
+
+
+set_isa(os.environ.get("FASTOPT_ISA"))

@@ -1,0 +1,275 @@
+"""From arrays to a backend: checks, the table of addresses, the choice."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import settings
+from .arrays import Array, check_overlap, check_tensor, runs_of
+from .errors import BackendUnavailable
+from .rules import Rule
+
+MAX_COPIES = 16
+_MODULES = {"native": "native", "numba": "numba_cpu"}
+
+
+class Runner(Protocol):
+    """Jobs made ready by a backend."""
+
+    def __call__(self, grad_scale: float, threads: int) -> None:
+        """Does one step: advances step counts, folds, updates. Once begun it is done whole."""
+
+
+class Backend(Protocol):
+    """What a backend's module offers."""
+
+    def prepare(self, jobs: Sequence[Job]) -> Runner:
+        """Makes jobs ready to be run, any number of times."""
+
+    def square_sums(self, grads: Gradients, threads: int) -> np.ndarray:
+        """The sums of squares of blocks of a set of gradients, in order."""
+
+
+@dataclass
+class Parameters:
+    """What a set of parameters under one rule keeps beside arrays; rows are by parameter or by group.
+
+    Backends read `hyper` and advance `steps` and `scalars` in place.
+    """
+
+    rule: Rule
+    copies: int
+    group: np.ndarray  # int32 [parameters]: the parameter's row of hyper
+    steps: np.ndarray  # int64 [parameters]
+    scalars: np.ndarray  # float64 [parameters, scalars]
+    hyper: np.ndarray  # float64 [rows, copies, hyper-parameters]
+
+    @classmethod
+    def of(cls, rule: Rule, copies: int, parameters: int, rows: int, steps: np.ndarray | None = None) -> Parameters:
+        """Parameters that have made no step."""
+        return cls(
+            rule,
+            copies,
+            np.zeros(parameters, np.int32),
+            np.zeros(parameters, np.int64) if steps is None else steps,
+            np.tile(np.array(list(rule.scalars.values())), (parameters, 1)),
+            np.zeros((rows, copies, len(rule.row))),
+        )
+
+
+@dataclass
+class Job:
+    """Tensors of one rule and dtype, as what all backends take: a table of runs."""
+
+    parameters: Parameters
+    dtype: np.dtype
+    addresses: np.ndarray  # uint64 [runs, arrays]
+    strides: np.ndarray | None  # int64 [runs, arrays], in bytes; None: every run is contiguous
+    offsets: np.ndarray  # int64 [runs + 1]
+    tensor_of: np.ndarray  # int32 [runs]
+    parameter: np.ndarray  # int32 [tensors]
+    owners: list[Any] = field(repr=False)
+
+
+@dataclass
+class Gradients:
+    """Arrays to be read, of one dtype, as a table of runs."""
+
+    dtype: np.dtype
+    addresses: np.ndarray
+    strides: np.ndarray
+    offsets: np.ndarray
+    owners: list[Any] = field(repr=False)
+
+
+def hyper_row(rule: Rule, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> np.ndarray:
+    """Checked hyper-parameters as backends take them, of shape (copies, row).
+
+    Parameters
+    ----------
+    rule : Rule
+        The rule.
+    values : mapping
+        Every hyper-parameter of the rule.
+    names : mapping, optional
+        What the caller calls them, where that differs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value is no number, or outside its domain.
+    """
+    names = names or {}
+    for name in rule.initial.values():
+        if name in values:
+            rule.hyper[name].check(names.get(name, name), values[name])
+    copies = count_copies(rule, values)
+    row = np.empty((copies, len(rule.row)))
+    for k, name in enumerate(rule.row):
+        if name == "copies":
+            row[:, k] = copies
+        elif name == rule.vector:
+            label = names.get(name, name)
+            row[:, k] = [rule.hyper[name].check(f"{label}[{i}]", beta) for i, beta in enumerate(values[name])]
+        else:
+            row[:, k] = rule.hyper[name].check(names.get(name, name), values[name])
+    return row
+
+
+def count_copies(rule: Rule, values: Mapping[str, Any]) -> int:
+    """How many copies of its states the rule has with these hyper-parameters."""
+    if rule.vector is None:
+        return 1
+    vector = values[rule.vector]
+    if isinstance(vector, (str, bytes)) or not hasattr(vector, "__len__"):
+        raise TypeError(f"{rule.vector}: found {vector!r}, expected {rule.hyper[rule.vector].domain}")
+    if not 1 <= len(vector) <= MAX_COPIES:
+        raise ValueError(f"{rule.vector}: found {len(vector)} values, expected 1 to {MAX_COPIES}")
+    return len(vector)
+
+
+def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str) -> list[Array]:
+    """A state of shape (copies, *parameter's shape) as its copies; other rules' states as they are."""
+    if rule.vector is None:
+        return [array]
+    if array.shape != (copies, *param.shape):
+        raise ValueError(f"{name}: found shape {array.shape}, expected {(copies, *param.shape)}, one for each beta")
+    stride = array.strides[0]
+    strides = None if array.dense else array.strides[1:]
+    return [
+        Array(array.owner[k], array.address + k * stride, array.dtype, param.shape, strides, writable=array.writable)
+        for k in range(copies)
+    ]
+
+
+def make_jobs(
+    parameters: Sequence[Parameters],
+    tensors: Sequence[tuple[int, int, list[Array]]],
+    names: Sequence[Sequence[str]],
+) -> list[Job]:
+    """Checks tensors and tables them, one job for each rule and dtype.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameters
+        The sets of parameters.
+    tensors : sequence of (set, parameter, arrays)
+        For each tensor the index of its set, its index there, and its arrays: parameter, gradient, states.
+    names : sequence of sequence of str
+        The arrays' names, for error messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `fastopt.arrays.check_tensor` and `fastopt.arrays.check_overlap`.
+    """
+    for (_, _, arrays), labels in zip(tensors, names, strict=True):
+        check_tensor(arrays, labels)
+    check_overlap(
+        [a for _, _, arrays in tensors for a in arrays],
+        [name for labels in names for name in labels],
+        [j != 1 for _, _, arrays in tensors for j in range(len(arrays))],
+    )
+    kinds: dict[tuple[int, np.dtype], list[tuple[int, list[Array]]]] = {}
+    for which, parameter, arrays in tensors:
+        kinds.setdefault((which, arrays[0].dtype), []).append((parameter, arrays))
+    return [_make_job(parameters[which], dtype, members) for (which, dtype), members in kinds.items()]
+
+
+def _make_job(parameters: Parameters, dtype: np.dtype, members: Sequence[tuple[int, list[Array]]]) -> Job:
+    parameter = np.array([index for index, _ in members], np.int32)
+    addresses, strides, offsets, tensor_of = _table([arrays for _, arrays in members], dtype)
+    owners = [a.owner for _, arrays in members for a in arrays]
+    return Job(parameters, dtype, addresses, strides, offsets, tensor_of, parameter, owners)
+
+
+def _table(
+    tensors: Sequence[Sequence[Array]], dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
+    """The runs of tensors: addresses, strides (None where all are contiguous), offsets, tensor of each."""
+    if all(a.dense for arrays in tensors for a in arrays):
+        addresses = np.array([[a.address for a in arrays] for arrays in tensors], np.uint64)
+        lengths = np.array([arrays[0].size for arrays in tensors], np.int64)
+        return addresses, None, _offsets(lengths), np.arange(len(tensors), dtype=np.int32)
+    tables = [runs_of(arrays) for arrays in tensors]
+    counts = [len(table) for table, _, _ in tables]
+    strides = np.repeat(np.array([steps for _, steps, _ in tables], np.int64), counts, axis=0)
+    offsets = _offsets(np.repeat(np.array([length for _, _, length in tables], np.int64), counts))
+    tensor_of = np.repeat(np.arange(len(tables), dtype=np.int32), counts)
+    contiguous = bool((strides == dtype.itemsize).all())
+    return np.concatenate([table for table, _, _ in tables]), None if contiguous else strides, offsets, tensor_of
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+
+def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradients]:
+    """Tables arrays that are to be read only, one table for each dtype."""
+    kinds: dict[np.dtype, list[list[Array]]] = {}
+    for array, name in zip(arrays, names, strict=True):
+        if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
+            raise TypeError(f"{name}: found dtype {array.dtype}, expected float32 or float64 in native byte order")
+        kinds.setdefault(array.dtype, []).append([array])
+    tables = []
+    for dtype, members in kinds.items():
+        addresses, strides, offsets, _ = _table(members, dtype)
+        if strides is None:
+            strides = np.full(addresses.shape, dtype.itemsize, np.int64)
+        tables.append(Gradients(dtype, addresses, strides, offsets, [array.owner for (array,) in members]))
+    return tables
+
+
+# ---- the choice of a backend ----
+
+
+@cache
+def _import(name: str) -> Any:
+    """The backend's module, or the `BackendUnavailable` that says why there is none."""
+    if name not in _MODULES:
+        return BackendUnavailable(f"{name}: this version of fastopt has no such backend; CPU arrays have native, numba")
+    try:
+        return importlib.import_module(f"fastopt.backends.{_MODULES[name]}")
+    except BackendUnavailable as reason:
+        return reason
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises
+    ------
+    BackendUnavailable
+        It is not available here; the message says why, and what would make it so.
+    """
+    found = _import(name)
+    if isinstance(found, BackendUnavailable):
+        raise found.with_traceback(None)
+    return found
+
+
+def choose_backend(name: str | None) -> Backend:
+    """The backend asked for by the call, else for the process, else the first that is available for CPU arrays."""
+    name = check = settings.check_backend("backend", name) or settings.get_backend()
+    if check is None:
+        name = "numba" if isinstance(_import("native"), BackendUnavailable) else "native"
+    assert name is not None
+    return load_backend(name)
+
+
+def available_backends() -> Mapping[str, str]:
+    """Every backend with ``"available"``, or the reason why it is not."""
+    status = {}
+    for name in settings.BACKENDS:
+        found = _import(name)
+        status[name] = str(found) if isinstance(found, BackendUnavailable) else "available"
+    return MappingProxyType(status)
+
+

@@ -1,0 +1,214 @@
+"""The rules as functions: one call, one step, in place, no objects.
+
+Every rule of `fastopt.RULES` has its function here, made from the table, such as::
+
+    adam(param, grad, exp_avg, exp_avg_sq, *, step, lr=1e-3, beta1=0.9, ...)
+
+``param`` and the others are arrays, or equally long lists of arrays: one call updates them all.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any
+
+import numpy as np
+
+from . import settings
+from .arrays import Array, view
+from .dispatch import Backend, Parameters, Runner, choose_backend, hyper_row, make_jobs, split_copies
+from .optimizers import check_scale
+from .rules import RULES, Rule
+
+
+class _Bound:
+    """Checked arrays under one rule, ready for any step and any hyper-parameters."""
+
+    __slots__ = ("_hyper", "_keys", "_parameters", "_runner", "_steps", "refs", "rule")
+
+    def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: Backend) -> None:
+        self.rule = rule
+        self._keys = tuple(name for name in rule.hyper if name not in rule.initial.values())
+        row = hyper_row(rule, dict(zip(self._keys, values, strict=True)))
+        lists = _as_lists(rule, arrays)
+        self._parameters = Parameters.of(rule, len(row), len(lists[0]), 1)
+        self._parameters.hyper[0] = row
+        self._hyper = values
+        self._steps = self._parameters.steps
+        tensors, names = [], []
+        labels = ("param", "grad", *rule.states)
+        for i, members in enumerate(zip(*lists, strict=True)):
+            own = labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels]
+            views = [view(array, name) for array, name in zip(members, own, strict=True)]
+            tensor, called = views[:2], list(own[:2])
+            states: list[list[Array]] = [
+                split_copies(rule, len(row), array, views[0], name)
+                for array, name in zip(views[2:], own[2:], strict=True)
+            ]
+            for k in range(len(row)):
+                tensor += [copies[k] for copies in states]
+                called += own[2:]
+            tensors.append((0, i, tensor))
+            names.append(called)
+        jobs = make_jobs([self._parameters], tensors, names)
+        self._runner: Runner = backend.prepare(jobs)
+        for job in jobs:
+            job.owners.clear()  # the caller holds them
+        self.refs: list[Any] = []
+
+    def run(self, step: Any, values: tuple[Any, ...], grad_scale: float, threads: int, scalars: Any = None) -> None:
+        """One step."""
+        if values != self._hyper:
+            self._parameters.hyper[0] = hyper_row(self.rule, dict(zip(self._keys, values, strict=True)))
+            self._hyper = values
+        if type(step) is not int or step < 1:
+            step = _check_step(step)
+        if self.rule.scalars:
+            self._parameters.scalars[:] = _scalars_before(self.rule, step, self._parameters.hyper[0, 0], scalars)
+        self._steps.fill(step - 1)
+        self._runner(grad_scale, threads)
+
+
+def _check_step(step: Any) -> int:
+    try:
+        t = index(step)
+    except TypeError:
+        raise TypeError(f"step: found {step!r} of type {type(step).__name__}, expected an integer >= 1") from None
+    if t < 1:
+        raise ValueError(f"step: found {t}, expected an integer >= 1 (steps are counted from 1)")
+    return t
+
+
+def _as_lists(rule: Rule, arrays: Sequence[Any]) -> list[Sequence[Any]]:
+    if not isinstance(arrays[0], (list, tuple)):
+        for array, name in zip(arrays, ("param", "grad", *rule.states), strict=True):
+            if isinstance(array, (list, tuple)):
+                raise TypeError(f"{name}: found a {type(array).__name__}, expected one array as param is")
+        return [[array] for array in arrays]
+    for array, name in zip(arrays, ("param", "grad", *rule.states), strict=True):
+        if not isinstance(array, (list, tuple)):
+            raise TypeError(f"{name}: found {type(array).__name__}, expected a list of arrays as param is")
+        if len(array) != len(arrays[0]):
+            raise ValueError(f"{name}: found {len(array)} arrays, expected {len(arrays[0])} as param has")
+    return list(arrays)
+
+
+def _scalars_before(rule: Rule, step: int, row: np.ndarray, given: Any) -> tuple[float, ...]:
+    """The rule's scalars before `step`: as given, else what constant hyper-parameters lead to."""
+    if given is not None:
+        return tuple(float(value) for value in given)
+    scalars = tuple(rule.scalars.values())
+    for t in range(1, step):
+        advanced = rule.fold(float(t), row[0], *row[4:].tolist(), *scalars)[len(rule.coefficients) :]
+        if advanced == scalars:  # a fixed point, once products have underflowed
+            break
+        scalars = advanced
+    return scalars
+
+
+# Bound arrays by their identities. Entries go when one of their arrays does, so that an identity is never another's.
+_cache: dict[tuple[Any, ...], _Bound] = {}
+
+
+def _writable(arrays: tuple[Any, ...]) -> bool:
+    """Whether the arrays to be written still may be: a flag that its owner can change at any time."""
+    if not arrays[0].flags.writeable:
+        return False
+    for array in arrays[2:]:  # noqa: SIM110 (a generator would cost half the call)
+        if not array.flags.writeable:
+            return False
+    return True
+
+
+def _update(
+    rule: Rule,
+    arrays: tuple[Any, ...],
+    step: Any,
+    values: tuple[Any, ...],
+    grad_scale: float,
+    scalars: Any,
+    backend: str | None,
+    threads: int | None,
+) -> None:
+    """One call of a functional form."""
+    limit = settings._threads if threads is None else settings.check_threads("threads", threads)
+    if grad_scale != 1.0:
+        grad_scale = check_scale(grad_scale)
+    key = (rule.name, backend or settings._backend, *map(id, arrays))
+    bound = _cache.get(key)
+    if bound is None or not _writable(arrays):
+        _check_step(step)
+        bound = _Bound(rule, arrays, values, choose_backend(backend))
+        if all(type(array) is np.ndarray for array in arrays):
+            _remember(key, bound, arrays)
+    bound.run(step, values, grad_scale, limit, scalars)
+
+
+def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> None:
+    """Keeps checked arrays for a next call without keeping them alive."""
+
+    def forget(_: Any) -> None:
+        _cache.pop(key, None)
+
+    bound.refs = [weakref.ref(array, forget) for array in arrays]
+    _cache[key] = bound
+
+
+def _make(rule: Rule) -> Callable[..., None]:
+    """The function of a rule, with its own signature."""
+    arrays = ("param", "grad", *rule.states)
+    keys = [name for name in rule.hyper if name not in rule.initial.values()]
+    defaults = rule.defaults()
+    required = "".join(f", {key}" for key in keys if key not in defaults)
+    optional = "".join(f", {key}=_defaults[{key!r}]" for key in keys if key in defaults)
+    scalars = "".join(f", {name}=None" for name in rule.scalars)
+    given = f"({', '.join(rule.scalars)},)" if rule.scalars else "None"
+    given = f"None if {' or '.join(f'{name} is None' for name in rule.scalars)} else {given}" if rule.scalars else given
+    source = (
+        f"def {rule.name}({', '.join(arrays)}, *, step{required}{optional}{scalars}, grad_scale=1.0, backend=None, "
+        f"threads=None):\n"
+        f"    _update(_rule, ({', '.join(arrays)}), step, ({', '.join(keys)},), grad_scale, {given}, backend, threads)\n"
+    )
+    namespace: dict[str, Any] = {"_update": _update, "_rule": rule, "_defaults": defaults}
+    exec(compile(source, f"<fastopt.functional.{rule.name}>", "exec"), namespace)
+    function = namespace[rule.name]
+    function.__module__ = __name__
+    function.__doc__ = _documentation(rule, keys)
+    return function
+
+
+def _documentation(rule: Rule, keys: Sequence[str]) -> str:
+    lines = [f"One step of {rule.name}, in place.", "", "::", "", f"    {rule.formula}", ""]
+    lines += ["with g = grad_scale*grad + weight_decay*p, after p = p*(1 - lr*decoupled_weight_decay).", ""]
+    lines += ([rule.notes, ""] if rule.notes else []) + [f"Source: {rule.source}.", "", "Parameters", "----------"]
+    lines += ["param, grad" + "".join(f", {name}" for name in rule.states) + " : array, or list of arrays"]
+    lines += ["    float32 or float64, of one shape and dtype; all but grad are written. States begin at zero."]
+    lines += ["step : int", "    The 1-based number of this step."]
+    for key in keys:
+        hyper = rule.hyper[key]
+        default = "" if key not in rule.defaults() else f", default {hyper.default!r}"
+        lines += [f"{key} : {hyper.domain}{default}", f"    {hyper.meaning}."]
+    for name in rule.scalars:
+        lines += [f"{name} : float, optional", "    Its value before this step; by default that of constant "]
+        lines[-1] += "hyper-parameters."
+    lines += ["grad_scale : float, default 1.0", "    What the gradient is multiplied by, within the pass."]
+    lines += ["backend : str, optional", '    ``"native"`` or ``"numba"``; by default the process\'s choice.']
+    lines += ["threads : int, optional", "    At most so many threads; by default `fastopt.get_num_threads`.", ""]
+    lines += ["Raises", "------", "TypeError, ValueError", "    Before any byte is written; the message names the "]
+    lines[-1] += "argument, what was found and what would do."
+    return "\n".join(lines)
+
+
+_FUNCTIONS = {name: _make(rule) for name, rule in RULES.items()}
+globals().update(_FUNCTIONS)
+__all__ = list(_FUNCTIONS)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Callable[..., None]:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the rules are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

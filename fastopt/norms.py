@@ -1,0 +1,115 @@
+"""The global norm of gradients, and clipping by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import settings
+from .arrays import Array, view
+from .dispatch import Backend, Gradients, choose_backend, make_gradients
+
+EPS = 1e-6  # as torch's clip_grad_norm_
+
+
+def _arrays(grads: Any) -> tuple[list[Array], list[str]]:
+    if isinstance(grads, Mapping):
+        items = [(f"grads[{key!r}]", grad) for key, grad in grads.items()]
+    elif isinstance(grads, (list, tuple)):
+        items = [(f"grads[{i}]", grad) for i, grad in enumerate(grads)]
+    else:
+        items = [("grads", grads)]
+    items = [(name, grad) for name, grad in items if grad is not None]
+    return [view(grad, name) for name, grad in items], [name for name, _ in items]
+
+
+def norm_of(tables: Sequence[Gradients], backend: Backend, threads: int) -> float:
+    """The Euclidean norm over tables of gradients: the same bits whatever the number of threads and the backend."""
+    sums = [backend.square_sums(table, threads) for table in tables]
+    try:
+        return math.sqrt(math.fsum(np.concatenate(sums).tolist())) if sums else 0.0
+    except OverflowError:
+        return math.inf
+
+
+def clip_factor(norm: float, max_norm: Any) -> float:
+    """What gradients of that norm are multiplied by, so that their norm is at most `max_norm`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `max_norm` is no number >= 0.
+    """
+    if isinstance(max_norm, (str, bytes)) or not hasattr(max_norm, "__float__"):
+        raise TypeError(f"max_norm: found {max_norm!r} of type {type(max_norm).__name__}, expected a number >= 0")
+    limit = float(max_norm)
+    if not limit >= 0:
+        raise ValueError(f"max_norm: found {max_norm!r}, expected a number >= 0")
+    factor = limit / (norm + EPS)
+    return factor if factor < 1 or math.isnan(factor) else 1.0
+
+
+def global_norm(grads: Any, *, backend: str | None = None, threads: int | None = None) -> float:
+    """The Euclidean norm of all gradients taken together, summed in float64.
+
+    Parameters
+    ----------
+    grads : array, sequence or mapping of arrays
+        float32 or float64; ``None`` entries are skipped.
+    backend : str, optional
+        ``"native"`` or ``"numba"``; by default chosen as for updates.
+    threads : int, optional
+        By default `fastopt.get_num_threads`. The result does not depend on it.
+
+    Raises
+    ------
+    TypeError
+        Something is no array, or has another dtype.
+    BackendUnavailable
+        An array is on a device without a backend.
+    """
+    limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
+    return norm_of(make_gradients(*_arrays(grads)), choose_backend(backend), limit)
+
+
+def clip_grad_norm_(
+    grads: Any, max_norm: float, *, backend: str | None = None, threads: int | None = None
+) -> float:
+    """Scales gradients in place so that their global norm is at most `max_norm`, as torch's function of that name.
+
+    ``opt.step(grads, max_norm=...)`` has the same effect without writing the gradients.
+
+    Parameters
+    ----------
+    grads : array, sequence or mapping of arrays
+        float32 or float64; ``None`` entries are skipped.
+    max_norm : float
+        At least 0.
+    backend, threads : optional
+        As `global_norm`.
+
+    Returns
+    -------
+    float
+        The norm before clipping.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is no array, has another dtype or is read-only; `max_norm` is no number >= 0.
+    """
+    clip_factor(0.0, max_norm)
+    arrays, names = _arrays(grads)
+    for array, name in zip(arrays, names, strict=True):
+        if not array.writable:
+            raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is scaled in place")
+    norm = global_norm([a.owner for a in arrays], backend=backend, threads=threads)
+    factor = clip_factor(norm, max_norm)
+    if factor != 1:
+        for array in arrays:
+            values = array.numpy()
+            np.multiply(values, values.dtype.type(factor), out=values)
+    return norm

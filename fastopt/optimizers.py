@@ -1,0 +1,708 @@
+"""The optimizer classes: parameters and their states, stepped in place."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+import weakref
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import is_
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import settings
+from .arrays import Array, check_overlap, check_tensor, view
+from .dispatch import (
+    Gradients,
+    Parameters,
+    Runner,
+    choose_backend,
+    count_copies,
+    hyper_row,
+    make_gradients,
+    make_jobs,
+    split_copies,
+)
+from .norms import clip_factor, norm_of
+from .rules import REQUIRED, RULES, Rule
+
+# torch gives these hyper-parameters as one pair.
+_PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1), "nu1": ("nus", 0), "nu2": ("nus", 1)}
+
+
+class ParamGroup(UserDict):
+    """Parameters that share hyper-parameters: ``group["lr"] = 1e-4`` is checked at once and holds from the next step.
+
+    A mapping under torch's names; ``group["params"]`` are the arrays.
+    """
+
+    def __init__(self, values: Mapping[str, Any], changed: Callable[[ParamGroup], None]) -> None:
+        self._changed: Callable[[ParamGroup], None] | None = None
+        super().__init__(values)
+        self._changed = changed
+        changed(self)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self._changed is None:
+            self.data[key] = value
+            return
+        if key not in self.data or key == "params":
+            settable = ", ".join(name for name in self.data if name != "params")
+            raise ValueError(f"param_groups: found {key!r}, expected one of {settable}")
+        before = self.data[key]
+        self.data[key] = tuple(value) if isinstance(value, list) else value
+        try:
+            self._changed(self)
+        except (TypeError, ValueError):
+            self.data[key] = before
+            raise
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(f"param_groups: {key!r} cannot be removed")
+
+
+class Plan:
+    """A step with its arrays already checked: made by `Optimizer.bind`."""
+
+    def __init__(self, optimizer: Optimizer, runner: Runner, members: list[int], tables: list[Gradients]) -> None:
+        self._optimizer = optimizer
+        self._runner = runner
+        self._members = members
+        self._tables = tables
+        self._backend = optimizer._backend()
+
+    def step(self, grad_scale: float = 1.0, max_norm: float | None = None) -> None:
+        """Does one step, in place.
+
+        Parameters
+        ----------
+        grad_scale : float
+            What the gradients are multiplied by, within the pass; default 1.
+        max_norm : float, optional
+            Clips the gradients (after `grad_scale`) to this global norm, within the pass. The norm before clipping is
+            then the optimizer's ``last_grad_norm``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `grad_scale` is no finite number, `max_norm` no number >= 0, or a schedule gave a value out of range.
+        """
+        optimizer = self._optimizer
+        threads = optimizer._threads or settings._threads
+        if grad_scale != 1.0 or max_norm is not None:
+            grad_scale = check_scale(grad_scale)
+            if max_norm is not None:
+                clip_factor(0.0, max_norm)
+                norm = norm_of(self._tables, self._backend, threads) * abs(grad_scale)
+                optimizer.last_grad_norm = norm
+                grad_scale *= clip_factor(norm, max_norm)
+        if optimizer._scheduled:
+            optimizer._evaluate_schedules(self._members)
+        self._runner(grad_scale, threads)
+
+
+def check_scale(grad_scale: Any) -> float:
+    """`grad_scale` as a number."""
+    if isinstance(grad_scale, (str, bytes)) or not hasattr(grad_scale, "__float__"):
+        raise TypeError(f"grad_scale: found {grad_scale!r} of type {type(grad_scale).__name__}, expected a number")
+    scale = float(grad_scale)
+    if not np.isfinite(scale):
+        raise ValueError(f"grad_scale: found {grad_scale!r}, expected a finite number")
+    return scale
+
+
+class Optimizer:
+    """What every optimizer class does; the classes themselves come from the rule table.
+
+    Attributes
+    ----------
+    param_groups : list of ParamGroup
+        Parameters with their hyper-parameters.
+    state : list of dict
+        For each parameter its state arrays under torch's names, with ``step``, a view of its step count.
+    last_grad_norm : float or None
+        The global norm of the gradients at the last step that clipped, before clipping.
+    """
+
+    arguments: ClassVar[dict[str, Any]]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    last_grad_norm: float | None = None
+
+    @classmethod
+    def select(cls, group: Mapping[str, Any]) -> Rule:
+        """The rule for a group of these hyper-parameters."""
+        raise NotImplementedError
+
+    def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        bound = inspect.signature(type(self)).bind(params, *args, **kwargs)
+        bound.apply_defaults()
+        options = dict(bound.arguments)
+        options.pop("params")
+        self._backend_name = settings.check_backend("backend", options.pop("backend"))
+        threads = options.pop("threads")
+        self._threads = 0 if threads is None else settings.check_threads("threads", threads)
+        self._scheduled: set[int] = set()
+        self._last: tuple[list[Any], Plan, list[tuple[Any, int]]] | None = None
+        self._structure, groups = _read_params(params)
+        self._names = [name for names, _, _ in groups for name in names]
+        self._params = [param for _, arrays, _ in groups for param in arrays]
+        self._views = [view(param, name) for param, name in zip(self._params, self._names, strict=True)]
+        for array, name in zip(self._views, self._names, strict=True):
+            check_tensor([array], [name])
+        check_overlap(self._views, self._names, [True] * len(self._views))
+        self._steps = np.zeros(len(self._params), np.int64)
+        self._make_groups(groups, options)
+        self._make_states()
+
+    # ---- groups and hyper-parameters ----
+
+    def _make_groups(self, groups: Sequence[tuple[list[str], list[Any], dict[str, Any]]], options: dict) -> None:
+        self._rules: list[Rule] = []
+        self._sets: list[Parameters] = []  # of each group
+        self._spans: list[range] = []
+        self.param_groups: list[ParamGroup] = []
+        shared: dict[tuple[str, int], Parameters] = {}
+        self._group_of = [g for g, (names, _, _) in enumerate(groups) for _ in names]
+        first, rows = 0, len(groups) + len(self._params)
+        for g, (_, arrays, own) in enumerate(groups):
+            unknown = set(own) - set(options)
+            if unknown:
+                raise TypeError(f"params[{g}]: found {sorted(unknown)[0]!r}, expected params, {', '.join(options)}")
+            values = {**options, **own}
+            for name, value in values.items():
+                if value is REQUIRED:
+                    raise TypeError(f"{type(self).__name__}: {name} is required")
+                if isinstance(value, list):
+                    values[name] = tuple(value)
+            if values.get("base_lr", 0) is None:
+                values["base_lr"] = values["lr"](1) if callable(values["lr"]) else values["lr"]
+            rule = self.select(values)
+            copies = count_copies(rule, self._rule_values(rule, values, 1))
+            key = (rule.name, copies)
+            if key not in shared:
+                shared[key] = Parameters.of(rule, copies, len(self._params), rows, self._steps)
+            self._rules.append(rule)
+            self._sets.append(shared[key])
+            self._spans.append(range(first, first + len(arrays)))
+            first += len(arrays)
+            self.param_groups.append(ParamGroup({"params": arrays, **values}, self._group_changed(g)))
+
+    def _group_changed(self, g: int) -> Callable[[ParamGroup], None]:
+        optimizer = weakref.ref(self)
+
+        def changed(group: ParamGroup) -> None:
+            self = optimizer()
+            if self is not None:
+                self._read_group(g, group)
+
+        return changed
+
+    def _read_group(self, g: int, group: ParamGroup) -> None:
+        rule, parameters = self._rules[g], self._sets[g]
+        if self.select(group) is not rule:
+            raise ValueError(
+                f"param_groups[{g}]: this value would make the rule {self.select(group).name} of {rule.name}, whose "
+                "states differ; construct a new optimizer"
+            )
+        values = self._rule_values(rule, group, 1)
+        if count_copies(rule, values) != parameters.copies:
+            raise ValueError(
+                f"param_groups[{g}]: found {len(values[str(rule.vector)])} {rule.vector}, expected "
+                f"{parameters.copies} as at construction; construct a new optimizer"
+            )
+        row = hyper_row(rule, values, self._labels(rule))
+        span = self._spans[g]
+        if any(callable(value) for value in _leaves(group)):
+            self._scheduled.add(g)
+            parameters.group[span.start : span.stop] = len(self._spans) + np.arange(span.start, span.stop)
+        else:
+            self._scheduled.discard(g)
+            parameters.group[span.start : span.stop] = g
+            parameters.hyper[g] = row
+
+    def _evaluate_schedules(self, members: Sequence[int]) -> None:
+        """Writes the rows of parameters whose hyper-parameters depend on the step; all are checked before any."""
+        rows: dict[tuple[int, int], np.ndarray] = {}
+        for i in members:
+            g = self._group_of[i]
+            if g in self._scheduled:
+                key = (g, int(self._steps[i]) + 1)
+                if key not in rows:
+                    rule = self._rules[g]
+                    values = self._rule_values(rule, self.param_groups[g], key[1])
+                    rows[key] = hyper_row(rule, values, self._labels(rule))
+        for i in members:
+            g = self._group_of[i]
+            if g in self._scheduled:
+                self._sets[g].hyper[len(self._spans) + i] = rows[g, int(self._steps[i]) + 1]
+
+    @classmethod
+    def _argument(cls, rule: Rule, name: str) -> tuple[str, int | None]:
+        """What the class calls a hyper-parameter of the rule: an argument's name, and the place in a pair."""
+        if name in _PAIRS and name not in cls.arguments:
+            return _PAIRS[name]
+        return cls.renamed.get(name, name), None
+
+    @classmethod
+    def _rule_values(cls, rule: Rule, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+        """The rule's hyper-parameters at step t, from a group's."""
+
+        def at_step(value: Any) -> Any:
+            return value(t) if callable(value) else value
+
+        values = {}
+        for name in rule.hyper:
+            key, place = cls._argument(rule, name)
+            if key not in group:
+                values[name] = rule.hyper[name].default
+                continue
+            value = at_step(group[key])
+            if place is not None:
+                if not isinstance(value, (tuple, list)) or len(value) != 2:
+                    raise TypeError(f"{key}: found {value!r}, expected a pair of numbers")
+                value = at_step(value[place])
+            elif name == rule.vector and isinstance(value, (tuple, list)):
+                value = tuple(at_step(beta) for beta in value)
+            values[name] = value
+        return values
+
+    @classmethod
+    def _labels(cls, rule: Rule) -> dict[str, str]:
+        arguments = {name: cls._argument(rule, name) for name in rule.hyper}
+        return {name: key if place is None else f"{key}[{place}]" for name, (key, place) in arguments.items()}
+
+    # ---- states ----
+
+    def _make_states(self) -> None:
+        self.state: list[dict[str, Any]] = []
+        self._state_views: list[list[Array]] = []
+        for g, span in enumerate(self._spans):
+            rule, parameters = self._rules[g], self._sets[g]
+            for i in span:
+                state: dict[str, Any] = {"step": self._steps[i : i + 1].reshape(())}
+                for k, name in enumerate(rule.scalars):
+                    state[name] = parameters.scalars[i : i + 1, k].reshape(())
+                views = []
+                for name in rule.states:
+                    initial = self.param_groups[g].get(rule.initial.get(name, ""), 0.0)
+                    array = _state_like(self._params[i], self._views[i], rule.vector and parameters.copies, initial)
+                    state[name] = array
+                    views.append((view(array, name), name))
+                self.state.append(state)
+                self._state_views.append(_by_copy(rule, parameters.copies, views, self._views[i]))
+
+    # ---- steps ----
+
+    def _backend(self) -> Any:
+        return choose_backend(self._backend_name)
+
+    def bind(self, grads: Any) -> Plan:
+        """Checks gradients once, for any number of steps from the same arrays.
+
+        Parameters
+        ----------
+        grads : array, sequence, mapping or list of groups
+            The same structure as ``params``; ``None`` skips that parameter.
+
+        Returns
+        -------
+        Plan
+            ``plan.step()`` does a step with what the arrays then hold. It keeps them alive.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The structure, a shape, a dtype is not the parameters', or arrays overlap.
+        BackendUnavailable
+            The backend asked for, or one for the arrays' device, is not here.
+        """
+        return self._bind(self._read_grads(grads))[0]
+
+    def _bind(self, grads: Sequence[Any]) -> tuple[Plan, list[Any]]:
+        tensors, names, members, views = [], [], [], []
+        set_of = {id(p): k for k, p in enumerate(self._sets)}
+        for i, (g, grad) in enumerate(zip(self._group_of, grads, strict=True)):
+            if grad is None:
+                continue
+            array = view(grad, f"grads[{i}]" if len(grads) > 1 else "grads")
+            arrays = [self._current_view(i), array, *self._state_views[i]]
+            tensors.append((set_of[id(self._sets[g])], i, arrays))
+            label = self._names[i]
+            names.append([label, f"grads{label.removeprefix('params')}", *[f"state of {label}"] * (len(arrays) - 2)])
+            members.append(i)
+            views.append(array)
+        jobs = make_jobs(self._sets, tensors, names)
+        plan = Plan(self, self._backend().prepare(jobs), members, make_gradients(views, [n[1] for n in names]))
+        return plan, jobs
+
+    def _current_view(self, i: int) -> Array:
+        """The parameter's view, made anew for arrays whose memory can be replaced (torch's)."""
+        if isinstance(self._params[i], np.ndarray):
+            return self._views[i]
+        self._views[i] = view(self._params[i], self._names[i])
+        return self._views[i]
+
+    def step(self, grads: Any, grad_scale: float = 1.0, max_norm: float | None = None) -> None:
+        """Updates every parameter and its states, in place, in one pass.
+
+        Parameters
+        ----------
+        grads : array, sequence, mapping or list of groups
+            The same structure as ``params``; ``None`` skips that parameter, whose state and step count stay.
+        grad_scale : float
+            What the gradients are multiplied by, within the pass; default 1.
+        max_norm : float, optional
+            Clips the gradients (after `grad_scale`) to this global norm, within the pass; see ``last_grad_norm``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `bind`, before any byte is written.
+        BackendUnavailable
+            The backend asked for, or one for the arrays' device, is not here.
+        """
+        arrays = self._read_grads(grads)
+        if self._last is not None:
+            refs, plan, torch_addresses = self._last
+            if all(map(is_, arrays, [ref() for ref in refs])) and all(
+                ref().data_ptr() == address for ref, address in torch_addresses
+            ):
+                if plan._backend is self._backend():
+                    plan.step(grad_scale, max_norm)
+                    return
+        plan, jobs = self._bind(arrays)
+        plan.step(grad_scale, max_norm)
+        self._remember(arrays, plan, jobs)
+
+    def _remember(self, arrays: Sequence[Any], plan: Plan, jobs: Sequence[Any]) -> None:
+        """Keeps the plan for a next step from the same arrays, without keeping these alive."""
+        try:
+            refs = [_none if array is None else weakref.ref(array) for array in arrays]
+        except TypeError:
+            self._last = None
+            return
+        for table in itertools.chain(jobs, plan._tables):
+            table.owners.clear()
+        torch = sys.modules.get("torch")
+        tensors = [x for x in (*self._params, *arrays) if torch is not None and isinstance(x, torch.Tensor)]
+        self._last = (refs, plan, [(weakref.ref(x), x.data_ptr()) for x in tensors])
+
+    def _read_grads(self, grads: Any) -> list[Any]:
+        """Gradients in the order of the parameters."""
+        found = list(_match(grads, self._structure, "grads"))
+        return found
+
+    # ---- saving and loading ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a training needs to go on bit for bit, in torch's layout.
+
+        Returns
+        -------
+        dict
+            ``state``: for each parameter's index its state; ``param_groups``: hyper-parameters, with the indices of
+            the parameters as ``params``. Arrays are the optimizer's own, not copies.
+        """
+        groups = [
+            {**{key: value for key, value in group.items() if key != "params"}, "params": list(span)}
+            for group, span in zip(self.param_groups, self._spans, strict=True)
+        ]
+        return {"state": {i: dict(state) for i, state in enumerate(self.state)}, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned, here or in another process.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            In torch's layout. A parameter without state is as before its first step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Groups, parameters, state names, shapes or dtypes are not this optimizer's; nothing has changed.
+        """
+        groups, states = state_dict["param_groups"], state_dict["state"]
+        sizes, expected = [len(group["params"]) for group in groups], [len(span) for span in self._spans]
+        if sizes != expected:
+            raise ValueError(f"state_dict: found groups of {sizes} parameters, expected {expected}")
+        order = [index for group in groups for index in group["params"]]
+        copies: list[tuple[Any, Any]] = []
+        for i, index in enumerate(order):
+            saved = states.get(index, {})
+            if saved and set(saved) != set(self.state[i]):
+                raise ValueError(
+                    f"state_dict['state'][{index}]: found {sorted(saved)}, expected {sorted(self.state[i])}"
+                )
+            for name, value in saved.items():
+                copies.append((self.state[i][name], _loaded(value, self.state[i][name], f"[{index}][{name!r}]")))
+        before = [dict(group.data) for group in self.param_groups]
+        try:
+            for group, saved in zip(self.param_groups, groups, strict=True):
+                values = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items() if key != "params"}
+                unknown = set(values) - set(group)
+                if unknown:
+                    raise ValueError(f"state_dict['param_groups']: found {sorted(unknown)}, which this rule lacks")
+                group.data.update(values)
+                assert group._changed is not None
+                group._changed(group)
+        except (TypeError, ValueError):
+            for group, values in zip(self.param_groups, before, strict=True):
+                group.data.update(values)
+                assert group._changed is not None
+                group._changed(group)
+            raise
+        for i, index in enumerate(order):
+            if not states.get(index):
+                self._steps[i] = 0
+        for own, value in copies:
+            own[...] = value
+
+    def __repr__(self) -> str:
+        groups = [
+            ", ".join(f"{key}={value!r}" for key, value in group.items() if key != "params")
+            for group in self.param_groups
+        ]
+        return f"{type(self).__name__}({len(self._params)} parameters; {'; '.join(groups)})"
+
+
+def _none() -> None:
+    return None
+
+
+def _leaves(group: Mapping[str, Any]) -> Iterator[Any]:
+    for key, value in group.items():
+        if key != "params":
+            yield from value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _by_copy(rule: Rule, copies: int, views: Iterable[tuple[Array, str]], param: Array) -> list[Array]:
+    """States in the order of a backend's table: all of the first copy, all of the second, ..."""
+    split = [split_copies(rule, copies, array, param, name) for array, name in views]
+    return [arrays[k] for k in range(copies) for arrays in split]
+
+
+def _state_like(param: Any, array: Array, copies: int | None, initial: float) -> Any:
+    """A state array of the parameter's kind, dtype and memory order, with an axis of copies in front if it has any."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(param, torch.Tensor):
+        like = param.detach()
+        if copies:
+            return torch.stack([torch.full_like(like, initial) for _ in range(copies)])
+        return torch.full_like(like, initial)
+    like = array.numpy()
+    if copies:
+        like = np.broadcast_to(like, (copies, *like.shape))
+    # np.zeros takes fresh pages, zeroed when first touched; an order is kept where zeros_like can keep it.
+    if initial == 0 and (copies or array.dense):
+        return np.zeros(like.shape, like.dtype)
+    return np.full_like(like, initial, order="C" if copies else "K", subok=False)
+
+
+def _loaded(value: Any, own: Any, where: str) -> Any:
+    """A saved state, if it fits where it is to go."""
+    value = value.detach().numpy() if hasattr(value, "detach") and isinstance(own, np.ndarray) else value
+    shape = tuple(np.shape(value))
+    if shape != tuple(own.shape):
+        raise ValueError(f"state_dict['state']{where}: found shape {shape}, expected {tuple(own.shape)}")
+    if own.ndim and hasattr(value, "dtype") and str(value.dtype).split(".")[-1] != str(own.dtype).split(".")[-1]:
+        raise ValueError(f"state_dict['state']{where}: found dtype {value.dtype}, expected {own.dtype}")
+    if type(own).__module__.startswith("torch") and isinstance(value, np.ndarray):
+        return sys.modules["torch"].from_numpy(np.ascontiguousarray(value))
+    return value
+
+
+# ---- the structure of params and grads ----
+
+
+def _is_group_list(params: Any) -> bool:
+    return (
+        isinstance(params, (list, tuple))
+        and len(params) > 0
+        and all(isinstance(group, Mapping) and "params" in group for group in params)
+    )
+
+
+def _read_params(params: Any) -> tuple[Any, list[tuple[list[str], list[Any], dict[str, Any]]]]:
+    """The structure of params, and each group's names, arrays and own hyper-parameters."""
+    if _is_group_list(params):
+        structures, groups = [], []
+        for g, group in enumerate(params):
+            structure, names, arrays = _read_arrays(group["params"], f"params[{g}]['params']")
+            structures.append(structure)
+            groups.append((names, arrays, {key: value for key, value in group.items() if key != "params"}))
+        return structures, groups
+    structure, names, arrays = _read_arrays(params, "params")
+    return structure, [(names, arrays, {})]
+
+
+def _read_arrays(params: Any, name: str) -> tuple[Any, list[str], list[Any]]:
+    """A structure is the keys of a mapping, the length of a sequence, or None for a single array."""
+    if isinstance(params, Mapping):
+        return tuple(params), [f"{name}[{key!r}]" for key in params], list(params.values())
+    if isinstance(params, Iterator):
+        params = list(params)
+    if isinstance(params, (list, tuple)):
+        return len(params), [f"{name}[{i}]" for i in range(len(params))], list(params)
+    return None, [name], [params]
+
+
+def _match(grads: Any, structure: Any, name: str) -> list[Any]:
+    """Gradients in the order of the parameters, or an error that says where the structures differ."""
+    if isinstance(structure, list):  # groups
+        if not isinstance(grads, (list, tuple)):
+            raise TypeError(f"{name}: found {type(grads).__name__}, expected a list as params is")
+        total = sum(len(s) if isinstance(s, tuple) else 1 if s is None else s for s in structure)
+        if len(grads) == total and not any(isinstance(g, (list, tuple, Mapping)) for g in grads):
+            return list(grads)
+        if len(grads) != len(structure):
+            raise ValueError(
+                f"{name}: found {len(grads)} entries, expected one for each of {len(structure)} groups or "
+                f"each of {total} parameters"
+            )
+        found = []
+        for g, (own, shape) in enumerate(zip(grads, structure, strict=True)):
+            if isinstance(own, Mapping) and "params" in own:
+                own = own["params"]
+            found += _match(own, shape, f"{name}[{g}]")
+        return found
+    if structure is None:
+        if isinstance(grads, (list, tuple)) and len(grads) == 1:
+            return list(grads)
+        if isinstance(grads, (list, tuple, Mapping)):
+            raise TypeError(f"{name}: found {type(grads).__name__}, expected one array as params is")
+        return [grads]
+    if isinstance(structure, tuple):
+        if not isinstance(grads, Mapping):
+            raise TypeError(f"{name}: found {type(grads).__name__}, expected a mapping as params is")
+        if grads.keys() != set(structure):
+            odd = sorted(map(repr, grads.keys() ^ set(structure)))
+            raise ValueError(f"{name}: found keys that differ from those of params in {', '.join(odd)}")
+        return [grads[key] for key in structure]
+    if isinstance(grads, Iterator):
+        grads = list(grads)
+    if not isinstance(grads, (list, tuple)):
+        raise TypeError(f"{name}: found {type(grads).__name__}, expected a sequence of {structure} arrays")
+    if len(grads) != structure:
+        raise ValueError(f"{name}: found {len(grads)} gradients, expected {structure}, one for each parameter")
+    return list(grads)
+
+
+# ---- the classes, from the rule table ----
+
+
+def _switch_sgd(group: Mapping[str, Any]) -> str:
+    if group["nesterov"] and not group["momentum"]:
+        raise ValueError(f"nesterov: found True with momentum {group['momentum']!r}, expected a momentum > 0")
+    return "nesterov" if group["nesterov"] else "momentum" if group["momentum"] else "sgd"
+
+
+def _switch_rmsprop(group: Mapping[str, Any]) -> str:
+    return "rmsprop" + ("_centered" if group["centered"] else "") + ("_momentum" if group["momentum"] else "")
+
+
+# Classes that stand for several rules, as torch's do: the options that choose among them, and how.
+_SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Any], Callable[[Mapping[str, Any]], str]]] = {
+    "SGD": (("momentum", "nesterov", "sgd"), {"momentum": 0.0, "nesterov": False}, _switch_sgd),
+    "RMSprop": (
+        ("rmsprop_momentum", "rmsprop_centered_momentum", "rmsprop_centered", "rmsprop"),
+        {"momentum": 0.0, "centered": False},
+        _switch_rmsprop,
+    ),
+    "Adam": (("adam", "amsgrad"), {"amsgrad": False}, lambda group: "amsgrad" if group["amsgrad"] else "adam"),
+    "AdamW": (
+        ("adamw", "adamw_amsgrad"),
+        {"amsgrad": False},
+        lambda group: "adamw_amsgrad" if group["amsgrad"] else "adamw",
+    ),
+}
+
+# torch's AdamW calls the decoupled decay weight_decay, and has no L2; both decays together are Adam's.
+_RENAMED = {"AdamW": {"weight_decay": "", "decoupled_weight_decay": "weight_decay"}}
+
+
+def _arguments(rules: Sequence[Rule]) -> dict[str, Any]:
+    """A class's arguments with their defaults: its rules' hyper-parameters, those that torch pairs as pairs."""
+    arguments: dict[str, Any] = {}
+    for rule in rules:
+        for name, hyper in rule.own.items():
+            pair, place = _PAIRS.get(name, (name, None))
+            if place is None:
+                arguments.setdefault(name, hyper.default)
+            elif place == 0:
+                arguments.setdefault(pair, (hyper.default, rule.own[name[:-1] + "2"].default))
+    return {**arguments, **{name: hyper.default for name, hyper in rules[-1].common.items()}}
+
+
+def _documentation(name: str, rules: Sequence[Rule], arguments: Mapping[str, Any]) -> str:
+    lines = [f"{name}: " + "; or ".join(dict.fromkeys(rule.source for rule in rules)) + ".", ""]
+    for rule in rules:
+        lines += [f"``{rule.name}``::", "", f"    {rule.formula}", ""]
+        if rule.notes:
+            lines += [rule.notes, ""]
+    lines += ["Parameters", "----------", "params : array, sequence, mapping, or list of group dicts", "    float32 or "]
+    lines[-1] += "float64 arrays on the CPU, updated in place."
+    meanings = {key: hyper.meaning for rule in rules for key, hyper in rule.hyper.items()}
+    for key, default in arguments.items():
+        said = "required" if default is REQUIRED else f"default {default!r}"
+        meaning = meanings.get(key) or "; ".join(m for n, m in meanings.items() if _PAIRS.get(n, ("",))[0] == key)
+        lines += [f"{key} : number, or callable of the 1-based step; {said}", f"    {meaning or 'chooses the rule'}."]
+    lines += [
+        "backend : str, optional",
+        '    ``"native"`` or ``"numba"``; by default the process\'s choice, else native where it is built.',
+        "threads : int, optional",
+        "    At most so many threads; by default `fastopt.get_num_threads`.",
+        "",
+        "Raises",
+        "------",
+        "TypeError, ValueError",
+        "    An array or a hyper-parameter is not what it must be; the message names it.",
+    ]
+    return "\n".join(lines)
+
+
+def _define(name: str, rules: Sequence[Rule], switches: Mapping[str, Any], choose: Callable[..., str]) -> type:
+    arguments = {**_arguments(rules), **switches}
+    renamed = _RENAMED.get(name, {})
+    for own, argument in renamed.items():
+        if argument:
+            arguments[argument] = arguments.pop(own)
+
+    def select(cls: type, group: Mapping[str, Any]) -> Rule:
+        return RULES[choose(group)]
+
+    parameter = inspect.Parameter
+    signature = inspect.Signature(
+        [parameter("params", parameter.POSITIONAL_OR_KEYWORD)]
+        + [parameter(key, parameter.POSITIONAL_OR_KEYWORD, default=default) for key, default in arguments.items()]
+        + [parameter(key, parameter.KEYWORD_ONLY, default=None) for key in ("backend", "threads")]
+    )
+    namespace = {
+        "__doc__": _documentation(name, rules, arguments),
+        "__module__": "fastopt",
+        "__signature__": signature,
+        "arguments": arguments,
+        "renamed": renamed,
+        "select": classmethod(select),
+    }
+    return type(name, (Optimizer,), namespace)
+
+
+def _classes() -> dict[str, type]:
+    classes = {}
+    for name in dict.fromkeys(rule.optimizer for rule in RULES.values()):
+        if name in _SWITCHES:
+            names, switches, choose = _SWITCHES[name]
+            classes[name] = _define(name, [RULES[rule] for rule in names], switches, choose)
+        else:
+            (rule,) = (rule for rule in RULES.values() if rule.optimizer == name)
+            classes[name] = _define(name, [rule], {}, lambda group, name=rule.name: name)
+    return classes
+
+
+#: Every optimizer class by name.
+CLASSES: dict[str, type] = _classes()
+

@@ -1,0 +1,207 @@
+"""Adam and its family: averages of the gradient and of its square, with bias correction."""
+
+from __future__ import annotations
+
+from .base import COMMON, EPS, EPS_ROOT, LR, Hyper, Rule, flag, fraction, nonnegative
+from .primitives import isnan, maximum, sqrt, where
+
+
+def adam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, correction2, eps, eps_root):
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
+    return p - rate * exp_avg / (sqrt(exp_avg_sq * correction2 + eps_root) + eps), exp_avg, exp_avg_sq
+
+
+def fold_adam(t, lr, beta1, beta2, eps, eps_root, bias_correction):
+    correction1 = 1.0 / (1.0 - beta1**t) if bias_correction else 1.0
+    correction2 = 1.0 / (1.0 - beta2**t) if bias_correction else 1.0
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, lr * correction1, correction2, eps, eps_root
+
+
+def amsgrad(
+    p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, correction2, eps, eps_root
+):
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
+    max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)
+    p = p - rate * exp_avg / (sqrt(max_exp_avg_sq * correction2 + eps_root) + eps)
+    return p, exp_avg, exp_avg_sq, max_exp_avg_sq
+
+
+def adamax(p, g, exp_avg, exp_inf, beta1, beta1_c, beta2, eps, rate):
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_inf = maximum(beta2 * exp_inf, abs(g) + eps)
+    # Where exp_inf is 0 every gradient was: the update is that 0, not 0/0.
+    return p - where(exp_inf == 0, exp_inf, rate * exp_avg / exp_inf), exp_avg, exp_inf
+
+
+def fold_adamax(t, lr, beta1, beta2, eps):
+    return beta1, 1.0 - beta1, beta2, eps, lr / (1.0 - beta1**t)
+
+
+def nadam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate_m, rate_g, correction2, eps):
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
+    p = p - (rate_m * exp_avg + rate_g * g) / (sqrt(exp_avg_sq * correction2) + eps)
+    return p, exp_avg, exp_avg_sq
+
+
+def fold_nadam(t, lr, beta1, beta2, eps, momentum_decay, mu_product):
+    if isnan(momentum_decay):  # None: a constant momentum
+        correction1 = 1.0 - beta1**t
+        rate_m = lr * beta1 / correction1
+        rate_g = lr * (1.0 - beta1) / correction1
+    else:
+        mu = beta1 * (1.0 - 0.5 * 0.96 ** (t * momentum_decay))
+        mu_next = beta1 * (1.0 - 0.5 * 0.96 ** ((t + 1.0) * momentum_decay))
+        mu_product = mu_product * mu
+        rate_m = lr * mu_next / (1.0 - mu_product * mu_next)
+        rate_g = lr * (1.0 - mu) / (1.0 - mu_product)
+    correction2 = 1.0 / (1.0 - beta2**t)
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate_m, rate_g, correction2, eps, mu_product
+
+
+def qhadam(
+    p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate_m, rate_g, weight_v, weight_g, eps
+):
+    square = g * g
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * square
+    p = p - (rate_m * exp_avg + rate_g * g) / (sqrt(weight_v * exp_avg_sq + weight_g * square) + eps)
+    return p, exp_avg, exp_avg_sq
+
+
+def fold_qhadam(t, lr, beta1, beta2, eps, nu1, nu2):
+    rate_m = lr * nu1 / (1.0 - beta1**t)
+    weight_v = nu2 / (1.0 - beta2**t)
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate_m, lr * (1.0 - nu1), weight_v, 1.0 - nu2, eps
+
+
+def adabound(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, eps, lower, upper):
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
+    r = rate / (sqrt(exp_avg_sq) + eps)
+    r = where(r < lower, lower, where(r > upper, upper, r))
+    return p - r * exp_avg, exp_avg, exp_avg_sq
+
+
+def fold_adabound(t, lr, beta1, beta2, eps, final_lr, gamma, base_lr):
+    rate = lr * sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
+    final = final_lr if isnan(base_lr) else final_lr * lr / base_lr  # None: lr is the base
+    lower = final * (1.0 - 1.0 / (gamma * t + 1.0))
+    upper = final * (1.0 + 1.0 / (gamma * t))
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate, eps, lower, upper
+
+
+def amsbound(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, eps, lower, upper):
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
+    max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)
+    r = rate / (sqrt(max_exp_avg_sq) + eps)
+    r = where(r < lower, lower, where(r > upper, upper, r))
+    return p - r * exp_avg, exp_avg, exp_avg_sq, max_exp_avg_sq
+
+
+_POSITIVE = 5e-324
+_BETAS = {
+    "beta1": fraction(0.9, "decay rate of the gradient's average"),
+    "beta2": fraction(0.999, "decay rate of the squared gradient's average"),
+}
+_ADAM = {
+    "lr": nonnegative(1e-3, LR),
+    **_BETAS,
+    "eps": nonnegative(1e-8, EPS),
+    "eps_root": nonnegative(0.0, EPS_ROOT),
+    "bias_correction": flag(True, "divide the averages by 1 - beta^t"),
+}
+_ADABOUND = {
+    "lr": nonnegative(1e-3, LR),
+    **_BETAS,
+    "eps": nonnegative(1e-8, EPS),
+    "final_lr": nonnegative(0.1, "the learning rate of the SGD that the rule goes over into"),
+    "gamma": Hyper(1e-3, "how fast the bounds close", low=_POSITIVE),
+    "base_lr": Hyper(None, "the lr that final_lr belongs to; None: lr itself", low=_POSITIVE),
+}
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MAX_MOMENTS = (*_MOMENTS, "max_exp_avg_sq")
+
+_adam = Rule(
+    "adam", "Adam",
+    "m = beta1*m + (1 - beta1)*g; v = beta2*v + (1 - beta2)*g^2; p -= lr*m^/(sqrt(v^ + eps_root) + eps), "
+    "m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)",
+    "Kingma and Ba 2015, arXiv:1412.6980; torch.optim.Adam",
+    _ADAM, adam, fold_adam, _MOMENTS,
+)  # fmt: skip
+_amsgrad = Rule(
+    "amsgrad", "AMSGrad",
+    "as adam, with x = max(x, v) in place of v",
+    "Reddi et al. 2018, arXiv:1904.09237; torch.optim.Adam(amsgrad=True)",
+    _ADAM, amsgrad, fold_adam, _MAX_MOMENTS,
+    notes="As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the paper's form.",
+)  # fmt: skip
+_DECOUPLED = {**COMMON, "decoupled_weight_decay": nonnegative(1e-2, COMMON["decoupled_weight_decay"].meaning)}
+
+RULES = (
+    _adam,
+    _amsgrad,
+    _adam.variant(
+        "adamw", "AdamW", common=_DECOUPLED,
+        formula="p -= lr*weight_decay*p, then as adam",
+        source="Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW",
+    ),
+    _amsgrad.variant(
+        "adamw_amsgrad", "AdamW", common=_DECOUPLED,
+        formula="p -= lr*weight_decay*p, then as amsgrad",
+        source="Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW(amsgrad=True)",
+    ),
+    Rule(
+        "adamax", "Adamax",
+        "m = beta1*m + (1 - beta1)*g; u = max(beta2*u, |g| + eps); p -= lr/(1 - beta1^t)*m/u",
+        "Kingma and Ba 2015, section 7.1; torch.optim.Adamax",
+        {"lr": nonnegative(2e-3, LR), **_BETAS, "eps": nonnegative(1e-8, "added to |g| in the maximum")},
+        adamax, fold_adamax, ("exp_avg", "exp_inf"),
+        notes="``eps=0`` is the paper's form; there u = 0 gives a zero update.",
+    ),
+    Rule(
+        "nadam", "NAdam",
+        "m, v as adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); "
+        "p -= lr*(mu_{t+1}*m/(1 - prod mu_{<=t+1}) + (1 - mu_t)*g/(1 - prod mu_{<=t}))/(sqrt(v^) + eps)",
+        "Dozat 2016; torch.optim.NAdam",
+        {
+            "lr": nonnegative(2e-3, LR),
+            **_BETAS,
+            "eps": nonnegative(1e-8, EPS),
+            "momentum_decay": Hyper(4e-3, "psi; None: a constant beta1", low=0.0),
+        },
+        nadam, fold_nadam, _MOMENTS, scalars={"mu_product": 1.0},
+        notes="``momentum_decay=None``: p -= lr*(beta1*m^ + (1 - beta1)*g/(1 - beta1^t))/(sqrt(v^) + eps), "
+        "the form of Ruder's overview.",
+    ),
+    Rule(
+        "qhadam", "QHAdam",
+        "as adam, with (1 - nu1)*g + nu1*m^ in place of m^ and (1 - nu2)*g^2 + nu2*v^ in place of v^",
+        "Ma and Yarats 2019, arXiv:1810.06801",
+        {
+            "lr": nonnegative(1e-3, LR),
+            **_BETAS,
+            "eps": nonnegative(1e-8, EPS),
+            "nu1": Hyper(1.0, "weight of the average against the gradient", low=0.0, high=1.0),
+            "nu2": Hyper(1.0, "weight of the average against the squared gradient", low=0.0, high=1.0),
+        },
+        qhadam, fold_qhadam, _MOMENTS,
+        notes="nus = (1, 1) is Adam; the paper recommends (0.7, 1) with betas (0.995, 0.999).",
+    ),
+    Rule(
+        "adabound", "AdaBound",
+        "m, v as adam; r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to "
+        "[f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr; p -= r*m",
+        "Luo et al. 2019, arXiv:1902.09843; the authors' package adabound",
+        _ADABOUND, adabound, fold_adabound, _MOMENTS,
+    ),
+    Rule(
+        "amsbound", "AMSBound",
+        "as adabound, with x = max(x, v) in place of v",
+        "Luo et al. 2019, arXiv:1902.09843; the authors' package adabound (amsbound=True)",
+        _ADABOUND, amsbound, fold_adabound, _MAX_MOMENTS,
+    ),
+)  # fmt: skip

@@ -1,0 +1,129 @@
+"""Rules with an average or a sum of squared gradients, and no bias correction: Adagrad, Adadelta, RMSprop."""
+
+from __future__ import annotations
+
+from .base import EPS, EPS_ROOT, LR, Rule, fraction, nonnegative
+from .primitives import sqrt, where
+
+
+def adagrad(p, g, sum, lr, eps, eps_root):
+    sum = sum + g * g
+    return p - lr * g / (sqrt(sum + eps_root) + eps), sum
+
+
+def fold_adagrad(t, lr, lr_decay, eps, eps_root):
+    return lr / (1.0 + (t - 1.0) * lr_decay), eps, eps_root
+
+
+def adadelta(p, g, square_avg, acc_delta, rho, rho_c, eps, lr):
+    square_avg = rho * square_avg + rho_c * (g * g)
+    delta = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g
+    acc_delta = rho * acc_delta + rho_c * (delta * delta)
+    return p - lr * delta, square_avg, acc_delta
+
+
+def fold_adadelta(t, lr, rho, eps):
+    return rho, 1.0 - rho, eps, lr
+
+
+def rmsprop(p, g, square_avg, alpha, alpha_c, eps, eps_root, lr):
+    square_avg = alpha * square_avg + alpha_c * (g * g)
+    return p - lr * g / (sqrt(square_avg + eps_root) + eps), square_avg
+
+
+def fold_rmsprop(t, lr, alpha, eps, eps_root):
+    return alpha, 1.0 - alpha, eps, eps_root, lr
+
+
+def rmsprop_momentum(p, g, square_avg, momentum_buffer, alpha, alpha_c, eps, eps_root, momentum, lr):
+    square_avg = alpha * square_avg + alpha_c * (g * g)
+    momentum_buffer = momentum * momentum_buffer + g / (sqrt(square_avg + eps_root) + eps)
+    return p - lr * momentum_buffer, square_avg, momentum_buffer
+
+
+def fold_rmsprop_momentum(t, lr, alpha, eps, eps_root, momentum):
+    return alpha, 1.0 - alpha, eps, eps_root, momentum, lr
+
+
+def rmsprop_centered(p, g, square_avg, grad_avg, alpha, alpha_c, eps, eps_root, lr):
+    square_avg = alpha * square_avg + alpha_c * (g * g)
+    grad_avg = alpha * grad_avg + alpha_c * g
+    w = square_avg - grad_avg * grad_avg
+    w = where(w > 0, w, w - w)  # a zero of w's own type, and NaN where w is NaN
+    return p - lr * g / (sqrt(w + eps_root) + eps), square_avg, grad_avg
+
+
+def rmsprop_centered_momentum(
+    p, g, square_avg, momentum_buffer, grad_avg, alpha, alpha_c, eps, eps_root, momentum, lr
+):
+    square_avg = alpha * square_avg + alpha_c * (g * g)
+    grad_avg = alpha * grad_avg + alpha_c * g
+    w = square_avg - grad_avg * grad_avg
+    w = where(w > 0, w, w - w)  # a zero of w's own type, and NaN where w is NaN
+    momentum_buffer = momentum * momentum_buffer + g / (sqrt(w + eps_root) + eps)
+    return p - lr * momentum_buffer, square_avg, momentum_buffer, grad_avg
+
+
+_RMSPROP = {
+    "lr": nonnegative(1e-2, LR),
+    "alpha": fraction(0.99, "decay rate of the averages"),
+    "eps": nonnegative(1e-8, EPS),
+    "eps_root": nonnegative(0.0, EPS_ROOT),
+}
+_RMSPROP_MOMENTUM = {**_RMSPROP, "momentum": fraction(0.9, "decay rate of the velocity")}
+_TIELEMAN = "Tieleman and Hinton 2012, lecture 6.5"
+_GRAVES = "Graves 2013, arXiv:1308.0850"
+
+RULES = (
+    Rule(
+        "adagrad", "Adagrad",
+        "s += g^2; p -= lr_t*g/(sqrt(s + eps_root) + eps), lr_t = lr/(1 + (t - 1)*lr_decay)",
+        "Duchi et al. 2011; torch.optim.Adagrad",
+        {
+            "lr": nonnegative(1e-2, LR),
+            "lr_decay": nonnegative(0.0, "decay of the learning rate with the step"),
+            "initial_accumulator_value": nonnegative(0.0, "what the sum of squares begins at"),
+            "eps": nonnegative(1e-10, EPS),
+            "eps_root": nonnegative(0.0, EPS_ROOT),
+        },
+        adagrad, fold_adagrad, ("sum",), initial={"sum": "initial_accumulator_value"},
+    ),
+    Rule(
+        "adadelta", "Adadelta",
+        "s = rho*s + (1 - rho)*g^2; d = sqrt(u + eps)/sqrt(s + eps)*g; u = rho*u + (1 - rho)*d^2; p -= lr*d",
+        "Zeiler 2012, arXiv:1212.5701; torch.optim.Adadelta",
+        {
+            "lr": nonnegative(1.0, LR),
+            "rho": fraction(0.9, "decay rate of both averages"),
+            "eps": nonnegative(1e-6, "added under both square roots"),
+        },
+        adadelta, fold_adadelta, ("square_avg", "acc_delta"),
+    ),
+    Rule(
+        "rmsprop", "RMSprop",
+        "s = alpha*s + (1 - alpha)*g^2; p -= lr*g/(sqrt(s + eps_root) + eps)",
+        f"{_TIELEMAN}; torch.optim.RMSprop",
+        _RMSPROP, rmsprop, fold_rmsprop, ("square_avg",),
+    ),
+    Rule(
+        "rmsprop_momentum", "RMSprop",
+        "s = alpha*s + (1 - alpha)*g^2; b = momentum*b + g/(sqrt(s + eps_root) + eps); p -= lr*b",
+        f"{_TIELEMAN}; torch.optim.RMSprop(momentum=)",
+        _RMSPROP_MOMENTUM, rmsprop_momentum, fold_rmsprop_momentum, ("square_avg", "momentum_buffer"),
+    ),
+    Rule(
+        "rmsprop_centered", "RMSprop",
+        "as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s",
+        f"{_GRAVES}; torch.optim.RMSprop(centered=True)",
+        _RMSPROP, rmsprop_centered, fold_rmsprop, ("square_avg", "grad_avg"),
+        notes="torch does not clamp the variance at 0, and gives NaN where rounding makes it negative.",
+    ),
+    Rule(
+        "rmsprop_centered_momentum", "RMSprop",
+        "as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s",
+        f"{_GRAVES}; torch.optim.RMSprop(centered=True, momentum=)",
+        _RMSPROP_MOMENTUM, rmsprop_centered_momentum, fold_rmsprop_momentum,
+        ("square_avg", "momentum_buffer", "grad_avg"),
+        notes="torch does not clamp the variance at 0, and gives NaN where rounding makes it negative.",
+    ),
+)  # fmt: skip

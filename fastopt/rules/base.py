@@ -1,0 +1,226 @@
+"""What a rule is: the one statement of an optimizer in Python, from which everything else is driven."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """A hyper-parameter: its default, what values it takes and what it means.
+
+    Parameters
+    ----------
+    default : float, bool, tuple or None
+        ``REQUIRED`` where the caller must give one. ``None`` is a value of its own (folds see it as NaN).
+    low, high : float
+        Closed bounds, unless `below_high` opens the upper one.
+    meaning : str
+        One line for the documentation.
+    flag : bool
+        True for an option that is on or off.
+    vector : bool
+        True where there is one value for each copy of the rule's state (AggMo's betas).
+    """
+
+    default: Any
+    meaning: str
+    low: float = -math.inf
+    high: float = math.inf
+    below_high: bool = False
+    flag: bool = False
+    vector: bool = False
+
+    @property
+    def domain(self) -> str:
+        """The values allowed, in words for an error message."""
+        if self.flag:
+            return "True or False"
+        if self.low == 0 and self.high == math.inf:
+            words = "a finite number >= 0"
+        elif self.low > 0 and self.high == math.inf:
+            words = "a finite number > 0"
+        elif self.high < math.inf:
+            words = f"a number in [{self.low:g}, {self.high:g}{')' if self.below_high else ']'}"
+        else:
+            words = "a finite number"
+        if self.vector:
+            words = "a sequence of one or more values, each " + words
+        return words + (" or None" if self.default is None else "")
+
+    def check(self, name: str, value: Any) -> float:
+        """The value as the number that folds take.
+
+        Raises
+        ------
+        TypeError
+            The value is no number.
+        ValueError
+            The number is outside the domain.
+        """
+        if value is None and self.default is None:
+            return math.nan
+        try:
+            number = float(value) if not isinstance(value, (str, bytes)) else None
+        except (TypeError, ValueError, RuntimeError):
+            number = None
+        if number is None:
+            raise TypeError(f"{name}: found {value!r} of type {type(value).__name__}, expected {self.domain}")
+        if self.flag:
+            inside = number in (0.0, 1.0)
+        else:
+            inside = self.low <= number <= self.high and math.isfinite(number)
+            inside = inside and not (self.below_high and number == self.high)
+        if not inside:
+            raise ValueError(f"{name}: found {value!r}, expected {self.domain}")
+        return number
+
+
+def nonnegative(default: Any, meaning: str) -> Hyper:
+    """A finite number >= 0."""
+    return Hyper(default, meaning, low=0.0)
+
+
+def fraction(default: Any, meaning: str, **options: Any) -> Hyper:
+    """A number in [0, 1), as a decay rate must be."""
+    return Hyper(default, meaning, low=0.0, high=1.0, below_high=True, **options)
+
+
+def number(default: Any, meaning: str) -> Hyper:
+    """Any finite number."""
+    return Hyper(default, meaning)
+
+
+def flag(default: bool, meaning: str) -> Hyper:
+    """On or off."""
+    return Hyper(default, meaning, flag=True)
+
+
+LR = "learning rate"
+EPS = "added to the denominator"
+EPS_ROOT = "added under the square root"
+
+# What every rule takes. A row of hyper-parameters begins with lr and these, in this order, whatever the rule.
+COMMON = {
+    "weight_decay": nonnegative(0.0, "L2 penalty: added to the gradient, times the parameter"),
+    "decoupled_weight_decay": nonnegative(0.0, "decay of the parameter itself, times lr, before the update"),
+    "maximize": flag(False, "ascend instead of descend: the gradient's sign is flipped"),
+}
+PROLOGUE = ("grad_scale", "weight_decay", "decay")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimizer's update, stated once.
+
+    Parameters
+    ----------
+    name : str
+        The rule's name: of its functional form, of its C twin, on the command line.
+    optimizer : str
+        The name of the class that stands for it.
+    formula : str
+        The update of one element, in the notation of the documentation.
+    source : str
+        Paper and reference implementation.
+    own : mapping of str to Hyper
+        The hyper-parameters that are the rule's own, ``lr`` first, in the order of `fold`'s arguments.
+    update : callable
+        ``update(p, g, *states, *coefficients) -> (p, *states)`` (``p`` alone without states), on scalars, written with
+        `fastopt.rules.primitives` only. `g` has been through `prologue`.
+    fold : callable
+        ``fold(t, *own hyper-parameters[, *scalars]) -> coefficients[, *scalars]``, in float64: everything that does
+        not depend on the element.
+    states : tuple of str
+        State arrays, under torch's names, in the order of `update`'s arguments.
+    scalars : mapping of str to float
+        Numbers kept for each parameter beside its step, with their initial values.
+    initial : mapping of str to str
+        For a state that does not begin at zero, the hyper-parameter that it begins at.
+    common : mapping of str to Hyper
+        Defaults of the hyper-parameters that every rule takes.
+    """
+
+    name: str
+    optimizer: str
+    formula: str
+    source: str
+    own: Mapping[str, Hyper]
+    update: Callable[..., Any]
+    fold: Callable[..., Any]
+    states: tuple[str, ...] = ()
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    initial: Mapping[str, str] = field(default_factory=dict)
+    common: Mapping[str, Hyper] = field(default_factory=lambda: COMMON)
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        if next(iter(self.own)) != "lr":
+            raise ValueError(f"rule {self.name}: the first hyper-parameter must be lr")
+        if tuple(inspect.signature(self.update).parameters)[2 : 2 + len(self.states)] != self.states:
+            raise ValueError(f"rule {self.name}: update's arguments after p and g must be the states {self.states}")
+        folded = ("t", *self.folded, *self.scalars)
+        if tuple(inspect.signature(self.fold).parameters) != folded:
+            raise ValueError(f"rule {self.name}: fold's arguments must be {folded}")
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The state arrays' names, in the order of the functional form's arguments."""
+        return self.states
+
+    @property
+    def kernel(self) -> str:
+        """The name of the compiled kernel: rules that differ in defaults only share one."""
+        return self.update.__name__
+
+    @cached_property
+    def coefficients(self) -> tuple[str, ...]:
+        """Names of the numbers that `fold` hands to `update`."""
+        return tuple(inspect.signature(self.update).parameters)[2 + len(self.states) :]
+
+    @cached_property
+    def vector(self) -> str | None:
+        """The hyper-parameter that has one value for each copy of the state, if the rule has such copies."""
+        return next((name for name, hyper in self.own.items() if hyper.vector), None)
+
+    @cached_property
+    def folded(self) -> tuple[str, ...]:
+        """`fold`'s arguments between ``t`` and the scalars; those that only say how a state begins are left out."""
+        names = [name for name in self.own if name not in self.initial.values()]
+        return (*names, "copies") if self.vector else tuple(names)
+
+    @cached_property
+    def row(self) -> tuple[str, ...]:
+        """The layout of a row of hyper-parameters, as backends take it."""
+        return ("lr", *COMMON, *self.folded[1:])
+
+    @cached_property
+    def hyper(self) -> dict[str, Hyper]:
+        """Every hyper-parameter, in the order of the functional form."""
+        return {**self.own, **self.common}
+
+    def defaults(self) -> dict[str, Any]:
+        """Hyper-parameters' defaults, without those that the caller must give."""
+        return {name: hyper.default for name, hyper in self.hyper.items() if hyper.default is not REQUIRED}
+
+    def prologue_coefficients(self, row: Any, grad_scale: float) -> tuple[float, float, float]:
+        """The coefficients of the prologue, from a row of hyper-parameters."""
+        lr, weight_decay, decoupled, maximize = row[0], row[1], row[2], row[3]
+        return (-grad_scale if maximize else grad_scale), weight_decay, 1.0 - lr * decoupled
+
+    def variant(self, name: str, optimizer: str, **changes: Any) -> Rule:
+        """The same rule under another name, with other defaults."""
+        return replace(self, name=name, optimizer=optimizer, **changes)
+
+
+def prologue(p, g, grad_scale, weight_decay, decay):
+    """What comes before every rule: scale, L2 decay, decoupled decay."""
+    g = grad_scale * g + weight_decay * p
+    return p * decay, g
