@@ -118,7 +118,7 @@ class BuildLibrary(build_ext):
         return self.compiler.compile(paths, str(folder), include_dirs=include, extra_postargs=flags, depends=depends)
 
     def openmp_flags(self):
-        """``-fopenmp`` where the compiler takes it and its run-time library is there; else one thread, and it says so."""
+        """``-fopenmp`` where the compiler takes it and has its run-time library; else one thread, and it says so."""
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder) / "probe.c"
             probe.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")

@@ -49,6 +49,8 @@ static void FN(run_prologue)(int64_t n, real *restrict p, const real *restrict g
                              const FN(prologue_coefs) *coefficients)
 {
     const FN(prologue_coefs) c = *coefficients;
+    for (int64_t i = 0; i < n; i += LINE)
+        PREFETCH(grad + i + TILE);
     for (int64_t i = 0; i < n; i++) {
         real x = p[i];
         g[i] = FN(prologue)(&x, grad[i], &c);

@@ -16,7 +16,7 @@ from .settings import get_num_threads, set_num_threads, use_backend
 
 globals().update(_CLASSES)
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     *_CLASSES,
     "RULES",
     "BackendUnavailable",

@@ -226,7 +226,7 @@ def _share_memory(a: Array, b: Array) -> bool:
     if a.size == 0 or b.size == 0:
         return False
     try:
-        return np.shares_memory(a.numpy(), b.numpy(), max_work=100_000)
+        return np.shares_memory(a.numpy(), b.numpy(), max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

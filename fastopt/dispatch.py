@@ -271,5 +271,3 @@ def available_backends() -> Mapping[str, str]:
         found = _import(name)
         status[name] = str(found) if isinstance(found, BackendUnavailable) else "available"
     return MappingProxyType(status)
-
-

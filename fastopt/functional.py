@@ -169,7 +169,8 @@ def _make(rule: Rule) -> Callable[..., None]:
     source = (
         f"def {rule.name}({', '.join(arrays)}, *, step{required}{optional}{scalars}, grad_scale=1.0, backend=None, "
         f"threads=None):\n"
-        f"    _update(_rule, ({', '.join(arrays)}), step, ({', '.join(keys)},), grad_scale, {given}, backend, threads)\n"
+        f"    _update(_rule, ({', '.join(arrays)}), step, ({', '.join(keys)},), grad_scale, {given}, backend, "
+        "threads)\n"
     )
     namespace: dict[str, Any] = {"_update": _update, "_rule": rule, "_defaults": defaults}
     exec(compile(source, f"<fastopt.functional.{rule.name}>", "exec"), namespace)
@@ -203,7 +204,7 @@ def _documentation(rule: Rule, keys: Sequence[str]) -> str:
 
 _FUNCTIONS = {name: _make(rule) for name, rule in RULES.items()}
 globals().update(_FUNCTIONS)
-__all__ = list(_FUNCTIONS)  # noqa: PLE0605
+__all__ = list(_FUNCTIONS)
 
 
 def __getattr__(name: str) -> Callable[..., None]:

@@ -46,6 +46,6 @@ def configuration() -> dict[str, str]:
 
 
 def show_config() -> None:
-    """Prints version, instruction sets compiled and chosen, threads, and backends with the reason why one is missing."""
+    """Prints version, instruction sets, threads, and the backends, with the reason why one is missing."""
     for heading, text in configuration().items():
         print(f"{heading + ':':18} {text}")

@@ -75,9 +75,7 @@ def global_norm(grads: Any, *, backend: str | None = None, threads: int | None =
     return norm_of(make_gradients(*_arrays(grads)), choose_backend(backend), limit)
 
 
-def clip_grad_norm_(
-    grads: Any, max_norm: float, *, backend: str | None = None, threads: int | None = None
-) -> float:
+def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, threads: int | None = None) -> float:
     """Scales gradients in place so that their global norm is at most `max_norm`, as torch's function of that name.
 
     ``opt.step(grads, max_norm=...)`` has the same effect without writing the gradients.

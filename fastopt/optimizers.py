@@ -137,7 +137,10 @@ class Optimizer:
         raise NotImplementedError
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        bound = inspect.signature(type(self)).bind(params, *args, **kwargs)
+        try:
+            bound = inspect.signature(type(self)).bind(params, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
         options = dict(bound.arguments)
         options.pop("params")
@@ -173,8 +176,6 @@ class Optimizer:
                 raise TypeError(f"params[{g}]: found {sorted(unknown)[0]!r}, expected params, {', '.join(options)}")
             values = {**options, **own}
             for name, value in values.items():
-                if value is REQUIRED:
-                    raise TypeError(f"{type(self).__name__}: {name} is required")
                 if isinstance(value, list):
                     values[name] = tuple(value)
             if values.get("base_lr", 0) is None:
@@ -288,7 +289,9 @@ class Optimizer:
                 views = []
                 for name in rule.states:
                     initial = self.param_groups[g].get(rule.initial.get(name, ""), 0.0)
-                    array = _state_like(self._params[i], self._views[i], rule.vector and parameters.copies, initial)
+                    array = _state_like(
+                        self._params[i], self._views[i], parameters.copies if rule.vector else None, initial
+                    )
                     state[name] = array
                     views.append((view(array, name), name))
                 self.state.append(state)
@@ -367,12 +370,13 @@ class Optimizer:
         arrays = self._read_grads(grads)
         if self._last is not None:
             refs, plan, torch_addresses = self._last
-            if all(map(is_, arrays, [ref() for ref in refs])) and all(
-                ref().data_ptr() == address for ref, address in torch_addresses
+            if (
+                all(map(is_, arrays, [ref() for ref in refs]))
+                and all(ref().data_ptr() == address for ref, address in torch_addresses)
+                and plan._backend is self._backend()
             ):
-                if plan._backend is self._backend():
-                    plan.step(grad_scale, max_norm)
-                    return
+                plan.step(grad_scale, max_norm)
+                return
         plan, jobs = self._bind(arrays)
         plan.step(grad_scale, max_norm)
         self._remember(arrays, plan, jobs)
@@ -392,8 +396,7 @@ class Optimizer:
 
     def _read_grads(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters."""
-        found = list(_match(grads, self._structure, "grads"))
-        return found
+        return _match(grads, self._structure, "grads")
 
     # ---- saving and loading ----
 
@@ -643,7 +646,12 @@ def _documentation(name: str, rules: Sequence[Rule], arguments: Mapping[str, Any
         lines += [f"``{rule.name}``::", "", f"    {rule.formula}", ""]
         if rule.notes:
             lines += [rule.notes, ""]
-    lines += ["Parameters", "----------", "params : array, sequence, mapping, or list of group dicts", "    float32 or "]
+    lines += [
+        "Parameters",
+        "----------",
+        "params : array, sequence, mapping, or list of group dicts",
+        "    float32 or ",
+    ]
     lines[-1] += "float64 arrays on the CPU, updated in place."
     meanings = {key: hyper.meaning for rule in rules for key, hyper in rule.hyper.items()}
     for key, default in arguments.items():
@@ -705,4 +713,3 @@ def _classes() -> dict[str, type]:
 
 #: Every optimizer class by name.
 CLASSES: dict[str, type] = _classes()
-

@@ -87,7 +87,7 @@ def get_backend() -> str | None:
     return _backend
 
 
-class use_backend:  # noqa: N801 (a function to its callers, and a context manager)
+class use_backend:
     """Chooses the backend for the process, or for a ``with`` block.
 
     Parameters
@@ -119,5 +119,3 @@ class use_backend:  # noqa: N801 (a function to its callers, and a context manag
     def __exit__(self, *exception: object) -> None:
         global _backend
         _backend = self._before
-
-

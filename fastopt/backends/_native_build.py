@@ -17,6 +17,4 @@ def _declarations(header: str) -> str:
 
 ffi = FFI()
 ffi.cdef(_declarations(_HEADER))
-ffi.set_source(
-    "fastopt.backends._native", '#include "fastopt.h"', define_macros=[("Py_LIMITED_API", "0x030A0000")]
-)
+ffi.set_source("fastopt.backends._native", '#include "fastopt.h"', define_macros=[("Py_LIMITED_API", "0x030A0000")])

@@ -17,8 +17,8 @@ try:
     from ._native import ffi, lib
 except ImportError as error:
     raise BackendUnavailable(
-        f"native: the C extension cannot be loaded ({error}); build it with a C compiler: pip install --force-reinstall "
-        "--no-binary fastopt fastopt"
+        f"native: the C extension cannot be loaded ({error}); build it with a C compiler (Debian: apt install "
+        "gcc): pip install --force-reinstall --no-binary fastopt fastopt"
     ) from None
 
 NORM_BLOCK: int = lib.FASTOPT_NORM_BLOCK
@@ -108,9 +108,7 @@ class _Runner:
             c.coefficients = _pointer("double *", coefficients)
             c.row_of = _pointer("int32_t *", row_of)
 
-    def __call__(
-        self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step, _check: Any = _check
-    ) -> None:
+    def __call__(self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step, _check: Any = _check) -> None:
         if grad_scale != self._grad_scale or threads != self._threads:
             for c in self._jobs:
                 c.grad_scale, c.threads = grad_scale, threads

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import os
 import signal
+import sys
 import threading
 import types as pytypes
 from collections.abc import Callable, Iterator, Sequence
@@ -40,22 +41,22 @@ except ImportError as error:
 
 GRAIN = 65536  # elements for each thread, below which starting it costs more than it brings
 ALIGN = 64
-TILE = 512
+TILE = 1024
 NORM_BLOCK = 4096
 AHEAD = 2048  # bytes to prefetch ahead
 
-_options = {"nogil": True, "error_model": "numpy"}
+_options: Any = {"nogil": True, "error_model": "numpy"}
 
 
 # ---- memory ----
 
 
 @intrinsic
-def _array_at(typing, address, size, like):  # noqa: ANN001, ANN202
+def _array_at(typing, address, size, like):
     """The C-contiguous array of `size` elements at an address, of the type of the array `like`."""
     sig = types.Array(like.dtype, 1, "C")(types.int64, types.int64, like)
 
-    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, args):
         ty = signature.return_type
         array = context.make_array(ty)(context, builder)
         itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(ty.dtype)))
@@ -72,10 +73,10 @@ def _array_at(typing, address, size, like):  # noqa: ANN001, ANN202
 
 
 @intrinsic
-def _load(typing, address, like):  # noqa: ANN001, ANN202
+def _load(typing, address, like):
     """The element at an address of any alignment."""
 
-    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], context.get_data_type(signature.return_type).as_pointer())
         return builder.load(pointer, align=1)
 
@@ -83,10 +84,10 @@ def _load(typing, address, like):  # noqa: ANN001, ANN202
 
 
 @intrinsic
-def _store(typing, address, value):  # noqa: ANN001, ANN202
+def _store(typing, address, value):
     """Stores an element at an address of any alignment."""
 
-    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], context.get_data_type(signature.args[1]).as_pointer())
         builder.store(args[1], pointer, align=1)
         return context.get_dummy_value()
@@ -95,13 +96,13 @@ def _store(typing, address, value):  # noqa: ANN001, ANN202
 
 
 @njit(**_options)
-def _gather(tile, address, stride, n):  # noqa: ANN001, ANN202
+def _gather(tile, address, stride, n):
     for i in range(n):
         tile[i] = _load(address + i * stride, tile)
 
 
 @njit(**_options)
-def _scatter(tile, address, stride, n):  # noqa: ANN001, ANN202
+def _scatter(tile, address, stride, n):
     for i in range(n):
         _store(address + i * stride, tile[i])
 
@@ -112,29 +113,40 @@ update: Any = None
 prologue: Any = njit(**_options)(rules.prologue)
 
 
-def _loop0(n, a, c, like):  # noqa: ANN001, ANN202
+def _loop0(n, a, c, like):
     p, grad = _array_at(a[0], n, like), _array_at(a[1], n, like)
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
         p[i] = update(x, g, *c[3:])
 
 
-def _loop1(n, a, c, like):  # noqa: ANN001, ANN202
+def _loop1(n, a, c, like):
     p, grad, s0 = _array_at(a[0], n, like), _array_at(a[1], n, like), _array_at(a[2], n, like)
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
         p[i], s0[i] = update(x, g, s0[i], *c[3:])
 
 
-def _loop2(n, a, c, like):  # noqa: ANN001, ANN202
-    p, grad, s0, s1 = _array_at(a[0], n, like), _array_at(a[1], n, like), _array_at(a[2], n, like), _array_at(a[3], n, like)
+def _loop2(n, a, c, like):
+    p, grad, s0, s1 = (
+        _array_at(a[0], n, like),
+        _array_at(a[1], n, like),
+        _array_at(a[2], n, like),
+        _array_at(a[3], n, like),
+    )
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
         p[i], s0[i], s1[i] = update(x, g, s0[i], s1[i], *c[3:])
 
 
-def _loop3(n, a, c, like):  # noqa: ANN001, ANN202
-    p, grad, s0, s1, s2 = _array_at(a[0], n, like), _array_at(a[1], n, like), _array_at(a[2], n, like), _array_at(a[3], n, like), _array_at(a[4], n, like)
+def _loop3(n, a, c, like):
+    p, grad, s0, s1, s2 = (
+        _array_at(a[0], n, like),
+        _array_at(a[1], n, like),
+        _array_at(a[2], n, like),
+        _array_at(a[3], n, like),
+        _array_at(a[4], n, like),
+    )
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
         p[i], s0[i], s1[i], s2[i] = update(x, g, s0[i], s1[i], s2[i], *c[3:])
@@ -143,7 +155,7 @@ def _loop3(n, a, c, like):  # noqa: ANN001, ANN202
 width: int = 0
 
 
-def _as_tuple(c):  # noqa: ANN001, ANN202
+def _as_tuple(c):
     return to_fixed_tuple(c, width)
 
 
@@ -151,7 +163,7 @@ _LOOPS = (_loop0, _loop1, _loop2, _loop3)
 
 
 @njit(**_options)
-def _split_gradient(n, p, grad, g, c):  # noqa: ANN001, ANN202
+def _split_gradient(n, p, grad, g, c):
     """The prologue alone, for rules with several copies of their states: they share the gradient it leaves in g."""
     for i in range(n):
         p[i], g[i] = prologue(p[i], grad[i], c[0], c[1], c[2])
@@ -164,7 +176,7 @@ to_tuple: Any = None
 states: int = 0
 
 
-def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end):  # noqa: ANN001, ANN202
+def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end):
     """Updates elements [begin, end) of a table of runs."""
     itemsize = like.itemsize
     arrays = 2 + copies * states
@@ -178,6 +190,10 @@ def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies
         n = stop - begin
         begin = stop
         own = coefficients[row_of[tensor_of[r]]]
+        first = own[0]
+        if copies > 1:  # each copy gets the gradient that has been through the prologue
+            own = own.copy()
+            own[:, 0], own[:, 1], own[:, 2] = 1, 0, 1
         dense = n > 0
         for j in range(arrays):
             aligned = addresses[r, j] % itemsize == 0
@@ -193,13 +209,13 @@ def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies
                 c = own[k]
                 for j in range(2 + states):
                     which = j if j < 2 else j + k * states
-                    part[j] = np.int64(addresses[r, which]) + (start + i) * itemsize if dense else tiles[which].ctypes.data
+                    part[j] = (
+                        np.int64(addresses[r, which]) + (start + i) * itemsize if dense else tiles[which].ctypes.data
+                    )
                 if copies > 1:
                     if k == 0:
                         p, grad = _array_at(part[0], m, like), _array_at(part[1], m, like)
-                        _split_gradient(m, p, grad, shared, c)
-                    c = c.copy()
-                    c[0], c[1], c[2] = 1, 0, 1
+                        _split_gradient(m, p, grad, shared, first)
                     part[1] = shared.ctypes.data
                 loop(m, part, to_tuple(c), like)
             if not dense:
@@ -233,7 +249,9 @@ def compile_update(rule: Rule) -> Any:
 
 def _digest(rule: Rule) -> str:
     """Of all source that a kernel is made from: Numba's cache looks at this file only, so the name must tell."""
-    sources = [inspect.getsource(inspect.getmodule(f)) for f in (rule.update, rules.prologue, primitives.where, _kernel)]
+    sources = [
+        inspect.getsource(sys.modules[f.__module__]) for f in (rule.update, rules.prologue, primitives.where, _kernel)
+    ]
     return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
 
 
@@ -365,7 +383,7 @@ def advance(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True, **_options)
-def _square_sums(addresses, strides, offsets, blocks, sums, like, begin, end):  # noqa: ANN001, ANN202
+def _square_sums(addresses, strides, offsets, blocks, sums, like, begin, end):
     lanes = np.empty(16)
     r = np.searchsorted(blocks, begin, side="right") - 1
     while begin < end:

@@ -61,9 +61,7 @@ def fold_nadam(t, lr, beta1, beta2, eps, momentum_decay, mu_product):
     return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate_m, rate_g, correction2, eps, mu_product
 
 
-def qhadam(
-    p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate_m, rate_g, weight_v, weight_g, eps
-):
+def qhadam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate_m, rate_g, weight_v, weight_g, eps):
     square = g * g
     exp_avg = beta1 * exp_avg + beta1_c * g
     exp_avg_sq = beta2 * exp_avg_sq + beta2_c * square
@@ -120,7 +118,7 @@ _ADABOUND = {
     "eps": nonnegative(1e-8, EPS),
     "final_lr": nonnegative(0.1, "the learning rate of the SGD that the rule goes over into"),
     "gamma": Hyper(1e-3, "how fast the bounds close", low=_POSITIVE),
-    "base_lr": Hyper(None, "the lr that final_lr belongs to; None: lr itself", low=_POSITIVE),
+    "base_lr": Hyper(None, "the lr that final_lr belongs to; None: lr itself", low=_POSITIVE, optional=True),
 }
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _MAX_MOMENTS = (*_MOMENTS, "max_exp_avg_sq")
@@ -171,7 +169,7 @@ RULES = (
             "lr": nonnegative(2e-3, LR),
             **_BETAS,
             "eps": nonnegative(1e-8, EPS),
-            "momentum_decay": Hyper(4e-3, "psi; None: a constant beta1", low=0.0),
+            "momentum_decay": Hyper(4e-3, "psi; None: a constant beta1", low=0.0, optional=True),
         },
         nadam, fold_nadam, _MOMENTS, scalars={"mu_product": 1.0},
         notes="``momentum_decay=None``: p -= lr*(beta1*m^ + (1 - beta1)*g/(1 - beta1^t))/(sqrt(v^) + eps), "

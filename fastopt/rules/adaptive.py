@@ -53,9 +53,7 @@ def rmsprop_centered(p, g, square_avg, grad_avg, alpha, alpha_c, eps, eps_root, 
     return p - lr * g / (sqrt(w + eps_root) + eps), square_avg, grad_avg
 
 
-def rmsprop_centered_momentum(
-    p, g, square_avg, momentum_buffer, grad_avg, alpha, alpha_c, eps, eps_root, momentum, lr
-):
+def rmsprop_centered_momentum(p, g, square_avg, momentum_buffer, grad_avg, alpha, alpha_c, eps, eps_root, momentum, lr):
     square_avg = alpha * square_avg + alpha_c * (g * g)
     grad_avg = alpha * grad_avg + alpha_c * g
     w = square_avg - grad_avg * grad_avg

@@ -19,7 +19,7 @@ class Hyper:
     Parameters
     ----------
     default : float, bool, tuple or None
-        ``REQUIRED`` where the caller must give one. ``None`` is a value of its own (folds see it as NaN).
+        ``REQUIRED`` where the caller must give one.
     low, high : float
         Closed bounds, unless `below_high` opens the upper one.
     meaning : str
@@ -28,6 +28,8 @@ class Hyper:
         True for an option that is on or off.
     vector : bool
         True where there is one value for each copy of the rule's state (AggMo's betas).
+    optional : bool
+        True where None is a value too; folds see it as NaN.
     """
 
     default: Any
@@ -37,6 +39,7 @@ class Hyper:
     below_high: bool = False
     flag: bool = False
     vector: bool = False
+    optional: bool = False
 
     @property
     def domain(self) -> str:
@@ -53,7 +56,7 @@ class Hyper:
             words = "a finite number"
         if self.vector:
             words = "a sequence of one or more values, each " + words
-        return words + (" or None" if self.default is None else "")
+        return words + (" or None" if self.optional else "")
 
     def check(self, name: str, value: Any) -> float:
         """The value as the number that folds take.
@@ -65,7 +68,7 @@ class Hyper:
         ValueError
             The number is outside the domain.
         """
-        if value is None and self.default is None:
+        if value is None and self.optional:
             return math.nan
         try:
             number = float(value) if not isinstance(value, (str, bytes)) else None

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules, one step each: `t` is the 1-based step, `g` the gradient after the prologue; see `harness.oracle`.
+
+Options beyond a paper's own (`eps_root`, `dampening`, ...) stand where the implementation that has them puts them.
+"""
+
+import functools
+
+import numpy as np
+
+from .harness import ORACLES, oracle
+
+# --- Gradient descent and momentum ---
+
+
+@oracle()
+def sgd(t, g, *, lr=1e-3):
+    """Robbins and Monro, 1951."""
+    return (lr * g,)
+
+
+@oracle(b="momentum_buffer")
+def momentum(t, g, b, *, lr=1e-3, momentum=0.9, dampening=0.0, lr_inside=False):
+    """Polyak, 1964. The buffer holds gradients (torch), or with `lr_inside` steps (Sutskever et al. 2013, Keras)."""
+    if lr_inside:
+        g = lr * g
+    b = g if t == 1 else momentum * b + (1 - dampening) * g
+    return (b if lr_inside else lr * b), b
+
+
+@oracle(b="momentum_buffer")
+def nesterov(t, g, b, *, lr=1e-3, momentum=0.9, dampening=0.0, lr_inside=False):
+    """Nesterov, 1983, seen at the look-ahead point: the parameter is where the gradient is taken."""
+    if lr_inside:
+        g = lr * g
+    b = g if t == 1 else momentum * b + (1 - dampening) * g
+    look_ahead = g + momentum * b
+    return (look_ahead if lr_inside else lr * look_ahead), b
+
+
+@oracle(b="momentum_buffer")
+def qhm(t, g, b, *, lr, momentum=0.999, nu=0.7):
+    """Ma and Yarats, 2019 (arXiv:1810.06801)."""
+    b = momentum * b + (1 - momentum) * g
+    return lr * (nu * b + (1 - nu) * g), b
+
+
+@oracle(b="momentum_buffer")
+def aggmo(t, g, b, *, lr=1e-3, betas=(0.0, 0.9, 0.99)):
+    """Lucas et al., 2019 (arXiv:1804.00325). One buffer a beta, stacked along the first axis."""
+    if t == 1:
+        b = [np.zeros_like(g)] * len(betas)
+    b = np.stack([beta_k * b_k + g for beta_k, b_k in zip(betas, b, strict=True)])
+    return lr / len(betas) * b.sum(axis=0), b
+
+
+def demon(t, T, beta):
+    """Chen et al., 2019 (arXiv:1910.04952): a momentum or beta1 that decays to 0 at step T, and stays there."""
+    if t >= T:
+        return 0.0
+    remaining = 1 - t / T
+    return beta * remaining / ((1 - beta) + beta * remaining)
+
+
+# --- Learning rates from the history of squared gradients ---
+
+
+@oracle(s="sum")
+def adagrad(t, g, s, *, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, eps_root=0.0):
+    """Duchi, Hazan and Singer, 2011."""
+    if t == 1:
+        s = initial_accumulator_value
+    s = s + g**2
+    lr_t = lr / (1 + (t - 1) * lr_decay)
+    return lr_t * g / (np.sqrt(s + eps_root) + eps), s
+
+
+@oracle(s="square_avg", u="acc_delta")
+def adadelta(t, g, s, u, *, lr=1.0, rho=0.9, eps=1e-6):
+    """Zeiler, 2012 (arXiv:1212.5701), where lr is 1."""
+    s = rho * s + (1 - rho) * g**2
+    delta = np.sqrt(u + eps) / np.sqrt(s + eps) * g
+    u = rho * u + (1 - rho) * delta**2
+    return lr * delta, s, u
+
+
+@oracle(s="square_avg")
+def rmsprop(t, g, s, *, lr=1e-2, alpha=0.99, eps=1e-8, eps_root=0.0):
+    """Tieleman and Hinton, 2012, lecture 6.5."""
+    s = alpha * s + (1 - alpha) * g**2
+    return lr * g / (np.sqrt(s + eps_root) + eps), s
+
+
+@oracle(s="square_avg", b="momentum_buffer")
+def rmsprop_momentum(t, g, s, b, *, lr=1e-2, alpha=0.99, eps=1e-8, eps_root=0.0, momentum=0.9):
+    """RMSprop's direction, accumulated."""
+    s = alpha * s + (1 - alpha) * g**2
+    b = momentum * b + g / (np.sqrt(s + eps_root) + eps)
+    return lr * b, s, b
+
+
+@oracle(s="square_avg", a="grad_avg")
+def rmsprop_centered(t, g, s, a, *, lr=1e-2, alpha=0.99, eps=1e-8, eps_root=0.0):
+    """Graves, 2013 (arXiv:1308.0850): the variance in place of the second moment."""
+    s = alpha * s + (1 - alpha) * g**2
+    a = alpha * a + (1 - alpha) * g
+    # Never negative but for rounding.
+    variance = np.maximum(s - a**2, 0)
+    return lr * g / (np.sqrt(variance + eps_root) + eps), s, a
+
+
+@oracle(s="square_avg", a="grad_avg", b="momentum_buffer")
+def rmsprop_centered_momentum(t, g, s, a, b, *, lr=1e-2, alpha=0.99, eps=1e-8, eps_root=0.0, momentum=0.9):
+    """Graves, 2013 (arXiv:1308.0850), with the direction accumulated."""
+    s = alpha * s + (1 - alpha) * g**2
+    a = alpha * a + (1 - alpha) * g
+    variance = np.maximum(s - a**2, 0)
+    b = momentum * b + g / (np.sqrt(variance + eps_root) + eps)
+    return lr * b, s, a, b
+
+
+# --- Adam and its family ---
+
+
+@oracle(m="exp_avg", v="exp_avg_sq")
+def adam(t, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps_root=0.0, bias_correction=True):
+    """Kingma and Ba, 2015 (arXiv:1412.6980)."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t) if bias_correction else m
+    v_hat = v / (1 - beta2**t) if bias_correction else v
+    return lr * m_hat / (np.sqrt(v_hat + eps_root) + eps), m, v
+
+
+# Loshchilov and Hutter, 2019 (arXiv:1711.05101): Adam, and the decay apart from the gradient.
+ORACLES["adamw"] = functools.partial(adam, decoupled_weight_decay=1e-2)
+
+
+@oracle(m="exp_avg", v="exp_avg_sq", x="max_exp_avg_sq")
+def amsgrad(t, g, m, v, x, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps_root=0.0, bias_correction=True):
+    """Reddi, Kale and Kumar, 2018, who correct no bias; torch takes the maximum first and corrects it then."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    x = np.maximum(x, v)
+    m_hat = m / (1 - beta1**t) if bias_correction else m
+    v_hat = x / (1 - beta2**t) if bias_correction else x
+    return lr * m_hat / (np.sqrt(v_hat + eps_root) + eps), m, v, x
+
+
+ORACLES["adamw_amsgrad"] = functools.partial(amsgrad, decoupled_weight_decay=1e-2)
+
+
+@oracle(m="exp_avg", u="exp_inf")
+def adamax(t, g, m, u, *, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Kingma and Ba, 2015 (arXiv:1412.6980), with torch's eps in the norm; the paper has none."""
+    m = beta1 * m + (1 - beta1) * g
+    u = np.maximum(beta2 * u, np.abs(g) + eps)
+    # Without eps, an element that has only seen zero gradients has no direction: it stays where it is.
+    direction = np.where(u == 0, 0, m / u)
+    return lr / (1 - beta1**t) * direction, m, u
+
+
+@oracle(m="exp_avg", v="exp_avg_sq")
+def nadam(t, g, m, v, mu_product, *, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3):
+    """Dozat, 2016, with torch's warm-up of the momentum, or with `momentum_decay=None` at a constant beta1."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    v_hat = v / (1 - beta2**t)
+    if momentum_decay is None:
+        m_hat = m / (1 - beta1**t)
+        m_bar = beta1 * m_hat + (1 - beta1) * g / (1 - beta1**t)
+    else:
+        mu = beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
+        mu_next = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
+        mu_product = mu if t == 1 else mu_product * mu
+        m_bar = mu_next * m / (1 - mu_product * mu_next) + (1 - mu) * g / (1 - mu_product)
+    return lr * m_bar / (np.sqrt(v_hat) + eps), m, v, mu_product
+
+
+@oracle(m="exp_avg", v="exp_avg_sq")
+def qhadam(
+    t, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, nu1=1.0, nu2=1.0, eps=1e-8, eps_root=0.0, bias_correction=True
+):
+    """Ma and Yarats, 2019 (arXiv:1810.06801)."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t) if bias_correction else m
+    v_hat = v / (1 - beta2**t) if bias_correction else v
+    numerator = (1 - nu1) * g + nu1 * m_hat
+    denominator = np.sqrt((1 - nu2) * g**2 + nu2 * v_hat + eps_root) + eps
+    return lr * numerator / denominator, m, v
+
+
+@oracle(m="exp_avg", v="exp_avg_sq")
+def adabound(
+    t, g, m, v, first_lr, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, final_lr=0.1, gamma=1e-3, base_lr=None
+):
+    """Luo et al., 2019 (arXiv:1902.09843), as in the authors' code: eps beside the uncorrected root."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    first_lr = lr if t == 1 else first_lr
+    lower, upper = dynamic_bounds(t, final_lr * lr / (first_lr if base_lr is None else base_lr), gamma)
+    rate = lr * np.sqrt(1 - beta2**t) / (1 - beta1**t) / (np.sqrt(v) + eps)
+    return np.clip(rate, lower, upper) * m, m, v, first_lr
+
+
+@oracle(m="exp_avg", v="exp_avg_sq", x="max_exp_avg_sq")
+def amsbound(
+    t, g, m, v, x, first_lr, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, final_lr=0.1, gamma=1e-3, base_lr=None
+):
+    """AdaBound on AMSGrad's maximum."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    x = np.maximum(x, v)
+    first_lr = lr if t == 1 else first_lr
+    lower, upper = dynamic_bounds(t, final_lr * lr / (first_lr if base_lr is None else base_lr), gamma)
+    rate = lr * np.sqrt(1 - beta2**t) / (1 - beta1**t) / (np.sqrt(x) + eps)
+    return np.clip(rate, lower, upper) * m, m, v, x, first_lr
+
+
+def dynamic_bounds(t, final_lr, gamma):
+    """AdaBound's interval of learning rates, which closes on `final_lr`."""
+    return final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))

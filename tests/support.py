@@ -1,0 +1,109 @@
+"""What the tests share: cases for every rule, data, and comparisons."""
+
+import numpy as np
+
+from fastopt import functional
+from fastopt.rules import REQUIRED, RULES
+
+# For each rule, hyper-parameters that are not the defaults, so that no term is multiplied by 0 or 1.
+VARIED = {
+    "sgd": {"lr": 0.05},
+    "momentum": {"lr": 0.05, "momentum": 0.8, "dampening": 0.3},
+    "nesterov": {"lr": 0.05, "momentum": 0.8, "dampening": 0.2, "lr_inside": True},
+    "qhm": {"lr": 0.05, "momentum": 0.95, "nu": 0.6},
+    "aggmo": {"lr": 0.05, "betas": (0.0, 0.5, 0.9, 0.9)},
+    "adagrad": {"lr": 0.05, "lr_decay": 0.1, "eps": 1e-7, "eps_root": 1e-6},
+    "adadelta": {"lr": 0.7, "rho": 0.8, "eps": 1e-5},
+    "rmsprop": {"lr": 0.02, "alpha": 0.9, "eps": 1e-6, "eps_root": 1e-7},
+    "rmsprop_momentum": {"lr": 0.02, "alpha": 0.9, "eps_root": 1e-7, "momentum": 0.7},
+    "rmsprop_centered": {"lr": 0.02, "alpha": 0.9, "eps": 1e-3},
+    "rmsprop_centered_momentum": {"lr": 0.02, "alpha": 0.9, "eps": 1e-3, "momentum": 0.7},
+    "adam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "eps_root": 1e-7},
+    "amsgrad": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "bias_correction": False},
+    "adamw": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6},
+    "adamw_amsgrad": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6},
+    "adamax": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6},
+    "nadam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "momentum_decay": 0.1},
+    "qhadam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "nu1": 0.7, "nu2": 0.9},
+    "adabound": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "final_lr": 0.3, "gamma": 0.05, "base_lr": 0.01},
+    "amsbound": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "final_lr": 0.3, "gamma": 0.05},
+}
+DECAY = {"weight_decay": 0.02, "decoupled_weight_decay": 0.03}
+# Forms that an option of a rule makes, beside the two of every rule.
+FORMS = {
+    "momentum, lr inside": ("momentum", {**VARIED["momentum"], "lr_inside": True}),
+    "nesterov, torch's": ("nesterov", {**VARIED["nesterov"], "lr_inside": False}),
+    "adamax, the paper's": ("adamax", {**VARIED["adamax"], "eps": 0.0}),
+    "nadam, constant beta1": ("nadam", {**VARIED["nadam"], "momentum_decay": None}),
+    "adam, uncorrected": ("adam", {**VARIED["adam"], "bias_correction": False}),
+    "amsgrad, torch's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True}),
+}
+
+
+def default_hyper(name):
+    """A rule's defaults, with an lr where it has none."""
+    rule = RULES[name]
+    return {
+        key: 0.05 if hyper.default is REQUIRED else hyper.default
+        for key, hyper in rule.hyper.items()
+        if key not in rule.initial.values()
+    }
+
+
+CASES = {
+    **{f"{name}, defaults": (name, {**default_hyper(name), "weight_decay": 0.01}) for name in RULES},
+    **{f"{name}, varied": (name, {**default_hyper(name), **VARIED[name], **DECAY}) for name in RULES},
+    **{form: (name, {**default_hyper(name), **hyper, **DECAY}) for form, (name, hyper) in FORMS.items()},
+}
+
+
+def copies_of(name, hyper):
+    return len(hyper["betas"]) if RULES[name].vector else None
+
+
+def make_states(name, hyper, param):
+    """States before the first step, in the parameter's memory order."""
+    copies = copies_of(name, hyper)
+    shape = param.shape if copies is None else (copies, *param.shape)
+    return [np.zeros(shape, param.dtype) for _ in RULES[name].states]
+
+
+def gradients(n, steps, seed=0):
+    """Gradients with the spread that real ones have: many magnitudes, zeros among them."""
+    rng = np.random.default_rng(seed)
+    g = rng.standard_normal((steps, n)) * 10.0 ** rng.integers(-4, 2, size=n)
+    g[:, ::17] = 0.0
+    return g
+
+
+def parameter(n, seed=1):
+    return np.random.default_rng(seed).standard_normal(n)
+
+
+def run(name, hyper, p0, grads, dtype, *, place=np.array, **call):
+    """Steps through the functional form; `place` lays an array out in memory. Returns parameter and states."""
+    param = place(np.asarray(p0, dtype))
+    states = [place(state) for state in make_states(name, hyper, np.asarray(p0, dtype))]
+    grad = place(np.zeros_like(np.asarray(p0, dtype)))
+    step = getattr(functional, name)
+    for t, g in enumerate(grads, 1):
+        grad[...] = g
+        step(param, grad, *states, step=t, **hyper, **call)
+    return [param, *states]
+
+
+def bits(arrays):
+    """Arrays as integers, NaNs made one: which NaN an operation gives is the processor's choice."""
+    out = []
+    for a in arrays:
+        a = np.ascontiguousarray(a)
+        if a.dtype.kind == "f":
+            a = np.where(np.isnan(a), np.array(np.nan, a.dtype), a)
+        out.append(a.view(f"u{a.itemsize}"))
+    return out
+
+
+def assert_same_bits(got, want):
+    for a, b in zip(bits(got), bits(want), strict=True):
+        differing = np.flatnonzero(a.ravel() != b.ravel())
+        assert differing.size == 0, f"{differing.size} of {a.size} differ, the first at {differing[0]}"

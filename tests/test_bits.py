@@ -1,0 +1,184 @@
+"""The same bits on every backend, instruction set, number of threads and layout; and those bits near the oracle's."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt.backends import native
+from fastopt.rules import RULES
+
+from .oracle import ORACLES
+from .support import CASES, assert_same_bits, copies_of, gradients, make_states, parameter, run
+
+STEPS = 25
+DTYPES = ["float32", "float64"]
+
+
+@pytest.fixture
+def isa():
+    yield native.set_isa
+    native.set_isa(None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_backends_and_instruction_sets_agree(case, dtype, isa):
+    name, hyper = CASES[case]
+    p0, grads = parameter(1037), gradients(1037, STEPS)
+    want = run(name, hyper, p0, grads, dtype, backend="numba", threads=1)
+    for level in native.isa_supported():
+        isa(level)
+        assert_same_bits(run(name, hyper, p0, grads, dtype, backend="native", threads=1), want)
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", RULES)
+def test_threads_agree(name, dtype, backend):
+    n, steps = 300_007, 4  # beyond both backends' grain for four threads
+    name, hyper = CASES[f"{name}, varied"]
+    p0, grads = parameter(n), gradients(n, steps)
+    want = run(name, hyper, p0, grads, dtype, backend="native", threads=1)
+    for threads in (2, 3, 4):
+        assert_same_bits(run(name, hyper, p0, grads, dtype, backend=backend, threads=threads), want)
+
+
+def _strided(a):
+    b = np.zeros((*a.shape[:-1], a.shape[-1] * 3), a.dtype)[..., 1::3]
+    b[...] = a
+    return b
+
+
+def _reversed(a):
+    return np.ascontiguousarray(a[..., ::-1])[..., ::-1]
+
+
+def _misaligned(a):
+    raw = np.zeros(a.nbytes + 1, np.uint8)
+    b = np.ndarray(a.shape, a.dtype, raw.data, offset=1)
+    b[...] = a
+    return b
+
+
+def _offset(a):
+    b = np.zeros(a.size + 3, a.dtype)[3:].reshape(a.shape)
+    b[...] = a
+    return b
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("place", [_strided, _reversed, _misaligned, _offset])
+@pytest.mark.parametrize("name", RULES)
+def test_layouts_agree(name, place, backend):
+    name, hyper = CASES[f"{name}, varied"]
+    for n in (1, 5, 1037):
+        p0, grads = parameter(n), gradients(n, STEPS)
+        want = run(name, hyper, p0, grads, "float32", backend="native")
+        assert_same_bits(run(name, hyper, p0, grads, "float32", place=place, backend=backend), want)
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", RULES)
+def test_many_tensors_agree_with_one(name, dtype, backend):
+    name, hyper = CASES[f"{name}, varied"]
+    cuts = [0, 0, 1, 4, 20, 20, 333, 900, 1037]
+    p0, grads = parameter(1037).astype(dtype), gradients(1037, STEPS).astype(dtype)
+    want = run(name, hyper, p0, grads, dtype, backend="native")
+    parts = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+    params = [p0[part].copy() for part in parts]
+    states = [list(s) for s in zip(*(make_states(name, hyper, p) for p in params), strict=True)] if want[1:] else []
+    for t, g in enumerate(grads, 1):
+        lists = [params, [g[part] for part in parts], *states]
+        getattr(fastopt.functional, name)(*lists, step=t, **hyper, backend=backend, threads=3)
+    got = [np.concatenate(params), *(np.concatenate(s, axis=-1) for s in states)]
+    assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_axis_orders_and_broadcast_gradients(dtype):
+    rng = np.random.default_rng(3)
+    p0, g0 = rng.standard_normal((2, 5, 7, 3, 2)).astype(dtype)
+    want = [p0.copy(), np.zeros_like(p0), np.zeros_like(p0)]
+    fastopt.functional.adam(want[0], g0, *want[1:], step=1, weight_decay=0.1)
+    layouts = [
+        lambda a: np.asfortranarray(a),
+        lambda a: np.ascontiguousarray(a.transpose(2, 0, 3, 1)).transpose(1, 3, 0, 2),
+        lambda a: np.pad(a, ((1, 2), (0, 1), (2, 0), (1, 1)))[1:-2, :-1, 2:, 1:-1],
+        np.array,
+    ]
+    for a in layouts:
+        for b in layouts:
+            for backend in ("native", "numba"):
+                p, g, m, v = a(p0), b(g0), a(np.zeros_like(p0)), b(np.zeros_like(p0))
+                fastopt.functional.adam(p, g, m, v, step=1, weight_decay=0.1, backend=backend)
+                assert_same_bits([p, m, v], want)
+    p, m, v = p0.copy(), np.zeros_like(p0), np.zeros_like(p0)
+    fastopt.functional.adam(p, np.broadcast_to(g0[0, 0, 0, 0], p0.shape), m, v, step=1)
+    want = [p0.copy(), np.zeros_like(p0), np.zeros_like(p0)]
+    fastopt.functional.adam(want[0], np.full_like(p0, g0[0, 0, 0, 0]), *want[1:], step=1)
+    assert_same_bits([p, m, v], want)
+
+
+def test_gaps_of_a_view_stay_as_they_are():
+    whole = np.arange(30, dtype="f4").reshape(5, 6)
+    before = whole.copy()
+    fastopt.functional.sgd(whole[::2, 1:5:3], np.ones((3, 2), "f4"), step=1, lr=1.0)
+    before[::2, 1:5:3] -= 1
+    np.testing.assert_array_equal(whole, before)
+
+
+# How far a result may be from the oracle in long double, in epsilons of the largest magnitude that the element's
+# trajectory had: 1 - beta2^t, folded in float64 as torch does, is what loses most. All measured below 34.
+BOUND = 40
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_near_the_oracle(case, dtype):
+    name, hyper = CASES[case]
+    p0 = parameter(511).astype(dtype)
+    grads = gradients(511, STEPS).astype(dtype)
+    got = run(name, hyper, p0, grads, dtype)
+    assert np.abs(got[0] - p0).max() > 1e-3  # something has happened
+    path = [ORACLES[name](p0, grads[:t], **hyper) for t in range(1, STEPS + 1)]
+    for k, array in enumerate(got):
+        values = [states[RULES[name].states[k - 1]] if k else p for p, states in path]
+        scale = np.maximum.reduce(np.abs(values)) if k else np.maximum(np.abs(p0), np.maximum.reduce(np.abs(values)))
+        error = np.abs(array - values[-1]) / np.maximum(scale, np.finfo(dtype).tiny)
+        worst = float(error.max()) / np.finfo(dtype).eps
+        assert worst <= BOUND, f"{'p' if not k else RULES[name].states[k - 1]}: {worst:.1f} eps"
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("name", RULES)
+def test_nonfinite_gradients_stay_in_their_element(name, backend):
+    name, hyper = CASES[f"{name}, varied"]
+    p0, grads = parameter(40), gradients(40, 3)
+    want = run(name, hyper, p0, grads, "float32", backend=backend)
+    for bad in (np.nan, np.inf, -np.inf):
+        grads[1, 7] = bad
+        got = run(name, hyper, p0, grads, "float32", backend=backend)
+        assert not np.isfinite(got[0][7]) or name in ("adabound", "amsbound", "adamax") or np.isinf(bad)
+        if np.isnan(bad):
+            assert all(np.isnan(a[..., 7]).any() for a in got)
+        others = np.arange(40) != 7
+        assert_same_bits([a[..., others] for a in got], [a[..., others] for a in want])
+
+
+def test_adamax_without_eps_leaves_parameters_whose_gradients_were_zero():
+    p, g, m, u = np.ones(9, "f4"), np.zeros(9, "f4"), np.zeros(9, "f4"), np.zeros(9, "f4")
+    for backend in ("native", "numba"):
+        fastopt.functional.adamax(p, g, m, u, step=1, eps=0.0, backend=backend)
+    np.testing.assert_array_equal(p, 1)
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_copies_share_one_gradient(backend):
+    assert copies_of("aggmo", {"betas": (0.1, 0.2)}) == 2
+    p, g, b = np.ones(3), np.full(3, 2.0), np.zeros((2, 3))
+    fastopt.functional.aggmo(p, g, b, step=1, lr=0.1, betas=(0.0, 0.5), weight_decay=0.5, backend=backend)
+    np.testing.assert_array_equal(b, 2.5)  # both from the parameter before the step
+    np.testing.assert_allclose(p, 1 - 0.25)

@@ -1,0 +1,213 @@
+"""The functional forms: signatures, what they take, and what bad input gets."""
+
+import array
+import inspect
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import functional
+from fastopt.rules import RULES
+
+from .support import VARIED, default_hyper, make_states
+
+
+def call(**changes):
+    """Calls adam with changes to a good call; returns the arrays."""
+    arrays = {name: np.ones(6, "f4") for name in ("param", "grad", "exp_avg", "exp_avg_sq")}
+    arguments = {"step": 1, **arrays, **changes}
+    functional.adam(**arguments)
+    return [arguments[name] for name in arrays]
+
+
+def test_signature_is_the_contract():
+    text = str(inspect.signature(functional.adam))
+    assert text == (
+        "(param, grad, exp_avg, exp_avg_sq, *, step, lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, eps_root=0.0, "
+        "bias_correction=True, weight_decay=0.0, decoupled_weight_decay=0.0, maximize=False, grad_scale=1.0, "
+        "backend=None, threads=None)"
+    )
+    for name, rule in RULES.items():
+        parameters = list(inspect.signature(getattr(functional, name)).parameters)
+        assert tuple(parameters[: 2 + len(rule.states)]) == ("param", "grad", *rule.states)
+        assert rule.formula in getattr(functional, name).__doc__
+    with pytest.raises(AttributeError, match="the rules are sgd"):
+        functional.adan  # noqa: B018
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("name", RULES)
+def test_empty_and_zero_dimensional_arrays(name, backend):
+    hyper = {**default_hyper(name), **VARIED[name]}
+    for shape in ((0,), (3, 0, 2)):
+        param = np.zeros(shape, "f4")
+        states = make_states(name, hyper, param)
+        getattr(functional, name)(param, np.zeros(shape, "f4"), *states, step=1, **hyper, backend=backend)
+    scalar, one = np.array(0.5), np.array([0.5])
+    for param in (scalar, one):
+        states = make_states(name, hyper, param)
+        getattr(functional, name)(param, np.full_like(param, 2.0), *states, step=1, **hyper, backend=backend)
+    assert scalar == one[0] != 0.5
+    getattr(functional, name)([], [], *[[] for _ in RULES[name].states], step=1, **hyper, backend=backend)
+
+
+def test_kinds_of_arrays(tmp_path):
+    want = call()[0]
+    file = np.memmap(tmp_path / "p", "f4", "w+", shape=6)
+    file[:] = 1
+    call(param=file)
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "p", "f4"), want)
+    buffer = array.array("f", [1.0] * 6)
+    call(param=buffer, grad=memoryview(array.array("f", [1.0] * 6)))
+    np.testing.assert_array_equal(buffer, want)
+
+    class Exchanged:
+        """A CPU array that speaks DLPack and nothing else."""
+
+        def __init__(self, data, device=(1, 0)):
+            self.data, self.device = data, device
+
+        def __dlpack__(self, **options):
+            return self.data.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.device
+
+    data = np.ones(6, "f4")
+    call(param=Exchanged(data), grad=Exchanged(np.ones(6, "f4")))
+    np.testing.assert_array_equal(data, want)
+    with pytest.raises(fastopt.BackendUnavailable, match=r"param: .* on cuda:0.*move it to the CPU"):
+        call(param=Exchanged(data, (2, 0)))
+    optimizer = fastopt.SGD([Exchanged(data)], lr=0.0)
+    optimizer.step([np.ones(6, "f4")])
+
+
+class OnGpu:
+    __cuda_array_interface__ = ()
+
+
+R = np.ones(6, "f4")
+R.flags.writeable = False
+SHARED = np.ones(12, "f4")
+BAD = {
+    "shape": ({"grad": np.ones(5, "f4")}, ValueError, r"grad: found shape \(5,\), expected \(6,\) as param has"),
+    "dimensions": ({"exp_avg": np.ones((6, 1), "f4")}, ValueError, r"exp_avg: found shape \(6, 1\)"),
+    "dtype": ({"exp_avg_sq": np.ones(6)}, TypeError, "exp_avg_sq: found dtype float64, expected float32 as param has"),
+    "integers": ({"param": np.ones(6, "i4")}, TypeError, "param: found dtype int32, expected float32 or float64"),
+    "bfloat16": ({"param": np.ones(6, ml_dtypes.bfloat16)}, TypeError, "param: found dtype bfloat16"),
+    "byte order": ({"param": np.ones(6, ">f4")}, TypeError, "param: .*native byte order"),
+    "read-only param": ({"param": R}, ValueError, "param: found a read-only array"),
+    "read-only state": ({"exp_avg": R}, ValueError, "exp_avg: found a read-only array"),
+    "read-only bytes": ({"param": memoryview(b"123456781234567812345678").cast("f")}, ValueError, "param.*read-only"),
+    "grad is param": ({"param": SHARED[:6], "grad": SHARED[:6]}, ValueError, "grad: found memory shared with param"),
+    "grad overlaps": ({"param": SHARED[:6], "grad": SHARED[5:11]}, ValueError, "grad: found memory shared with param"),
+    "state overlaps": ({"exp_avg": SHARED[:6], "exp_avg_sq": SHARED[4:10]}, ValueError, "exp_avg_sq: .* with exp_avg"),
+    "itself": ({"param": np.broadcast_to(np.ones(1, "f4"), 6)}, ValueError, "param: found a (read-only|view)"),
+    "no array": ({"param": 1.0}, TypeError, "param: found float, expected an array"),
+    "text": ({"param": "ones"}, TypeError, "param: found str, expected an array"),
+    "none": ({"grad": None}, TypeError, "grad: found NoneType, expected an array"),
+    "list among arrays": ({"grad": [np.ones(6, "f4")]}, TypeError, "grad: found a list, expected one array"),
+    "array among lists": ({"param": [np.ones(6, "f4")]}, TypeError, "grad: found ndarray, expected a list"),
+    "gpu": ({"param": OnGpu()}, fastopt.BackendUnavailable, "param: .*cuda.*CPU"),
+    "step 0": ({"step": 0}, ValueError, "step: found 0, expected an integer >= 1"),
+    "step 1.5": ({"step": 1.5}, TypeError, "step: found 1.5 of type float"),
+    "negative lr": ({"lr": -0.1}, ValueError, "lr: found -0.1, expected a finite number >= 0"),
+    "nan": ({"eps": float("nan")}, ValueError, "eps: found nan"),
+    "infinite": ({"weight_decay": float("inf")}, ValueError, "weight_decay: found inf"),
+    "beta 1": ({"beta2": 1.0}, ValueError, r"beta2: found 1.0, expected a number in \[0, 1\)"),
+    "text for a number": ({"lr": "0.1"}, TypeError, "lr: found '0.1' of type str"),
+    "callable for a number": ({"lr": lambda t: 0.1}, TypeError, "lr: found .* of type function"),
+    "flag": ({"bias_correction": 2}, ValueError, "bias_correction: found 2, expected True or False"),
+    "scale": ({"grad_scale": float("nan")}, ValueError, "grad_scale: found nan"),
+    "scale's type": ({"grad_scale": "1"}, TypeError, "grad_scale: found '1'"),
+    "backend": (
+        {"backend": "gpu"},
+        ValueError,
+        "backend: found 'gpu', expected one of auto, native, numba, numba-cuda",
+    ),
+    "missing backend": ({"backend": "numba-cuda"}, fastopt.BackendUnavailable, "numba-cuda"),
+    "threads": ({"threads": 0}, ValueError, "threads: found 0, expected an integer >= 1"),
+    "unknown": ({"learning_rate": 0.1}, TypeError, "learning_rate"),
+}
+
+
+@pytest.mark.parametrize("after_a_good_call", [False, True])
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_a_named_error_and_changes_nothing(case, after_a_good_call):
+    changes, error, message = BAD[case]
+    arrays = {name: np.full(6, 0.5, "f4") for name in ("param", "grad", "exp_avg", "exp_avg_sq")}
+    if after_a_good_call:
+        functional.adam(**arrays, step=1)
+    arguments = {"step": 2, **arrays, **changes}
+    everything = [a for a in (*arrays.values(), *changes.values()) if isinstance(a, np.ndarray)]
+    before = [a.tobytes() for a in everything]
+    for backend in ({}, {"backend": "numba"}):
+        with pytest.raises(error, match=message):
+            functional.adam(**{**backend, **arguments})
+        assert [a.tobytes() for a in everything] == before
+
+
+def test_lists():
+    params = [np.ones(3, "f4"), np.ones(4, "f4")]
+    with pytest.raises(ValueError, match="grad: found 1 arrays, expected 2 as param has"):
+        functional.sgd(params, params[:1], step=1)
+    with pytest.raises(ValueError, match=r"grad\[1\]: found shape \(5,\)"):
+        functional.sgd(params, [np.ones(3, "f4"), np.ones(5, "f4")], step=1)
+    with pytest.raises(ValueError, match=r"param\[1\]: found memory shared with param\[0\]"):
+        functional.sgd([params[0], params[0]], [np.ones(3, "f4")] * 2, step=1)
+    functional.sgd(params, [np.ones(3, "f4"), np.ones(4, "f4")], step=1, lr=1.0)
+    assert not np.concatenate(params).any()
+    one = np.ones(4, "f4")  # one gradient may serve several parameters
+    functional.sgd([a := np.ones(4, "f4"), b := np.ones(4, "f4")], [one, one], step=1, lr=1.0)
+    assert not a.any()
+    assert not b.any()
+    interleaved = np.arange(8, dtype="f4")
+    functional.sgd(interleaved[::2], interleaved[1::2], step=1, lr=1.0)
+    np.testing.assert_array_equal(interleaved, [-1, 1, -1, 3, -1, 5, -1, 7])
+
+
+def test_an_array_made_read_only_between_calls_is_refused():
+    p, g, m, v = (np.ones(5, "f4") for _ in range(4))
+    functional.adam(p, g, m, v, step=1)
+    v.flags.writeable = False
+    before = p.copy()
+    with pytest.raises(ValueError, match="exp_avg_sq: found a read-only"):
+        functional.adam(p, g, m, v, step=2)
+    np.testing.assert_array_equal(p, before)
+
+
+def test_identities_of_dead_arrays_are_not_remembered():
+    for n in range(1, 200):
+        p, g = np.ones(n, "f4"), np.ones(n, "f4")
+        functional.sgd(p, g, step=1, lr=1.0)
+        assert not p.any()
+        del p, g
+    assert len(functional._cache) < 20
+
+
+def test_aggmo_states():
+    p, g = np.ones(3), np.ones(3)
+    with pytest.raises(ValueError, match=r"momentum_buffer: found shape \(3,\), expected \(3, 3\)"):
+        functional.aggmo(p, g, np.zeros(3), step=1)
+    for betas, error in [((), "1 to 16"), ((0.5,) * 17, "1 to 16"), ((0.5, 1.0), r"betas\[1\]: found 1.0")]:
+        with pytest.raises(ValueError, match=error):
+            functional.aggmo(p, g, np.zeros((len(betas), 3)), step=1, betas=betas)
+    with pytest.raises(TypeError, match=r"betas: found 0\.9"):
+        functional.aggmo(p, g, np.zeros((1, 3)), step=1, betas=0.9)
+    functional.aggmo(p, g, np.zeros((16, 3)), step=1, betas=(0.5,) * 16)
+    assert (p < 1).all()
+
+
+def test_nadam_at_a_later_step_knows_its_product():
+    p, g, m, v = (np.full(4, 0.5) for _ in range(4))
+    q, n, w = p.copy(), m.copy(), v.copy()
+    product = 1.0
+    for t in range(1, 6):
+        product *= 0.9 * (1 - 0.5 * 0.96 ** (t * 4e-3))
+    functional.nadam(p, g, m, v, step=6)
+    functional.nadam(q, g, n, w, step=6, mu_product=product)
+    np.testing.assert_array_equal(p, q)
+    functional.nadam(q, g, n, w, step=10**9)
+    assert np.isfinite(q).all()

@@ -1,0 +1,57 @@
+"""The global norm: one result whatever the backend, threads, layout; and clipping as torch's."""
+
+import math
+
+import numpy as np
+import pytest
+
+import fastopt
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_same_bits_whatever_threads_backend_and_layout(dtype):
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal(n).astype(dtype) for n in (1, 100_003, 4096, 0, 4097, 200_000)]
+    want = fastopt.global_norm(grads, backend="native", threads=1)
+    exact = math.sqrt(math.fsum(float(x) ** 2 for g in grads for x in g))
+    assert want == pytest.approx(exact, rel=1e-14)
+    wide = [np.repeat(g, 2)[::2] for g in grads]
+    for backend in ("native", "numba"):
+        for threads in (1, 2, 3, 4):
+            assert fastopt.global_norm(grads, backend=backend, threads=threads) == want
+            assert fastopt.global_norm(wide, backend=backend, threads=threads) == want
+
+
+def test_what_it_takes():
+    assert fastopt.global_norm([]) == 0.0
+    assert fastopt.global_norm({"a": np.array([3.0]), "b": None, "c": np.array([4.0], "f4")}) == 5.0
+    assert fastopt.global_norm(np.array([3.0, 4.0])) == 5.0
+    assert fastopt.global_norm(np.full(4, 3e38, "f4")) == pytest.approx(6e38)  # float32 squares would overflow
+    assert math.isnan(fastopt.global_norm([np.array([np.nan, 1.0])]))
+    assert fastopt.global_norm([np.array([np.inf, 1.0])]) == math.inf
+    assert fastopt.global_norm([np.full(3, 1e200)]) == math.inf
+    with pytest.raises(TypeError, match=r"grads\[0\]: found dtype int64"):
+        fastopt.global_norm([np.ones(3, "i8")])
+
+
+def test_clipping_in_place_is_torchs():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal(50).astype("f4"), rng.standard_normal((5, 5)).astype("f4")]
+    theirs = [torch.zeros(g.shape, requires_grad=True) for g in grads]
+    for x, g in zip(theirs, grads, strict=True):
+        x.grad = torch.tensor(g)
+    for limit in (100.0, 1.5, 0.0):
+        norm = torch.nn.utils.clip_grad_norm_(theirs, limit)
+        assert fastopt.clip_grad_norm_(grads, limit) == pytest.approx(norm.item(), rel=1e-6)
+        for x, g in zip(theirs, grads, strict=True):
+            np.testing.assert_allclose(g, x.grad.numpy(), rtol=1e-6)
+    read_only = np.ones(4)
+    read_only.flags.writeable = False
+    with pytest.raises(ValueError, match=r"grads\[1\]: found a read-only array"):
+        fastopt.clip_grad_norm_([np.ones(3), read_only], 0.1)
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="max_norm"):
+            fastopt.clip_grad_norm_([np.ones(3)], bad)
+    with pytest.raises(TypeError, match="max_norm"):
+        fastopt.SGD(np.ones(3)).step(np.ones(3), max_norm="1")

@@ -1,0 +1,206 @@
+"""Forks, threads, signals, environment, caches: what a process does around an update."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt.backends import native
+
+BIG = 400_000
+
+
+def python(code, **environment):
+    """Runs code in a new process and returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_loads_no_more_than_it_must():
+    heavy = ("numba", "torch", "scipy", "matplotlib", "sklearn", "rich", "llvmlite", "pycparser")
+    assert python(f"import fastopt, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_a_forked_child_can_update(backend):
+    p, g = np.ones(BIG, "f4"), np.ones(BIG, "f4")
+    fastopt.functional.sgd(p, g, step=1, lr=0.5, threads=2, backend=backend)  # threads have started
+    pid = os.fork()
+    if pid == 0:
+        try:
+            fastopt.functional.sgd(p, g, step=2, lr=0.5, threads=2, backend=backend)
+            os._exit(0 if not p.any() else 1)
+        except BaseException:
+            os._exit(2)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert (p == 0.5).all()
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_calls_from_several_threads_at_once(backend):
+    want = np.ones(BIG, "f4")
+    m, v = np.zeros((2, BIG), "f4")
+    g = np.linspace(-1, 1, BIG, dtype="f4")
+    for t in range(1, 6):
+        fastopt.functional.adam(want, g, m, v, step=t, threads=1)
+    results, errors = {}, []
+
+    def work(k):
+        try:
+            p = np.ones(BIG, "f4")
+            optimizer = fastopt.Adam(p, threads=2, backend=backend)
+            for _ in range(5):
+                optimizer.step(g)
+            results[k] = p
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert len(results) == 6
+    for p in results.values():
+        np.testing.assert_array_equal(p, want)
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_an_interrupt_leaves_whole_steps(backend):
+    """However a run is interrupted, parameters, states and step count are those of one and the same step."""
+    out = python(
+        f"""
+import os, signal, threading, time
+import numpy as np, fastopt
+p = [np.zeros({BIG}, "f4"), np.zeros(7, "f8")]
+g = [np.ones({BIG}, "f4"), np.ones(7, "f8")]
+opt = fastopt.SGD(p, lr=1.0, momentum=0.5, backend="{backend}", threads=2)
+opt.step(g)
+def interrupt():
+    for _ in range(20):
+        time.sleep(0.013)
+        os.kill(os.getpid(), signal.SIGINT)
+thread = threading.Thread(target=interrupt)
+caught = 0
+started = False
+while caught < 20:
+    try:
+        if not started:
+            started = True
+            thread.start()
+        for _ in range(10**6):
+            opt.step(g)
+    except KeyboardInterrupt:
+        caught += 1
+        b = v = 0.0
+        steps = int(opt.state[0]["step"])
+        for k in range(min(steps, 60)):
+            b = 0.5 * b + 1.0
+        assert steps == int(opt.state[1]["step"]), (steps, opt.state[1])
+        for s in opt.state:
+            assert (s["momentum_buffer"] == s["momentum_buffer"].flat[0]).all()
+        assert (p[0] == p[0][0]).all() and (p[1] == p[1][0]).all()
+        assert abs(float(p[1][0]) + 2 * steps - 2 + 2 * 0.5**steps) < 1e-6 * steps, (p[1][0], steps)
+print("whole", caught)
+"""
+    )
+    assert out.strip() == "whole 20"
+
+
+def test_the_environment_chooses():
+    code = "import fastopt; from fastopt.backends import native; print(native.isa(), fastopt.get_num_threads())"
+    assert python(code, FASTOPT_ISA="sse2", FASTOPT_NUM_THREADS="3").split() == [native.isa_supported()[0], "3"] or (
+        "sse2" not in native.isa_supported()
+    )
+    assert python(code, OMP_NUM_THREADS="1", FASTOPT_NUM_THREADS="").split()[1] == "1"
+    code = "import fastopt; fastopt.show_config()"
+    assert "numba" in python(code, FASTOPT_BACKEND="numba").splitlines()[-1]
+    for variable, value in (("FASTOPT_NUM_THREADS", "0"), ("FASTOPT_BACKEND", "gpu")):
+        done = subprocess.run(
+            [sys.executable, "-c", "import fastopt"],
+            env={**os.environ, variable: value},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert f"{variable}: found '{value}'" in done.stderr
+
+
+def test_number_of_threads():
+    before = fastopt.get_num_threads()
+    try:
+        fastopt.set_num_threads(3)
+        assert fastopt.get_num_threads() == 3
+        for bad, error in ((0, ValueError), (1.5, TypeError), ("2", TypeError)):
+            with pytest.raises(error, match="n: found"):
+                fastopt.set_num_threads(bad)
+    finally:
+        fastopt.set_num_threads(before)
+
+
+def test_use_backend():
+    p, g = np.ones(4), np.ones(4)
+    optimizer = fastopt.SGD(p, lr=0.1)
+    with fastopt.use_backend("numba"):
+        assert optimizer.bind(g)._backend.__name__.endswith("numba_cpu")
+        optimizer.step(g)
+        with fastopt.use_backend("native"):
+            optimizer.step(g)
+    assert optimizer.bind(g)._backend.__name__.endswith("native")
+    np.testing.assert_allclose(p, 0.8)
+    with pytest.raises(ValueError, match="name: found 'cuda'"):
+        fastopt.use_backend("cuda")
+
+
+def test_numba_kernels_are_cached_across_processes(tmp_path):
+    code = """
+import numpy as np, fastopt
+from fastopt.backends import numba_cpu
+for name, states in (("sgd", 0), ("adam", 2)):
+    arrays = [np.ones(9, "f4") for _ in range(2 + states)]
+    getattr(fastopt.functional, name)(*arrays, step=1, backend="numba")
+    stats = numba_cpu.kernel(name).stats
+    print(name, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+    assert python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["sgd", "0", "1", "adam", "0", "1"]
+    assert python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["sgd", "1", "0", "adam", "1", "0"]
+
+
+def test_a_missing_c_extension_is_told_and_numba_steps_in():
+    code = """
+import sys
+sys.modules["fastopt.backends._native"] = None
+import fastopt, numpy as np
+print(fastopt.available_backends()["native"])
+p = np.ones(3)
+fastopt.SGD(p, lr=1.0).step(np.ones(3))
+assert not p.any()
+fastopt.show_config()
+"""
+    out = python(code)
+    assert "C compiler" in out
+    assert "pip install" in out

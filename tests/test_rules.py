@@ -1,0 +1,103 @@
+"""The rule table: its own consistency, and its C twin's agreement with it."""
+
+import math
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import rules
+from fastopt.backends import native
+from fastopt.dispatch import hyper_row
+from fastopt.rules import REQUIRED, RULES
+
+from .oracle import ORACLES
+from .support import CASES, VARIED
+
+ffi, lib = native.ffi, native.lib
+
+
+def test_everything_is_driven_by_the_table():
+    assert set(ORACLES) == set(RULES) == set(VARIED) == set(fastopt.functional.__all__)
+    assert {rule.optimizer for rule in RULES.values()} <= set(fastopt.__all__)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_folds_have_the_same_bits_in_c_and_python(case):
+    name, hyper = CASES[case]
+    rule = RULES[name]
+    number = lib.fastopt_find_rule(name.encode())
+    assert number >= 0
+    rows = hyper_row(rule, hyper)
+    for row in rows:
+        scalars = tuple(rule.scalars.values())
+        c_scalars = ffi.new("double[]", [*scalars, 0.0])
+        for t in (*range(1, 30), 1000, 10**7):
+            want = rule.fold(float(t), row[0], *row[4:].tolist(), *scalars)
+            want, scalars = want[: len(rule.coefficients)], want[len(rule.coefficients) :]
+            got = ffi.new("double[]", 3 + len(rule.coefficients))
+            assert lib.fastopt_fold(number, t, 0.25, ffi.from_buffer("double[]", row), c_scalars, got) == 0
+            assert list(got) == [*rule.prologue_coefficients(row, 0.25), *want], t
+            assert list(c_scalars)[: len(scalars)] == list(scalars)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_update_is_plain_python(name):
+    """The rule's own function, element by element in Python's floats, gives the kernels' bits in float64."""
+    name, hyper = CASES[f"{name}, varied"]
+    rule = RULES[name]
+    row = hyper_row(rule, hyper)[0]
+    coefs = rule.fold(1.0, row[0], *row[4:].tolist(), *rule.scalars.values())[: len(rule.coefficients)]
+    p0, g0, *s0 = np.random.default_rng(0).random((2 + len(rule.states), 5))
+    want = []
+    for p, g, *s in zip(p0, g0, *s0, strict=True):
+        p, g = rules.prologue(float(p), float(g), *rule.prologue_coefficients(row, 1.0))
+        want.append(np.atleast_1d(rule.update(p, g, *map(float, s), *map(float, coefs))))
+    if rule.vector:
+        s0 = [s[None] for s in s0]
+        hyper = {**hyper, rule.vector: hyper[rule.vector][:1]}
+        coefs = (coefs[0], hyper["lr"])
+        want = []
+        for p, g, s in zip(p0, g0, s0[0][0], strict=True):
+            p, g = rules.prologue(float(p), float(g), *rule.prologue_coefficients(row, 1.0))
+            want.append(rule.update(p, g, float(s), *coefs))
+    getattr(fastopt.functional, name)(p0, g0, *s0, step=1, **hyper)
+    np.testing.assert_array_equal(np.array([p0, *(s.reshape(5) for s in s0)]).T, np.array(want))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_hyper_parameters_know_their_domain(name):
+    rule = RULES[name]
+    for key, hyper in rule.hyper.items():
+        bad = [math.nan, math.inf, -math.inf, "0.1", [], "x"] + ([] if hyper.optional else [None])
+        bad += [-1e-9] if hyper.low == 0 else []
+        bad += [1.0] if hyper.below_high else []
+        bad += [0.5] if hyper.flag else []
+        for value in bad:
+            with pytest.raises((TypeError, ValueError), match=key):
+                hyper.check(key, value)
+        if hyper.default is not REQUIRED and not hyper.vector:
+            hyper.check(key, hyper.default)
+
+
+def test_c_refuses_what_it_does_not_know():
+    assert lib.fastopt_find_rule(b"nonesuch") == lib.fastopt_find_rule(ffi.NULL) == -1
+    job = ffi.new("fastopt_job *", {"rule": 999})
+    assert ffi.string(lib.fastopt_message(lib.fastopt_step(job, 1))) == b"unknown rule"
+    job = ffi.new("fastopt_job *", {"rule": 0, "dtype": 7})
+    assert ffi.string(lib.fastopt_message(lib.fastopt_step(job, 1))) == b"unknown dtype"
+    assert lib.fastopt_fold(-1, 1, 1.0, ffi.NULL, ffi.NULL, ffi.NULL) == lib.FASTOPT_BAD_RULE
+    assert ffi.string(lib.fastopt_message(12345)) == b"unknown error code"
+
+
+def test_every_compiled_instruction_set_that_the_processor_has_can_be_chosen():
+    assert set(native.isa_supported()) <= set(native.isa_compiled())
+    try:
+        for level in native.isa_supported():
+            native.set_isa(level)
+            assert native.isa() == level
+        with pytest.raises(ValueError, match=r"FASTOPT_ISA.*mmx"):
+            native.set_isa("mmx")
+    finally:
+        native.set_isa(None)
+    assert native.isa() == native.isa_supported()[-1]
