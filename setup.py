@@ -45,6 +45,23 @@ def struct(name, fields, real):
     return f"typedef struct {{ {real} {members}; }} {name};"
 
 
+def instance(name, states, copies):
+    """What the loop of a rule with so many copies of its states needs: pointers, prefetches, the update."""
+    pointers = [(f"{s}_{k}", 2 + k * len(states) + j) for k in range(copies) for j, s in enumerate(states)]
+    declare = " ".join(f"real *restrict {pointer} = arrays[{j}];" for pointer, j in pointers)
+    prefetch = " ".join(f"PREFETCH({pointer} + (i));" for pointer, _ in pointers)
+    update = ""
+    for k in range(copies):
+        load = ", ".join(f"{s}_{k}[i]" for s in states) or "0"
+        store = " ".join(f"{s}_{k}[i] = s.{s};" for s in states)
+        update += f"{{ FN({name}_states) s = {{{load}}}; FN({name})(&p, g, &s, &coefs[{k}]); {store} }} "
+    return [
+        f"#define POINTERS_{name}_{copies} {declare}",
+        f"#define PREFETCH_{name}_{copies}(i) {prefetch}",
+        f"#define UPDATE_{name}_{copies} {update}",
+    ]
+
+
 def rule_table():
     """The text of rule_table.h: the C side's view of the rule table."""
     module = load_rules()
@@ -60,20 +77,21 @@ def rule_table():
             lines.append(struct(f"{name}_states_{suffix}", rule.states, real))
     folds = {rule.fold.__name__.removeprefix("fold_"): rule for rule in kernels.values()}
     lines += [struct(f"{fold}_hyper", rule.row, "double") for fold, rule in folds.items()]
+    instances = []
     for name, rule in kernels.items():
-        pointers = "".join(f" real *restrict {s} = arrays[{2 + j}];" for j, s in enumerate(rule.states))
         lines += [
             f"#define STATES_{name} {len(rule.states)}",
             f"#define SCALARS_{name} {len(rule.scalars)}",
-            f"#define POINTERS_{name}(real){pointers}",
-            f"#define LOAD_{name}(i) {{{', '.join(f'{s}[i]' for s in rule.states) or '0'}}}",
-            f"#define STORE_{name}(i) {' '.join(f'{s}[i] = s.{s};' for s in rule.states)}",
-            f"#define PREFETCH_{name}(i) {' '.join(f'PREFETCH({s} + (i));' for s in rule.states)}",
         ]
+        for copies in range(1, module.MAX_COPIES + 1 if rule.vector else 2):
+            lines += instance(name, rule.states, copies)
+            instances.append(f"X({name}, {copies})")
     entries = " ".join(f"X({name}, {rule.fold.__name__.removeprefix('fold_')})" for name, rule in kernels.items())
     lines += [
         f"#define FASTOPT_KERNEL_COUNT {len(kernels)}",
         f"#define FASTOPT_KERNELS(X) {entries}",
+        f"#define FASTOPT_INSTANCES(X) {' '.join(instances)}",
+        f"#define FASTOPT_MAX_COPIES {module.MAX_COPIES}",
         f"#define FASTOPT_ALIASES {', '.join(aliases)}",
         f"#define FASTOPT_LEVELS(X) {' '.join(f'X({level})' for level in levels())}",
     ]

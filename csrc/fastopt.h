@@ -19,7 +19,7 @@ extern "C" {
 #define FASTOPT_API
 #endif
 
-enum { FASTOPT_OK = 0, FASTOPT_BAD_RULE = 1, FASTOPT_BAD_DTYPE = 2, FASTOPT_BAD_ISA = 3 };
+enum { FASTOPT_OK = 0, FASTOPT_BAD_RULE = 1, FASTOPT_BAD_DTYPE = 2, FASTOPT_BAD_ISA = 3, FASTOPT_BAD_COPIES = 4 };
 enum { FASTOPT_FLOAT32 = 0, FASTOPT_FLOAT64 = 1 };
 
 /* The arrays of one update. A *tensor* is a parameter with its gradient and states; a *run* is a one-dimensional,

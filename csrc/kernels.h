@@ -6,13 +6,13 @@
 
 #include "rule_table.h"
 
-typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients);
-typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int states, int copies, void *const *addresses,
-                               const int64_t *strides, const double *coefficients, int row);
+typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients, int prefetch);
+typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses,
+                               const int64_t *strides, const double *coefficients, int row, int prefetch);
 
 typedef struct {
     const char *name;
-    fastopt_kernel kernels[FASTOPT_KERNEL_COUNT][2]; /* by rule and dtype */
+    fastopt_kernel kernels[FASTOPT_KERNEL_COUNT][FASTOPT_MAX_COPIES][2]; /* by rule, copies - 1 and dtype */
     fastopt_runner run[2];
     double (*square_sum[2])(int64_t n, const char *from, int64_t stride);
     void (*stream)(int64_t n, int arrays, float *const *addresses, int ahead);

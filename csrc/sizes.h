@@ -1,5 +1,4 @@
 /* Sizes of the work space on the stack. */
-#define TILE 1024       /* elements: the tiles of a rule's arrays fit the first-level cache */
-#define MAX_STATES 3    /* arrays of state that a rule may have */
-#define MAX_COPIES 16   /* of them (AggMo's betas) */
-#define MAX_ROW 16      /* coefficients, the prologue's three among them */
+#define TILE 512                            /* elements: the tiles of a rule's arrays fit the first-level cache */
+#define MAX_ARRAYS (2 + FASTOPT_MAX_COPIES) /* of one tensor: a rule has at most three states, or copies of one */
+#define MAX_ROW (FASTOPT_MAX_COPIES * 8)    /* coefficients of one tensor, the prologue's among them */

@@ -14,9 +14,8 @@ import numpy as np
 from . import settings
 from .arrays import Array, check_overlap, check_tensor, runs_of
 from .errors import BackendUnavailable
-from .rules import Rule
+from .rules import MAX_COPIES, Rule
 
-MAX_COPIES = 16
 _MODULES = {"native": "native", "numba": "numba_cpu"}
 
 
@@ -234,7 +233,7 @@ def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradie
 def _import(name: str) -> Any:
     """The backend's module, or the `BackendUnavailable` that says why there is none."""
     if name not in _MODULES:
-        return BackendUnavailable(f"{name}: this version of fastopt has no such backend; CPU arrays have native, numba")
+        return BackendUnavailable("not in this version of fastopt; CPU arrays have the backends native and numba")
     try:
         return importlib.import_module(f"fastopt.backends.{_MODULES[name]}")
     except BackendUnavailable as reason:
@@ -251,7 +250,7 @@ def load_backend(name: str) -> Backend:
     """
     found = _import(name)
     if isinstance(found, BackendUnavailable):
-        raise found.with_traceback(None)
+        raise BackendUnavailable(f"backend {name}: {found}")
     return found
 
 

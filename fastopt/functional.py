@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import chain
 from operator import index
 from typing import Any
 
@@ -112,14 +113,12 @@ def _scalars_before(rule: Rule, step: int, row: np.ndarray, given: Any) -> tuple
 _cache: dict[tuple[Any, ...], _Bound] = {}
 
 
-def _writable(arrays: tuple[Any, ...]) -> bool:
-    """Whether the arrays to be written still may be: a flag that its owner can change at any time."""
-    if not arrays[0].flags.writeable:
-        return False
-    for array in arrays[2:]:  # noqa: SIM110 (a generator would cost half the call)
+def _some_read_only(arrays: tuple[Any, ...]) -> bool:
+    """Whether to check anew: the flag is one that an array's owner can change at any time."""
+    for array in arrays:  # noqa: SIM110 (a generator would cost as much as the rest of a small call)
         if not array.flags.writeable:
-            return False
-    return True
+            return True
+    return False
 
 
 def _update(
@@ -136,13 +135,16 @@ def _update(
     limit = settings._threads if threads is None else settings.check_threads("threads", threads)
     if grad_scale != 1.0:
         grad_scale = check_scale(grad_scale)
-    key = (rule.name, backend or settings._backend, *map(id, arrays))
+    members = arrays
+    if type(arrays[0]) is list or type(arrays[0]) is tuple:
+        members = tuple(chain.from_iterable(_as_lists(rule, arrays)))
+    key = (rule.name, backend or settings._backend, *map(id, members))
     bound = _cache.get(key)
-    if bound is None or not _writable(arrays):
+    if bound is None or _some_read_only(members):
         _check_step(step)
         bound = _Bound(rule, arrays, values, choose_backend(backend))
-        if all(type(array) is np.ndarray for array in arrays):
-            _remember(key, bound, arrays)
+        if members and all(type(array) is np.ndarray for array in members):
+            _remember(key, bound, members)
     bound.run(step, values, grad_scale, limit, scalars)
 
 

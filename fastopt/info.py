@@ -6,6 +6,7 @@ import platform
 
 from . import settings
 from .dispatch import available_backends
+from .rules import RULES
 
 __version__ = "0.1.0"
 
@@ -45,7 +46,16 @@ def configuration() -> dict[str, str]:
     return lines
 
 
+def rule_table() -> str:
+    """The rules with their formulas and sources, as a table in Markdown."""
+    lines = ["| class | function | update of an element | source |", "|---|---|---|---|"]
+    for rule in RULES.values():
+        formula = rule.formula.replace("|g|", "abs(g)").replace("*", "\\*")
+        lines.append(f"| `{rule.optimizer}` | `{rule.name}` | {formula} | {rule.source} |")
+    return "\n".join(lines)
+
+
 def show_config() -> None:
     """Prints version, instruction sets, threads, and the backends, with the reason why one is missing."""
     for heading, text in configuration().items():
-        print(f"{heading + ':':18} {text}")
+        print(f"{heading + ':':20} {text}")

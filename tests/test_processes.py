@@ -183,7 +183,7 @@ from fastopt.backends import numba_cpu
 for name, states in (("sgd", 0), ("adam", 2)):
     arrays = [np.ones(9, "f4") for _ in range(2 + states)]
     getattr(fastopt.functional, name)(*arrays, step=1, backend="numba")
-    stats = numba_cpu.kernel(name).stats
+    stats = numba_cpu.kernel(name, 1).stats
     print(name, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
     assert python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["sgd", "0", "1", "adam", "0", "1"]

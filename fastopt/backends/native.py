@@ -17,7 +17,7 @@ try:
     from ._native import ffi, lib
 except ImportError as error:
     raise BackendUnavailable(
-        f"native: the C extension cannot be loaded ({error}); build it with a C compiler (Debian: apt install "
+        f"the C extension cannot be loaded ({error}); build it with a C compiler (Debian: apt install "
         "gcc): pip install --force-reinstall --no-binary fastopt fastopt"
     ) from None
 

@@ -37,10 +37,11 @@ try:
     from numba.extending import intrinsic
     from numba.np.unsafe.ndarray import to_fixed_tuple
 except ImportError as error:
-    raise BackendUnavailable(f"numba: Numba cannot be loaded ({error}); install it: pip install numba") from None
+    raise BackendUnavailable(f"Numba cannot be loaded ({error}); install it: pip install numba") from None
 
 GRAIN = 65536  # elements for each thread, below which starting it costs more than it brings
 ALIGN = 64
+CHUNK = 262144  # elements that a thread takes at a time, as it comes free
 TILE = 1024
 NORM_BLOCK = 4096
 AHEAD = 2048  # bytes to prefetch ahead
@@ -95,6 +96,17 @@ def _store(typing, address, value):
     return types.void(types.int64, value), codegen
 
 
+@intrinsic
+def _fetch_add(typing, counter, step):
+    """Adds to the one element of an array, as one operation whatever other threads do; the value before."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.atomic_rmw("add", array.data, args[1], "monotonic")
+
+    return types.int64(counter, types.int64), codegen
+
+
 @njit(**_options)
 def _gather(tile, address, stride, n):
     for i in range(n):
@@ -107,9 +119,10 @@ def _scatter(tile, address, stride, n):
         _store(address + i * stride, tile[i])
 
 
-# ---- the loops, one for each number of states; `update` and `prologue` are bound to a rule's ----
+# ---- the loops, one for each number of states; `apply` is bound to a rule's ----
 
 update: Any = None
+apply: Any = None
 prologue: Any = njit(**_options)(rules.prologue)
 
 
@@ -117,14 +130,14 @@ def _loop0(n, a, c, like):
     p, grad = _array_at(a[0], n, like), _array_at(a[1], n, like)
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
-        p[i] = update(x, g, *c[3:])
+        p[i] = apply(x, g, c)
 
 
 def _loop1(n, a, c, like):
     p, grad, s0 = _array_at(a[0], n, like), _array_at(a[1], n, like), _array_at(a[2], n, like)
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
-        p[i], s0[i] = update(x, g, s0[i], *c[3:])
+        p[i], s0[i] = apply(x, g, s0[i], c)
 
 
 def _loop2(n, a, c, like):
@@ -136,7 +149,7 @@ def _loop2(n, a, c, like):
     )
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
-        p[i], s0[i], s1[i] = update(x, g, s0[i], s1[i], *c[3:])
+        p[i], s0[i], s1[i] = apply(x, g, s0[i], s1[i], c)
 
 
 def _loop3(n, a, c, like):
@@ -149,16 +162,51 @@ def _loop3(n, a, c, like):
     )
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
-        p[i], s0[i], s1[i], s2[i] = update(x, g, s0[i], s1[i], s2[i], *c[3:])
+        p[i], s0[i], s1[i], s2[i] = apply(x, g, s0[i], s1[i], s2[i], c)
 
 
 width: int = 0
+first: Any = None
+second: Any = None
+third: Any = None
 
 
 def _as_tuple(c):
     return to_fixed_tuple(c, width)
 
 
+def _apply0(p, g, c):
+    return update(p, g, *c[3:])
+
+
+def _apply1(p, g, s0, c):
+    return update(p, g, s0, *c[3:])
+
+
+def _apply2(p, g, s0, s1, c):
+    return update(p, g, s0, s1, *c[3:])
+
+
+def _apply3(p, g, s0, s1, s2, c):
+    return update(p, g, s0, s1, s2, *c[3:])
+
+
+def _apply_twice(p, g, s0, s1, c):
+    p, s0 = update(p, g, s0, *c[first])
+    p, s1 = update(p, g, s1, *c[second])
+    return p, s0, s1
+
+
+def _apply_thrice(p, g, s0, s1, s2, c):
+    p, s0 = update(p, g, s0, *c[first])
+    p, s1 = update(p, g, s1, *c[second])
+    p, s2 = update(p, g, s2, *c[third])
+    return p, s0, s1, s2
+
+
+_APPLY = (_apply0, _apply1, _apply2, _apply3)
+# A rule with several copies of its one state, for as many as the loops have states.
+_APPLY_COPIES = {2: _apply_twice, 3: _apply_thrice}
 _LOOPS = (_loop0, _loop1, _loop2, _loop3)
 
 
@@ -176,7 +224,20 @@ to_tuple: Any = None
 states: int = 0
 
 
-def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end):
+def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, counter, share):
+    """Updates parts of a table of runs, `share` elements at a time, until none is left."""
+    while True:
+        begin = _fetch_add(counter, share)
+        if begin >= offsets[-1]:
+            break
+        end = min(begin + share, offsets[-1])
+        update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end)
+
+
+update_part: Any = None
+
+
+def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end):
     """Updates elements [begin, end) of a table of runs."""
     itemsize = like.itemsize
     arrays = 2 + copies * states
@@ -190,7 +251,7 @@ def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies
         n = stop - begin
         begin = stop
         own = coefficients[row_of[tensor_of[r]]]
-        first = own[0]
+        whole = own[0]
         if copies > 1:  # each copy gets the gradient that has been through the prologue
             own = own.copy()
             own[:, 0], own[:, 1], own[:, 2] = 1, 0, 1
@@ -215,7 +276,7 @@ def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies
                 if copies > 1:
                     if k == 0:
                         p, grad = _array_at(part[0], m, like), _array_at(part[1], m, like)
-                        _split_gradient(m, p, grad, shared, first)
+                        _split_gradient(m, p, grad, shared, whole)
                     part[1] = shared.ctypes.data
                 loop(m, part, to_tuple(c), like)
             if not dense:
@@ -256,18 +317,30 @@ def _digest(rule: Rule) -> str:
 
 
 @cache
-def kernel(name: str) -> Any:
-    """The compiled kernel of a rule, by the kernel's name. Compiled for a dtype when first called with it."""
+def kernel(name: str, copies: int) -> Any:
+    """The compiled kernel of a rule, by the kernel's name. Compiled for a dtype when first called with it.
+
+    With `copies` of a state fused, it is that of a rule with as many states and coefficients.
+    """
     rule = next(rule for rule in rules.RULES.values() if rule.kernel == name)
-    count = len(rule.states)
-    bound = _bind(
-        _kernel,
-        f"{name}_{_digest(rule)}",
-        loop=njit(**_options)(_bind(_LOOPS[count], f"loop_{name}", update=compile_update(rule))),
-        to_tuple=njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + len(rule.coefficients))),
+    count, width = len(rule.states) * copies, len(rule.coefficients)
+    once: Any = _APPLY[count] if copies == 1 else _APPLY_COPIES[copies]
+    own = {key: slice(3 + k * width, 3 + (k + 1) * width) for k, key in enumerate(("first", "second", "third"))}
+    apply = _bind(once, f"apply_{name}_{copies}", update=compile_update(rule), **own)
+    part = _bind(
+        _update_part,
+        f"part_{name}_{copies}",
+        loop=njit(**_options)(_bind(_LOOPS[count], f"loop_{name}_{copies}", apply=njit(**_options)(apply))),
+        to_tuple=njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + width * copies)),
         states=count,
     )
+    bound = _bind(_kernel, f"{name}_{copies}_{_digest(rule)}", update_part=njit(**_options)(part))
     return njit(cache=True, **_options)(bound)
+
+
+def _fused(job: Job) -> int:
+    """How many copies of its states the job's kernel has fused: all, where there is a loop for as many."""
+    return job.parameters.copies if job.parameters.copies in _APPLY_COPIES else 1
 
 
 # ---- threads ----
@@ -287,21 +360,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def _parallel(function: Callable[[int, int], None], n: int, grain: int, align: int, threads: int) -> None:
-    """Splits [0, n) among threads, the caller's own among them."""
+def _parallel(kernel: Any, table: tuple[Any, ...], n: int, chunk: int, grain: int, align: int, threads: int) -> None:
+    """Runs a kernel over [0, n) in threads, the caller's own among them: each takes a part as it comes free."""
     global _pool
+    counter = np.zeros(1, np.int64)
     threads = min(threads, n // grain)
     if threads <= 1:
         if n:
-            function(0, n)
+            kernel(*table, counter, n)
         return
+    share = min(-(-n // threads), chunk)
+    share = -(-share // align) * align
     with _pool_lock:
         if _pool is None or _pool._max_workers < threads - 1:
             _pool = ThreadPoolExecutor(threads - 1, "fastopt")
-        share = -(-n // threads // align) * align
-        parts = [(begin, min(begin + share, n)) for begin in range(0, n, share)]
-        others = [_pool.submit(function, *part) for part in parts[1:]]
-    function(*parts[0])
+        others = [_pool.submit(lambda: kernel(*table, counter, share)) for _ in range(threads - 1)]
+    kernel(*table, counter, share)
     wait(others)
     for other in others:
         other.result()
@@ -329,7 +403,7 @@ def _whole() -> Iterator[None]:
 class _Runner:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
-        self._kernels = [kernel(job.parameters.rule.kernel) for job in jobs]
+        self._kernels = [kernel(job.parameters.rule.kernel, _fused(job)) for job in jobs]
 
     def __call__(self, grad_scale: float, threads: int) -> None:
         with _whole():
@@ -341,8 +415,8 @@ class _Runner:
         coefficients, row_of = advance(job, grad_scale)
         like = np.empty(0, job.dtype)
         strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
-        table = (job.addresses, strides, job.offsets, job.tensor_of, row_of, coefficients, job.parameters.copies, like)
-        _parallel(lambda begin, end: function(*table, begin, end), int(job.offsets[-1]), GRAIN, ALIGN, threads)
+        table = (job.addresses, strides, job.offsets, job.tensor_of, row_of, coefficients, coefficients.shape[1], like)
+        _parallel(function, table, int(job.offsets[-1]), CHUNK, GRAIN, ALIGN, threads)
 
 
 prepare = _Runner
@@ -354,7 +428,7 @@ def advance(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     coefficients : numpy.ndarray, of the job's dtype, shape (rows, copies, 3 + coefficients)
-        The distinct ones.
+        The distinct ones; of shape (rows, 1, 3 + copies*coefficients) where the kernel has copies fused.
     row_of : numpy.ndarray, int32, shape (tensors,)
         The row of each tensor.
     """
@@ -379,12 +453,17 @@ def advance(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
             after.append(advanced)
         row_of[i] = rows[key]
         parameters.scalars[at] = after[rows[key]]
-    return np.array(folded).astype(job.dtype), row_of
+    coefficients = np.array(folded).astype(job.dtype)
+    if _fused(job) > 1:
+        coefficients = np.concatenate([coefficients[:, :1, :3], coefficients[:, :, 3:].reshape(len(folded), 1, -1)], 2)
+    return coefficients, row_of
 
 
 @njit(cache=True, **_options)
-def _square_sums(addresses, strides, offsets, blocks, sums, like, begin, end):
+def _square_sums(addresses, strides, offsets, blocks, sums, like, counter, share):
     lanes = np.empty(16)
+    begin = _fetch_add(counter, share)
+    end = min(begin + share, sums.size)
     r = np.searchsorted(blocks, begin, side="right") - 1
     while begin < end:
         while blocks[r + 1] <= begin:
@@ -407,5 +486,5 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     blocks = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-np.diff(grads.offsets) // NORM_BLOCK))])
     sums = np.empty(blocks[-1])
     table = (grads.addresses, grads.strides, grads.offsets, blocks, sums, np.empty(0, grads.dtype))
-    _parallel(lambda begin, end: _square_sums(*table, begin, end), len(sums), GRAIN // NORM_BLOCK, 1, threads)
+    _parallel(_square_sums, table, len(sums), len(sums), GRAIN // NORM_BLOCK, 1, threads)
     return sums

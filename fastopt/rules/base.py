@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+#: How many copies of its state a rule may have: C has a loop for each number.
+MAX_COPIES = 8
 REQUIRED = inspect.Parameter.empty
 
 
