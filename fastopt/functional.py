@@ -27,7 +27,7 @@ from .rules import RULES, Rule
 class _Bound:
     """Checked arrays under one rule, ready for any step and any hyper-parameters."""
 
-    __slots__ = ("_hyper", "_keys", "_parameters", "_runner", "_steps", "refs", "rule")
+    __slots__ = ("_hyper", "_keys", "_parameters", "_runner", "_single", "_steps", "refs", "rule")
 
     def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: Backend) -> None:
         self.rule = rule
@@ -38,6 +38,7 @@ class _Bound:
         self._parameters.hyper[0] = row
         self._hyper = values
         self._steps = self._parameters.steps
+        self._single = len(self._steps) == 1
         tensors, names = [], []
         labels = ("param", "grad", *rule.states)
         for i, members in enumerate(zip(*lists, strict=True)):
@@ -68,7 +69,10 @@ class _Bound:
             step = _check_step(step)
         if self.rule.scalars:
             self._parameters.scalars[:] = _scalars_before(self.rule, step, self._parameters.hyper[0, 0], scalars)
-        self._steps.fill(step - 1)
+        if self._single:  # a quarter of the time of fill
+            self._steps[0] = step - 1
+        else:
+            self._steps.fill(step - 1)
         self._runner(grad_scale, threads)
 
 
@@ -136,7 +140,7 @@ def _update(
     if grad_scale != 1.0:
         grad_scale = check_scale(grad_scale)
     members = arrays
-    if type(arrays[0]) is list or type(arrays[0]) is tuple:
+    if type(arrays[0]) in (list, tuple):
         members = tuple(chain.from_iterable(_as_lists(rule, arrays)))
     key = (rule.name, backend or settings._backend, *map(id, members))
     bound = _cache.get(key)
