@@ -35,7 +35,7 @@ def measure(name: str, repeats: int, threads: int) -> dict[str, Any]:
     calls = {
         "plan_us": plan.step,
         "step_us": lambda: optimizer.step(grads),
-        "functional_us": lambda: adam(*arrays, step=next(steps), threads=threads),
+        "functional_us": lambda: adam(*arrays, step=next(steps)),
     }
     torch = load_torch()
     if torch is not None:
