@@ -118,7 +118,7 @@ def _sections(
     if small:
         yield Section(
             "tensors",
-            "One step of Adam over small tensors, microseconds (functional.adam checks lists of arrays at each call)",
+            "One step of Adam over small tensors, microseconds",
             list(tensors.SETS),
             partial(tensors.measure, repeats=repeats, threads=threads),
             {

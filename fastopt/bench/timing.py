@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
+
+# Seconds before each call: whoever ran before may have left threads spinning, which would hold back another's.
+REST = 0.005
 
 Call = Callable[[], object]
 
@@ -35,6 +38,7 @@ def interleaved(calls: Mapping[str, Call], repeats: int, budget: float = 0.6) ->
     for i in range(repeats):
         for name, call in shuffle.sample(list(calls.items()), len(calls)):
             if i < rounds[name]:
+                sleep(REST)
                 times[name].append(seconds(call))
     return times
 
