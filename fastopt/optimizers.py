@@ -428,6 +428,9 @@ class Optimizer:
         TypeError, ValueError
             Groups, parameters, state names, shapes or dtypes are not this optimizer's; nothing has changed.
         """
+        for key in ("state", "param_groups"):
+            if not isinstance(state_dict, Mapping) or key not in state_dict:
+                raise ValueError(f"state_dict: found no {key!r}, expected what state_dict() returned")
         groups, states = state_dict["param_groups"], state_dict["state"]
         sizes, expected = [len(group["params"]) for group in groups], [len(span) for span in self._spans]
         if sizes != expected:
@@ -464,12 +467,32 @@ class Optimizer:
         for own, value in copies:
             own[...] = value
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are built anew over the copied arrays: an address is no other array's."""
+        structures = self._structure if isinstance(self._structure, list) else [self._structure]
+        groups = []
+        for group, structure in zip(self.param_groups, structures, strict=True):
+            arrays = group["params"]
+            own = dict(zip(structure, arrays, strict=True)) if isinstance(structure, tuple) else arrays
+            groups.append({**group, "params": arrays[0] if structure is None else own})
+        params = groups if isinstance(self._structure, list) else groups[0]["params"]
+        options = {key: groups[0][key] for key in self.arguments} if groups else {}
+        return _rebuild, (type(self), params, options, self._backend_name, self._threads or None, self.state_dict())
+
     def __repr__(self) -> str:
         groups = [
             ", ".join(f"{key}={value!r}" for key, value in group.items() if key != "params")
             for group in self.param_groups
         ]
         return f"{type(self).__name__}({len(self._params)} parameters; {'; '.join(groups)})"
+
+
+def _rebuild(
+    cls: type[Optimizer], params: Any, options: dict, backend: str | None, threads: int | None, state_dict: dict
+) -> Optimizer:
+    optimizer = cls(params, **options, backend=backend, threads=threads)
+    optimizer.load_state_dict(state_dict)
+    return optimizer
 
 
 def _none() -> None:

@@ -1,5 +1,6 @@
 """The classes: structures of params, groups, schedules, plans, states, saving and loading."""
 
+import copy
 import inspect
 import pickle
 
@@ -287,6 +288,7 @@ def test_state_dicts_that_do_not_fit_change_nothing():
     state = good["state"][0]
     group = good["param_groups"][0]
     for bad, message in [
+        ({}, "found no 'state'"),
         (broken(param_groups=[]), "groups of"),
         (broken(param_groups=[{**group, "params": [0, 1]}]), "groups of"),
         (broken(param_groups=[{**group, "lr": -1.0}]), "lr: found -1.0"),
@@ -298,6 +300,25 @@ def test_state_dicts_that_do_not_fit_change_nothing():
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(bad)
         assert pickle.dumps(optimizer.state_dict()) == before
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_have_arrays_of_their_own(duplicate):
+    for build in (lambda a, b: [a, b], lambda a, b: {"a": a, "b": b}, lambda a, b: [{"params": a}, {"params": [b]}]):
+        grads = [np.ones(3, "f4"), np.ones(4, "f4")]
+        optimizer = fastopt.AdaBound(build(np.ones(3, "f4"), np.ones(4, "f4")), lr=0.1, threads=2)
+        optimizer.param_groups[0]["lr"] = 0.05
+        optimizer.step(build(*grads) if isinstance(build(*grads), dict) else grads)
+        other = duplicate(optimizer)
+        mine = [p for group in optimizer.param_groups for p in group["params"]]
+        theirs = [p for group in other.param_groups for p in group["params"]]
+        assert_same_bits(mine, theirs)
+        before = [p.copy() for p in mine]
+        other.step(build(*grads) if isinstance(build(*grads), dict) else grads)
+        assert_same_bits(mine, before)
+        optimizer.step(build(*grads) if isinstance(build(*grads), dict) else grads)
+        assert_same_bits(mine, theirs)
+        assert (mine[0] != before[0]).all()
 
 
 def test_adabound_keeps_base_lr():
