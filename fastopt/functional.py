@@ -36,7 +36,7 @@ class _Bound:
         lists = _as_lists(rule, arrays)
         self._parameters = Parameters.of(rule, len(row), len(lists[0]), 1)
         self._parameters.hyper[0] = row
-        self._hyper = values
+        self._hyper = _frozen(values)
         self._steps = self._parameters.steps
         self._single = len(self._steps) == 1
         tensors, names = [], []
@@ -63,8 +63,14 @@ class _Bound:
     def run(self, step: Any, values: tuple[Any, ...], grad_scale: float, threads: int, scalars: Any = None) -> None:
         """One step."""
         if values != self._hyper:
-            self._parameters.hyper[0] = hyper_row(self.rule, dict(zip(self._keys, values, strict=True)))
-            self._hyper = values
+            row = hyper_row(self.rule, dict(zip(self._keys, values, strict=True)))
+            if len(row) != self._parameters.copies:
+                raise ValueError(
+                    f"{self.rule.vector}: found {len(row)} values, expected {self._parameters.copies}, one for each "
+                    f"of {self.rule.states[0]}"
+                )
+            self._parameters.hyper[0] = row
+            self._hyper = _frozen(values)
         if type(step) is not int or step < 1:
             step = _check_step(step)
         if self.rule.scalars:
@@ -74,6 +80,11 @@ class _Bound:
         else:
             self._steps.fill(step - 1)
         self._runner(grad_scale, threads)
+
+
+def _frozen(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hyper-parameters to compare with: a list would change with its owner's."""
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
 def _check_step(step: Any) -> int:
@@ -117,14 +128,6 @@ def _scalars_before(rule: Rule, step: int, row: np.ndarray, given: Any) -> tuple
 _cache: dict[tuple[Any, ...], _Bound] = {}
 
 
-def _some_read_only(arrays: tuple[Any, ...]) -> bool:
-    """Whether to check anew: the flag is one that an array's owner can change at any time."""
-    for array in arrays:  # noqa: SIM110 (a generator would cost as much as the rest of a small call)
-        if not array.flags.writeable:
-            return True
-    return False
-
-
 def _update(
     rule: Rule,
     arrays: tuple[Any, ...],
@@ -144,7 +147,11 @@ def _update(
         members = tuple(chain.from_iterable(_as_lists(rule, arrays)))
     key = (rule.name, backend or settings._backend, *map(id, members))
     bound = _cache.get(key)
-    if bound is None or _some_read_only(members):
+    if bound is not None:
+        for array in members:
+            if not array.flags.writeable:  # its owner can change that at any time
+                bound = None
+    if bound is None:
         _check_step(step)
         bound = _Bound(rule, arrays, values, choose_backend(backend))
         if members and all(type(array) is np.ndarray for array in members):

@@ -197,6 +197,13 @@ def test_aggmo_states():
     with pytest.raises(TypeError, match=r"betas: found 0\.9"):
         functional.aggmo(p, g, np.zeros((1, 3)), step=1, betas=0.9)
     functional.aggmo(p, g, np.zeros((8, 3)), step=1, betas=(0.5,) * 8)
+    b, betas = np.zeros((2, 3)), [0.5, 0.5]
+    functional.aggmo(p, g, b, step=1, betas=betas)
+    betas[1] = 0.0
+    functional.aggmo(p, g, b, step=2, betas=betas)
+    np.testing.assert_array_equal(b, [[1.5] * 3, [1.0] * 3])
+    with pytest.raises(ValueError, match="betas: found 1 values, expected 2"):
+        functional.aggmo(p, g, b, step=3, betas=(0.5,))
     assert (p < 1).all()
 
 
