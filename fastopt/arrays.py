@@ -91,12 +91,14 @@ def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def address_of(x: np.ndarray) -> int:
+    """Where a C-contiguous, float32 or float64, non-empty array begins, in a tenth of the time of x.ctypes.data."""
+    return int(_cast("uintptr_t", _from_buffer(x)))
+
+
 def _of_numpy(x: np.ndarray, owner: Any) -> Array:
     flags = x.flags
-    if flags.c_contiguous and x.dtype in COMPUTE_DTYPES and x.size:
-        address = int(_cast("uintptr_t", _from_buffer(x)))  # a tenth of the time of x.ctypes.data
-    else:
-        address = x.ctypes.data
+    address = address_of(x) if flags.c_contiguous and x.dtype in COMPUTE_DTYPES and x.size else x.ctypes.data
     return Array(owner, address, x.dtype, x.shape, None if flags.c_contiguous else x.strides, "cpu", flags.writeable)
 
 

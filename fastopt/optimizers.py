@@ -8,15 +8,17 @@ import sys
 import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from operator import is_
 from typing import Any, ClassVar
 
 import numpy as np
 
 from . import settings
-from .arrays import Array, check_overlap, check_tensor, view
+from .arrays import Array, address_of, check_overlap, check_tensor, view
 from .dispatch import (
     Gradients,
+    Job,
     Parameters,
     Runner,
     choose_backend,
@@ -104,6 +106,66 @@ class Plan:
         self._runner(grad_scale, threads)
 
 
+class _Last:
+    """The plan of the last step, for a next one from the same arrays or from others like them: it keeps none alive."""
+
+    def __init__(self, optimizer: Optimizer, grads: Sequence[Any], plan: Plan, jobs: Sequence[Job]) -> None:
+        self.plan = plan
+        self._skipped = list(map(is_, grads, itertools.repeat(None)))
+        self._refs = _references(grads)
+        torch = sys.modules.get("torch")
+        tensors = [x for x in (*optimizer._params, *grads) if torch is not None and isinstance(x, torch.Tensor)]
+        self._torch: list[tuple[Any, int]] = [(weakref.ref(x), x.data_ptr()) for x in tensors]
+        for owners in (table.owners for table in (*jobs, *plan._tables)):
+            owners.clear()
+        # Tables of dense NumPy arrays only can take other gradients' addresses.
+        self._likes = [optimizer._views[i] for i in plan._members]
+        arrays = [*optimizer._views, *itertools.chain.from_iterable(optimizer._state_views)]
+        self._dense = not tensors and all(type(p) is np.ndarray for p in optimizer._params)
+        self._dense = self._dense and all(a.dense and a.size for a in arrays) and all(j.strides is None for j in jobs)
+        extents = np.array(sorted(a.extent() for a in arrays), np.uint64).reshape(-1, 2)
+        self._low, self._high = extents[:, 0], extents[:, 1]
+        self._sizes = np.array([a.size * a.dtype.itemsize for a in self._likes], np.uint64)
+        place = {i: k for k, i in enumerate(plan._members)}
+        columns: list[tuple[Any, list[int]]] = (
+            [(job.addresses[:, 1], [place[i] for i in job.parameter]) for job in jobs] if self._dense else []
+        )
+        dtypes = [a.dtype for a in self._likes]
+        for table in plan._tables if self._dense else ():
+            columns.append((table.addresses[:, 0], [k for k, dtype in enumerate(dtypes) if dtype == table.dtype]))
+        self._columns = columns
+
+    def fits(self, grads: Sequence[Any]) -> bool:
+        """Whether the plan is one for these gradients, or could be made so by their addresses alone."""
+        if list(map(is_, grads, itertools.repeat(None))) != self._skipped:
+            return False
+        if all(map(is_, grads, [ref() for ref in self._refs])):
+            return all(ref().data_ptr() == address for ref, address in self._torch)
+        return self._dense and self._take(grads)
+
+    def _take(self, grads: Sequence[Any]) -> bool:
+        """Puts other gradients' addresses in the tables, if they are just like those before and overlap nothing."""
+        found = []
+        for grad, like in zip((g for g in grads if g is not None), self._likes, strict=True):
+            if type(grad) is not np.ndarray or grad.shape != like.shape or grad.dtype != like.dtype:
+                return False
+            if not grad.flags.c_contiguous:
+                return False
+            found.append(address_of(grad))
+        addresses = np.array(found, np.uint64)
+        after = np.minimum(np.searchsorted(self._high, addresses, "right"), len(self._high) - 1)
+        if ((self._low[after] < addresses + self._sizes) & (self._high[after] > addresses)).any():
+            return False
+        for column, order in self._columns:
+            column[:] = addresses[order]
+        self._refs = _references(grads)
+        return True
+
+
+def _references(grads: Sequence[Any]) -> list[Any]:
+    return [_none if grad is None else weakref.ref(grad) for grad in grads]
+
+
 def check_scale(grad_scale: Any) -> float:
     """`grad_scale` as a number."""
     if isinstance(grad_scale, (str, bytes)) or not hasattr(grad_scale, "__float__"):
@@ -148,7 +210,7 @@ class Optimizer:
         threads = options.pop("threads")
         self._threads = 0 if threads is None else settings.check_threads("threads", threads)
         self._scheduled: set[int] = set()
-        self._last: tuple[list[Any], Plan, list[tuple[Any, int]]] | None = None
+        self._last: _Last | None = None
         self._structure, groups = _read_params(params)
         self._names = [name for names, _, _ in groups for name in names]
         self._params = [param for _, arrays, _ in groups for param in arrays]
@@ -368,31 +430,15 @@ class Optimizer:
             The backend asked for, or one for the arrays' device, is not here.
         """
         arrays = self._read_grads(grads)
-        if self._last is not None:
-            refs, plan, torch_addresses = self._last
-            if (
-                all(map(is_, arrays, [ref() for ref in refs]))
-                and all(ref().data_ptr() == address for ref, address in torch_addresses)
-                and plan._backend is self._backend()
-            ):
-                plan.step(grad_scale, max_norm)
-                return
+        last = self._last
+        if last is not None and last.plan._backend is self._backend() and last.fits(arrays):
+            last.plan.step(grad_scale, max_norm)
+            return
+        self._last = None
         plan, jobs = self._bind(arrays)
         plan.step(grad_scale, max_norm)
-        self._remember(arrays, plan, jobs)
-
-    def _remember(self, arrays: Sequence[Any], plan: Plan, jobs: Sequence[Any]) -> None:
-        """Keeps the plan for a next step from the same arrays, without keeping these alive."""
-        try:
-            refs = [_none if array is None else weakref.ref(array) for array in arrays]
-        except TypeError:
-            self._last = None
-            return
-        for table in itertools.chain(jobs, plan._tables):
-            table.owners.clear()
-        torch = sys.modules.get("torch")
-        tensors = [x for x in (*self._params, *arrays) if torch is not None and isinstance(x, torch.Tensor)]
-        self._last = (refs, plan, [(weakref.ref(x), x.data_ptr()) for x in tensors])
+        with suppress(TypeError):  # an array that no weak reference can be made to
+            self._last = _Last(self, arrays, plan, jobs)
 
     def _read_grads(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters."""

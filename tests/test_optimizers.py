@@ -228,6 +228,49 @@ def test_fresh_and_repeated_gradient_arrays():
     assert_same_bits(params, want)
 
 
+def test_other_gradients_take_the_last_ones_place_only_where_they_can():
+    rng = np.random.default_rng(0)
+    params = [rng.standard_normal(n).astype(d) for n, d in ((8, "f4"), (9, "f8"), (7, "f4"), (8, "f4"))]
+    want = [p.copy() for p in params]
+    one, other = fastopt.Adam(params, lr=0.1), fastopt.Adam(want, lr=0.1)
+    for t in range(30):
+        grads = [rng.standard_normal(p.shape).astype(p.dtype) for p in params]
+        if t % 3 == 1:
+            grads[t % 4] = None
+        if t % 5 == 2:
+            grads[3] = np.repeat(grads[3], 2)[::2] if grads[3] is not None else None
+        limit = 0.5 if t % 2 else None
+        one.step(grads, max_norm=limit)
+        assert one.last_grad_norm is None or np.isfinite(one.last_grad_norm)
+        other.bind(grads).step(max_norm=limit)
+        assert one.last_grad_norm == other.last_grad_norm
+    assert_same_bits(params, want)
+    before = [p.copy() for p in params]
+    good = [np.ones_like(p) for p in params]
+    one.step(good)
+    other.step(good)
+    for k, bad, message in [
+        (0, params[3], "memory shared"),
+        (0, one.state[3]["exp_avg"], "memory shared"),
+        (1, np.ones(9, "f4"), "dtype"),
+        (2, np.ones(8, "f4"), "shape"),
+        (2, [1.0] * 7, "found list"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            one.step([bad if j == k else g for j, g in enumerate(good)])
+    assert_same_bits(params, want)
+    assert (params[0] != before[0]).all()
+
+
+def test_a_dead_gradient_is_not_taken_for_a_missing_one():
+    p = np.ones(1000, "f4")
+    optimizer = fastopt.SGD([p], lr=1.0)
+    optimizer.step([np.ones(1000, "f4")])
+    optimizer.step([None])
+    assert not p.any()
+    assert int(optimizer.state[0]["step"]) == 1
+
+
 def test_steps_do_not_keep_gradients_alive():
     import weakref
 
