@@ -116,7 +116,7 @@ class _Last:
         torch = sys.modules.get("torch")
         tensors = [x for x in (*optimizer._params, *grads) if torch is not None and isinstance(x, torch.Tensor)]
         self._torch: list[tuple[Any, int]] = [(weakref.ref(x), x.data_ptr()) for x in tensors]
-        for owners in (table.owners for table in (*jobs, *plan._tables)):
+        for owners in (*(job.owners for job in jobs), *(table.owners for table in plan._tables)):
             owners.clear()
         # Tables of dense NumPy arrays only can take other gradients' addresses.
         self._likes = [optimizer._views[i] for i in plan._members]
