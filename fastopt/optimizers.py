@@ -62,6 +62,10 @@ class ParamGroup(UserDict):
             self.data[key] = before
             raise
 
+    def copy(self) -> dict[str, Any]:  # type: ignore[override]
+        """The group as a plain dict: a change to it changes no optimizer."""
+        return dict(self.data)
+
     def __delitem__(self, key: str) -> None:
         raise TypeError(f"param_groups: {key!r} cannot be removed")
 
@@ -582,6 +586,8 @@ def _loaded(value: Any, own: Any, where: str) -> Any:
         raise ValueError(f"state_dict['state']{where}: found shape {shape}, expected {tuple(own.shape)}")
     if own.ndim and hasattr(value, "dtype") and str(value.dtype).split(".")[-1] != str(own.dtype).split(".")[-1]:
         raise ValueError(f"state_dict['state']{where}: found dtype {value.dtype}, expected {own.dtype}")
+    if where.endswith("['step']") and not np.asarray(value, np.float64) >= 0:
+        raise ValueError(f"state_dict['state']{where}: found {value!r}, expected a number >= 0")
     if type(own).__module__.startswith("torch") and isinstance(value, np.ndarray):
         return sys.modules["torch"].from_numpy(np.ascontiguousarray(value))
     return value
@@ -754,7 +760,9 @@ def _define(name: str, rules: Sequence[Rule], switches: Mapping[str, Any], choos
     parameter = inspect.Parameter
     signature = inspect.Signature(
         [parameter("params", parameter.POSITIONAL_OR_KEYWORD)]
-        + [parameter(key, parameter.POSITIONAL_OR_KEYWORD, default=default) for key, default in arguments.items()]
+        # After lr by keyword only: torch's order has fewer arguments, and a number must not land in another's place.
+        + [parameter("lr", parameter.POSITIONAL_OR_KEYWORD, default=arguments["lr"])]
+        + [parameter(k, parameter.KEYWORD_ONLY, default=v) for k, v in arguments.items() if k != "lr"]
         + [parameter(key, parameter.KEYWORD_ONLY, default=None) for key in ("backend", "threads")]
     )
     namespace = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from operator import index
 
+#: More than any machine has use for, and few enough to start.
+MAX_THREADS = 1024
 BACKENDS = ("native", "numba", "numba-cuda")
 
 
@@ -25,8 +27,8 @@ def check_threads(name: str, n: object) -> int:
         threads = index(n)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: found {n!r} of type {type(n).__name__}, expected an integer >= 1") from None
-    if threads < 1:
-        raise ValueError(f"{name}: found {threads}, expected an integer >= 1")
+    if not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"{name}: found {threads}, expected an integer >= 1 and at most {MAX_THREADS}")
     return threads
 
 
@@ -45,11 +47,10 @@ def _environment_threads() -> int:
         if text:
             if not text.isdigit() or int(text) < 1:
                 raise ValueError(f"{name}: found {text!r}, expected an integer >= 1")
-            return int(text) if name == "FASTOPT_NUM_THREADS" else min(int(text), _cpus())
+            return check_threads(name, int(text)) if name == "FASTOPT_NUM_THREADS" else min(int(text), _cpus())
     return _cpus()
 
 
-_threads: int = 0
 _backend: str | None = check_backend("FASTOPT_BACKEND", os.environ.get("FASTOPT_BACKEND") or None)
 
 
@@ -59,7 +60,7 @@ def get_num_threads() -> int:
     By default ``FASTOPT_NUM_THREADS``, else the CPUs that the process may run on, of which ``OMP_NUM_THREADS`` may
     allow fewer.
     """
-    return _threads or _environment_threads()
+    return _threads
 
 
 def set_num_threads(n: int) -> None:

@@ -191,8 +191,12 @@ def test_hyper_parameters_hold_from_the_next_step_and_are_checked_at_once():
             optimizer.param_groups[0][key] = value
     with pytest.raises(TypeError, match="cannot be removed"):
         del optimizer.param_groups[0]["lr"]
+    group = optimizer.param_groups[0].copy()
+    group["lr"] = 7.0  # a copy's own
     optimizer.step([g])
     np.testing.assert_array_equal(p, -2.5)
+    with pytest.raises(TypeError, match="SGD: too many positional arguments"):
+        fastopt.SGD([p], 0.1, 0.9)
     agg = fastopt.AggMo([p], betas=[0.0, 0.9])
     with pytest.raises(ValueError, match="expected 2 as at construction"):
         agg.param_groups[0]["betas"] = (0.1, 0.2, 0.3)
@@ -337,6 +341,7 @@ def test_state_dicts_that_do_not_fit_change_nothing():
         (broken(param_groups=[{**group, "lr": -1.0}]), "lr: found -1.0"),
         (broken(param_groups=[{**group, "rho": 0.5}]), "rho"),
         (broken(state={0: {"step": state["step"], "sum": state["exp_avg"]}}), "sum"),
+        (broken(state={0: {**state, "step": -1}}), "found -1, expected a number >= 0"),
         (broken(state={0: {**state, "exp_avg": np.zeros(5, "f4")}}), r"\(5,\)"),
         (broken(state={0: {**state, "exp_avg": np.zeros(4, "f8")}}), "float64"),
     ]:
@@ -362,6 +367,16 @@ def test_copies_have_arrays_of_their_own(duplicate):
         optimizer.step(build(*grads) if isinstance(build(*grads), dict) else grads)
         assert_same_bits(mine, theirs)
         assert (mine[0] != before[0]).all()
+
+
+def test_a_zero_dimensional_parameter_is_saved_and_loaded():
+    p = np.array(1.0)
+    optimizer = fastopt.Adam([p])
+    optimizer.step([np.array(-2.0)])
+    other = fastopt.Adam([p.copy()])
+    other.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
+    assert other.state[0]["exp_avg"] == optimizer.state[0]["exp_avg"] < 0
+    assert other.state[0]["step"] == 1
 
 
 def test_adabound_keeps_base_lr():
