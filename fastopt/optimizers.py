@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import settings
+from .arguments import ARGUMENTS, Arguments
 from .arrays import Array, address_of, check_overlap, check_tensor, view
 from .dispatch import (
     Gradients,
@@ -23,16 +24,12 @@ from .dispatch import (
     Runner,
     choose_backend,
     count_copies,
-    hyper_row,
     make_gradients,
     make_jobs,
     split_copies,
 )
 from .norms import clip_factor, norm_of
-from .rules import REQUIRED, RULES, Rule
-
-# torch gives these hyper-parameters as one pair.
-_PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1), "nu1": ("nus", 0), "nu2": ("nus", 1)}
+from .rules import REQUIRED, Rule
 
 
 class ParamGroup(UserDict):
@@ -193,14 +190,8 @@ class Optimizer:
         The global norm of the gradients at the last step that clipped, before clipping.
     """
 
-    arguments: ClassVar[dict[str, Any]]
-    renamed: ClassVar[Mapping[str, str]] = {}
+    arguments: ClassVar[Arguments]
     last_grad_norm: float | None = None
-
-    @classmethod
-    def select(cls, group: Mapping[str, Any]) -> Rule:
-        """The rule for a group of these hyper-parameters."""
-        raise NotImplementedError
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         try:
@@ -246,8 +237,8 @@ class Optimizer:
                     values[name] = tuple(value)
             if values.get("base_lr", 0) is None:
                 values["base_lr"] = values["lr"](1) if callable(values["lr"]) else values["lr"]
-            rule = self.select(values)
-            copies = count_copies(rule, self._rule_values(rule, values, 1))
+            rule = self.arguments.rule(values)
+            copies = count_copies(rule, self.arguments.values(rule, values, 1))
             key = (rule.name, copies)
             if key not in shared:
                 shared[key] = Parameters.of(rule, copies, len(self._params), rows, self._steps)
@@ -269,18 +260,19 @@ class Optimizer:
 
     def _read_group(self, g: int, group: ParamGroup) -> None:
         rule, parameters = self._rules[g], self._sets[g]
-        if self.select(group) is not rule:
+        chosen = self.arguments.rule(group)
+        if chosen is not rule:
             raise ValueError(
-                f"param_groups[{g}]: this value would make the rule {self.select(group).name} of {rule.name}, whose "
-                "states differ; construct a new optimizer"
+                f"param_groups[{g}]: this value would make the rule {chosen.name} of {rule.name}, whose states differ; "
+                "construct a new optimizer"
             )
-        values = self._rule_values(rule, group, 1)
+        values = self.arguments.values(rule, group, 1)
         if count_copies(rule, values) != parameters.copies:
             raise ValueError(
                 f"param_groups[{g}]: found {len(values[str(rule.vector)])} {rule.vector}, expected "
                 f"{parameters.copies} as at construction; construct a new optimizer"
             )
-        row = hyper_row(rule, values, self._labels(rule))
+        row = self.arguments.row(rule, group)
         span = self._spans[g]
         if any(callable(value) for value in _leaves(group)):
             self._scheduled.add(g)
@@ -299,47 +291,11 @@ class Optimizer:
                 key = (g, int(self._steps[i]) + 1)
                 if key not in rows:
                     rule = self._rules[g]
-                    values = self._rule_values(rule, self.param_groups[g], key[1])
-                    rows[key] = hyper_row(rule, values, self._labels(rule))
+                    rows[key] = self.arguments.row(rule, self.param_groups[g], key[1])
         for i in members:
             g = self._group_of[i]
             if g in self._scheduled:
                 self._sets[g].hyper[len(self._spans) + i] = rows[g, int(self._steps[i]) + 1]
-
-    @classmethod
-    def _argument(cls, rule: Rule, name: str) -> tuple[str, int | None]:
-        """What the class calls a hyper-parameter of the rule: an argument's name, and the place in a pair."""
-        if name in _PAIRS and name not in cls.arguments:
-            return _PAIRS[name]
-        return cls.renamed.get(name, name), None
-
-    @classmethod
-    def _rule_values(cls, rule: Rule, group: Mapping[str, Any], t: int) -> dict[str, Any]:
-        """The rule's hyper-parameters at step t, from a group's."""
-
-        def at_step(value: Any) -> Any:
-            return value(t) if callable(value) else value
-
-        values = {}
-        for name in rule.hyper:
-            key, place = cls._argument(rule, name)
-            if key not in group:
-                values[name] = rule.hyper[name].default
-                continue
-            value = at_step(group[key])
-            if place is not None:
-                if not isinstance(value, (tuple, list)) or len(value) != 2:
-                    raise TypeError(f"{key}: found {value!r}, expected a pair of numbers")
-                value = at_step(value[place])
-            elif name == rule.vector and isinstance(value, (tuple, list)):
-                value = tuple(at_step(beta) for beta in value)
-            values[name] = value
-        return values
-
-    @classmethod
-    def _labels(cls, rule: Rule) -> dict[str, str]:
-        arguments = {name: cls._argument(rule, name) for name in rule.hyper}
-        return {name: key if place is None else f"{key}[{place}]" for name, (key, place) in arguments.items()}
 
     # ---- states ----
 
@@ -526,7 +482,7 @@ class Optimizer:
             own = dict(zip(structure, arrays, strict=True)) if isinstance(structure, tuple) else arrays
             groups.append({**group, "params": arrays[0] if structure is None else own})
         params = groups if isinstance(self._structure, list) else groups[0]["params"]
-        options = {key: groups[0][key] for key in self.arguments} if groups else {}
+        options = {key: groups[0][key] for key in self.arguments.defaults} if groups else {}
         return _rebuild, (type(self), params, options, self._backend_name, self._threads or None, self.state_dict())
 
     def __repr__(self) -> str:
@@ -672,67 +628,18 @@ def _match(grads: Any, structure: Any, name: str) -> list[Any]:
 # ---- the classes, from the rule table ----
 
 
-def _switch_sgd(group: Mapping[str, Any]) -> str:
-    if group["nesterov"] and not group["momentum"]:
-        raise ValueError(f"nesterov: found True with momentum {group['momentum']!r}, expected a momentum > 0")
-    return "nesterov" if group["nesterov"] else "momentum" if group["momentum"] else "sgd"
-
-
-def _switch_rmsprop(group: Mapping[str, Any]) -> str:
-    return "rmsprop" + ("_centered" if group["centered"] else "") + ("_momentum" if group["momentum"] else "")
-
-
-# Classes that stand for several rules, as torch's do: the options that choose among them, and how.
-_SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Any], Callable[[Mapping[str, Any]], str]]] = {
-    "SGD": (("momentum", "nesterov", "sgd"), {"momentum": 0.0, "nesterov": False}, _switch_sgd),
-    "RMSprop": (
-        ("rmsprop_momentum", "rmsprop_centered_momentum", "rmsprop_centered", "rmsprop"),
-        {"momentum": 0.0, "centered": False},
-        _switch_rmsprop,
-    ),
-    "Adam": (("adam", "amsgrad"), {"amsgrad": False}, lambda group: "amsgrad" if group["amsgrad"] else "adam"),
-    "AdamW": (
-        ("adamw", "adamw_amsgrad"),
-        {"amsgrad": False},
-        lambda group: "adamw_amsgrad" if group["amsgrad"] else "adamw",
-    ),
-}
-
-# torch's AdamW calls the decoupled decay weight_decay, and has no L2; both decays together are Adam's.
-_RENAMED = {"AdamW": {"weight_decay": "", "decoupled_weight_decay": "weight_decay"}}
-
-
-def _arguments(rules: Sequence[Rule]) -> dict[str, Any]:
-    """A class's arguments with their defaults: its rules' hyper-parameters, those that torch pairs as pairs."""
-    arguments: dict[str, Any] = {}
-    for rule in rules:
-        for name, hyper in rule.own.items():
-            pair, place = _PAIRS.get(name, (name, None))
-            if place is None:
-                arguments.setdefault(name, hyper.default)
-            elif place == 0:
-                arguments.setdefault(pair, (hyper.default, rule.own[name[:-1] + "2"].default))
-    return {**arguments, **{name: hyper.default for name, hyper in rules[-1].common.items()}}
-
-
-def _documentation(name: str, rules: Sequence[Rule], arguments: Mapping[str, Any]) -> str:
-    lines = [f"{name}: " + "; or ".join(dict.fromkeys(rule.source for rule in rules)) + ".", ""]
-    for rule in rules:
-        lines += [f"``{rule.name}``::", "", f"    {rule.formula}", ""]
-        if rule.notes:
-            lines += [rule.notes, ""]
-    lines += [
+def _documentation(arguments: Arguments) -> str:
+    lines = [
+        *arguments.formulas(),
         "Parameters",
         "----------",
         "params : array, sequence, mapping, or list of group dicts",
-        "    float32 or ",
+        "    float32 or float64 arrays on the CPU, updated in place.",
     ]
-    lines[-1] += "float64 arrays on the CPU, updated in place."
-    meanings = {key: hyper.meaning for rule in rules for key, hyper in rule.hyper.items()}
-    for key, default in arguments.items():
+    for key, meaning in arguments.meanings().items():
+        default = arguments.defaults[key]
         said = "required" if default is REQUIRED else f"default {default!r}"
-        meaning = meanings.get(key) or "; ".join(m for n, m in meanings.items() if _PAIRS.get(n, ("",))[0] == key)
-        lines += [f"{key} : number, or callable of the 1-based step; {said}", f"    {meaning or 'chooses the rule'}."]
+        lines += [f"{key} : number, or callable of the 1-based step; {said}", f"    {meaning}."]
     lines += [
         "backend : str, optional",
         '    ``"native"`` or ``"numba"``; by default the process\'s choice, else native where it is built.',
@@ -747,46 +654,15 @@ def _documentation(name: str, rules: Sequence[Rule], arguments: Mapping[str, Any
     return "\n".join(lines)
 
 
-def _define(name: str, rules: Sequence[Rule], switches: Mapping[str, Any], choose: Callable[..., str]) -> type:
-    arguments = {**_arguments(rules), **switches}
-    renamed = _RENAMED.get(name, {})
-    for own, argument in renamed.items():
-        if argument:
-            arguments[argument] = arguments.pop(own)
-
-    def select(cls: type, group: Mapping[str, Any]) -> Rule:
-        return RULES[choose(group)]
-
-    parameter = inspect.Parameter
-    signature = inspect.Signature(
-        [parameter("params", parameter.POSITIONAL_OR_KEYWORD)]
-        # After lr by keyword only: torch's order has fewer arguments, and a number must not land in another's place.
-        + [parameter("lr", parameter.POSITIONAL_OR_KEYWORD, default=arguments["lr"])]
-        + [parameter(k, parameter.KEYWORD_ONLY, default=v) for k, v in arguments.items() if k != "lr"]
-        + [parameter(key, parameter.KEYWORD_ONLY, default=None) for key in ("backend", "threads")]
-    )
+def _define(arguments: Arguments) -> type:
     namespace = {
-        "__doc__": _documentation(name, rules, arguments),
+        "__doc__": _documentation(arguments),
         "__module__": "fastopt",
-        "__signature__": signature,
+        "__signature__": arguments.signature("backend", "threads"),
         "arguments": arguments,
-        "renamed": renamed,
-        "select": classmethod(select),
     }
-    return type(name, (Optimizer,), namespace)
-
-
-def _classes() -> dict[str, type]:
-    classes = {}
-    for name in dict.fromkeys(rule.optimizer for rule in RULES.values()):
-        if name in _SWITCHES:
-            names, switches, choose = _SWITCHES[name]
-            classes[name] = _define(name, [RULES[rule] for rule in names], switches, choose)
-        else:
-            (rule,) = (rule for rule in RULES.values() if rule.optimizer == name)
-            classes[name] = _define(name, [rule], {}, lambda group, name=rule.name: name)
-    return classes
+    return type(arguments.name, (Optimizer,), namespace)
 
 
 #: Every optimizer class by name.
-CLASSES: dict[str, type] = _classes()
+CLASSES: dict[str, type] = {name: _define(arguments) for name, arguments in ARGUMENTS.items()}

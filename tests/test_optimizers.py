@@ -39,13 +39,10 @@ def test_class_equals_functional_form(name, options):
     p0, grads = parameter(77).astype("f4"), gradients(77, 7).astype("f4")
     params = [p0.copy()]
     optimizer = make(name, params, **options, weight_decay=0.01)
-    rule = optimizer.select(optimizer.param_groups[0])
-    values = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    hyper = {}
-    for key in rule.hyper:
-        argument, place = type(optimizer)._argument(rule, key)
-        if key not in rule.initial.values() and argument in values:
-            hyper[key] = values[argument] if place is None else values[argument][place]
+    group = optimizer.param_groups[0]
+    rule = optimizer.arguments.rule(group)
+    values = optimizer.arguments.values(rule, group, 1)
+    hyper = {key: value for key, value in values.items() if key not in rule.initial.values()}
     want = p0.copy()
     copies = (len(hyper["betas"]),) if rule.vector else ()
     states = [np.zeros((*copies, *want.shape), "f4") for _ in rule.states]

@@ -100,18 +100,18 @@ p = [np.zeros({BIG}, "f4"), np.zeros(7, "f8")]
 g = [np.ones({BIG}, "f4"), np.ones(7, "f8")]
 opt = fastopt.SGD(p, lr=1.0, momentum=0.5, backend="{backend}", threads=2)
 opt.step(g)
+armed = threading.Event()
 def interrupt():
-    for _ in range(20):
+    while True:  # one signal for each time that the loop below is entered: two at once would be one
+        armed.wait()
+        armed.clear()
         time.sleep(0.013)
         os.kill(os.getpid(), signal.SIGINT)
-thread = threading.Thread(target=interrupt)
+threading.Thread(target=interrupt, daemon=True).start()
 caught = 0
-started = False
 while caught < 20:
     try:
-        if not started:
-            started = True
-            thread.start()
+        armed.set()
         for _ in range(10**6):
             opt.step(g)
     except KeyboardInterrupt:

@@ -1,0 +1,210 @@
+"""What users call the rules' hyper-parameters: each class's arguments, under torch's names, and the rule they choose."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from .dispatch import hyper_row
+from .rules import RULES, Rule
+
+# torch gives these hyper-parameters as one pair.
+_PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1), "nu1": ("nus", 0), "nu2": ("nus", 1)}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a class, and what they are to its rules.
+
+    A *group* is a mapping of arguments to their values, as the classes' ``param_groups`` hold them.
+
+    Attributes
+    ----------
+    name : str
+        The class's name.
+    rules : tuple of Rule
+        The rules that it stands for.
+    defaults : mapping
+        The arguments with their defaults, ``lr`` first.
+    choose : callable
+        The name of the rule for a group.
+    renamed : mapping of str to str
+        Hyper-parameters that the class calls otherwise than the rules; "" for one that it does not have.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    defaults: Mapping[str, Any]
+    choose: Callable[[Mapping[str, Any]], str]
+    renamed: Mapping[str, str]
+
+    def rule(self, group: Mapping[str, Any]) -> Rule:
+        """The rule for a group."""
+        return RULES[self.choose(group)]
+
+    def names(self, group: Mapping[str, Any]) -> Mapping[str, str]:
+        """Which hyper-parameters a group calls otherwise, as `renamed`."""
+        return self.renamed
+
+    def values(self, rule: Rule, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+        """The rule's hyper-parameters at step t, from a group's."""
+
+        def at_step(value: Any) -> Any:
+            return value(t) if callable(value) else value
+
+        values = {}
+        for name, (key, place) in self._places(rule, group).items():
+            if key not in group:
+                values[name] = rule.hyper[name].default
+                continue
+            value = at_step(group[key])
+            if place is not None:
+                if not isinstance(value, (tuple, list)) or len(value) != 2:
+                    raise TypeError(f"{key}: found {value!r}, expected a pair of numbers")
+                value = at_step(value[place])
+            elif name == rule.vector and isinstance(value, (tuple, list)):
+                value = tuple(at_step(beta) for beta in value)
+            values[name] = value
+        return values
+
+    def row(self, rule: Rule, group: Mapping[str, Any], t: int = 1) -> np.ndarray:
+        """The rule's hyper-parameters at step t, checked, as backends take them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value is no number, or outside its domain; the message names the argument.
+        """
+        places = self._places(rule, group).items()
+        labels = {name: key if place is None else f"{key}[{place}]" for name, (key, place) in places}
+        return hyper_row(rule, self.values(rule, group, t), labels)
+
+    def _places(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
+        """Where a group has each hyper-parameter of the rule: an argument's name, and the place in a pair."""
+        renamed = self.names(group)
+        return {
+            name: _PAIRS[name] if name in _PAIRS and name not in self.defaults else (renamed.get(name, name), None)
+            for name in rule.hyper
+        }
+
+    def signature(self, *keyword_only: str) -> inspect.Signature:
+        """The class's signature; after lr by keyword only, for a number must not land in another argument's place."""
+        parameter = inspect.Parameter
+        return inspect.Signature(
+            [parameter("params", parameter.POSITIONAL_OR_KEYWORD)]
+            + [parameter("lr", parameter.POSITIONAL_OR_KEYWORD, default=self.defaults["lr"])]
+            + [parameter(k, parameter.KEYWORD_ONLY, default=v) for k, v in self.defaults.items() if k != "lr"]
+            + [parameter(key, parameter.KEYWORD_ONLY, default=None) for key in keyword_only]
+        )
+
+    def formulas(self) -> list[str]:
+        """The head of the class's documentation: sources and formulas."""
+        lines = [f"{self.name}: " + "; or ".join(dict.fromkeys(rule.source for rule in self.rules)) + ".", ""]
+        for rule in self.rules:
+            lines += [f"``{rule.name}``::", "", f"    {rule.formula}", "", *([rule.notes, ""] if rule.notes else [])]
+        return lines
+
+    def meanings(self) -> dict[str, str]:
+        """What each argument means, in a line."""
+        own = {key: hyper.meaning for rule in self.rules for key, hyper in rule.hyper.items()}
+        pairs: dict[str, list[str]] = {}
+        for name, (pair, _) in _PAIRS.items():
+            pairs.setdefault(pair, []).extend([own[name]] if name in own else [])
+        return {key: own.get(key) or "; ".join(pairs.get(key, [])) or "chooses the rule" for key in self.defaults}
+
+
+@dataclass(frozen=True)
+class TorchArguments(Arguments):
+    """The same for the classes that stand in for torch's: ``decoupled_weight_decay`` is torch's flag, which says what
+    kind of decay ``weight_decay`` is."""
+
+    @classmethod
+    def of(cls, arguments: Arguments) -> TorchArguments:
+        """Those of the class of that name."""
+        flag = {"decoupled_weight_decay": "weight_decay" in arguments.renamed}
+        return cls(
+            arguments.name,
+            arguments.rules,
+            {**arguments.defaults, **flag},
+            arguments.choose,
+            arguments.renamed,
+        )
+
+    def names(self, group: Mapping[str, Any]) -> Mapping[str, str]:
+        """``weight_decay`` is the one decay or the other."""
+        return _DECOUPLED if group.get("decoupled_weight_decay") or self.renamed else {"decoupled_weight_decay": ""}
+
+
+# torch's AdamW calls the decoupled decay weight_decay, and has no L2; both decays together are Adam's.
+_DECOUPLED = MappingProxyType({"weight_decay": "", "decoupled_weight_decay": "weight_decay"})
+
+
+# ---- the classes' arguments, from the rule table ----
+
+
+def _choose_sgd(group: Mapping[str, Any]) -> str:
+    if group["nesterov"] and not group["momentum"]:
+        raise ValueError(f"nesterov: found True with momentum {group['momentum']!r}, expected a momentum > 0")
+    return "nesterov" if group["nesterov"] else "momentum" if group["momentum"] else "sgd"
+
+
+def _choose_rmsprop(group: Mapping[str, Any]) -> str:
+    return "rmsprop" + ("_centered" if group["centered"] else "") + ("_momentum" if group["momentum"] else "")
+
+
+# Classes that stand for several rules, as torch's do: the options that choose among them, and how.
+_SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Any], Callable[[Mapping[str, Any]], str]]] = {
+    "SGD": (("momentum", "nesterov", "sgd"), {"momentum": 0.0, "nesterov": False}, _choose_sgd),
+    "RMSprop": (
+        ("rmsprop_momentum", "rmsprop_centered_momentum", "rmsprop_centered", "rmsprop"),
+        {"momentum": 0.0, "centered": False},
+        _choose_rmsprop,
+    ),
+    "Adam": (("adam", "amsgrad"), {"amsgrad": False}, lambda group: "amsgrad" if group["amsgrad"] else "adam"),
+    "AdamW": (
+        ("adamw", "adamw_amsgrad"),
+        {"amsgrad": False},
+        lambda group: "adamw_amsgrad" if group["amsgrad"] else "adamw",
+    ),
+}
+
+
+def _defaults(rules: Sequence[Rule], switches: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """A class's arguments: its rules' hyper-parameters, those that torch pairs as pairs, and switches."""
+    defaults: dict[str, Any] = {}
+    for rule in rules:
+        for name, hyper in rule.own.items():
+            pair, place = _PAIRS.get(name, (name, None))
+            if place is None:
+                defaults.setdefault(name, hyper.default)
+            elif place == 0:
+                defaults.setdefault(pair, (hyper.default, rule.own[name[:-1] + "2"].default))
+    defaults |= {name: hyper.default for name, hyper in rules[-1].common.items()} | dict(switches)
+    for own, argument in renamed.items():
+        if argument:
+            defaults[argument] = defaults.pop(own)
+    return defaults
+
+
+def _arguments(name: str) -> Arguments:
+    if name in _SWITCHES:
+        names, switches, choose = _SWITCHES[name]
+    else:
+        (only,) = (rule.name for rule in RULES.values() if rule.optimizer == name)
+        names, switches, choose = (only,), {}, lambda group: only
+    rules = tuple(RULES[rule] for rule in names)
+    renamed = _DECOUPLED if name == "AdamW" else {}
+    return Arguments(name, rules, _defaults(rules, switches, renamed), choose, renamed)
+
+
+#: The arguments of every class by its name.
+ARGUMENTS: Mapping[str, Arguments] = MappingProxyType(
+    {name: _arguments(name) for name in dict.fromkeys(rule.optimizer for rule in RULES.values())}
+)
+
+__all__ = ["ARGUMENTS", "Arguments", "TorchArguments"]
