@@ -3,7 +3,7 @@
 from typing import Any
 
 from . import functional, schedules
-from .checkpoint import flatten_state_dict, unflatten_state_dict
+from .checkpoint import flatten_state_dict, torch_state_dict, unflatten_state_dict
 from .dispatch import available_backends
 from .errors import BackendUnavailable
 from .info import __version__, show_config
@@ -34,6 +34,7 @@ __all__ = [
     "schedules",
     "set_num_threads",
     "show_config",
+    "torch_state_dict",
     "unflatten_state_dict",
     "use_backend",
 ]

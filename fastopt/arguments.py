@@ -1,4 +1,4 @@
-"""What users call the rules' hyper-parameters: each class's arguments, under torch's names, and the rule they choose."""
+"""What users call the rules' hyper-parameters: each class's arguments, in torch's terms, and the rule they choose."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _TORCH_DTYPES = {f"torch.{name}": np.dtype(name) for name in ("float32", "float6
 class Array:
     """An array of any library, as an address and a layout. It keeps the array alive."""
 
-    __slots__ = ("_strides", "address", "dense", "device", "dtype", "owner", "shape", "size", "writable")
+    __slots__ = ("_strides", "address", "dense", "device", "dtype", "locked", "owner", "shape", "size")
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Array:
         shape: tuple[int, ...],
         strides: tuple[int, ...] | None,
         device: str = "cpu",
-        writable: bool = True,
+        locked: str = "",
     ) -> None:
         self.owner = owner
         self.address = address
@@ -42,7 +42,7 @@ class Array:
         self._strides = strides
         self.size = math.prod(shape)
         self.device = device
-        self.writable = writable
+        self.locked = locked  # what keeps it from being written, if anything does
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ class _Interface:
         self.array = array
         self.__array_interface__ = {
             "version": 3,
-            "data": (array.address, not array.writable),
+            "data": (array.address, bool(array.locked)),
             "shape": array.shape,
             "strides": array.strides,
             "typestr": array.dtype.str,
@@ -99,7 +99,8 @@ def address_of(x: np.ndarray) -> int:
 def _of_numpy(x: np.ndarray, owner: Any) -> Array:
     flags = x.flags
     address = address_of(x) if flags.c_contiguous and x.dtype in COMPUTE_DTYPES and x.size else x.ctypes.data
-    return Array(owner, address, x.dtype, x.shape, None if flags.c_contiguous else x.strides, "cpu", flags.writeable)
+    locked = "" if flags.writeable else "a read-only array"
+    return Array(owner, address, x.dtype, x.shape, None if flags.c_contiguous else x.strides, "cpu", locked)
 
 
 def _of_torch(x: Any, name: str) -> Array:
@@ -110,7 +111,8 @@ def _of_torch(x: Any, name: str) -> Array:
         raise TypeError(f"{name}: found dtype {x.dtype}, expected float32 or float64")
     strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
     device = x.device.type if x.device.index is None else f"{x.device.type}:{x.device.index}"
-    return Array(x, x.data_ptr(), dtype, tuple(x.shape), strides, device)
+    locked = "a tensor that requires grad and is no leaf" if x.requires_grad and not x.is_leaf else ""
+    return Array(x, x.data_ptr(), dtype, tuple(x.shape), strides, device, locked)
 
 
 def view(x: Any, name: str) -> Array:
@@ -185,8 +187,8 @@ def check_tensor(arrays: Sequence[Array], names: Sequence[str]) -> None:
             raise ValueError(f"{name}: found shape {array.shape}, expected {param.shape} as {names[0]} has")
         if j == 1:
             continue
-        if not array.writable:
-            raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is updated in place")
+        if array.locked:
+            raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is updated in place")
         if not array.dense and _overlaps_itself(array):
             raise ValueError(f"{name}: found a view whose elements share memory, expected distinct elements")
 

@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 
 _GROUPS = "param_groups"
+# What torch's groups have beside hyper-parameters: how torch computes, names, and its schedulers' notes.
+_TORCHS_OWN = {
+    *("foreach", "fused", "capturable", "differentiable", "param_names"),
+    *("initial_lr", "swa_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"),
+}
 
 
 def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -72,3 +77,75 @@ def unflatten_state_dict(flat: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"flat: found {key!r}, expected state.<index>.<name>")
         state.setdefault(int(number), {})[name] = np.asarray(flat[key])
     return {"state": state, _GROUPS: json.loads(np.asarray(flat[_GROUPS]).tobytes())}
+
+
+def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A NumPy class's state dict as torch's class of the same name takes it, over the same memory.
+
+    Parameters
+    ----------
+    state_dict : mapping
+        From ``opt.state_dict()`` of a class of fastopt, or in torch's form already.
+
+    Returns
+    -------
+    dict
+        Step counts are float32 tensors, states are tensors, and ``decoupled_weight_decay`` is torch's flag:
+        ``torch.save`` and ``torch.optim``'s ``load_state_dict`` take it.
+
+    Raises
+    ------
+    TypeError
+        A hyper-parameter is a callable.
+    ValueError
+        A group has both weight decays, which torch cannot have.
+    """
+    import torch
+
+    def tensor(name: str, value: Any) -> Any:
+        if name == "step":
+            return torch.tensor(float(value))
+        return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+    states = {i: {key: tensor(key, x) for key, x in state.items()} for i, state in state_dict["state"].items()}
+    groups = []
+    for g, group in enumerate(state_dict[_GROUPS]):
+        group = dict(group)
+        for key, value in group.items():
+            if callable(value):
+                raise TypeError(f"param_groups[{g}]: found {key} {value!r}, expected a number: torch has schedulers")
+        decoupled = group.get("decoupled_weight_decay", False)
+        if not isinstance(decoupled, bool):
+            if decoupled and group["weight_decay"]:
+                raise ValueError(
+                    f"param_groups[{g}]: found weight_decay {group['weight_decay']!r} and decoupled_weight_decay "
+                    f"{decoupled!r}, expected at most one of them: torch's classes have the one or the other"
+                )
+            group |= {"weight_decay": group["weight_decay"] or decoupled, "decoupled_weight_decay": bool(decoupled)}
+        groups.append(group)
+    return {"state": states, _GROUPS: groups}
+
+
+def group_from_torch(group: Mapping[str, Any], decoupled: bool) -> dict[str, Any]:
+    """A group of torch's as the NumPy classes have it; `decoupled` where the class's weight_decay is that anyway."""
+    group = {key: value for key, value in group.items() if key not in _TORCHS_OWN}
+    flag = group.get("decoupled_weight_decay")
+    if decoupled:
+        group.pop("decoupled_weight_decay", None)
+    elif isinstance(flag, bool):
+        decay = group["weight_decay"]
+        group |= {"weight_decay": 0.0 if flag else decay, "decoupled_weight_decay": decay if flag else 0.0}
+    return {key: _plain(value) for key, value in group.items()}
+
+
+def state_from_torch(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's state of torch's as the NumPy classes have it: SGD's tells only whether it has begun."""
+    state = {key: value for key, value in state.items() if value is not None}
+    return {"step": 1, **state} if state else state
+
+
+def _plain(value: Any) -> Any:
+    """A tensor of one element as a number, a list as a tuple."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value.item() if hasattr(value, "item") else value

@@ -76,6 +76,26 @@ class Job:
     parameter: np.ndarray  # int32 [tensors]
     owners: list[Any] = field(repr=False)
 
+    def of(self, chosen: np.ndarray) -> Job:
+        """The part of the job that belongs to some parameters, of which `chosen` has a bool for each."""
+        tensors = chosen[self.parameter]
+        runs = tensors[self.tensor_of]
+        return Job(
+            self.parameters,
+            self.dtype,
+            self.addresses[runs],
+            None if self.strides is None else self.strides[runs],
+            _offsets(np.diff(self.offsets)[runs]),
+            (np.cumsum(tensors, dtype=np.int32) - 1)[self.tensor_of[runs]],
+            self.parameter[tensors],
+            self.owners,
+        )
+
+    def gradients(self) -> Gradients:
+        """Its gradients alone."""
+        strides = np.full_like(self.addresses, self.dtype.itemsize, np.int64) if self.strides is None else self.strides
+        return Gradients(self.dtype, self.addresses[:, 1:2].copy(), strides[:, 1:2].copy(), self.offsets, self.owners)
+
 
 @dataclass
 class Gradients:
@@ -143,7 +163,7 @@ def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str)
     stride = array.strides[0]
     strides = None if array.dense else array.strides[1:]
     return [
-        Array(array.owner[k], array.address + k * stride, array.dtype, param.shape, strides, writable=array.writable)
+        Array(array.owner[k], array.address + k * stride, array.dtype, param.shape, strides, locked=array.locked)
         for k in range(copies)
     ]
 

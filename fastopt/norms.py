@@ -102,8 +102,8 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
     clip_factor(0.0, max_norm)
     arrays, names = _arrays(grads)
     for array, name in zip(arrays, names, strict=True):
-        if not array.writable:
-            raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is scaled in place")
+        if array.locked:
+            raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is scaled in place")
     norm = global_norm([a.owner for a in arrays], backend=backend, threads=threads)
     factor = clip_factor(norm, max_norm)
     if factor != 1:

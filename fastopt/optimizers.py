@@ -17,6 +17,7 @@ import numpy as np
 from . import settings
 from .arguments import ARGUMENTS, Arguments
 from .arrays import Array, address_of, check_overlap, check_tensor, view
+from .checkpoint import group_from_torch, state_from_torch
 from .dispatch import (
     Gradients,
     Job,
@@ -422,7 +423,7 @@ class Optimizer:
         return {"state": {i: dict(state) for i, state in enumerate(self.state)}, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned, here or in another process.
+        """Takes over what `state_dict` returned, here or in another process, or that of torch's class of that name.
 
         Parameters
         ----------
@@ -444,7 +445,7 @@ class Optimizer:
         order = [index for group in groups for index in group["params"]]
         copies: list[tuple[Any, Any]] = []
         for i, index in enumerate(order):
-            saved = states.get(index, {})
+            saved = state_from_torch(states.get(index, {}))
             if saved and set(saved) != set(self.state[i]):
                 raise ValueError(
                     f"state_dict['state'][{index}]: found {sorted(saved)}, expected {sorted(self.state[i])}"
@@ -454,7 +455,8 @@ class Optimizer:
         before = [dict(group.data) for group in self.param_groups]
         try:
             for group, saved in zip(self.param_groups, groups, strict=True):
-                values = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items() if key != "params"}
+                values = group_from_torch(saved, "weight_decay" in self.arguments.renamed)
+                values.pop("params")
                 unknown = set(values) - set(group)
                 if unknown:
                     raise ValueError(f"state_dict['param_groups']: found {sorted(unknown)}, which this rule lacks")
@@ -468,7 +470,7 @@ class Optimizer:
                 group._changed(group)
             raise
         for i, index in enumerate(order):
-            if not states.get(index):
+            if not state_from_torch(states.get(index, {})):
                 self._steps[i] = 0
         for own, value in copies:
             own[...] = value

@@ -1,0 +1,606 @@
+"""Optimizers for PyTorch: under torch's names and with torch's arguments, so that the import line is all that changes.
+
+::
+
+    from fastopt import torch as optim  # was: from torch import optim
+
+    optimizer = optim.AdamW(model.parameters(), lr=1e-3)
+
+Every class is a `torch.optim.Optimizer`: parameter groups, closures, hooks, every ``torch.optim.lr_scheduler``,
+``torch.amp.GradScaler``, copying and pickling work as they do there, and state dicts go both ways between a class and
+torch's class of the same name. Tensors are updated where they are, never copied.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, compress
+from operator import attrgetter, itemgetter
+from typing import Any, ClassVar
+
+import numpy as np
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f'fastopt.torch needs PyTorch ({error}): pip install "fastopt[torch]"') from None
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from . import norms, settings
+from .arguments import ARGUMENTS, TorchArguments
+from .arrays import Array, check_overlap, check_tensor, view
+from .checkpoint import torch_state_dict
+from .dispatch import Parameters, choose_backend, make_jobs, split_copies
+from .rules import REQUIRED, Rule
+
+_data_ptr: Callable[[Any], int] = torch.Tensor.data_ptr
+_stride = torch.Tensor.stride
+_nbytes = attrgetter("nbytes")
+_grad = attrgetter("grad")
+
+# What torch's classes have beside hyper-parameters: how torch computes, which fastopt takes no notice of, ...
+_EXECUTION = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
+# ... and what of it would need another update than the one in place.
+_REFUSED = {
+    "differentiable": "the update is done in place and autograd does not see it",
+    "capturable": "CUDA graphs record no update on the CPU",
+}
+
+
+class Optimizer(torch.optim.Optimizer):
+    """What the classes do beside what torch.optim.Optimizer does; they themselves come from the rule table.
+
+    Attributes
+    ----------
+    last_grad_norm : float or None
+        The global norm of the gradients at the last ``step(max_norm=...)``, before clipping.
+    """
+
+    arguments: ClassVar[TorchArguments]
+    last_grad_norm: float | None = None
+    # torch.amp.GradScaler leaves unscaling, and skipping a step whose gradients are not finite, to `step`.
+    _step_supports_amp_scaling = True
+
+    def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            bound = inspect.signature(type(self)).bind(params, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        bound.apply_defaults()
+        options = dict(bound.arguments)
+        options.pop("params")
+        self._backend_name = settings.check_backend("backend", options.pop("backend"))
+        threads = options.pop("threads")
+        self._threads = 0 if threads is None else settings.check_threads("threads", threads)
+        self._bound: _Bound | None = None
+        super().__init__(params, {**self.arguments.defaults, **options})
+
+    # ---- groups ----
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters with hyper-parameters of their own, as torch's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A parameter or a hyper-parameter is not what it must be; the message names it, and nothing has changed.
+        BackendUnavailable
+            A parameter is on a device for which there is no backend.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            if group.get("base_lr", 0) is None:
+                group["base_lr"] = float(group["lr"])
+            self._check_group(group)
+            self._check_params()
+        except BaseException:
+            self.param_groups.pop()
+            raise
+        self._bound = None
+        if self.arguments.name == "Adagrad":  # torch's has its states from the start, and relies on them
+            rule = self.arguments.rule(group)
+            for p in group["params"]:
+                self._complete_state(p, rule, None, group)
+
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        for flag, reason in _REFUSED.items():
+            if group.get(flag):
+                raise ValueError(f"{flag}: found {group[flag]!r}, expected False: {reason}")
+        self.arguments.row(self.arguments.rule(group), group)
+
+    def _check_params(self) -> None:
+        params = [p for group in self.param_groups for p in group["params"]]
+        labels = self._labels()
+        for p, label in zip(params, labels, strict=True):
+            if p.device != params[0].device:
+                raise ValueError(
+                    f"{label}: found device {p.device}, expected {params[0].device} as {labels[0]} has: one optimizer "
+                    "works on one device"
+                )
+        views = [view(p, label) for p, label in zip(params, labels, strict=True)]
+        for array, label in zip(views, labels, strict=True):
+            check_tensor([array], [label])
+        check_overlap(views, labels, [True] * len(views))
+
+    def _labels(self) -> list[str]:
+        """What error messages call the parameters: by their names, where they have some."""
+        return [
+            repr(name)
+            for g, group in enumerate(self.param_groups)
+            for name in group.get(
+                "param_names", [f"param_groups[{g}]['params'][{i}]" for i in range(len(group["params"]))]
+            )
+        ]
+
+    # ---- states ----
+
+    @property
+    def _counted(self) -> bool:
+        """Whether states hold a step count: torch's SGD has none, for all it needs to know is whether it has begun."""
+        return self.arguments.name != "SGD"
+
+    def _complete_state(self, p: torch.Tensor, rule: Rule, copies: int | None, group: Mapping[str, Any]) -> dict:
+        """The parameter's state, with what the rule needs and it lacks as before the first step."""
+        state = self.state[p]
+        if self._counted:
+            state.setdefault("step", torch.zeros((), dtype=torch.int64))
+        for name, initial in rule.scalars.items():
+            state.setdefault(name, torch.full((), initial, dtype=torch.float64))
+        for name in rule.states:
+            if state.get(name) is None:
+                like = p.detach() if copies is None else p.detach().expand(copies, *p.shape)
+                initial = float(group.get(rule.initial.get(name, ""), 0.0))
+                state[name] = torch.full_like(
+                    like, initial, memory_format=torch.preserve_format if copies is None else torch.contiguous_format
+                )
+        return state
+
+    # ---- steps ----
+
+    def step(self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None) -> Any:
+        """Updates every parameter that has a gradient, in one pass.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Computes the loss again, and its gradients.
+        max_norm : float, optional
+            Clips the gradients to this global norm within the pass, in place of ``clip_grad_norm_``, and without
+            changing them; see ``last_grad_norm``.
+
+        Returns
+        -------
+        The closure's result, or None.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient, a state or a hyper-parameter is not what it must be; no tensor has changed.
+        """
+        if torch.compiler.is_compiling():
+            return self._uncompiled_step(closure, max_norm=max_norm)
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        ):
+            return self._hooked_step(closure, max_norm=max_norm)
+        return self._step(closure, max_norm=max_norm)
+
+    # Torch wraps `step` to call hooks and to tell the profiler, which costs more than a small step: it does so only
+    # where it is needed.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scale = 1.0
+        attributes = self.__dict__  # where GradScaler puts what is for this step
+        if attributes.get("found_inf") is not None and float(attributes["found_inf"]):
+            return loss
+        if attributes.get("grad_scale") is not None:
+            scale = 1.0 / float(attributes["grad_scale"])
+        backend = choose_backend(self._backend_name)
+        bound = self._bound
+        if bound is None or bound.backend is not backend or not bound.take(self):
+            self._bound = None
+            bound = _Bound(self, backend)
+            self._bound = bound
+        bound.run(self, scale, self._threads or settings._threads, max_norm)
+        return loss
+
+    _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
+    _uncompiled_step = torch._disable_dynamo(_hooked_step)
+
+    # ---- saving, loading, copying ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in torch's layout, which torch's class of the same name takes over; tensors are not copied."""
+        packed = super().state_dict()
+        states = {
+            index: {**state, "step": state["step"].to(torch.float32)} if "step" in state else state
+            for index, state in packed["state"].items()
+        }
+        return {**packed, "state": states}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over a state dict: of this class, of torch's, or of fastopt's NumPy class of the same name.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            In torch's layout. Its tensors are copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Groups, parameters, state names, shapes or dtypes are not this optimizer's; nothing has changed.
+        """
+        for key in ("state", "param_groups"):
+            if not isinstance(state_dict, Mapping) or key not in state_dict:
+                raise ValueError(f"state_dict: found no {key!r}, expected what state_dict() returned")
+        check = self.register_load_state_dict_pre_hook(lambda _, incoming: self._incoming(incoming))
+        try:  # after the user's own hooks, which may adapt it
+            super().load_state_dict(dict(state_dict))
+        finally:
+            check.remove()
+
+    def _incoming(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """A state dict in torch's layout, checked, with tensors of its own."""
+        incoming = torch_state_dict(state_dict)
+        groups = [self._completed(group) for group in incoming["param_groups"]]
+        sizes, expected = [[len(group["params"]) for group in gs] for gs in (groups, self.param_groups)]
+        if sizes != expected:
+            raise ValueError(f"state_dict: found groups of {sizes} parameters, expected {expected}")
+        states = {}
+        for group, own in zip(groups, self.param_groups, strict=True):
+            self._check_group(group)
+            rule = self.arguments.rule(group)
+            copies = len(self.arguments.row(rule, group)) if rule.vector else None
+            for index, p in zip(group["params"], own["params"], strict=True):
+                saved = {key: x for key, x in incoming["state"].get(index, {}).items() if x is not None}
+                if saved:
+                    _check_saved(saved, p, rule, copies, self._counted, f"state_dict['state'][{index}]")
+                    states[index] = {key: torch.as_tensor(x).clone() for key, x in saved.items()}
+        return {**incoming, "state": states, "param_groups": groups}
+
+    def _completed(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved group with all of this class's arguments."""
+        group = {**self.defaults, **group}
+        return {**group, "decoupled_weight_decay": True} if self.arguments.renamed else group
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_backend_name": self._backend_name, "_threads": self._threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bound = None
+
+
+def _check_saved(
+    saved: Mapping[str, Any], p: torch.Tensor, rule: Rule, copies: int | None, counted: bool, where: str
+) -> None:
+    expected = {*(["step"] if counted else []), *rule.scalars, *rule.states}
+    found = set(saved) - {"step"} | (set(saved) & expected)  # a count does no harm where there need be none
+    if found != expected:
+        raise ValueError(f"{where}: found {sorted(found)}, expected {sorted(expected)} as {rule.name} has")
+    shape = p.shape if copies is None else (copies, *p.shape)
+    for name in rule.states:
+        x = saved[name]
+        if tuple(x.shape) != tuple(shape):
+            raise ValueError(f"{where}[{name!r}]: found shape {tuple(x.shape)}, expected {tuple(shape)}")
+        if x.dtype != p.dtype:
+            raise ValueError(f"{where}[{name!r}]: found dtype {x.dtype}, expected {p.dtype} as the parameter has")
+    if counted and not float(saved["step"]) >= 0:
+        raise ValueError(f"{where}['step']: found {saved['step']!r}, expected a number >= 0")
+
+
+class _Bound:
+    """Checked tensors, tabled for a backend: good for as long as none of them is elsewhere or otherwise laid out.
+
+    It keeps no gradient alive. A parameter that has had no gradient yet, and so no state, is left out.
+    """
+
+    def __init__(self, optimizer: Optimizer, backend: Any) -> None:
+        self.backend = backend
+        self._arguments = optimizer.arguments
+        self._read = itemgetter(*optimizer.arguments.defaults)
+        groups = optimizer.param_groups
+        params = _params(groups)
+        grads = [p.grad for p in params]
+        group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
+        steps = torch.zeros(len(params), dtype=torch.int64)
+        sets: dict[tuple[str, int], Parameters] = {}
+        self._groups: list[Parameters] = []  # the set of each
+        for g, group in enumerate(groups):
+            rule = self._arguments.rule(group)
+            row = self._arguments.row(rule, group)
+            key = (rule.name, len(row))
+            if key not in sets:
+                sets[key] = Parameters.of(rule, len(row), len(params), len(groups), steps.numpy())
+                sets[key].group[:] = group_of
+            sets[key].hyper[g] = row
+            self._groups.append(sets[key])
+        place = {id(parameters): k for k, parameters in enumerate(sets.values())}
+        known = [
+            grad is not None or not self._groups[g].rule.states or bool(optimizer.state.get(p))
+            for p, grad, g in zip(params, grads, group_of, strict=True)
+        ]
+        members = list(compress(range(len(params)), known))
+        labels = optimizer._labels()
+        arrays: dict[int, list[Array]] = {}
+        for i in members:
+            own = [labels[i], f"the gradient of {labels[i]}"]
+            param = view(params[i], own[0])
+            arrays[i] = [param, _absent_like(param) if grads[i] is None else view(grads[i], own[1])]
+            check_tensor(arrays[i], own)
+        tensors, names = [], []
+        for i in members:  # once all have been checked, so that an error leaves no states behind
+            parameters = self._groups[group_of[i]]
+            arrays[i] += _states(optimizer, i, params[i], parameters, groups[group_of[i]], steps, labels[i])
+            tensors.append((place[id(parameters)], i, arrays[i]))
+            names.append([labels[i], f"the gradient of {labels[i]}", *[f"a state of {labels[i]}"] * len(arrays[i][2:])])
+        self._jobs = make_jobs(list(sets.values()), tensors, names)
+        begin = np.zeros(len(params), np.uint64)
+        begin[members] = [arrays[i][1].address for i in members]
+        for job in self._jobs:
+            job.addresses[:, 1] -= begin[job.parameter[job.tensor_of]]  # now from where a gradient begins
+            job.owners.clear()
+        self._known = np.array(known, bool)
+        self._params = params
+        self._layouts = [
+            (_stride(x), _nbytes(x)) for x in (p if g is None else g for p, g in zip(params, grads, strict=True))
+        ]
+        self._where = _where(params, optimizer.state)
+        self._values = [_frozen(self._read(group)) for group in groups]
+        present = [g is not None for g in grads]
+        self._select(None if all(present) else present)
+        self._put([_data_ptr(g) for g in grads if g is not None])
+
+    def take(self, optimizer: Optimizer) -> bool:
+        """Takes over the gradients and hyper-parameters of this step; False where tensors must be checked anew."""
+        groups = optimizer.param_groups
+        params = _params(groups)
+        try:
+            if _where(params, optimizer.state) != self._where:
+                return False
+            grads, present = list(map(_grad, params)), None
+            try:
+                addresses = list(map(_data_ptr, grads))
+            except TypeError:  # None is among them
+                present = [g is not None for g in grads]
+                grads = list(compress(grads, present))
+                addresses = list(map(_data_ptr, grads))
+            if present != self._present:
+                if not (self._known.all() if present is None else self._known[present].all()):
+                    return False
+                self._select(present)
+            if (list(map(_stride, grads)), list(map(_nbytes, grads))) != self._layout:
+                return False
+        except (TypeError, RuntimeError):  # a state that is no tensor, a gradient that is sparse
+            return False
+        if addresses != self._addresses:
+            self._put(addresses)
+        return self._take_groups(groups)
+
+    def _take_groups(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Takes over hyper-parameters that have changed; False where a group has another rule now."""
+        for g, group in enumerate(groups):
+            values = self._read(group)
+            if values != self._values[g]:
+                rule, parameters = self._arguments.rule(group), self._groups[g]
+                row = self._arguments.row(rule, group)
+                if rule is not parameters.rule or len(row) != parameters.copies:
+                    return False
+                parameters.hyper[g] = row
+                self._values[g] = _frozen(values)
+        return True
+
+    def _select(self, present: list[bool] | None) -> None:
+        """Makes ready for gradients of some parameters, or of all."""
+        self._present = present
+        chosen = np.ones(len(self._params), bool) if present is None else np.array(present, bool)
+        jobs = [job for job in (job.of(chosen) for job in self._jobs) if len(job.parameter)]
+        place = np.cumsum(chosen) - 1
+        # For each job where its gradients' addresses go, which gradients they are of, and how far from their beginning.
+        self._columns = [
+            (job.addresses[:, 1], place[job.parameter[job.tensor_of]], job.addresses[:, 1].copy()) for job in jobs
+        ]
+        self._selected = jobs
+        self._runner = self.backend.prepare(jobs)
+        self._stepped = list(compress(self._params, chosen.tolist()))
+        chosen_layouts = list(compress(self._layouts, chosen.tolist()))
+        self._layout = ([stride for stride, _ in chosen_layouts], [nbytes for _, nbytes in chosen_layouts])
+        self._addresses: list[int] | None = None
+
+    def _put(self, addresses: list[int]) -> None:
+        """Writes gradients' addresses into the tables."""
+        where = np.array(addresses, np.uint64)
+        for column, which, beyond in self._columns:
+            np.add(where[which], beyond, out=column)
+        self._addresses = addresses
+
+    def run(self, optimizer: Optimizer, scale: float, threads: int, max_norm: float | None) -> None:
+        """Does the step."""
+        if max_norm is not None:
+            norms.clip_factor(0.0, max_norm)
+            tables = [job.gradients() for job in self._selected]
+            optimizer.last_grad_norm = norms.norm_of(tables, self.backend, threads) * abs(scale)
+            scale *= norms.clip_factor(optimizer.last_grad_norm, max_norm)
+        self._runner(scale, threads)
+        increment_version(self._stepped)  # autograd shall know that they were changed in place
+
+
+def _params(groups: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+    return [p for group in groups for p in group["params"]]
+
+
+def _where(params: Sequence[torch.Tensor], state: Mapping[torch.Tensor, Any]) -> list[int]:
+    """Where parameters are, and all that is kept for them."""
+    return list(map(_data_ptr, chain(params, chain.from_iterable(map(dict.values, state.values())))))
+
+
+def _absent_like(param: Array) -> Array:
+    """A stand-in for a gradient that is not there: one laid out as the parameter, at no address."""
+    return Array(None, 0, param.dtype, param.shape, None if param.dense else param.strides)
+
+
+def _frozen(values: Any) -> tuple[Any, ...] | None:
+    """Hyper-parameters to compare with later ones; None where a change would not be seen, as within a tensor."""
+    frozen = tuple(tuple(value) if isinstance(value, list) else value for value in values)
+    flat = chain.from_iterable(value if isinstance(value, tuple) else (value,) for value in frozen)
+    return None if any(isinstance(value, torch.Tensor) for value in flat) else frozen
+
+
+def _states(
+    optimizer: Optimizer,
+    i: int,
+    p: torch.Tensor,
+    parameters: Parameters,
+    group: Mapping[str, Any],
+    steps: torch.Tensor,
+    label: str,
+) -> list[Array]:
+    """A parameter's states as backends take them; its step count and scalars move to where backends advance them."""
+    rule = parameters.rule
+    if not rule.states and not optimizer._counted:
+        return []
+    begun = any(x is not None for x in optimizer.state[p].values())
+    state = optimizer._complete_state(p, rule, parameters.copies if rule.vector else None, group)
+    steps[i] = int(state["step"]) if optimizer._counted else int(begun)
+    if optimizer._counted:
+        state["step"] = steps[i]
+    scalars = torch.from_numpy(parameters.scalars)
+    for k, name in enumerate(rule.scalars):
+        scalars[i, k] = float(state[name])
+        state[name] = scalars[i, k]
+    split = []
+    for name in rule.states:
+        called = f"{name!r} of {label}"
+        split.append(split_copies(rule, parameters.copies, view(state[name], called), view(p, label), called))
+    return [arrays[k] for k in range(parameters.copies) for arrays in split]
+
+
+# ---- the classes ----
+
+
+def _signature(arguments: TorchArguments) -> inspect.Signature:
+    """That of torch's class of the same name, and by keyword what fastopt has beyond it."""
+    theirs = getattr(torch.optim, arguments.name, None)
+    signature = arguments.signature() if theirs is None else inspect.signature(theirs)
+    known = list(signature.parameters.values())
+    names = [parameter.name for parameter in known] + (["decoupled_weight_decay"] if arguments.renamed else [])
+    more = {**arguments.defaults, **_EXECUTION, "backend": None, "threads": None}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        known + [inspect.Parameter(key, keyword, default=more[key]) for key in more if key not in names]
+    )
+
+
+def _documentation(arguments: TorchArguments, signature: inspect.Signature) -> str:
+    meanings = {
+        **arguments.meanings(),
+        "decoupled_weight_decay": "weight_decay is of the parameter itself, times lr, as AdamW's, instead of L2",
+        **dict.fromkeys(("foreach", "fused"), "accepted, and without effect: every step is one fused pass"),
+        **{flag: f"must be False: {reason}" for flag, reason in _REFUSED.items()},
+        "backend": "``native`` or ``numba``; by default the process's choice",
+        "threads": "at most so many threads; by default `fastopt.get_num_threads`",
+    }
+    lines = [
+        *arguments.formulas(),
+        f"A `torch.optim.Optimizer`; see `fastopt.{arguments.name}` for arrays without torch.",
+        "",
+        "Parameters",
+        "----------",
+        "params : iterable of tensors, of (name, tensor) pairs, or of group dicts",
+        "    float32 or float64 tensors on the CPU, updated in place.",
+    ]
+    for key, parameter in list(signature.parameters.items())[1:]:
+        said = "required" if parameter.default is REQUIRED else f"default {parameter.default!r}"
+        lines += [f"{key} : {said}", f"    {meanings[key]}."]
+    lines += [
+        "",
+        "Raises",
+        "------",
+        "TypeError, ValueError",
+        "    A tensor or a hyper-parameter is not what it must be; the message names it.",
+        "BackendUnavailable",
+        "    A tensor is on a device for which there is no backend.",
+    ]
+    return "\n".join(lines)
+
+
+def _define(arguments: TorchArguments) -> type[Optimizer]:
+    signature = _signature(arguments)
+    namespace = {
+        "__doc__": _documentation(arguments, signature),
+        "__module__": __name__,
+        "__signature__": signature,
+        "arguments": arguments,
+    }
+    return type(arguments.name, (Optimizer,), namespace)
+
+
+#: Every class by name.
+CLASSES: dict[str, type[Optimizer]] = {name: _define(TorchArguments.of(a)) for name, a in ARGUMENTS.items()}
+globals().update(CLASSES)
+
+
+def clip_grad_norm_(
+    parameters: torch.Tensor | Iterable[torch.Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    """Scales gradients in place so that their global norm is at most `max_norm`: torch.nn.utils.clip_grad_norm_.
+
+    ``optimizer.step(max_norm=...)`` has the same effect without a pass that writes the gradients.
+
+    Parameters
+    ----------
+    parameters : tensor or iterable of tensors
+        Those without a gradient are skipped.
+    max_norm : float
+        At least 0.
+    norm_type : float
+        2, the only one there is.
+    error_if_nonfinite : bool
+        Raises RuntimeError, and changes nothing, where the norm is not finite.
+    foreach : bool, optional
+        Accepted, and without effect.
+
+    Returns
+    -------
+    torch.Tensor
+        The norm before clipping, summed in float64.
+
+    Raises
+    ------
+    ValueError
+        `norm_type` is another, or `max_norm` no number >= 0.
+    """
+    if float(norm_type) != 2.0:
+        raise ValueError(f"norm_type: found {norm_type!r}, expected 2.0 (others: torch.nn.utils.clip_grad_norm_)")
+    if isinstance(parameters, torch.Tensor):
+        parameters = [parameters]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if error_if_nonfinite and not np.isfinite(norms.global_norm(grads)):
+        raise RuntimeError("the gradients' global norm is not finite, so they were not clipped")
+    norm = norms.clip_grad_norm_(grads, max_norm)
+    increment_version(grads)
+    return torch.tensor(norm, dtype=grads[0].dtype if grads else torch.float32)
+
+
+__all__ = [*CLASSES, "Optimizer", "clip_grad_norm_"]
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
