@@ -308,6 +308,11 @@ def compile_update(rule: Rule) -> Any:
     return njit(**_options)(_bind(rule.update, rule.kernel, **_primitives))
 
 
+def compile_fold(rule: Rule) -> Any:
+    """The rule's fold as an ``njit`` function."""
+    return njit(**_options)(_bind(rule.fold, rule.fold.__name__, **_primitives))
+
+
 def _digest(rule: Rule) -> str:
     """Of all source that a kernel is made from: Numba's cache looks at this file only, so the name must tell."""
     sources = [

@@ -1,0 +1,158 @@
+"""The rules for kernels of your own: each as functions that a ``numba.njit`` or ``cuda.jit`` kernel calls.
+
+For every rule of `fastopt.RULES` there is a namespace here, with two compiled functions, which are inlined into the
+kernel that calls them::
+
+    from fastopt.numba import adam
+
+    @njit(parallel=True)
+    def step(t, p, grad, m, v, lr):
+        c = adam.fold(np.float32, t, lr, weight_decay=0.01)
+        for i in prange(p.size):
+            p[i], m[i], v[i] = adam.update(p[i], grad[i], m[i], v[i], c)
+
+``fold`` makes hyper-parameters and the step into the tuple of coefficients that ``update`` takes, in float64 and
+rounded once to the type of the arrays; ``update`` is one element's update, after the prologue that all rules share
+(scale, decays). They are the rule table's own functions: with arrays of the type that ``fold`` was told, a kernel gives
+the bits of every other backend, as long as it is compiled without fastmath.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+from numba import njit
+
+from .backends import numba_cpu
+from .rules import REQUIRED, RULES, Rule
+
+
+def _fold(rule: Rule) -> Any:
+    keys = [name for name in rule.hyper if name not in rule.initial.values() and name != rule.vector]
+    defaults = {name: rule.hyper[name].default for name in keys}
+    if rule.vector:  # this is of one copy of the states: what comes first has no default
+        defaults = {
+            "lr": REQUIRED,
+            _single(rule.vector): REQUIRED,
+            "copies": REQUIRED,
+            **{key: value for key, value in defaults.items() if key != "lr"},
+        }
+    arguments = ["real", "t"]
+    for name, default in defaults.items():
+        arguments.append(name if default is REQUIRED else f"{name}={'nan' if default is None else repr(default)}")
+    arguments += ["grad_scale=1.0", *(f"{name}={initial!r}" for name, initial in rule.scalars.items())]
+    values = [_single(name) if name == rule.vector else name for name in (*rule.folded, *rule.scalars)]
+    flags = {name for name, hyper in rule.hyper.items() if hyper.flag}
+    folded = [name if name in flags else f"float({name})" for name in ("t", *values)]
+    rounded = ", ".join(f"real(folded[{k}])" for k in range(len(rule.coefficients)))
+    after = ", ".join(f"folded[{len(rule.coefficients) + k}]" for k in range(len(rule.scalars)))
+    source = (
+        f"def fold({', '.join(arguments)}):\n"
+        f"    scale = -float(grad_scale) if maximize else float(grad_scale)\n"
+        f"    decay = 1.0 - float(lr) * float(decoupled_weight_decay)\n"
+        f"    folded = rule_fold({', '.join(folded)})\n"
+        f"    c = (real(scale), real(weight_decay), real(decay), {rounded})\n"
+        f"    return c{', ' + after if after else ''}\n"
+    )
+    return _compiled(source, "fold", rule, rule_fold=numba_cpu.compile_fold(rule), nan=math.nan)
+
+
+def _single(vector: str) -> str:
+    """What one of the values of a vector is called."""
+    return vector.removesuffix("s")
+
+
+def _update(rule: Rule) -> Any:
+    states = "".join(f", {name}" for name in rule.states)
+    own = ", ".join(f"c[{3 + k}]" for k in range(len(rule.coefficients)))
+    before = "" if rule.vector else "    p, g = prologue(p, g, c[0], c[1], c[2])\n"
+    source = f"def update(p, g{states}, c):\n{before}    return rule_update(p, g{states}, {own})\n"
+    update = numba_cpu.compile_update(rule)
+    return _compiled(source, "update", rule, rule_update=update, prologue=numba_cpu.prologue)
+
+
+def _prologue(rule: Rule) -> Any:
+    source = "def prologue(p, g, c):\n    return shared(p, g, c[0], c[1], c[2])\n"
+    return _compiled(source, "prologue", rule, shared=numba_cpu.prologue)
+
+
+def _compiled(source: str, name: str, rule: Rule, **names: Any) -> Any:
+    exec(compile(source, f"<fastopt.numba.{rule.name}.{name}>", "exec"), names)
+    function = names[name]
+    function.__module__ = f"{__name__}.{rule.name}"
+    function.__doc__ = _DOCUMENTATION[name].format(
+        rule=rule.name,
+        formula=rule.formula,
+        states="".join(f", {state}" for state in rule.states),
+        scalars="".join(f", and {scalar} after the step" for scalar in rule.scalars),
+        more=_OF_ONE_COPY[name] if rule.vector else "",
+    )
+    return njit(error_model="numpy", nogil=True)(function)
+
+
+_DOCUMENTATION = {
+    "fold": """The coefficients of one step of {rule}{scalars}.
+
+    Parameters
+    ----------
+    real : type
+        ``np.float32`` or ``np.float64``: what the arrays hold.
+    t : int
+        The 1-based step.
+    lr, ... : float or bool
+        Hyper-parameters under the names of `fastopt.functional.{rule}`; NaN stands for None.
+    grad_scale : float
+        What gradients are multiplied by.
+{more}
+    Returns
+    -------
+    tuple{scalars}
+        Of `real`; outside kernels, Python's floats. Nothing is checked: a value out of range gives what the formula makes of it.
+    """,
+    "update": """The update of one element::
+
+        {formula}
+
+    Parameters
+    ----------
+    p, g{states} : float
+        The parameter, its gradient{states}.
+    c : tuple
+        From ``fold``.
+{more}
+    Returns
+    -------
+    p{states}
+        After the step.
+    """,
+    "prologue": """What comes before {rule}'s update: the gradient scaled and with its L2 decay, the parameter decayed.
+
+    Returns
+    -------
+    p, g
+    """,
+}
+_OF_ONE_COPY = {
+    "fold": "    copies : int\n        How many copies of its states the rule has; this folds for one of them.\n",
+    "update": "\n    This is for one copy of the states. Call ``prologue`` once, then this for each copy.\n",
+    "prologue": "",
+}
+
+
+def _namespace(rule: Rule) -> ModuleType:
+    """A module, for within a kernel Numba looks names up in nothing else."""
+    namespace = ModuleType(f"{__name__}.{rule.name}", f"{rule.name}: ``fold`` and ``update`` for kernels.")
+    functions = {"fold": _fold(rule), "update": _update(rule)}
+    vars(namespace).update(functions, **({"prologue": _prologue(rule)} if rule.vector else {}))
+    return namespace
+
+
+_NAMESPACES = {name: _namespace(rule) for name, rule in RULES.items()}
+globals().update(_NAMESPACES)
+__all__ = list(_NAMESPACES)
+
+
+def __getattr__(name: str) -> ModuleType:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the rules are {', '.join(__all__)}")
