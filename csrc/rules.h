@@ -79,8 +79,8 @@ UPDATE(rmsprop)
 UPDATE(rmsprop_momentum)
 {
     s->square_avg = c->alpha * s->square_avg + c->alpha_c * (g * g);
-    s->momentum_buffer = c->momentum * s->momentum_buffer + g / (SQRT(s->square_avg + c->eps_root) + c->eps);
-    *p -= c->lr * s->momentum_buffer;
+    s->momentum_buffer = c->momentum * s->momentum_buffer + c->gain * g / (SQRT(s->square_avg + c->eps_root) + c->eps);
+    *p -= c->rate * s->momentum_buffer;
 }
 
 UPDATE(rmsprop_centered)
@@ -98,8 +98,8 @@ UPDATE(rmsprop_centered_momentum)
     s->grad_avg = c->alpha * s->grad_avg + c->alpha_c * g;
     real w = s->square_avg - s->grad_avg * s->grad_avg;
     w = w > 0 ? w : w - w; /* 0, and NaN where w is NaN */
-    s->momentum_buffer = c->momentum * s->momentum_buffer + g / (SQRT(w + c->eps_root) + c->eps);
-    *p -= c->lr * s->momentum_buffer;
+    s->momentum_buffer = c->momentum * s->momentum_buffer + c->gain * g / (SQRT(w + c->eps_root) + c->eps);
+    *p -= c->rate * s->momentum_buffer;
 }
 
 /* ---- adam ---- */
@@ -114,17 +114,18 @@ UPDATE(amsgrad)
 {
     s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
     s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
-    s->max_exp_avg_sq = FN(maximum)(s->max_exp_avg_sq, s->exp_avg_sq);
-    *p -= c->rate * s->exp_avg / (SQRT(s->max_exp_avg_sq * c->correction2 + c->eps_root) + c->eps);
+    s->max_exp_avg_sq = FN(maximum)(s->max_exp_avg_sq, s->exp_avg_sq * c->correction2);
+    *p -= c->rate * s->exp_avg / (SQRT(s->max_exp_avg_sq * c->max_correction2 + c->eps_root) + c->eps);
 }
 
 /* ---- adamax ---- */
 UPDATE(adamax)
 {
     s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
-    s->exp_inf = FN(maximum)(c->beta2 * s->exp_inf, ABS(g) + c->eps);
-    /* Where exp_inf is 0 every gradient was: the update is that 0, not 0/0. */
-    *p -= s->exp_inf == 0 ? s->exp_inf : c->rate * s->exp_avg / s->exp_inf;
+    s->exp_inf = FN(maximum)(c->beta2 * s->exp_inf, ABS(g) + c->eps_inside);
+    real norm = s->exp_inf + c->eps_outside;
+    /* Where the norm is 0 every gradient was: the update is that 0, not 0/0. */
+    *p -= norm == 0 ? norm : c->rate * s->exp_avg / norm;
 }
 
 /* ---- nadam ---- */
@@ -242,21 +243,35 @@ FOLD(rmsprop_momentum)
     c->eps = h->eps;
     c->eps_root = h->eps_root;
     c->momentum = h->momentum;
-    c->lr = h->lr;
+    c->gain = h->lr_inside ? h->lr : 1.0;
+    c->rate = h->lr_inside ? 1.0 : h->lr;
 }
+
+/* What adam and amsgrad share: their structures differ, these members' names do not. */
+#define FOLD_ADAM                                                                                                     \
+    double correction1 = h->bias_correction ? 1.0 / (1.0 - pow(h->beta1, t)) : 1.0;                                   \
+    double correction2 = h->bias_correction ? 1.0 / (1.0 - pow(h->beta2, t)) : 1.0;                                   \
+    c->beta1 = h->beta1;                                                                                              \
+    c->beta1_c = 1.0 - h->beta1;                                                                                      \
+    c->beta2 = h->beta2;                                                                                              \
+    c->beta2_c = 1.0 - h->beta2;                                                                                      \
+    c->rate = h->lr * correction1;                                                                                    \
+    c->eps = h->eps_hat ? h->eps * sqrt(correction2) : h->eps;                                                        \
+    c->eps_root = h->eps_root;
 
 FOLD(adam)
 {
     (void)scalars;
-    double correction1 = h->bias_correction ? 1.0 / (1.0 - pow(h->beta1, t)) : 1.0;
-    c->beta1 = h->beta1;
-    c->beta1_c = 1.0 - h->beta1;
-    c->beta2 = h->beta2;
-    c->beta2_c = 1.0 - h->beta2;
-    c->rate = h->lr * correction1;
-    c->correction2 = h->bias_correction ? 1.0 / (1.0 - pow(h->beta2, t)) : 1.0;
-    c->eps = h->eps;
-    c->eps_root = h->eps_root;
+    FOLD_ADAM
+    c->correction2 = correction2;
+}
+
+FOLD(amsgrad)
+{
+    (void)scalars;
+    FOLD_ADAM
+    c->correction2 = h->max_corrected ? correction2 : 1.0;
+    c->max_correction2 = h->max_corrected ? 1.0 : correction2;
 }
 
 FOLD(adamax)
@@ -265,7 +280,8 @@ FOLD(adamax)
     c->beta1 = h->beta1;
     c->beta1_c = 1.0 - h->beta1;
     c->beta2 = h->beta2;
-    c->eps = h->eps;
+    c->eps_inside = h->eps_outside ? 0.0 : h->eps;
+    c->eps_outside = h->eps_outside ? h->eps : 0.0;
     c->rate = h->lr / (1.0 - pow(h->beta1, t));
 }
 
@@ -318,6 +334,7 @@ FOLD(adabound)
     c->upper = final * (1.0 + 1.0 / (h->gamma * t));
 }
 
+#undef FOLD_ADAM
 #endif
 
 #undef UPDATE

@@ -17,11 +17,11 @@ VARIED = {
     "rmsprop": {"lr": 0.02, "alpha": 0.9, "eps": 1e-6, "eps_root": 1e-7},
     "rmsprop_momentum": {"lr": 0.02, "alpha": 0.9, "eps_root": 1e-7, "momentum": 0.7},
     "rmsprop_centered": {"lr": 0.02, "alpha": 0.9, "eps": 1e-3},
-    "rmsprop_centered_momentum": {"lr": 0.02, "alpha": 0.9, "eps": 1e-3, "momentum": 0.7},
+    "rmsprop_centered_momentum": {"lr": 0.02, "alpha": 0.9, "eps": 1e-3, "momentum": 0.7, "lr_inside": True},
     "adam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "eps_root": 1e-7},
     "amsgrad": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "bias_correction": False},
     "adamw": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6},
-    "adamw_amsgrad": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6},
+    "adamw_amsgrad": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6, "eps_hat": True, "max_corrected": True},
     "adamax": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6},
     "nadam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "momentum_decay": 0.1},
     "qhadam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "nu1": 0.7, "nu2": 0.9},
@@ -33,10 +33,20 @@ DECAY = {"weight_decay": 0.02, "decoupled_weight_decay": 0.03}
 FORMS = {
     "momentum, lr inside": ("momentum", {**VARIED["momentum"], "lr_inside": True}),
     "nesterov, torch's": ("nesterov", {**VARIED["nesterov"], "lr_inside": False}),
+    "rmsprop_momentum, lr inside": ("rmsprop_momentum", {**VARIED["rmsprop_momentum"], "lr_inside": True}),
+    "rmsprop_centered_momentum, torch's": (
+        "rmsprop_centered_momentum",
+        {**VARIED["rmsprop_centered_momentum"], "lr_inside": False},
+    ),
+    "adamax, Keras's": ("adamax", {**VARIED["adamax"], "eps_outside": True}),
     "adamax, the paper's": ("adamax", {**VARIED["adamax"], "eps": 0.0}),
     "nadam, constant beta1": ("nadam", {**VARIED["nadam"], "momentum_decay": None}),
+    "nadam, optax's": ("nadam", {**VARIED["nadam"], "momentum_decay": np.inf}),
+    "adam, eps-hat": ("adam", {**VARIED["adam"], "eps_hat": True}),
     "adam, uncorrected": ("adam", {**VARIED["adam"], "bias_correction": False}),
     "amsgrad, torch's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True}),
+    "amsgrad, Keras's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "eps": 1e-3, "eps_hat": True}),
+    "amsgrad, optax's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "max_corrected": True}),
 }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import pickle
 
 import numpy as np
@@ -20,8 +21,11 @@ EVERY = [
     ("SGD", {"momentum": 0.9}),
     ("SGD", {"momentum": 0.9, "nesterov": True}),
     ("RMSprop", {"momentum": 0.9, "centered": True, "eps": 1e-3}),
+    ("RMSprop", {"momentum": 0.9, "lr_inside": True, "initial_square_avg": 1.0}),
     ("Adam", {"amsgrad": True}),
-    ("AdamW", {"amsgrad": True}),
+    ("AdamW", {"amsgrad": True, "eps_hat": True, "max_corrected": True}),
+    ("Adamax", {"eps_outside": True}),
+    ("NAdam", {"momentum_decay": math.inf}),
 ]
 
 
@@ -45,7 +49,8 @@ def test_class_equals_functional_form(name, options):
     hyper = {key: value for key, value in values.items() if key not in rule.initial.values()}
     want = p0.copy()
     copies = (len(hyper["betas"]),) if rule.vector else ()
-    states = [np.zeros((*copies, *want.shape), "f4") for _ in rule.states]
+    initial = [values.get(rule.initial.get(s), 0.0) for s in rule.states]
+    states = [np.full((*copies, *want.shape), value, "f4") for value in initial]
     for t, g in enumerate(grads, 1):
         optimizer.step([g])
         getattr(functional, rule.name)(want, g, *states, step=t, **hyper)
@@ -186,6 +191,9 @@ def test_hyper_parameters_hold_from_the_next_step_and_are_checked_at_once():
     ]:
         with pytest.raises(ValueError, match=message):
             optimizer.param_groups[0][key] = value
+    # torch's flag of that name is not a decay of 1.
+    with pytest.raises(TypeError, match="decoupled_weight_decay: found True of type bool, expected a finite number"):
+        fastopt.NAdam([p], decoupled_weight_decay=True)
     with pytest.raises(TypeError, match="cannot be removed"):
         del optimizer.param_groups[0]["lr"]
     group = optimizer.param_groups[0].copy()

@@ -258,6 +258,55 @@ def test_without_bias_correction(rule, root):
     assert final(rule, 1.0, [2.0, 0.0], **hyper) == pytest.approx(1 - 0.1 - 0.1 * 0.5 / root)
 
 
+@pytest.mark.parametrize("rule", ["rmsprop_momentum", "rmsprop_centered_momentum"])
+def test_lr_inside_keeps_the_lr_of_each_step_in_the_velocity(rule):
+    # Each direction is g over 1; b = 2, then 5, or with the lr inside 0.2, then 0.1 + 0.2.
+    hyper = {"lr": [0.1, 0.05], "alpha": 1.0, "eps": 1.0, "momentum": 0.5}
+    assert final(rule, 1.0, [2.0, 4.0], **hyper) == pytest.approx(1 - 0.1 * 2 - 0.05 * 5)
+    assert final(rule, 1.0, [2.0, 4.0], lr_inside=True, **hyper) == pytest.approx(1 - 0.2 - 0.3)
+
+
+@pytest.mark.parametrize("rule", ["rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum"])
+def test_the_average_of_squares_may_begin_elsewhere(rule):
+    # s = 16, a = 0.
+    assert final(rule, 1.0, [2.0], lr=0.1, alpha=1.0, eps=0.0, initial_square_avg=16.0) == pytest.approx(1 - 0.1 / 2)
+
+
+@pytest.mark.parametrize("rule", ["adam", "amsgrad"])
+def test_eps_hat_is_beside_the_uncorrected_root(rule):
+    # m = 1, v = 1: 0.1·√(1/4)/(1/2)·1/(1 + 3), and without it 0.1·2/(2 + 3); uncorrected, both are 0.1·1/(1 + 3).
+    hyper = {"lr": 0.1, "beta1": 0.5, "beta2": 0.75, "eps": 3.0}
+    assert final(rule, 1.0, [2.0], eps_hat=True, **hyper) == pytest.approx(1 - 0.025)
+    assert final(rule, 1.0, [2.0], **hyper) == pytest.approx(1 - 0.04)
+    for eps_hat in (False, True):
+        uncorrected = final(rule, 1.0, [2.0], bias_correction=False, eps_hat=eps_hat, **hyper)
+        assert uncorrected == pytest.approx(1 - 0.025)
+
+
+def test_the_maximum_before_and_after_the_correction():
+    # m = 1, then 0.5; v = 1, then 0.75; corrected 4, then 12/7; 1 is corrected to 16/7 in the second step.
+    hyper = {"lr": 0.1, "beta1": 0.5, "beta2": 0.75, "eps": 0.0}
+    second = 0.1 * 0.5 / 0.75
+    assert final("amsgrad", 1.0, [2.0, 0.0], **hyper) == pytest.approx(0.9 - second / math.sqrt(16 / 7))
+    assert final("amsgrad", 1.0, [2.0, 0.0], max_corrected=True, **hyper) == pytest.approx(0.9 - second / 2)
+    uncorrected = final("amsgrad", 1.0, [2.0, 0.0], max_corrected=True, bias_correction=False, **hyper)
+    assert uncorrected == pytest.approx(1 - 0.1 - 0.1 * 0.5)
+
+
+def test_adamax_with_eps_beside_the_maximum():
+    # m = 1, then 0.75; u = 2, then 1.5 with eps outside, 3 and 2.25 with eps in it.
+    hyper = {"lr": 0.1, "beta1": 0.5, "beta2": 0.75, "eps": 1.0}
+    outside = final("adamax", 1.0, [2.0, 0.5], eps_outside=True, **hyper)
+    assert outside == pytest.approx(1 - 0.1 * 2 / 3 - 0.1 * (0.75 / 0.75) / 2.5)
+    assert final("adamax", 1.0, [2.0, 0.5], **hyper) == pytest.approx(1 - 0.1 * 2 / 3 - 0.1 * (0.75 / 0.75) / 2.25)
+
+
+def test_nadam_with_momenta_that_are_beta1_from_the_start():
+    # m = 1, v = 1; (0.5·1/(1 - 1/4) + 0.5·2/(1 - 1/2))/√4.
+    hyper = {"lr": 0.1, "beta1": 0.5, "beta2": 0.75, "eps": 0.0, "momentum_decay": math.inf}
+    assert final("nadam", 1.0, [2.0], **hyper) == pytest.approx(1 - 0.1 * (2 / 3 + 2) / 2)
+
+
 def test_nadam_with_a_constant_momentum():
     # m = 1, v = 1; (0.5·2 + 0.5·2/0.5)/√4.
     hyper = {"lr": 0.1, "beta1": 0.5, "beta2": 0.75, "eps": 0.0, "momentum_decay": None}

@@ -69,7 +69,9 @@ def test_update_is_plain_python(name):
 def test_hyper_parameters_know_their_domain(name):
     rule = RULES[name]
     for key, hyper in rule.hyper.items():
-        bad = [math.nan, math.inf, -math.inf, "0.1", [], "x"] + ([] if hyper.optional else [None])
+        bad = [math.nan, -math.inf, "0.1", [], "x"] + ([] if hyper.optional else [None])
+        bad += [] if hyper.infinite else [math.inf]
+        bad += [] if hyper.flag else [True, False, np.True_]
         bad += [-1e-9] if hyper.low == 0 else []
         bad += [1.0] if hyper.below_high else []
         bad += [0.5] if hyper.flag else []

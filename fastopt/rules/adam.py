@@ -12,31 +12,41 @@ def adam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, correc
     return p - rate * exp_avg / (sqrt(exp_avg_sq * correction2 + eps_root) + eps), exp_avg, exp_avg_sq
 
 
-def fold_adam(t, lr, beta1, beta2, eps, eps_root, bias_correction):
+def fold_adam(t, lr, beta1, beta2, eps, eps_root, bias_correction, eps_hat):
     correction1 = 1.0 / (1.0 - beta1**t) if bias_correction else 1.0
     correction2 = 1.0 / (1.0 - beta2**t) if bias_correction else 1.0
+    eps = eps * sqrt(correction2) if eps_hat else eps
     return beta1, 1.0 - beta1, beta2, 1.0 - beta2, lr * correction1, correction2, eps, eps_root
 
 
 def amsgrad(
-    p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, correction2, eps, eps_root
-):
+    p, g, exp_avg, exp_avg_sq, max_exp_avg_sq,
+    beta1, beta1_c, beta2, beta2_c, rate, correction2, max_correction2, eps, eps_root,
+):  # fmt: skip
     exp_avg = beta1 * exp_avg + beta1_c * g
     exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
-    max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)
-    p = p - rate * exp_avg / (sqrt(max_exp_avg_sq * correction2 + eps_root) + eps)
+    max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq * correction2)
+    p = p - rate * exp_avg / (sqrt(max_exp_avg_sq * max_correction2 + eps_root) + eps)
     return p, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
-def adamax(p, g, exp_avg, exp_inf, beta1, beta1_c, beta2, eps, rate):
+def fold_amsgrad(t, lr, beta1, beta2, eps, eps_root, bias_correction, eps_hat, max_corrected):
+    *first, correction2, eps, eps_root = fold_adam(t, lr, beta1, beta2, eps, eps_root, bias_correction, eps_hat)
+    corrections = (correction2, 1.0) if max_corrected else (1.0, correction2)
+    return *first, *corrections, eps, eps_root
+
+
+def adamax(p, g, exp_avg, exp_inf, beta1, beta1_c, beta2, eps_inside, eps_outside, rate):
     exp_avg = beta1 * exp_avg + beta1_c * g
-    exp_inf = maximum(beta2 * exp_inf, abs(g) + eps)
-    # Where exp_inf is 0 every gradient was: the update is that 0, not 0/0.
-    return p - where(exp_inf == 0, exp_inf, rate * exp_avg / exp_inf), exp_avg, exp_inf
+    exp_inf = maximum(beta2 * exp_inf, abs(g) + eps_inside)
+    norm = exp_inf + eps_outside
+    # Where the norm is 0 every gradient was: the update is that 0, not 0/0.
+    return p - where(norm == 0, norm, rate * exp_avg / norm), exp_avg, exp_inf
 
 
-def fold_adamax(t, lr, beta1, beta2, eps):
-    return beta1, 1.0 - beta1, beta2, eps, lr / (1.0 - beta1**t)
+def fold_adamax(t, lr, beta1, beta2, eps, eps_outside):
+    eps_inside, eps_outside = (0.0, eps) if eps_outside else (eps, 0.0)
+    return beta1, 1.0 - beta1, beta2, eps_inside, eps_outside, lr / (1.0 - beta1**t)
 
 
 def nadam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate_m, rate_g, correction2, eps):
@@ -111,7 +121,9 @@ _ADAM = {
     "eps": nonnegative(1e-8, EPS),
     "eps_root": nonnegative(0.0, EPS_ROOT),
     "bias_correction": flag(True, "divide the averages by 1 - beta^t"),
+    "eps_hat": flag(False, "divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^)"),
 }
+_AMSGRAD = {**_ADAM, "max_corrected": flag(False, "take the maximum over v^, not over v, which is then corrected")}
 _ADABOUND = {
     "lr": nonnegative(1e-3, LR),
     **_BETAS,
@@ -120,6 +132,10 @@ _ADABOUND = {
     "gamma": Hyper(1e-3, "how fast the bounds close", low=_POSITIVE),
     "base_lr": Hyper(None, "the lr that final_lr belongs to; None: lr itself", low=_POSITIVE, optional=True),
 }
+_EPS_HAT = (
+    "``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: "
+    "p -= lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps)."
+)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _MAX_MOMENTS = (*_MOMENTS, "max_exp_avg_sq")
 
@@ -129,13 +145,15 @@ _adam = Rule(
     "m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)",
     "Kingma and Ba 2015, arXiv:1412.6980; torch.optim.Adam",
     _ADAM, adam, fold_adam, _MOMENTS,
+    notes=_EPS_HAT,
 )  # fmt: skip
 _amsgrad = Rule(
     "amsgrad", "AMSGrad",
     "as adam, with x = max(x, v) in place of v",
     "Reddi et al. 2018, arXiv:1904.09237; torch.optim.Adam(amsgrad=True)",
-    _ADAM, amsgrad, fold_adam, _MAX_MOMENTS,
-    notes="As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the paper's form.",
+    _AMSGRAD, amsgrad, fold_amsgrad, _MAX_MOMENTS,
+    notes="As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the paper's form, "
+    f"``max_corrected=True`` optax's. {_EPS_HAT}",
 )  # fmt: skip
 _DECOUPLED = {**COMMON, "decoupled_weight_decay": nonnegative(1e-2, COMMON["decoupled_weight_decay"].meaning)}
 
@@ -156,9 +174,15 @@ RULES = (
         "adamax", "Adamax",
         "m = beta1*m + (1 - beta1)*g; u = max(beta2*u, |g| + eps); p -= lr/(1 - beta1^t)*m/u",
         "Kingma and Ba 2015, section 7.1; torch.optim.Adamax",
-        {"lr": nonnegative(2e-3, LR), **_BETAS, "eps": nonnegative(1e-8, "added to |g| in the maximum")},
+        {
+            "lr": nonnegative(2e-3, LR),
+            **_BETAS,
+            "eps": nonnegative(1e-8, "added to |g| in the maximum"),
+            "eps_outside": flag(False, "add eps to the maximum instead"),
+        },
         adamax, fold_adamax, ("exp_avg", "exp_inf"),
-        notes="``eps=0`` is the paper's form; there u = 0 gives a zero update.",
+        notes="``eps=0`` is the paper's form; there u = 0 gives a zero update. ``eps_outside=True`` is Keras's: "
+        "u = max(beta2*u, |g|); p -= lr/(1 - beta1^t)*m/(u + eps).",
     ),
     Rule(
         "nadam", "NAdam",
@@ -169,11 +193,14 @@ RULES = (
             "lr": nonnegative(2e-3, LR),
             **_BETAS,
             "eps": nonnegative(1e-8, EPS),
-            "momentum_decay": Hyper(4e-3, "psi; None: a constant beta1", low=0.0, optional=True),
+            "momentum_decay": Hyper(
+                4e-3, "psi; infinity: a constant momentum, beta1; None: the same in Ruder's form",
+                low=0.0, optional=True, infinite=True,
+            ),
         },
         nadam, fold_nadam, _MOMENTS, scalars={"mu_product": 1.0},
-        notes="``momentum_decay=None``: p -= lr*(beta1*m^ + (1 - beta1)*g/(1 - beta1^t))/(sqrt(v^) + eps), "
-        "the form of Ruder's overview.",
+        notes="``momentum_decay=1`` is Keras's form, ``math.inf``, a constant momentum, optax's; with ``None`` "
+        "p -= lr*(beta1*m^ + (1 - beta1)*g/(1 - beta1^t))/(sqrt(v^) + eps), the form of Ruder's overview.",
     ),
     Rule(
         "qhadam", "QHAdam",

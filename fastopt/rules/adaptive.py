@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import EPS, EPS_ROOT, LR, Rule, fraction, nonnegative
+from .base import EPS, EPS_ROOT, LR, Rule, flag, fraction, nonnegative
 from .primitives import sqrt, where
 
 
@@ -35,14 +35,15 @@ def fold_rmsprop(t, lr, alpha, eps, eps_root):
     return alpha, 1.0 - alpha, eps, eps_root, lr
 
 
-def rmsprop_momentum(p, g, square_avg, momentum_buffer, alpha, alpha_c, eps, eps_root, momentum, lr):
+def rmsprop_momentum(p, g, square_avg, momentum_buffer, alpha, alpha_c, eps, eps_root, momentum, gain, rate):
     square_avg = alpha * square_avg + alpha_c * (g * g)
-    momentum_buffer = momentum * momentum_buffer + g / (sqrt(square_avg + eps_root) + eps)
-    return p - lr * momentum_buffer, square_avg, momentum_buffer
+    momentum_buffer = momentum * momentum_buffer + gain * g / (sqrt(square_avg + eps_root) + eps)
+    return p - rate * momentum_buffer, square_avg, momentum_buffer
 
 
-def fold_rmsprop_momentum(t, lr, alpha, eps, eps_root, momentum):
-    return alpha, 1.0 - alpha, eps, eps_root, momentum, lr
+def fold_rmsprop_momentum(t, lr, alpha, eps, eps_root, momentum, lr_inside):
+    gain, rate = (lr, 1.0) if lr_inside else (1.0, lr)
+    return alpha, 1.0 - alpha, eps, eps_root, momentum, gain, rate
 
 
 def rmsprop_centered(p, g, square_avg, grad_avg, alpha, alpha_c, eps, eps_root, lr):
@@ -53,22 +54,34 @@ def rmsprop_centered(p, g, square_avg, grad_avg, alpha, alpha_c, eps, eps_root, 
     return p - lr * g / (sqrt(w + eps_root) + eps), square_avg, grad_avg
 
 
-def rmsprop_centered_momentum(p, g, square_avg, momentum_buffer, grad_avg, alpha, alpha_c, eps, eps_root, momentum, lr):
+def rmsprop_centered_momentum(
+    p, g, square_avg, momentum_buffer, grad_avg, alpha, alpha_c, eps, eps_root, momentum, gain, rate
+):
     square_avg = alpha * square_avg + alpha_c * (g * g)
     grad_avg = alpha * grad_avg + alpha_c * g
     w = square_avg - grad_avg * grad_avg
     w = where(w > 0, w, w - w)  # a zero of w's own type, and NaN where w is NaN
-    momentum_buffer = momentum * momentum_buffer + g / (sqrt(w + eps_root) + eps)
-    return p - lr * momentum_buffer, square_avg, momentum_buffer, grad_avg
+    momentum_buffer = momentum * momentum_buffer + gain * g / (sqrt(w + eps_root) + eps)
+    return p - rate * momentum_buffer, square_avg, momentum_buffer, grad_avg
 
 
 _RMSPROP = {
     "lr": nonnegative(1e-2, LR),
     "alpha": fraction(0.99, "decay rate of the averages"),
+    "initial_square_avg": nonnegative(0.0, "what the average of squares begins at: 1 in TensorFlow 1"),
     "eps": nonnegative(1e-8, EPS),
     "eps_root": nonnegative(0.0, EPS_ROOT),
 }
-_RMSPROP_MOMENTUM = {**_RMSPROP, "momentum": fraction(0.9, "decay rate of the velocity")}
+_RMSPROP_MOMENTUM = {
+    **_RMSPROP,
+    "momentum": fraction(0.9, "decay rate of the velocity"),
+    "lr_inside": flag(False, "the velocity accumulates steps, lr and all (differs once lr changes)"),
+}
+_INITIAL = {"square_avg": "initial_square_avg"}
+_LR_INSIDE = (
+    "``lr_inside=True`` is the form of Graves, Keras, optax and TensorFlow: b = momentum*b + lr*g/(...); p -= b."
+)
+_CLAMPED = "torch does not clamp the variance at 0, and gives NaN where rounding makes it negative."
 _TIELEMAN = "Tieleman and Hinton 2012, lecture 6.5"
 _GRAVES = "Graves 2013, arXiv:1308.0850"
 
@@ -101,27 +114,29 @@ RULES = (
         "rmsprop", "RMSprop",
         "s = alpha*s + (1 - alpha)*g^2; p -= lr*g/(sqrt(s + eps_root) + eps)",
         f"{_TIELEMAN}; torch.optim.RMSprop",
-        _RMSPROP, rmsprop, fold_rmsprop, ("square_avg",),
+        _RMSPROP, rmsprop, fold_rmsprop, ("square_avg",), initial=_INITIAL,
     ),
     Rule(
         "rmsprop_momentum", "RMSprop",
         "s = alpha*s + (1 - alpha)*g^2; b = momentum*b + g/(sqrt(s + eps_root) + eps); p -= lr*b",
         f"{_TIELEMAN}; torch.optim.RMSprop(momentum=)",
         _RMSPROP_MOMENTUM, rmsprop_momentum, fold_rmsprop_momentum, ("square_avg", "momentum_buffer"),
+        initial=_INITIAL,
+        notes=_LR_INSIDE,
     ),
     Rule(
         "rmsprop_centered", "RMSprop",
         "as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s",
         f"{_GRAVES}; torch.optim.RMSprop(centered=True)",
-        _RMSPROP, rmsprop_centered, fold_rmsprop, ("square_avg", "grad_avg"),
-        notes="torch does not clamp the variance at 0, and gives NaN where rounding makes it negative.",
+        _RMSPROP, rmsprop_centered, fold_rmsprop, ("square_avg", "grad_avg"), initial=_INITIAL,
+        notes=_CLAMPED,
     ),
     Rule(
         "rmsprop_centered_momentum", "RMSprop",
         "as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s",
         f"{_GRAVES}; torch.optim.RMSprop(centered=True, momentum=)",
         _RMSPROP_MOMENTUM, rmsprop_centered_momentum, fold_rmsprop_momentum,
-        ("square_avg", "momentum_buffer", "grad_avg"),
-        notes="torch does not clamp the variance at 0, and gives NaN where rounding makes it negative.",
+        ("square_avg", "momentum_buffer", "grad_avg"), initial=_INITIAL,
+        notes=f"{_LR_INSIDE} {_CLAMPED}",
     ),
 )  # fmt: skip

@@ -32,6 +32,8 @@ class Hyper:
         True where there is one value for each copy of the rule's state (AggMo's betas).
     optional : bool
         True where None is a value too; folds see it as NaN.
+    infinite : bool
+        True where infinity is a value too.
     """
 
     default: Any
@@ -42,6 +44,7 @@ class Hyper:
     flag: bool = False
     vector: bool = False
     optional: bool = False
+    infinite: bool = False
 
     @property
     def domain(self) -> str:
@@ -56,6 +59,8 @@ class Hyper:
             words = f"a number in [{self.low:g}, {self.high:g}{')' if self.below_high else ']'}"
         else:
             words = "a finite number"
+        if self.infinite:
+            words += ", infinity"
         if self.vector:
             words = "a sequence of one or more values, each " + words
         return words + (" or None" if self.optional else "")
@@ -66,14 +71,16 @@ class Hyper:
         Raises
         ------
         TypeError
-            The value is no number.
+            The value is no number; True and False are none but where it is a flag.
         ValueError
             The number is outside the domain.
         """
         if value is None and self.optional:
             return math.nan
+        # True where a number belongs is a flag of another library's, not 1.0.
+        no_number = isinstance(value, (str, bytes)) or (type(value).__name__ in ("bool", "bool_") and not self.flag)
         try:
-            number = float(value) if not isinstance(value, (str, bytes)) else None
+            number = None if no_number else float(value)
         except (TypeError, ValueError, RuntimeError):
             number = None
         if number is None:
@@ -81,7 +88,7 @@ class Hyper:
         if self.flag:
             inside = number in (0.0, 1.0)
         else:
-            inside = self.low <= number <= self.high and math.isfinite(number)
+            inside = self.low <= number <= self.high and (self.infinite or math.isfinite(number))
             inside = inside and not (self.below_high and number == self.high)
         if not inside:
             raise ValueError(f"{name}: found {value!r}, expected {self.domain}")

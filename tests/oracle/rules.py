@@ -85,23 +85,32 @@ def adadelta(t, g, s, u, *, lr=1.0, rho=0.9, eps=1e-6):
 
 
 @oracle(s="square_avg")
-def rmsprop(t, g, s, *, lr=1e-2, alpha=0.99, eps=1e-8, eps_root=0.0):
+def rmsprop(t, g, s, *, lr=1e-2, alpha=0.99, initial_square_avg=0.0, eps=1e-8, eps_root=0.0):
     """Tieleman and Hinton, 2012, lecture 6.5."""
+    if t == 1:
+        s = initial_square_avg
     s = alpha * s + (1 - alpha) * g**2
     return lr * g / (np.sqrt(s + eps_root) + eps), s
 
 
 @oracle(s="square_avg", b="momentum_buffer")
-def rmsprop_momentum(t, g, s, b, *, lr=1e-2, alpha=0.99, eps=1e-8, eps_root=0.0, momentum=0.9):
-    """RMSprop's direction, accumulated."""
+def rmsprop_momentum(
+    t, g, s, b, *, lr=1e-2, alpha=0.99, initial_square_avg=0.0, eps=1e-8, eps_root=0.0, momentum=0.9, lr_inside=False
+):
+    """RMSprop's direction, accumulated (torch); or with `lr_inside` its step (Keras, optax, TensorFlow)."""
+    if t == 1:
+        s = initial_square_avg
     s = alpha * s + (1 - alpha) * g**2
-    b = momentum * b + g / (np.sqrt(s + eps_root) + eps)
-    return lr * b, s, b
+    direction = g / (np.sqrt(s + eps_root) + eps)
+    b = momentum * b + (lr * direction if lr_inside else direction)
+    return (b if lr_inside else lr * b), s, b
 
 
 @oracle(s="square_avg", a="grad_avg")
-def rmsprop_centered(t, g, s, a, *, lr=1e-2, alpha=0.99, eps=1e-8, eps_root=0.0):
+def rmsprop_centered(t, g, s, a, *, lr=1e-2, alpha=0.99, initial_square_avg=0.0, eps=1e-8, eps_root=0.0):
     """Graves, 2013 (arXiv:1308.0850): the variance in place of the second moment."""
+    if t == 1:
+        s = initial_square_avg
     s = alpha * s + (1 - alpha) * g**2
     a = alpha * a + (1 - alpha) * g
     # Never negative but for rounding.
@@ -110,25 +119,32 @@ def rmsprop_centered(t, g, s, a, *, lr=1e-2, alpha=0.99, eps=1e-8, eps_root=0.0)
 
 
 @oracle(s="square_avg", a="grad_avg", b="momentum_buffer")
-def rmsprop_centered_momentum(t, g, s, a, b, *, lr=1e-2, alpha=0.99, eps=1e-8, eps_root=0.0, momentum=0.9):
+def rmsprop_centered_momentum(
+    t, g, s, a, b, *, lr=1e-2, alpha=0.99, initial_square_avg=0.0, eps=1e-8, eps_root=0.0, momentum=0.9, lr_inside=False
+):
     """Graves, 2013 (arXiv:1308.0850), with the direction accumulated."""
+    if t == 1:
+        s = initial_square_avg
     s = alpha * s + (1 - alpha) * g**2
     a = alpha * a + (1 - alpha) * g
     variance = np.maximum(s - a**2, 0)
-    b = momentum * b + g / (np.sqrt(variance + eps_root) + eps)
-    return lr * b, s, a, b
+    direction = g / (np.sqrt(variance + eps_root) + eps)
+    b = momentum * b + (lr * direction if lr_inside else direction)
+    return (b if lr_inside else lr * b), s, a, b
 
 
 # --- Adam and its family ---
 
 
 @oracle(m="exp_avg", v="exp_avg_sq")
-def adam(t, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps_root=0.0, bias_correction=True):
-    """Kingma and Ba, 2015 (arXiv:1412.6980)."""
+def adam(t, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps_root=0.0, bias_correction=True, eps_hat=False):
+    """Kingma and Ba, 2015 (arXiv:1412.6980); with `eps_hat`, eps is beside the root of the uncorrected v."""
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g**2
     m_hat = m / (1 - beta1**t) if bias_correction else m
     v_hat = v / (1 - beta2**t) if bias_correction else v
+    if eps_hat and bias_correction:
+        eps = eps / np.sqrt(1 - beta2**t)
     return lr * m_hat / (np.sqrt(v_hat + eps_root) + eps), m, v
 
 
@@ -137,32 +153,57 @@ ORACLES["adamw"] = functools.partial(adam, decoupled_weight_decay=1e-2)
 
 
 @oracle(m="exp_avg", v="exp_avg_sq", x="max_exp_avg_sq")
-def amsgrad(t, g, m, v, x, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps_root=0.0, bias_correction=True):
-    """Reddi, Kale and Kumar, 2018, who correct no bias; torch takes the maximum first and corrects it then."""
+def amsgrad(
+    t,
+    g,
+    m,
+    v,
+    x,
+    *,
+    lr=1e-3,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    eps_root=0.0,
+    bias_correction=True,
+    eps_hat=False,
+    max_corrected=False,
+):
+    """Reddi, Kale and Kumar, 2018, who correct no bias.
+
+    torch takes the maximum first and corrects it then; with `max_corrected` (optax) it is the other way round.
+    """
+    correction1 = 1 - beta1**t if bias_correction else 1
+    correction2 = 1 - beta2**t if bias_correction else 1
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g**2
-    x = np.maximum(x, v)
-    m_hat = m / (1 - beta1**t) if bias_correction else m
-    v_hat = x / (1 - beta2**t) if bias_correction else x
-    return lr * m_hat / (np.sqrt(v_hat + eps_root) + eps), m, v, x
+    if max_corrected:
+        x = v_hat = np.maximum(x, v / correction2)
+    else:
+        x = np.maximum(x, v)
+        v_hat = x / correction2
+    if eps_hat:
+        eps = eps / np.sqrt(correction2)
+    return lr * (m / correction1) / (np.sqrt(v_hat + eps_root) + eps), m, v, x
 
 
 ORACLES["adamw_amsgrad"] = functools.partial(amsgrad, decoupled_weight_decay=1e-2)
 
 
 @oracle(m="exp_avg", u="exp_inf")
-def adamax(t, g, m, u, *, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8):
-    """Kingma and Ba, 2015 (arXiv:1412.6980), with torch's eps in the norm; the paper has none."""
+def adamax(t, g, m, u, *, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps_outside=False):
+    """Kingma and Ba, 2015 (arXiv:1412.6980), with torch's eps in the norm or Keras's beside it; the paper has none."""
     m = beta1 * m + (1 - beta1) * g
-    u = np.maximum(beta2 * u, np.abs(g) + eps)
+    u = np.maximum(beta2 * u, np.abs(g) if eps_outside else np.abs(g) + eps)
+    norm = u + eps if eps_outside else u
     # Without eps, an element that has only seen zero gradients has no direction: it stays where it is.
-    direction = np.where(u == 0, 0, m / u)
+    direction = np.where(norm == 0, 0, m / norm)
     return lr / (1 - beta1**t) * direction, m, u
 
 
 @oracle(m="exp_avg", v="exp_avg_sq")
 def nadam(t, g, m, v, mu_product, *, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3):
-    """Dozat, 2016, with torch's warm-up of the momentum, or with `momentum_decay=None` at a constant beta1."""
+    """Dozat, 2016, with torch's warm-up of the momentum; or with `momentum_decay=None` as Ruder has it, at beta1."""
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g**2
     v_hat = v / (1 - beta2**t)

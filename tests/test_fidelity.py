@@ -1,0 +1,418 @@
+"""README's table "Which option reproduces whom", line by line: whom it names, run beside what it says.
+
+A line names an optimizer of torch, Keras or optax by its call, which is made; or a formula by its name, which is
+written here in float64, as the paper or the authors' code has it.
+"""
+
+import inspect
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt.optimizers import CLASSES
+
+from .support import assert_same_bits, gradients, parameter
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+SECTION = README.partition("## Which option reproduces whom\n")[2].partition("\n## ")[0]
+ROWS = dict(re.findall(r"^\| `?([^`|]+?)`? \| `(.+)` \|$", SECTION, re.MULTILINE))
+LIBRARIES = ("torch", "keras", "optax")
+
+P0, GRADS = parameter(203), gradients(203, 20)
+TURN, DECAY = 8, 0.05  # "changed": lr is halved from this step on, and parameters decay where the reference can
+BOUND = 32  # epsilons of the largest magnitude that the element's trajectory had; all measured below 10
+
+
+def parse(call):
+    """``"optax.adam(eps_root=1e-8)"`` as the name and the arguments."""
+    name, arguments = call.removesuffix(")").split("(", 1)
+    return name.rpartition(".")[2], eval(f"dict({arguments})", {"math": math})
+
+
+class Reference(NamedTuple):
+    """Whom a line names.
+
+    `run` is a generator function of the parameter, and of `weight_decay` if it `decays`. It yields the parameter, and
+    is sent the next gradient with its learning rate. `lr` is the default learning rate, None where there is none.
+    """
+
+    run: Callable
+    lr: float | None
+    decays: bool
+
+
+# ---- the libraries ----
+
+
+def parameters_of(make):
+    return inspect.signature(make).parameters
+
+
+def torch_reference(torch, call):
+    name, options = parse(call)
+    make = getattr(torch.optim, name)
+
+    def run(p, **decay):
+        param = torch.tensor(p, requires_grad=True)
+        optimizer = make([param], **options, **decay)
+        while True:
+            g, optimizer.param_groups[0]["lr"] = yield param.detach().numpy().copy()
+            param.grad = torch.tensor(g)
+            optimizer.step()
+
+    return Reference(run, parameters_of(make)["lr"].default, True)
+
+
+def keras_reference(keras, call):
+    name, options = parse(call)
+    make = getattr(keras.optimizers, name)
+
+    def run(p, **decay):
+        variable = keras.Variable(p, dtype="float64")
+        optimizer = make(**options, **decay)
+        while True:
+            g, optimizer.learning_rate = yield keras.ops.convert_to_numpy(variable.value)
+            optimizer.apply([keras.ops.convert_to_tensor(g)], [variable])
+
+    return Reference(run, parameters_of(make)["learning_rate"].default, True)
+
+
+def optax_reference(optax, call):
+    name, options = parse(call)
+    make = getattr(optax, name)
+
+    def run(p, **decay):
+        state = make(1.0, **options, **decay).init(p)
+        while True:
+            g, lr = yield np.array(p)
+            updates, state = make(lr, **options, **decay).update(g, state, p)
+            p = optax.apply_updates(p, updates)
+
+    return Reference(run, None, "weight_decay" in parameters_of(make))
+
+
+@pytest.fixture(scope="module")
+def torch():
+    """torch, with float64 as its default type: NAdam keeps its product of momenta in that."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield torch
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module")
+def jax():
+    jax = pytest.importorskip("jax", reason="jax, on which Keras and optax run here, is not installed")
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield jax
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(scope="module")
+def keras(jax, tmp_path_factory):
+    """Keras on JAX, with float64 as its default type: that is the learning rate's."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    os.environ.setdefault("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))  # it writes its settings there
+    keras = pytest.importorskip("keras", reason="keras is not installed")
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield keras
+    keras.config.set_floatx(before)
+
+
+@pytest.fixture(scope="module")
+def optax(jax):
+    return pytest.importorskip("optax", reason="optax is not installed")
+
+
+MAKERS = {"torch": torch_reference, "keras": keras_reference, "optax": optax_reference}
+
+
+@pytest.fixture
+def reference(request, who):
+    library = who.partition(".")[0]
+    return MAKERS[library](request.getfixturevalue(library), who) if library in LIBRARIES else FORMULAS[who]
+
+
+# ---- the formulas ----
+
+FORMULAS = {}
+
+
+def formula(who, lr=None):
+    """An entry of `FORMULAS`, with the learning rate that the source states."""
+
+    def register(run):
+        FORMULAS[who] = Reference(run, lr, "weight_decay" in parameters_of(run))
+        return run
+
+    return register
+
+
+@formula("TensorFlow 1, RMSPropOptimizer(momentum=0.9)")
+def tensorflow(p):
+    ms, mom = 1.0, 0.0
+    while True:
+        g, lr = yield p
+        ms = 0.9 * ms + 0.1 * g**2
+        mom = 0.9 * mom + lr * g / np.sqrt(ms + 1e-10)
+        p = p - mom
+
+
+@formula("NVIDIA Apex, FusedAdam; llm.c", lr=1e-3)
+def apex(p, weight_decay=0.0):
+    m = v = 0.0
+    for t in itertools.count(1):
+        g, lr = yield p
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        update = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + weight_decay * p
+        p = p - lr * update
+
+
+def adabound(p, weight_decay, amsbound):
+    """github.com/Luolc/AdaBound, where weight_decay is the L2 penalty."""
+    m = v = largest = 0.0
+    base_lr = 1e-3
+    for t in itertools.count(1):
+        g, lr = yield p
+        g = g + weight_decay * p
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        largest = np.maximum(largest, v)
+        denominator = np.sqrt(largest if amsbound else v) + 1e-8
+        step_size = lr * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        final_lr = 0.1 * lr / base_lr
+        lower, upper = final_lr * (1 - 1 / (1e-3 * t + 1)), final_lr * (1 + 1 / (1e-3 * t))
+        p = p - np.clip(step_size / denominator, lower, upper) * m
+
+
+@formula("Luo et al. 2019, package adabound", lr=1e-3)
+def adabound_without_maximum(p, weight_decay=0.0):
+    return adabound(p, weight_decay, amsbound=False)
+
+
+@formula("Luo et al. 2019, package adabound (amsbound=True)", lr=1e-3)
+def adabound_with_maximum(p, weight_decay=0.0):
+    return adabound(p, weight_decay, amsbound=True)
+
+
+@formula("Ruder 2016, momentum")
+def ruder_momentum(p):
+    v = 0.0
+    while True:
+        g, lr = yield p
+        v = 0.9 * v + lr * g
+        p = p - v
+
+
+@formula("Ruder 2016, NAG, seen at the look-ahead point")
+def ruder_nag(theta):
+    v = 0.0
+    while True:
+        g, lr = yield theta - 0.9 * v  # where the gradient is taken
+        v = 0.9 * v + lr * g
+        theta = theta - v
+
+
+@formula("Ruder 2016, Adagrad", lr=0.01)
+def ruder_adagrad(p):
+    sum_ = 0.0
+    while True:
+        g, lr = yield p
+        sum_ = sum_ + g**2
+        p = p - lr / np.sqrt(sum_ + 1e-8) * g
+
+
+@formula("Ruder 2016, RMSprop", lr=0.001)
+def ruder_rmsprop(p):
+    average = 0.0
+    while True:
+        g, lr = yield p
+        average = 0.9 * average + 0.1 * g**2
+        p = p - lr / np.sqrt(average + 1e-8) * g
+
+
+@formula("Ruder 2016, Nadam")
+def ruder_nadam(p):
+    m = v = 0.0
+    for t in itertools.count(1):
+        g, lr = yield p
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
+        p = p - lr / (np.sqrt(v_hat) + 1e-8) * (0.9 * m_hat + 0.1 * g / (1 - 0.9**t))
+
+
+@formula("Ruder 2016, AMSGrad")
+def ruder_amsgrad(p):
+    m = v = v_hat = 0.0
+    while True:
+        g, lr = yield p
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        v_hat = np.maximum(v_hat, v)
+        p = p - lr / (np.sqrt(v_hat) + 1e-8) * m
+
+
+@formula("Zeiler 2012, Adadelta", lr=1.0)
+def zeiler(p):
+    squares = deltas = 0.0
+    while True:
+        g, lr = yield p
+        squares = 0.95 * squares + 0.05 * g**2
+        delta = -np.sqrt(deltas + 1e-6) / np.sqrt(squares + 1e-6) * g
+        deltas = 0.95 * deltas + 0.05 * delta**2
+        p = p + lr * delta
+
+
+@formula("Graves 2013, equations 38 to 45", lr=1e-4)
+def graves(p):
+    n = average = delta = 0.0
+    while True:
+        g, lr = yield p
+        n = 0.95 * n + 0.05 * g**2
+        average = 0.95 * average + 0.05 * g
+        delta = 0.9 * delta - lr * g / np.sqrt(n - average**2 + 1e-4)
+        p = p + delta
+
+
+@formula("Kingma and Ba 2015, algorithm 1", lr=1e-3)
+def kingma(p):
+    m = v = 0.0
+    for t in itertools.count(1):
+        g, lr = yield p
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        p = p - lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+
+
+@formula("Kingma and Ba 2015, section 2, eps-hat", lr=1e-3)
+def kingma_eps_hat(p):
+    m = v = 0.0
+    for t in itertools.count(1):
+        g, lr = yield p
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        p = p - lr * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-8)
+
+
+@formula("Kingma and Ba 2015, algorithm 2, AdaMax", lr=2e-3)
+def kingma_adamax(p):
+    m = u = 0.0
+    for t in itertools.count(1):
+        g, lr = yield p
+        m = 0.9 * m + 0.1 * g
+        u = np.maximum(0.999 * u, np.abs(g))
+        p = p - lr / (1 - 0.9**t) * np.divide(m, u, out=np.zeros_like(p), where=u > 0)  # 0/0 where no g has been
+
+
+@formula("Ma and Yarats 2019, QHM")
+def qhm(p):
+    buffer = 0.0
+    while True:
+        g, lr = yield p
+        buffer = 0.999 * buffer + 0.001 * g
+        p = p - lr * (0.3 * g + 0.7 * buffer)
+
+
+@formula("Ma and Yarats 2019, QHAdam")
+def qhadam(p):
+    m = v = 0.0
+    for t in itertools.count(1):
+        g, lr = yield p
+        m = 0.995 * m + 0.005 * g
+        v = 0.999 * v + 0.001 * g**2
+        m_hat, v_hat = m / (1 - 0.995**t), v / (1 - 0.999**t)
+        p = p - lr * (0.3 * g + 0.7 * m_hat) / (np.sqrt(v_hat) + 1e-8)
+
+
+@formula("Lucas et al. 2019, AggMo")
+def aggmo(p):
+    velocities = [0.0, 0.0, 0.0]
+    while True:
+        g, lr = yield p
+        velocities = [beta * v - g for beta, v in zip((0, 0.9, 0.99), velocities, strict=True)]
+        p = p + lr / 3 * sum(velocities)
+
+
+# ---- the proofs ----
+
+
+def run_fastopt(name, options, changed, decays, backend="native"):
+    """The parameter after each step, and the learning rate at first."""
+    param = P0.copy()
+    optimizer = getattr(fastopt, name)(param, **options, backend=backend)
+    group = optimizer.param_groups[0]
+    lr = group["lr"]
+    if changed and decays:
+        group[decays] = DECAY
+    path = []
+    for t, g in enumerate(GRADS):
+        if changed and t == TURN:
+            group["lr"] = lr / 2
+        optimizer.step(g)
+        path.append(param.copy())
+    return np.array(path), lr
+
+
+def run_reference(reference, lr, changed):
+    run = reference.run(P0.copy(), **({"weight_decay": DECAY} if changed and reference.decays else {}))
+    next(run)
+    return np.array([run.send((g, lr / 2 if changed and t >= TURN else lr)) for t, g in enumerate(GRADS)])
+
+
+def distance(got, want):
+    scale = np.maximum(np.abs(P0), np.abs(want).max(axis=0))
+    return float((np.abs(got - want) / scale).max() / np.finfo(np.float64).eps)
+
+
+def decay_argument(who, name):
+    """What the reference's weight_decay is called here."""
+    keras_decay = who.startswith("keras") and name != "AdamW"
+    return "decoupled_weight_decay" if keras_decay else "weight_decay"
+
+
+@pytest.mark.parametrize("who", ROWS)
+def test_line(who, reference):
+    name, options = parse(ROWS[who])
+    decays = decay_argument(who, name) if reference.decays else None
+    idle = set(options)  # until leaving the word out is seen to make a difference
+    for changed in (False, True):
+        got, lr = run_fastopt(name, options, changed, decays)
+        assert reference.lr in (None, lr)
+        assert_same_bits([run_fastopt(name, options, changed, decays, backend="numba")[0]], [got])
+        want = run_reference(reference, lr, changed)
+        assert distance(got, want) < BOUND, "with lr and decay changed" if changed else "as it is"
+        for word in set(idle):
+            without = {key: value for key, value in options.items() if key != word}
+            try:
+                same = distance(run_fastopt(name, without, changed, decays)[0], want) < 10 * BOUND
+            except (TypeError, ValueError):  # lr is required, nesterov needs a momentum
+                same = False
+            if not same:
+                idle.remove(word)
+    assert not idle, "the line says more than it needs"
+
+
+def test_every_line_of_the_table_is_read():
+    assert len(ROWS) == sum(line.startswith("|") for line in SECTION.splitlines()) - 2
+    assert set(FORMULAS) == {who for who in ROWS if who.partition(".")[0] not in LIBRARIES}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_optimizer_that_a_library_shares_has_a_line(library, request):
+    module = request.getfixturevalue(library)
+    theirs = {name.lower() for name in dir(getattr(module, "optim", getattr(module, "optimizers", module)))}
+    lines = {parse(who)[0].lower() for who in ROWS if who.startswith(library)}
+    assert {name.lower() for name in CLASSES} & theirs - lines == set()
