@@ -109,7 +109,8 @@ _DOCUMENTATION = {
     Returns
     -------
     tuple{scalars}
-        Of `real`; outside kernels, Python's floats. Nothing is checked: a value out of range gives what the formula makes of it.
+        Of `real`; outside kernels, of Python's floats. Nothing is checked: a value out of range gives what the formula
+        makes of it.
     """,
     "update": """The update of one element::
 

@@ -310,7 +310,12 @@ def compile_update(rule: Rule) -> Any:
 
 def compile_fold(rule: Rule) -> Any:
     """The rule's fold as an ``njit`` function."""
-    return njit(**_options)(_bind(rule.fold, rule.fold.__name__, **_primitives))
+
+    def compile_one(fold: Callable[..., Any]) -> Any:
+        others = {name: compile_one(fold.__globals__[name]) for name in fold.__code__.co_names if "fold_" in name}
+        return njit(**_options)(_bind(fold, fold.__name__, **_primitives, **others))
+
+    return compile_one(rule.fold)
 
 
 def _digest(rule: Rule) -> str:

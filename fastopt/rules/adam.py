@@ -31,9 +31,8 @@ def amsgrad(
 
 
 def fold_amsgrad(t, lr, beta1, beta2, eps, eps_root, bias_correction, eps_hat, max_corrected):
-    *first, correction2, eps, eps_root = fold_adam(t, lr, beta1, beta2, eps, eps_root, bias_correction, eps_hat)
-    corrections = (correction2, 1.0) if max_corrected else (1.0, correction2)
-    return *first, *corrections, eps, eps_root
+    c = fold_adam(t, lr, beta1, beta2, eps, eps_root, bias_correction, eps_hat)
+    return c[:5] + ((c[5], 1.0) if max_corrected else (1.0, c[5])) + c[6:]
 
 
 def adamax(p, g, exp_avg, exp_inf, beta1, beta1_c, beta2, eps_inside, eps_outside, rate):
