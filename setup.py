@@ -1,10 +1,13 @@
 """Builds the C library and the extension over it: everything else about the package is in pyproject.toml."""
 
 import importlib.util
+import math
 import os
 import platform
 import sys
 import tempfile
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 from setuptools import setup
@@ -62,14 +65,60 @@ def instance(name, states, copies):
     ]
 
 
-def rule_table():
+def c_hypers(module, rule):
+    """A rule's row of hyper-parameters for C, where all are numbers: of AggMo's betas that of one copy."""
+    hypers = {
+        "copies": module.Hyper(
+            module.REQUIRED, "how many betas there are, a whole number", low=1, high=module.MAX_COPIES
+        )
+    }
+    for name, hyper in rule.hyper.items():
+        hypers[name] = replace(hyper, default=module.REQUIRED, vector=False) if hyper.vector else hyper
+    return {name: hypers[name] for name in rule.row}
+
+
+def c_default(hyper):
+    return float(hyper.default) if isinstance(hyper.default, (int, float)) else math.nan
+
+
+def c_double(value):
+    return "NAN" if math.isnan(value) else "INFINITY" if math.isinf(value) else float(value).hex()
+
+
+def c_domain(hyper):
+    """The numbers that `Hyper.check` takes, as a closed interval."""
+    if hyper.flag:
+        return 0.0, 1.0
+    high = math.nextafter(hyper.high, hyper.low) if hyper.below_high else hyper.high
+    try:
+        hyper.check("", high)
+    except ValueError:
+        high = sys.float_info.max
+    return max(hyper.low, -sys.float_info.max), high
+
+
+def rule_entry(module, rule):
+    """A rule's entry in the C library's table."""
+    hypers = []
+    for name, hyper in c_hypers(module, rule).items():
+        numbers = ", ".join(map(c_double, (c_default(hyper), *c_domain(hyper))))
+        hypers.append(f'{{"{name}", {numbers}, {int(hyper.flag or name == "copies")}, {int(hyper.optional)}}}')
+    lengths = f"{len(rule.states)}, {len(rule.row)}, {len(module.PROLOGUE + rule.coefficients)}, {len(rule.scalars)}"
+    copies = module.MAX_COPIES if rule.vector else 1
+    states = ", ".join([*(f'"{state}"' for state in rule.states), "NULL"])
+    scalars = ", ".join(map(c_double, rule.scalars.values())) or "0"
+    return (
+        f'{{{{"{rule.name}", {lengths}, {copies}, (const char *const[]){{{states}}}, '
+        f"(const fastopt_hyper[]){{{', '.join(hypers)}}}}}, "
+        f"number_{rule.kernel}, folded_{rule.kernel}, {{{scalars}}}}}"
+    )
+
+
+def rule_table(module):
     """The text of rule_table.h: the C side's view of the rule table."""
-    module = load_rules()
-    kernels, aliases, lines = {}, [], []
+    kernels, lines = {}, []
     for rule in module.RULES.values():
         kernels.setdefault(rule.kernel, rule)
-        if rule.name != rule.kernel:
-            aliases.append(f'{{"{rule.name}", "{rule.kernel}"}}')
     for real, suffix in (("float", "f32"), ("double", "f64")):
         lines.append(struct(f"prologue_coefs_{suffix}", module.PROLOGUE, real))
         for name, rule in kernels.items():
@@ -79,58 +128,85 @@ def rule_table():
     lines += [struct(f"{fold}_hyper", rule.row, "double") for fold, rule in folds.items()]
     instances = []
     for name, rule in kernels.items():
-        lines += [
-            f"#define STATES_{name} {len(rule.states)}",
-            f"#define SCALARS_{name} {len(rule.scalars)}",
-        ]
         for copies in range(1, module.MAX_COPIES + 1 if rule.vector else 2):
             lines += instance(name, rule.states, copies)
             instances.append(f"X({name}, {copies})")
     entries = " ".join(f"X({name}, {rule.fold.__name__.removeprefix('fold_')})" for name, rule in kernels.items())
     lines += [
-        f"#define FASTOPT_KERNEL_COUNT {len(kernels)}",
         f"#define FASTOPT_KERNELS(X) {entries}",
         f"#define FASTOPT_INSTANCES(X) {' '.join(instances)}",
-        f"#define FASTOPT_MAX_COPIES {module.MAX_COPIES}",
-        f"#define FASTOPT_ALIASES {', '.join(aliases)}",
+        f"#define FASTOPT_RULES {', '.join(rule_entry(module, rule) for rule in module.RULES.values())}",
         f"#define FASTOPT_LEVELS(X) {' '.join(f'X({level})' for level in levels())}",
     ]
+    rules = module.RULES.values()
+    longest = {
+        "HYPER": max(len(rule.row) for rule in rules),
+        "COEFFICIENTS": max(len(module.PROLOGUE + rule.coefficients) for rule in rules),
+        "SCALARS": max(len(rule.scalars) for rule in rules),
+        "COPIES": module.MAX_COPIES,
+    }
+    lines += [f'_Static_assert({n} <= FASTOPT_MAX_{of}, "raise it in fastopt.in.h");' for of, n in longest.items()]
     return "/* Written by setup.py from fastopt/rules. */\n" + "\n".join(lines) + "\n"
+
+
+def header(module, version):
+    """The text of fastopt.h: csrc/fastopt.in.h with the version and the rules written in."""
+    lines, meanings = [], {}
+    for rule in module.RULES.values():
+        hypers = c_hypers(module, rule)
+        values = ", ".join(f"{name}={c_default(hyper):g}".replace("nan", "NaN") for name, hyper in hypers.items())
+        states = [
+            f"{s} (may begin at {rule.hyper[rule.initial[s]].domain})" if s in rule.initial else s for s in rule.states
+        ]
+        lines += [f"{rule.name}: {rule.formula}", f"    states: {', '.join(states) or 'none'}", f"    {values}", ""]
+        for name, hyper in hypers.items():
+            meaning = f"{name}: {hyper.domain}; {hyper.meaning}"
+            meanings[meaning.replace("True or False", "0 or 1").replace("None", "NaN")] = None
+    lines += ["The hyper-parameters:", "", *sorted(meanings)]
+    wrapped = [part for line in lines for part in textwrap.wrap(line, 115, subsequent_indent=8 * " ") or [""]]
+    major, minor = version.split(".")[:2]
+    defines = f'#define FASTOPT_VERSION "{version}"\n'
+    defines += f"#define FASTOPT_VERSION_MAJOR {major}\n#define FASTOPT_VERSION_MINOR {minor}"
+    text = (CSRC / "fastopt.in.h").read_text().replace("/* <version> */", defines)
+    return text.replace(" * <rules>", "\n".join(f" * {part}".rstrip() for part in wrapped))
 
 
 class BuildLibrary(build_ext):
     """Builds libfastopt, a plain C library, and beside it the cffi extension that is linked to it."""
 
     def build_extension(self, ext):
-        self.library_folder = Path(self.get_ext_fullpath(ext.name)).parent
-        self.library_folder.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(self.get_ext_fullpath(ext.name)).parents[1]
+        for path in self.made():
+            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
         self.build_library()
-        ext.library_dirs.append(str(self.library_folder))
+        ext.library_dirs.append(str(self.folder / "backends"))
         ext.libraries.append("fastopt")
-        ext.include_dirs.append(str(CSRC))
+        ext.include_dirs.append(str(self.folder / "include"))
         origin = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
         ext.extra_link_args.append(f"-Wl,-rpath,{origin}")
         super().build_extension(ext)
 
-    def library_name(self):
-        return "libfastopt.dylib" if sys.platform == "darwin" else "libfastopt.so"
+    def made(self):
+        """What is made beside the extension, by its place in the package: the header and the library."""
+        return ["include/fastopt.h", f"backends/libfastopt.{'dylib' if sys.platform == 'darwin' else 'so'}"]
 
     def build_library(self):
         temp = Path(self.build_temp)
         temp.mkdir(parents=True, exist_ok=True)
-        (temp / "rule_table.h").write_text(rule_table())
+        public, library = (self.folder / path for path in self.made())
+        module = load_rules()
+        public.write_text(header(module, self.distribution.get_version()))
+        (temp / "rule_table.h").write_text(rule_table(module))
         openmp = self.openmp_flags()
         objects = self.compile("fastopt.c", temp / "fastopt", [*FLAGS, *openmp])
         for name, flags in levels().items():
             objects += self.compile("kernels.c", temp / name, [*FLAGS, *flags, f"-DFASTOPT_ISA={name}"])
-        install_name = ["-Wl,-install_name,@rpath/libfastopt.dylib"] if sys.platform == "darwin" else []
-        self.compiler.link_shared_object(
-            objects, str(self.library_folder / self.library_name()), libraries=["m"],
-            extra_postargs=[*openmp, *install_name],
-        )  # fmt: skip
+        darwin = sys.platform == "darwin"
+        name = f"-Wl,-install_name,@rpath/{library.name}" if darwin else f"-Wl,-soname,{library.name}"
+        self.compiler.link_shared_object(objects, str(library), libraries=["m"], extra_postargs=[*openmp, name])
 
     def compile(self, source, folder, flags):
-        include = [str(CSRC), str(self.build_temp)]
+        include = [str(CSRC), str(self.build_temp), str(self.folder / "include")]
         paths = [os.path.relpath(CSRC / source)]
         depends = [str(path) for path in CSRC.glob("*.h")]
         return self.compiler.compile(paths, str(folder), include_dirs=include, extra_postargs=flags, depends=depends)
@@ -149,13 +225,16 @@ class BuildLibrary(build_ext):
         return ["-fopenmp"]
 
     def copy_extensions_to_source(self):
-        """An editable installation finds the library beside the extension too."""
+        """An editable installation finds header and library in their places too."""
         super().copy_extensions_to_source()
-        folder = Path(self.get_finalized_command("build_py").get_package_dir("fastopt.backends"))
-        self.copy_file(str(self.library_folder / self.library_name()), str(folder / self.library_name()))
+        source = Path(self.get_finalized_command("build_py").get_package_dir("fastopt"))
+        for path in self.made():
+            (source / path).parent.mkdir(exist_ok=True)
+            self.copy_file(str(self.folder / path), str(source / path))
 
     def get_outputs(self):
-        return [*super().get_outputs(), str(Path(super().get_outputs()[0]).parent / self.library_name())]
+        extensions = super().get_outputs()
+        return [*extensions, *(str(Path(extensions[0]).parents[1] / path) for path in self.made())]
 
 
 setup(

@@ -9,8 +9,7 @@
 #include "sizes.h"
 
 #ifdef _OPENMP
-#endif
-#if defined(__unix__) || defined(__APPLE__)
+#include <omp.h>
 #include <pthread.h>
 #endif
 
@@ -33,36 +32,109 @@ typedef void (*fold_function)(double t, const double *hyper, double *scalars, do
 FASTOPT_KERNELS(FOLD_ENTRY)
 
 static const struct {
-    const char *name;
+    fastopt_rule rule;
+    int kernel;
     fold_function fold;
-    int states, scalars, hyper, coefficients; /* coefficients: the prologue's among them */
-} rules[FASTOPT_KERNEL_COUNT] = {
-#define RULE_ENTRY(rule, fold)                                                                                        \
-    {#rule, folded_##rule, STATES_##rule, SCALARS_##rule, (int)(sizeof(fold##_hyper) / sizeof(double)),               \
-     3 + (int)(sizeof(rule##_coefs_f64) / sizeof(double))},
-    FASTOPT_KERNELS(RULE_ENTRY)};
-
-static const struct {
-    const char *alias, *rule;
-} aliases[] = {FASTOPT_ALIASES};
+    double scalars[FASTOPT_MAX_SCALARS]; /* before the first step */
+} rules[] = {FASTOPT_RULES};
+enum { RULES = sizeof rules / sizeof *rules };
 
 int32_t fastopt_find_rule(const char *name)
 {
-    for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
-        if (name && !strcmp(name, aliases[i].alias))
-            name = aliases[i].rule;
-    for (int32_t i = 0; i < FASTOPT_KERNEL_COUNT; i++)
-        if (name && !strcmp(name, rules[i].name))
+    for (int32_t i = 0; name && i < RULES; i++)
+        if (!strcmp(name, rules[i].rule.name))
             return i;
     return -1;
 }
 
+const fastopt_rule *fastopt_get_rule(int32_t rule) { return rule >= 0 && rule < RULES ? &rules[rule].rule : NULL; }
+
+const char *fastopt_version(void) { return FASTOPT_VERSION; }
+
 const char *fastopt_message(int code)
 {
-    static const char *const messages[] = {"no error", "unknown rule", "unknown dtype",
-                                           "unknown instruction set, or one that this processor lacks",
-                                           "a number of copies that the rule does not have"};
+    static const char *const messages[] = {
+        [FASTOPT_OK] = "no error",
+        [FASTOPT_BAD_RULE] = "unknown rule",
+        [FASTOPT_BAD_DTYPE] = "unknown dtype",
+        [FASTOPT_BAD_ISA] = "unknown instruction set, or one that this processor lacks",
+        [FASTOPT_BAD_COPIES] = "a number of copies that the rule does not have",
+        [FASTOPT_BAD_HYPER] = "a hyper-parameter that the rule does not have",
+        [FASTOPT_BAD_VALUE] = "a hyper-parameter or grad_scale outside its domain, or one that must be set and was not",
+        [FASTOPT_BAD_STEP] = "a step below 1: steps are counted from 1",
+        [FASTOPT_BAD_SIZE] = "a size or number of arrays that is negative or larger than any memory",
+        [FASTOPT_BAD_THREADS] = "a number of threads below 1 or above FASTOPT_MAX_THREADS",
+        [FASTOPT_NULL_POINTER] = "a null pointer where there must be an array",
+        [FASTOPT_NO_MEMORY] = "out of memory",
+    };
     return code >= 0 && code < (int)(sizeof messages / sizeof *messages) ? messages[code] : "unknown error code";
+}
+
+/* ---- hyper-parameters ---- */
+
+static int in_domain(const fastopt_hyper *hyper, double value)
+{
+    return (value >= hyper->low && value <= hyper->high && (!hyper->whole || value == floor(value)))
+        || (hyper->optional && isnan(value));
+}
+
+int fastopt_defaults(int32_t rule, double *hyper, double *scalars)
+{
+    const fastopt_rule *found = fastopt_get_rule(rule);
+    if (!found)
+        return FASTOPT_BAD_RULE;
+    if (!hyper || (!scalars && found->scalars))
+        return FASTOPT_NULL_POINTER;
+    for (int i = 0; i < found->hyper; i++)
+        hyper[i] = found->hypers[i].value;
+    for (int i = 0; i < found->scalars; i++)
+        scalars[i] = rules[rule].scalars[i];
+    return FASTOPT_OK;
+}
+
+int fastopt_set_hyper(int32_t rule, double *hyper, const char *name, double value)
+{
+    const fastopt_rule *found = fastopt_get_rule(rule);
+    if (!found)
+        return FASTOPT_BAD_RULE;
+    if (!hyper || !name)
+        return FASTOPT_NULL_POINTER;
+    for (int i = 0; i < found->hyper; i++)
+        if (!strcmp(name, found->hypers[i].name)) {
+            if (!in_domain(&found->hypers[i], value))
+                return FASTOPT_BAD_VALUE;
+            hyper[i] = value;
+            return FASTOPT_OK;
+        }
+    return FASTOPT_BAD_HYPER;
+}
+
+static void fold_into(int rule, double t, double grad_scale, const double *hyper, double *scalars, double *c)
+{
+    const double lr = hyper[0], weight_decay = hyper[1], decoupled = hyper[2], maximize = hyper[3];
+    c[0] = maximize ? -grad_scale : grad_scale;
+    c[1] = weight_decay;
+    c[2] = 1.0 - lr * decoupled;
+    rules[rule].fold(t, hyper, scalars, c + 3);
+}
+
+int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const double *hyper, double *scalars,
+                 double *coefficients)
+{
+    const fastopt_rule *found = fastopt_get_rule(rule);
+    if (!found)
+        return FASTOPT_BAD_RULE;
+    if (!hyper || !coefficients || (!scalars && found->scalars))
+        return FASTOPT_NULL_POINTER;
+    if (t < 1)
+        return FASTOPT_BAD_STEP;
+    for (int i = 0; i < found->hyper; i++)
+        if (!in_domain(&found->hypers[i], hyper[i]))
+            return FASTOPT_BAD_VALUE;
+    if (!isfinite(grad_scale))
+        return FASTOPT_BAD_VALUE;
+    fold_into(rule, (double)t, grad_scale, hyper, scalars, coefficients);
+    return FASTOPT_OK;
 }
 
 /* ---- instruction sets ---- */
@@ -87,13 +159,6 @@ static int supported(const char *name)
     return !strcmp(name, levels[0]->name);
 }
 
-static const fastopt_level *level(void)
-{
-    if (!chosen)
-        fastopt_set_isa(NULL);
-    return chosen;
-}
-
 int fastopt_set_isa(const char *name)
 {
     for (int i = LEVELS - 1; i >= 0; i--)
@@ -104,21 +169,29 @@ int fastopt_set_isa(const char *name)
     return FASTOPT_BAD_ISA;
 }
 
-static const char *names(char *buffer, int all)
+static char compiled_names[64], supported_names[64];
+
+static void append(char *names, const char *name)
 {
-    buffer[0] = 0;
-    for (int i = 0; i < LEVELS; i++)
-        if (all || supported(levels[i]->name)) {
-            if (buffer[0])
-                strcat(buffer, ",");
-            strcat(buffer, levels[i]->name);
-        }
-    return buffer;
+    if (names[0])
+        strcat(names, ",");
+    strcat(names, name);
 }
 
-const char *fastopt_isa(void) { return level()->name; }
-const char *fastopt_isa_compiled(void) { static char buffer[64]; return names(buffer, 1); }
-const char *fastopt_isa_supported(void) { static char buffer[64]; return names(buffer, 0); }
+/* When the library is loaded, before there are threads that could race for it. */
+__attribute__((constructor)) static void find_levels(void)
+{
+    for (int i = 0; i < LEVELS; i++) {
+        append(compiled_names, levels[i]->name);
+        if (supported(levels[i]->name))
+            append(supported_names, levels[i]->name);
+    }
+    fastopt_set_isa(NULL);
+}
+
+const char *fastopt_isa(void) { return chosen->name; }
+const char *fastopt_isa_compiled(void) { return compiled_names; }
+const char *fastopt_isa_supported(void) { return supported_names; }
 const char *fastopt_compiler(void)
 {
 #ifdef __clang__
@@ -136,10 +209,7 @@ const char *fastopt_compiler(void)
 static int prefetch_pays(int64_t bytes)
 {
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
-    static int amd = -1;
-    if (amd < 0)
-        amd = __builtin_cpu_is("amd") != 0;
-    if (amd)
+    if (__builtin_cpu_is("amd"))
         return 0;
 #endif
     return bytes > 4 << 20;
@@ -153,6 +223,17 @@ int fastopt_has_openmp(void)
     return 1;
 #else
     return 0;
+#endif
+}
+
+int32_t fastopt_default_threads(void)
+{
+#ifdef _OPENMP
+    int cpus = omp_get_num_procs(), allowed = omp_get_max_threads();
+    int threads = allowed < cpus ? allowed : cpus;
+    return threads < FASTOPT_MAX_THREADS ? threads : FASTOPT_MAX_THREADS;
+#else
+    return 1;
 #endif
 }
 
@@ -213,30 +294,13 @@ static int64_t find_run(const int64_t *offsets, int64_t runs, int64_t at)
 
 /* ---- one step ---- */
 
-static void fold_into(int rule, double t, double grad_scale, const double *hyper, double *scalars, double *c)
-{
-    const double lr = hyper[0], weight_decay = hyper[1], decoupled = hyper[2], maximize = hyper[3];
-    c[0] = maximize ? -grad_scale : grad_scale;
-    c[1] = weight_decay;
-    c[2] = 1.0 - lr * decoupled;
-    rules[rule].fold(t, hyper, scalars, c + 3);
-}
-
-int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const double *hyper, double *scalars,
-                 double *coefficients)
-{
-    if (rule < 0 || rule >= FASTOPT_KERNEL_COUNT)
-        return FASTOPT_BAD_RULE;
-    fold_into(rule, (double)t, grad_scale, hyper, scalars, coefficients);
-    return FASTOPT_OK;
-}
-
 /* Advances every tensor and folds its coefficients, once for neighbours that share group, step and scalars. */
 static void advance(fastopt_job *job)
 {
-    const int scalars = rules[job->rule].scalars, copies = job->copies;
-    const int row = copies * rules[job->rule].coefficients, hyper = copies * rules[job->rule].hyper;
-    double before[4] = {0};
+    const fastopt_rule *rule = &rules[job->rule].rule;
+    const int scalars = rule->scalars, copies = job->copies;
+    const int row = copies * rule->coefficients, hyper = copies * rule->hyper;
+    double before[FASTOPT_MAX_SCALARS] = {0};
     int32_t rows = 0, last = -1;
     for (int64_t i = 0; i < job->tensors; i++) {
         int32_t at = job->parameter[i];
@@ -251,8 +315,8 @@ static void advance(fastopt_job *job)
                 memcpy(before, own, scalars * sizeof(double));
             for (int k = 0; k < copies; k++)
                 fold_into(job->rule, (double)t, job->grad_scale,
-                          job->hyper + (int64_t)job->group[at] * hyper + k * rules[job->rule].hyper, own,
-                          job->coefficients + (int64_t)rows * row + k * rules[job->rule].coefficients);
+                          job->hyper + (int64_t)job->group[at] * hyper + k * rule->hyper, own,
+                          job->coefficients + (int64_t)rows * row + k * rule->coefficients);
             rows++;
         }
         job->row_of[i] = rows - 1;
@@ -260,13 +324,14 @@ static void advance(fastopt_job *job)
     }
 }
 
+/* Elements [begin, end) of a job; without a row_of, all tensors share the first row of coefficients. */
 static void update_part(void *context, int64_t begin, int64_t end)
 {
     const fastopt_job *job = context;
-    const int row = job->copies * rules[job->rule].coefficients;
-    const int arrays = 2 + job->copies * rules[job->rule].states;
-    const fastopt_kernel kernel = level()->kernels[job->rule][job->copies - 1][job->dtype];
-    const fastopt_runner run = level()->run[job->dtype];
+    const int row = job->copies * rules[job->rule].rule.coefficients;
+    const int arrays = 2 + job->copies * rules[job->rule].rule.states;
+    const fastopt_kernel kernel = chosen->kernels[rules[job->rule].kernel][job->copies - 1][job->dtype];
+    const fastopt_runner run = chosen->run[job->dtype];
     const int64_t size = job->dtype == FASTOPT_FLOAT64 ? 8 : 4;
     const int prefetch = prefetch_pays(job->offsets[job->runs] * arrays * size);
     void *addresses[MAX_ARRAYS];
@@ -278,28 +343,102 @@ static void update_part(void *context, int64_t begin, int64_t end)
         for (int j = 0; j < arrays; j++)
             addresses[j] = (char *)job->addresses[r * arrays + j]
                          + (begin - job->offsets[r]) * (strides ? strides[j] : size);
-        run(kernel, stop - begin, arrays, addresses, strides,
-            job->coefficients + (int64_t)job->row_of[job->tensor_of[r]] * row, row, prefetch);
+        const double *coefficients = job->coefficients;
+        if (job->row_of)
+            coefficients += (int64_t)job->row_of[job->tensor_of[r]] * row;
+        run(kernel, stop - begin, arrays, addresses, strides, coefficients, row, prefetch);
         begin = stop;
     }
 }
 
+static int check_threads(int threads)
+{
+    return threads < 1 || threads > FASTOPT_MAX_THREADS ? FASTOPT_BAD_THREADS : FASTOPT_OK;
+}
+
+static int check_kind(int32_t rule, int32_t dtype, int32_t copies, int32_t threads)
+{
+    if (!fastopt_get_rule(rule))
+        return FASTOPT_BAD_RULE;
+    if (dtype != FASTOPT_FLOAT32 && dtype != FASTOPT_FLOAT64)
+        return FASTOPT_BAD_DTYPE;
+    if (copies < 1 || copies > rules[rule].rule.max_copies)
+        return FASTOPT_BAD_COPIES;
+    return check_threads(threads);
+}
+
+static int check_job(const fastopt_job *job)
+{
+    int error = check_kind(job->rule, job->dtype, job->copies, job->threads);
+    if (error)
+        return error;
+    if (job->runs < 0 || job->tensors < 0 || (job->runs && !job->tensors))
+        return FASTOPT_BAD_SIZE;
+    if (!job->offsets || (job->runs && (!job->addresses || !job->tensor_of)))
+        return FASTOPT_NULL_POINTER;
+    if (job->tensors
+        && (!job->parameter || !job->group || !job->steps || !job->hyper || !job->coefficients || !job->row_of
+            || (!job->scalars && rules[job->rule].rule.scalars)))
+        return FASTOPT_NULL_POINTER;
+    return FASTOPT_OK;
+}
+
 int fastopt_step(fastopt_job *jobs, int64_t n)
 {
+    if (n < 0)
+        return FASTOPT_BAD_SIZE;
+    if (n && !jobs)
+        return FASTOPT_NULL_POINTER;
     for (int64_t i = 0; i < n; i++) {
-        if (jobs[i].rule < 0 || jobs[i].rule >= FASTOPT_KERNEL_COUNT)
-            return FASTOPT_BAD_RULE;
-        if (jobs[i].dtype != FASTOPT_FLOAT32 && jobs[i].dtype != FASTOPT_FLOAT64)
-            return FASTOPT_BAD_DTYPE;
-        if (jobs[i].copies < 1 || jobs[i].copies > FASTOPT_MAX_COPIES
-            || !level()->kernels[jobs[i].rule][jobs[i].copies - 1][0])
-            return FASTOPT_BAD_COPIES;
+        int error = check_job(&jobs[i]);
+        if (error)
+            return error;
     }
     for (int64_t i = 0; i < n; i++) {
         advance(&jobs[i]);
         parallel(update_part, &jobs[i], jobs[i].offsets[jobs[i].runs], GRAIN, ALIGN, jobs[i].threads);
     }
     return FASTOPT_OK;
+}
+
+/* Offsets of tensors whose arrays are all there. */
+static int find_offsets(int64_t tensors, const int64_t *sizes, void *const *arrays, int width, int64_t *offsets)
+{
+    const int64_t most = INT64_MAX / (width * (int64_t)sizeof(double)); /* so that bytes can be counted */
+    for (int64_t i = 0; i < tensors; i++) {
+        if (sizes[i] < 0 || sizes[i] > most - offsets[i])
+            return FASTOPT_BAD_SIZE;
+        for (int j = 0; sizes[i] && j < width; j++)
+            if (!arrays[i * width + j])
+                return FASTOPT_NULL_POINTER;
+        offsets[i + 1] = offsets[i] + sizes[i];
+    }
+    return FASTOPT_OK;
+}
+
+int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
+                   void *const *arrays, const double *coefficients, int32_t threads)
+{
+    int error = check_kind(rule, dtype, copies, threads);
+    if (error)
+        return error;
+    if (tensors < 0)
+        return FASTOPT_BAD_SIZE;
+    if (tensors == 0)
+        return FASTOPT_OK;
+    if (!sizes || !arrays || !coefficients)
+        return FASTOPT_NULL_POINTER;
+    int64_t *offsets = calloc((size_t)tensors + 1, sizeof *offsets);
+    if (!offsets)
+        return FASTOPT_NO_MEMORY;
+    error = find_offsets(tensors, sizes, arrays, 2 + copies * rules[rule].rule.states, offsets);
+    if (!error) {
+        fastopt_job job = {.rule = rule, .dtype = dtype, .copies = copies, .runs = tensors, .addresses = arrays,
+                           .offsets = offsets, .coefficients = (double *)coefficients};
+        parallel(update_part, &job, offsets[tensors], GRAIN, ALIGN, threads);
+    }
+    free(offsets);
+    return error;
 }
 
 /* ---- the norm ---- */
@@ -318,7 +457,7 @@ static void norm_part(void *context, int64_t begin, int64_t end)
     for (int64_t r = find_run(c->blocks, c->runs, begin); begin < end; r++)
         for (; begin < end && begin < c->blocks[r + 1]; begin++) {
             int64_t first = (begin - c->blocks[r]) * FASTOPT_NORM_BLOCK, n = c->offsets[r + 1] - c->offsets[r] - first;
-            c->sums[begin] = level()->square_sum[c->dtype](n < FASTOPT_NORM_BLOCK ? n : FASTOPT_NORM_BLOCK,
+            c->sums[begin] = chosen->square_sum[c->dtype](n < FASTOPT_NORM_BLOCK ? n : FASTOPT_NORM_BLOCK,
                                                             (char *)c->addresses[r] + first * c->strides[r],
                                                             c->strides[r]);
         }
@@ -329,8 +468,15 @@ int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, con
 {
     if (dtype != FASTOPT_FLOAT32 && dtype != FASTOPT_FLOAT64)
         return FASTOPT_BAD_DTYPE;
+    if (runs < 0)
+        return FASTOPT_BAD_SIZE;
+    if (runs && (!addresses || !strides || !offsets || !blocks || !sums))
+        return FASTOPT_NULL_POINTER;
+    int error = check_threads(threads);
+    if (error)
+        return error;
     norm_context context = {dtype, runs, addresses, strides, offsets, blocks, sums};
-    if (runs > 0)
+    if (runs)
         parallel(norm_part, &context, blocks[runs], GRAIN / FASTOPT_NORM_BLOCK, 1, threads);
     return FASTOPT_OK;
 }
@@ -348,13 +494,19 @@ static void stream_part(void *context, int64_t begin, int64_t end)
     float *addresses[5];
     for (int j = 0; j < c->arrays; j++)
         addresses[j] = c->addresses[j] + begin;
-    level()->stream(end - begin, c->arrays, addresses, c->ahead);
+    chosen->stream(end - begin, c->arrays, addresses, c->ahead);
 }
 
 int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads)
 {
-    if (arrays < 2 || arrays > 5)
-        return FASTOPT_BAD_RULE;
+    if (n < 0 || arrays < 2 || arrays > 5)
+        return FASTOPT_BAD_SIZE;
+    for (int j = 0; j < arrays; j++)
+        if (!addresses || (n && !addresses[j]))
+            return FASTOPT_NULL_POINTER;
+    int error = check_threads(threads);
+    if (error)
+        return error;
     stream_context context = {arrays, ahead, addresses};
     parallel(stream_part, &context, n, GRAIN, ALIGN, threads);
     return FASTOPT_OK;

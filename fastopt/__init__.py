@@ -6,7 +6,7 @@ from . import functional, schedules
 from .checkpoint import flatten_state_dict, torch_state_dict, unflatten_state_dict
 from .dispatch import available_backends
 from .errors import BackendUnavailable
-from .info import __version__, show_config
+from .info import __version__, get_include, get_library, show_config
 from .norms import clip_grad_norm_, global_norm
 from .optimizers import CLASSES as _CLASSES
 from .optimizers import Optimizer, Plan
@@ -29,6 +29,8 @@ __all__ = [
     "clip_grad_norm_",
     "flatten_state_dict",
     "functional",
+    "get_include",
+    "get_library",
     "get_num_threads",
     "global_norm",
     "schedules",

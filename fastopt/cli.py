@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .info import rule_table, show_config
+from .errors import BackendUnavailable
+from .info import compiler_flags, rule_table, show_config
 from .rules import RULES
 
 _EXTRA = ("rich", "sklearn")  # what only `fastopt bench` needs
@@ -46,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     info = commands.add_parser("info", help="what this installation is and chose")
     info.add_argument("--rules", action="store_true", help="prints the rules, their formulas and sources instead")
+    info.add_argument("--cflags", action="store_true", help="prints what compiling a C program needs instead")
+    info.add_argument("--libs", action="store_true", help="prints what linking it needs; both go together")
     bench = commands.add_parser(
         "bench",
         help="times every rule against the ceiling of memory, NumPy and torch",
@@ -73,12 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0; 1 where a package is missing; 130 after Ctrl-C.
+        The exit status: 0; 1 where a package or the C library is missing; 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     try:
         if options.command == "info":
-            if options.rules:
+            if options.cflags or options.libs:
+                print(compiler_flags(options.cflags, options.libs))
+            elif options.rules:
                 print(rule_table())
             else:
                 show_config()
@@ -86,6 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .bench.command import bench
 
         return bench(**{name: value for name, value in vars(options).items() if name != "command"})
+    except BackendUnavailable as error:
+        print(f"fastopt {options.command}: {error}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in _EXTRA:
             raise

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
+from pathlib import Path
 
 from . import settings
-from .dispatch import available_backends
+from .dispatch import available_backends, load_backend
 from .rules import RULES
 
 __version__ = "0.1.0"
@@ -53,6 +56,40 @@ def rule_table() -> str:
         formula = rule.formula.replace("|g|", "abs(g)").replace("*", "\\*")
         lines.append(f"| `{rule.optimizer}` | `{rule.name}` | {formula} | {rule.source} |")
     return "\n".join(lines)
+
+
+def get_include() -> str:
+    """The folder of ``fastopt.h``, the C interface, which is documented there.
+
+    Raises
+    ------
+    BackendUnavailable
+        The C library was not built here, or cannot be loaded.
+    """
+    load_backend("native")
+    return str(Path(__file__).parent / "include")
+
+
+def get_library() -> str:
+    """The path of the C library, the one that this process uses: for ctypes, or a linker.
+
+    Raises
+    ------
+    BackendUnavailable
+        The C library was not built here, or cannot be loaded.
+    """
+    load_backend("native")
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    return str(Path(__file__).parent / "backends" / f"libfastopt.{suffix}")
+
+
+def compiler_flags(cflags: bool, libs: bool) -> str:
+    """What a C compiler must be told to find the header, the library, or both, as pkg-config prints it."""
+    flags = [f"-I{get_include()}"] if cflags else []
+    if libs:
+        folder = Path(get_library()).parent
+        flags += [f"-L{folder}", "-lfastopt", f"-Wl,-rpath,{folder}"]
+    return shlex.join(flags)
 
 
 def show_config() -> None:

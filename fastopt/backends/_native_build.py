@@ -1,11 +1,11 @@
-"""The cffi extension over libfastopt: its declarations are fastopt.h itself. Used by the build only."""
+"""The cffi extension over libfastopt: its declarations are those of fastopt.h itself. Used by the build only."""
 
 import re
 from pathlib import Path
 
 from cffi import FFI
 
-_HEADER = (Path(__file__).parents[2] / "csrc" / "fastopt.h").read_text()
+_HEADER = (Path(__file__).parents[2] / "csrc" / "fastopt.in.h").read_text()
 
 
 def _declarations(header: str) -> str:

@@ -90,7 +90,7 @@ class _Runner:
             coefficients = np.empty((len(job.parameter), width))
             row_of = np.empty(len(job.parameter), np.int32)
             self._keep += [coefficients, row_of]
-            c.rule = lib.fastopt_find_rule(rule.kernel.encode())
+            c.rule = lib.fastopt_find_rule(rule.name.encode())
             c.dtype = _DTYPES[job.dtype]
             c.copies = parameters.copies
             c.runs, c.tensors = len(job.addresses), len(job.parameter)

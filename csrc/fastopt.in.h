@@ -1,0 +1,227 @@
+/* fastopt: fused optimizer updates, in plain C types. C99 or C++11; nothing of Python is needed.
+ *
+ *     gcc train.c $(fastopt info --cflags --libs)
+ *
+ * One call of fastopt_update does one step of one rule on any number of tensors, in place. A complete program:
+ *
+ *     #include <fastopt.h>
+ *     #include <stdio.h>
+ *
+ *     int main(void)
+ *     {
+ *         float p[3] = {1, 2, 3}, g[3], m[3] = {0}, v[3] = {0}; // parameter, gradient; the states begin at zero
+ *         void *arrays[] = {p, g, m, v};                        // in this order, for each tensor
+ *         int64_t sizes[] = {3};
+ *         int32_t rule = fastopt_find_rule("adamw");
+ *         double hyper[FASTOPT_MAX_HYPER], coefficients[FASTOPT_MAX_COEFFICIENTS];
+ *         int error = fastopt_defaults(rule, hyper, NULL);
+ *         if (!error)
+ *             error = fastopt_set_hyper(rule, hyper, "lr", 0.1);
+ *         for (int64_t t = 1; t <= 100 && !error; t++) {
+ *             for (int i = 0; i < 3; i++)
+ *                 g[i] = 2 * p[i]; // the gradient of p^2
+ *             error = fastopt_fold(rule, t, 1.0, hyper, NULL, coefficients);
+ *             if (!error)
+ *                 error = fastopt_update(rule, FASTOPT_FLOAT32, 1, 1, sizes, arrays, coefficients, 1);
+ *         }
+ *         printf("%s: %g %g %g\n", fastopt_message(error), p[0], p[1], p[2]);
+ *         return error;
+ *     }
+ *
+ * Errors. Calls that return int return FASTOPT_OK, which is 0, or an error code; fastopt_message tells it in words.
+ * Nothing is written unless all arguments passed the call's checks.
+ *
+ * Bits. An update gives the same bits on every instruction set and with any number of threads, and those of the Python
+ * package, whose library this is.
+ *
+ * Threads. Calls from several threads at once are safe as long as no array that one writes is used by another;
+ * fastopt_set_isa alone is to be called while no update runs. The library's own threads are OpenMP's. A forked child
+ * works with one thread where its parent had started them.
+ *
+ * Strings and tables that are returned are the library's, and last as long as it is loaded.
+ *
+ * The rules of this version, with the update of an element p by its gradient g at step t, and the order in which
+ * states and hyper-parameters are laid out. Before each: g = grad_scale*g, its sign flipped by maximize;
+ * g += weight_decay*p; p *= 1 - lr*decoupled_weight_decay (which is what adamw's paper calls weight_decay). NaN stands
+ * for what has no default.
+ *
+ * <rules>
+ */
+#ifndef FASTOPT_H
+#define FASTOPT_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define FASTOPT_API __attribute__((visibility("default")))
+#else
+#define FASTOPT_API
+#endif
+
+/* Of this header: FASTOPT_VERSION, a string; FASTOPT_VERSION_MAJOR and FASTOPT_VERSION_MINOR. Numbers of rules may
+ * differ from one minor version to the next; names stay. */
+/* <version> */
+
+/* Of the library: FASTOPT_VERSION of its header. */
+FASTOPT_API const char *fastopt_version(void);
+
+enum {
+    FASTOPT_OK = 0,
+    FASTOPT_BAD_RULE = 1,
+    FASTOPT_BAD_DTYPE = 2,
+    FASTOPT_BAD_ISA = 3,
+    FASTOPT_BAD_COPIES = 4,
+    FASTOPT_BAD_HYPER = 5,
+    FASTOPT_BAD_VALUE = 6,
+    FASTOPT_BAD_STEP = 7,
+    FASTOPT_BAD_SIZE = 8,
+    FASTOPT_BAD_THREADS = 9,
+    FASTOPT_NULL_POINTER = 10,
+    FASTOPT_NO_MEMORY = 11
+};
+FASTOPT_API const char *fastopt_message(int code);
+
+enum { FASTOPT_FLOAT32 = 0, FASTOPT_FLOAT64 = 1 };
+
+/* Lengths that suffice for any rule of any minor version, and the most threads. */
+enum {
+    FASTOPT_MAX_HYPER = 24,
+    FASTOPT_MAX_COEFFICIENTS = 24,
+    FASTOPT_MAX_SCALARS = 4,
+    FASTOPT_MAX_COPIES = 8,
+    FASTOPT_MAX_THREADS = 1024
+};
+
+/* ---- the rules ---- */
+
+typedef struct {
+    const char *name;
+    double value;     /* by default; NaN where there is none */
+    double low, high; /* the values allowed: low <= value <= high, */
+    int32_t whole;    /* 1: whole numbers only; an option is 0 or 1 */
+    int32_t optional; /* 1: NaN too, for "not given" */
+} fastopt_hyper;
+
+typedef struct {
+    const char *name;
+    int32_t states;       /* arrays of state, for each copy */
+    int32_t hyper;        /* hyper-parameters: the length of their row */
+    int32_t coefficients; /* the length of a row of coefficients */
+    int32_t scalars;      /* numbers kept from step to step beside the arrays: nadam has one, others none */
+    int32_t max_copies;   /* of the states: 1, and FASTOPT_MAX_COPIES for aggmo */
+    const char *const *state_names;
+    const fastopt_hyper *hypers;
+} fastopt_rule;
+
+/* The rule's number, or -1. */
+FASTOPT_API int32_t fastopt_find_rule(const char *name);
+
+/* What there is to know of a rule. Rules are numbered from 0; NULL where there is none. */
+FASTOPT_API const fastopt_rule *fastopt_get_rule(int32_t rule);
+
+/* ---- one step ---- */
+
+/* Writes a rule's default hyper-parameters to hyper[rule's hyper], NaN where there is none, and what its scalars are
+ * before the first step to scalars[rule's scalars]; `scalars` may be NULL for a rule that has none. */
+FASTOPT_API int fastopt_defaults(int32_t rule, double *hyper, double *scalars);
+
+/* Sets one by name, in its domain: FASTOPT_BAD_HYPER where the rule has none of that name, FASTOPT_BAD_VALUE where the
+ * value is outside the domain. */
+FASTOPT_API int fastopt_set_hyper(int32_t rule, double *hyper, const char *name, double value);
+
+/* Folds hyper-parameters into the coefficients of step t (from 1) and advances the scalars: once for each step, then
+ * any number of updates. grad_scale multiplies gradients (1/loss scale, clipping). FASTOPT_BAD_VALUE where a
+ * hyper-parameter is outside its domain, or has no default and was not set.
+ *
+ * AggMo has 1 to FASTOPT_MAX_COPIES copies of its state and as many rows of coefficients, folded one by one, each from
+ * a row of hyper-parameters with that copy's beta in `betas` and the number of them in `copies`:
+ *
+ *     fastopt_set_hyper(rule, hyper, "copies", 3);
+ *     for (int k = 0; k < 3; k++) {
+ *         fastopt_set_hyper(rule, hyper, "betas", betas[k]);
+ *         fastopt_fold(rule, t, 1.0, hyper, NULL, coefficients + k * fastopt_get_rule(rule)->coefficients);
+ *     }
+ *     fastopt_update(rule, dtype, 3, ...); // arrays: parameter, gradient, three velocities
+ */
+FASTOPT_API int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const double *hyper, double *scalars,
+                             double *coefficients);
+
+/* One step of `tensors` tensors, in place. Tensor i has sizes[i] elements and the arrays
+ * arrays[i * (2 + copies*states)...]: parameter, gradient, the states of the first copy, of the second, ...; each is
+ * contiguous, of any alignment. All but the gradient are written. No array that is written may overlap another.
+ * NULL is good for an array without elements, and no tensors at all for a step that does nothing.
+ *
+ * dtype        of every array: FASTOPT_FLOAT32 or FASTOPT_FLOAT64
+ * copies       1, or AggMo's number of betas
+ * coefficients [copies][rule's coefficients], from fastopt_fold
+ * threads      at most so many, from 1 to FASTOPT_MAX_THREADS; small updates use fewer
+ */
+FASTOPT_API int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
+                               void *const *arrays, const double *coefficients, int32_t threads);
+
+/* ---- the machine ---- */
+
+/* A good number of threads: the CPUs that the process may run on, of which OMP_NUM_THREADS may allow fewer. */
+FASTOPT_API int32_t fastopt_default_threads(void);
+/* 0 where the library was built without threads: it then takes any number and uses one. */
+FASTOPT_API int fastopt_has_openmp(void);
+
+/* The instruction set in use (at first the highest that the processor has), the levels compiled, and those of them
+ * that this processor has: names, comma-separated, from the lowest. */
+FASTOPT_API const char *fastopt_isa(void);
+FASTOPT_API const char *fastopt_isa_compiled(void);
+FASTOPT_API const char *fastopt_isa_supported(void);
+/* Chooses a level by name; NULL or "" takes the highest that the processor has. */
+FASTOPT_API int fastopt_set_isa(const char *name);
+
+/* The compiler that built the library. */
+FASTOPT_API const char *fastopt_compiler(void);
+
+/* ---- the Python package's own calls: strided arrays, a step count and a group for each parameter ---- */
+
+/* The arrays of one update. A *tensor* is a parameter with its gradient and states; a *run* is a one-dimensional,
+ * evenly strided part of a tensor (a dense tensor is one run). The tables' contents are taken as they are; tables
+ * without entries may be NULL. */
+typedef struct {
+    int32_t rule;
+    int32_t dtype;              /* of every array */
+    int32_t threads;            /* at most so many */
+    int32_t copies;             /* of the rule's states: 1, or AggMo's number of betas */
+    int64_t runs;
+    int64_t tensors;
+    void *const *addresses;     /* [runs][2 + copies*states]: parameter, gradient, states */
+    const int64_t *strides;     /* [runs][2 + copies*states], in bytes; NULL where every run is contiguous */
+    const int64_t *offsets;     /* [runs + 1]: elements before each run, and in all */
+    const int32_t *tensor_of;   /* [runs]: the run's tensor */
+    const int32_t *parameter;   /* [tensors]: the tensor's place in group, steps and scalars */
+    const int32_t *group;       /* by parameter: its row of hyper */
+    int64_t *steps;             /* by parameter: steps done so far; advanced by the call */
+    double *scalars;            /* by parameter: the rule's scalars; advanced by the call; NULL where it has none */
+    const double *hyper;        /* [groups][copies][hyper-parameters], in the rule's order */
+    double grad_scale;
+    double *coefficients;       /* work space: [tensors][copies][coefficients] */
+    int32_t *row_of;            /* work space: [tensors] */
+} fastopt_job;
+
+/* One step: advances the tensors' step counts, folds hyper-parameters into coefficients, updates the arrays. */
+FASTOPT_API int fastopt_step(fastopt_job *jobs, int64_t n);
+
+/* Sums of squares over blocks of FASTOPT_NORM_BLOCK elements of each run, in float64; the same bits whatever the
+ * number of threads. blocks[run] is the number of blocks before the run. */
+enum { FASTOPT_NORM_BLOCK = 4096 };
+FASTOPT_API int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, const int64_t *strides,
+                                    const int64_t *offsets, const int64_t *blocks, double *sums, int32_t threads);
+
+/* The ceiling, for benchmarks: reads 2 to 5 float32 arrays of n elements and writes all but the second, with no more
+ * arithmetic than keeps the compiler from leaving them out; `ahead` is how far to prefetch, in elements (0: not at
+ * all). */
+FASTOPT_API int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,499 @@
+"""The C interface: fastopt.h and libfastopt from C, C++, ctypes and Numba, and the same bits as from Python."""
+
+import ctypes
+import math
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import cli, functional, settings
+from fastopt.backends import native
+from fastopt.rules import COMMON, MAX_COPIES, PROLOGUE, REQUIRED, RULES
+
+from .support import CASES, VARIED
+
+ffi, lib = native.ffi, native.lib
+README = (Path(__file__).parents[1] / "README.md").read_text()
+HEADER = Path(fastopt.get_include(), "fastopt.h").read_text()
+LANGUAGES = {"c": ["gcc", "-std=c11"], "c++": ["g++", "-std=c++11", "-x", "c++"]}
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+DTYPES = {"float": (np.float32, lib.FASTOPT_FLOAT32), "double": (np.float64, lib.FASTOPT_FLOAT64)}
+
+
+def message(code):
+    return ffi.string(lib.fastopt_message(code)).decode()
+
+
+def describe(number):
+    """All that the library says of a rule."""
+    found = lib.fastopt_get_rule(number)
+    states = [ffi.string(found.state_names[i]).decode() for i in range(found.states)]
+    hypers = [found.hypers[i] for i in range(found.hyper)]
+    return found, states, {ffi.string(hyper.name).decode(): hyper for hyper in hypers}
+
+
+# ---- C and C++ ----
+
+
+def compiled(tmp_path, source, language, *flags):
+    """The program made of a C source with no more than what `fastopt info` prints."""
+    command = LANGUAGES[language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no {command[0]} here")
+    asked = subprocess.run(
+        [sys.executable, "-c", "from fastopt.cli import main; main()", "info", "--cflags", "--libs"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    program = tmp_path / "program"
+    line = [*command, "-O2", "-ffp-contract=off", *WARNINGS, *flags, str(source), "-x", "none", "-o", str(program)]
+    done = subprocess.run([*line, *asked.stdout.split(), "-lm"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return program
+
+
+def output(program, *arguments):
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def train(name, hyper, dtype):
+    """What tests/c/logistic.c does, operation by operation."""
+    state, samples = 1, np.zeros((64, 5))
+    for i in range(64):
+        for j in range(5):
+            state = (state * 1664525 + 1013904223) % 2**32
+            samples[i, j] = (state >> 8) / 8388608.0 - 1.0
+    samples = samples.tolist()
+    labels = [float(sum(x) > 0.25) for x in samples]
+    copies = (len(hyper["betas"]),) if RULES[name].vector else ()
+    params = [np.zeros(n, dtype) for n in (5, 1)]
+    grads = [np.zeros(n, dtype) for n in (5, 1)]
+    states = [[np.zeros((*copies, n), dtype) for n in (5, 1)] for _ in RULES[name].states]
+    for t in range(1, 31):
+        weights, (bias,) = (p.tolist() for p in params)
+        sums = [0.0] * 6
+        for x, y in zip(samples, labels, strict=True):
+            z = bias
+            for j in range(5):
+                z += weights[j] * x[j]
+            error = 1.0 / (1.0 + math.exp(-z)) - y
+            for j in range(5):
+                sums[j] += error * x[j]
+            sums[5] += error
+        grads[0][:] = [s / 64 for s in sums[:5]]
+        grads[1][:] = sums[5] / 64
+        getattr(functional, name)(params, grads, *states, step=t, **hyper)
+    return [*params[0].tolist(), *params[1].tolist()]
+
+
+def arguments(hyper):
+    """Hyper-parameters as the C program takes them; None is NaN."""
+    given = {key: value if isinstance(value, tuple) else (value,) for key, value in hyper.items()}
+    numbers = [(key, math.nan if v is None else float(v)) for key, values in given.items() for v in values]
+    return [f"{key}={number!r}" for key, number in numbers]
+
+
+@pytest.mark.parametrize("real", DTYPES)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_training_in_c_gives_the_bits_of_python(tmp_path, language, real):
+    dtype = f"FASTOPT_FLOAT{np.dtype(DTYPES[real][0]).itemsize * 8}"
+    source = Path(__file__).parent / "c" / "logistic.c"
+    program = compiled(tmp_path, source, language, f"-DREAL={real}", f"-DDTYPE={dtype}")
+    for case, (name, hyper) in CASES.items():
+        got = [float.fromhex(line) for line in output(program, name, *arguments(hyper)).split()]
+        assert got == train(name, hyper, DTYPES[real][0]), case
+        assert all(map(math.isfinite, got)) and any(got), case
+
+
+def test_a_c_program_is_told_what_is_wrong(tmp_path):
+    source = Path(__file__).parent / "c" / "logistic.c"
+    program = compiled(tmp_path, source, "c", "-DREAL=double", "-DDTYPE=FASTOPT_FLOAT64")
+    for given, said in (
+        (["nonesuch"], "unknown rule"),
+        (["adam", "betas=0.5"], "does not have"),
+        (["adam", "beta1=1"], "outside its domain"),
+        (["qhm"], "must be set"),
+    ):
+        done = subprocess.run([program, *given], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert said in done.stderr
+
+
+def example():
+    """The program in the header's opening comment."""
+    lines = HEADER.partition("A complete program:\n *\n")[2].partition("\n *\n * Errors.")[0].splitlines()
+    return "\n".join(line.removeprefix(" *").removeprefix("     ") for line in lines) + "\n"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_example_of_the_header_and_the_readme(tmp_path, language):
+    assert f"```c\n{example()}```" in README
+    source = tmp_path / "train.c"
+    source.write_text(example())
+    said, _, numbers = output(compiled(tmp_path, source, language)).partition(": ")
+    assert said == "no error"
+    p, m, v = np.array([1, 2, 3], "f4"), np.zeros(3, "f4"), np.zeros(3, "f4")
+    for t in range(1, 101):
+        functional.adamw(p, 2 * p, m, v, step=t, lr=0.1)
+    assert numbers.split() == [f"{value:g}" for value in p]
+
+
+@pytest.mark.parametrize("compiler", [["gcc", "-std=c99"], ["g++", "-std=c++20"]], ids=lambda command: command[0])
+def test_the_header_stands_alone(tmp_path, compiler):
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"no {compiler[0]} here")
+    source = tmp_path / ("alone.c" if compiler[0] == "gcc" else "alone.cpp")
+    source.write_text("#include <fastopt.h>\n#include <fastopt.h>\n")
+    done = subprocess.run(
+        [*compiler, *WARNINGS, "-c", str(source), "-I", fastopt.get_include(), "-o", str(tmp_path / "alone.o")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- where it is ----
+
+
+@pytest.mark.parametrize("flags", [["--cflags"], ["--libs"], ["--libs", "--cflags"]])
+def test_info_prints_flags_and_nothing_else(capsys, flags):
+    assert cli.main(["info", *flags]) == 0
+    folder = Path(fastopt.get_library()).parent
+    want = [f"-I{fastopt.get_include()}"] if "--cflags" in flags else []
+    want += [f"-L{folder}", "-lfastopt", f"-Wl,-rpath,{folder}"] if "--libs" in flags else []
+    assert capsys.readouterr().out == " ".join(want) + "\n"
+
+
+def test_without_the_library_the_way_out_is_told():
+    code = "import sys; sys.modules['fastopt.backends._native'] = None; from fastopt.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "info", "--cflags"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pip install" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_version():
+    assert ffi.string(lib.fastopt_version()).decode() == fastopt.__version__
+    assert f'#define FASTOPT_VERSION "{fastopt.__version__}"' in HEADER
+    numbers = [re.search(rf"#define FASTOPT_VERSION_{part} (\d+)", HEADER)[1] for part in ("MAJOR", "MINOR")]
+    assert numbers == fastopt.__version__.split(".")[:2]
+
+
+# ---- what it says of the rules ----
+
+
+@pytest.mark.parametrize("number", range(len(RULES)))
+def test_c_knows_the_rules_as_python_does(number):
+    rule = list(RULES.values())[number]
+    found, states, hypers = describe(number)
+    assert ffi.string(found.name).decode() == rule.name and lib.fastopt_find_rule(rule.name.encode()) == number
+    assert tuple(states) == rule.states and found.state_names[len(states)] == ffi.NULL
+    assert tuple(hypers) == rule.row
+    assert found.coefficients == len(PROLOGUE) + len(rule.coefficients)
+    assert found.scalars == len(rule.scalars)
+    assert found.max_copies == (MAX_COPIES if rule.vector else 1)
+    row, scalars = ffi.new("double[]", found.hyper), ffi.new("double[]", found.scalars + 1)
+    assert lib.fastopt_defaults(number, row, scalars) == 0
+    assert list(scalars)[: found.scalars] == list(rule.scalars.values())
+    for i, name in enumerate(hypers):
+        default = None if name in ("copies", rule.vector) else rule.hyper[name].default
+        assert math.isnan(row[i]) if default in (None, REQUIRED) else row[i] == default
+
+
+@pytest.mark.parametrize("number", range(len(RULES)))
+def test_c_takes_the_hyper_parameters_that_python_takes(number):
+    rule = list(RULES.values())[number]
+    found, _, hypers = describe(number)
+    below_one, tiny, huge = math.nextafter(1, 0), 5e-324, sys.float_info.max
+    for i, name in enumerate(hypers):
+        for value in (-huge, -1.0, -tiny, 0.0, tiny, 0.5, below_one, 1.0, 1.5, 8.0, 9.0, huge, math.inf, -math.inf):
+            row = ffi.new("double[]", [7.0] * found.hyper)
+            code = lib.fastopt_set_hyper(number, row, name.encode(), value)
+            assert code in (lib.FASTOPT_OK, lib.FASTOPT_BAD_VALUE)
+            assert list(row) == [7.0] * i + [7.0 if code else value] + [7.0] * (found.hyper - i - 1)
+            if name == "copies":
+                assert (code == 0) == (value in range(1, MAX_COPIES + 1))
+                continue
+            try:
+                rule.hyper[name].check(name, value)
+            except ValueError:
+                assert code == lib.FASTOPT_BAD_VALUE, (name, value)
+            else:
+                assert code == lib.FASTOPT_OK, (name, value)
+        code = lib.fastopt_set_hyper(number, ffi.new("double[]", found.hyper), name.encode(), math.nan)
+        assert (code == 0) == (name != "copies" and rule.hyper[name].optional)
+
+
+def test_the_header_has_every_rule():
+    for number, rule in enumerate(RULES.values()):
+        entry = re.sub(r"\s*\n \* *", " ", HEADER.partition(f" * {rule.name}: ")[2].partition("\n *\n")[0])
+        assert entry.startswith(rule.formula)
+        row = ffi.new("double[]", lib.fastopt_get_rule(number).hyper)
+        lib.fastopt_defaults(number, row, ffi.new("double[4]"))
+        assert entry.endswith(
+            ", ".join(f"{name}={value:g}".replace("=nan", "=NaN") for name, value in zip(rule.row, row, strict=True))
+        )
+        assert all(state in entry for state in rule.states)
+        for name in {*rule.own, *COMMON}:
+            assert name in rule.initial.values() or f"\n * {name}: " in HEADER
+
+
+def test_limits_are_python_s():
+    assert lib.FASTOPT_MAX_THREADS == settings.MAX_THREADS
+    assert lib.FASTOPT_MAX_COPIES == MAX_COPIES
+    assert 1 <= lib.fastopt_default_threads() <= settings._cpus()
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rule": -1}, "unknown rule"),
+        ({"rule": len(RULES)}, "unknown rule"),
+        ({"t": 0}, "steps are counted from 1"),
+        ({"t": -(2**63)}, "steps are counted from 1"),
+        ({"grad_scale": math.inf}, "grad_scale outside its domain"),
+        ({"grad_scale": math.nan}, "grad_scale outside its domain"),
+        ({"hyper": None}, "null pointer"),
+        ({"scalars": None}, "null pointer"),
+        ({"coefficients": None}, "null pointer"),
+        ({"lr": -1.0}, "outside its domain"),
+        ({"maximize": 0.5}, "outside its domain"),
+        ({"beta2": math.nan}, "outside its domain"),
+    ],
+    ids=str,
+)
+def test_fold_refuses(change, said):
+    rule = change.get("rule", lib.fastopt_find_rule(b"nadam"))
+    found, _, hypers = describe(lib.fastopt_find_rule(b"nadam"))
+    hyper, scalars = ffi.new("double[]", found.hyper), ffi.new("double[]", found.scalars)
+    lib.fastopt_defaults(lib.fastopt_find_rule(b"nadam"), hyper, scalars)
+    for i, name in enumerate(hypers):
+        hyper[i] = change.get(name, hyper[i])
+    scalars[0] = 0.5
+    coefficients = ffi.new("double[]", [7.0] * found.coefficients)
+    given = {"hyper": hyper, "scalars": scalars, "coefficients": coefficients}
+    given = {key: ffi.NULL if change.get(key, 1) is None else array for key, array in given.items()}
+    code = lib.fastopt_fold(rule, change.get("t", 1), change.get("grad_scale", 1.0), *given.values())
+    assert said in message(code)
+    assert list(coefficients) == [7.0] * found.coefficients
+    assert scalars[0] == 0.5
+
+
+@pytest.mark.parametrize("name", ["qhm", "aggmo"])
+def test_what_has_no_default_must_be_set(name):
+    rule = lib.fastopt_find_rule(name.encode())
+    hyper, coefficients = ffi.new("double[24]"), ffi.new("double[24]")
+    assert lib.fastopt_defaults(rule, hyper, ffi.NULL) == 0
+    assert "must be set" in message(lib.fastopt_fold(rule, 1, 1.0, hyper, ffi.NULL, coefficients))
+
+
+def test_defaults_and_names_are_refused_too():
+    adam, hyper = lib.fastopt_find_rule(b"adam"), ffi.new("double[]", [7.0] * 24)
+    assert lib.fastopt_defaults(-1, hyper, ffi.NULL) == lib.FASTOPT_BAD_RULE
+    assert lib.fastopt_defaults(adam, ffi.NULL, ffi.NULL) == lib.FASTOPT_NULL_POINTER
+    assert lib.fastopt_defaults(lib.fastopt_find_rule(b"nadam"), hyper, ffi.NULL) == lib.FASTOPT_NULL_POINTER
+    assert lib.fastopt_set_hyper(99, hyper, b"lr", 0.1) == lib.FASTOPT_BAD_RULE
+    assert lib.fastopt_set_hyper(adam, hyper, b"betas", 0.1) == lib.FASTOPT_BAD_HYPER
+    assert lib.fastopt_set_hyper(adam, hyper, ffi.NULL, 0.1) == lib.FASTOPT_NULL_POINTER
+    assert lib.fastopt_set_hyper(adam, ffi.NULL, b"lr", 0.1) == lib.FASTOPT_NULL_POINTER
+    assert list(hyper) == [7.0] * 24
+    assert lib.fastopt_get_rule(-1) == lib.fastopt_get_rule(len(RULES)) == ffi.NULL
+
+
+class Momentum:
+    """Two tensors under momentum, and a call that updates them, some of its arguments changed."""
+
+    def __init__(self):
+        self.arrays = [np.full(n, 1.0 + j) for n in (5, 3) for j in range(3)]
+        self.rule = lib.fastopt_find_rule(b"momentum")
+        hyper, self.coefficients = ffi.new("double[24]"), ffi.new("double[24]")
+        assert lib.fastopt_defaults(self.rule, hyper, ffi.NULL) == 0
+        assert lib.fastopt_fold(self.rule, 1, 1.0, hyper, ffi.NULL, self.coefficients) == 0
+
+    def update(self, lost=(), **changed):
+        addresses = [0 if k in lost else array.ctypes.data for k, array in enumerate(self.arrays)]
+        call = {
+            "rule": self.rule,
+            "dtype": lib.FASTOPT_FLOAT64,
+            "copies": 1,
+            "tensors": 2,
+            "sizes": [5, 3],
+            "arrays": ffi.new("void *[]", [ffi.cast("void *", address) for address in addresses]),
+            "coefficients": self.coefficients,
+            "threads": 2,
+            **changed,
+        }
+        call = {key: ffi.NULL if value is None else value for key, value in call.items()}
+        return lib.fastopt_update(*call.values())
+
+    def untouched(self):
+        return all((array == 1.0 + k % 3).all() for k, array in enumerate(self.arrays))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rule": -1}, "unknown rule"),
+        ({"rule": 999}, "unknown rule"),
+        ({"dtype": 2}, "unknown dtype"),
+        ({"copies": 0}, "number of copies"),
+        ({"copies": 2}, "number of copies"),
+        ({"tensors": -1}, "negative"),
+        ({"sizes": [5, -3]}, "negative"),
+        ({"sizes": [5, 2**63 - 1]}, "larger than any memory"),
+        ({"tensors": 2**62}, "out of memory"),
+        ({"threads": 0}, "number of threads"),
+        ({"threads": -(2**31)}, "number of threads"),
+        ({"threads": 1025}, "number of threads"),
+        ({"sizes": None}, "null pointer"),
+        ({"arrays": None}, "null pointer"),
+        ({"coefficients": None}, "null pointer"),
+        *(({"lost": (k,)}, "null pointer") for k in range(6)),
+    ],
+    ids=str,
+)
+def test_update_refuses_and_writes_nothing(changed, said):
+    tensors = Momentum()
+    assert said in message(tensors.update(**changed))
+    assert tensors.untouched()
+    assert tensors.update() == lib.FASTOPT_OK
+    assert not tensors.untouched()
+
+
+def test_nothing_to_update_is_no_error():
+    tensors = Momentum()
+    assert tensors.update(tensors=0, sizes=None, arrays=None, coefficients=None) == lib.FASTOPT_OK
+    assert tensors.update(sizes=[0, 0], lost=range(6)) == lib.FASTOPT_OK
+    assert tensors.untouched()
+    assert tensors.update(sizes=[0, 3], lost=(0, 1, 2)) == lib.FASTOPT_OK
+    assert (tensors.arrays[0] == 1).all() and (tensors.arrays[3] != 1).all()
+
+
+def test_step_refuses_and_writes_nothing():
+    param, grad = np.ones(4), np.ones(4)
+    runner = native.prepare(
+        fastopt.dispatch.make_jobs(
+            [fastopt.dispatch.Parameters.of(RULES["sgd"], 1, 1, 1)],
+            [(0, 0, [fastopt.arrays.view(param, "param"), fastopt.arrays.view(grad, "grad")])],
+            [["param", "grad"]],
+        )
+    )
+    job = runner._jobs
+    assert lib.fastopt_step(job, -1) == lib.FASTOPT_BAD_SIZE
+    assert lib.fastopt_step(ffi.NULL, 0) == lib.FASTOPT_OK
+    assert lib.fastopt_step(ffi.NULL, 1) == lib.FASTOPT_NULL_POINTER
+    bad = {"rule": -1, "dtype": 9, "copies": 2, "threads": 0, "runs": -1, "tensors": -1}
+    tables = ("addresses", "offsets", "tensor_of", "parameter", "group", "steps", "hyper", "coefficients", "row_of")
+    for key, value in {**bad, **dict.fromkeys(tables, ffi.NULL)}.items():
+        before = getattr(job[0], key)
+        setattr(job[0], key, value)
+        assert lib.fastopt_step(job, 1) != lib.FASTOPT_OK, key
+        setattr(job[0], key, before)
+    job[0].rule = lib.fastopt_find_rule(b"nadam")
+    assert lib.fastopt_step(job, 1) == lib.FASTOPT_NULL_POINTER  # it has scalars
+    assert (param == 1).all() and job[0].steps[0] == 0
+
+
+def test_norm_and_stream_refuse():
+    null = ffi.NULL
+    assert lib.fastopt_square_sums(7, 0, null, null, null, null, null, 1) == lib.FASTOPT_BAD_DTYPE
+    assert lib.fastopt_square_sums(0, -1, null, null, null, null, null, 1) == lib.FASTOPT_BAD_SIZE
+    assert lib.fastopt_square_sums(0, 1, null, null, null, null, null, 1) == lib.FASTOPT_NULL_POINTER
+    assert lib.fastopt_square_sums(0, 0, null, null, null, null, null, 0) == lib.FASTOPT_BAD_THREADS
+    assert lib.fastopt_stream(8, 6, null, 0, 1) == lib.fastopt_stream(-1, 2, null, 0, 1) == lib.FASTOPT_BAD_SIZE
+    assert lib.fastopt_stream(8, 2, null, 0, 1) == lib.FASTOPT_NULL_POINTER
+    two = ffi.new("float *[]", [ffi.new("float[8]"), ffi.new("float[8]")])
+    assert lib.fastopt_stream(0, 2, two, 0, 0) == lib.FASTOPT_BAD_THREADS
+
+
+# ---- updates beyond the small ----
+
+
+@pytest.mark.parametrize("real", DTYPES)
+def test_large_and_unaligned_tensors_on_several_threads(real):
+    dtype, number = DTYPES[real]
+    rng = np.random.default_rng(0)
+    sizes = [100_003, 0, 7, 50_000]
+    raw = [[np.zeros(n * np.dtype(dtype).itemsize + 1, np.uint8) for _ in range(4)] for n in sizes]
+    mine = [
+        [b[k % 2 :][: n * np.dtype(dtype).itemsize].view(dtype) for k, b in enumerate(bs)]
+        for n, bs in zip(sizes, raw, strict=True)
+    ]
+    for arrays in mine:
+        arrays[0][:], arrays[1][:] = rng.standard_normal((2, arrays[0].size))
+    want = [[array.copy() for array in arrays] for arrays in mine]
+    functional.adam(*map(list, zip(*want, strict=True)), step=3, **VARIED["adam"], grad_scale=0.5)
+    rule = lib.fastopt_find_rule(b"adam")
+    hyper, coefficients = ffi.new("double[24]"), ffi.new("double[24]")
+    assert lib.fastopt_defaults(rule, hyper, ffi.NULL) == 0
+    for name, value in VARIED["adam"].items():
+        assert lib.fastopt_set_hyper(rule, hyper, name.encode(), value) == 0
+    assert lib.fastopt_fold(rule, 3, 0.5, hyper, ffi.NULL, coefficients) == 0
+    addresses = ffi.new("void *[]", [ffi.cast("void *", a.ctypes.data) for arrays in mine for a in arrays])
+    assert lib.fastopt_update(rule, number, 1, len(sizes), sizes, addresses, coefficients, 3) == 0
+    for got, arrays in zip(mine, want, strict=True):
+        for a, b in zip(got, arrays, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+# ---- ctypes and Numba, as README shows them ----
+
+
+def snippet(marker):
+    """README's Python block that holds the marker."""
+    return next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if marker in block)
+
+
+def test_ctypes_reaches_the_library_that_python_uses():
+    library = ctypes.CDLL(fastopt.get_library())
+    library.fastopt_get_rule.restype = ctypes.c_void_p
+    assert library.fastopt_get_rule(0) == int(ffi.cast("uintptr_t", lib.fastopt_get_rule(0)))  # the same table
+
+
+def test_the_ctypes_example():
+    names = {}
+    exec(snippet("ctypes.CDLL"), names)
+    want, m, v = np.ones(1000, "f4"), np.zeros(1000, "f4"), np.zeros(1000, "f4")
+    functional.adamw(want, names["g"], m, v, step=1, lr=0.01)
+    for got, b in zip((names["p"], names["m"], names["v"]), (want, m, v), strict=True):
+        np.testing.assert_array_equal(got, b)
+
+
+def test_the_numba_example_in_two_threads():
+    names = {}
+    exec(snippet("ctypes.CDLL") + snippet("nogil=True"), names)
+    results = {}
+
+    def work(seed):
+        p, g = np.random.default_rng(seed).standard_normal((2, 1000)).astype("f4")
+        m, v = np.zeros((2, 1000), "f4")
+        assert names["train"](p, g, m, v, names["hyper"], 50) == 0
+        results[seed] = (p, m, v)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(results) == 2
+    for seed, got in results.items():
+        p, _ = np.random.default_rng(seed).standard_normal((2, 1000)).astype("f4")
+        m, v = np.zeros((2, 1000), "f4")
+        for t in range(1, 51):
+            functional.adamw(p, 2 * p, m, v, step=t, lr=0.01)
+        for a, b in zip(got, (p, m, v), strict=True):
+            np.testing.assert_array_equal(a, b)
