@@ -310,8 +310,7 @@ class Optimizer:
                 for k, name in enumerate(rule.scalars):
                     state[name] = parameters.scalars[i : i + 1, k].reshape(())
                 views = []
-                for name in rule.states:
-                    initial = self.param_groups[g].get(rule.initial.get(name, ""), 0.0)
+                for name, initial in self._initials(g).items():
                     array = _state_like(
                         self._params[i], self._views[i], parameters.copies if rule.vector else None, initial
                     )
@@ -319,6 +318,12 @@ class Optimizer:
                     views.append((view(array, name), name))
                 self.state.append(state)
                 self._state_views.append(_by_copy(rule, parameters.copies, views, self._views[i]))
+
+    def _initials(self, g: int) -> dict[str, float]:
+        """What each state of a group's parameters begins at."""
+        rule = self._rules[g]
+        values = self.arguments.values(rule, self.param_groups[g], 1)
+        return {name: float(values[rule.initial[name]]) if name in rule.initial else 0.0 for name in rule.states}
 
     # ---- steps ----
 
@@ -472,6 +477,9 @@ class Optimizer:
         for i, index in enumerate(order):
             if not state_from_torch(states.get(index, {})):
                 self._steps[i] = 0
+                g = self._group_of[i]
+                for name, initial in {**self._rules[g].scalars, **self._initials(g)}.items():
+                    self.state[i][name][...] = initial
         for own, value in copies:
             own[...] = value
 

@@ -384,6 +384,16 @@ def test_a_zero_dimensional_parameter_is_saved_and_loaded():
     assert other.state[0]["step"] == 1
 
 
+def test_a_parameter_without_saved_state_is_as_before_its_first_step():
+    p, g = arrays(5, 5)
+    optimizer = fastopt.Adagrad([p], initial_accumulator_value=lambda t: 0.5)
+    assert (optimizer.state[0]["sum"] == 0.5).all()
+    optimizer.step([g])
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+    assert (optimizer.state[0]["sum"] == 0.5).all()
+    assert optimizer.state[0]["step"] == 0
+
+
 def test_adabound_keeps_base_lr():
     p, _g = arrays(5, 5)
     optimizer = fastopt.AdaBound(p, lr=0.01)

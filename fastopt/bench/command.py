@@ -126,6 +126,7 @@ def _sections(
                 "plan.step()": _number("plan_us"),
                 "opt.step(grads)": _number("step_us"),
                 "functional.adam": _number("functional_us"),
+                "fastopt.torch": _number("fastopt_torch_us"),
                 "torch fused": _number("torch_us"),
             },
         )

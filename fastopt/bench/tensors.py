@@ -39,9 +39,12 @@ def measure(name: str, repeats: int, threads: int) -> dict[str, Any]:
     }
     torch = load_torch()
     if torch is not None:
+        from .. import torch as fastopt_torch
+
         torch.set_num_threads(threads)
-        leaves = [torch.from_numpy(p.copy()).requires_grad_() for p in params]
-        for leaf, grad in zip(leaves, grads, strict=True):
+        ours, theirs = ([torch.from_numpy(p.copy()).requires_grad_() for p in params] for _ in range(2))
+        for leaf, grad in zip((*ours, *theirs), (*grads, *grads), strict=True):
             leaf.grad = torch.from_numpy(grad)
-        calls["torch_us"] = torch.optim.Adam(leaves, fused=True).step
+        calls["fastopt_torch_us"] = fastopt_torch.CLASSES["Adam"](ours, threads=threads).step
+        calls["torch_us"] = torch.optim.Adam(theirs, fused=True).step
     return {"tensors": name, **{key: microseconds(call, repeats) for key, call in calls.items()}}
