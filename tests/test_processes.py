@@ -96,6 +96,7 @@ def test_an_interrupt_leaves_whole_steps(backend):
         f"""
 import os, signal, threading, time
 import numpy as np, fastopt
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 p = [np.zeros({BIG}, "f4"), np.zeros(7, "f8")]
 g = [np.ones({BIG}, "f4"), np.ones(7, "f8")]
 opt = fastopt.SGD(p, lr=1.0, momentum=0.5, backend="{backend}", threads=2)
