@@ -102,6 +102,17 @@ UPDATE(rmsprop_centered_momentum)
     *p -= c->rate * s->momentum_buffer;
 }
 
+/* ---- ftrl ---- */
+UPDATE(ftrl)
+{
+    real root = SQRT(s->accumulator);
+    s->accumulator = s->accumulator + g * g;
+    real new_root = SQRT(s->accumulator);
+    s->linear = s->linear + (g - (new_root - root) * c->inverse_lr * *p);
+    real shrunk = (s->linear < 0 ? -c->l1 : c->l1) - s->linear;
+    *p = ABS(s->linear) <= c->l1 ? 0 : shrunk / (new_root * c->inverse_lr + c->curvature);
+}
+
 /* ---- adam ---- */
 UPDATE(adam)
 {
@@ -245,6 +256,14 @@ FOLD(rmsprop_momentum)
     c->momentum = h->momentum;
     c->gain = h->lr_inside ? h->lr : 1.0;
     c->rate = h->lr_inside ? 1.0 : h->lr;
+}
+
+FOLD(ftrl)
+{
+    (void)t, (void)scalars;
+    c->inverse_lr = 1.0 / h->lr;
+    c->l1 = h->l1;
+    c->curvature = h->beta / h->lr + h->l2;
 }
 
 /* What adam and amsgrad share: their structures differ, these members' names do not. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def rule_table() -> str:
     """The rules with their formulas and sources, as a table in Markdown."""
     lines = ["| class | function | update of an element | source |", "|---|---|---|---|"]
     for rule in RULES.values():
-        formula = rule.formula.replace("|g|", "abs(g)").replace("*", "\\*")
+        formula = re.sub(r"\|(\w)\|", r"abs(\1)", rule.formula).replace("*", "\\*")
         lines.append(f"| `{rule.optimizer}` | `{rule.name}` | {formula} | {rule.source} |")
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ VARIED = {
     "rmsprop_momentum": {"lr": 0.02, "alpha": 0.9, "eps_root": 1e-7, "momentum": 0.7},
     "rmsprop_centered": {"lr": 0.02, "alpha": 0.9, "eps": 1e-3},
     "rmsprop_centered_momentum": {"lr": 0.02, "alpha": 0.9, "eps": 1e-3, "momentum": 0.7, "lr_inside": True},
+    "ftrl": {"lr": 0.05, "beta": 0.5, "l1": 0.03, "l2": 0.2},
     "adam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "eps_root": 1e-7},
     "amsgrad": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "bias_correction": False},
     "adamw": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6},

@@ -463,3 +463,11 @@ def test_inputs_are_left_alone_and_results_are_of_the_asked_type(rule, dtype, sh
 def test_an_unknown_hyper_parameter_is_refused(problem, rule):
     with pytest.raises(TypeError, match="lr_typo"):
         ORACLES[rule](*problem, lr=0.01, lr_typo=0.1)
+
+
+def test_ftrl():
+    # n = 4, sigma = 2/0.5 = 4, z = 2 - 4·1 = -2; then p = (2 - 1)/((1 + 2)/0.5 + 2).
+    hyper = {"lr": 0.5, "beta": 1.0, "l1": 1.0, "l2": 2.0}
+    assert final("ftrl", 1.0, [2.0], **hyper) == pytest.approx(1 / 8)
+    # Within l1 of zero: n = 4, z = 2 - 4·0.5 = 0.
+    assert final("ftrl", 0.5, [2.0], **hyper) == 0

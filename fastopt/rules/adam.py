@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import COMMON, EPS, EPS_ROOT, LR, Hyper, Rule, flag, fraction, nonnegative
+from .base import COMMON, EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, flag, fraction, nonnegative
 from .primitives import isnan, maximum, sqrt, where
 
 
@@ -109,7 +109,6 @@ def amsbound(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, beta1, beta1_c, beta2, b
     return p - r * exp_avg, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
-_POSITIVE = 5e-324
 _BETAS = {
     "beta1": fraction(0.9, "decay rate of the gradient's average"),
     "beta2": fraction(0.999, "decay rate of the squared gradient's average"),
@@ -128,8 +127,8 @@ _ADABOUND = {
     **_BETAS,
     "eps": nonnegative(1e-8, EPS),
     "final_lr": nonnegative(0.1, "the learning rate of the SGD that the rule goes over into"),
-    "gamma": Hyper(1e-3, "how fast the bounds close", low=_POSITIVE),
-    "base_lr": Hyper(None, "the lr that final_lr belongs to; None: lr itself", low=_POSITIVE, optional=True),
+    "gamma": Hyper(1e-3, "how fast the bounds close", low=POSITIVE),
+    "base_lr": Hyper(None, "the lr that final_lr belongs to; None: lr itself", low=POSITIVE, optional=True),
 }
 _EPS_HAT = (
     "``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import EPS, EPS_ROOT, LR, Rule, flag, fraction, nonnegative
+from .base import EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, flag, fraction, nonnegative
 from .primitives import sqrt, where
 
 
@@ -63,6 +63,20 @@ def rmsprop_centered_momentum(
     w = where(w > 0, w, w - w)  # a zero of w's own type, and NaN where w is NaN
     momentum_buffer = momentum * momentum_buffer + gain * g / (sqrt(w + eps_root) + eps)
     return p - rate * momentum_buffer, square_avg, momentum_buffer, grad_avg
+
+
+def ftrl(p, g, accumulator, linear, inverse_lr, l1, curvature):
+    root = sqrt(accumulator)
+    accumulator = accumulator + g * g
+    new_root = sqrt(accumulator)
+    linear = linear + (g - (new_root - root) * inverse_lr * p)
+    shrunk = where(linear < 0, -l1, l1) - linear
+    zero = l1 - l1  # of l1's own type
+    return where(abs(linear) <= l1, zero, shrunk / (new_root * inverse_lr + curvature)), accumulator, linear
+
+
+def fold_ftrl(t, lr, beta, l1, l2):
+    return 1.0 / lr, l1, beta / lr + l2
 
 
 _RMSPROP = {
@@ -138,5 +152,21 @@ RULES = (
         _RMSPROP_MOMENTUM, rmsprop_centered_momentum, fold_rmsprop_momentum,
         ("square_avg", "momentum_buffer", "grad_avg"), initial=_INITIAL,
         notes=f"{_LR_INSIDE} {_CLAMPED}",
+    ),
+    Rule(
+        "ftrl", "FTRL",
+        "z += g - (sqrt(n + g^2) - sqrt(n))/lr*p; n += g^2; p = 0 where |z| <= l1, else "
+        "(sign(z)*l1 - z)/((beta + sqrt(n))/lr + l2)",
+        "McMahan et al. 2013, Ad click prediction, algorithm 1",
+        {
+            "lr": Hyper(1e-3, f"{LR} (alpha in the paper)", low=POSITIVE),
+            "initial_accumulator_value": nonnegative(0.0, "what n begins at"),
+            "beta": nonnegative(1.0, "added to the square root of n"),
+            "l1": nonnegative(0.0, "L1 penalty, which makes parameters exactly 0"),
+            "l2": nonnegative(0.0, "L2 penalty, on the parameter that the sums lead to"),
+        },
+        ftrl, fold_ftrl, ("accumulator", "linear"), initial={"accumulator": "initial_accumulator_value"},
+        notes="n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is forgotten, but "
+        "for its part in z. Keras's and TensorFlow's l2 is half of this one.",
     ),
 )  # fmt: skip

@@ -115,6 +115,7 @@ def flag(default: bool, meaning: str) -> Hyper:
     return Hyper(default, meaning, flag=True)
 
 
+POSITIVE = 5e-324  # the lower bound of a number > 0
 LR = "learning rate"
 EPS = "added to the denominator"
 EPS_ROOT = "added under the square root"

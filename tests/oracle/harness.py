@@ -14,8 +14,9 @@ def oracle(**state_names):
     """Turn the formulas of one step into an entry of `ORACLES`.
 
     The decorated function takes (t, g, *carried, *, lr, **hyper), all at step t, and returns what is to be subtracted
-    from the parameter, followed by the new carried values. These start at zero; those in `state_names` (the paper's
-    letter = torch's state name) are the rule's states, the others are scalars that the rule needs from earlier steps.
+    from the parameter (which it is given as `p`, decayed, if it asks for it), followed by the new carried values. These
+    start at zero; those in `state_names` (the paper's letter = torch's state name) are the rule's states, the others
+    are scalars that the rule needs from earlier steps.
     """
 
     def register(step):
@@ -33,7 +34,7 @@ def oracle(**state_names):
             decoupled_weight_decay=0.0,
             **hyper,
         ):
-            hyper = step.__kwdefaults__ | hyper
+            hyper = {key: value for key, value in step.__kwdefaults__.items() if key != "p"} | hyper
             real = np.dtype(dtype).type
             p = np.array(p0, real)
             carried = [np.zeros_like(p) for _ in letters]
@@ -51,10 +52,9 @@ def oracle(**state_names):
                     if now(weight_decay) != 0:
                         g = g + now(weight_decay) * p
 
-                    update, *carried = step(t, g, *carried, **h)
-
                     # The parameter decays after its L2 term has been taken and before the update is subtracted.
-                    p = p * (1 - h["lr"] * now(decoupled_weight_decay))
+                    p = p * (1 - h.get("lr", 0) * now(decoupled_weight_decay))  # a missing lr is refused below
+                    update, *carried = step(t, g, *carried, **h, **({"p": p} if "p" in step.__kwdefaults__ else {}))
                     p = p - update
 
             by_letter = dict(zip(letters, carried, strict=True))

@@ -133,6 +133,18 @@ def rmsprop_centered_momentum(
     return (b if lr_inside else lr * b), s, a, b
 
 
+@oracle(n="accumulator", z="linear")
+def ftrl(t, g, n, z, *, lr=1e-3, initial_accumulator_value=0.0, beta=1.0, l1=0.0, l2=0.0, p=None):
+    """McMahan et al., 2013, algorithm 1, per coordinate."""
+    if t == 1:
+        n = initial_accumulator_value
+    sigma = (np.sqrt(n + g**2) - np.sqrt(n)) / lr
+    z = z + g - sigma * p
+    n = n + g**2
+    w = np.where(np.abs(z) <= l1, 0, -1 / ((beta + np.sqrt(n)) / lr + l2) * (z - np.sign(z) * l1))
+    return p - w, n, z
+
+
 # --- Adam and its family ---
 
 
