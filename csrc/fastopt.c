@@ -66,6 +66,7 @@ const char *fastopt_message(int code)
         [FASTOPT_BAD_THREADS] = "a number of threads below 1 or above FASTOPT_MAX_THREADS",
         [FASTOPT_NULL_POINTER] = "a null pointer where there must be an array",
         [FASTOPT_NO_MEMORY] = "out of memory",
+        [FASTOPT_BAD_INDEX] = "an index below 0, or not below the number of rows",
     };
     return code >= 0 && code < (int)(sizeof messages / sizeof *messages) ? messages[code] : "unknown error code";
 }
@@ -253,9 +254,12 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL
 #define ALIGN 64
 /* Threads take parts of so many elements as they come free: on a busy machine one is often slower than another. */
 #define CHUNK 262144
+/* The same for rows, of which some have many more lookups than others. */
+#define ROW_CHUNK 16384
 
-/* Shares out [0, n) among threads. */
-static void parallel(part_function function, void *context, int64_t n, int64_t grain, int64_t align, int threads)
+/* Shares out [0, n) among threads: at least `grain` for each, at most `chunk` at a time. */
+static void parallel(part_function function, void *context, int64_t n, int64_t grain, int64_t chunk, int64_t align,
+                     int threads)
 {
     if (threads > n / grain)
         threads = (int)(n / grain);
@@ -263,8 +267,8 @@ static void parallel(part_function function, void *context, int64_t n, int64_t g
     if (threads > 1 && !pool_lost) {
         pool_started = 1;
         int64_t share = (n + threads - 1) / threads, next = 0;
-        if (share > CHUNK)
-            share = CHUNK;
+        if (share > chunk)
+            share = chunk;
         share = (share + align - 1) / align * align;
 #pragma omp parallel num_threads(threads)
         for (int64_t begin; (begin = __atomic_fetch_add(&next, share, __ATOMIC_RELAXED)) < n;)
@@ -272,7 +276,7 @@ static void parallel(part_function function, void *context, int64_t n, int64_t g
         return;
     }
 #else
-    (void)align;
+    (void)chunk, (void)align;
 #endif
     if (n > 0)
         function(context, 0, n);
@@ -351,6 +355,79 @@ static void update_part(void *context, int64_t begin, int64_t end)
     }
 }
 
+/* ---- rows ---- */
+
+/* Orders lookups by row, each row's in their order: by digits of so many bits, which fit the first-level cache. */
+enum { DIGIT = 11 };
+static void sort_lookups(fastopt_lookup *lookups, fastopt_lookup *other, int64_t n, int64_t rows)
+{
+    int bits = 0;
+    for (int64_t r = rows - 1; r > 0; r >>= 1)
+        bits++;
+    const int passes = (bits + DIGIT - 1) / DIGIT, digit = passes ? (bits + passes - 1) / passes : 0;
+    fastopt_lookup *from = lookups, *to = other;
+    for (int pass = 0; pass < passes; pass++) {
+        int64_t at[1 << DIGIT] = {0}, sum = 0;
+        const int shift = pass * digit, mask = (1 << digit) - 1;
+        for (int64_t i = 0; i < n; i++)
+            at[from[i].row >> shift & mask]++;
+        for (int d = 0; d <= mask; d++) {
+            int64_t count = at[d];
+            at[d] = sum;
+            sum += count;
+        }
+        for (int64_t i = 0; i < n; i++)
+            to[at[from[i].row >> shift & mask]++] = from[i];
+        fastopt_lookup *swap = from;
+        from = to;
+        to = swap;
+    }
+    if (from != lookups)
+        memcpy(lookups, from, n * sizeof *lookups);
+}
+
+/* Work space for n lookups: the lookups twice, and where segments start. */
+static fastopt_lookup *lookup_space(int64_t n)
+{
+    return malloc((size_t)n * (2 * sizeof(fastopt_lookup) + sizeof(int64_t)) + sizeof(int64_t));
+}
+
+static int64_t row_at(const fastopt_rows *rows, int64_t i)
+{
+    return rows->index_size == 4 ? ((const int32_t *)rows->indices)[i] : ((const int64_t *)rows->indices)[i];
+}
+
+static void row_part(void *context, int64_t begin, int64_t end)
+{
+    const fastopt_job *job = ((void **)context)[0];
+    chosen->run_rows[job->dtype](chosen->kernels[rules[job->rule].kernel][job->copies - 1][job->dtype],
+                                 ((void **)context)[1], begin, end);
+}
+
+/* Updates the rows of a job, whose coefficients are folded, in a work space for its lookups. */
+static void update_rows(fastopt_job *job, fastopt_lookup *lookups)
+{
+    const fastopt_rows *rows = job->rows;
+    const int64_t n = rows->count, width = rows->width;
+    int64_t *starts = (int64_t *)(lookups + 2 * n), segments = 0;
+    int sorted = 1;
+    for (int64_t i = 0; i < n; i++) {
+        lookups[i] = (fastopt_lookup){row_at(rows, i), i};
+        sorted &= i == 0 || lookups[i - 1].row <= lookups[i].row;
+    }
+    if (!sorted && rows->duplicates != FASTOPT_HOGWILD)
+        sort_lookups(lookups, lookups + n, n, rows->rows);
+    for (int64_t i = 0; i < n; i++)
+        if (i == 0 || rows->duplicates == FASTOPT_HOGWILD || lookups[i].row != lookups[i - 1].row)
+            starts[segments++] = i;
+    starts[segments] = n;
+    const fastopt_rule *rule = &rules[job->rule].rule;
+    const fastopt_segments found = {rows, lookups, starts, segments, 2 + job->copies * rule->states,
+                                    job->copies * rule->coefficients, job->addresses, job->strides, job->coefficients};
+    const void *context[] = {job, &found};
+    parallel(row_part, context, segments, GRAIN / width + 1, ROW_CHUNK / width + 1, 1, job->threads);
+}
+
 static int check_threads(int threads)
 {
     return threads < 1 || threads > FASTOPT_MAX_THREADS ? FASTOPT_BAD_THREADS : FASTOPT_OK;
@@ -367,6 +444,20 @@ static int check_kind(int32_t rule, int32_t dtype, int32_t copies, int32_t threa
     return check_threads(threads);
 }
 
+static int check_rows(const fastopt_job *job)
+{
+    const fastopt_rows *rows = job->rows;
+    if (rows->rows < 0 || rows->width < 0 || rows->count < 0 || rows->count > INT64_MAX / 64 || job->tensors != 1
+        || job->runs != 1 || (rows->index_size != 4 && rows->index_size != 8))
+        return FASTOPT_BAD_SIZE;
+    if (!job->strides || (rows->count && !rows->indices))
+        return FASTOPT_NULL_POINTER;
+    for (int64_t i = 0; i < rows->count; i++)
+        if (row_at(rows, i) < 0 || row_at(rows, i) >= rows->rows)
+            return FASTOPT_BAD_INDEX;
+    return FASTOPT_OK;
+}
+
 static int check_job(const fastopt_job *job)
 {
     int error = check_kind(job->rule, job->dtype, job->copies, job->threads);
@@ -380,7 +471,7 @@ static int check_job(const fastopt_job *job)
         && (!job->parameter || !job->group || !job->steps || !job->hyper || !job->coefficients || !job->row_of
             || (!job->scalars && rules[job->rule].rule.scalars)))
         return FASTOPT_NULL_POINTER;
-    return FASTOPT_OK;
+    return job->rows ? check_rows(job) : FASTOPT_OK;
 }
 
 int fastopt_step(fastopt_job *jobs, int64_t n)
@@ -394,10 +485,21 @@ int fastopt_step(fastopt_job *jobs, int64_t n)
         if (error)
             return error;
     }
+    int64_t lookups = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (jobs[i].rows && jobs[i].rows->count > lookups)
+            lookups = jobs[i].rows->count;
+    fastopt_lookup *space = lookups ? lookup_space(lookups) : NULL;
+    if (lookups && !space)
+        return FASTOPT_NO_MEMORY;
     for (int64_t i = 0; i < n; i++) {
         advance(&jobs[i]);
-        parallel(update_part, &jobs[i], jobs[i].offsets[jobs[i].runs], GRAIN, ALIGN, jobs[i].threads);
+        if (jobs[i].rows && jobs[i].rows->count && jobs[i].rows->width)
+            update_rows(&jobs[i], space);
+        else if (!jobs[i].rows)
+            parallel(update_part, &jobs[i], jobs[i].offsets[jobs[i].runs], GRAIN, CHUNK, ALIGN, jobs[i].threads);
     }
+    free(space);
     return FASTOPT_OK;
 }
 
@@ -435,7 +537,7 @@ int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors,
     if (!error) {
         fastopt_job job = {.rule = rule, .dtype = dtype, .copies = copies, .runs = tensors, .addresses = arrays,
                            .offsets = offsets, .coefficients = (double *)coefficients};
-        parallel(update_part, &job, offsets[tensors], GRAIN, ALIGN, threads);
+        parallel(update_part, &job, offsets[tensors], GRAIN, CHUNK, ALIGN, threads);
     }
     free(offsets);
     return error;
@@ -477,7 +579,7 @@ int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, con
         return error;
     norm_context context = {dtype, runs, addresses, strides, offsets, blocks, sums};
     if (runs)
-        parallel(norm_part, &context, blocks[runs], GRAIN / FASTOPT_NORM_BLOCK, 1, threads);
+        parallel(norm_part, &context, blocks[runs], GRAIN / FASTOPT_NORM_BLOCK, CHUNK, 1, threads);
     return FASTOPT_OK;
 }
 
@@ -508,6 +610,6 @@ int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t a
     if (error)
         return error;
     stream_context context = {arrays, ahead, addresses};
-    parallel(stream_part, &context, n, GRAIN, ALIGN, threads);
+    parallel(stream_part, &context, n, GRAIN, CHUNK, ALIGN, threads);
     return FASTOPT_OK;
 }

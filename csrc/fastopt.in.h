@@ -81,7 +81,8 @@ enum {
     FASTOPT_BAD_SIZE = 8,
     FASTOPT_BAD_THREADS = 9,
     FASTOPT_NULL_POINTER = 10,
-    FASTOPT_NO_MEMORY = 11
+    FASTOPT_NO_MEMORY = 11,
+    FASTOPT_BAD_INDEX = 12
 };
 FASTOPT_API const char *fastopt_message(int code);
 
@@ -183,6 +184,20 @@ FASTOPT_API const char *fastopt_compiler(void);
 
 /* ---- the Python package's own calls: strided arrays, a step count and a group for each parameter ---- */
 
+/* A gradient of some rows of a parameter: lookup i is of the row indices[i]. */
+enum { FASTOPT_SUM = 0, FASTOPT_SEQUENTIAL = 1, FASTOPT_HOGWILD = 2 };
+typedef struct {
+    int64_t rows;               /* of the parameter */
+    int64_t width;              /* elements of a row */
+    int64_t count;              /* lookups */
+    const void *indices;        /* [count], in [0, rows) */
+    int32_t index_size;         /* 4 or 8 bytes */
+    int32_t duplicates;         /* what a row's several lookups mean: their sum, one step after the other in order, or
+                                 * a step each as threads come to them, without locks */
+    const int64_t *source;      /* [count]: the row of the gradient that a lookup has; NULL: the lookup's own */
+    const void *weights;        /* [count], of the job's dtype: what a lookup's gradient is multiplied by; NULL: 1 */
+} fastopt_rows;
+
 /* The arrays of one update. A *tensor* is a parameter with its gradient and states; a *run* is a one-dimensional,
  * evenly strided part of a tensor (a dense tensor is one run). The tables' contents are taken as they are; tables
  * without entries may be NULL. */
@@ -205,6 +220,8 @@ typedef struct {
     double grad_scale;
     double *coefficients;       /* work space: [tensors][copies][coefficients] */
     int32_t *row_of;            /* work space: [tensors] */
+    const fastopt_rows *rows;   /* NULL, or: one tensor and one run, whose addresses are those of the arrays' first rows
+                                 * and whose strides are those from row to row; within a row elements are contiguous */
 } fastopt_job;
 
 /* One step: advances the tensors' step counts, folds hyper-parameters into coefficients, updates the arrays. */

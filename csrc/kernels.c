@@ -68,5 +68,6 @@ static void stream(int64_t n, int arrays, float *const *a, int ahead)
 
 #define ENTRY(rule, copies) [number_##rule][copies - 1] = {run_##rule##_##copies##_f32, run_##rule##_##copies##_f64},
 const fastopt_level PASTE(fastopt_level_, FASTOPT_ISA) = {
-    QUOTE(FASTOPT_ISA), {FASTOPT_INSTANCES(ENTRY)}, {run_f32, run_f64}, {square_sum_f32, square_sum_f64}, stream,
+    QUOTE(FASTOPT_ISA), {FASTOPT_INSTANCES(ENTRY)}, {run_f32, run_f64}, {run_rows_f32, run_rows_f64},
+    {square_sum_f32, square_sum_f64}, stream,
 };

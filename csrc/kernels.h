@@ -18,10 +18,29 @@ typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coeff
 typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses,
                                const int64_t *strides, const double *coefficients, int row, int prefetch);
 
+/* A lookup: the row that it is of, and its place among the lookups. */
+typedef struct {
+    int64_t row, place;
+} fastopt_lookup;
+
+/* Lookups by segments, each of one row: segment u is lookups[starts[u]] to lookups[starts[u + 1] - 1]. */
+typedef struct {
+    const fastopt_rows *rows;
+    const fastopt_lookup *lookups;
+    const int64_t *starts;
+    int64_t segments;
+    int arrays, coefficients;
+    void *const *addresses;
+    const int64_t *strides;
+    const double *folded;
+} fastopt_segments;
+typedef void (*fastopt_row_runner)(fastopt_kernel kernel, const fastopt_segments *s, int64_t begin, int64_t end);
+
 typedef struct {
     const char *name;
     fastopt_kernel kernels[KERNELS][FASTOPT_MAX_COPIES][2]; /* by kernel, copies - 1 and dtype */
     fastopt_runner run[2];
+    fastopt_row_runner run_rows[2];
     double (*square_sum[2])(int64_t n, const char *from, int64_t stride);
     void (*stream)(int64_t n, int arrays, float *const *addresses, int ahead);
 } fastopt_level;

@@ -90,6 +90,104 @@ static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, void *const *a
     }
 }
 
+/* ---- rows ---- */
+
+/* Elements from `column` on, m of them, of what a lookup has for a gradient. */
+static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place, int64_t column)
+{
+    const int64_t row = s->rows->source ? s->rows->source[place] : place;
+    return (const char *)s->addresses[1] + row * s->strides[1] + column * (int64_t)sizeof(real);
+}
+
+/* The same times the lookup's weight, and added to what is in the tile if it is not the first. */
+static void FN(add_gradient)(const fastopt_segments *s, int64_t place, int64_t column, int64_t m, int first, real *tile)
+{
+    const char *from = FN(lookup_gradient)(s, place, column);
+    real weight = 1, x;
+    if (s->rows->weights)
+        weight = ((const real *)s->rows->weights)[place];
+    for (int64_t i = 0; i < m; i++) {
+        memcpy(&x, from + i * (int64_t)sizeof(real), sizeof x);
+        tile[i] = first ? weight * x : tile[i] + weight * x;
+    }
+}
+
+/* Segments ahead to prefetch: rows lie anywhere, so that only the list of them tells what comes next. */
+#define ROWS_AHEAD 8
+
+static void FN(prefetch_segment)(const fastopt_segments *s, int64_t u)
+{
+    const fastopt_lookup *lookup = &s->lookups[s->starts[u]];
+    int64_t bytes = s->rows->width * (int64_t)sizeof(real);
+    if (bytes > 512) /* the processor's own prefetchers take over */
+        bytes = 512;
+    for (int64_t at = 0; at < bytes; at += 64) {
+        for (int j = 0; j < s->arrays; j++)
+            if (j != 1)
+                __builtin_prefetch((char *)s->addresses[j] + lookup->row * s->strides[j] + at, 1, 3);
+        __builtin_prefetch(FN(lookup_gradient)(s, lookup->place, 0) + at, 0, 3);
+    }
+}
+
+/* Segments [begin, end): each row where it is, or where rows are short or not aligned, several at a time in tiles. */
+static void FN(run_rows)(fastopt_kernel kernel, const fastopt_segments *s, int64_t begin, int64_t end)
+{
+    const fastopt_rows *rows = s->rows;
+    const int64_t width = rows->width, size = sizeof(real);
+    const int sum = rows->duplicates == FASTOPT_SUM;
+    real coefs[MAX_ROW], tiles[MAX_ARRAYS][TILE];
+    void *at[MAX_ARRAYS];
+    int direct = width >= LINE;
+    for (int j = 0; j < s->coefficients; j++)
+        coefs[j] = (real)s->folded[j];
+    for (int j = 0; j < s->arrays; j++)
+        direct &= ((uintptr_t)s->addresses[j] | (uintptr_t)s->strides[j]) % sizeof(real) == 0;
+    /* Racing lookups are taken one by one, so that one thread alone loses none. */
+    const int64_t batch = direct || width > TILE || rows->duplicates == FASTOPT_HOGWILD ? 1 : TILE / width;
+    for (int64_t u = begin, k; u < end; u += k) {
+        k = batch < end - u ? batch : end - u;
+        for (int64_t r = u + ROWS_AHEAD; r < u + k + ROWS_AHEAD && r < end; r++)
+            FN(prefetch_segment)(s, r);
+        for (int64_t column = 0, m; column < width; column += m) {
+            m = width - column < TILE ? width - column : TILE;
+            for (int j = 0; j < s->arrays; j++) {
+                at[j] = tiles[j];
+                for (int64_t r = 0; j != 1 && r < k; r++) {
+                    char *from = (char *)s->addresses[j] + s->lookups[s->starts[u + r]].row * s->strides[j] + column * size;
+                    if (direct)
+                        at[j] = from;
+                    else
+                        FN(gather)(tiles[j] + r * m, from, size, m);
+                }
+            }
+            for (int64_t r = 0; r < k; r++) {
+                const int64_t first = s->starts[u + r], last = s->starts[u + r + 1];
+                for (int64_t q = first; q < last; q++) {
+                    if (sum && q + ROWS_AHEAD < last)
+                        __builtin_prefetch(FN(lookup_gradient)(s, s->lookups[q + ROWS_AHEAD].place, column), 0, 3);
+                    if (direct && !rows->weights && (!sum || last - first == 1))
+                        at[1] = (char *)FN(lookup_gradient)(s, s->lookups[q].place, column);
+                    else
+                        FN(add_gradient)(s, s->lookups[q].place, column, m, !sum || q == first, tiles[1] + r * m);
+                    if (!sum) {
+                        void *own[MAX_ARRAYS];
+                        for (int j = 0; j < s->arrays; j++)
+                            own[j] = direct ? at[j] : tiles[j] + r * m;
+                        kernel(m, own, coefs, 0);
+                    }
+                }
+            }
+            if (sum)
+                kernel(k * m, at, coefs, 0);
+            for (int j = 0; !direct && j < s->arrays; j++)
+                for (int64_t r = 0; j != 1 && r < k; r++)
+                    FN(scatter)(tiles[j] + r * m,
+                                (char *)s->addresses[j] + s->lookups[s->starts[u + r]].row * s->strides[j] + column * size,
+                                size, m);
+        }
+    }
+}
+
 /* The sum of squares of at most FASTOPT_NORM_BLOCK elements: sixteen partial sums, so that the order of additions is
  * one on every level. */
 static double FN(square_sum)(int64_t n, const char *from, int64_t stride)

@@ -13,6 +13,7 @@ from .optimizers import Optimizer, Plan
 from .rules import RULES, Rule
 from .schedules import Demon
 from .settings import get_num_threads, set_num_threads, use_backend
+from .sparse import RowSparse
 
 globals().update(_CLASSES)
 
@@ -23,6 +24,7 @@ __all__ = [
     "Demon",
     "Optimizer",
     "Plan",
+    "RowSparse",
     "Rule",
     "__version__",
     "available_backends",

@@ -167,8 +167,10 @@ def _require_cpu(name: str, x: Any, device: str) -> None:
         )
 
 
-def check_tensor(arrays: Sequence[Array], names: Sequence[str]) -> None:
+def check_tensor(arrays: Sequence[Array], names: Sequence[str], read_only: int = 1) -> None:
     """Whether arrays can be one tensor of an update: parameter, gradient, states.
+
+    `read_only` is the place of the one that is not written.
 
     Raises
     ------
@@ -185,7 +187,7 @@ def check_tensor(arrays: Sequence[Array], names: Sequence[str]) -> None:
             raise TypeError(f"{name}: found dtype {array.dtype}, expected {param.dtype} as {names[0]} has")
         if array.shape != param.shape:
             raise ValueError(f"{name}: found shape {array.shape}, expected {param.shape} as {names[0]} has")
-        if j == 1:
+        if j == read_only:
             continue
         if array.locked:
             raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is updated in place")
@@ -233,6 +235,18 @@ def _share_memory(a: Array, b: Array) -> bool:
         return np.shares_memory(a.numpy(), b.numpy(), max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
+
+
+def row_stride(array: Array) -> int | None:
+    """The bytes from one row to the next, None where a row's own elements are not contiguous."""
+    if array.dense:
+        return math.prod(array.shape[1:]) * array.dtype.itemsize
+    step = array.dtype.itemsize
+    for n, stride in zip(reversed(array.shape[1:]), reversed(array.strides[1:]), strict=True):
+        if n != 1 and stride != step:
+            return None
+        step *= n
+    return array.strides[0]
 
 
 def runs_of(arrays: Sequence[Array]) -> tuple[np.ndarray, list[int], int]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import settings
-from .arrays import Array, check_overlap, check_tensor, runs_of
+from .arrays import Array, check_overlap, check_tensor, row_stride, runs_of
 from .errors import BackendUnavailable
 from .rules import MAX_COPIES, Rule
 
@@ -64,8 +64,28 @@ class Parameters:
 
 
 @dataclass
+class Rows:
+    """Which rows of a parameter a gradient is of: lookup i is of row ``indices[i]``."""
+
+    count: int  # of the parameter's rows
+    width: int  # elements of a row
+    indices: np.ndarray  # int32 or int64 [lookups]
+    duplicates: int  # the place in DUPLICATES
+    source: np.ndarray | None = None  # int64 [lookups]: the gradient's row that each has; None: its own
+    weights: np.ndarray | None = None  # of the job's dtype, [lookups]
+
+
+#: What several lookups of one row can mean.
+DUPLICATES = ("sum", "sequential", "hogwild")
+
+
+@dataclass
 class Job:
-    """Tensors of one rule and dtype, as what all backends take: a table of runs."""
+    """Tensors of one rule and dtype, as what all backends take: a table of runs.
+
+    With `rows` it is one tensor of which some rows have a gradient: the only run's addresses are those of the arrays'
+    first rows and its strides those from row to row; within a row elements are contiguous.
+    """
 
     parameters: Parameters
     dtype: np.dtype
@@ -75,6 +95,7 @@ class Job:
     tensor_of: np.ndarray  # int32 [runs]
     parameter: np.ndarray  # int32 [tensors]
     owners: list[Any] = field(repr=False)
+    rows: Rows | None = None
 
     def of(self, chosen: np.ndarray) -> Job:
         """The part of the job that belongs to some parameters, of which `chosen` has a bool for each."""
@@ -89,6 +110,7 @@ class Job:
             (np.cumsum(tensors, dtype=np.int32) - 1)[self.tensor_of[runs]],
             self.parameter[tensors],
             self.owners,
+            self.rows,
         )
 
     def gradients(self) -> Gradients:
@@ -170,36 +192,75 @@ def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str)
 
 def make_jobs(
     parameters: Sequence[Parameters],
-    tensors: Sequence[tuple[int, int, list[Array]]],
+    tensors: Sequence[tuple[int, int, list[Any]]],
     names: Sequence[Sequence[str]],
 ) -> list[Job]:
-    """Checks tensors and tables them, one job for each rule and dtype.
+    """Checks tensors and tables them: one job for each rule and dtype, and one for each gradient of rows.
 
     Parameters
     ----------
     parameters : sequence of Parameters
         The sets of parameters.
     tensors : sequence of (set, parameter, arrays)
-        For each tensor the index of its set, its index there, and its arrays: parameter, gradient, states.
+        For each tensor the index of its set, its index there, and its arrays: parameter, gradient, states. The gradient
+        may be a `RowSparse`.
     names : sequence of sequence of str
         The arrays' names, for error messages.
 
     Raises
     ------
     TypeError, ValueError
-        As `fastopt.arrays.check_tensor` and `fastopt.arrays.check_overlap`.
+        As `fastopt.arrays.check_tensor`, `fastopt.arrays.check_overlap` and `RowSparse.check`.
     """
-    for (_, _, arrays), labels in zip(tensors, names, strict=True):
-        check_tensor(arrays, labels)
+    dense: dict[tuple[int, np.dtype], list[tuple[int, list[Array]]]] = {}
+    sparse: list[Job] = []
+    checked: list[list[Array]] = []
+    for (which, parameter, arrays), labels in zip(tensors, names, strict=True):
+        if isinstance(arrays[1], Array):
+            check_tensor(arrays, labels)
+            dense.setdefault((which, arrays[0].dtype), []).append((parameter, arrays))
+        else:
+            arrays, rows = check_rows(arrays, labels)
+            sparse.append(make_row_job(parameters[which], parameter, arrays, rows))
+        checked.append(arrays)
     check_overlap(
-        [a for _, _, arrays in tensors for a in arrays],
+        [a for arrays in checked for a in arrays],
         [name for labels in names for name in labels],
-        [j != 1 for _, _, arrays in tensors for j in range(len(arrays))],
+        [j != 1 for arrays in checked for j in range(len(arrays))],
     )
-    kinds: dict[tuple[int, np.dtype], list[tuple[int, list[Array]]]] = {}
-    for which, parameter, arrays in tensors:
-        kinds.setdefault((which, arrays[0].dtype), []).append((parameter, arrays))
-    return [_make_job(parameters[which], dtype, members) for (which, dtype), members in kinds.items()]
+    return [*(_make_job(parameters[which], dtype, members) for (which, dtype), members in dense.items()), *sparse]
+
+
+def check_rows(arrays: Sequence[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:
+    """Checks a tensor whose gradient is a `RowSparse`: its arrays, with the gradient's rows among them, and which rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `fastopt.arrays.check_tensor` and `RowSparse.check`; or an array's rows are not contiguous.
+    """
+    check_tensor([arrays[0], *arrays[2:]], [names[0], *names[2:]], read_only=-1)
+    values, rows = arrays[1].check(arrays[0], names)
+    checked = [arrays[0], values, *arrays[2:]]
+    for array, name in zip(checked, names, strict=True):
+        if row_stride(array) is None:
+            raise ValueError(f"{name}: found rows whose elements are not contiguous, expected contiguous ones")
+    return checked, rows
+
+
+def make_row_job(parameters: Parameters, parameter: int, arrays: Sequence[Array], rows: Rows) -> Job:
+    """The job of a tensor that `check_rows` has checked."""
+    return Job(
+        parameters,
+        arrays[0].dtype,
+        np.array([[a.address for a in arrays]], np.uint64),
+        np.array([[row_stride(a) for a in arrays]], np.int64),
+        np.array([0, len(rows.indices) * rows.width]),
+        np.zeros(1, np.int32),
+        np.array([parameter], np.int32),
+        [a.owner for a in arrays],
+        rows,
+    )
 
 
 def _make_job(parameters: Parameters, dtype: np.dtype, members: Sequence[tuple[int, list[Array]]]) -> Job:

@@ -22,6 +22,7 @@ from .arrays import Array, view
 from .dispatch import Backend, Parameters, Runner, choose_backend, hyper_row, make_jobs, split_copies
 from .optimizers import check_scale
 from .rules import RULES, Rule
+from .sparse import view_gradient
 
 
 class _Bound:
@@ -43,11 +44,12 @@ class _Bound:
         labels = ("param", "grad", *rule.states)
         for i, members in enumerate(zip(*lists, strict=True)):
             own = labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels]
-            views = [view(array, name) for array, name in zip(members, own, strict=True)]
-            tensor, called = views[:2], list(own[:2])
+            views = [view(members[0], own[0]), *map(view, members[2:], own[2:])]
+            tensor: list[Any] = [views[0], view_gradient(members[1], own[1])]
+            called = list(own[:2])
             states: list[list[Array]] = [
                 split_copies(rule, len(row), array, views[0], name)
-                for array, name in zip(views[2:], own[2:], strict=True)
+                for array, name in zip(views[1:], own[2:], strict=True)
             ]
             for k in range(len(row)):
                 tensor += [copies[k] for copies in states]
@@ -199,6 +201,7 @@ def _documentation(rule: Rule, keys: Sequence[str]) -> str:
     lines += ([rule.notes, ""] if rule.notes else []) + [f"Source: {rule.source}.", "", "Parameters", "----------"]
     lines += ["param, grad" + "".join(f", {name}" for name in rule.states) + " : array, or list of arrays"]
     lines += ["    float32 or float64, of one shape and dtype; all but grad are written. States begin at zero."]
+    lines += ["    ``grad`` may be a `fastopt.RowSparse`."]
     lines += ["step : int", "    The 1-based number of this step."]
     for key in keys:
         hyper = rule.hyper[key]

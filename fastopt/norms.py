@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from . import settings
-from .arrays import Array, view
+from .arrays import Array
 from .dispatch import Backend, Gradients, choose_backend, make_gradients
+from .sparse import RowSparse, view_gradient
 
 EPS = 1e-6  # as torch's clip_grad_norm_
 
 
-def _arrays(grads: Any) -> tuple[list[Array], list[str]]:
+def _gradients(grads: Any) -> tuple[list[Array | RowSparse], list[str]]:
     if isinstance(grads, Mapping):
         items = [(f"grads[{key!r}]", grad) for key, grad in grads.items()]
     elif isinstance(grads, (list, tuple)):
@@ -23,12 +24,25 @@ def _arrays(grads: Any) -> tuple[list[Array], list[str]]:
     else:
         items = [("grads", grads)]
     items = [(name, grad) for name, grad in items if grad is not None]
-    return [view(grad, name) for name, grad in items], [name for name, _ in items]
+    return [view_gradient(grad, name) for name, grad in items], [name for name, _ in items]
 
 
-def norm_of(tables: Sequence[Gradients], backend: Backend, threads: int) -> float:
-    """The Euclidean norm over tables of gradients: the same bits whatever the number of threads and the backend."""
-    sums = [backend.square_sums(table, threads) for table in tables]
+def tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list[Gradients | RowSparse]:
+    """Gradients as `norm_of` takes them."""
+    dense = [(grad, name) for grad, name in zip(grads, names, strict=True) if isinstance(grad, Array)]
+    tables: list[Gradients | RowSparse] = [grad for grad in grads if isinstance(grad, RowSparse)]
+    return [*make_gradients([grad for grad, _ in dense], [name for _, name in dense]), *tables]
+
+
+def norm_of(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: int) -> float:
+    """The Euclidean norm over tables of gradients: the same bits whatever the number of threads and the backend.
+
+    A row that is named several times counts as the sum of its gradients.
+    """
+    dense: list[Gradients] = []
+    for table in tables:
+        dense += make_gradients([table.coalesced().values], ["grads"]) if isinstance(table, RowSparse) else [table]
+    sums = [backend.square_sums(table, threads) for table in dense]
     try:
         return math.sqrt(math.fsum(np.concatenate(sums).tolist())) if sums else 0.0
     except OverflowError:
@@ -57,7 +71,7 @@ def global_norm(grads: Any, *, backend: str | None = None, threads: int | None =
 
     Parameters
     ----------
-    grads : array, sequence or mapping of arrays
+    grads : array or RowSparse, sequence or mapping of them
         float32 or float64; ``None`` entries are skipped.
     backend : str, optional
         ``"native"`` or ``"numba"``; by default chosen as for updates.
@@ -72,7 +86,7 @@ def global_norm(grads: Any, *, backend: str | None = None, threads: int | None =
         An array is on a device without a backend.
     """
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
-    return norm_of(make_gradients(*_arrays(grads)), choose_backend(backend), limit)
+    return norm_of(tables_of(*_gradients(grads)), choose_backend(backend), limit)
 
 
 def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, threads: int | None = None) -> float:
@@ -82,7 +96,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
 
     Parameters
     ----------
-    grads : array, sequence or mapping of arrays
+    grads : array or RowSparse, sequence or mapping of them
         float32 or float64; ``None`` entries are skipped.
     max_norm : float
         At least 0.
@@ -100,11 +114,13 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
         Something is no array, has another dtype or is read-only; `max_norm` is no number >= 0.
     """
     clip_factor(0.0, max_norm)
-    arrays, names = _arrays(grads)
+    gradients, names = _gradients(grads)
+    arrays = [grad.values if isinstance(grad, RowSparse) else grad for grad in gradients]
     for array, name in zip(arrays, names, strict=True):
         if array.locked:
             raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is scaled in place")
-    norm = global_norm([a.owner for a in arrays], backend=backend, threads=threads)
+    limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
+    norm = norm_of(tables_of(gradients, names), choose_backend(backend), limit)
     factor = clip_factor(norm, max_norm)
     if factor != 1:
         for array in arrays:

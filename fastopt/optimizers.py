@@ -31,6 +31,7 @@ from .dispatch import (
 )
 from .norms import clip_factor, norm_of
 from .rules import REQUIRED, Rule
+from .sparse import RowSparse, as_row_sparse
 
 
 class ParamGroup(UserDict):
@@ -71,12 +72,19 @@ class ParamGroup(UserDict):
 class Plan:
     """A step with its arrays already checked: made by `Optimizer.bind`."""
 
-    def __init__(self, optimizer: Optimizer, runner: Runner, members: list[int], tables: list[Gradients]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        jobs: Sequence[Job],
+        members: Sequence[int],
+        tables: Sequence[Gradients | RowSparse],
+    ) -> None:
         self._optimizer = optimizer
-        self._runner = runner
+        self._jobs = jobs
         self._members = members
         self._tables = tables
         self._backend = optimizer._backend()
+        self._runner: Runner = self._backend.prepare(jobs)
 
     def step(self, grad_scale: float = 1.0, max_norm: float | None = None) -> None:
         """Does one step, in place.
@@ -111,14 +119,15 @@ class Plan:
 class _Last:
     """The plan of the last step, for a next one from the same arrays or from others like them: it keeps none alive."""
 
-    def __init__(self, optimizer: Optimizer, grads: Sequence[Any], plan: Plan, jobs: Sequence[Job]) -> None:
-        self.plan = plan
+    def __init__(self, optimizer: Optimizer, grads: Sequence[Any], plan: Plan) -> None:
+        self.plan, jobs = plan, plan._jobs
         self._skipped = list(map(is_, grads, itertools.repeat(None)))
         self._refs = _references(grads)
         torch = sys.modules.get("torch")
         tensors = [x for x in (*optimizer._params, *grads) if torch is not None and isinstance(x, torch.Tensor)]
         self._torch: list[tuple[Any, int]] = [(weakref.ref(x), x.data_ptr()) for x in tensors]
-        for owners in (*(job.owners for job in jobs), *(table.owners for table in plan._tables)):
+        tables = [table for table in plan._tables if not isinstance(table, RowSparse)]
+        for owners in (*(job.owners for job in jobs), *(table.owners for table in tables)):
             owners.clear()
         # Tables of dense NumPy arrays only can take other gradients' addresses.
         self._likes = [optimizer._views[i] for i in plan._members]
@@ -133,7 +142,7 @@ class _Last:
             [(job.addresses[:, 1], [place[i] for i in job.parameter]) for job in jobs] if self._dense else []
         )
         dtypes = [a.dtype for a in self._likes]
-        for table in plan._tables if self._dense else ():
+        for table in tables if self._dense else ():
             columns.append((table.addresses[:, 0], [k for k, dtype in enumerate(dtypes) if dtype == table.dtype]))
         self._columns = columns
 
@@ -162,6 +171,18 @@ class _Last:
             column[:] = addresses[order]
         self._refs = _references(grads)
         return True
+
+
+def _split(grads: list[Any]) -> tuple[list[Any], list[tuple[int, RowSparse]]]:
+    """Dense gradients, with None in the others' places; and those of some rows, with their places."""
+    if all(map(_is_plain, map(type, grads))):
+        return grads, []
+    rows = [(i, as_row_sparse(grad, f"grads[{i}]" if len(grads) > 1 else "grads")) for i, grad in enumerate(grads)]
+    dense = [grad if found is None else None for grad, (_, found) in zip(grads, rows, strict=True)]
+    return dense, [(i, found) for i, found in rows if found is not None]
+
+
+_is_plain = frozenset([np.ndarray, type(None)]).__contains__
 
 
 def _references(grads: Sequence[Any]) -> list[Any]:
@@ -350,9 +371,10 @@ class Optimizer:
         BackendUnavailable
             The backend asked for, or one for the arrays' device, is not here.
         """
-        return self._bind(self._read_grads(grads))[0]
+        dense, rows = _split(self._read_grads(grads))
+        return self._with_rows(self._bind(dense), rows)
 
-    def _bind(self, grads: Sequence[Any]) -> tuple[Plan, list[Any]]:
+    def _bind(self, grads: Sequence[Any]) -> Plan:
         tensors, names, members, views = [], [], [], []
         set_of = {id(p): k for k, p in enumerate(self._sets)}
         for i, (g, grad) in enumerate(zip(self._group_of, grads, strict=True)):
@@ -361,13 +383,29 @@ class Optimizer:
             array = view(grad, f"grads[{i}]" if len(grads) > 1 else "grads")
             arrays = [self._current_view(i), array, *self._state_views[i]]
             tensors.append((set_of[id(self._sets[g])], i, arrays))
-            label = self._names[i]
-            names.append([label, f"grads{label.removeprefix('params')}", *[f"state of {label}"] * (len(arrays) - 2)])
+            names.append(self._labels(i, len(arrays)))
             members.append(i)
             views.append(array)
         jobs = make_jobs(self._sets, tensors, names)
-        plan = Plan(self, self._backend().prepare(jobs), members, make_gradients(views, [n[1] for n in names]))
-        return plan, jobs
+        return Plan(self, jobs, members, make_gradients(views, [n[1] for n in names]))
+
+    def _labels(self, i: int, arrays: int) -> list[str]:
+        """What a tensor's arrays are called in error messages."""
+        label = self._names[i]
+        return [label, f"grads{label.removeprefix('params')}", *[f"state of {label}"] * (arrays - 2)]
+
+    def _with_rows(self, plan: Plan, rows: Sequence[tuple[int, RowSparse]]) -> Plan:
+        """A plan that updates some rows of other parameters too."""
+        if not rows:
+            return plan
+        tensors, names = [], []
+        set_of = {id(p): k for k, p in enumerate(self._sets)}
+        for i, grad in rows:
+            arrays = [self._current_view(i), grad, *self._state_views[i]]
+            tensors.append((set_of[id(self._sets[self._group_of[i]])], i, arrays))
+            names.append(self._labels(i, len(arrays)))
+        jobs = [*plan._jobs, *make_jobs(self._sets, tensors, names)]
+        return Plan(self, jobs, [*plan._members, *(i for i, _ in rows)], [*plan._tables, *(grad for _, grad in rows)])
 
     def _current_view(self, i: int) -> Array:
         """The parameter's view, made anew for arrays whose memory can be replaced (torch's)."""
@@ -382,7 +420,8 @@ class Optimizer:
         Parameters
         ----------
         grads : array, sequence, mapping or list of groups
-            The same structure as ``params``; ``None`` skips that parameter, whose state and step count stay.
+            The same structure as ``params``; ``None`` skips that parameter, whose state and step count stay; with a
+            `RowSparse` some rows are updated.
         grad_scale : float
             What the gradients are multiplied by, within the pass; default 1.
         max_norm : float, optional
@@ -395,16 +434,16 @@ class Optimizer:
         BackendUnavailable
             The backend asked for, or one for the arrays' device, is not here.
         """
-        arrays = self._read_grads(grads)
+        dense, rows = _split(self._read_grads(grads))
         last = self._last
-        if last is not None and last.plan._backend is self._backend() and last.fits(arrays):
-            last.plan.step(grad_scale, max_norm)
+        if last is not None and last.plan._backend is self._backend() and last.fits(dense):
+            self._with_rows(last.plan, rows).step(grad_scale, max_norm)
             return
         self._last = None
-        plan, jobs = self._bind(arrays)
-        plan.step(grad_scale, max_norm)
+        plan = self._bind(dense)
+        self._with_rows(plan, rows).step(grad_scale, max_norm)
         with suppress(TypeError):  # an array that no weak reference can be made to
-            self._last = _Last(self, arrays, plan, jobs)
+            self._last = _Last(self, dense, plan)
 
     def _read_grads(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters."""

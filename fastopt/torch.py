@@ -32,8 +32,9 @@ from . import norms, settings
 from .arguments import ARGUMENTS, TorchArguments
 from .arrays import Array, check_overlap, check_tensor, view
 from .checkpoint import torch_state_dict
-from .dispatch import Parameters, choose_backend, make_jobs, split_copies
+from .dispatch import Gradients, Parameters, Rows, check_rows, choose_backend, make_jobs, make_row_job, split_copies
 from .rules import REQUIRED, Rule
+from .sparse import RowSparse, as_row_sparse
 
 _data_ptr: Callable[[Any], int] = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
@@ -335,56 +336,68 @@ class _Bound:
         ]
         members = list(compress(range(len(params)), known))
         labels = optimizer._labels()
-        arrays: dict[int, list[Array]] = {}
+        arrays: dict[int, list[Any]] = {}
         for i in members:
             own = [labels[i], f"the gradient of {labels[i]}"]
-            param = view(params[i], own[0])
-            arrays[i] = [param, _absent_like(param) if grads[i] is None else view(grads[i], own[1])]
+            param, grad = view(params[i], own[0]), grads[i]
+            if grad is not None and grad.is_sparse:
+                check_rows([param, as_row_sparse(grad, own[1])], own)
+            arrays[i] = [param, _absent_like(param) if grad is None or grad.is_sparse else view(grad, own[1])]
             check_tensor(arrays[i], own)
-        tensors, names = [], []
+        tensors, self._names = [], {}
         for i in members:  # once all have been checked, so that an error leaves no states behind
             parameters = self._groups[group_of[i]]
             arrays[i] += _states(optimizer, i, params[i], parameters, groups[group_of[i]], steps, labels[i])
             tensors.append((place[id(parameters)], i, arrays[i]))
-            names.append([labels[i], f"the gradient of {labels[i]}", *[f"a state of {labels[i]}"] * len(arrays[i][2:])])
-        self._jobs = make_jobs(list(sets.values()), tensors, names)
+            called = [f"a state of {labels[i]}"] * (len(arrays[i]) - 2)
+            self._names[i] = [labels[i], f"the gradient of {labels[i]}", *called]
+        self._jobs = make_jobs(list(sets.values()), tensors, list(self._names.values()))
         begin = np.zeros(len(params), np.uint64)
         begin[members] = [arrays[i][1].address for i in members]
         for job in self._jobs:
             job.addresses[:, 1] -= begin[job.parameter[job.tensor_of]]  # now from where a gradient begins
             job.owners.clear()
+        self._arrays = {i: [param, *states] for i, (param, _, *states) in arrays.items()}
+        self._group_of = group_of
         self._known = np.array(known, bool)
         self._params = params
         self._layouts = [
-            (_stride(x), _nbytes(x)) for x in (p if g is None else g for p, g in zip(params, grads, strict=True))
+            (_stride(x), _nbytes(x))
+            for x in (p if g is None or g.is_sparse else g for p, g in zip(params, grads, strict=True))
         ]
         self._where = _where(params, optimizer.state)
         self._values = [_frozen(self._read(group)) for group in groups]
-        present = [g is not None for g in grads]
-        self._select(None if all(present) else present)
-        self._put([_data_ptr(g) for g in grads if g is not None])
+        self._present: list[bool] | None = []
+        if not self.take(optimizer):
+            raise RuntimeError("tensors moved while they were being checked")
 
     def take(self, optimizer: Optimizer) -> bool:
         """Takes over the gradients and hyper-parameters of this step; False where tensors must be checked anew."""
         groups = optimizer.param_groups
         params = _params(groups)
+        self._sparse: list[tuple[int, RowSparse]] = []
+        grads, present = list(map(_grad, params)), None
         try:
             if _where(params, optimizer.state) != self._where:
                 return False
-            grads, present = list(map(_grad, params)), None
-            try:
-                addresses = list(map(_data_ptr, grads))
-            except TypeError:  # None is among them
-                present = [g is not None for g in grads]
-                grads = list(compress(grads, present))
-                addresses = list(map(_data_ptr, grads))
-            if present != self._present:
-                if not (self._known.all() if present is None else self._known[present].all()):
-                    return False
-                self._select(present)
-            if (list(map(_stride, grads)), list(map(_nbytes, grads))) != self._layout:
+        except TypeError:  # a state that is no tensor
+            return False
+        try:
+            addresses = list(map(_data_ptr, grads))
+        except (TypeError, RuntimeError):  # there is None among them, or a sparse one
+            given = [g is not None for g in grads]
+            if not self._known[given].all():
                 return False
-        except (TypeError, RuntimeError):  # a state that is no tensor, a gradient that is sparse
+            present = [g is not None and not g.is_sparse for g in grads]
+            for i in np.flatnonzero(np.array(given) & ~np.array(present)).tolist():
+                self._sparse.append((i, as_row_sparse(grads[i], self._names[i][1])))  # type: ignore[arg-type]
+            grads = list(compress(grads, present))
+            addresses = list(map(_data_ptr, grads))
+        if present != self._present:
+            if present is None and not self._known.all():
+                return False
+            self._select(present)
+        if (list(map(_stride, grads)), list(map(_nbytes, grads))) != self._layout:
             return False
         if addresses != self._addresses:
             self._put(addresses)
@@ -429,13 +442,24 @@ class _Bound:
 
     def run(self, optimizer: Optimizer, scale: float, threads: int, max_norm: float | None) -> None:
         """Does the step."""
+        runner, stepped = self._runner, self._stepped
+        if self._sparse:
+            checked = [(i, *self._check_rows(i, grad)) for i, grad in self._sparse]
+            rows = [make_row_job(self._groups[self._group_of[i]], i, arrays, rows) for i, arrays, rows in checked]
+            runner = self.backend.prepare([*self._selected, *rows])
+            stepped = [*stepped, *(self._params[i] for i, _ in self._sparse)]
         if max_norm is not None:
             norms.clip_factor(0.0, max_norm)
-            tables = [job.gradients() for job in self._selected]
+            tables: list[Gradients | RowSparse] = [job.gradients() for job in self._selected]
+            tables += [grad for _, grad in self._sparse]
             optimizer.last_grad_norm = norms.norm_of(tables, self.backend, threads) * abs(scale)
             scale *= norms.clip_factor(optimizer.last_grad_norm, max_norm)
-        self._runner(scale, threads)
-        increment_version(self._stepped)  # autograd shall know that they were changed in place
+        runner(scale, threads)
+        increment_version(stepped)  # autograd shall know that they were changed in place
+
+    def _check_rows(self, i: int, grad: RowSparse) -> tuple[list[Array], Rows]:
+        param, *states = self._arrays[i]
+        return check_rows([param, grad, *states], self._names[i])
 
 
 def _params(groups: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:

@@ -488,7 +488,7 @@ def test_named_parameters_are_named_in_errors():
     optimizer = optim.Adam(model.named_parameters())
     model.weight.grad = torch.ones(2, 3).to_sparse()
     model.bias.grad = torch.ones(2)
-    with pytest.raises(TypeError, match=r"the gradient of 'weight'.*sparse_coo"):
+    with pytest.raises(TypeError, match=r"the gradient of 'weight': found 2 sparse dimensions, expected 1: rows"):
         optimizer.step()
     assert not optimizer.state
     with pytest.raises(fastopt.BackendUnavailable, match="meta"):

@@ -122,5 +122,7 @@ def test_tensors_without_a_backend():
         fastopt.SGD([torch.ones(3, device="meta")])
     with pytest.raises(TypeError, match=r"params\[0\].*bfloat16.*float32"):
         fastopt.SGD([torch.ones(3, dtype=torch.bfloat16)])
-    with pytest.raises(TypeError, match="sparse"):
-        fastopt.SGD([torch.ones(3)]).step([torch.ones(3).to_sparse()])
+    with pytest.raises(TypeError, match="grads: found 2 sparse dimensions, expected 1: rows"):
+        fastopt.SGD([torch.ones(3, 3)]).step([torch.ones(3, 3).to_sparse()])
+    with pytest.raises(TypeError, match="sparse_csr"):
+        fastopt.SGD([torch.ones(3, 3)]).step([torch.ones(3, 3).to_sparse_csr()])

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from ..dispatch import Gradients, Job
+    from ..dispatch import Gradients, Job, Rows
 
 try:
     from ._native import ffi, lib
@@ -75,6 +75,23 @@ def _check(code: int) -> None:
         raise RuntimeError(f"fastopt: {_text(lib.fastopt_message(code))}")
 
 
+def _rows(rows: Rows) -> Any:
+    """The C library's view of rows."""
+    return ffi.new(
+        "fastopt_rows *",
+        {
+            "rows": rows.count,
+            "width": rows.width,
+            "count": len(rows.indices),
+            "indices": _pointer("void *", rows.indices),
+            "index_size": rows.indices.itemsize,
+            "duplicates": rows.duplicates,
+            "source": _pointer("int64_t *", rows.source),
+            "weights": _pointer("void *", rows.weights),
+        },
+    )
+
+
 class _Runner:
     __slots__ = ("_count", "_grad_scale", "_jobs", "_keep", "_threads")
 
@@ -107,6 +124,10 @@ class _Runner:
             c.threads = self._threads
             c.coefficients = _pointer("double *", coefficients)
             c.row_of = _pointer("int32_t *", row_of)
+            if job.rows is not None:
+                rows = _rows(job.rows)
+                self._keep.append(rows)
+                c.rows = rows
 
     def __call__(self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step, _check: Any = _check) -> None:
         if grad_scale != self._grad_scale or threads != self._threads:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import rules
+from ..dispatch import DUPLICATES
 from ..errors import BackendUnavailable
 from ..rules import primitives
 
@@ -42,6 +43,7 @@ except ImportError as error:
 GRAIN = 65536  # elements for each thread, below which starting it costs more than it brings
 ALIGN = 64
 CHUNK = 262144  # elements that a thread takes at a time, as it comes free
+ROW_CHUNK = 16384  # the same for rows, of which some have many more lookups than others
 TILE = 1024
 NORM_BLOCK = 4096
 AHEAD = 2048  # bytes to prefetch ahead
@@ -237,11 +239,35 @@ def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies
 update_part: Any = None
 
 
+def _update_at(n, at, own, shared, like):
+    """Updates n contiguous elements of arrays that begin at the addresses `at`.
+
+    At most TILE of them where copies of the states are not fused: they share the gradient that has been through the
+    prologue, in `shared`.
+    """
+    if len(own) == 1:
+        loop(n, at, to_tuple(own[0]), like)
+        return
+    part = np.empty(2 + states, np.int64)
+    p, grad = _array_at(at[0], n, like), _array_at(at[1], n, like)
+    _split_gradient(n, p, grad, shared, own[0])
+    for k in range(len(own)):
+        c = own[k].copy()
+        c[0], c[1], c[2] = 1, 0, 1
+        part[0], part[1] = at[0], shared.ctypes.data
+        for j in range(states):
+            part[2 + j] = at[2 + j + k * states]
+        loop(n, part, to_tuple(c), like)
+
+
+update_at: Any = None
+
+
 def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end):
     """Updates elements [begin, end) of a table of runs."""
     itemsize = like.itemsize
     arrays = 2 + copies * states
-    part = np.empty(2 + states, np.int64)
+    at = np.empty(arrays, np.int64)
     tiles = np.empty((arrays, TILE), like.dtype)
     shared = np.empty(TILE, like.dtype)
     r = np.searchsorted(offsets, begin, side="right") - 1
@@ -251,10 +277,6 @@ def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, c
         n = stop - begin
         begin = stop
         own = coefficients[row_of[tensor_of[r]]]
-        whole = own[0]
-        if copies > 1:  # each copy gets the gradient that has been through the prologue
-            own = own.copy()
-            own[:, 0], own[:, 1], own[:, 2] = 1, 0, 1
         dense = n > 0
         for j in range(arrays):
             aligned = addresses[r, j] % itemsize == 0
@@ -262,29 +284,113 @@ def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, c
         step = n if dense and copies == 1 else TILE
         for i in range(0, n, step):
             m = min(step, n - i)
-            if not dense:
-                for j in range(arrays):
-                    stride = strides[r, j] if strides.size else itemsize
-                    _gather(tiles[j], np.int64(addresses[r, j]) + (start + i) * stride, stride, m)
-            for k in range(copies):
-                c = own[k]
-                for j in range(2 + states):
-                    which = j if j < 2 else j + k * states
-                    part[j] = (
-                        np.int64(addresses[r, which]) + (start + i) * itemsize if dense else tiles[which].ctypes.data
-                    )
-                if copies > 1:
-                    if k == 0:
-                        p, grad = _array_at(part[0], m, like), _array_at(part[1], m, like)
-                        _split_gradient(m, p, grad, shared, whole)
-                    part[1] = shared.ctypes.data
-                loop(m, part, to_tuple(c), like)
+            for j in range(arrays):
+                stride = strides[r, j] if strides.size else itemsize
+                at[j] = np.int64(addresses[r, j]) + (start + i) * stride
+                if not dense:
+                    _gather(tiles[j], at[j], stride, m)
+                    at[j] = tiles[j].ctypes.data
+            update_at(m, at, own, shared, like)
             if not dense:
                 for j in range(arrays):
                     if j != 1:
                         stride = strides[r, j] if strides.size else itemsize
                         _scatter(tiles[j], np.int64(addresses[r, j]) + (start + i) * stride, stride, m)
         r += 1
+
+
+# ---- rows ----
+
+DIGIT = 11  # bits: so many counters fit the first-level cache
+
+
+@njit(cache=True, **_options)
+def _segments(indices, count, hogwild):
+    """Lookups ordered by row, each row's in their order: rows, places, and where a row's segment starts."""
+    n = indices.size
+    rows, places = indices.astype(np.int64), np.arange(n)
+    starts = np.empty(n + 1, np.int64)
+    if hogwild:
+        for i in range(n + 1):
+            starts[i] = i
+        return rows, places, starts
+    other_rows, other_places = np.empty_like(rows), np.empty_like(places)
+    bits = 0
+    while (count - 1) >> bits > 0:
+        bits += 1
+    passes = -(-bits // DIGIT)
+    digit = -(-bits // passes) if passes else 0
+    at = np.empty(1 << DIGIT, np.int64)
+    for k in range(passes):
+        at[:] = 0
+        shift, mask = k * digit, (1 << digit) - 1
+        for i in range(n):
+            at[rows[i] >> shift & mask] += 1
+        total = 0
+        for d in range(mask + 1):
+            total, at[d] = total + at[d], total
+        for i in range(n):
+            d = rows[i] >> shift & mask
+            other_rows[at[d]], other_places[at[d]] = rows[i], places[i]
+            at[d] += 1
+        rows, other_rows = other_rows, rows
+        places, other_places = other_places, places
+    segments = 0
+    for i in range(n):
+        if i == 0 or rows[i] != rows[i - 1]:
+            starts[segments] = i
+            segments += 1
+    starts[segments] = n
+    return rows, places, starts[: segments + 1]
+
+
+@njit(**_options)
+def _add_gradient(tile, address, n, weight, first):
+    """A lookup's gradient, times its weight, added to what is in the tile if it is not the first."""
+    for i in range(n):
+        x = weight * _load(address + i * tile.itemsize, tile)
+        tile[i] = x if first else tile[i] + x
+
+
+def _row_kernel(
+    addresses, strides, width, rows, places, starts, source, weights, summed, own, copies, like, counter, share
+):
+    """Updates rows, `share` segments at a time, until none is left."""
+    arrays = 2 + copies * states
+    itemsize = like.itemsize
+    at = np.empty(arrays, np.int64)
+    tiles = np.empty((arrays, TILE), like.dtype)
+    shared = np.empty(TILE, like.dtype)
+    one = weights.dtype.type(1)
+    direct = True
+    for j in range(arrays):
+        direct = direct and np.int64(addresses[j]) % itemsize == 0 and strides[j] % itemsize == 0
+    while True:
+        begin = _fetch_add(counter, share)
+        for u in range(begin, min(begin + share, starts.size - 1)):
+            for column in range(0, width, TILE):
+                m = min(TILE, width - column)
+                for j in range(arrays):
+                    at[j] = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
+                    if j != 1 and not direct:
+                        _gather(tiles[j], at[j], itemsize, m)
+                        at[j] = tiles[j].ctypes.data
+                for q in range(starts[u], starts[u + 1]):
+                    place = places[q]
+                    row = source[place] if source.size else place
+                    gradient = np.int64(addresses[1]) + row * strides[1] + column * itemsize
+                    weight = weights[place] if weights.size else one
+                    _add_gradient(tiles[1], gradient, m, weight, not summed or q == starts[u])
+                    at[1] = tiles[1].ctypes.data
+                    if not summed or q == starts[u + 1] - 1:
+                        update_at(m, at, own, shared, like)
+                if not direct:
+                    for j in range(arrays):
+                        if j != 1:
+                            address = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
+                            _scatter(tiles[j], address, itemsize, m)
+        if begin + share >= starts.size - 1:
+            break
 
 
 # ---- a rule's kernel ----
@@ -326,9 +432,8 @@ def _digest(rule: Rule) -> str:
     return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
 
 
-@cache
-def kernel(name: str, copies: int) -> Any:
-    """The compiled kernel of a rule, by the kernel's name. Compiled for a dtype when first called with it.
+def _bound_loops(name: str, copies: int) -> dict[str, Any]:
+    """What a rule's kernels have bound in.
 
     With `copies` of a state fused, it is that of a rule with as many states and coefficients.
     """
@@ -337,15 +442,29 @@ def kernel(name: str, copies: int) -> Any:
     once: Any = _APPLY[count] if copies == 1 else _APPLY_COPIES[copies]
     own = {key: slice(3 + k * width, 3 + (k + 1) * width) for k, key in enumerate(("first", "second", "third"))}
     apply = _bind(once, f"apply_{name}_{copies}", update=compile_update(rule), **own)
-    part = _bind(
-        _update_part,
-        f"part_{name}_{copies}",
+    at = _bind(
+        _update_at,
+        f"at_{name}_{copies}",
         loop=njit(**_options)(_bind(_LOOPS[count], f"loop_{name}_{copies}", apply=njit(**_options)(apply))),
         to_tuple=njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + width * copies)),
         states=count,
     )
-    bound = _bind(_kernel, f"{name}_{copies}_{_digest(rule)}", update_part=njit(**_options)(part))
-    return njit(cache=True, **_options)(bound)
+    return {"update_at": njit(**_options)(at), "states": count, "digest": _digest(rule)}
+
+
+@cache
+def kernel(name: str, copies: int) -> Any:
+    """The compiled kernel of a rule, by the kernel's name. Compiled for a dtype when first called with it."""
+    loops = _bound_loops(name, copies)
+    part = njit(**_options)(_bind(_update_part, f"part_{name}_{copies}", **loops))
+    return njit(cache=True, **_options)(_bind(_kernel, f"{name}_{copies}_{loops['digest']}", update_part=part))
+
+
+@cache
+def row_kernel(name: str, copies: int) -> Any:
+    """The same for rows."""
+    loops = _bound_loops(name, copies)
+    return njit(cache=True, **_options)(_bind(_row_kernel, f"rows_{name}_{copies}_{loops['digest']}", **loops))
 
 
 def _fused(job: Job) -> int:
@@ -413,20 +532,38 @@ def _whole() -> Iterator[None]:
 class _Runner:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
-        self._kernels = [kernel(job.parameters.rule.kernel, _fused(job)) for job in jobs]
 
     def __call__(self, grad_scale: float, threads: int) -> None:
         with _whole():
-            for job, function in zip(self._jobs, self._kernels, strict=True):
-                self._run(job, function, grad_scale, threads)
+            for job in self._jobs:
+                self._run(job, grad_scale, threads)
 
     @staticmethod
-    def _run(job: Job, function: Any, grad_scale: float, threads: int) -> None:
+    def _run(job: Job, grad_scale: float, threads: int) -> None:
         coefficients, row_of = advance(job, grad_scale)
         like = np.empty(0, job.dtype)
+        name, copies = job.parameters.rule.kernel, coefficients.shape[1]
+        if job.rows is not None:
+            _run_rows(job, coefficients[0], row_kernel(name, _fused(job)), threads)
+            return
         strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
-        table = (job.addresses, strides, job.offsets, job.tensor_of, row_of, coefficients, coefficients.shape[1], like)
-        _parallel(function, table, int(job.offsets[-1]), CHUNK, GRAIN, ALIGN, threads)
+        table = (job.addresses, strides, job.offsets, job.tensor_of, row_of, coefficients, copies, like)
+        _parallel(kernel(name, _fused(job)), table, int(job.offsets[-1]), CHUNK, GRAIN, ALIGN, threads)
+
+
+def _run_rows(job: Job, own: np.ndarray, function: Any, threads: int) -> None:
+    assert job.rows is not None and job.strides is not None
+    rows = job.rows
+    if not rows.indices.size or not rows.width:
+        return
+    kind = DUPLICATES[rows.duplicates]
+    named, places, starts = _segments(rows.indices, rows.count, kind == "hogwild")
+    source = np.empty(0, np.int64) if rows.source is None else rows.source
+    weights = np.empty(0, job.dtype) if rows.weights is None else rows.weights
+    table = (job.addresses[0], job.strides[0], rows.width, named, places, starts, source, weights, kind == "sum")
+    like = np.empty(0, job.dtype)
+    share, grain = ROW_CHUNK // rows.width + 1, GRAIN // rows.width + 1
+    _parallel(function, (*table, own, len(own), like), len(starts) - 1, share, grain, 1, threads)
 
 
 prepare = _Runner

@@ -166,7 +166,7 @@ RULES = (
             "l2": nonnegative(0.0, "L2 penalty, on the parameter that the sums lead to"),
         },
         ftrl, fold_ftrl, ("accumulator", "linear"), initial={"accumulator": "initial_accumulator_value"},
-        notes="n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is forgotten, but "
-        "for its part in z. Keras's and TensorFlow's l2 is half of this one.",
+        notes="n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is forgotten, "
+        "but for its part in z. Keras's and TensorFlow's l2 is half of this one.",
     ),
 )  # fmt: skip

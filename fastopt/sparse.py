@@ -1,0 +1,225 @@
+"""Gradients of some rows of a parameter: of embedding tables, factorisation machines, linear models on sparse data."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array, row_stride, view
+from .dispatch import DUPLICATES, Rows
+
+
+class RowSparse:
+    """A gradient of some rows of a parameter: it may stand wherever a dense gradient may.
+
+    The rows that it names are updated, with their states; the others are not touched, whatever the rule does to rows
+    whose gradient is zero ("lazy": moments do not decay and weights do not either). Any rule will do.
+
+    Parameters
+    ----------
+    indices : array of int32 or int64, shape (k,)
+        The row of the parameter that each of the k rows is of, in any order.
+    values : array of float32 or float64, shape (k, ...)
+        The rows, of the shape that the parameter's rows have; for a parameter of one dimension, numbers.
+    duplicates : str
+        What a row that is named several times means.
+
+        ``"sum"``, the default
+            its gradients are summed first, in their order: the same bits whatever the number of threads
+            (as torch's ``coalesce``, FBGEMM, TorchBigGraph).
+        ``"sequential"``
+            a step for each of its gradients, in their order (as TensorFlow's raw operation).
+        ``"hogwild"``
+            a step for each as threads come to them, without locks (Niu et al. 2011): fastest where rows are named once
+            or a lost update does no harm. With one thread it is ``"sequential"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An array is not what it must be; the message names it.
+    """
+
+    __slots__ = ("__weakref__", "_source", "_weights", "duplicates", "indices", "values")
+
+    def __init__(self, indices: Any, values: Any, *, duplicates: str = "sum") -> None:
+        self.indices = _integers(indices, "indices")
+        self.values = view(values, "values")
+        self.duplicates = _check_duplicates(duplicates)
+        self._source: np.ndarray | None = None
+        self._weights: np.ndarray | None = None
+        if not self.values.shape or self.values.shape[0] != len(self.indices):
+            raise ValueError(
+                f"values: found shape {self.values.shape}, expected ({len(self.indices)}, ...), a row for each index"
+            )
+
+    @classmethod
+    def bags(
+        cls,
+        indices: Any,
+        offsets: Any,
+        values: Any,
+        weights: Any = None,
+        *,
+        mode: str = "sum",
+        duplicates: str = "sum",
+    ) -> RowSparse:
+        """The gradient of an embedding bag, from the gradient of its output: the expanded gradient is never made.
+
+        Parameters
+        ----------
+        indices : array of int32 or int64, shape (k,)
+            The rows that were looked up, bag after bag.
+        offsets : array of int32 or int64, shape (bags,)
+            Where each bag begins in `indices`, from 0 on (as ``torch.nn.functional.embedding_bag``); a last entry of k
+            more (as its ``include_last_offset``) is recognised by `values` having a row less.
+        values : array of float32 or float64, shape (bags, ...)
+            The gradient of each bag's output.
+        weights : array of the dtype of `values`, shape (k,), optional
+            What each row was multiplied by (``per_sample_weights``), with ``mode="sum"`` only.
+        mode : str
+            ``"sum"`` or ``"mean"``.
+        duplicates : str
+            As `RowSparse`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array is not what it must be; the message names it.
+        """
+        self = cls.__new__(cls)
+        self.indices = _integers(indices, "indices")
+        self.values = view(values, "values")
+        self.duplicates = _check_duplicates(duplicates)
+        begins = _integers(offsets, "offsets").astype(np.int64)
+        count = len(self.indices)
+        bags = self.values.shape[0] if self.values.shape else 0
+        if len(begins) == bags:
+            begins = np.append(begins, count)
+        sizes = np.diff(begins)
+        if len(begins) != bags + 1 or begins[0] != 0 or begins[-1] != count or (sizes < 0).any():
+            raise ValueError(
+                f"offsets: found {offsets!r}, expected {bags} or {bags + 1} of them (values has {bags} rows), from 0, "
+                f"never falling, to {count} at most"
+            )
+        if mode not in ("sum", "mean"):
+            raise ValueError(f"mode: found {mode!r}, expected 'sum' or 'mean'")
+        self._source = np.repeat(np.arange(bags), sizes)
+        self._weights = None
+        if mode == "mean":
+            if weights is not None:
+                raise ValueError("weights: found some with mode 'mean', expected none: they go with mode 'sum'")
+            shares = 1 / np.maximum(sizes, 1).astype(self.values.dtype)
+            self._weights = np.repeat(shares, sizes).astype(self.values.dtype)
+        elif weights is not None:
+            given = view(weights, "weights")
+            if given.shape != (count,) or given.dtype != self.values.dtype:
+                raise ValueError(
+                    f"weights: found {given.dtype} of shape {given.shape}, expected {self.values.dtype} of shape "
+                    f"({count},)"
+                )
+            self._weights = np.ascontiguousarray(given.numpy())
+        return self
+
+    def coalesced(self) -> RowSparse:
+        """The same gradient with each row once, in order, summed: as ``"sum"`` understands it."""
+        from . import functional
+
+        unique, place = np.unique(self.indices, return_inverse=True)
+        summed = np.zeros((len(unique), *self.values.shape[1:]), self.values.dtype)
+        lookups = RowSparse.__new__(RowSparse)
+        lookups.indices, lookups.values, lookups.duplicates = place.reshape(-1), self.values, "sum"
+        lookups._source, lookups._weights = self._source, self._weights
+        vars(functional)["sgd"](summed, lookups, step=1, lr=1.0, maximize=True)
+        return RowSparse(unique, summed)
+
+    def check(self, param: Array, names: Sequence[str]) -> tuple[Array, Rows]:
+        """As backends take it: the array of rows, and which rows of the parameter they are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It does not fit the parameter: a row's shape, the dtype, or an index that is out of range.
+        """
+        name, of = names[1], names[0]
+        if not param.shape:
+            raise ValueError(f"{of}: found a parameter without rows, expected a shape for {name} to be of rows of")
+        if self.values.shape[1:] != param.shape[1:]:
+            raise ValueError(
+                f"{name}: found rows of shape {self.values.shape[1:]}, expected {param.shape[1:]} as {of} has"
+            )
+        if self.values.dtype != param.dtype:
+            raise TypeError(f"{name}: found dtype {self.values.dtype}, expected {param.dtype} as {of} has")
+        if self.indices.size:
+            low, high = int(self.indices.min()), int(self.indices.max())
+            if low < 0 or high >= param.shape[0]:
+                raise ValueError(
+                    f"{name}: found index {low if low < 0 else high}, expected 0 to {param.shape[0] - 1}, as {of} has "
+                    f"{param.shape[0]} rows"
+                )
+        values = self.values
+        if row_stride(values) is None:  # it is only read: a copy will do
+            values = view(np.ascontiguousarray(values.numpy()), name)
+        width = math.prod(param.shape[1:])
+        kind = DUPLICATES.index(self.duplicates)
+        return values, Rows(param.shape[0], width, self.indices, kind, self._source, self._weights)
+
+    def __repr__(self) -> str:
+        return (
+            f"RowSparse({len(self.indices)} of {self.values.dtype} rows of shape {self.values.shape[1:]}, "
+            f"duplicates={self.duplicates!r})"
+        )
+
+
+def view_gradient(grad: Any, name: str) -> Array | RowSparse:
+    """A gradient of any kind: the view of an array, or a `RowSparse`.
+
+    Raises
+    ------
+    TypeError, BackendUnavailable
+        As `fastopt.arrays.view`.
+    """
+    return as_row_sparse(grad, name) or view(grad, name)
+
+
+def as_row_sparse(grad: Any, name: str) -> RowSparse | None:
+    """A gradient that is sparse, in whatever library's terms; None for one that is not.
+
+    torch's sparse COO tensors, with one sparse dimension, and ``scipy.sparse`` matrices: a matrix's rows that have
+    entries, or, where there is only one row, its entries as rows of a parameter of one dimension.
+    """
+    if isinstance(grad, RowSparse):
+        return grad
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(grad, torch.Tensor):
+        if grad.layout is not torch.sparse_coo:
+            return None
+        if grad.sparse_dim() != 1:
+            raise TypeError(f"{name}: found {grad.sparse_dim()} sparse dimensions, expected 1: rows")
+        return RowSparse(grad._indices()[0], grad._values())
+    sparse = sys.modules.get("scipy.sparse")
+    if sparse is not None and sparse.issparse(grad):
+        rows = grad.tocsr()
+        if rows.ndim == 1 or rows.shape[0] == 1:
+            return RowSparse(rows.indices, rows.data)
+        named = np.flatnonzero(np.diff(rows.indptr))
+        return RowSparse(named, rows[named].toarray())
+    return None
+
+
+def _integers(x: Any, name: str) -> np.ndarray:
+    array = view(x, name)
+    if array.dtype not in (np.int32, np.int64) or not array.dtype.isnative:
+        raise TypeError(f"{name}: found dtype {array.dtype}, expected int32 or int64")
+    if len(array.shape) != 1:
+        raise ValueError(f"{name}: found shape {array.shape}, expected one dimension")
+    return np.ascontiguousarray(array.numpy())
+
+
+def _check_duplicates(duplicates: Any) -> str:
+    if duplicates not in DUPLICATES:
+        raise ValueError(f"duplicates: found {duplicates!r}, expected one of {', '.join(DUPLICATES)}")
+    return str(duplicates)

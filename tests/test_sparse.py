@@ -1,0 +1,401 @@
+"""Gradients of some rows: the dense rules on the rows named, by brute force; what repeated rows mean; bags."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastopt
+from fastopt import RowSparse, functional
+from fastopt.dispatch import DUPLICATES
+from fastopt.rules import RULES
+
+from .support import CASES, assert_same_bits, make_states
+
+BACKENDS = ["native", "numba"]
+WIDTHS = [
+    (),
+    (1,),
+    (3,),
+    (2, 8),
+    (700,),
+]  # of rows: numbers, tiles of several rows, rows in their places, several tiles
+
+
+def lookups(rows, count, width, dtype, seed=0):
+    """Indices with repetitions, in any order, and their gradients."""
+    rng = np.random.default_rng(seed)
+    indices = (rows * rng.random(count) ** 3).astype(np.int64)
+    return indices, rng.standard_normal((count, *width)).astype(dtype)
+
+
+def table(name, hyper, rows, width, dtype, seed=1):
+    param = np.random.default_rng(seed).standard_normal((rows, *width)).astype(dtype)
+    return [param, *make_states(name, hyper, param)]
+
+
+def rows_of(name, arrays, chosen):
+    """Copies of some rows of a parameter and its states."""
+    param, *states = arrays
+    return [param[chosen].copy(), *(s[:, chosen].copy() if RULES[name].vector else s[chosen].copy() for s in states)]
+
+
+def put_rows(name, arrays, chosen, own):
+    arrays[0][chosen] = own[0]
+    for state, part in zip(arrays[1:], own[1:], strict=True):
+        state[(slice(None), chosen) if RULES[name].vector else chosen] = part
+
+
+def brute_force(name, hyper, arrays, indices, values, duplicates, step):
+    """The dense rule on each row that is named: with the sum of its gradients, or with one after the other."""
+    function = getattr(functional, name)
+    for row in np.unique(indices):
+        mine = values[indices == row]
+        if duplicates == "sum":
+            total = mine[0].copy()
+            for g in mine[1:]:
+                total = total + g
+            mine = [total]
+        own = rows_of(name, arrays, [row])
+        for g in mine:
+            function(own[0], np.asarray(g)[None], *own[1:], step=step, **hyper)
+        put_rows(name, arrays, [row], own)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("duplicates", DUPLICATES)
+@pytest.mark.parametrize("name", RULES)
+def test_the_dense_rule_on_the_rows_that_are_named(name, duplicates, backend):
+    name, hyper = CASES[f"{name}, varied"]
+    for width, dtype, index in zip(WIDTHS, ["f4", "f8", "f4", "f4", "f4"], ["i4", "i8", "i8", "i4", "i8"], strict=True):
+        want, got = (table(name, hyper, 29, width, dtype) for _ in range(2))
+        untouched = want[0][28].copy()
+        for step in range(1, 4):
+            indices, values = lookups(28, 40, width, dtype, seed=step)
+            brute_force(name, hyper, want, indices, values, duplicates, step)
+            gradient = RowSparse(indices.astype(index), values, duplicates=duplicates)
+            # One thread: what racing threads do is not told beforehand.
+            getattr(functional, name)(got[0], gradient, *got[1:], step=step, **hyper, backend=backend, threads=1)
+        assert_same_bits(got, want)
+        assert_same_bits([got[0][28]], [untouched])
+
+
+@pytest.mark.parametrize("width", [(1,), (64,)])
+@pytest.mark.parametrize("duplicates", ["sum", "sequential"])
+@pytest.mark.parametrize("name", ["adam", "sgd", "aggmo"])
+def test_threads_and_backends_agree(name, duplicates, width):
+    name, hyper = CASES[f"{name}, varied"]
+    indices, values = lookups(5000, 60_000, width, "f4")
+    gradient = RowSparse(indices, values, duplicates=duplicates)
+    results = []
+    for backend, threads in (("native", 1), ("native", 2), ("native", 4), ("numba", 1), ("numba", 3)):
+        arrays = table(name, hyper, 5000, width, "f4")
+        getattr(functional, name)(arrays[0], gradient, *arrays[1:], step=1, **hyper, backend=backend, threads=threads)
+        results.append(arrays)
+    for arrays in results[1:]:
+        assert_same_bits(arrays, results[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_racing_threads_lose_no_row_that_is_named_once(backend):
+    indices = np.random.default_rng(0).permutation(20_000)
+    values = np.random.default_rng(1).standard_normal((20_000, 8), np.float32)
+    results = []
+    for duplicates, threads in (("sum", 1), ("hogwild", 3)):
+        p = np.ones((20_000, 8), "f4")
+        gradient = RowSparse(indices, values, duplicates=duplicates)
+        functional.sgd(p, gradient, step=1, lr=0.5, backend=backend, threads=threads)
+        results.append(p)
+    assert_same_bits(*([r] for r in results))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("duplicates", "want"), [("sum", -0.1), ("sequential", -0.170711), ("hogwild", -0.170711)])
+def test_what_a_repeated_row_means(duplicates, want, backend):
+    """A row named twice with g = 1, lr 0.1, accumulator 0: FBGEMM and torch sum, TensorFlow's raw op does not."""
+    p, s = np.zeros((3, 1)), np.zeros((3, 1))
+    gradient = RowSparse(np.array([1, 1]), np.ones((2, 1)), duplicates=duplicates)
+    functional.adagrad(p, gradient, s, step=1, lr=0.1, eps=0.0, backend=backend, threads=1)
+    np.testing.assert_allclose(p, [[0], [want], [0]], rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 3000),
+    count=st.integers(0, 300),
+    width=st.sampled_from([1, 2, 17, 600]),
+    seed=st.integers(0, 2**32 - 1),
+    backend=st.sampled_from(BACKENDS),
+)
+def test_summing_is_exact(rows, count, width, seed, backend):
+    """Small whole numbers add up exactly, whatever the order."""
+    rng = np.random.default_rng(seed)
+    indices = rng.integers(0, rows, count)
+    values = rng.integers(-50, 50, (count, width)).astype("f4")
+    want = np.zeros((rows, width), "f4")
+    np.add.at(want, indices, values)
+    got = np.zeros((rows, width), "f4")
+    functional.sgd(got, RowSparse(indices, values), step=1, lr=1.0, maximize=True, backend=backend)
+    np.testing.assert_array_equal(got, want)
+    coalesced = RowSparse(indices, values).coalesced()
+    np.testing.assert_array_equal(coalesced.indices, np.unique(indices))
+    np.testing.assert_array_equal(coalesced.values.numpy(), want[np.unique(indices)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layouts(backend):
+    """Strided and misaligned rows, gradients of any layout, and indices that are views."""
+    indices, values = lookups(20, 30, (6,), "f4")
+    want, m, v = table("adam", CASES["adam, varied"][1], 20, (6,), "f4")
+    start = want.copy()
+    functional.adam(want, RowSparse(indices, values), m, v, step=1)
+
+    def wide(a):
+        b = np.zeros((a.shape[0], 11), a.dtype)[:, 2:8]
+        b[...] = a
+        return b
+
+    def misaligned(a):
+        b = np.ndarray(a.shape, a.dtype, np.zeros(a.nbytes + 1, np.uint8).data, offset=1)
+        b[...] = a
+        return b
+
+    def backwards(a):
+        return np.ascontiguousarray(a[::-1])[::-1]
+
+    for place in (wide, misaligned, backwards):
+        p, m, v = place(start), place(np.zeros_like(start)), place(np.zeros_like(start))
+        for gradient in (values, np.asfortranarray(values), misaligned(values), backwards(values)):
+            got = p.copy() if place is not misaligned else misaligned(p)
+            own = [place(got), place(np.zeros_like(start)), place(np.zeros_like(start))]
+            spread = np.repeat(indices, 2)[::2]
+            functional.adam(own[0], RowSparse(spread, gradient), *own[1:], step=1, backend=backend)
+            assert_same_bits([own[0]], [want])
+    with pytest.raises(ValueError, match="param: found rows whose elements are not contiguous"):
+        functional.sgd(np.asfortranarray(start), RowSparse(indices, values), step=1)
+
+
+def test_classes_take_rows_where_a_dense_gradient_may_stand():
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal((50, 4)).astype("f4"), rng.standard_normal(7).astype("f4")]
+    for backend in BACKENDS:
+        params = {"table": start[0].copy(), "bias": start[1].copy()}
+        optimizer = fastopt.Adam(params, lr=lambda t: 0.1 / t, weight_decay=0.1, backend=backend)
+        want = [a.copy() for a in start]
+        states = [[np.zeros_like(a), np.zeros_like(a)] for a in start]
+        for t in range(1, 6):
+            indices, values = lookups(50, 9, (4,), "f4", seed=t)
+            g = rng.standard_normal(7).astype("f4")
+            gradient = RowSparse(indices, values) if t != 3 else np.ones((50, 4), "f4")
+            optimizer.step({"table": gradient, "bias": g if t != 2 else None})
+            functional.adam(want[0], gradient, *states[0], step=t, lr=0.1 / t, weight_decay=0.1)
+            if t != 2:
+                bias = t if t < 2 else t - 1
+                functional.adam(want[1], g, *states[1], step=bias, lr=0.1 / bias, weight_decay=0.1)
+        assert_same_bits([params["table"], params["bias"]], want)
+        assert [int(s["step"]) for s in optimizer.state] == [5, 4]
+
+
+def test_a_plan_reads_what_its_arrays_hold():
+    p = np.zeros((5, 2), "f4")
+    indices, values = np.array([1, 1, 3]), np.ones((3, 2), "f4")
+    plan = fastopt.SGD(p, lr=1.0).bind(RowSparse(indices, values))
+    plan.step()
+    indices[2], values[...] = 4, 2.0
+    plan.step()
+    np.testing.assert_array_equal(p[:, 0], [0, -6, 0, -1, -2])
+    indices[0] = 9
+    with pytest.raises(RuntimeError, match="an index below 0, or not below the number of rows"):
+        plan.step()
+    np.testing.assert_array_equal(p[:, 0], [0, -6, 0, -1, -2])
+
+
+def test_norms_and_scaling():
+    indices, values = np.array([2, 0, 2]), np.array([[3.0, 0.0], [0.0, 5.0], [0.0, 4.0]])
+    gradient = RowSparse(indices, values)
+    norm = np.sqrt(3**2 + 4**2 + 5**2)
+    assert fastopt.global_norm([gradient, np.array([1.0])]) == pytest.approx(np.sqrt(norm**2 + 1))
+    p = np.zeros((3, 2))
+    optimizer = fastopt.SGD(p, lr=1.0)
+    optimizer.step(gradient, max_norm=norm / 2, grad_scale=1.0)
+    assert optimizer.last_grad_norm == pytest.approx(norm)
+    np.testing.assert_allclose(p, [[0, -2.5], [0, 0], [-1.5, -2]], rtol=1e-5)
+    assert fastopt.clip_grad_norm_([gradient], 1.0) == pytest.approx(norm)
+    np.testing.assert_allclose(values, np.array([[3.0, 0.0], [0.0, 5.0], [0.0, 4.0]]) / norm, rtol=1e-5)
+
+
+# ---- bags ----
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("mode", "weighted"), [("sum", False), ("sum", True), ("mean", False)])
+def test_bags_are_their_expansion(mode, weighted, backend):
+    rng = np.random.default_rng(0)
+    indices, offsets = rng.integers(0, 30, 100), np.sort(rng.integers(0, 101, 24))
+    offsets[0] = 0
+    values = rng.standard_normal((24, 5)).astype("f4")
+    weights = rng.standard_normal(100).astype("f4") if weighted else None
+    sizes = np.diff([*offsets, 100])
+    expanded = np.repeat(values, sizes, axis=0)
+    if weighted:
+        expanded = expanded * weights[:, None]
+    if mode == "mean":
+        expanded = expanded * np.repeat(np.float32(1) / np.maximum(sizes, 1).astype("f4"), sizes)[:, None]
+    for duplicates in DUPLICATES:
+        arrays = [[np.ones((30, 5), "f4"), np.zeros((30, 5), "f4")] for _ in range(3)]
+        bag = {"mode": mode, "duplicates": duplicates}
+        gradients = [
+            RowSparse(indices, expanded, duplicates=duplicates),
+            RowSparse.bags(indices, offsets, values, weights, **bag),
+            RowSparse.bags(indices.astype("i4"), [*offsets, 100] @ np.eye(25, dtype="i4"), values, weights, **bag),
+        ]
+        for (p, s), gradient in zip(arrays, gradients, strict=True):
+            functional.adagrad(p, gradient, s, step=1, lr=0.1, weight_decay=0.1, backend=backend, threads=1)
+        assert_same_bits(arrays[1], arrays[0])
+        assert_same_bits(arrays[2], arrays[0])
+
+
+# ---- other libraries ----
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_an_embedding_bag_of_torch(mode):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.manual_seed(0)
+    bag = torch.nn.EmbeddingBag(40, 6, mode=mode)
+    indices, offsets = torch.randint(0, 40, (90,)), torch.tensor([0, 10, 10, 50])
+    weights = torch.randn(90) if mode == "sum" else None
+    upstream = torch.randn(4, 6)
+    (bag(indices, offsets, per_sample_weights=weights) * upstream).sum().backward()
+    table = bag.weight.detach().numpy().copy()
+    want = table - 0.5 * bag.weight.grad.numpy()
+    functional.sgd(table, RowSparse.bags(indices, offsets, upstream, weights, mode=mode), step=1, lr=0.5)
+    np.testing.assert_allclose(table, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("duplicated", [False, True])
+@pytest.mark.parametrize(
+    ("theirs", "ours", "options"),
+    [("SparseAdam", "Adam", {"eps_hat": True}), ("Adagrad", "Adagrad", {}), ("SGD", "SGD", {})],
+)
+def test_torchs_sparse_gradients(theirs, ours, options, duplicated):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    import fastopt.torch as optim
+
+    torch.manual_seed(0)
+    one = torch.nn.Embedding(30, 5, sparse=True)
+    two = torch.nn.Embedding(30, 5, sparse=True)
+    two.load_state_dict(one.state_dict())
+    three = one.weight.detach().numpy().copy()
+    head = [torch.ones(5, requires_grad=True) for _ in range(2)]
+    reference = getattr(torch.optim, theirs)(one.parameters(), lr=0.1)
+    optimizer = getattr(optim, ours)([two.weight, head[1]], lr=0.1, **options)
+    arrays = getattr(fastopt, ours)(three, lr=0.1, **options)
+    for t in range(8):
+        indices = torch.randint(0, 30, (12,)) if duplicated else torch.randperm(30)[:12]
+        upstream = torch.randn(12, 5)
+        for table, own in ((one, head[0]), (two, head[1])):
+            table.zero_grad()
+            own.grad = None
+            ((table(indices) * upstream).sum() + (own * own).sum() * (t % 2)).backward()
+            assert table.weight.grad.is_sparse
+        arrays.step([two.weight.grad])
+        reference.step()
+        optimizer.step()
+        if t == 3:
+            optimizer.load_state_dict(optimizer.state_dict())
+    torch.testing.assert_close(two.weight, one.weight, rtol=1e-5, atol=1e-6)
+    assert_same_bits([two.weight.detach().numpy()], [three])
+    assert (head[1].detach() != 1).all()
+    before = two.weight.detach().clone()
+    two.weight.grad = torch.sparse_coo_tensor([[0]], torch.full((1, 5), 3.0), (30, 5))
+    head[1].grad = None
+    optimizer.step(max_norm=1e-6)
+    assert optimizer.last_grad_norm == pytest.approx(3 * np.sqrt(5))
+    assert (two.weight[1:] == before[1:]).all()
+
+
+def test_rows_of_scipy_matrices():
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    rng = np.random.default_rng(0)
+    x = sparse.random(10, 40, density=0.2, format="csr", dtype=np.float64, rng=rng)
+    for matrix in (x, sparse.csr_array(x), x.tocoo()):
+        w, b = np.zeros(40), np.zeros((10, 40))
+        optimizer = fastopt.SGD([w, b], lr=1.0)
+        optimizer.step([sparse.csr_array(x)[[3]] * 2.0, matrix])
+        np.testing.assert_array_equal(w, -2.0 * x.toarray()[3])
+        np.testing.assert_array_equal(b, -x.toarray())
+
+
+# ---- large, and bad ----
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tables_beyond_2_to_the_31_elements(backend):
+    rows = 2**25 + 3
+    table = np.zeros((rows, 64), "f4")  # pages that nobody touches are not there
+    last = np.array([0, rows - 1, 2**25, rows - 1])
+    functional.sgd(table, RowSparse(last, np.ones((4, 64), "f4")), step=1, lr=1.0, backend=backend)
+    assert [table[i].sum() for i in (0, 1, 2**25, rows - 1)] == [-64, 0, -64, -128]
+
+
+@pytest.mark.parametrize(
+    ("indices", "values", "error", "message"),
+    [
+        ([0, 5], np.ones((2, 3)), ValueError, "grad: found index 5, expected 0 to 4, as param has 5 rows"),
+        ([-1, 2], np.ones((2, 3)), ValueError, "grad: found index -1, expected 0 to 4"),
+        ([0, 1], np.ones((2, 4)), ValueError, r"grad: found rows of shape \(4,\), expected \(3,\) as param has"),
+        ([0, 1], np.ones((2, 3), "f4"), TypeError, "grad: found dtype float32, expected float64 as param has"),
+        (
+            [0, 1],
+            np.ones((3, 3)),
+            ValueError,
+            r"values: found shape \(3, 3\), expected \(2, ...\), a row for each index",
+        ),
+        ([0, 1], np.ones(()), ValueError, r"values: found shape \(\)"),
+        ([0.0, 1.0], np.ones((2, 3)), TypeError, "indices: found dtype float64, expected int32 or int64"),
+        ([[0], [1]], np.ones((2, 3)), ValueError, "indices: found shape .* expected one dimension"),
+        (None, np.ones((2, 3)), TypeError, "indices: found NoneType"),
+    ],
+)
+def test_bad_rows_change_nothing(indices, values, error, message):
+    p, s = np.ones((5, 3)), np.ones((5, 3))
+    for backend in BACKENDS:
+        with pytest.raises(error, match=message):
+            own = None if indices is None else np.array(indices)
+            functional.adagrad(p, RowSparse(own, values), s, step=1, backend=backend)
+        assert (p == 1).all() and (s == 1).all()
+
+
+def test_other_bad_rows():
+    rows = RowSparse(np.array([0]), np.ones((1, 3)))
+    assert repr(rows) == "RowSparse(1 of float64 rows of shape (3,), duplicates='sum')"
+    with pytest.raises(ValueError, match="duplicates: found 'add', expected one of sum, sequential, hogwild"):
+        RowSparse(np.array([0]), np.ones((1, 3)), duplicates="add")
+    with pytest.raises(ValueError, match="param: found a parameter without rows"):
+        functional.sgd(np.array(1.0), RowSparse(np.array([0]), np.ones(1)), step=1)
+    p = np.ones((5, 3))
+    with pytest.raises(ValueError, match="grad: found memory shared with param"):
+        functional.sgd(p, RowSparse(np.array([0]), p[1:2]), step=1)
+    with pytest.raises(ValueError, match="read-only"):
+        functional.sgd(np.broadcast_to(np.ones(3), (5, 3)), rows, step=1)
+    bags = RowSparse.bags
+    indices, values = np.arange(4), np.ones((2, 3))
+    for arguments, error, message in [
+        ((indices, np.array([0, 5]), values), ValueError, "offsets: found"),
+        ((indices, np.array([1, 2]), values), ValueError, "offsets: found"),
+        ((indices, np.array([0, 3, 2]), values), ValueError, "offsets: found"),
+        ((indices, np.array([0]), values), ValueError, "expected 2 or 3 of them"),
+        ((indices, np.array([0, 2]), values, np.ones(3)), ValueError, r"weights: .* expected float64 of shape \(4,\)"),
+        ((indices, np.array([0, 2]), values, np.ones(4, "f4")), ValueError, "weights: found float32"),
+    ]:
+        with pytest.raises(error, match=message):
+            bags(*arguments)
+    with pytest.raises(ValueError, match="mode: found 'max'"):
+        bags(indices, np.array([0, 2]), values, mode="max")
+    with pytest.raises(ValueError, match="weights: found some with mode 'mean'"):
+        bags(indices, np.array([0, 2]), values, np.ones(4), mode="mean")
+    empty = np.ones((5, 3))
+    functional.sgd(empty, RowSparse(np.zeros(0, int), np.ones((0, 3))), step=1)
+    functional.sgd(np.ones((5, 0)), RowSparse(np.zeros(2, int), np.ones((2, 0))), step=1)
+    assert (empty == 1).all()
