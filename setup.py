@@ -108,7 +108,7 @@ def rule_entry(module, rule):
     states = ", ".join([*(f'"{state}"' for state in rule.states), "NULL"])
     scalars = ", ".join(map(c_double, rule.scalars.values())) or "0"
     return (
-        f'{{{{"{rule.name}", {lengths}, {copies}, (const char *const[]){{{states}}}, '
+        f'{{{{"{rule.name}", {lengths}, {copies}, {int(rule.by_row is not None)}, (const char *const[]){{{states}}}, '
         f"(const fastopt_hyper[]){{{', '.join(hypers)}}}}}, "
         f"number_{rule.kernel}, folded_{rule.kernel}, {{{scalars}}}}}"
     )
@@ -126,8 +126,14 @@ def rule_table(module):
             lines.append(struct(f"{name}_states_{suffix}", rule.states, real))
     folds = {rule.fold.__name__.removeprefix("fold_"): rule for rule in kernels.values()}
     lines += [struct(f"{fold}_hyper", rule.row, "double") for fold, rule in folds.items()]
-    instances = []
+    instances, row_rules = [], []
     for name, rule in kernels.items():
+        if rule.by_row:
+            row_rules.append(f"X({name}, {rule.update.__name__})")
+            load = ", ".join(f"s[{k}]" for k in range(len(rule.states)))
+            store = " ".join(f"s[{k}] = own.{state};" for k, state in enumerate(rule.states))
+            lines.append(f"#define LOAD_{name} {{{load}}}\n#define STORE_{name} {store}")
+            continue
         for copies in range(1, module.MAX_COPIES + 1 if rule.vector else 2):
             lines += instance(name, rule.states, copies)
             instances.append(f"X({name}, {copies})")
@@ -135,6 +141,7 @@ def rule_table(module):
     lines += [
         f"#define FASTOPT_KERNELS(X) {entries}",
         f"#define FASTOPT_INSTANCES(X) {' '.join(instances)}",
+        f"#define FASTOPT_ROW_RULES(X) {' '.join(row_rules)}",
         f"#define FASTOPT_RULES {', '.join(rule_entry(module, rule) for rule in module.RULES.values())}",
         f"#define FASTOPT_LEVELS(X) {' '.join(f'X({level})' for level in levels())}",
     ]
@@ -155,8 +162,10 @@ def header(module, version):
     for rule in module.RULES.values():
         hypers = c_hypers(module, rule)
         values = ", ".join(f"{name}={c_default(hyper):g}".replace("nan", "NaN") for name, hyper in hypers.items())
+        of_rows = " (one element for each row)" if rule.by_row else ""
         states = [
-            f"{s} (may begin at {rule.hyper[rule.initial[s]].domain})" if s in rule.initial else s for s in rule.states
+            f"{s}{of_rows} (may begin at {rule.hyper[rule.initial[s]].domain})" if s in rule.initial else s
+            for s in rule.states
         ]
         lines += [f"{rule.name}: {rule.formula}", f"    states: {', '.join(states) or 'none'}", f"    {values}", ""]
         for name, hyper in hypers.items():

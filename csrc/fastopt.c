@@ -60,12 +60,13 @@ const char *fastopt_message(int code)
         [FASTOPT_BAD_ISA] = "unknown instruction set, or one that this processor lacks",
         [FASTOPT_BAD_COPIES] = "a number of copies that the rule does not have",
         [FASTOPT_BAD_HYPER] = "a hyper-parameter that the rule does not have",
-        [FASTOPT_BAD_VALUE] = "a hyper-parameter or grad_scale outside its domain, or one that must be set and was not",
+        [FASTOPT_BAD_VALUE] = "a hyper-parameter, grad_scale or option outside its domain, or one that must be set and was not",
         [FASTOPT_BAD_STEP] = "a step below 1: steps are counted from 1",
         [FASTOPT_BAD_SIZE] = "a size or number of arrays that is negative or larger than any memory",
         [FASTOPT_BAD_THREADS] = "a number of threads below 1 or above FASTOPT_MAX_THREADS",
         [FASTOPT_NULL_POINTER] = "a null pointer where there must be an array",
         [FASTOPT_NO_MEMORY] = "out of memory",
+        [FASTOPT_ROW_RULE] = "a rule whose states are of rows: fastopt_update_rows takes it",
         [FASTOPT_BAD_INDEX] = "an index below 0, or not below the number of rows",
     };
     return code >= 0 && code < (int)(sizeof messages / sizeof *messages) ? messages[code] : "unknown error code";
@@ -400,8 +401,9 @@ static int64_t row_at(const fastopt_rows *rows, int64_t i)
 static void row_part(void *context, int64_t begin, int64_t end)
 {
     const fastopt_job *job = ((void **)context)[0];
-    chosen->run_rows[job->dtype](chosen->kernels[rules[job->rule].kernel][job->copies - 1][job->dtype],
-                                 ((void **)context)[1], begin, end);
+    const int kernel = rules[job->rule].kernel;
+    chosen->run_rows[job->dtype](chosen->kernels[kernel][job->copies - 1][job->dtype],
+                                 chosen->row_folds[kernel][job->dtype], ((void **)context)[1], begin, end);
 }
 
 /* Updates the rows of a job, whose coefficients are folded, in a work space for its lookups. */
@@ -444,13 +446,14 @@ static int check_kind(int32_t rule, int32_t dtype, int32_t copies, int32_t threa
     return check_threads(threads);
 }
 
-static int check_rows(const fastopt_job *job)
+static int check_rows(const fastopt_rows *rows, const int64_t *strides)
 {
-    const fastopt_rows *rows = job->rows;
-    if (rows->rows < 0 || rows->width < 0 || rows->count < 0 || rows->count > INT64_MAX / 64 || job->tensors != 1
-        || job->runs != 1 || (rows->index_size != 4 && rows->index_size != 8))
+    if (rows->rows < 0 || rows->width < 0 || rows->count < 0 || rows->count > INT64_MAX / 64
+        || (rows->index_size != 4 && rows->index_size != 8))
         return FASTOPT_BAD_SIZE;
-    if (!job->strides || (rows->count && !rows->indices))
+    if (rows->duplicates < FASTOPT_SUM || rows->duplicates > FASTOPT_HOGWILD)
+        return FASTOPT_BAD_VALUE;
+    if (!strides || (rows->count && !rows->indices))
         return FASTOPT_NULL_POINTER;
     for (int64_t i = 0; i < rows->count; i++)
         if (row_at(rows, i) < 0 || row_at(rows, i) >= rows->rows)
@@ -471,7 +474,11 @@ static int check_job(const fastopt_job *job)
         && (!job->parameter || !job->group || !job->steps || !job->hyper || !job->coefficients || !job->row_of
             || (!job->scalars && rules[job->rule].rule.scalars)))
         return FASTOPT_NULL_POINTER;
-    return job->rows ? check_rows(job) : FASTOPT_OK;
+    if (job->rows && (job->tensors != 1 || job->runs != 1))
+        return FASTOPT_BAD_SIZE;
+    if (!job->rows)
+        return rules[job->rule].rule.by_row ? FASTOPT_ROW_RULE : FASTOPT_OK;
+    return check_rows(job->rows, job->strides);
 }
 
 int fastopt_step(fastopt_job *jobs, int64_t n)
@@ -524,6 +531,8 @@ int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors,
     int error = check_kind(rule, dtype, copies, threads);
     if (error)
         return error;
+    if (rules[rule].rule.by_row)
+        return FASTOPT_ROW_RULE;
     if (tensors < 0)
         return FASTOPT_BAD_SIZE;
     if (tensors == 0)
@@ -541,6 +550,29 @@ int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors,
     }
     free(offsets);
     return error;
+}
+
+int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows, void *const *addresses,
+                        const int64_t *strides, const double *coefficients, int32_t threads)
+{
+    int error = check_kind(rule, dtype, copies, threads);
+    if (!error && (!rows || !addresses || !coefficients))
+        error = FASTOPT_NULL_POINTER;
+    if (!error)
+        error = check_rows(rows, strides);
+    if (error || !rows->count || !rows->width)
+        return error;
+    for (int j = 0; j < 2 + copies * rules[rule].rule.states; j++)
+        if (!addresses[j])
+            return FASTOPT_NULL_POINTER;
+    fastopt_lookup *space = lookup_space(rows->count);
+    if (!space)
+        return FASTOPT_NO_MEMORY;
+    fastopt_job job = {.rule = rule, .dtype = dtype, .copies = copies, .threads = threads, .addresses = addresses,
+                       .strides = strides, .coefficients = (double *)coefficients, .rows = rows};
+    update_rows(&job, space);
+    free(space);
+    return FASTOPT_OK;
 }
 
 /* ---- the norm ---- */

@@ -82,7 +82,8 @@ enum {
     FASTOPT_BAD_THREADS = 9,
     FASTOPT_NULL_POINTER = 10,
     FASTOPT_NO_MEMORY = 11,
-    FASTOPT_BAD_INDEX = 12
+    FASTOPT_BAD_INDEX = 12,
+    FASTOPT_ROW_RULE = 13
 };
 FASTOPT_API const char *fastopt_message(int code);
 
@@ -114,6 +115,7 @@ typedef struct {
     int32_t coefficients; /* the length of a row of coefficients */
     int32_t scalars;      /* numbers kept from step to step beside the arrays: nadam has one, others none */
     int32_t max_copies;   /* of the states: 1, and FASTOPT_MAX_COPIES for aggmo */
+    int32_t by_row;       /* 1: states have one element for each row of the parameter; for fastopt_update_rows only */
     const char *const *state_names;
     const fastopt_hyper *hypers;
 } fastopt_rule;
@@ -164,6 +166,30 @@ FASTOPT_API int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const d
 FASTOPT_API int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
                                void *const *arrays, const double *coefficients, int32_t threads);
 
+/* A gradient of some rows of a parameter: lookup i is of the row indices[i]. */
+enum { FASTOPT_SUM = 0, FASTOPT_SEQUENTIAL = 1, FASTOPT_HOGWILD = 2 };
+typedef struct {
+    int64_t rows;               /* of the parameter */
+    int64_t width;              /* elements of a row */
+    int64_t count;              /* lookups */
+    const void *indices;        /* [count], in [0, rows) */
+    int32_t index_size;         /* 4 or 8 bytes */
+    int32_t duplicates;         /* what a row's several lookups mean: FASTOPT_SUM, their sum; FASTOPT_SEQUENTIAL, one
+                                 * step after the other in order; FASTOPT_HOGWILD, a step each as threads come to them,
+                                 * without locks */
+    const int64_t *source;      /* [count]: the row of the gradient that a lookup has; NULL: the lookup's own */
+    const void *weights;        /* [count], of the dtype: what a lookup's gradient is multiplied by; NULL: 1 */
+} fastopt_rows;
+
+/* One step of some rows of one parameter, in place; the others are not touched, nor are their states.
+ *
+ * addresses    [2 + copies*states]: where the arrays' first rows are: parameter, gradient, states
+ * strides      [2 + copies*states]: bytes from a row to the next; within a row elements are contiguous
+ */
+FASTOPT_API int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows,
+                                    void *const *addresses, const int64_t *strides, const double *coefficients,
+                                    int32_t threads);
+
 /* ---- the machine ---- */
 
 /* A good number of threads: the CPUs that the process may run on, of which OMP_NUM_THREADS may allow fewer. */
@@ -183,20 +209,6 @@ FASTOPT_API int fastopt_set_isa(const char *name);
 FASTOPT_API const char *fastopt_compiler(void);
 
 /* ---- the Python package's own calls: strided arrays, a step count and a group for each parameter ---- */
-
-/* A gradient of some rows of a parameter: lookup i is of the row indices[i]. */
-enum { FASTOPT_SUM = 0, FASTOPT_SEQUENTIAL = 1, FASTOPT_HOGWILD = 2 };
-typedef struct {
-    int64_t rows;               /* of the parameter */
-    int64_t width;              /* elements of a row */
-    int64_t count;              /* lookups */
-    const void *indices;        /* [count], in [0, rows) */
-    int32_t index_size;         /* 4 or 8 bytes */
-    int32_t duplicates;         /* what a row's several lookups mean: their sum, one step after the other in order, or
-                                 * a step each as threads come to them, without locks */
-    const int64_t *source;      /* [count]: the row of the gradient that a lookup has; NULL: the lookup's own */
-    const void *weights;        /* [count], of the job's dtype: what a lookup's gradient is multiplied by; NULL: 1 */
-} fastopt_rows;
 
 /* The arrays of one update. A *tensor* is a parameter with its gradient and states; a *run* is a one-dimensional,
  * evenly strided part of a tensor (a dense tensor is one run). The tables' contents are taken as they are; tables

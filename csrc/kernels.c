@@ -67,7 +67,11 @@ static void stream(int64_t n, int arrays, float *const *a, int ahead)
 }
 
 #define ENTRY(rule, copies) [number_##rule][copies - 1] = {run_##rule##_##copies##_f32, run_##rule##_##copies##_f64},
+/* The elements of a rule of rows are updated by another's kernel. */
+#define ROW_KERNEL(rule, update) [number_##rule][0] = {run_##update##_1_f32, run_##update##_1_f64},
+#define ROW_ENTRY(rule, update) [number_##rule] = {fold_row_##rule##_f32, fold_row_##rule##_f64},
 const fastopt_level PASTE(fastopt_level_, FASTOPT_ISA) = {
-    QUOTE(FASTOPT_ISA), {FASTOPT_INSTANCES(ENTRY)}, {run_f32, run_f64}, {run_rows_f32, run_rows_f64},
+    QUOTE(FASTOPT_ISA), {FASTOPT_INSTANCES(ENTRY) FASTOPT_ROW_RULES(ROW_KERNEL)}, {run_f32, run_f64}, {run_rows_f32, run_rows_f64},
+    {FASTOPT_ROW_RULES(ROW_ENTRY)},
     {square_sum_f32, square_sum_f64}, stream,
 };

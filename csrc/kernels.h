@@ -34,13 +34,17 @@ typedef struct {
     const int64_t *strides;
     const double *folded;
 } fastopt_segments;
-typedef void (*fastopt_row_runner)(fastopt_kernel kernel, const fastopt_segments *s, int64_t begin, int64_t end);
+/* What a row's mean square makes of its states, an element each, in `coefficients`: those of an update. */
+typedef void (*fastopt_row_fold)(double square, void *states, const void *folded, void *coefficients);
+typedef void (*fastopt_row_runner)(fastopt_kernel kernel, fastopt_row_fold fold, const fastopt_segments *s,
+                                   int64_t begin, int64_t end);
 
 typedef struct {
     const char *name;
     fastopt_kernel kernels[KERNELS][FASTOPT_MAX_COPIES][2]; /* by kernel, copies - 1 and dtype */
     fastopt_runner run[2];
     fastopt_row_runner run_rows[2];
+    fastopt_row_fold row_folds[KERNELS][2]; /* by kernel; NULL for a rule of elements */
     double (*square_sum[2])(int64_t n, const char *from, int64_t stride);
     void (*stream)(int64_t n, int arrays, float *const *addresses, int ahead);
 } fastopt_level;

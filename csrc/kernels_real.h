@@ -92,6 +92,9 @@ static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, void *const *a
 
 /* ---- rows ---- */
 
+/* Segments ahead to prefetch: rows lie anywhere, so that only the list of them tells what comes next. */
+#define ROWS_AHEAD 8
+
 /* Elements from `column` on, m of them, of what a lookup has for a gradient. */
 static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place, int64_t column)
 {
@@ -99,21 +102,24 @@ static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place,
     return (const char *)s->addresses[1] + row * s->strides[1] + column * (int64_t)sizeof(real);
 }
 
-/* The same times the lookup's weight, and added to what is in the tile if it is not the first. */
-static void FN(add_gradient)(const fastopt_segments *s, int64_t place, int64_t column, int64_t m, int first, real *tile)
+/* The sum of what lookups [first, last) have, each times its weight, in order. */
+static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m,
+                              real *tile)
 {
-    const char *from = FN(lookup_gradient)(s, place, column);
-    real weight = 1, x;
-    if (s->rows->weights)
-        weight = ((const real *)s->rows->weights)[place];
-    for (int64_t i = 0; i < m; i++) {
-        memcpy(&x, from + i * (int64_t)sizeof(real), sizeof x);
-        tile[i] = first ? weight * x : tile[i] + weight * x;
+    for (int64_t q = first; q < last; q++) {
+        const int64_t place = s->lookups[q].place;
+        const char *from = FN(lookup_gradient)(s, place, column);
+        real weight = 1, x;
+        if (q + ROWS_AHEAD < last)
+            __builtin_prefetch(FN(lookup_gradient)(s, s->lookups[q + ROWS_AHEAD].place, column), 0, 3);
+        if (s->rows->weights)
+            weight = ((const real *)s->rows->weights)[place];
+        for (int64_t i = 0; i < m; i++) {
+            memcpy(&x, from + i * (int64_t)sizeof(real), sizeof x);
+            tile[i] = q == first ? weight * x : tile[i] + weight * x;
+        }
     }
 }
-
-/* Segments ahead to prefetch: rows lie anywhere, so that only the list of them tells what comes next. */
-#define ROWS_AHEAD 8
 
 static void FN(prefetch_segment)(const fastopt_segments *s, int64_t u)
 {
@@ -123,27 +129,37 @@ static void FN(prefetch_segment)(const fastopt_segments *s, int64_t u)
         bytes = 512;
     for (int64_t at = 0; at < bytes; at += 64) {
         for (int j = 0; j < s->arrays; j++)
-            if (j != 1)
+            if (j != 1 && (at == 0 || at < s->strides[j]))
                 __builtin_prefetch((char *)s->addresses[j] + lookup->row * s->strides[j] + at, 1, 3);
         __builtin_prefetch(FN(lookup_gradient)(s, lookup->place, 0) + at, 0, 3);
     }
 }
 
-/* Segments [begin, end): each row where it is, or where rows are short or not aligned, several at a time in tiles. */
-static void FN(run_rows)(fastopt_kernel kernel, const fastopt_segments *s, int64_t begin, int64_t end)
+/* Whether all of a row's elements are where they can be used. */
+static int FN(aligned)(const fastopt_segments *s)
 {
-    const fastopt_rows *rows = s->rows;
-    const int64_t width = rows->width, size = sizeof(real);
-    const int sum = rows->duplicates == FASTOPT_SUM;
-    real coefs[MAX_ROW], tiles[MAX_ARRAYS][TILE];
-    void *at[MAX_ARRAYS];
-    int direct = width >= LINE;
-    for (int j = 0; j < s->coefficients; j++)
-        coefs[j] = (real)s->folded[j];
+    int aligned = 1;
     for (int j = 0; j < s->arrays; j++)
-        direct &= ((uintptr_t)s->addresses[j] | (uintptr_t)s->strides[j]) % sizeof(real) == 0;
+        aligned &= ((uintptr_t)s->addresses[j] | (uintptr_t)s->strides[j]) % sizeof(real) == 0;
+    return aligned;
+}
+
+/* Elements of a segment's row in array j. */
+static char *FN(row_address)(const fastopt_segments *s, int64_t u, int j, int64_t column)
+{
+    return (char *)s->addresses[j] + s->lookups[s->starts[u]].row * s->strides[j] + column * (int64_t)sizeof(real);
+}
+
+/* Segments [begin, end): each row where it is, or where rows are short or not aligned, several at a time in tiles. */
+static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fastopt_segments *s, int64_t begin,
+                             int64_t end)
+{
+    const int64_t width = s->rows->width, size = sizeof(real);
+    const int sum = s->rows->duplicates == FASTOPT_SUM, direct = width >= LINE && FN(aligned)(s);
+    real tiles[MAX_ARRAYS][TILE];
+    void *at[MAX_ARRAYS], *own[MAX_ARRAYS];
     /* Racing lookups are taken one by one, so that one thread alone loses none. */
-    const int64_t batch = direct || width > TILE || rows->duplicates == FASTOPT_HOGWILD ? 1 : TILE / width;
+    const int64_t batch = direct || width > TILE || s->rows->duplicates == FASTOPT_HOGWILD ? 1 : TILE / width;
     for (int64_t u = begin, k; u < end; u += k) {
         k = batch < end - u ? batch : end - u;
         for (int64_t r = u + ROWS_AHEAD; r < u + k + ROWS_AHEAD && r < end; r++)
@@ -151,65 +167,134 @@ static void FN(run_rows)(fastopt_kernel kernel, const fastopt_segments *s, int64
         for (int64_t column = 0, m; column < width; column += m) {
             m = width - column < TILE ? width - column : TILE;
             for (int j = 0; j < s->arrays; j++) {
-                at[j] = tiles[j];
-                for (int64_t r = 0; j != 1 && r < k; r++) {
-                    char *from = (char *)s->addresses[j] + s->lookups[s->starts[u + r]].row * s->strides[j] + column * size;
-                    if (direct)
-                        at[j] = from;
-                    else
-                        FN(gather)(tiles[j] + r * m, from, size, m);
-                }
+                at[j] = direct && j != 1 ? (void *)FN(row_address)(s, u, j, column) : tiles[j];
+                for (int64_t r = 0; !direct && j != 1 && r < k; r++)
+                    FN(gather)(tiles[j] + r * m, FN(row_address)(s, u + r, j, column), size, m);
             }
             for (int64_t r = 0; r < k; r++) {
                 const int64_t first = s->starts[u + r], last = s->starts[u + r + 1];
-                for (int64_t q = first; q < last; q++) {
-                    if (sum && q + ROWS_AHEAD < last)
-                        __builtin_prefetch(FN(lookup_gradient)(s, s->lookups[q + ROWS_AHEAD].place, column), 0, 3);
-                    if (direct && !rows->weights && (!sum || last - first == 1))
-                        at[1] = (char *)FN(lookup_gradient)(s, s->lookups[q].place, column);
-                    else
-                        FN(add_gradient)(s, s->lookups[q].place, column, m, !sum || q == first, tiles[1] + r * m);
-                    if (!sum) {
-                        void *own[MAX_ARRAYS];
-                        for (int j = 0; j < s->arrays; j++)
-                            own[j] = direct ? at[j] : tiles[j] + r * m;
-                        kernel(m, own, coefs, 0);
-                    }
+                if (sum && direct && last - first == 1 && !s->rows->weights)
+                    at[1] = (char *)FN(lookup_gradient)(s, s->lookups[first].place, column);
+                else if (sum)
+                    FN(sum_gradients)(s, first, last, column, m, tiles[1] + r * m);
+                for (int64_t q = first; !sum && q < last; q++) {
+                    FN(sum_gradients)(s, q, q + 1, column, m, tiles[1]);
+                    for (int j = 0; j < s->arrays; j++)
+                        own[j] = direct || j == 1 ? at[j] : tiles[j] + r * m;
+                    kernel(m, own, coefs, 0);
                 }
             }
             if (sum)
                 kernel(k * m, at, coefs, 0);
             for (int j = 0; !direct && j < s->arrays; j++)
                 for (int64_t r = 0; j != 1 && r < k; r++)
-                    FN(scatter)(tiles[j] + r * m,
-                                (char *)s->addresses[j] + s->lookups[s->starts[u + r]].row * s->strides[j] + column * size,
-                                size, m);
+                    FN(scatter)(tiles[j] + r * m, FN(row_address)(s, u + r, j, column), size, m);
         }
     }
 }
 
-/* The sum of squares of at most FASTOPT_NORM_BLOCK elements: sixteen partial sums, so that the order of additions is
- * one on every level. */
-static double FN(square_sum)(int64_t n, const char *from, int64_t stride)
+/* Adds the squares of a tile's m elements to sixteen partial sums, so that the order of additions is one on every
+ * level; it writes up to fifteen zeros behind them. */
+static void FN(add_squares)(real *tile, int64_t m, double *lanes)
 {
-    real tile[TILE];
-    double lanes[16] = {0}, sum = 0;
-    for (int64_t i = 0; i < n; i += TILE) {
-        int64_t m = n - i < TILE ? n - i : TILE;
-        FN(gather)(tile, from + i * stride, stride, m);
-        for (int64_t j = m; j % 16; j++)
-            tile[j] = 0;
-        for (int64_t j = 0; j < m; j += 16)
-            for (int lane = 0; lane < 16; lane++)
-                lanes[lane] += (double)tile[j + lane] * (double)tile[j + lane];
-    }
+    for (int64_t i = m; i % 16; i++)
+        tile[i] = 0;
+    for (int64_t i = 0; i < m; i += 16)
+        for (int lane = 0; lane < 16; lane++)
+            lanes[lane] += (double)tile[i + lane] * (double)tile[i + lane];
+}
+
+static double FN(sum_lanes)(const double *lanes)
+{
+    double sum = 0;
     for (int lane = 0; lane < 16; lane++)
         sum += lanes[lane];
     return sum;
+}
+
+#define FOLD_ROW(rule, update)                                                                                        \
+    static void FN(fold_row_##rule)(double square, void *states, const void *folded, void *coefficients)              \
+    {                                                                                                                 \
+        real *s = states;                                                                                             \
+        FN(rule##_states) own = LOAD_##rule;                                                                          \
+        *(FN(update##_coefs) *)coefficients = FN(rule)((real)square, &own, folded);                                   \
+        STORE_##rule                                                                                                  \
+    }
+FASTOPT_ROW_RULES(FOLD_ROW)
+
+/* Segments [begin, end) of a rule of rows: each row's mean square first, then its elements. */
+static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const real *coefs,
+                               const fastopt_segments *s, int64_t begin, int64_t end)
+{
+    const int64_t width = s->rows->width, size = sizeof(real);
+    const int sum = s->rows->duplicates == FASTOPT_SUM, direct = FN(aligned)(s);
+    const FN(prologue_coefs) prologue = {coefs[0], coefs[1], coefs[2]};
+    real params[TILE], grads[TILE], squares[TILE], own[MAX_ROW] = {coefs[0], coefs[1], coefs[2]}, states[MAX_ARRAYS];
+    for (int64_t u = begin; u < end; u++) {
+        const int64_t last = s->starts[u + 1];
+        if (u + ROWS_AHEAD < end)
+            FN(prefetch_segment)(s, u + ROWS_AHEAD);
+        for (int64_t q = s->starts[u], next; q < last; q = next) {
+            double lanes[16] = {0};
+            next = sum ? last : q + 1;
+            for (int64_t column = 0, m; column < width; column += m) {
+                m = width - column < TILE ? width - column : TILE;
+                FN(gather)(params, FN(row_address)(s, u, 0, column), size, m);
+                FN(sum_gradients)(s, q, next, column, m, grads);
+                for (int64_t i = 0; i < m; i++)
+                    squares[i] = FN(prologue)(&params[i], grads[i], &prologue);
+                FN(add_squares)(squares, m, lanes);
+            }
+            for (int j = 2; j < s->arrays; j++)
+                FN(gather)(&states[j - 2], FN(row_address)(s, u, j, 0), size, 1);
+            fold(FN(sum_lanes)(lanes) / (double)width, states, coefs + 3, own + 3);
+            for (int j = 2; j < s->arrays; j++)
+                FN(scatter)(&states[j - 2], FN(row_address)(s, u, j, 0), size, 1);
+            for (int64_t column = 0, m; column < width; column += m) {
+                m = width - column < TILE ? width - column : TILE;
+                char *param = FN(row_address)(s, u, 0, column);
+                void *at[] = {direct ? (void *)param : params, grads};
+                if (width > TILE) /* what the tiles held is gone */
+                    FN(sum_gradients)(s, q, next, column, m, grads);
+                if (!direct)
+                    FN(gather)(params, param, size, m);
+                kernel(m, at, own, 0);
+                if (!direct)
+                    FN(scatter)(params, param, size, m);
+            }
+        }
+    }
+}
+
+static void FN(run_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const fastopt_segments *s, int64_t begin,
+                         int64_t end)
+{
+    real coefs[MAX_ROW];
+    for (int j = 0; j < s->coefficients; j++)
+        coefs[j] = (real)s->folded[j];
+    if (fold)
+        FN(run_whole_rows)(kernel, fold, coefs, s, begin, end);
+    else
+        FN(run_elements)(kernel, coefs, s, begin, end);
+}
+
+/* The sum of squares of at most FASTOPT_NORM_BLOCK elements. */
+static double FN(square_sum)(int64_t n, const char *from, int64_t stride)
+{
+    real tile[TILE];
+    double lanes[16] = {0};
+    for (int64_t i = 0; i < n; i += TILE) {
+        int64_t m = n - i < TILE ? n - i : TILE;
+        FN(gather)(tile, from + i * stride, stride, m);
+        FN(add_squares)(tile, m, lanes);
+    }
+    return FN(sum_lanes)(lanes);
 }
 
 #undef LINE
 #undef BLOCK
 #undef AHEAD
 #undef KERNEL
+#undef FOLD_ROW
 #undef ELEMENT
+#undef ROWS_AHEAD

@@ -2,10 +2,14 @@
  *
  * Included once for each compute type, with `real` defined; the folds are in float64 and defined where FASTOPT_FOLDS
  * is. The structures come from the rule table in Python (rule_table.h, written by the build): s-> has the states,
- * h-> the hyper-parameters, c-> the coefficients, under the same names. g has been through the prologue. Choices are
+ * h-> the hyper-parameters, c-> the coefficients, under the same names. g has been through the prologue. A rule whose
+ * states are of rows has, in place of an update, what a row's mean square makes of them: the coefficients of another
+ * rule's update, which the row's elements are then given. Choices are
  * written as c ? a : b on values already computed, so that compilers vectorise them.
  */
 #define UPDATE(rule) static inline void FN(rule)(real *p, real g, FN(rule##_states) *s, const FN(rule##_coefs) *c)
+#define ROW(rule, update)                                                                                             \
+    static inline FN(update##_coefs) FN(rule)(real square, FN(rule##_states) *s, const FN(rule##_coefs) *c)
 #define FOLD(rule) static void fold_##rule(double t, const rule##_hyper *h, double *scalars, rule##_coefs_f64 *c)
 
 /* NaN if either is NaN. */
@@ -58,6 +62,12 @@ UPDATE(adagrad)
 {
     s->sum = s->sum + g * g;
     *p -= c->lr * g / (SQRT(s->sum + c->eps_root) + c->eps);
+}
+
+ROW(rowwise_adagrad, sgd)
+{
+    s->sum = s->sum + square;
+    return (FN(sgd_coefs)){c->lr / (SQRT(s->sum + c->eps_root) + c->eps)};
 }
 
 /* ---- adadelta ---- */
@@ -357,4 +367,5 @@ FOLD(adabound)
 #endif
 
 #undef UPDATE
+#undef ROW
 #undef FOLD

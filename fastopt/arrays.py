@@ -167,10 +167,12 @@ def _require_cpu(name: str, x: Any, device: str) -> None:
         )
 
 
-def check_tensor(arrays: Sequence[Array], names: Sequence[str], read_only: int = 1) -> None:
+def check_tensor(
+    arrays: Sequence[Array], names: Sequence[str], read_only: int = 1, shape: tuple[int, ...] | None = None
+) -> None:
     """Whether arrays can be one tensor of an update: parameter, gradient, states.
 
-    `read_only` is the place of the one that is not written.
+    `read_only` is the place of the one that is not written; states have the parameter's shape, or `shape`.
 
     Raises
     ------
@@ -185,8 +187,10 @@ def check_tensor(arrays: Sequence[Array], names: Sequence[str], read_only: int =
     for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
         if array.dtype != param.dtype:
             raise TypeError(f"{name}: found dtype {array.dtype}, expected {param.dtype} as {names[0]} has")
-        if array.shape != param.shape:
-            raise ValueError(f"{name}: found shape {array.shape}, expected {param.shape} as {names[0]} has")
+        expected = param.shape if shape is None or j <= max(read_only, 0) else shape
+        if array.shape != expected:
+            rows = "" if expected == param.shape else "an element for each row, "
+            raise ValueError(f"{name}: found shape {array.shape}, expected {rows}{expected} as {names[0]} has")
         if j == read_only:
             continue
         if array.locked:
@@ -235,6 +239,24 @@ def _share_memory(a: Array, b: Array) -> bool:
         return np.shares_memory(a.numpy(), b.numpy(), max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
+
+
+def new_like(like: Any, array: Array, shape: tuple[int, ...], value: float) -> Any:
+    """A new array of the kind and dtype of `like`, whose view is `array`; of its memory order if of its shape."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return torch.full_like(like.detach(), value) if shape == array.shape else like.detach().new_full(shape, value)
+    # np.zeros takes fresh pages, zeroed when first touched; an order is kept where full_like can keep it.
+    if value == 0 and (array.dense or shape != array.shape):
+        return np.zeros(shape, array.dtype)
+    if shape != array.shape:
+        return np.full(shape, value, array.dtype)
+    return np.full_like(array.numpy(), value, subok=False)
+
+
+def replace_shape(array: Array, shape: tuple[int, ...]) -> Array:
+    """A contiguous array's elements in another shape."""
+    return Array(array.owner, array.address, array.dtype, shape, None, array.device, array.locked)
 
 
 def row_stride(array: Array) -> int | None:

@@ -10,6 +10,7 @@ from .errors import BackendUnavailable
 from .info import compiler_flags, rule_table, show_config
 from .rules import RULES
 
+_ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
 _EXTRA = ("rich", "sklearn")  # what only `fastopt bench` needs
 
 
@@ -28,8 +29,8 @@ def _rules(text: str) -> list[str]:
     """Names of rules, separated by commas."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
-        if name not in RULES:
-            raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(RULES)}")
+        if name not in _ELEMENTWISE:
+            raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(_ELEMENTWISE)}")
     return names
 
 
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "fastest streaming kernel that reads and writes as much; then trains on handwritten digits.",
     )
     bench.add_argument("--size", type=_count, default=20_000_000, help="elements of an array (default 2e7)")
-    bench.add_argument("--rules", type=_rules, default=list(RULES), help="only these, as adam,sgd (default all)")
+    bench.add_argument("--rules", type=_rules, default=_ELEMENTWISE, help="only these, as adam,sgd (default all)")
     bench.add_argument("--threads", type=_count, help="threads of all but NumPy (default: as fastopt info says)")
     bench.add_argument("--repeats", type=_count, default=9, help="times each is run; slow ones less often (default 9)")
     bench.add_argument("--tensors", action="store_true", help="also times steps of many small tensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import settings
-from .arrays import Array, check_overlap, check_tensor, row_stride, runs_of
+from .arrays import Array, check_overlap, check_tensor, replace_shape, row_stride, runs_of
 from .errors import BackendUnavailable
 from .rules import MAX_COPIES, Rule
 
@@ -216,11 +217,12 @@ def make_jobs(
     sparse: list[Job] = []
     checked: list[list[Array]] = []
     for (which, parameter, arrays), labels in zip(tensors, names, strict=True):
-        if isinstance(arrays[1], Array):
+        rule = parameters[which].rule
+        if isinstance(arrays[1], Array) and not rule.by_row:
             check_tensor(arrays, labels)
             dense.setdefault((which, arrays[0].dtype), []).append((parameter, arrays))
         else:
-            arrays, rows = check_rows(arrays, labels)
+            arrays, rows = check_rows(rule, arrays, labels)
             sparse.append(make_row_job(parameters[which], parameter, arrays, rows))
         checked.append(arrays)
     check_overlap(
@@ -231,17 +233,30 @@ def make_jobs(
     return [*(_make_job(parameters[which], dtype, members) for (which, dtype), members in dense.items()), *sparse]
 
 
-def check_rows(arrays: Sequence[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:
-    """Checks a tensor whose gradient is a `RowSparse`: its arrays, with the gradient's rows among them, and which rows.
+def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:
+    """Checks a tensor that is updated by rows: its arrays, with the gradient's rows among them, and which they are.
+
+    The gradient is a `RowSparse`, or for a rule of rows a dense one too: it has all rows.
 
     Raises
     ------
     TypeError, ValueError
         As `fastopt.arrays.check_tensor` and `RowSparse.check`; or an array's rows are not contiguous.
     """
-    check_tensor([arrays[0], *arrays[2:]], [names[0], *names[2:]], read_only=-1)
-    values, rows = arrays[1].check(arrays[0], names)
-    checked = [arrays[0], values, *arrays[2:]]
+    if isinstance(arrays[1], Array):  # a number is one row
+        arrays = [array if array.shape else replace_shape(array, (1,)) for array in arrays]
+    param, gradient = arrays[:2]
+    if not param.shape:
+        raise ValueError(f"{names[0]}: found a parameter without rows, expected one dimension at least")
+    shape = rule.state_shape(param.shape, 1) if rule.by_row else param.shape
+    check_tensor([param, *arrays[2:]], [names[0], *names[2:]], read_only=-1, shape=shape)
+    if isinstance(gradient, Array):
+        check_tensor([param, gradient], names[:2])
+        every = np.arange(param.shape[0])
+        values, rows = gradient, Rows(param.shape[0], math.prod(param.shape[1:]), every, DUPLICATES.index("sum"))
+    else:
+        values, rows = gradient.check(param, names)
+    checked = [param, values, *arrays[2:]]
     for array, name in zip(checked, names, strict=True):
         if row_stride(array) is None:
             raise ValueError(f"{name}: found rows whose elements are not contiguous, expected contiguous ones")

@@ -65,12 +65,23 @@ def _single(vector: str) -> str:
 
 
 def _update(rule: Rule) -> Any:
+    if rule.by_row:
+        source = "def update(p, g, c, rate):\n    return rule_update(*prologue(p, g, c[0], c[1], c[2]), rate)\n"
+        names = {"rule_update": numba_cpu.compile_update(rule), "prologue": numba_cpu.prologue}
+        return _compiled(source, "update", rule, **names)
     states = "".join(f", {name}" for name in rule.states)
     own = ", ".join(f"c[{3 + k}]" for k in range(len(rule.coefficients)))
     before = "" if rule.vector else "    p, g = prologue(p, g, c[0], c[1], c[2])\n"
     source = f"def update(p, g{states}, c):\n{before}    return rule_update(p, g{states}, {own})\n"
     update = numba_cpu.compile_update(rule)
     return _compiled(source, "update", rule, rule_update=update, prologue=numba_cpu.prologue)
+
+
+def _by_row(rule: Rule) -> Any:
+    states = ", ".join(rule.states)
+    own = ", ".join(f"c[{3 + k}]" for k in range(len(rule.coefficients)))
+    source = f"def by_row(square, {states}, c):\n    return rule_by_row(square, {states}, {own})\n"
+    return _compiled(source, "by_row", rule, rule_by_row=numba_cpu.compile_by_row(rule))
 
 
 def _prologue(rule: Rule) -> Any:
@@ -87,7 +98,7 @@ def _compiled(source: str, name: str, rule: Rule, **names: Any) -> Any:
         formula=rule.formula,
         states="".join(f", {state}" for state in rule.states),
         scalars="".join(f", and {scalar} after the step" for scalar in rule.scalars),
-        more=_OF_ONE_COPY[name] if rule.vector else "",
+        more=_OF_ONE_COPY.get(name, "") if rule.vector else _OF_A_ROW.get(name, "") if rule.by_row else "",
     )
     return njit(error_model="numpy", nogil=True)(function)
 
@@ -128,6 +139,22 @@ _DOCUMENTATION = {
     p{states}
         After the step.
     """,
+    "by_row": """What {rule} makes of a row's states, once for each row.
+
+    Parameters
+    ----------
+    square : float
+        The mean over the row of the squared gradient, after ``prologue``.
+    {states} : float
+        The row's states.
+    c : tuple
+        From ``fold``.
+
+    Returns
+    -------
+    {states}, rate
+        The states after the step, and what ``update`` takes.
+    """,
     "prologue": """What comes before {rule}'s update: the gradient scaled and with its L2 decay, the parameter decayed.
 
     Returns
@@ -138,7 +165,9 @@ _DOCUMENTATION = {
 _OF_ONE_COPY = {
     "fold": "    copies : int\n        How many copies of its states the rule has; this folds for one of them.\n",
     "update": "\n    This is for one copy of the states. Call ``prologue`` once, then this for each copy.\n",
-    "prologue": "",
+}
+_OF_A_ROW = {
+    "update": "    rate : float\n        From ``by_row``. It takes and returns no states, which are of rows.\n"
 }
 
 
@@ -146,7 +175,11 @@ def _namespace(rule: Rule) -> ModuleType:
     """A module, for within a kernel Numba looks names up in nothing else."""
     namespace = ModuleType(f"{__name__}.{rule.name}", f"{rule.name}: ``fold`` and ``update`` for kernels.")
     functions = {"fold": _fold(rule), "update": _update(rule)}
-    vars(namespace).update(functions, **({"prologue": _prologue(rule)} if rule.vector else {}))
+    if rule.vector or rule.by_row:
+        functions["prologue"] = _prologue(rule)
+    if rule.by_row:
+        functions["by_row"] = _by_row(rule)
+    vars(namespace).update(functions)
     return namespace
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import settings
 from .arguments import ARGUMENTS, Arguments
-from .arrays import Array, address_of, check_overlap, check_tensor, view
+from .arrays import Array, address_of, check_overlap, check_tensor, new_like, view
 from .checkpoint import group_from_torch, state_from_torch
 from .dispatch import (
     Gradients,
@@ -332,9 +332,8 @@ class Optimizer:
                     state[name] = parameters.scalars[i : i + 1, k].reshape(())
                 views = []
                 for name, initial in self._initials(g).items():
-                    array = _state_like(
-                        self._params[i], self._views[i], parameters.copies if rule.vector else None, initial
-                    )
+                    shape = rule.state_shape(self._views[i].shape, parameters.copies)
+                    array = new_like(self._params[i], self._views[i], shape, initial)
                     state[name] = array
                     views.append((view(array, name), name))
                 self.state.append(state)
@@ -564,23 +563,6 @@ def _by_copy(rule: Rule, copies: int, views: Iterable[tuple[Array, str]], param:
     """States in the order of a backend's table: all of the first copy, all of the second, ..."""
     split = [split_copies(rule, copies, array, param, name) for array, name in views]
     return [arrays[k] for k in range(copies) for arrays in split]
-
-
-def _state_like(param: Any, array: Array, copies: int | None, initial: float) -> Any:
-    """A state array of the parameter's kind, dtype and memory order, with an axis of copies in front if it has any."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(param, torch.Tensor):
-        like = param.detach()
-        if copies:
-            return torch.stack([torch.full_like(like, initial) for _ in range(copies)])
-        return torch.full_like(like, initial)
-    like = array.numpy()
-    if copies:
-        like = np.broadcast_to(like, (copies, *like.shape))
-    # np.zeros takes fresh pages, zeroed when first touched; an order is kept where zeros_like can keep it.
-    if initial == 0 and (copies or array.dense):
-        return np.zeros(like.shape, like.dtype)
-    return np.full_like(like, initial, order="C" if copies else "K", subok=False)
 
 
 def _loaded(value: Any, own: Any, where: str) -> Any:

@@ -24,7 +24,8 @@ class RowSparse:
     indices : array of int32 or int64, shape (k,)
         The row of the parameter that each of the k rows is of, in any order.
     values : array of float32 or float64, shape (k, ...)
-        The rows, of the shape that the parameter's rows have; for a parameter of one dimension, numbers.
+        The rows, of the shape that the parameter's rows have; for a parameter of one dimension, numbers. They are
+        copied only where a row's own elements are not contiguous.
     duplicates : str
         What a row that is named several times means.
 
@@ -47,7 +48,7 @@ class RowSparse:
 
     def __init__(self, indices: Any, values: Any, *, duplicates: str = "sum") -> None:
         self.indices = _integers(indices, "indices")
-        self.values = view(values, "values")
+        self.values = _rows(values)
         self.duplicates = _check_duplicates(duplicates)
         self._source: np.ndarray | None = None
         self._weights: np.ndarray | None = None
@@ -92,7 +93,7 @@ class RowSparse:
         """
         self = cls.__new__(cls)
         self.indices = _integers(indices, "indices")
-        self.values = view(values, "values")
+        self.values = _rows(values)
         self.duplicates = _check_duplicates(duplicates)
         begins = _integers(offsets, "offsets").astype(np.int64)
         count = len(self.indices)
@@ -145,8 +146,6 @@ class RowSparse:
             It does not fit the parameter: a row's shape, the dtype, or an index that is out of range.
         """
         name, of = names[1], names[0]
-        if not param.shape:
-            raise ValueError(f"{of}: found a parameter without rows, expected a shape for {name} to be of rows of")
         if self.values.shape[1:] != param.shape[1:]:
             raise ValueError(
                 f"{name}: found rows of shape {self.values.shape[1:]}, expected {param.shape[1:]} as {of} has"
@@ -160,12 +159,9 @@ class RowSparse:
                     f"{name}: found index {low if low < 0 else high}, expected 0 to {param.shape[0] - 1}, as {of} has "
                     f"{param.shape[0]} rows"
                 )
-        values = self.values
-        if row_stride(values) is None:  # it is only read: a copy will do
-            values = view(np.ascontiguousarray(values.numpy()), name)
         width = math.prod(param.shape[1:])
         kind = DUPLICATES.index(self.duplicates)
-        return values, Rows(param.shape[0], width, self.indices, kind, self._source, self._weights)
+        return self.values, Rows(param.shape[0], width, self.indices, kind, self._source, self._weights)
 
     def __repr__(self) -> str:
         return (
@@ -217,6 +213,11 @@ def _integers(x: Any, name: str) -> np.ndarray:
     if len(array.shape) != 1:
         raise ValueError(f"{name}: found shape {array.shape}, expected one dimension")
     return np.ascontiguousarray(array.numpy())
+
+
+def _rows(values: Any) -> Array:
+    array = view(values, "values")
+    return array if row_stride(array) is not None else view(np.ascontiguousarray(array.numpy()), "values")
 
 
 def _check_duplicates(duplicates: Any) -> str:

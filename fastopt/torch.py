@@ -30,7 +30,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import norms, settings
 from .arguments import ARGUMENTS, TorchArguments
-from .arrays import Array, check_overlap, check_tensor, view
+from .arrays import Array, check_overlap, check_tensor, new_like, view
 from .checkpoint import torch_state_dict
 from .dispatch import Gradients, Parameters, Rows, check_rows, choose_backend, make_jobs, make_row_job, split_copies
 from .rules import REQUIRED, Rule
@@ -104,7 +104,7 @@ class Optimizer(torch.optim.Optimizer):
         if self.arguments.name == "Adagrad":  # torch's has its states from the start, and relies on them
             rule = self.arguments.rule(group)
             for p in group["params"]:
-                self._complete_state(p, rule, None, group)
+                self._complete_state(p, rule, 1, group)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         for flag, reason in _REFUSED.items():
@@ -143,7 +143,7 @@ class Optimizer(torch.optim.Optimizer):
         """Whether states hold a step count: torch's SGD has none, for all it needs to know is whether it has begun."""
         return self.arguments.name != "SGD"
 
-    def _complete_state(self, p: torch.Tensor, rule: Rule, copies: int | None, group: Mapping[str, Any]) -> dict:
+    def _complete_state(self, p: torch.Tensor, rule: Rule, copies: int, group: Mapping[str, Any]) -> dict:
         """The parameter's state, with what the rule needs and it lacks as before the first step."""
         state = self.state[p]
         if self._counted:
@@ -152,11 +152,8 @@ class Optimizer(torch.optim.Optimizer):
             state.setdefault(name, torch.full((), initial, dtype=torch.float64))
         for name in rule.states:
             if state.get(name) is None:
-                like = p.detach() if copies is None else p.detach().expand(copies, *p.shape)
                 initial = float(group.get(rule.initial.get(name, ""), 0.0))
-                state[name] = torch.full_like(
-                    like, initial, memory_format=torch.preserve_format if copies is None else torch.contiguous_format
-                )
+                state[name] = new_like(p, view(p, "params"), rule.state_shape(tuple(p.shape), copies), initial)
         return state
 
     # ---- steps ----
@@ -264,7 +261,7 @@ class Optimizer(torch.optim.Optimizer):
         for group, own in zip(groups, self.param_groups, strict=True):
             self._check_group(group)
             rule = self.arguments.rule(group)
-            copies = len(self.arguments.row(rule, group)) if rule.vector else None
+            copies = len(self.arguments.row(rule, group))
             for index, p in zip(group["params"], own["params"], strict=True):
                 saved = {key: x for key, x in incoming["state"].get(index, {}).items() if x is not None}
                 if saved:
@@ -285,18 +282,16 @@ class Optimizer(torch.optim.Optimizer):
         self._bound = None
 
 
-def _check_saved(
-    saved: Mapping[str, Any], p: torch.Tensor, rule: Rule, copies: int | None, counted: bool, where: str
-) -> None:
+def _check_saved(saved: Mapping[str, Any], p: torch.Tensor, rule: Rule, copies: int, counted: bool, where: str) -> None:
     expected = {*(["step"] if counted else []), *rule.scalars, *rule.states}
     found = set(saved) - {"step"} | (set(saved) & expected)  # a count does no harm where there need be none
     if found != expected:
         raise ValueError(f"{where}: found {sorted(found)}, expected {sorted(expected)} as {rule.name} has")
-    shape = p.shape if copies is None else (copies, *p.shape)
+    shape = rule.state_shape(tuple(p.shape), copies)
     for name in rule.states:
         x = saved[name]
-        if tuple(x.shape) != tuple(shape):
-            raise ValueError(f"{where}[{name!r}]: found shape {tuple(x.shape)}, expected {tuple(shape)}")
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{where}[{name!r}]: found shape {tuple(x.shape)}, expected {shape}")
         if x.dtype != p.dtype:
             raise ValueError(f"{where}[{name!r}]: found dtype {x.dtype}, expected {p.dtype} as the parameter has")
     if counted and not float(saved["step"]) >= 0:
@@ -341,7 +336,7 @@ class _Bound:
             own = [labels[i], f"the gradient of {labels[i]}"]
             param, grad = view(params[i], own[0]), grads[i]
             if grad is not None and grad.is_sparse:
-                check_rows([param, as_row_sparse(grad, own[1])], own)
+                check_rows(self._groups[group_of[i]].rule, [param, as_row_sparse(grad, own[1])], own)
             arrays[i] = [param, _absent_like(param) if grad is None or grad.is_sparse else view(grad, own[1])]
             check_tensor(arrays[i], own)
         tensors, self._names = [], {}
@@ -459,7 +454,7 @@ class _Bound:
 
     def _check_rows(self, i: int, grad: RowSparse) -> tuple[list[Array], Rows]:
         param, *states = self._arrays[i]
-        return check_rows([param, grad, *states], self._names[i])
+        return check_rows(self._groups[self._group_of[i]].rule, [param, grad, *states], self._names[i])
 
 
 def _params(groups: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
@@ -497,7 +492,7 @@ def _states(
     if not rule.states and not optimizer._counted:
         return []
     begun = any(x is not None for x in optimizer.state[p].values())
-    state = optimizer._complete_state(p, rule, parameters.copies if rule.vector else None, group)
+    state = optimizer._complete_state(p, rule, parameters.copies, group)
     steps[i] = int(state["step"]) if optimizer._counted else int(begun)
     if optimizer._counted:
         state["step"] = steps[i]

@@ -13,6 +13,7 @@ VARIED = {
     "qhm": {"lr": 0.05, "momentum": 0.95, "nu": 0.6},
     "aggmo": {"lr": 0.05, "betas": (0.0, 0.5, 0.9, 0.9)},
     "adagrad": {"lr": 0.05, "lr_decay": 0.1, "eps": 1e-7, "eps_root": 1e-6},
+    "rowwise_adagrad": {"lr": 0.05, "lr_decay": 0.1, "eps": 1e-7, "eps_root": 1e-6},
     "adadelta": {"lr": 0.7, "rho": 0.8, "eps": 1e-5},
     "rmsprop": {"lr": 0.02, "alpha": 0.9, "eps": 1e-6, "eps_root": 1e-7},
     "rmsprop_momentum": {"lr": 0.02, "alpha": 0.9, "eps_root": 1e-7, "momentum": 0.7},
@@ -74,8 +75,7 @@ def copies_of(name, hyper):
 
 def make_states(name, hyper, param):
     """States before the first step, in the parameter's memory order."""
-    copies = copies_of(name, hyper)
-    shape = param.shape if copies is None else (copies, *param.shape)
+    shape = RULES[name].state_shape(param.shape, copies_of(name, hyper))
     return [np.zeros(shape, param.dtype) for _ in RULES[name].states]
 
 

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 
+import fastopt
 import fastopt.numba as kernels
 from fastopt.rules import RULES
 
@@ -36,7 +37,7 @@ def without_none(hyper):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", [name for name in RULES if not RULES[name].vector])
+@pytest.mark.parametrize("name", [name for name in RULES if not (RULES[name].vector or RULES[name].by_row)])
 def test_same_bits(name, dtype):
     for case in [case for case in CASES if CASES[case][0] == name]:
         hyper = CASES[case][1]
@@ -72,6 +73,28 @@ def test_same_bits_with_copies_of_the_states():
     for t, g in enumerate(grads, 1):
         step(t, p, g, b, hyper["lr"], hyper["betas"])
     assert_same_bits([p, b], run(name, hyper, p0, grads, "f4"))
+
+
+def test_same_bits_with_states_of_rows():
+    rule = kernels.rowwise_adagrad
+
+    @numba.njit
+    def step(t, p, grad, s, lr):
+        c = rule.fold(np.float64, t, lr, weight_decay=0.02)
+        for i in range(p.shape[0]):
+            square = 0.0
+            for k in range(p.shape[1]):
+                square += rule.prologue(p[i, k], grad[i, k], c)[1] ** 2
+            s[i], rate = rule.by_row(square / p.shape[1], s[i], c)
+            for k in range(p.shape[1]):
+                p[i, k] = rule.update(p[i, k], grad[i, k], c, rate)
+
+    p, grad = np.random.default_rng(0).standard_normal((2, 30, 16))
+    s, want, sums = np.zeros(30), p.copy(), np.zeros(30)
+    for t in range(1, 5):
+        step(t, p, grad, s, 0.1)
+        fastopt.functional.rowwise_adagrad(want, grad, sums, step=t, lr=0.1, weight_decay=0.02)
+    assert_same_bits([p, s], [want, sums])
 
 
 def test_folding_within_a_kernel():

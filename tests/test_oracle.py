@@ -13,6 +13,7 @@ import pytest
 from .oracle import ORACLES, demon
 
 STEPS = 15
+ELEMENTWISE = [rule for rule in ORACLES if rule != "rowwise_adagrad"]
 
 
 # --- Against torch ---
@@ -424,7 +425,7 @@ def test_an_infinite_parameter_is_not_made_nan_by_a_decay_of_zero():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("rule", ORACLES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_a_bad_gradient_reaches_its_own_element_only(problem, rule, bad):
     p0, grads = problem
     spoilt = [g.copy() for g in grads]
@@ -444,7 +445,7 @@ def test_a_bad_gradient_reaches_its_own_element_only(problem, rule, bad):
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 @pytest.mark.parametrize("dtype", [np.float64, np.longdouble])
-@pytest.mark.parametrize("rule", ORACLES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_inputs_are_left_alone_and_results_are_of_the_asked_type(rule, dtype, shape):
     rng = np.random.default_rng(2)
     inputs = [np.asarray(rng.normal(size=shape), dtype) for _ in range(4)]
@@ -471,3 +472,15 @@ def test_ftrl():
     assert final("ftrl", 1.0, [2.0], **hyper) == pytest.approx(1 / 8)
     # Within l1 of zero: n = 4, z = 2 - 4·0.5 = 0.
     assert final("ftrl", 0.5, [2.0], **hyper) == 0
+
+
+def test_rowwise_adagrad():
+    # Mean squares 4 and 1, then 4 + 9/2 and 1 + 0.
+    p, states = ORACLES["rowwise_adagrad"](np.zeros((2, 2)), [[[2, 2], [1, 1]], [[3, 0], [0, 0]]], lr=0.1, eps=0.0)
+    np.testing.assert_allclose(states["sum"].astype(float), [8.5, 1])
+    np.testing.assert_allclose(p.astype(float), [[-0.1 - 0.3 / math.sqrt(8.5), -0.1], [-0.1, -0.1]])
+
+
+def test_rowwise_adagrad_of_rows_of_one_is_adagrad(problem):
+    p0, grads = problem[0].ravel(), [g.ravel() for g in problem[1]]
+    np.testing.assert_array_equal(ORACLES["rowwise_adagrad"](p0, grads)[0], ORACLES["adagrad"](p0, grads)[0])

@@ -41,7 +41,22 @@ def test_folds_have_the_same_bits_in_c_and_python(case):
             assert list(c_scalars)[: len(scalars)] == list(scalars)
 
 
-@pytest.mark.parametrize("name", RULES)
+def test_a_row_is_plain_python():
+    name, hyper = CASES["rowwise_adagrad, varied"]
+    rule = RULES[name]
+    row = hyper_row(rule, hyper)[0]
+    before, coefs = rule.prologue_coefficients(row, 1.0), rule.fold(1.0, row[0], *row[4:].tolist())
+    p, g = np.random.default_rng(0).random((2, 3, 16))
+    s, want = np.full(3, 0.5), []
+    for ps, gs in zip(p.tolist(), g.tolist(), strict=True):
+        pairs = [rules.prologue(x, y, *before) for x, y in zip(ps, gs, strict=True)]
+        after, rate = rule.by_row(sum(y * y for _, y in pairs) / 16, 0.5, *coefs)  # 16 sums of one term: in any order
+        want.append([after, *(rule.update(x, y, rate) for x, y in pairs)])
+    fastopt.functional.rowwise_adagrad(p, g, s, step=1, **hyper)
+    np.testing.assert_array_equal(np.concatenate([s[:, None], p], axis=1), want)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if not RULES[name].by_row])
 def test_update_is_plain_python(name):
     """The rule's own function, element by element in Python's floats, gives the kernels' bits in float64."""
     name, hyper = CASES[f"{name}, varied"]

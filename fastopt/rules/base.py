@@ -159,6 +159,10 @@ class Rule:
         For a state that does not begin at zero, the hyper-parameter that it begins at.
     common : mapping of str to Hyper
         Defaults of the hyper-parameters that every rule takes.
+    by_row : callable, optional
+        For a rule whose states are of rows, an element each: ``by_row(square, *states, *coefficients) -> (*states,
+        *update's coefficients)``, where `square` is the mean over the row of the squared gradient, after `prologue`.
+        `update` is then that of a rule without states.
     """
 
     name: str
@@ -173,12 +177,14 @@ class Rule:
     initial: Mapping[str, str] = field(default_factory=dict)
     common: Mapping[str, Hyper] = field(default_factory=lambda: COMMON)
     notes: str = ""
+    by_row: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if next(iter(self.own)) != "lr":
             raise ValueError(f"rule {self.name}: the first hyper-parameter must be lr")
-        if tuple(inspect.signature(self.update).parameters)[2 : 2 + len(self.states)] != self.states:
-            raise ValueError(f"rule {self.name}: update's arguments after p and g must be the states {self.states}")
+        before, *arguments = self._arguments
+        if tuple(arguments[: len(self.states)]) != self.states:
+            raise ValueError(f"rule {self.name}: the arguments after {before} must be the states {self.states}")
         folded = ("t", *self.folded, *self.scalars)
         if tuple(inspect.signature(self.fold).parameters) != folded:
             raise ValueError(f"rule {self.name}: fold's arguments must be {folded}")
@@ -191,12 +197,18 @@ class Rule:
     @property
     def kernel(self) -> str:
         """The name of the compiled kernel: rules that differ in defaults only share one."""
-        return self.update.__name__
+        return (self.by_row or self.update).__name__
+
+    @property
+    def _arguments(self) -> tuple[str, ...]:
+        """What precedes the states among the arguments, then these and the coefficients."""
+        names = tuple(inspect.signature(self.by_row or self.update).parameters)
+        return names if self.by_row else names[1:]
 
     @cached_property
     def coefficients(self) -> tuple[str, ...]:
-        """Names of the numbers that `fold` hands to `update`."""
-        return tuple(inspect.signature(self.update).parameters)[2 + len(self.states) :]
+        """Names of the numbers that `fold` hands to `update`, or to `by_row`."""
+        return self._arguments[1 + len(self.states) :]
 
     @cached_property
     def vector(self) -> str | None:
@@ -222,6 +234,12 @@ class Rule:
     def defaults(self) -> dict[str, Any]:
         """Hyper-parameters' defaults, without those that the caller must give."""
         return {name: hyper.default for name, hyper in self.hyper.items() if hyper.default is not REQUIRED}
+
+    def state_shape(self, shape: tuple[int, ...], copies: int) -> tuple[int, ...]:
+        """The shape of a state of a parameter of that shape."""
+        if self.vector:
+            return (copies, *shape)
+        return tuple(shape[:1]) if self.by_row else tuple(shape)
 
     def prologue_coefficients(self, row: Any, grad_scale: float) -> tuple[float, float, float]:
         """The coefficients of the prologue, from a row of hyper-parameters."""

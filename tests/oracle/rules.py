@@ -75,6 +75,16 @@ def adagrad(t, g, s, *, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0, ep
     return lr_t * g / (np.sqrt(s + eps_root) + eps), s
 
 
+@oracle(s="sum")
+def rowwise_adagrad(t, g, s, *, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, eps_root=0.0):
+    """Adagrad with one accumulator a row: the mean of its squares (FBGEMM's documentation)."""
+    if t == 1:
+        s = np.full(g.shape[:1], initial_accumulator_value, g.dtype)
+    s = s + (g**2).mean(axis=tuple(range(1, g.ndim)))
+    lr_t = lr / (1 + (t - 1) * lr_decay)
+    return lr_t * g / (np.sqrt(s + eps_root) + eps).reshape(s.shape + (1,) * (g.ndim - s.ndim)), s
+
+
 @oracle(s="square_avg", u="acc_delta")
 def adadelta(t, g, s, u, *, lr=1.0, rho=0.9, eps=1e-6):
     """Zeiler, 2012 (arXiv:1212.5701), where lr is 1."""
