@@ -358,39 +358,16 @@ static void update_part(void *context, int64_t begin, int64_t end)
 
 /* ---- rows ---- */
 
-/* Orders lookups by row, each row's in their order: by digits of so many bits, which fit the first-level cache. */
-enum { DIGIT = 11 };
-static void sort_lookups(fastopt_lookup *lookups, fastopt_lookup *other, int64_t n, int64_t rows)
+/* Lookups are parted by their rows' highest bits into buckets, by the caller; each bucket is ordered and updated by
+ * whichever thread takes it. A row's lookups stay in their order all along. */
+enum { BUCKET_BITS = 12, DIGIT = 11 }; /* so that counters fit the first-level cache */
+
+static int bits_of(int64_t n)
 {
     int bits = 0;
-    for (int64_t r = rows - 1; r > 0; r >>= 1)
+    for (; n > 0; n >>= 1)
         bits++;
-    const int passes = (bits + DIGIT - 1) / DIGIT, digit = passes ? (bits + passes - 1) / passes : 0;
-    fastopt_lookup *from = lookups, *to = other;
-    for (int pass = 0; pass < passes; pass++) {
-        int64_t at[1 << DIGIT] = {0}, sum = 0;
-        const int shift = pass * digit, mask = (1 << digit) - 1;
-        for (int64_t i = 0; i < n; i++)
-            at[from[i].row >> shift & mask]++;
-        for (int d = 0; d <= mask; d++) {
-            int64_t count = at[d];
-            at[d] = sum;
-            sum += count;
-        }
-        for (int64_t i = 0; i < n; i++)
-            to[at[from[i].row >> shift & mask]++] = from[i];
-        fastopt_lookup *swap = from;
-        from = to;
-        to = swap;
-    }
-    if (from != lookups)
-        memcpy(lookups, from, n * sizeof *lookups);
-}
-
-/* Work space for n lookups: the lookups twice, and where segments start. */
-static fastopt_lookup *lookup_space(int64_t n)
-{
-    return malloc((size_t)n * (2 * sizeof(fastopt_lookup) + sizeof(int64_t)) + sizeof(int64_t));
+    return bits;
 }
 
 static int64_t row_at(const fastopt_rows *rows, int64_t i)
@@ -398,36 +375,120 @@ static int64_t row_at(const fastopt_rows *rows, int64_t i)
     return rows->index_size == 4 ? ((const int32_t *)rows->indices)[i] : ((const int64_t *)rows->indices)[i];
 }
 
-static void row_part(void *context, int64_t begin, int64_t end)
+/* Orders lookups by the lowest bits of their rows. */
+static void sort_lookups(fastopt_lookup *lookups, fastopt_lookup *other, int64_t n, int bits)
 {
-    const fastopt_job *job = ((void **)context)[0];
-    const int kernel = rules[job->rule].kernel;
-    chosen->run_rows[job->dtype](chosen->kernels[kernel][job->copies - 1][job->dtype],
-                                 chosen->row_folds[kernel][job->dtype], ((void **)context)[1], begin, end);
+    if (n <= 32) {
+        for (int64_t i = 1; i < n; i++) {
+            const fastopt_lookup lookup = lookups[i];
+            int64_t at = i;
+            for (; at > 0 && lookups[at - 1].row > lookup.row; at--)
+                lookups[at] = lookups[at - 1];
+            lookups[at] = lookup;
+        }
+        return;
+    }
+    for (int shift = 0; shift < bits; shift += DIGIT) {
+        const int digit = bits - shift < DIGIT ? bits - shift : DIGIT, mask = (1 << digit) - 1;
+        int64_t at[1 << DIGIT], sum = 0;
+        memset(at, 0, sizeof *at << digit);
+        for (int64_t i = 0; i < n; i++)
+            at[lookups[i].row >> shift & mask]++;
+        for (int d = 0; d <= mask; d++) {
+            const int64_t count = at[d];
+            at[d] = sum;
+            sum += count;
+        }
+        for (int64_t i = 0; i < n; i++)
+            other[at[lookups[i].row >> shift & mask]++] = lookups[i];
+        memcpy(lookups, other, n * sizeof *lookups);
+    }
+}
+
+typedef struct {
+    fastopt_kernel kernel;
+    fastopt_row_fold fold;
+    fastopt_row_runner run;
+    fastopt_segments segments; /* but for those of a part */
+    fastopt_lookup *lookups, *other;
+    int64_t *starts;
+    int shift;                 /* bits of a row that are within its bucket */
+    int64_t buckets[(1 << BUCKET_BITS) + 1]; /* where each begins among the lookups */
+} row_context;
+
+static void bucket_part(void *context, int64_t begin, int64_t end)
+{
+    const row_context *c = context;
+    const int64_t first = c->buckets[begin], last = c->buckets[end];
+    /* Of their own, for the parts before have at most as many segments as lookups, and one entry more each. */
+    int64_t *starts = c->starts + first + begin, segments = 0;
+    for (int64_t b = begin; b < end; b++)
+        sort_lookups(c->lookups + c->buckets[b], c->other + c->buckets[b], c->buckets[b + 1] - c->buckets[b], c->shift);
+    for (int64_t i = first; i < last; i++)
+        if (i == first || c->lookups[i].row != c->lookups[i - 1].row)
+            starts[segments++] = i;
+    starts[segments] = last;
+    fastopt_segments own = c->segments;
+    own.starts = starts;
+    own.end = last;
+    c->run(c->kernel, c->fold, &own, 0, segments);
+}
+
+static void racing_part(void *context, int64_t begin, int64_t end)
+{
+    const row_context *c = context;
+    c->run(c->kernel, c->fold, &c->segments, begin, end);
+}
+
+/* Work space for n lookups: the lookups twice, and where segments start. */
+static fastopt_lookup *lookup_space(int64_t n)
+{
+    const size_t starts = (size_t)n + (1 << BUCKET_BITS) + 1;
+    return malloc((size_t)n * 2 * sizeof(fastopt_lookup) + starts * sizeof(int64_t));
 }
 
 /* Updates the rows of a job, whose coefficients are folded, in a work space for its lookups. */
-static void update_rows(fastopt_job *job, fastopt_lookup *lookups)
+static void update_rows(const fastopt_job *job, fastopt_lookup *space)
 {
     const fastopt_rows *rows = job->rows;
-    const int64_t n = rows->count, width = rows->width;
-    int64_t *starts = (int64_t *)(lookups + 2 * n), segments = 0;
-    int sorted = 1;
-    for (int64_t i = 0; i < n; i++) {
-        lookups[i] = (fastopt_lookup){row_at(rows, i), i};
-        sorted &= i == 0 || lookups[i - 1].row <= lookups[i].row;
-    }
-    if (!sorted && rows->duplicates != FASTOPT_HOGWILD)
-        sort_lookups(lookups, lookups + n, n, rows->rows);
-    for (int64_t i = 0; i < n; i++)
-        if (i == 0 || rows->duplicates == FASTOPT_HOGWILD || lookups[i].row != lookups[i - 1].row)
-            starts[segments++] = i;
-    starts[segments] = n;
     const fastopt_rule *rule = &rules[job->rule].rule;
-    const fastopt_segments found = {rows, lookups, starts, segments, 2 + job->copies * rule->states,
-                                    job->copies * rule->coefficients, job->addresses, job->strides, job->coefficients};
-    const void *context[] = {job, &found};
-    parallel(row_part, context, segments, GRAIN / width + 1, ROW_CHUNK / width + 1, 1, job->threads);
+    const int kernel = rules[job->rule].kernel;
+    const int64_t n = rows->count, width = rows->width;
+    row_context c = {
+        .kernel = chosen->kernels[kernel][job->copies - 1][job->dtype],
+        .fold = chosen->row_folds[kernel][job->dtype],
+        .run = chosen->run_rows[job->dtype],
+        .segments = {rows, space, NULL, n, 2 + job->copies * rule->states, job->copies * rule->coefficients,
+                     job->addresses, job->strides, job->coefficients},
+        .lookups = space,
+        .other = space + n,
+        .starts = (int64_t *)(space + 2 * n),
+    };
+    if (rows->duplicates == FASTOPT_HOGWILD) {
+        for (int64_t i = 0; i < n; i++) {
+            space[i] = (fastopt_lookup){row_at(rows, i), i};
+            c.starts[i] = i;
+        }
+        c.starts[n] = n;
+        c.segments.starts = c.starts;
+        parallel(racing_part, &c, n, GRAIN / width + 1, ROW_CHUNK / width + 1, 1, job->threads);
+        return;
+    }
+    const int bits = bits_of(rows->rows - 1), most = bits_of(n / 16);
+    const int own = bits < BUCKET_BITS ? bits : BUCKET_BITS, bucket_bits = own < most ? own : most;
+    const int64_t buckets = (int64_t)1 << bucket_bits, each = n / buckets * width + 1;
+    c.shift = bits - bucket_bits;
+    for (int64_t i = 0; i < n; i++)
+        c.buckets[(row_at(rows, i) >> c.shift) + 1]++;
+    for (int64_t b = 0; b < buckets; b++)
+        c.buckets[b + 1] += c.buckets[b];
+    for (int64_t i = 0; i < n; i++) { /* moves each beginning to its end, which is the next's beginning */
+        const int64_t row = row_at(rows, i);
+        space[c.buckets[row >> c.shift]++] = (fastopt_lookup){row, i};
+    }
+    memmove(c.buckets + 1, c.buckets, buckets * sizeof *c.buckets);
+    c.buckets[0] = 0;
+    parallel(bucket_part, &c, buckets, GRAIN / each + 1, ROW_CHUNK / each + 1, 1, job->threads);
 }
 
 static int check_threads(int threads)

@@ -28,7 +28,7 @@ typedef struct {
     const fastopt_rows *rows;
     const fastopt_lookup *lookups;
     const int64_t *starts;
-    int64_t segments;
+    int64_t end; /* of the lookups */
     int arrays, coefficients;
     void *const *addresses;
     const int64_t *strides;

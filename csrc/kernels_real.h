@@ -92,14 +92,36 @@ static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, void *const *a
 
 /* ---- rows ---- */
 
-/* Segments ahead to prefetch: rows lie anywhere, so that only the list of them tells what comes next. */
-#define ROWS_AHEAD 8
-
 /* Elements from `column` on, m of them, of what a lookup has for a gradient. */
 static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place, int64_t column)
 {
     const int64_t row = s->rows->source ? s->rows->source[place] : place;
     return (const char *)s->addresses[1] + row * s->strides[1] + column * (int64_t)sizeof(real);
+}
+
+/* Lookups ahead to prefetch: rows lie anywhere, so that only the list of lookups tells what comes next. */
+#define LOOKUPS_AHEAD 16
+
+/* A lookup's gradient, and if it is the first of its row, the row too. Inlined by force: gcc takes a function that does
+ * nothing but prefetch for one without effect, and drops its calls. */
+static inline __attribute__((always_inline)) void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
+{
+    if (q >= s->end)
+        return;
+    const fastopt_lookup *lookup = &s->lookups[q];
+    const char *gradient = FN(lookup_gradient)(s, lookup->place, 0);
+    int64_t bytes = s->rows->width * (int64_t)sizeof(real);
+    if (bytes > 512) /* the processor's own prefetchers take over */
+        bytes = 512;
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(gradient + at, 0, 3);
+    if (lookup->row == lookup[-1].row)
+        return;
+    for (int j = 0; j < s->arrays; j++) {
+        const char *row = (const char *)s->addresses[j] + lookup->row * s->strides[j];
+        for (int64_t at = 0; j != 1 && at < bytes && at < s->strides[j]; at += 64)
+            __builtin_prefetch(row + at, 1, 3);
+    }
 }
 
 /* The sum of what lookups [first, last) have, each times its weight, in order. */
@@ -110,28 +132,20 @@ static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t 
         const int64_t place = s->lookups[q].place;
         const char *from = FN(lookup_gradient)(s, place, column);
         real weight = 1, x;
-        if (q + ROWS_AHEAD < last)
-            __builtin_prefetch(FN(lookup_gradient)(s, s->lookups[q + ROWS_AHEAD].place, column), 0, 3);
+        if (column == 0)
+            FN(prefetch_lookup)(s, q + LOOKUPS_AHEAD);
         if (s->rows->weights)
             weight = ((const real *)s->rows->weights)[place];
-        for (int64_t i = 0; i < m; i++) {
-            memcpy(&x, from + i * (int64_t)sizeof(real), sizeof x);
-            tile[i] = q == first ? weight * x : tile[i] + weight * x;
-        }
-    }
-}
-
-static void FN(prefetch_segment)(const fastopt_segments *s, int64_t u)
-{
-    const fastopt_lookup *lookup = &s->lookups[s->starts[u]];
-    int64_t bytes = s->rows->width * (int64_t)sizeof(real);
-    if (bytes > 512) /* the processor's own prefetchers take over */
-        bytes = 512;
-    for (int64_t at = 0; at < bytes; at += 64) {
-        for (int j = 0; j < s->arrays; j++)
-            if (j != 1 && (at == 0 || at < s->strides[j]))
-                __builtin_prefetch((char *)s->addresses[j] + lookup->row * s->strides[j] + at, 1, 3);
-        __builtin_prefetch(FN(lookup_gradient)(s, lookup->place, 0) + at, 0, 3);
+        if (q == first)
+            for (int64_t i = 0; i < m; i++) {
+                memcpy(&x, from + i * (int64_t)sizeof(real), sizeof x);
+                tile[i] = weight * x;
+            }
+        else
+            for (int64_t i = 0; i < m; i++) {
+                memcpy(&x, from + i * (int64_t)sizeof(real), sizeof x);
+                tile[i] = tile[i] + weight * x;
+            }
     }
 }
 
@@ -162,8 +176,6 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fas
     const int64_t batch = direct || width > TILE || s->rows->duplicates == FASTOPT_HOGWILD ? 1 : TILE / width;
     for (int64_t u = begin, k; u < end; u += k) {
         k = batch < end - u ? batch : end - u;
-        for (int64_t r = u + ROWS_AHEAD; r < u + k + ROWS_AHEAD && r < end; r++)
-            FN(prefetch_segment)(s, r);
         for (int64_t column = 0, m; column < width; column += m) {
             m = width - column < TILE ? width - column : TILE;
             for (int j = 0; j < s->arrays; j++) {
@@ -173,9 +185,11 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fas
             }
             for (int64_t r = 0; r < k; r++) {
                 const int64_t first = s->starts[u + r], last = s->starts[u + r + 1];
-                if (sum && direct && last - first == 1 && !s->rows->weights)
+                if (sum && direct && last - first == 1 && !s->rows->weights) {
                     at[1] = (char *)FN(lookup_gradient)(s, s->lookups[first].place, column);
-                else if (sum)
+                    if (column == 0)
+                        FN(prefetch_lookup)(s, first + LOOKUPS_AHEAD);
+                } else if (sum)
                     FN(sum_gradients)(s, first, last, column, m, tiles[1] + r * m);
                 for (int64_t q = first; !sum && q < last; q++) {
                     FN(sum_gradients)(s, q, q + 1, column, m, tiles[1]);
@@ -232,8 +246,6 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
     real params[TILE], grads[TILE], squares[TILE], own[MAX_ROW] = {coefs[0], coefs[1], coefs[2]}, states[MAX_ARRAYS];
     for (int64_t u = begin; u < end; u++) {
         const int64_t last = s->starts[u + 1];
-        if (u + ROWS_AHEAD < end)
-            FN(prefetch_segment)(s, u + ROWS_AHEAD);
         for (int64_t q = s->starts[u], next; q < last; q = next) {
             double lanes[16] = {0};
             next = sum ? last : q + 1;
@@ -297,4 +309,4 @@ static double FN(square_sum)(int64_t n, const char *from, int64_t stride)
 #undef KERNEL
 #undef FOLD_ROW
 #undef ELEMENT
-#undef ROWS_AHEAD
+#undef LOOKUPS_AHEAD
