@@ -111,9 +111,111 @@ def test_training_in_c_gives_the_bits_of_python(tmp_path, language, real):
     source = Path(__file__).parent / "c" / "logistic.c"
     program = compiled(tmp_path, source, language, f"-DREAL={real}", f"-DDTYPE={dtype}")
     for case, (name, hyper) in CASES.items():
+        if RULES[name].by_row:
+            continue
         got = [float.fromhex(line) for line in output(program, name, *arguments(hyper)).split()]
         assert got == train(name, hyper, DTYPES[real][0]), case
         assert all(map(math.isfinite, got)) and any(got), case
+
+
+@pytest.mark.parametrize("duplicates", [lib.FASTOPT_SUM, lib.FASTOPT_SEQUENTIAL])
+@pytest.mark.parametrize("name", ["rowwise_adagrad", "adam", "sgd"])
+def test_rows_have_the_bits_of_python(name, duplicates):
+    rng = np.random.default_rng(0)
+    indices, values = rng.integers(0, 20, 50), rng.standard_normal((50, 6))
+    params = [np.ones((20, 6)) for _ in range(2)]
+    states = [[np.zeros(RULES[name].state_shape((20, 6), 1)) for _ in RULES[name].states] for _ in range(2)]
+    gradient = fastopt.RowSparse(indices, values, duplicates=["sum", "sequential"][duplicates])
+    rule, hyper, coefficients = lib.fastopt_find_rule(name.encode()), ffi.new("double[24]"), ffi.new("double[24]")
+    assert lib.fastopt_defaults(rule, hyper, ffi.NULL) == 0
+    assert lib.fastopt_set_hyper(rule, hyper, b"weight_decay", 0.1) == 0
+    arrays = [params[0], values, *states[0]]
+    addresses = [ffi.cast("void *", array.ctypes.data) for array in arrays]
+    rows = {"rows": 20, "width": 6, "count": 50, "index_size": 8, "duplicates": duplicates}
+    rows["indices"] = ffi.cast("void *", indices.ctypes.data)
+
+    def update(threads=2, **changed):
+        table = ffi.new("fastopt_rows *", {**rows, **changed})
+        strides = [array.strides[0] for array in arrays]
+        return lib.fastopt_update_rows(rule, lib.FASTOPT_FLOAT64, 1, table, addresses, strides, coefficients, threads)
+
+    for t in range(1, 4):
+        assert lib.fastopt_fold(rule, t, 1.0, hyper, ffi.NULL, coefficients) == 0
+        assert update() == 0
+        getattr(functional, name)(params[1], gradient, *states[1], step=t, weight_decay=0.1)
+    before = [a.copy() for a in arrays]
+    for a, b in zip([params[0], *states[0]], [params[1], *states[1]], strict=True):
+        np.testing.assert_array_equal(a, b)
+    for changed, said in (
+        ({"rows": 19}, "an index below 0, or not below the number of rows"),
+        ({"count": -1}, "negative"),
+        ({"index_size": 2}, "negative"),
+        ({"duplicates": 3}, "outside its domain"),
+        ({"indices": ffi.NULL}, "null pointer"),
+        ({"threads": 0}, "number of threads"),
+    ):
+        assert said in message(update(**changed))
+        for a, b in zip(arrays, before, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert update(count=0, indices=ffi.NULL) == 0
+    if RULES[name].by_row:
+        call = [lib.FASTOPT_FLOAT64, 1, 1, [120], addresses, coefficients, 1]
+        assert "fastopt_update_rows takes it" in message(lib.fastopt_update(rule, *call))
+
+
+def built_for_race_detection(folder, monkeypatch):
+    """tests/c/racing_rows.c with the library's own sources, instrumented."""
+    import importlib.util
+
+    import setuptools
+
+    root = Path(__file__).parents[1]
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    spec = importlib.util.spec_from_file_location("_fastopt_setup", root / "setup.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    (folder / "rule_table.h").write_text(build.rule_table(build.load_rules()))
+    level = next(iter(build.levels()))
+    sources = [root / "tests/c/racing_rows.c", root / "csrc/fastopt.c", root / "csrc/kernels.c"]
+    command = ["gcc", "-std=gnu11", "-O1", "-g", "-fsanitize=thread", "-ffp-contract=off", f"-I{folder}"]
+    command += [f"-I{root / 'csrc'}", f"-I{fastopt.get_include()}", f"-DFASTOPT_ISA={level}"]
+    command += [f"-DFASTOPT_LEVELS(X)=X({level})", *map(str, sources), "-lm", "-pthread", "-o", str(folder / "racing")]
+    table = folder / "rule_table.h"
+    lines = [line for line in table.read_text().splitlines() if not line.startswith("#define FASTOPT_LEVELS")]
+    table.write_text("\n".join(lines) + "\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"ThreadSanitizer is not there: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "racing"
+
+
+def test_threads_race_only_where_they_mean_to(tmp_path, monkeypatch):
+    """Under ThreadSanitizer: rows of their own without a race; the same rows with races in the rows' updates alone."""
+    if not shutil.which("gcc"):
+        pytest.skip("gcc is not installed")
+    program = built_for_race_detection(tmp_path, monkeypatch)
+    intended = tmp_path / "intended"
+    intended.write_text("race:run_elements_f32\nrace:run_adagrad_1_f32\n")
+
+    def run(*arguments, suppressions=""):
+        options = f"exitcode=66 halt_on_error=0 suppressions={suppressions}" if suppressions else "exitcode=66"
+        return subprocess.run(
+            [program, *arguments],
+            env={"TSAN_OPTIONS": options},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    apart = run()
+    if "unexpected memory mapping" in apart.stderr:
+        pytest.skip("ThreadSanitizer does not run on this kernel")
+    assert apart.returncode == 0, apart.stderr
+    racing = run("racing")
+    assert racing.returncode == 66 and "data race" in racing.stderr
+    meant = run("racing", suppressions=str(intended))
+    assert meant.returncode == 0, meant.stderr
 
 
 def test_a_c_program_is_told_what_is_wrong(tmp_path):
