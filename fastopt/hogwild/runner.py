@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import pickle
 import signal
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
-from operator import index
 from queue import SimpleQueue
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 from numba import njit
 
 from ..settings import check_threads
+from .checks import check_integer, check_number
 from .shared import SharedArrays
 
 #: Examples that a kernel gets in one call: between two calls a worker sees whether it is to stop.
@@ -115,12 +114,12 @@ def run(
     """
     if not callable(kernel):
         raise TypeError(f"kernel: found {kernel!r} of type {type(kernel).__name__}, expected a callable")
-    examples = _integer("examples", examples, 1, 2**32 - 1)
+    examples = check_integer("examples", examples, 1, 2**32 - 1)
     workers = check_threads("workers", workers)
-    epochs = _integer("epochs", epochs, 1)
-    seed = _integer("seed", seed, 0)
-    lr = _number("lr", lr, math.inf, "a finite number > 0")
-    decay = _number("decay", decay, 1.0, "a number in (0, 1]")
+    epochs = check_integer("epochs", epochs, 1)
+    seed = check_integer("seed", seed, 0)
+    lr = check_number("lr", lr, above=True)
+    decay = check_number("decay", decay, 1.0, above=True)
     if processes and not isinstance(arrays, SharedArrays):
         raise TypeError(
             f"arrays: found a {type(arrays).__name__}, expected a SharedArrays for processes: SharedArrays.create(...)"
@@ -361,28 +360,5 @@ def _picklable(error: BaseException) -> BaseException:
     return error
 
 
-# ---- arguments ----
-
-
 def _print_line(epoch: int, loss: float, seconds: float) -> None:
     print(f"epoch {epoch}: loss {loss:.6g}, {seconds:.3g} s", file=sys.stderr)
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    domain = f"an integer >= {low}" + (f" and <= {high}" if high is not None else "")
-    try:
-        number = index(value)
-    except TypeError:
-        raise TypeError(f"{name}: found {value!r} of type {type(value).__name__}, expected {domain}") from None
-    if number < low or (high is not None and number > high):
-        raise ValueError(f"{name}: found {number}, expected {domain}")
-    return number
-
-
-def _number(name: str, value: Any, high: float, domain: str) -> float:
-    if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: found {value!r} of type {type(value).__name__}, expected {domain}")
-    number = float(value)
-    if not 0 < number <= high or math.isinf(number):
-        raise ValueError(f"{name}: found {value!r}, expected {domain}")
-    return number
