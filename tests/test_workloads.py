@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "workloads"
+TINY = ("--size", 0.1, "--epochs", 4, "--workers", 1, 2)
 PICTURES = {".png": b"\x89PNG", ".svg": b"<?xml"}
 
 
@@ -47,26 +48,23 @@ def assert_picture(path):
 def test_torch_digits(tmp_path):
     picture = tmp_path / "losses.svg"
     packages = ("rich", "sklearn", "matplotlib", "torch")
-    printed = run("torch_digits", "--epochs", 4, "--plot", picture, cache=tmp_path, packages=packages)
+    printed = run("torch_digits", "--epochs", 3, "--plot", picture, cache=tmp_path, packages=packages)
     epochs = [[float(cell) for cell in row] for row in rows(printed, "Mean loss")]
-    assert [epoch for epoch, _, _ in epochs] == [1, 2, 3, 4]
-    assert epochs[-1][1] < 0.5 * epochs[0][1]
+    assert [epoch for epoch, _, _ in epochs] == [1, 2, 3]
+    assert epochs[-1][1] < 0.7 * epochs[0][1]
     for _, theirs, ours in epochs:
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert float(printed.split()[-1]) < 1e-4
     steps = rows(printed, "step() over 29 tensors")
     assert [step[0] for step in steps] == ["torch.optim.AdamW(fused=True)", "fastopt.torch.AdamW"]
     for _, microseconds, total, accuracy in steps:
-        assert float(microseconds) > 0 and float(total) > 0 and float(accuracy.rstrip("%")) > 60
+        assert float(microseconds) > 0 and float(total) > 0 and float(accuracy.rstrip("%")) > 40
     assert_picture(picture)
 
 
 def test_glove(tmp_path):
     picture = tmp_path / "losses.png"
-    printed = run(
-        *("glove", "--size", 0.1, "--epochs", 4, "--workers", 1, 2, "--plot", picture),
-        cache=tmp_path,
-    )
+    printed = run("glove", *TINY, "--plot", picture, cache=tmp_path)
     trainings = rows(printed, "GloVe:")
     assert [training[0] for training in trainings] == ["1", "2"]
     for _, first, last, _, rate in trainings:
@@ -74,6 +72,28 @@ def test_glove(tmp_path):
     neighbours = dict(rows(printed, "Nearest"))
     assert neighbours["self"].count(",") == 5
     assert len(list((tmp_path / "fastopt").glob("glove-*.npz"))) == 1
+    assert_picture(picture)
+
+
+def test_text(tmp_path):
+    picture = tmp_path / "losses.svg"
+    printed = run("text", *TINY, "--rounds", 2, "--plot", picture, cache=tmp_path)
+    models = rows(printed, "chunks of text")
+    assert [model[0].partition(",")[0] for model in models] == 3 * ["hinge"] + 3 * ["logistic"]
+    for _, milliseconds, rate, loss, accuracy in models:
+        assert float(milliseconds) > 0 and float(rate) > 0 and float(loss) < 0.69
+        assert float(accuracy.rstrip("%")) > 85
+    assert_picture(picture)
+
+
+def test_ratings(tmp_path):
+    picture = tmp_path / "losses.png"
+    printed = run("ratings", *TINY, "--rounds", 1, "--plot", picture, cache=tmp_path)
+    trainings = rows(printed, "ratings of")
+    assert [training[0] for training in trainings] == ["1 worker", "2 workers"]
+    for _, milliseconds, rate, error, share in trainings:
+        assert float(milliseconds) > 0 and float(rate) > 0
+        assert 0.5 < float(error) < 0.8 and float(share) == pytest.approx(float(error) / 0.5, abs=1e-3)
     assert_picture(picture)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from typing import Any, NoReturn
 
 _PACKAGES = {"sklearn": "scikit-learn"}  # what pip calls those that are imported under another name
@@ -101,6 +102,11 @@ def add_size(options: argparse.ArgumentParser, of: str) -> None:
     options.add_argument("--size", type=_fraction, default=1.0, help=f"the share of {of} to take (default 1)")
 
 
+def add_rounds(options: argparse.ArgumentParser, rounds: int) -> None:
+    """The option of those that train anew in rounds, `rounds` by default."""
+    options.add_argument("--rounds", type=count, default=rounds, help="trainings of each (default %(default)s)")
+
+
 def sources(share: float) -> Iterator[tuple[bool, str]]:
     """The Python standard library's own sources: whether a file is in a directory of tests, and its text."""
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -149,6 +155,25 @@ def in_turns(epochs: int, trainings: Mapping[Any, Callable[[int], Run]]) -> dict
         progress(f"[{epoch + 1}/{epochs}] loss {losses}")
     return {
         name: Run(tuple(run.loss[0] for run in runs), tuple(run.seconds[0] for run in runs))
+        for name, runs in done.items()
+    }
+
+
+def repeated(rounds: int, fits: Mapping[Any, Callable[[], Run]]) -> dict[Any, Run]:
+    """Trains anew in each round, all in turns.
+
+    Returns
+    -------
+    dict of Run
+        The losses of the last round, and each epoch's median time over the rounds.
+    """
+    done: dict[Any, list[Run]] = {name: [] for name in fits}
+    for k in range(1, rounds + 1):
+        for name, fit in fits.items():
+            done[name].append(fit())
+            progress(f"[{k}/{rounds}] {name}: loss {done[name][-1].loss[-1]:.5f}, {sum(done[name][-1].seconds):.3f} s")
+    return {
+        name: Run(runs[-1].loss, tuple(map(median, zip(*(run.seconds for run in runs), strict=True))))
         for name, runs in done.items()
     }
 
@@ -203,6 +228,6 @@ def draw(path: Path, title: str, *panels: Panel) -> None:
     progress(f"wrote {path}")
 
 
-def against_time(runs: Mapping[int, Run]) -> dict[str, tuple[list[float], Sequence[float]]]:
-    """The curves of a `Panel`, for runs by their number of workers."""
-    return {plural(workers): (list(accumulate(done.seconds)), done.loss) for workers, done in runs.items()}
+def against_time(runs: Mapping[str, Run]) -> dict[str, tuple[list[float], Sequence[float]]]:
+    """The curves of a `Panel`: loss against seconds, at the end of each epoch."""
+    return {name: (list(accumulate(done.seconds)), done.loss) for name, done in runs.items()}

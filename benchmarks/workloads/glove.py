@@ -144,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [[word, ", ".join(neighbours(vectors, vocabulary, word))] for word in SHOWN if word in vocabulary]
     common.show(f"Nearest by cosine, as {common.plural(workers)} learnt them", ["word", "neighbours"], rows, words=2)
     if options.plot:
-        panel = common.Panel(common.against_time(runs), "seconds of training", "loss, mean over pairs")
+        curves = common.against_time({common.plural(workers): done for workers, done in runs.items()})
+        panel = common.Panel(curves, "seconds of training", "loss, mean over pairs")
         common.draw(options.plot, f"GloVe on {pairs:,} pairs of identifiers", panel)
     return 0
 
