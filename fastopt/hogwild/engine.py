@@ -1,11 +1,12 @@
 """The compiled kernels of the models, and the update forms that they are made with.
 
-A model's parameters and their states are one *table*, of shape (1 + states, ...): the parameters first, then each state.
-The formulas are those of `fastopt.numba`; what is here is only where their arguments come from and go to.
+A model's parameters and their states are one *table*, of shape (1 + states, ...): the parameters first, then each
+state. The formulas are those of `fastopt.numba`; what is here is only where their arguments come from and go to.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .. import numba as fastopt_numba
 from .. import rules
 from ..backends import numba_cpu
 from ..numba import adagrad, sgd
@@ -33,6 +35,21 @@ _AHEAD = 4  # examples to prefetch ahead: their order is random, so the processo
 _LINE = 16  # 4-byte elements of a cache line
 
 
+# ---- the rules ----
+
+
+def _of_rule(function: Any) -> Any:
+    """A function of `fastopt.numba`, so compiled that kernels made with it can be cached on disk: for that, Numba must
+    find the function's ``__module__`` in `sys.modules` when it compiles."""
+    namespace = function.__module__
+    sys.modules.setdefault(namespace, getattr(fastopt_numba, namespace.rpartition(".")[2]))
+    return njit(**_options)(function.py_func)
+
+
+_fold_sgd, _update_sgd = _of_rule(sgd.fold), _of_rule(sgd.update)
+_fold_adagrad, _update_adagrad = _of_rule(adagrad.fold), _of_rule(adagrad.update)
+
+
 # ---- memory ----
 
 
@@ -41,10 +58,10 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 
 @intrinsic
-def _prefetch(typing, array, index):  # type: ignore[no-untyped-def]
+def _prefetch(typing, array, index):
     """Fetches the cache line of an element, which is soon to be read."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         byte, word = llvmlite.ir.IntType(8).as_pointer(), llvmlite.ir.IntType(32)
         kind = llvmlite.ir.FunctionType(llvmlite.ir.VoidType(), [byte, word, word, word])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
@@ -56,10 +73,10 @@ def _prefetch(typing, array, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _exchange(typing, array, index, before, after):  # type: ignore[no-untyped-def]
+def _exchange(typing, array, index, before, after):
     """Puts `after` in the place of `before` if that is still there, bit for bit, as one operation; whether it was."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         bits = llvmlite.ir.IntType(signature.args[0].dtype.bitwidth)
         pointer = builder.bitcast(_pointer(context, builder, signature.args[0], *args[:2]), bits.as_pointer())
         old, new = (builder.bitcast(x, bits) for x in args[2:])
@@ -73,7 +90,7 @@ def _exchange(typing, array, index, before, after):  # type: ignore[no-untyped-d
 
 
 @njit(**_options)
-def async_adagrad(p, sum, i, g, c):  # type: ignore[no-untyped-def]
+def async_adagrad(p, sum, i, g, c):
     """Adagrad's update of one element in arrays that others update at the same time, for kernels of your own.
 
     ``p[i], sum[i] = fastopt.numba.adagrad.update(p[i], g, sum[i], c)``, but so that no race can lose an addition to the
@@ -83,10 +100,10 @@ def async_adagrad(p, sum, i, g, c):  # type: ignore[no-untyped-def]
         p[i] -= lr*g/(sqrt(local + eps_root) + eps)
 
     The denominator is of the worker's own, local copy of the accumulator, never of what another has put there since:
-    local >= g^2 always, so that the step is at most lr. (Adagrad as two passes over arrays, torch's say, adds and then
-    reads the accumulator again; in between another's addition, begun before, can have overwritten this one, which leaves
-    a denominator as small as eps, and a step as long as lr*g/eps.) `p[i]` itself is written as in Hogwild: of two updates
-    at the very same time one may be lost.
+    local >= g^2 always, so that the step is at most lr. (Adagrad as passes over arrays, torch's say, adds and then
+    reads the accumulator again. In between another's addition, begun before, can have overwritten this one, which
+    leaves a denominator as small as eps, and a step as long as lr*g/eps.) `p[i]` itself is written as in Hogwild: of
+    two updates at the very same time one may be lost.
 
     With one worker it gives plain Adagrad's bits.
 
@@ -109,18 +126,18 @@ def async_adagrad(p, sum, i, g, c):  # type: ignore[no-untyped-def]
     i = np.uint64(i)
     while True:
         before = sum[i]
-        step, after = adagrad.update(p[i], g, before, c)
+        step, after = _update_adagrad(p[i], g, before, c)
         if _exchange(sum, i, before, after):
             p[i] = step
             return
 
 
-def _apply_sgd(p, state, i, g, c):  # type: ignore[no-untyped-def]
-    p[i] = sgd.update(p[i], g, c)
+def _apply_sgd(p, state, i, g, c):
+    p[i] = _update_sgd(p[i], g, c)
 
 
-def _apply_adagrad(p, state, i, g, c):  # type: ignore[no-untyped-def]
-    p[i], state[i] = adagrad.update(p[i], g, state[i], c)
+def _apply_adagrad(p, state, i, g, c):
+    p[i], state[i] = _update_adagrad(p[i], g, state[i], c)
 
 
 @dataclass(frozen=True)
@@ -141,30 +158,30 @@ class Form:
 #: Only these: their one state is a sum, so that workers' contributions to it add up; an average that each lets decay on
 #: its own is no one's average.
 RULES = {
-    "sgd": Form(rules.RULES["sgd"], sgd.fold, _apply_sgd),
-    "adagrad": Form(rules.RULES["adagrad"], adagrad.fold, _apply_adagrad),
-    "async_adagrad": Form(rules.RULES["adagrad"], adagrad.fold, async_adagrad.py_func),
+    "sgd": Form(rules.RULES["sgd"], _fold_sgd, _apply_sgd),
+    "adagrad": Form(rules.RULES["adagrad"], _fold_adagrad, _apply_adagrad),
+    "async_adagrad": Form(rules.RULES["adagrad"], _fold_adagrad, async_adagrad.py_func),
 }
 
 
-# ---- losses: of a prediction z and a target y; the value and its derivative by z. All float32: a Python 0 or 1 would make
-# the updates float64 ----
+# ---- losses: of a prediction z and a target y; the value and its derivative by z ----
 
+# Python's own numbers would make float64 of it all.
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 
 
-def _hinge(z, y):  # type: ignore[no-untyped-def]
+def _hinge(z, y):
     margin = y * z
     return (_ONE - margin, -y) if margin < _ONE else (_ZERO, _ZERO)
 
 
-def _logistic(z, y):  # type: ignore[no-untyped-def]
+def _logistic(z, y):
     margin = y * z
     e = np.exp(-abs(margin))  # never overflows
     return np.log1p(e) - min(margin, _ZERO), -y * (e if margin > _ZERO else _ONE) / (_ONE + e)
 
 
-def _squared(z, y):  # type: ignore[no-untyped-def]
+def _squared(z, y):
     error = z - y
     return _HALF * error * error, error
 
@@ -180,7 +197,7 @@ loss_of: Any = None
 
 
 @njit(**_options)
-def _merge(table, local, base, begin, end):  # type: ignore[no-untyped-def]
+def _merge(table, local, base, begin, end):
     """Adds to the table what a worker has changed in its copies since they were last equal, and makes them equal."""
     for row in range(table.shape[0]):
         for i in range(begin, end):
@@ -189,7 +206,7 @@ def _merge(table, local, base, begin, end):  # type: ignore[no-untyped-def]
 
 
 @njit(**_options)
-def _dot(w, columns, values, begin, end):  # type: ignore[no-untyped-def]
+def _dot(w, columns, values, begin, end):
     """In four sums, for a single one's additions would wait for each other."""
     a = b = c = d = _ZERO
     whole = begin + ((end - begin) & ~np.uint64(3))
@@ -203,7 +220,7 @@ def _dot(w, columns, values, begin, end):  # type: ignore[no-untyped-def]
     return (a + b) + (c + d)
 
 
-def _linear(order, lr, starts, splits, columns, values, targets, decay, table, hot, regularised):  # type: ignore[no-untyped-def]
+def _linear(order, lr, starts, splits, columns, values, targets, decay, table, hot, regularised):
     """Columns below `hot` stand first in each row, up to its split. For them the worker has copies of its own: all rows
     have some, and two workers that write one cache line wait for each other far longer than an update takes."""
     c = fold(np.float32, 1, lr)
@@ -230,15 +247,15 @@ def _linear(order, lr, starts, splits, columns, values, targets, decay, table, h
         if slope == 0 and not regularised:
             continue
         for k in range(begin, split):
-            apply(local_w, local_state, columns[k], slope * values[k], (c[0], decay[columns[k]], c[2]) + c[3:])  # noqa: RUF005
+            apply(local_w, local_state, columns[k], slope * values[k], (c[0], decay[columns[k]], c[2], *c[3:]))
         for k in range(split, end):
-            apply(w, state, columns[k], slope * values[k], (c[0], decay[columns[k]], c[2]) + c[3:])  # noqa: RUF005
+            apply(w, state, columns[k], slope * values[k], (c[0], decay[columns[k]], c[2], *c[3:]))
     _merge(table, local, base, 0, hot)
     return total
 
 
 @njit(cache=True, **_options)
-def arrange(starts, columns, values, rank, hot):  # type: ignore[no-untyped-def]
+def arrange(starts, columns, values, rank, hot):
     """Renumbers columns, and puts those below `hot` first in each row; columns, values, and where the others begin."""
     new_columns, new_values = np.empty_like(columns), np.empty_like(values)
     splits = np.empty(starts.size - 1, np.int64)
@@ -257,7 +274,7 @@ def arrange(starts, columns, values, rank, hot):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, **_options)
-def products(starts, columns, values, w):  # type: ignore[no-untyped-def]
+def products(starts, columns, values, w):
     """Each row's product with w."""
     z = np.empty(starts.size - 1, np.float32)
     for i in range(z.size):
@@ -265,7 +282,7 @@ def products(starts, columns, values, w):  # type: ignore[no-untyped-def]
     return z
 
 
-def _factorization(order, lr, first, second, ratings, u, v, l2):  # type: ignore[no-untyped-def]
+def _factorization(order, lr, first, second, ratings, u, v, l2):
     c = fold(np.float32, 1, lr, weight_decay=l2)
     total = 0.0
     for n in order:
@@ -290,6 +307,6 @@ def kernel(model: str, rule: str, loss: str = "") -> Any:
     names = {"fold": form.fold, "apply": njit(**_options)(form.apply)}
     if loss:
         names["loss_of"] = njit(**_options)(LOSSES[loss])
-    function = {"linear": _linear, "factorization": _factorization}[model]
+    function: Any = {"linear": _linear, "factorization": _factorization}[model]
     bound = numba_cpu._bind(function, f"{model}_{rule}_{loss}_{numba_cpu._digest(form.rule)}", **names)
     return njit(cache=True, **_options)(bound)

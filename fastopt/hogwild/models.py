@@ -80,10 +80,11 @@ class LinearModel:
 
     Notes
     -----
-    With several workers, each has copies of its own of the most frequent features' weights (up to 65536), and merges them
-    with the others' by adding what it has changed: the 512 most frequent every 64 examples, the next 3584 every 512, the
-    others every 4096. What all write all the time would otherwise go back and forth between the processors' caches, and
-    two workers be slower than one. All other weights, and all of ``"async_adagrad"``'s, are raced for directly.
+    With several workers, each has copies of its own of the most frequent features' weights (up to 65536), and merges
+    them with the others' by adding what it has changed: the 512 most frequent every 64 examples, the next 3584 every
+    512, the others every 4096. What all write all the time would otherwise go back and forth between the processors'
+    caches, and two workers be slower than one. All other weights, and all of ``"async_adagrad"``'s, are raced for
+    directly.
 
     With one worker there are no copies, and a fit is reproducible to the bit.
     """
@@ -207,8 +208,8 @@ class LinearModel:
 
 
 class Factorization:
-    """A matrix of which some entries are known, as the product of two of low rank, by Hogwild (Niu, Recht, Ré and Wright
-    2011, section 2, "Matrix completion")::
+    """A matrix of which some entries are known, as the product of two of low rank, by Hogwild (Niu, Recht, Ré and
+    Wright 2011, section 2, "Matrix completion")::
 
         for each entry (i, j, r):
             e = u_i.v_j + mean - r
@@ -341,7 +342,9 @@ class Factorization:
         rows, columns = _indices("i", i), _indices("j", j)
         for name, index, table in (("i", rows, self.u_), ("j", columns, self.v_)):
             if index.max() >= len(table):
-                raise ValueError(f"{name}: found index {index.max()}, expected indices below {len(table)}, as in the fit")
+                raise ValueError(
+                    f"{name}: found index {index.max()}, expected indices below {len(table)}, as in the fit"
+                )
         return (self.u_[rows] * self.v_[columns]).sum(axis=1) + np.float32(self.mean_)
 
     def score(self, i: Any, j: Any, r: Any) -> float:
@@ -373,9 +376,13 @@ def _csr(X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         )
     for name, array in (("indptr", indptr), ("indices", indices)):
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise TypeError(f"X: found {name} of dtype {array.dtype}, shape {array.shape}, expected integers, 1-dimensional")
+            raise TypeError(
+                f"X: found {name} of dtype {array.dtype}, shape {array.shape}, expected integers, 1-dimensional"
+            )
     if data.dtype.kind not in "biuf" or data.shape != indices.shape:
-        raise TypeError(f"X: found data of dtype {data.dtype}, shape {data.shape}, expected real numbers, one per index")
+        raise TypeError(
+            f"X: found data of dtype {data.dtype}, shape {data.shape}, expected real numbers, one per index"
+        )
     if len(indptr) < 2 or indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr.astype(np.int64)) < 0).any():
         raise ValueError("X: found an indptr that is not 0, ..., len(indices) in ascending order, of at least one row")
     low, high = (int(indices.min()), int(indices.max())) if len(indices) else (0, -1)
@@ -407,5 +414,7 @@ def _indices(name: str, values: Any) -> np.ndarray:
             f"{name}: found dtype {array.dtype}, shape {array.shape}, expected integers, 1-dimensional, at least one"
         )
     if array.min() < 0 or array.max() >= 2**31:
-        raise ValueError(f"{name}: found index {array.min() if array.min() < 0 else array.max()}, expected indices >= 0")
+        raise ValueError(
+            f"{name}: found index {array.min() if array.min() < 0 else array.max()}, expected indices >= 0"
+        )
     return np.ascontiguousarray(array, np.uint32)

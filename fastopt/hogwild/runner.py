@@ -253,15 +253,15 @@ def _processes(kernel: Kernel, arrays: Any, shards: list[Shard]) -> Iterator[Cal
         try:
             for worker, shard in enumerate(shards):
                 ours, theirs = context.Pipe()
-                process: Any = context.Process(  # type: ignore[attr-defined]
+                process: Any = context.Process(
                     target=_serve, args=(kernel, arrays, shard, theirs), name=f"hogwild-{worker}", daemon=True
                 )
                 try:
                     process.start()
                 except (pickle.PicklingError, AttributeError, TypeError) as error:
                     raise TypeError(
-                        f"kernel: found {kernel!r}, which cannot be sent to a process ({error}); expected a function of "
-                        f"a module, not one made within another"
+                        f"kernel: found {kernel!r}, which cannot be sent to a process ({error}); expected a function "
+                        f"of a module, not one made within another"
                     ) from error
                 finally:
                     theirs.close()
@@ -317,7 +317,9 @@ def _died(worker: int, process: Any, when: str) -> WorkerDied:
         how = f"was killed by {signal.Signals(-process.exitcode).name} (signal {-process.exitcode})"
     else:
         how = f"ended with exit code {process.exitcode}"
-    return WorkerDied(f"worker {worker} (process {process.pid}) {how} {when}; the arrays hold what was written until then")
+    return WorkerDied(
+        f"worker {worker} (process {process.pid}) {how} {when}; the arrays hold what was written until then"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _posixshmem  # what multiprocessing.shared_memory is made of
 import json
 import mmap
 import os
@@ -11,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from multiprocessing import resource_tracker
 from typing import Any
 
-import _posixshmem  # what multiprocessing.shared_memory is made of
 import numpy as np
 
 ALIGN = 64  # bytes: no two arrays share a cache line
@@ -23,9 +23,10 @@ _KINDS = "biufc"
 class SharedArrays(Mapping[str, np.ndarray]):
     """Named arrays, a parameter and its states say, in one block of shared memory: made by `create`, else by `open`.
 
-    A mapping of names to NumPy arrays, in the order in which they were given. Processes that open the block see and
-    write the same memory, without locks. It is pickled as its name: what another process gets is the same block, opened
-    there. Leaving a ``with`` block closes it and, in the process that created it, unlinks it.
+    A mapping of names to NumPy arrays, in the order in which they were given; ``shared[name] = x`` writes into one.
+    Processes that open the block see and write the same memory, without locks. It is pickled as its name: what another
+    process gets is the same block, opened there. Leaving a ``with`` block closes it and, in the process that created
+    it, unlinks it.
 
     Attributes
     ----------
@@ -41,7 +42,7 @@ class SharedArrays(Mapping[str, np.ndarray]):
     [0.0, 5.0, 0.0]
     """
 
-    # multiprocessing.shared_memory itself has three flaws here: before Python 3.13 a process that has but opened a block
+    # multiprocessing.shared_memory itself has three flaws here: before Python 3.13 a process that merely opened a block
     # removes it when it ends; memory that is not there is found out by SIGBUS; and arrays in use forbid close().
 
     def __init__(self, name: str, arrays: dict[str, np.ndarray], creator: int | None) -> None:
@@ -141,6 +142,12 @@ class SharedArrays(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._open()[name]
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Writes into the array; ``shared[name] += 1`` comes here with the array itself, already written."""
+        array = self._open()[name]
+        if value is not array:
+            array[...] = value
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._open())
 
@@ -207,7 +214,9 @@ def _views(name: str, memory: mmap.mmap, size: int) -> dict[str, np.ndarray]:
     try:
         head = json.loads(memory[_PREFIX.size : _PREFIX.size + length])
         kinds = [np.dtype(dtype) for _, dtype, _ in head]
-        sizes = [int(np.prod(shape, dtype=object)) * kind.itemsize for kind, (_, _, shape) in zip(kinds, head, strict=True)]
+        sizes = [
+            int(np.prod(shape, dtype=object)) * kind.itemsize for kind, (_, _, shape) in zip(kinds, head, strict=True)
+        ]
         offsets, end = _layout(length, sizes)
         if end != size or min(sizes, default=-1) < 0 or any(kind.kind not in _KINDS for kind in kinds):
             raise _foreign(name)
@@ -220,4 +229,6 @@ def _views(name: str, memory: mmap.mmap, size: int) -> dict[str, np.ndarray]:
 
 
 def _foreign(name: str) -> ValueError:
-    return ValueError(f"name: found {name!r}, which is no block of arrays that SharedArrays.create made, or a damaged one")
+    return ValueError(
+        f"name: found {name!r}, which is no block of arrays that SharedArrays.create made, or a damaged one"
+    )
