@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, labels = csr_matrix((data["data"], data["indices"], data["indptr"])), data["labels"]
     split = round(HELD_OUT * len(labels))
     unseen, learnt = rows[:split], rows[split:]
-    common.progress(f"{rows.shape[0]:,} chunks, {split:,} held out, {rows.shape[1]:,} identifiers")
+    common.progress(f"{len(labels):,} chunks, {split:,} held out")
 
     models, fits = {}, {}
     for loss, settings in MODELS.items():
@@ -90,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         speed = learnt.nnz / seconds / 1e6
         held_out = mean_loss(loss, z, labels[:split])
         table.append([name, f"{1e3 * seconds:.2f}", f"{speed:.0f}", f"{held_out:.4f}", f"{accuracy:.2%}"])
+    chunks, identifiers = learnt.shape
     common.show(
-        f"{learnt.shape[0]:,} chunks of text, {rows.shape[1]:,} identifiers, {learnt.nnz / learnt.shape[0]:.1f} a chunk, "
+        f"{chunks:,} chunks of text, {identifiers:,} identifiers, {learnt.nnz / chunks:.1f} a chunk; "
         f"{options.epochs} epochs",
         ["model", "ms an epoch", "million nonzeros/s", "held-out loss", "held-out accuracy"],
         table,
