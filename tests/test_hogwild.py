@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.errors import TypingError
 
 import fastopt.numba
 from fastopt.hogwild import Run, SharedArrays, WorkerDied, run
-from fastopt.hogwild.runner import Shard
+from fastopt.hogwild.runner import CHUNK, Shard
 
 from . import hogwild_kernels as kernels
 from .support import assert_same_bits
@@ -175,7 +176,7 @@ def test_bad_names_and_arrays():
 
 
 @given(
-    examples=st.integers(1, 20_000),
+    examples=st.integers(1, 40_000),
     workers=st.integers(1, 9),
     seed=st.integers(0, 2**70),
     epochs=st.integers(1, 3),
@@ -186,7 +187,7 @@ def test_each_example_once_an_epoch(examples, workers, seed, epochs):
     again = [pickle.loads(pickle.dumps(shard)) for shard in shards]
     for _ in range(epochs):
         parts = [[part.copy() for part in shard.orders()] for shard in shards]
-        assert all(1 <= len(part) <= 4096 for own in parts for part in own)
+        assert all(1 <= len(part) <= CHUNK for own in parts for part in own)
         everything = np.concatenate([part for own in parts for part in own])
         assert np.array_equal(np.sort(everything), np.arange(examples))
         sizes = [sum(map(len, own)) for own in parts]
@@ -438,3 +439,11 @@ def test_async_adagrad_with_nan_comes_to_an_end():
     c = tuple(map(np.float32, fastopt.numba.adagrad.fold(np.float32, 1, 0.1)))
     kernels.steps_of(True, p, s, np.array([[1, np.nan]], "f4"), c)
     assert np.isnan(p).all()
+
+
+def test_async_adagrad_refuses_memory_with_gaps():
+    c = tuple(map(np.float32, fastopt.numba.adagrad.fold(np.float32, 1, 0.1)))
+    with pytest.raises(
+        TypingError, match=r"async_adagrad: found array.* expected an array of one dimension, C-contiguous"
+    ):
+        kernels.steps_of(True, np.ones(2, "f4"), np.ones(4, "f4")[::2], np.ones((1, 2), "f4"), c)

@@ -16,6 +16,7 @@ import llvmlite.ir
 import numpy as np
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .. import numba as fastopt_numba
@@ -30,7 +31,7 @@ _options: Any = {"nogil": True, "error_model": "numpy"}
 #: others' after how many examples; those beyond the last rank when a call ends.
 HOT = 65536
 _RANKS = (512, 4096)
-_PERIODS = (64, 512)  # powers of two
+_PERIODS = (128, 1024)  # powers of two
 _AHEAD = 4  # examples to prefetch ahead: their order is random, so the processor cannot guess
 _LINE = 16  # 4-byte elements of a cache line
 
@@ -75,6 +76,8 @@ def _prefetch(typing, array, index):
 @intrinsic
 def _exchange(typing, array, index, before, after):
     """Puts `after` in the place of `before` if that is still there, bit for bit, as one operation; whether it was."""
+    if array.ndim != 1 or array.layout != "C":
+        raise TypingError(f"async_adagrad: found {array}, expected an array of one dimension, C-contiguous")
 
     def codegen(context, builder, signature, args):
         bits = llvmlite.ir.IntType(signature.args[0].dtype.bitwidth)
@@ -109,7 +112,7 @@ def async_adagrad(p, sum, i, g, c):
 
     Parameters
     ----------
-    p, sum : array of float32 or float64, one-dimensional
+    p, sum : array of float32 or float64, one-dimensional, C-contiguous
         Parameter and accumulator (which begins at a value >= 0), of one type.
     i : int
         Which element; it must be within both.
@@ -117,6 +120,10 @@ def async_adagrad(p, sum, i, g, c):
         Its gradient, of the arrays' type.
     c : tuple
         From ``fastopt.numba.adagrad.fold``.
+
+    Notes
+    -----
+    Atomic operations take time: a model of `LinearModel` learns half as fast as with ``"adagrad"``.
 
     References
     ----------

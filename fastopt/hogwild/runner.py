@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from queue import SimpleQueue
@@ -24,7 +24,7 @@ from .checks import check_integer, check_number
 from .shared import SharedArrays
 
 #: Examples that a kernel gets in one call: between two calls a worker sees whether it is to stop.
-CHUNK = 4096
+CHUNK = 16384
 
 Kernel = Callable[..., float]
 Progress = Callable[[int, float, float], None]
@@ -73,7 +73,7 @@ def run(
     ----------
     kernel : callable
         ``kernel(order, lr, *arrays)`` does the updates for the examples whose indices are in `order` (int64, shape
-        (m,), 1 <= m <= 4096), in place, and returns the sum of their losses. Workers run at the same time where it
+        (m,), 1 <= m <= 16384), in place, and returns the sum of their losses. Workers run at the same time where it
         lets go of the interpreter's lock, as ``numba.njit(nogil=True)`` does, or are processes.
     examples : int
         Their number, at least 1 and less than 2**32.
@@ -279,9 +279,9 @@ def _processes(kernel: Kernel, arrays: Any, shards: list[Shard]) -> Iterator[Cal
             return _gather(members, f"in epoch {epoch + 1}")
 
         yield epoch_of
-        for _, pipe in members:
-            pipe.send(None)
-        for process, _ in members:
+        for process, pipe in members:
+            with suppress(OSError):  # it has done its work, and may be gone
+                pipe.send(None)
             process.join(5)
     finally:
         for process, pipe in members:
