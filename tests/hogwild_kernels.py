@@ -62,6 +62,18 @@ def is_killed(order, lr, w):
     return 0.0
 
 
+def is_killed_as_a_parent(order, lr, w):
+    """Its child keeps all that it had open."""
+    if second():
+        child = os.fork()
+        if child == 0:
+            time.sleep(40)
+            os._exit(0)
+        w[0] = child
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
+
+
 def leaves(order, lr, w):
     if second():
         os._exit(3)

@@ -175,6 +175,19 @@ def test_every_form_of_matrix():
     assert not LinearModel().fit(empty, [1, 1, -1], workers=2).coef_.any()
 
 
+@pytest.mark.parametrize("hot", [0, 7, 50])
+def test_rearranged_rows_are_the_same_rows(hot):
+    X, _ = text_like(200, 50, 5)
+    rank = np.random.default_rng(0).permutation(50).astype("u4")
+    columns, values, splits = engine.arrange(X.indptr.astype("i8"), X.indices.view("u4"), X.data, rank, hot)
+    for n in range(200):
+        at = slice(X.indptr[n], X.indptr[n + 1])
+        want = dict(zip(rank[X.indices[at]], X.data[at], strict=True))
+        assert dict(zip(columns[at], values[at], strict=True)) == want
+        assert (columns[at.start : splits[n]] < hot).all()
+        assert (columns[splits[n] : at.stop] >= hot).all()
+
+
 def test_large_margins_do_not_overflow():
     X = scipy_sparse.csr_matrix(np.full((4, 1), 1e4, "f4"))
     model = LinearModel("logistic", lr=1).fit(X, [1, -1, 1, -1], epochs=3)

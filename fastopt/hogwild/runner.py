@@ -295,7 +295,8 @@ def _gather(members: Sequence[tuple[Any, connection.Connection]], when: str) -> 
     results: dict[int, float] = {}
     while len(results) < len(members):
         waiting = {k: member for k, member in enumerate(members) if k not in results}
-        connection.wait([x for process, pipe in waiting.values() for x in (process.sentinel, pipe)])
+        # A dead worker's end of the pipe is closed, unless a process that it had started keeps it: hence the timeout.
+        connection.wait([pipe for _, pipe in waiting.values()], timeout=1)
         for worker, (process, pipe) in waiting.items():
             alive = process.exitcode is None  # asked before its last words are looked for
             if pipe.poll():

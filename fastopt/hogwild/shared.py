@@ -78,7 +78,7 @@ class SharedArrays(Mapping[str, np.ndarray]):
         head = [[name, source.dtype.str, source.shape] for name, source in sources.items()]
         header = json.dumps(head).encode()
         offsets, size = _layout(len(header), [source.nbytes for source in sources.values()])
-        block = f"/fastopt-{secrets.token_hex(8)}"
+        block = f"/fastopt-{os.getpid()}-{secrets.token_hex(6)}"  # whose it is, for who finds it left over
         descriptor = _posixshmem.shm_open(block, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode=0o600)
         resource_tracker.register(block, "shared_memory")
         try:
