@@ -28,10 +28,11 @@ from ..rules import Rule
 _options: Any = {"nogil": True, "error_model": "numpy"}
 
 #: How many features, at most, each worker has copies of, and which of them, by rank in frequency, it merges with the
-#: others' after how many examples; those beyond the last rank when a call ends.
+#: others' after how many examples; those beyond the last rank when a call ends. Merging only then harms accuracy;
+#: merging more often than here gains none.
 HOT = 65536
-_RANKS = (512, 4096)
-_PERIODS = (128, 1024)  # powers of two
+_RANKS = (256, 2048)
+_PERIODS = (128, 2048)  # powers of two
 _AHEAD = 4  # examples to prefetch ahead: their order is random, so the processor cannot guess
 _LINE = 16  # 4-byte elements of a cache line
 
@@ -214,17 +215,10 @@ def _merge(table, local, base, begin, end):
 
 @njit(**_options)
 def _dot(w, columns, values, begin, end):
-    """In four sums, for a single one's additions would wait for each other."""
-    a = b = c = d = _ZERO
-    whole = begin + ((end - begin) & ~np.uint64(3))
-    for k in range(begin, whole, np.uint64(4)):
-        a += w[columns[k]] * values[k]
-        b += w[columns[k + np.uint64(1)]] * values[k + np.uint64(1)]
-        c += w[columns[k + np.uint64(2)]] * values[k + np.uint64(2)]
-        d += w[columns[k + np.uint64(3)]] * values[k + np.uint64(3)]
-    for k in range(whole, end):
-        a += w[columns[k]] * values[k]
-    return (a + b) + (c + d)
+    z = _ZERO
+    for k in range(begin, end):
+        z += w[columns[k]] * values[k]
+    return z
 
 
 def _linear(order, lr, starts, splits, columns, values, targets, decay, table, hot, regularised):

@@ -81,8 +81,8 @@ class LinearModel:
     Notes
     -----
     With several workers, each has copies of its own of the most frequent features' weights (up to 65536), and merges
-    them with the others' by adding what it has changed: the 512 most frequent every 128 examples, the next 3584 every
-    1024, the others every 16384 and at the end of an epoch. What all write all the time would otherwise go back and
+    them with the others' by adding what it has changed: the 256 most frequent every 128 examples, the next 1792 every
+    2048, the others every 16384 and at the end of an epoch. What all write all the time would otherwise go back and
     forth between the processors' caches, and two workers be slower than one. All other weights, and all of
     ``"async_adagrad"``'s, are raced for directly.
 
