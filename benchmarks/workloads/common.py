@@ -1,0 +1,233 @@
+"""What the workloads share: their options, the text, the tables, the picture."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+_PACKAGES = {"sklearn": "scikit-learn"}  # what pip calls those that are imported under another name
+# Grey and colours of middling lightness, on nothing: a picture for light pages and for dark ones.
+_GREY, _COLOURS = "#7d858f", ("#2a85d8", "#e0731d", "#2fa054", "#b45fc4", "#b8860b")
+_STYLES = ("-", "--", "-.", ":", (0, (5, 1)))  # curves that coincide are both seen
+_TINTED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+
+WORKERS = (1, 2, 4)
+IDENTIFIER = r"\b[^\W\d]\w+"  # of two characters or more; keywords and the words of comments among them
+
+
+def explain(missing: ModuleNotFoundError) -> NoReturn:
+    """Ends the command, saying how to install what it lacks."""
+    package = (missing.name or "").partition(".")[0]
+    sys.exit(f"no {package} here; install it: pip install {_PACKAGES.get(package, package)}")
+
+
+try:
+    import numpy as np
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastopt.hogwild import Run
+    from fastopt.info import configuration
+except ModuleNotFoundError as missing:
+    explain(missing)
+
+
+def count(text: str) -> int:
+    """A whole number >= 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number >= 1")
+    return int(text)
+
+
+def _picture(text: str) -> Path:
+    """A file for a picture, in a folder that there is."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a name ending in .png or .svg, in a folder there is"
+        )
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as missing:  # now, rather than after the training
+        explain(missing)
+    return path
+
+
+def _fraction(text: str) -> float:
+    """A number in (0, 1]."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number > 0 and <= 1")
+    return number
+
+
+def parser(description: str, epochs: int) -> argparse.ArgumentParser:
+    """A parser with the options of every workload.
+
+    Parameters
+    ----------
+    description : str
+        The workload's docstring.
+    epochs : int
+        The default.
+    """
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--epochs", type=count, default=epochs, help="passes over the data (default %(default)s)")
+    options.add_argument("--plot", type=_picture, metavar="FILE", help="draws the losses there, as .png or .svg")
+    return options
+
+
+def add_workers(options: argparse.ArgumentParser) -> None:
+    """The option of those that run Hogwild."""
+    options.add_argument(
+        "--workers", type=count, nargs="+", default=WORKERS, help="trains once with each of these numbers (1 2 4)"
+    )
+
+
+def add_size(options: argparse.ArgumentParser, of: str) -> None:
+    """The option that makes a workload smaller."""
+    options.add_argument("--size", type=_fraction, default=1.0, help=f"the share of {of} to take (default 1)")
+
+
+def add_rounds(options: argparse.ArgumentParser, rounds: int) -> None:
+    """The option of those that train anew in rounds, `rounds` by default."""
+    options.add_argument("--rounds", type=count, default=rounds, help="trainings of each (default %(default)s)")
+
+
+def sources(share: float) -> Iterator[tuple[bool, str]]:
+    """The Python standard library's own sources: whether a file is in a directory of tests, and its text."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts]
+    chosen = np.random.default_rng(0).permutation(len(files))[: max(2, round(share * len(files)))]
+    for k in sorted(chosen):
+        folders = files[k].relative_to(root).parts[:-1]
+        test = any(folder in ("test", "tests", "idle_test") for folder in folders)
+        yield test, files[k].read_text(encoding="utf-8", errors="replace")
+
+
+def cached(name: str, share: float, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What `build` makes of the sources, kept in ~/.cache/fastopt, or in $XDG_CACHE_HOME/fastopt."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastopt"
+    path = folder / f"{name}-{platform.python_version()}-{share:g}.npz"
+    if not path.exists():
+        progress(f"building {path}")
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f"{os.getpid()}-{path.name}"
+        np.savez(unfinished, **build())
+        unfinished.replace(path)
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def progress(text: str) -> None:
+    """A line for whoever waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def in_turns(epochs: int, trainings: Mapping[Any, Callable[[int], Run]]) -> dict[Any, Run]:
+    """Advances trainings in turns, epoch by epoch, so that a machine that slows down slows all of them.
+
+    Parameters
+    ----------
+    epochs : int
+        How many.
+    trainings : mapping to callable
+        Each does the epoch whose number, counted from 0, it gets; by number of workers, or by name.
+    """
+    done: dict[Any, list[Run]] = {name: [] for name in trainings}
+    for epoch in range(epochs):
+        for name, train in trainings.items():
+            done[name].append(train(epoch))
+        losses = ", ".join(f"{runs[-1].loss[0]:.5f}" for runs in done.values())
+        progress(f"[{epoch + 1}/{epochs}] loss {losses}")
+    return {
+        name: Run(tuple(run.loss[0] for run in runs), tuple(run.seconds[0] for run in runs))
+        for name, runs in done.items()
+    }
+
+
+def repeated(rounds: int, fits: Mapping[Any, Callable[[], Run]]) -> dict[Any, Run]:
+    """Trains anew in each round, all in turns.
+
+    Returns
+    -------
+    dict of Run
+        The losses of the last round, and each epoch's median time over the rounds.
+    """
+    done: dict[Any, list[Run]] = {name: [] for name in fits}
+    for k in range(1, rounds + 1):
+        for name, fit in fits.items():
+            done[name].append(fit())
+            progress(f"[{k}/{rounds}] {name}: loss {done[name][-1].loss[-1]:.5f}, {sum(done[name][-1].seconds):.3f} s")
+    return {
+        name: Run(runs[-1].loss, tuple(map(median, zip(*(run.seconds for run in runs), strict=True))))
+        for name, runs in done.items()
+    }
+
+
+def plural(workers: int) -> str:
+    """A number of workers, in words."""
+    return f"{workers} worker{'s' * (workers > 1)}"
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", words: int = 1) -> None:
+    """Prints a table whose first columns, as many as `words` says, are words, and the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for k, column in enumerate(columns):
+        table.add_column(column, justify="left" if k < words else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.width = max(console.width, 120)
+    console.print(f"\n{title}", table, sep="\n", markup=False, soft_wrap=True)
+    if caption:
+        console.print(caption, markup=False, soft_wrap=True)
+
+
+@dataclass
+class Panel:
+    """One pair of axes: curves by label, each of x and y."""
+
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    xlabel: str
+    ylabel: str
+    yscale: str = "linear"
+
+
+def draw(path: Path, title: str, *panels: Panel) -> None:
+    """Draws the panels side by side, and says on which machine it was."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(dict.fromkeys(_TINTED, _GREY) | {"font.size": 11, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7 * len(panels), 4.5), layout="constrained")
+        for k, panel in enumerate(panels, 1):
+            axes = figure.add_subplot(1, len(panels), k, xlabel=panel.xlabel, ylabel=panel.ylabel, yscale=panel.yscale)
+            axes.yaxis.set_major_formatter("{x:g}")
+            for (label, (x, y)), colour, style in zip(panel.curves.items(), _COLOURS, _STYLES, strict=False):
+                axes.plot(x, y, color=colour, linestyle=style, linewidth=2, label=label)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False)
+        figure.suptitle(title)
+        figure.supxlabel(f"Measured on {configuration()['processor']}", fontsize=9)
+        figure.savefig(path, dpi=144, transparent=True)
+    progress(f"wrote {path}")
+
+
+def against_time(runs: Mapping[str, Run]) -> dict[str, tuple[list[float], Sequence[float]]]:
+    """The curves of a `Panel`: loss against seconds, at the end of each epoch."""
+    return {name: (list(accumulate(done.seconds)), done.loss) for name, done in runs.items()}

@@ -1,0 +1,258 @@
+"""The models: the right updates, the same bits from thread and process, and what several workers make of them."""
+
+import multiprocessing
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastopt.hogwild import Factorization, LinearModel, engine
+from fastopt.hogwild.runner import Shard
+
+from .support import assert_same_bits
+
+scipy_sparse = pytest.importorskip("scipy.sparse")
+
+
+def text_like(n=3000, features=2000, per_row=20, seed=0):
+    """Features as frequent as words are, unit rows, labels of a sparse model with some noise."""
+    rng = np.random.default_rng(seed)
+    frequency = 1 / np.arange(1, features + 1)
+    drawn = np.searchsorted(np.cumsum(frequency / frequency.sum()), rng.random((n, per_row))).clip(0, features - 1)
+    rows = [np.unique(row) for row in rng.permutation(features)[drawn]]
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    indices = np.concatenate(rows)
+    data = 1 + rng.random(len(indices))
+    data /= np.sqrt(np.repeat(np.add.reduceat(data**2, indptr[:-1]), np.diff(indptr)))
+    X = scipy_sparse.csr_matrix((data.astype("f4"), indices, indptr), shape=(n, features))
+    z = X @ rng.standard_normal(features)
+    return X, np.where(z + 0.1 * z.std() * rng.standard_normal(n) > 0, 1, -1)
+
+
+def ratings(n=20_000, rows=300, columns=200, seed=0):
+    rng = np.random.default_rng(seed)
+    u, v = rng.standard_normal((rows, 4)), rng.standard_normal((columns, 4))
+    i = rng.integers(0, rows, n)
+    j = np.minimum(rng.zipf(1.3, n) - 1, columns - 1)
+    return i, j, ((u[i] * v[j]).sum(axis=1) + 3).astype("f4")
+
+
+# The losses and rules in float64, from their definitions; the examples in the order that the seed gives.
+LOSSES = {
+    "hinge": (lambda z, y: max(0.0, 1 - y * z), lambda z, y: -y if y * z < 1 else 0.0),
+    "logistic": (lambda z, y: np.logaddexp(0, -y * z), lambda z, y: -y / (1 + np.exp(y * z))),
+    "squared": (lambda z, y: (z - y) ** 2 / 2, lambda z, y: z - y),
+}
+
+
+def reference_step(rule, w, s, g, lr):
+    if rule == "sgd":
+        return w - lr * g, s
+    s = s + g**2
+    return w - lr * g / (np.sqrt(s) + 1e-10), s
+
+
+def orders(examples, epochs, seed):
+    shard = Shard(examples, 1, 0, seed)
+    return [np.concatenate([part.copy() for part in shard.orders()]) for _ in range(epochs)]
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "async_adagrad"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_linear_model_makes_the_updates_that_its_docstring_says(loss, rule):
+    X, y = text_like(200, 60, 6)
+    model = LinearModel(loss, rule, lr=0.3, l2=0.5, decay=0.8, seed=3).fit(X, y, epochs=2)
+    value, slope = LOSSES[loss]
+    w, s = np.zeros(60), np.zeros(60)
+    degree = np.bincount(X.indices, minlength=60)
+    losses = []
+    for epoch, order in enumerate(orders(200, 2, 3)):
+        total = 0.0
+        for n in order:
+            at = slice(X.indptr[n], X.indptr[n + 1])
+            j, x = X.indices[at], X.data[at].astype(float)
+            z = w[j] @ x
+            total += value(z, y[n])
+            g = slope(z, y[n]) * x + 0.5 / degree[j] * w[j]
+            w[j], s[j] = reference_step(rule, w[j], s[j], g, 0.3 * 0.8**epoch)
+        losses.append(total / 200)
+    assert model.run_.loss == pytest.approx(losses, rel=1e-4)
+    np.testing.assert_allclose(model.coef_, w, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "async_adagrad"])
+def test_a_factorization_makes_the_updates_that_its_docstring_says(rule):
+    i, j, r = ratings(300, 20, 10)
+    model = Factorization(3, rule, lr=0.05, l2=0.1, seed=2).fit(i, j, r, epochs=1)
+    random = np.random.default_rng(2)
+    u = 0.1 * random.standard_normal((i.max() + 1, 3), np.float32).astype(float)
+    v = 0.1 * random.standard_normal((j.max() + 1, 3), np.float32).astype(float)
+    su, sv, total = np.zeros_like(u), np.zeros_like(v), 0.0
+    for n in orders(300, 1, 2)[0]:
+        a, b = i[n], j[n]
+        error = u[a] @ v[b] + r.mean(dtype=float) - r[n]
+        total += error**2 / 2
+        gu, gv = error * v[b] + 0.1 * u[a], error * u[a] + 0.1 * v[b]
+        u[a], su[a] = reference_step(rule, u[a], su[a], gu, 0.05)
+        v[b], sv[b] = reference_step(rule, v[b], sv[b], gv, 0.05)
+    assert model.run_.loss[0] == pytest.approx(total / 300, rel=1e-4)
+    np.testing.assert_allclose(model.u_, u, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(model.v_, v, rtol=1e-3, atol=1e-4)
+
+
+def test_one_worker_gives_the_same_bits_thread_or_process_adagrad_or_async():
+    X, y = text_like()
+    before = multiprocessing.get_start_method()
+    coefficients = []
+    try:
+        for rule, processes, start in (
+            ("adagrad", False, before),
+            ("adagrad", False, before),
+            ("adagrad", True, "fork"),
+            ("adagrad", True, "spawn"),
+            ("async_adagrad", False, before),
+        ):
+            multiprocessing.set_start_method(start, force=True)
+            model = LinearModel("logistic", rule, l2=0.1).fit(X, y, epochs=2, processes=processes)
+            coefficients.append(model.coef_)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    for other in coefficients[1:]:
+        assert_same_bits([coefficients[0]], [other])
+
+
+@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "async_adagrad"])
+@pytest.mark.parametrize("hot", [65536, 100])
+def test_several_workers_reach_what_one_reaches(rule, hot, processes, monkeypatch):
+    """The loss of all examples within 10 %, the share predicted right within 1 %; the weight furthest from one worker's
+    is off by at most a quarter of the largest; with copies of all weights, and of some."""
+    monkeypatch.setattr(engine, "HOT", hot)
+    X, y = text_like()
+    model = LinearModel("logistic", rule, lr=0.5 if rule == "sgd" else 0.1, l2=1e-3)
+
+    def fit(workers, processes=False):
+        model.fit(X, y, workers=workers, epochs=8, processes=processes)
+        return np.logaddexp(0, -y * model.decision_function(X)).mean(), model.score(X, y), model.coef_
+
+    (loss, score, coef), (loss4, score4, coef4) = fit(1), fit(4, processes)
+    assert np.isfinite(coef4).all()
+    assert loss4 == pytest.approx(loss, rel=0.1)
+    assert score4 == pytest.approx(score, abs=0.01)
+    assert score > 0.8
+    assert abs(coef4 - coef).max() < 0.25 * abs(coef).max()
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "async_adagrad"])
+def test_several_workers_factorize_as_well_as_one(rule):
+    i, j, r = ratings()
+    model = Factorization(8, rule, lr=0.05 if rule == "sgd" else 0.1)
+    one, many = model.fit(i, j, r, epochs=15).score(i, j, r), model.fit(i, j, r, epochs=15, workers=4).score(i, j, r)
+    assert one > 0.9
+    assert many > one - 0.05
+    assert np.isfinite(model.u_).all()
+
+
+def test_every_form_of_matrix():
+    X, y = text_like(300, 50, 5)
+    want = LinearModel().fit(X, y, epochs=1)
+    wide = X.copy()
+    wide.indices, wide.indptr = X.indices.astype("i8"), X.indptr.astype("i8")
+    for other in (wide, X.astype("f8"), (X.indptr, X.indices, X.data), scipy_sparse.csr_array(X)):
+        model = LinearModel().fit(other, y.astype("f8"), epochs=1)
+        assert_same_bits([model.coef_], [want.coef_])
+        assert np.array_equal(model.predict(other), want.predict(X))
+    z = want.decision_function(X)
+    np.testing.assert_allclose(z, X @ want.coef_, rtol=1e-4, atol=1e-6)
+    assert np.array_equal(want.predict(X), np.where(z > 0, 1, -1))
+    assert want.score(X, y) == np.mean(want.predict(X) == y)
+    squared = LinearModel("squared", lr=0.1).fit(X, z, epochs=20)
+    assert squared.score(X, z) == pytest.approx(1 - np.mean((squared.predict(X) - z) ** 2) / np.var(z), rel=1e-5)
+    empty = scipy_sparse.csr_matrix((3, 4), dtype="f4")
+    assert not LinearModel().fit(empty, [1, 1, -1], workers=2).coef_.any()
+
+
+@pytest.mark.parametrize("hot", [0, 7, 50])
+def test_rearranged_rows_are_the_same_rows(hot):
+    X, _ = text_like(200, 50, 5)
+    rank = np.random.default_rng(0).permutation(50).astype("u4")
+    columns, values, splits = engine.arrange(X.indptr.astype("i8"), X.indices.view("u4"), X.data, rank, hot)
+    for n in range(200):
+        at = slice(X.indptr[n], X.indptr[n + 1])
+        want = dict(zip(rank[X.indices[at]], X.data[at], strict=True))
+        assert dict(zip(columns[at], values[at], strict=True)) == want
+        assert (columns[at.start : splits[n]] < hot).all()
+        assert (columns[splits[n] : at.stop] >= hot).all()
+
+
+def test_large_margins_do_not_overflow():
+    X = scipy_sparse.csr_matrix(np.full((4, 1), 1e4, "f4"))
+    model = LinearModel("logistic", lr=1).fit(X, [1, -1, 1, -1], epochs=3)
+    assert np.isfinite(model.run_.loss).all()
+    assert np.isfinite(model.coef_).all()
+
+
+def test_bad_input():
+    X, y = text_like(50, 20, 4)
+    fit = LinearModel().fit
+    nan = X.copy()
+    nan.data[3] = np.nan
+    for call, error, message in [
+        (
+            lambda: LinearModel("hinges"),
+            ValueError,
+            "loss: found 'hinges', expected one of 'hinge', 'logistic', 'squared'",
+        ),
+        (lambda: LinearModel(rule="adam"), ValueError, "rule: found 'adam', expected one of 'sgd', 'adagrad'"),
+        (lambda: LinearModel(lr=0), ValueError, "lr: found 0"),
+        (lambda: LinearModel(l2=-1), ValueError, "l2: found -1, expected a finite number >= 0"),
+        (lambda: LinearModel(decay=2), ValueError, "decay: found 2"),
+        (lambda: fit(X.toarray(), y), TypeError, "X: found ndarray, expected a CSR matrix"),
+        (lambda: fit(X.tocsc(), y), TypeError, "X: found csc_matrix, expected a CSR matrix"),
+        (lambda: fit(nan, y), ValueError, "X: found NaN or infinity"),
+        (lambda: fit((X.indptr, X.indices - 1, X.data), y), ValueError, "X: found column index -1"),
+        (lambda: fit((X.indptr, X.indices.astype("f4"), X.data), y), TypeError, "X: found indices of dtype float32"),
+        (lambda: fit((X.indptr, X.indices, X.data[1:]), y), TypeError, "X: found data of dtype float32"),
+        (lambda: fit((X.indptr[::-1], X.indices, X.data), y), ValueError, "X: found an indptr that is not"),
+        (lambda: fit(X, y[1:]), ValueError, r"y: found dtype int64, shape \(49,\), expected 50 real numbers"),
+        (
+            lambda: fit(X, y > 0),
+            ValueError,
+            r"y: found values such as \[0.0, 1.0\], expected -1 and 1 for the hinge loss",
+        ),
+        (lambda: fit(X, y * np.inf), ValueError, "y: found NaN or infinity"),
+        (lambda: fit(X, y, workers=0), ValueError, "workers: found 0"),
+        (lambda: LinearModel().predict(X), ValueError, "has not been fitted"),
+        (lambda: fit(X[:, :5], y).predict(X), ValueError, "X: found 20 features, expected at most the 5 of the fit"),
+        (lambda: Factorization(0), ValueError, "rank: found 0"),
+        (lambda: Factorization(2).fit([0, -1], [0, 1], [1, 2]), ValueError, "i: found index -1"),
+        (
+            lambda: Factorization(2).fit([0, 1], [0], [1, 2]),
+            ValueError,
+            "j: found 1 indices, expected as many as in i, 2",
+        ),
+        (lambda: Factorization(2).fit([0, 1], [0, 1.5], [1, 2]), TypeError, "j: found dtype float64"),
+        (lambda: Factorization(2).fit([0, 1], [0, 1], [1]), ValueError, "r: found dtype int64"),
+        (lambda: Factorization(2).fit([0], [0], [1]).predict([0], [3]), ValueError, "j: found index 3"),
+        (lambda: Factorization(2).predict([0], [3]), ValueError, "has not been fitted"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_the_examples_in_readme(tmp_path):
+    """As a user would run them: each a script of its own."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    found = re.findall(r"<!-- hogwild.*?-->\n```python\n(.*?)```", readme, re.S)
+    assert len(found) == 2
+    for code in found:
+        script = tmp_path / "example.py"
+        script.write_text(code)
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        first, *_ = done.stdout.splitlines()
+        losses = [float(number) for number in re.findall(r"[\d.e-]+", first.split(")")[0])]
+        assert losses[-1] < 0.7 * losses[0]

@@ -1,0 +1,123 @@
+"""The workloads of benchmarks/, as a user calls them, on little data."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "workloads"
+TINY = ("--size", 0.1, "--epochs", 4, "--workers", 1, 2)
+PICTURES = {".png": b"\x89PNG", ".svg": b"<?xml"}
+
+
+def run(name, *arguments, cache, packages=("rich", "sklearn", "matplotlib")):
+    """What the workload printed."""
+    for package in packages:
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        # Passive: on a busy machine torch's threads would else spin for whole time slices.
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_WAIT_POLICY": "passive"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "[1/" in done.stderr
+    return done.stdout
+
+
+def rows(printed, title):
+    """The cells of the table under a title."""
+    lines = iter(printed[printed.index(title) :].splitlines())
+    next(line for line in lines if line.startswith(" ─"))
+    table = []
+    for line in lines:
+        if not line.strip():
+            return table
+        table.append(re.split(r"\s{2,}", line.strip()))
+    return table
+
+
+def assert_picture(path):
+    assert path.read_bytes().startswith(PICTURES[path.suffix])
+
+
+def test_torch_digits(tmp_path):
+    picture = tmp_path / "losses.svg"
+    packages = ("rich", "sklearn", "matplotlib", "torch")
+    printed = run("torch_digits", "--epochs", 3, "--plot", picture, cache=tmp_path, packages=packages)
+    epochs = [[float(cell) for cell in row] for row in rows(printed, "Mean loss")]
+    assert [epoch for epoch, _, _ in epochs] == [1, 2, 3]
+    assert epochs[-1][1] < 0.7 * epochs[0][1]
+    for _, theirs, ours in epochs:
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert float(printed.split()[-1]) < 1e-4
+    steps = rows(printed, "step() over 29 tensors")
+    assert [step[0] for step in steps] == ["torch.optim.AdamW(fused=True)", "fastopt.torch.AdamW"]
+    for _, microseconds, total, accuracy in steps:
+        assert float(microseconds) > 0 and float(total) > 0 and float(accuracy.rstrip("%")) > 40
+    assert_picture(picture)
+
+
+def test_glove(tmp_path):
+    picture = tmp_path / "losses.png"
+    printed = run("glove", *TINY, "--plot", picture, cache=tmp_path)
+    trainings = rows(printed, "GloVe:")
+    assert [training[0] for training in trainings] == ["1", "2"]
+    for _, first, last, _, rate in trainings:
+        assert float(last) < 0.8 * float(first) and float(rate) > 0
+    neighbours = dict(rows(printed, "Nearest"))
+    assert neighbours["self"].count(",") == 5
+    assert len(list((tmp_path / "fastopt").glob("glove-*.npz"))) == 1
+    assert_picture(picture)
+
+
+def test_text(tmp_path):
+    picture = tmp_path / "losses.svg"
+    printed = run("text", *TINY, "--rounds", 2, "--plot", picture, cache=tmp_path)
+    models = rows(printed, "chunks of text")
+    assert [model[0].partition(",")[0] for model in models] == 3 * ["hinge"] + 3 * ["logistic"]
+    for _, milliseconds, rate, loss, accuracy in models:
+        assert float(milliseconds) > 0 and float(rate) > 0 and float(loss) < 0.69
+        assert float(accuracy.rstrip("%")) > 85
+    assert_picture(picture)
+
+
+def test_ratings(tmp_path):
+    picture = tmp_path / "losses.png"
+    printed = run("ratings", *TINY, "--rounds", 1, "--plot", picture, cache=tmp_path)
+    trainings = rows(printed, "ratings of")
+    assert [training[0] for training in trainings] == ["1 worker", "2 workers"]
+    for _, milliseconds, rate, error, share in trainings:
+        assert float(milliseconds) > 0 and float(rate) > 0
+        assert 0.5 < float(error) < 0.8 and float(share) == pytest.approx(float(error) / 0.5, abs=1e-3)
+    assert_picture(picture)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--epochs", "0"], "found '0', expected a whole number >= 1"),
+        (["--size", "2"], "found '2', expected a number > 0 and <= 1"),
+        (["--plot", "losses.txt"], "found 'losses.txt', expected a name ending in .png or .svg"),
+    ],
+)
+def test_refusals(arguments, said):
+    pytest.importorskip("rich", reason="rich is not installed")
+    done = subprocess.run([sys.executable, FOLDER / "glove.py", *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common"))
+def test_without_a_package(name):
+    """It says what to install."""
+    hidden = f"import runpy, sys; sys.path.insert(0, {str(FOLDER)!r}); sys.modules['rich'] = None; "
+    code = hidden + f"runpy.run_path({str(FOLDER / name)!r} + '.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "no rich here; install it: pip install rich\n"
