@@ -20,6 +20,7 @@ the bits of every other backend, as long as it is compiled without fastmath.
 from __future__ import annotations
 
 import math
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -174,6 +175,7 @@ _OF_A_ROW = {
 def _namespace(rule: Rule) -> ModuleType:
     """A module, for within a kernel Numba looks names up in nothing else."""
     namespace = ModuleType(f"{__name__}.{rule.name}", f"{rule.name}: ``fold`` and ``update`` for kernels.")
+    sys.modules[namespace.__name__] = namespace  # kernels that call these are cached on disk by that name
     functions = {"fold": _fold(rule), "update": _update(rule)}
     if rule.vector or rule.by_row:
         functions["prologue"] = _prologue(rule)

@@ -180,3 +180,16 @@ print(all(np.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(got, want)), a
     if "No module named 'numba.cuda" in done.stderr:
         pytest.skip("this Numba has no CUDA target: pip install numba-cuda")
     assert done.stdout.strip() == "True True", done.stderr
+
+
+def test_kernels_are_cached_across_processes(tmp_path):
+    path = tmp_path / "kernels.py"
+    path.write_text(
+        "import numpy as np\nfrom numba import njit\nfrom fastopt.numba import adam\n"
+        "@njit(cache=True)\ndef step(p, g, m, v):\n    c = adam.fold(np.float64, 1)\n"
+        "    for i in range(p.size):\n        p[i], m[i], v[i] = adam.update(p[i], g[i], m[i], v[i], c)\n"
+        "step(*np.ones((4, 3)))\nprint(sum(step.stats.cache_hits.values()))\n"
+    )
+    for hits in ("0", "1"):
+        done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == hits, done.stderr

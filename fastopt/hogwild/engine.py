@@ -6,7 +6,6 @@ state. The formulas are those of `fastopt.numba`; what is here is only where the
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +18,6 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from .. import numba as fastopt_numba
 from .. import rules
 from ..backends import numba_cpu
 from ..numba import adagrad, sgd
@@ -40,16 +38,8 @@ _LINE = 16  # 4-byte elements of a cache line
 # ---- the rules ----
 
 
-def _of_rule(function: Any) -> Any:
-    """A function of `fastopt.numba`, so compiled that kernels made with it can be cached on disk: for that, Numba must
-    find the function's ``__module__`` in `sys.modules` when it compiles."""
-    namespace = function.__module__
-    sys.modules.setdefault(namespace, getattr(fastopt_numba, namespace.rpartition(".")[2]))
-    return njit(**_options)(function.py_func)
-
-
-_fold_sgd, _update_sgd = _of_rule(sgd.fold), _of_rule(sgd.update)
-_fold_adagrad, _update_adagrad = _of_rule(adagrad.fold), _of_rule(adagrad.update)
+_fold_sgd, _update_sgd = sgd.fold, sgd.update
+_fold_adagrad, _update_adagrad = adagrad.fold, adagrad.update
 
 
 # ---- memory ----
