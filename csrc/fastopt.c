@@ -358,8 +358,8 @@ static void update_part(void *context, int64_t begin, int64_t end)
 
 /* ---- rows ---- */
 
-/* Lookups are parted by their rows' highest bits into buckets, by the caller; each bucket is ordered and updated by
- * whichever thread takes it. A row's lookups stay in their order all along. */
+/* Lookups are dealt out into buckets, by their rows' highest bits; each bucket is ordered and updated by whichever thread
+ * takes it. A row's lookups stay in their order all along. */
 enum { BUCKET_BITS = 12, DIGIT = 11 }; /* so that counters fit the first-level cache */
 
 static int bits_of(int64_t n)
@@ -412,9 +412,34 @@ typedef struct {
     fastopt_segments segments; /* but for those of a part */
     fastopt_lookup *lookups, *other;
     int64_t *starts;
-    int shift;                 /* bits of a row that are within its bucket */
+    int shift, slices;         /* bits of a row that are within its bucket; parts that lookups are dealt out in */
+    int64_t *counts;           /* [slices][buckets]: the slice's lookups in the bucket, then where they go */
     int64_t buckets[(1 << BUCKET_BITS) + 1]; /* where each begins among the lookups */
 } row_context;
+
+static int64_t slice_at(const row_context *c, int64_t slice) { return c->segments.rows->count * slice / c->slices; }
+
+static void count_slices(void *context, int64_t begin, int64_t end)
+{
+    const row_context *c = context;
+    for (int64_t slice = begin; slice < end; slice++) {
+        int64_t *counts = c->counts + (slice << BUCKET_BITS);
+        memset(counts, 0, sizeof *counts << BUCKET_BITS);
+        for (int64_t i = slice_at(c, slice); i < slice_at(c, slice + 1); i++)
+            counts[row_at(c->segments.rows, i) >> c->shift]++;
+    }
+}
+
+static void deal_slices(void *context, int64_t begin, int64_t end)
+{
+    const row_context *c = context;
+    for (int64_t slice = begin; slice < end; slice++)
+        for (int64_t i = slice_at(c, slice); i < slice_at(c, slice + 1); i++) {
+            const int64_t row = row_at(c->segments.rows, i);
+            c->lookups[c->counts[(slice << BUCKET_BITS) + (row >> c->shift)]++] =
+                (fastopt_lookup){(uint32_t)row, (uint32_t)i};
+        }
+}
 
 static void bucket_part(void *context, int64_t begin, int64_t end)
 {
@@ -440,11 +465,12 @@ static void racing_part(void *context, int64_t begin, int64_t end)
     c->run(c->kernel, c->fold, &c->segments, begin, end);
 }
 
-/* Work space for n lookups: the lookups twice, and where segments start. */
+/* Work space for n lookups: the lookups twice, where segments start, and what slices count. */
+enum { MAX_SLICES = 16 };
 static fastopt_lookup *lookup_space(int64_t n)
 {
-    const size_t starts = (size_t)n + (1 << BUCKET_BITS) + 1;
-    return malloc((size_t)n * 2 * sizeof(fastopt_lookup) + starts * sizeof(int64_t));
+    const size_t starts = (size_t)n + (1 << BUCKET_BITS) + 1, counts = (size_t)MAX_SLICES << BUCKET_BITS;
+    return malloc((size_t)n * 2 * sizeof(fastopt_lookup) + (starts + counts) * sizeof(int64_t));
 }
 
 /* Updates the rows of a job, whose coefficients are folded, in a work space for its lookups. */
@@ -466,7 +492,7 @@ static void update_rows(const fastopt_job *job, fastopt_lookup *space)
     };
     if (rows->duplicates == FASTOPT_HOGWILD) {
         for (int64_t i = 0; i < n; i++) {
-            space[i] = (fastopt_lookup){row_at(rows, i), i};
+            space[i] = (fastopt_lookup){(uint32_t)row_at(rows, i), (uint32_t)i};
             c.starts[i] = i;
         }
         c.starts[n] = n;
@@ -474,20 +500,25 @@ static void update_rows(const fastopt_job *job, fastopt_lookup *space)
         parallel(racing_part, &c, n, GRAIN / width + 1, ROW_CHUNK / width + 1, 1, job->threads);
         return;
     }
-    const int bits = bits_of(rows->rows - 1), most = bits_of(n / 16);
-    const int own = bits < BUCKET_BITS ? bits : BUCKET_BITS, bucket_bits = own < most ? own : most;
+    const int bits = bits_of(rows->rows - 1), most = bits_of(n / 16) < BUCKET_BITS ? bits_of(n / 16) : BUCKET_BITS;
+    const int bucket_bits = bits < most ? bits : most;
     const int64_t buckets = (int64_t)1 << bucket_bits, each = n / buckets * width + 1;
     c.shift = bits - bucket_bits;
-    for (int64_t i = 0; i < n; i++)
-        c.buckets[(row_at(rows, i) >> c.shift) + 1]++;
-    for (int64_t b = 0; b < buckets; b++)
-        c.buckets[b + 1] += c.buckets[b];
-    for (int64_t i = 0; i < n; i++) { /* moves each beginning to its end, which is the next's beginning */
-        const int64_t row = row_at(rows, i);
-        space[c.buckets[row >> c.shift]++] = (fastopt_lookup){row, i};
+    c.slices = n < GRAIN || job->threads < 2 ? 1 : job->threads < MAX_SLICES ? job->threads : MAX_SLICES;
+    c.counts = c.starts + n + (1 << BUCKET_BITS) + 1;
+    parallel(count_slices, &c, c.slices, 1, 1, 1, job->threads);
+    int64_t at = 0;
+    for (int64_t b = 0; b < buckets; b++) {
+        c.buckets[b] = at;
+        for (int slice = 0; slice < c.slices; slice++) {
+            int64_t *count = &c.counts[(slice << BUCKET_BITS) + b];
+            const int64_t own = *count;
+            *count = at;
+            at += own;
+        }
     }
-    memmove(c.buckets + 1, c.buckets, buckets * sizeof *c.buckets);
-    c.buckets[0] = 0;
+    c.buckets[buckets] = n;
+    parallel(deal_slices, &c, c.slices, 1, 1, 1, job->threads);
     parallel(bucket_part, &c, buckets, GRAIN / each + 1, ROW_CHUNK / each + 1, 1, job->threads);
 }
 
@@ -509,7 +540,7 @@ static int check_kind(int32_t rule, int32_t dtype, int32_t copies, int32_t threa
 
 static int check_rows(const fastopt_rows *rows, const int64_t *strides)
 {
-    if (rows->rows < 0 || rows->width < 0 || rows->count < 0 || rows->count > INT64_MAX / 64
+    if (rows->rows < 0 || rows->width < 0 || rows->count < 0 || rows->rows > UINT32_MAX || rows->count > UINT32_MAX
         || (rows->index_size != 4 && rows->index_size != 8))
         return FASTOPT_BAD_SIZE;
     if (rows->duplicates < FASTOPT_SUM || rows->duplicates > FASTOPT_HOGWILD)
@@ -704,5 +735,22 @@ int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t a
         return error;
     stream_context context = {arrays, ahead, addresses};
     parallel(stream_part, &context, n, GRAIN, CHUNK, ALIGN, threads);
+    return FASTOPT_OK;
+}
+
+static void row_stream_part(void *context, int64_t begin, int64_t end) { chosen->stream_rows(context, begin, end); }
+
+int fastopt_stream_rows(int64_t segments, const int64_t *rows, const int64_t *starts, const int64_t *places,
+                        int64_t width, int32_t arrays, float *const *addresses, int32_t threads)
+{
+    if (segments < 0 || width < 1 || arrays < 2 || arrays > 5)
+        return FASTOPT_BAD_SIZE;
+    if (!rows || !starts || !places || !addresses)
+        return FASTOPT_NULL_POINTER;
+    int error = check_threads(threads);
+    if (error)
+        return error;
+    fastopt_row_stream stream = {rows, starts, places, width, arrays, addresses};
+    parallel(row_stream_part, &stream, segments, GRAIN / width + 1, ROW_CHUNK / width + 1, 1, threads);
     return FASTOPT_OK;
 }

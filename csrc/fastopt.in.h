@@ -169,9 +169,9 @@ FASTOPT_API int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int6
 /* A gradient of some rows of a parameter: lookup i is of the row indices[i]. */
 enum { FASTOPT_SUM = 0, FASTOPT_SEQUENTIAL = 1, FASTOPT_HOGWILD = 2 };
 typedef struct {
-    int64_t rows;               /* of the parameter */
+    int64_t rows;               /* of the parameter, below 2^32 */
     int64_t width;              /* elements of a row */
-    int64_t count;              /* lookups */
+    int64_t count;              /* lookups, below 2^32 */
     const void *indices;        /* [count], in [0, rows) */
     int32_t index_size;         /* 4 or 8 bytes */
     int32_t duplicates;         /* what a row's several lookups mean: FASTOPT_SUM, their sum; FASTOPT_SEQUENTIAL, one
@@ -249,6 +249,12 @@ FASTOPT_API int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *ad
  * arithmetic than keeps the compiler from leaving them out; `ahead` is how far to prefetch, in elements (0: not at
  * all). */
 FASTOPT_API int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads);
+
+/* The same for rows, whose order is given: segment u is of row rows[u] and has the gradients places[starts[u]] to
+ * places[starts[u + 1] - 1]. Of 2 to 5 float32 arrays with rows of `width`, the second is that of gradients. */
+FASTOPT_API int fastopt_stream_rows(int64_t segments, const int64_t *rows, const int64_t *starts,
+                                    const int64_t *places, int64_t width, int32_t arrays, float *const *addresses,
+                                    int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -67,11 +67,34 @@ static void stream(int64_t n, int arrays, float *const *a, int ahead)
 }
 
 #define ENTRY(rule, copies) [number_##rule][copies - 1] = {run_##rule##_##copies##_f32, run_##rule##_##copies##_f64},
+/* The ceiling of updates of rows: each of a row's gradients is added to the row, the first to its states' rows too. */
+static void stream_rows(const fastopt_row_stream *s, int64_t begin, int64_t end)
+{
+    const int64_t width = s->width, last = s->starts[end];
+    for (int64_t u = begin; u < end; u++)
+        for (int64_t q = s->starts[u]; q < s->starts[u + 1]; q++) {
+            const float *restrict g = s->addresses[1] + s->places[q] * width;
+            const float *next = s->addresses[1] + s->places[q + 16 < last ? q + 16 : last - 1] * width;
+            for (int64_t k = 0; k < width; k += 16)
+                __builtin_prefetch(next + k, 0, 3);
+            for (int j = 0; j < s->arrays; j++) {
+                if (j == 1 || (j > 1 && q > s->starts[u]))
+                    continue;
+                float *restrict p = s->addresses[j] + s->rows[u] * width;
+                const float *soon = s->addresses[j] + s->rows[u + 8 < end ? u + 8 : end - 1] * width;
+                for (int64_t k = 0; q == s->starts[u] && k < width; k += 16)
+                    __builtin_prefetch(soon + k, 1, 3);
+                for (int64_t k = 0; k < width; k++)
+                    p[k] += g[k];
+            }
+        }
+}
+
 /* The elements of a rule of rows are updated by another's kernel. */
 #define ROW_KERNEL(rule, update) [number_##rule][0] = {run_##update##_1_f32, run_##update##_1_f64},
 #define ROW_ENTRY(rule, update) [number_##rule] = {fold_row_##rule##_f32, fold_row_##rule##_f64},
 const fastopt_level PASTE(fastopt_level_, FASTOPT_ISA) = {
     QUOTE(FASTOPT_ISA), {FASTOPT_INSTANCES(ENTRY) FASTOPT_ROW_RULES(ROW_KERNEL)}, {run_f32, run_f64}, {run_rows_f32, run_rows_f64},
     {FASTOPT_ROW_RULES(ROW_ENTRY)},
-    {square_sum_f32, square_sum_f64}, stream,
+    {square_sum_f32, square_sum_f64}, stream, stream_rows,
 };

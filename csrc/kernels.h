@@ -18,9 +18,10 @@ typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coeff
 typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses,
                                const int64_t *strides, const double *coefficients, int row, int prefetch);
 
-/* A lookup: the row that it is of, and its place among the lookups. */
+/* A lookup: the row that it is of, and its place among the lookups. Half as long as with 64 bits, and twice as fast to
+ * sort; that many rows or lookups are refused. */
 typedef struct {
-    int64_t row, place;
+    uint32_t row, place;
 } fastopt_lookup;
 
 /* Lookups by segments, each of one row: segment u is lookups[starts[u]] to lookups[starts[u + 1] - 1]. */
@@ -39,6 +40,14 @@ typedef void (*fastopt_row_fold)(double square, void *states, const void *folded
 typedef void (*fastopt_row_runner)(fastopt_kernel kernel, fastopt_row_fold fold, const fastopt_segments *s,
                                    int64_t begin, int64_t end);
 
+/* The traffic of an update of rows whose order is known: see fastopt_stream_rows. */
+typedef struct {
+    const int64_t *rows, *starts, *places;
+    int64_t width;
+    int arrays;
+    float *const *addresses;
+} fastopt_row_stream;
+
 typedef struct {
     const char *name;
     fastopt_kernel kernels[KERNELS][FASTOPT_MAX_COPIES][2]; /* by kernel, copies - 1 and dtype */
@@ -47,6 +56,7 @@ typedef struct {
     fastopt_row_fold row_folds[KERNELS][2]; /* by kernel; NULL for a rule of elements */
     double (*square_sum[2])(int64_t n, const char *from, int64_t stride);
     void (*stream)(int64_t n, int arrays, float *const *addresses, int ahead);
+    void (*stream_rows)(const fastopt_row_stream *s, int64_t begin, int64_t end);
 } fastopt_level;
 
 #endif

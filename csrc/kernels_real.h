@@ -100,7 +100,7 @@ static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place,
 }
 
 /* Lookups ahead to prefetch: rows lie anywhere, so that only the list of lookups tells what comes next. */
-#define LOOKUPS_AHEAD 16
+#define LOOKUPS_AHEAD 12
 
 /* A lookup's gradient, and if it is the first of its row, the row too. Inlined by force: gcc takes a function that does
  * nothing but prefetch for one without effect, and drops its calls. */
@@ -251,10 +251,16 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
             next = sum ? last : q + 1;
             for (int64_t column = 0, m; column < width; column += m) {
                 m = width - column < TILE ? width - column : TILE;
-                FN(gather)(params, FN(row_address)(s, u, 0, column), size, m);
+                const real *param = (const real *)FN(row_address)(s, u, 0, column);
                 FN(sum_gradients)(s, q, next, column, m, grads);
-                for (int64_t i = 0; i < m; i++)
-                    squares[i] = FN(prologue)(&params[i], grads[i], &prologue);
+                if (!direct) {
+                    FN(gather)(params, (const char *)param, size, m);
+                    param = params;
+                }
+                for (int64_t i = 0; i < m; i++) {
+                    real p = param[i];
+                    squares[i] = FN(prologue)(&p, grads[i], &prologue);
+                }
                 FN(add_squares)(squares, m, lanes);
             }
             for (int j = 2; j < s->arrays; j++)

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=_count, help="threads of all but NumPy (default: as fastopt info says)")
     bench.add_argument("--repeats", type=_count, default=9, help="times each is run; slow ones less often (default 9)")
     bench.add_argument("--tensors", action="store_true", help="also times steps of many small tensors")
+    bench.add_argument("--sparse", action="store_true", help="also times updates of an embedding table's rows")
     bench.add_argument("--no-digits", dest="digits", action="store_false", help="does not train")
     bench.add_argument("--json", type=_file, metavar="FILE", help="also writes the results there")
     return parser

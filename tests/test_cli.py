@@ -103,6 +103,17 @@ def test_peers_agree(name):
     peers.check(fastopt.RULES[name], 1003)
 
 
+@pytest.mark.parametrize("name", ["rowwise_adagrad", "adagrad", "sgd", "adam"])
+def test_bench_of_rows(name):
+    from fastopt.bench import sparse
+
+    row = sparse.Measure(threads=1, repeats=2, rows=3000, lookups=900)(name)
+    for who in ("native", "ceiling"):
+        assert fastopt.available_backends()["native"] != "available" or row[f"{who}_ms"] > 0
+    assert row["numba_ms"] > 0
+    assert isinstance(sparse.missing(), str)
+
+
 def test_digits():
     pytest.importorskip("sklearn")
     from fastopt.bench.digits import train

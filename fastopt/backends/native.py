@@ -167,4 +167,13 @@ def stream(arrays: Sequence[np.ndarray], ahead: int, threads: int) -> None:
     _check(lib.fastopt_stream(arrays[0].size, len(arrays), addresses, ahead, threads))
 
 
+def stream_rows(
+    arrays: Sequence[np.ndarray], rows: np.ndarray, starts: np.ndarray, places: np.ndarray, threads: int
+) -> None:
+    """The ceiling of updates of rows, whose order is given: see fastopt.h."""
+    addresses = ffi.new("float *[]", [_pointer("float *", array) for array in arrays])
+    tables = [_pointer("int64_t *", table) for table in (rows, starts, places)]
+    _check(lib.fastopt_stream_rows(len(rows), *tables, arrays[0].shape[1], len(arrays), addresses, threads))
+
+
 set_isa(os.environ.get("FASTOPT_ISA"))

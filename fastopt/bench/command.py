@@ -20,7 +20,7 @@ from .. import settings
 from ..dispatch import available_backends
 from ..info import configuration
 from ..rules import RULES, Rule
-from . import peers, tensors
+from . import peers, sparse, tensors
 from .timing import Call, interleaved, ratio
 
 Row = dict[str, Any]
@@ -90,7 +90,7 @@ class _Rules:
 
 
 def _sections(
-    size: int, rules: Sequence[str], threads: int, repeats: int, small: bool, digits: bool
+    size: int, rules: Sequence[str], threads: int, repeats: int, small: bool, rows: bool, digits: bool
 ) -> Iterator[Section]:
     if digits:
         from .digits import train  # at once: its packages may be missing
@@ -130,6 +130,28 @@ def _sections(
                 "torch fused": _number("torch_us"),
             },
         )
+    if rows:
+        yield Section(
+            "sparse",
+            f"One step of {sparse.LOOKUPS:,} Zipf-distributed lookups of rows of {sparse.WIDTH} float32, of a table of "
+            f"{sparse.ROWS:,} rows",
+            list(sparse.CASES),
+            sparse.Measure(threads, repeats),
+            {
+                "rule": lambda row: row["rule"],
+                "ceiling\nms": _number("ceiling_ms", 2),
+                "native\nms": _number("native_ms", 2),
+                "native\nshare": _number("native_share", 0, " %", 100),
+                "numba\nms": _number("numba_ms", 2),
+                "FBGEMM\nms": _number("fbgemm_ms", 2),
+                "FBGEMM/\nnative": _number("fbgemm_ratio", 1, "x"),
+                "torch\nms": _number("torch_ms", 2),
+                "torch/\nnative": _number("torch_ratio", 1, "x"),
+            },
+            "Repeated rows are summed. native, numba: opt.step with a fresh RowSparse, ordering included; FBGEMM: its fused "
+            "backward;\ntorch: step() of its optimizer with a sparse gradient. ceiling: the same rows' traffic in an order "
+            "known beforehand.\n" + sparse.missing(),
+        )
     if digits:
         yield Section(
             "digits",
@@ -168,6 +190,7 @@ def bench(
     threads: int | None = None,
     repeats: int = 9,
     tensors: bool = False,
+    sparse: bool = False,
     digits: bool = True,
     json: str | None = None,
 ) -> int:
@@ -183,8 +206,8 @@ def bench(
         Threads of all but NumPy; by default the process's number.
     repeats : int
         Rounds.
-    tensors, digits : bool
-        Whether to time small tensors; whether to train.
+    tensors, sparse, digits : bool
+        Whether to time small tensors; updates of rows; whether to train.
     json : str, optional
         A file for the results.
 
@@ -204,7 +227,7 @@ def bench(
     for heading, text in report["configuration"].items():
         out.print(f"{heading + ':':20} {text}", markup=False, soft_wrap=True)
     try:
-        for section in _sections(size, rules, threads, repeats, tensors, digits):
+        for section in _sections(size, rules, threads, repeats, tensors, sparse, digits):
             rows = report[section.key] = []
             try:
                 for name in _each(section.names, section.title, progress):

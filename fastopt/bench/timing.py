@@ -20,7 +20,9 @@ def seconds(call: Call) -> float:
     return perf_counter() - start
 
 
-def interleaved(calls: Mapping[str, Call], repeats: int, budget: float = 0.6) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Call], repeats: int, budget: float = 0.6, before: Mapping[str, Call] | None = None
+) -> dict[str, list[float]]:
     """Seconds of each call by round, all of them run in turns after one warm-up each, every round in another order.
 
     Parameters
@@ -31,15 +33,24 @@ def interleaved(calls: Mapping[str, Call], repeats: int, budget: float = 0.6) ->
         The number of rounds.
     budget : float
         Seconds for each; calls that would need more take part in fewer rounds, two at least.
+    before : mapping of str to callable, optional
+        What some calls need done before each time, which is not timed.
     """
-    rounds = {name: min(repeats, max(2, int(budget / seconds(call)))) for name, call in calls.items()}
+    prepare = before or {}
+
+    def timed(name: str) -> float:
+        if name in prepare:
+            prepare[name]()
+        return seconds(calls[name])
+
+    rounds = {name: min(repeats, max(2, int(budget / timed(name)))) for name in calls}
     shuffle = Random(0)  # what a call leaves in caches and threads is not always the same one's burden
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(repeats):
-        for name, call in shuffle.sample(list(calls.items()), len(calls)):
+        for name in shuffle.sample(list(calls), len(calls)):
             if i < rounds[name]:
                 sleep(REST)
-                times[name].append(seconds(call))
+                times[name].append(timed(name))
     return times
 
 
