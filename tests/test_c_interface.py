@@ -577,7 +577,7 @@ def test_the_ctypes_example():
 
 def test_the_numba_example_in_two_threads():
     names = {}
-    exec(snippet("ctypes.CDLL") + snippet("nogil=True"), names)
+    exec(snippet("ctypes.CDLL") + snippet("def train(p, g, m, v"), names)
     results = {}
 
     def work(seed):

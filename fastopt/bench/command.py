@@ -148,9 +148,9 @@ def _sections(
                 "torch\nms": _number("torch_ms", 2),
                 "torch/\nnative": _number("torch_ratio", 1, "x"),
             },
-            "Repeated rows are summed. native, numba: opt.step with a fresh RowSparse, ordering included; FBGEMM: its fused "
-            "backward;\ntorch: step() of its optimizer with a sparse gradient. ceiling: the same rows' traffic in an order "
-            "known beforehand.\n" + sparse.missing(),
+            "Repeated rows are summed. native, numba: opt.step with a fresh RowSparse, ordering included; FBGEMM: its\n"
+            "fused backward; torch: step() with a sparse gradient. ceiling: the same rows' traffic, its order known.\n"
+            + sparse.missing(),
         )
     if digits:
         yield Section(
