@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, compress
 from operator import attrgetter, itemgetter
 from typing import Any, ClassVar
@@ -534,7 +535,7 @@ def _documentation(arguments: TorchArguments, signature: inspect.Signature) -> s
     }
     lines = [
         *arguments.formulas(),
-        f"A `torch.optim.Optimizer`; see `fastopt.{arguments.name}` for arrays without torch.",
+        f"A `torch.optim.Optimizer`; for arrays without torch see `fastopt.{arguments.rules[0].optimizer}`.",
         "",
         "Parameters",
         "----------",
@@ -567,8 +568,17 @@ def _define(arguments: TorchArguments) -> type[Optimizer]:
     return type(arguments.name, (Optimizer,), namespace)
 
 
+def _sparse_adam() -> TorchArguments:
+    """torch's SparseAdam: Adam in the eps-hat form. (What makes it sparse are its gradients, which any class takes.)"""
+    adam = TorchArguments.of(ARGUMENTS["Adam"])
+    return replace(adam, name="SparseAdam", defaults={**adam.defaults, "eps_hat": True})
+
+
 #: Every class by name.
-CLASSES: dict[str, type[Optimizer]] = {name: _define(TorchArguments.of(a)) for name, a in ARGUMENTS.items()}
+CLASSES: dict[str, type[Optimizer]] = {
+    arguments.name: _define(arguments)
+    for arguments in (*(TorchArguments.of(own) for own in ARGUMENTS.values()), _sparse_adam())
+}
 globals().update(CLASSES)
 
 
