@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from . import settings
 from .dispatch import hyper_row
 from .rules import RULES, Rule
 
@@ -144,6 +145,26 @@ class TorchArguments(Arguments):
 _DECOUPLED = MappingProxyType({"weight_decay": "", "decoupled_weight_decay": "weight_decay"})
 
 
+def read_call(
+    cls: type, params: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], str | None, int]:
+    """What a class was called with: hyper-parameters with their defaults, the backend, the threads (0: by default).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument that the class does not have, or a backend or threads that there cannot be.
+    """
+    try:
+        bound = inspect.signature(cls).bind(params, *args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{cls.__name__}: {error}") from None
+    bound.apply_defaults()
+    options = {key: value for key, value in bound.arguments.items() if key != "params"}
+    backend, threads = settings.check_backend("backend", options.pop("backend")), options.pop("threads")
+    return options, backend, 0 if threads is None else settings.check_threads("threads", threads)
+
+
 # ---- the classes' arguments, from the rule table ----
 
 
@@ -207,4 +228,4 @@ ARGUMENTS: Mapping[str, Arguments] = MappingProxyType(
     {name: _arguments(name) for name in dict.fromkeys(rule.optimizer for rule in RULES.values())}
 )
 
-__all__ = ["ARGUMENTS", "Arguments", "TorchArguments"]
+__all__ = ["ARGUMENTS", "Arguments", "TorchArguments", "read_call"]

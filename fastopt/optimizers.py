@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import sys
 import weakref
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import settings
-from .arguments import ARGUMENTS, Arguments
+from .arguments import ARGUMENTS, Arguments, read_call
 from .arrays import Array, address_of, check_overlap, check_tensor, new_like, view
 from .checkpoint import group_from_torch, state_from_torch
 from .dispatch import (
@@ -216,16 +215,7 @@ class Optimizer:
     last_grad_norm: float | None = None
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            bound = inspect.signature(type(self)).bind(params, *args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{type(self).__name__}: {error}") from None
-        bound.apply_defaults()
-        options = dict(bound.arguments)
-        options.pop("params")
-        self._backend_name = settings.check_backend("backend", options.pop("backend"))
-        threads = options.pop("threads")
-        self._threads = 0 if threads is None else settings.check_threads("threads", threads)
+        options, self._backend_name, self._threads = read_call(type(self), params, args, kwargs)
         self._scheduled: set[int] = set()
         self._last: _Last | None = None
         self._structure, groups = _read_params(params)

@@ -30,7 +30,7 @@ from torch.autograd.graph import increment_version
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import norms, settings
-from .arguments import ARGUMENTS, TorchArguments
+from .arguments import ARGUMENTS, TorchArguments, read_call
 from .arrays import Array, check_overlap, check_tensor, new_like, view
 from .checkpoint import torch_state_dict
 from .dispatch import Gradients, Parameters, Rows, check_rows, choose_backend, make_jobs, make_row_job, split_copies
@@ -66,16 +66,7 @@ class Optimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            bound = inspect.signature(type(self)).bind(params, *args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{type(self).__name__}: {error}") from None
-        bound.apply_defaults()
-        options = dict(bound.arguments)
-        options.pop("params")
-        self._backend_name = settings.check_backend("backend", options.pop("backend"))
-        threads = options.pop("threads")
-        self._threads = 0 if threads is None else settings.check_threads("threads", threads)
+        options, self._backend_name, self._threads = read_call(type(self), params, args, kwargs)
         self._bound: _Bound | None = None
         super().__init__(params, {**self.arguments.defaults, **options})
 
