@@ -1,6 +1,8 @@
 """Gradients of some rows: the dense rules on the rows named, by brute force; what repeated rows mean; bags."""
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,6 +257,17 @@ def test_bags_are_their_expansion(mode, weighted, backend):
             functional.adagrad(p, gradient, s, step=1, lr=0.1, weight_decay=0.1, backend=backend, threads=1)
         assert_same_bits(arrays[1], arrays[0])
         assert_same_bits(arrays[2], arrays[0])
+
+
+def test_the_example_in_readme():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = re.search(r"<!-- rows -->\n```python\n(.*?)```", readme, re.S)[1]
+    rng = np.random.default_rng(0)
+    indices, values = rng.integers(0, 1_000_000, 100), rng.standard_normal((100, 64)).astype("f4")
+    names = {"np": np, "fastopt": fastopt, "indices": indices, "values": values}
+    names |= {"offsets": np.arange(0, 100, 10), "upstream": values[:10]}
+    exec(code, names)
+    assert set(np.flatnonzero(names["table"].any(axis=1))) == set(indices)
 
 
 # ---- other libraries ----
