@@ -174,14 +174,14 @@ class _Last:
 
 def _split(grads: list[Any]) -> tuple[list[Any], list[tuple[int, RowSparse]]]:
     """Dense gradients, with None in the others' places; and those of some rows, with their places."""
-    if all(map(_is_plain, map(type, grads))):
+    if _PLAIN.issuperset(map(type, grads)):
         return grads, []
     rows = [(i, as_row_sparse(grad, f"grads[{i}]" if len(grads) > 1 else "grads")) for i, grad in enumerate(grads)]
     dense = [grad if found is None else None for grad, (_, found) in zip(grads, rows, strict=True)]
     return dense, [(i, found) for i, found in rows if found is not None]
 
 
-_is_plain = frozenset([np.ndarray, type(None)]).__contains__
+_PLAIN = frozenset([np.ndarray, type(None)])
 
 
 def _references(grads: Sequence[Any]) -> list[Any]:
@@ -423,9 +423,15 @@ class Optimizer:
         BackendUnavailable
             The backend asked for, or one for the arrays' device, is not here.
         """
-        dense, rows = _split(self._read_grads(grads))
+        arrays = self._read_grads(grads)
         last = self._last
-        if last is not None and last.plan._backend is self._backend() and last.fits(dense):
+        if last is not None and last.plan._backend is not self._backend():
+            last = None
+        if last is not None and last.fits(arrays):
+            last.plan.step(grad_scale, max_norm)
+            return
+        dense, rows = _split(arrays)
+        if rows and last is not None and last.fits(dense):
             self._with_rows(last.plan, rows).step(grad_scale, max_norm)
             return
         self._last = None

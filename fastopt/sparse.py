@@ -153,12 +153,12 @@ class RowSparse:
         if self.values.dtype != param.dtype:
             raise TypeError(f"{name}: found dtype {self.values.dtype}, expected {param.dtype} as {of} has")
         if self.indices.size:
-            low, high = int(self.indices.min()), int(self.indices.max())
-            if low < 0 or high >= param.shape[0]:
-                raise ValueError(
-                    f"{name}: found index {low if low < 0 else high}, expected 0 to {param.shape[0] - 1}, as {of} has "
-                    f"{param.shape[0]} rows"
-                )
+            # As unsigned numbers negative ones are the largest: one pass finds whatever is out of range.
+            unsigned = self.indices.view(f"u{self.indices.itemsize}")
+            if int(unsigned.max()) >= param.shape[0]:
+                found = self.indices[unsigned.argmax()]
+                last = param.shape[0] - 1
+                raise ValueError(f"{name}: found index {found}, expected 0 to {last}, as {of} has {last + 1} rows")
         width = math.prod(param.shape[1:])
         kind = DUPLICATES.index(self.duplicates)
         return self.values, Rows(param.shape[0], width, self.indices, kind, self._source, self._weights)
