@@ -18,6 +18,10 @@ HELD_OUT = 360  # of 1797
 LR = {"SGD": 0.5, "Momentum": 0.05, "NAG": 0.05, "QHM": 0.5, "AggMo": 0.05, "Adadelta": 1.0}
 
 
+#: FTRL, for linear models, forgets the weights that it begins with, and from zero such a network learns nothing.
+LEFT_OUT = ("FTRL",)
+
+
 @cache
 def _data() -> tuple[np.ndarray, np.ndarray]:
     images, labels = load_digits(return_X_y=True)
