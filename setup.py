@@ -249,5 +249,10 @@ class BuildLibrary(build_ext):
 setup(
     cffi_modules=["fastopt/backends/_native_build.py:ffi"],
     cmdclass={"build_ext": BuildLibrary},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={
+        "bdist_wheel": {"py_limited_api": "cp310"},
+        # By path: by the default's import hook, a folder that holds no more than what Numba cached beside an installation
+        # since removed would pass for the package.
+        "editable_wheel": {"mode": "compat"},
+    },
 )
