@@ -251,8 +251,8 @@ setup(
     cmdclass={"build_ext": BuildLibrary},
     options={
         "bdist_wheel": {"py_limited_api": "cp310"},
-        # By path: by the default's import hook, a folder that holds no more than what Numba cached beside an installation
-        # since removed would pass for the package.
+        # By path: for the default's import hook, a folder that holds only what Numba cached beside an installation
+        # since removed would be the package.
         "editable_wheel": {"mode": "compat"},
     },
 )
