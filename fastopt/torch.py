@@ -37,6 +37,13 @@ from .dispatch import Gradients, Parameters, Rows, check_rows, choose_backend, m
 from .rules import REQUIRED, Rule
 from .sparse import RowSparse, as_row_sparse
 
+try:
+    increment_version([])
+except TypeError:  # older ones take a single tensor only
+    raise ImportError(
+        f'fastopt.torch needs a newer PyTorch than {torch.__version__}: pip install --upgrade "fastopt[torch]"'
+    ) from None
+
 _data_ptr: Callable[[Any], int] = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
 _nbytes = attrgetter("nbytes")

@@ -692,9 +692,14 @@ def test_without_torch():
     import subprocess
     import sys
 
-    code = "import sys; sys.modules['torch'] = None; import fastopt.torch"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert 'pip install "fastopt[torch]"' in done.stderr
+    older = "import torch.autograd.graph as g; g.increment_version = int"  # which takes no list either
+    for code, said in (
+        ("import sys; sys.modules['torch'] = None", 'pip install "fastopt[torch]"'),
+        (older, 'pip install --upgrade "fastopt[torch]"'),
+    ):
+        code += "; import fastopt.torch"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert said in done.stderr
 
 
 def test_numpy_classes_and_functions_refuse_a_tensor_that_is_no_leaf():
