@@ -59,6 +59,7 @@ def instance(name, states, copies):
         store = " ".join(f"{s}_{k}[i] = s.{s};" for s in states)
         update += f"{{ FN({name}_states) s = {{{load}}}; FN({name})(&p, g, &s, &coefs[{k}]); {store} }} "
     return [
+        f"enum {{ ARRAYS_{name}_{copies} = {2 + copies * len(states)} }};",
         f"#define POINTERS_{name}_{copies} {declare}",
         f"#define PREFETCH_{name}_{copies}(i) {prefetch}",
         f"#define UPDATE_{name}_{copies} {update}",

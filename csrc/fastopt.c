@@ -66,6 +66,7 @@ const char *fastopt_message(int code)
         [FASTOPT_BAD_THREADS] = "a number of threads below 1 or above FASTOPT_MAX_THREADS",
         [FASTOPT_NULL_POINTER] = "a null pointer where there must be an array",
         [FASTOPT_NO_MEMORY] = "out of memory",
+        [FASTOPT_BAD_STORAGE] = "dtypes or options of storage that do not go together",
         [FASTOPT_ROW_RULE] = "a rule whose states are of rows: fastopt_update_rows takes it",
         [FASTOPT_BAD_INDEX] = "an index below 0, or not below the number of rows",
     };
@@ -329,30 +330,61 @@ static void advance(fastopt_job *job)
     }
 }
 
-/* Elements [begin, end) of a job; without a row_of, all tensors share the first row of coefficients. */
+/* How many arrays a tensor has: of the update, and with those that storage adds. */
+static int arrays_of(int rule, int copies) { return 2 + copies * rules[rule].rule.states; }
+static int all_arrays_of(int rule, int copies, const fastopt_storage *storage)
+{
+    const int options = storage ? storage->options : 0;
+    return arrays_of(rule, copies) + !!(options & (FASTOPT_KAHAN | FASTOPT_MASTER)) + !!(options & FASTOPT_AVERAGE);
+}
+
+static int in_blocks(int32_t dtype) { return dtype == FASTOPT_BLOCKS_SIGNED || dtype == FASTOPT_BLOCKS_POSITIVE; }
+static int64_t size_of(int32_t dtype) { return dtype == FASTOPT_FLOAT64 ? 8 : dtype == FASTOPT_FLOAT32 ? 4 : 2; }
+
+/* Whether any of a job's arrays is in blocks, which are updated whole. */
+static int has_blocks(const fastopt_storage *storage, int arrays)
+{
+    for (int j = 2; storage && j < arrays; j++)
+        if (in_blocks(storage->dtypes[j]))
+            return 1;
+    return 0;
+}
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Elements [begin, end) of a job; of a run in blocks, the blocks that begin there. */
 static void update_part(void *context, int64_t begin, int64_t end)
 {
     const fastopt_job *job = context;
-    const int row = job->copies * rules[job->rule].rule.coefficients;
-    const int arrays = 2 + job->copies * rules[job->rule].rule.states;
-    const fastopt_kernel kernel = chosen->kernels[rules[job->rule].kernel][job->copies - 1][job->dtype];
+    const fastopt_storage *storage = job->storage;
+    const int row = job->copies * rules[job->rule].rule.coefficients, kernel_of = rules[job->rule].kernel;
+    const int arrays = arrays_of(job->rule, job->copies), all = all_arrays_of(job->rule, job->copies, storage);
+    const fastopt_kernel kernel = (storage ? chosen->stored : chosen->kernels)[kernel_of][job->copies - 1][job->dtype];
     const fastopt_runner run = chosen->run[job->dtype];
-    const int64_t size = job->dtype == FASTOPT_FLOAT64 ? 8 : 4;
-    const int prefetch = prefetch_pays(job->offsets[job->runs] * arrays * size);
-    void *addresses[MAX_ARRAYS];
-    for (int64_t r = find_run(job->offsets, job->runs, begin); begin < end; r++) {
-        int64_t stop = job->offsets[r + 1] < end ? job->offsets[r + 1] : end;
-        if (stop == begin)
+    const int64_t block = has_blocks(storage, arrays) ? FASTOPT_BLOCK : 1;
+    int64_t bytes = 0;
+    for (int j = 0; j < all; j++)
+        bytes += storage ? in_blocks(storage->dtypes[j]) ? 1 : size_of(storage->dtypes[j]) : size_of(job->dtype);
+    fastopt_pass pass = {.prefetch = prefetch_pays(job->offsets[job->runs] * bytes), .storage = storage};
+    void *addresses[MAX_STORED];
+    for (int64_t r = find_run(job->offsets, job->runs, begin); r < job->runs && job->offsets[r] < end; r++) {
+        const int64_t first = job->offsets[r], length = job->offsets[r + 1] - first;
+        const int64_t start = round_up(begin > first ? begin - first : 0, block);
+        const int64_t stop = round_up(end - first, block) < length ? round_up(end - first, block) : length;
+        if (start >= stop)
             continue;
-        const int64_t *strides = job->strides ? job->strides + r * arrays : NULL;
-        for (int j = 0; j < arrays; j++)
-            addresses[j] = (char *)job->addresses[r * arrays + j]
-                         + (begin - job->offsets[r]) * (strides ? strides[j] : size);
-        const double *coefficients = job->coefficients;
-        if (job->row_of)
-            coefficients += (int64_t)job->row_of[job->tensor_of[r]] * row;
-        run(kernel, stop - begin, arrays, addresses, strides, coefficients, row, prefetch);
-        begin = stop;
+        const int64_t *strides = job->strides ? job->strides + r * all : NULL;
+        for (int j = 0; j < all; j++) {
+            const int32_t dtype = storage ? storage->dtypes[j] : job->dtype;
+            const int64_t beyond = in_blocks(dtype) ? start / FASTOPT_BLOCK * FASTOPT_BLOCK_BYTES
+                                                    : start * (strides ? strides[j] : size_of(dtype));
+            addresses[j] = (char *)job->addresses[r * all + j] + beyond;
+        }
+        const int32_t tensor = job->tensor_of[r];
+        const double *coefficients = job->coefficients + (int64_t)job->row_of[tensor] * row;
+        pass.step = job->steps[job->parameter[tensor]];
+        pass.element = (job->elements ? job->elements[r] : first + (storage ? storage->first_element : 0)) + start;
+        run(kernel, stop - start, arrays, all, addresses, strides, coefficients, row, &pass);
     }
 }
 
@@ -480,12 +512,15 @@ static void update_rows(const fastopt_job *job, fastopt_lookup *space)
     const fastopt_rule *rule = &rules[job->rule].rule;
     const int kernel = rules[job->rule].kernel;
     const int64_t n = rows->count, width = rows->width;
+    const fastopt_pass pass = {.storage = job->storage,
+                               .element = job->elements ? job->elements[0] : 0,
+                               .step = job->steps ? job->steps[job->parameter[0]] : 0};
     row_context c = {
-        .kernel = chosen->kernels[kernel][job->copies - 1][job->dtype],
+        .kernel = (job->storage ? chosen->stored : chosen->kernels)[kernel][job->copies - 1][job->dtype],
         .fold = chosen->row_folds[kernel][job->dtype],
         .run = chosen->run_rows[job->dtype],
-        .segments = {rows, space, NULL, n, 2 + job->copies * rule->states, job->copies * rule->coefficients,
-                     job->addresses, job->strides, job->coefficients},
+        .segments = {rows, space, NULL, n, all_arrays_of(job->rule, job->copies, job->storage), rule->states,
+                     job->copies * rule->coefficients, job->addresses, job->strides, job->coefficients, pass},
         .lookups = space,
         .other = space + n,
         .starts = (int64_t *)(space + 2 * n),
@@ -553,6 +588,32 @@ static int check_rows(const fastopt_rows *rows, const int64_t *strides)
     return FASTOPT_OK;
 }
 
+/* Whether dtypes and options go together: float64 throughout, or 16 and 32 bits, and states in blocks. */
+static int check_storage(const fastopt_storage *storage, int32_t rule, int32_t dtype, int32_t copies, int rows)
+{
+    if (!storage)
+        return FASTOPT_OK;
+    if (!storage->dtypes)
+        return FASTOPT_NULL_POINTER;
+    const int arrays = arrays_of(rule, copies), all = all_arrays_of(rule, copies, storage), options = storage->options;
+    const int kept = options & (FASTOPT_STOCHASTIC | FASTOPT_KAHAN | FASTOPT_MASTER);
+    const int32_t *dtypes = storage->dtypes, param = dtypes[0];
+    if (options & ~63 || kept & (kept - 1) || (kept && param != FASTOPT_BFLOAT16 && param != FASTOPT_FLOAT16)
+        || (rows && options & FASTOPT_ZERO_GRADS) || !(storage->average_decay >= 0 && storage->average_decay <= 1))
+        return FASTOPT_BAD_STORAGE;
+    for (int j = 0; j < all; j++) {
+        if (dtypes[j] < FASTOPT_FLOAT32 || dtypes[j] > FASTOPT_BLOCKS_POSITIVE)
+            return FASTOPT_BAD_DTYPE;
+        if ((dtypes[j] == FASTOPT_FLOAT64) != (dtype == FASTOPT_FLOAT64)
+            || (in_blocks(dtypes[j]) && (j < 2 || j >= arrays || rows)))
+            return FASTOPT_BAD_STORAGE;
+    }
+    if ((options & FASTOPT_MASTER && dtypes[arrays] != dtype) || (options & FASTOPT_KAHAN && dtypes[arrays] != param)
+        || (options & FASTOPT_AVERAGE && dtypes[all - 1] != dtype))
+        return FASTOPT_BAD_STORAGE;
+    return FASTOPT_OK;
+}
+
 static int check_job(const fastopt_job *job)
 {
     int error = check_kind(job->rule, job->dtype, job->copies, job->threads);
@@ -568,9 +629,26 @@ static int check_job(const fastopt_job *job)
         return FASTOPT_NULL_POINTER;
     if (job->rows && (job->tensors != 1 || job->runs != 1))
         return FASTOPT_BAD_SIZE;
+    if (job->begin < 0 || job->end < job->begin || job->end > job->offsets[job->runs])
+        return FASTOPT_BAD_SIZE;
+    error = check_storage(job->storage, job->rule, job->dtype, job->copies, job->rows != NULL);
+    if (error)
+        return error;
     if (!job->rows)
         return rules[job->rule].rule.by_row ? FASTOPT_ROW_RULE : FASTOPT_OK;
     return check_rows(job->rows, job->strides);
+}
+
+static void update_span(void *context, int64_t begin, int64_t end)
+{
+    const fastopt_job *job = context;
+    update_part(context, job->begin + begin, job->begin + end);
+}
+
+/* The elements of a job, whose coefficients are folded. */
+static void update(fastopt_job *job, int threads)
+{
+    parallel(update_span, job, job->end - job->begin, GRAIN, CHUNK, ALIGN, threads);
 }
 
 int fastopt_step(fastopt_job *jobs, int64_t n)
@@ -592,11 +670,12 @@ int fastopt_step(fastopt_job *jobs, int64_t n)
     if (lookups && !space)
         return FASTOPT_NO_MEMORY;
     for (int64_t i = 0; i < n; i++) {
-        advance(&jobs[i]);
-        if (jobs[i].rows && jobs[i].rows->count && jobs[i].rows->width)
+        if (!jobs[i].advanced)
+            advance(&jobs[i]);
+        if (jobs[i].rows && jobs[i].rows->count && jobs[i].rows->width && jobs[i].end > jobs[i].begin)
             update_rows(&jobs[i], space);
         else if (!jobs[i].rows)
-            parallel(update_part, &jobs[i], jobs[i].offsets[jobs[i].runs], GRAIN, CHUNK, ALIGN, jobs[i].threads);
+            update(&jobs[i], jobs[i].threads);
     }
     free(space);
     return FASTOPT_OK;
@@ -617,10 +696,13 @@ static int find_offsets(int64_t tensors, const int64_t *sizes, void *const *arra
     return FASTOPT_OK;
 }
 
-int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
-                   void *const *arrays, const double *coefficients, int32_t threads)
+static int update_tensors(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
+                          void *const *arrays, const double *coefficients, const fastopt_storage *storage, int64_t t,
+                          int32_t threads)
 {
     int error = check_kind(rule, dtype, copies, threads);
+    if (!error)
+        error = check_storage(storage, rule, dtype, copies, 0);
     if (error)
         return error;
     if (rules[rule].rule.by_row)
@@ -632,16 +714,37 @@ int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors,
     if (!sizes || !arrays || !coefficients)
         return FASTOPT_NULL_POINTER;
     int64_t *offsets = calloc((size_t)tensors + 1, sizeof *offsets);
-    if (!offsets)
-        return FASTOPT_NO_MEMORY;
-    error = find_offsets(tensors, sizes, arrays, 2 + copies * rules[rule].rule.states, offsets);
+    int32_t *zeros = calloc((size_t)tensors, sizeof *zeros);
+    if (!offsets || !zeros)
+        error = FASTOPT_NO_MEMORY;
+    else
+        error = find_offsets(tensors, sizes, arrays, all_arrays_of(rule, copies, storage), offsets);
     if (!error) {
         fastopt_job job = {.rule = rule, .dtype = dtype, .copies = copies, .runs = tensors, .addresses = arrays,
-                           .offsets = offsets, .coefficients = (double *)coefficients};
-        parallel(update_part, &job, offsets[tensors], GRAIN, CHUNK, ALIGN, threads);
+                           .offsets = offsets, .coefficients = (double *)coefficients, .storage = storage,
+                           .tensor_of = zeros, .parameter = zeros, .row_of = zeros, .steps = &t, .end = offsets[tensors]};
+        update(&job, threads);
     }
     free(offsets);
+    free(zeros);
     return error;
+}
+
+int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
+                   void *const *arrays, const double *coefficients, int32_t threads)
+{
+    return update_tensors(rule, dtype, copies, tensors, sizes, arrays, coefficients, NULL, 0, threads);
+}
+
+int fastopt_update_stored(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
+                          void *const *arrays, const double *coefficients, const fastopt_storage *storage, int64_t t,
+                          int32_t threads)
+{
+    if (!storage)
+        return FASTOPT_NULL_POINTER;
+    if (t < 1)
+        return FASTOPT_BAD_STEP;
+    return update_tensors(rule, dtype, copies, tensors, sizes, arrays, coefficients, storage, t, threads);
 }
 
 int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows, void *const *addresses,
@@ -683,16 +786,16 @@ static void norm_part(void *context, int64_t begin, int64_t end)
     for (int64_t r = find_run(c->blocks, c->runs, begin); begin < end; r++)
         for (; begin < end && begin < c->blocks[r + 1]; begin++) {
             int64_t first = (begin - c->blocks[r]) * FASTOPT_NORM_BLOCK, n = c->offsets[r + 1] - c->offsets[r] - first;
-            c->sums[begin] = chosen->square_sum[c->dtype](n < FASTOPT_NORM_BLOCK ? n : FASTOPT_NORM_BLOCK,
-                                                            (char *)c->addresses[r] + first * c->strides[r],
-                                                            c->strides[r]);
+            c->sums[begin] = chosen->square_sum[c->dtype == FASTOPT_FLOAT64](
+                c->dtype, n < FASTOPT_NORM_BLOCK ? n : FASTOPT_NORM_BLOCK,
+                (char *)c->addresses[r] + first * c->strides[r], c->strides[r]);
         }
 }
 
 int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, const int64_t *strides,
                         const int64_t *offsets, const int64_t *blocks, double *sums, int32_t threads)
 {
-    if (dtype != FASTOPT_FLOAT32 && dtype != FASTOPT_FLOAT64)
+    if (dtype < FASTOPT_FLOAT32 || dtype > FASTOPT_FLOAT16)
         return FASTOPT_BAD_DTYPE;
     if (runs < 0)
         return FASTOPT_BAD_SIZE;

@@ -83,11 +83,22 @@ enum {
     FASTOPT_NULL_POINTER = 10,
     FASTOPT_NO_MEMORY = 11,
     FASTOPT_BAD_INDEX = 12,
-    FASTOPT_ROW_RULE = 13
+    FASTOPT_ROW_RULE = 13,
+    FASTOPT_BAD_STORAGE = 14
 };
 FASTOPT_API const char *fastopt_message(int code);
 
-enum { FASTOPT_FLOAT32 = 0, FASTOPT_FLOAT64 = 1 };
+enum {
+    FASTOPT_FLOAT32 = 0,
+    FASTOPT_FLOAT64 = 1,
+    FASTOPT_BFLOAT16 = 2,
+    FASTOPT_FLOAT16 = 3,
+    FASTOPT_BLOCKS_SIGNED = 4,  /* 8-bit floats in blocks: of states that may be negative, */
+    FASTOPT_BLOCKS_POSITIVE = 5 /* of states that never are */
+};
+/* n elements in blocks take (n + FASTOPT_BLOCK - 1) / FASTOPT_BLOCK blocks: a float32 scale, then FASTOPT_BLOCK codes; of
+ * the last, those behind the end are 0. Blocks of zeros hold zeros. */
+enum { FASTOPT_BLOCK = 256, FASTOPT_BLOCK_BYTES = FASTOPT_BLOCK + 4 };
 
 /* Lengths that suffice for any rule of any minor version, and the most threads. */
 enum {
@@ -158,13 +169,38 @@ FASTOPT_API int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const d
  * contiguous, of any alignment. All but the gradient are written. No array that is written may overlap another.
  * NULL is good for an array without elements, and no tensors at all for a step that does nothing.
  *
- * dtype        of every array: FASTOPT_FLOAT32 or FASTOPT_FLOAT64
+ * dtype        of every array: FASTOPT_FLOAT32 or FASTOPT_FLOAT64 (others: fastopt_update_stored)
  * copies       1, or AggMo's number of betas
  * coefficients [copies][rule's coefficients], from fastopt_fold
  * threads      at most so many, from 1 to FASTOPT_MAX_THREADS; small updates use fewer
  */
 FASTOPT_API int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
                                void *const *arrays, const double *coefficients, int32_t threads);
+
+/* How arrays are stored, where that is not in the compute type alone: parameter, gradient and each state in float32,
+ * bfloat16 or float16, states also in blocks; the update is computed in float32. Computing in float64, all are float64. */
+enum {
+    FASTOPT_STOCHASTIC = 1,  /* a parameter of 16 bits is rounded up or down at random, in proportion; or */
+    FASTOPT_KAHAN = 2,       /* what rounding took from it is kept in an array of its dtype; or */
+    FASTOPT_MASTER = 4,      /* it is a rounded copy of an array of the compute type, in which it is updated */
+    FASTOPT_AVERAGE = 8,     /* an average of the parameter is kept: average = decay*average + (1 - decay)*parameter */
+    FASTOPT_ZERO_GRADS = 16, /* gradients are set to zero once read */
+    FASTOPT_DITHER = 32      /* states of 16 bits are rounded up or down in turns, so that slow averages move; states in
+                              * blocks always are */
+};
+typedef struct {
+    const int32_t *dtypes;   /* of each array; after the states comes that of lost parts or of the master, if there is one,
+                              * then that of the average, if there is one, which are arrays of the tensor too */
+    int32_t options;         /* a sum of the above */
+    double average_decay;
+    uint64_t seed;           /* of stochastic rounding: a number of an element is Philox4x32-10's for seed, step, element */
+    int64_t first_element;   /* the number of the first tensor's first element; the others' follow */
+} fastopt_storage;
+
+/* As fastopt_update, at step t (from 1), for arrays that are stored as `storage` says. */
+FASTOPT_API int fastopt_update_stored(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
+                                      void *const *arrays, const double *coefficients, const fastopt_storage *storage,
+                                      int64_t t, int32_t threads);
 
 /* A gradient of some rows of a parameter: lookup i is of the row indices[i]. */
 enum { FASTOPT_SUM = 0, FASTOPT_SEQUENTIAL = 1, FASTOPT_HOGWILD = 2 };
@@ -215,13 +251,13 @@ FASTOPT_API const char *fastopt_compiler(void);
  * without entries may be NULL. */
 typedef struct {
     int32_t rule;
-    int32_t dtype;              /* of every array */
+    int32_t dtype;              /* FASTOPT_FLOAT32 or FASTOPT_FLOAT64: that of computing, and of every array */
     int32_t threads;            /* at most so many */
     int32_t copies;             /* of the rule's states: 1, or AggMo's number of betas */
     int64_t runs;
     int64_t tensors;
-    void *const *addresses;     /* [runs][2 + copies*states]: parameter, gradient, states */
-    const int64_t *strides;     /* [runs][2 + copies*states], in bytes; NULL where every run is contiguous */
+    void *const *addresses;     /* [runs][arrays]: parameter, gradient, states, what storage adds */
+    const int64_t *strides;     /* [runs][arrays], in bytes; NULL where every run is contiguous */
     const int64_t *offsets;     /* [runs + 1]: elements before each run, and in all */
     const int32_t *tensor_of;   /* [runs]: the run's tensor */
     const int32_t *parameter;   /* [tensors]: the tensor's place in group, steps and scalars */
@@ -234,13 +270,18 @@ typedef struct {
     int32_t *row_of;            /* work space: [tensors] */
     const fastopt_rows *rows;   /* NULL, or: one tensor and one run, whose addresses are those of the arrays' first rows
                                  * and whose strides are those from row to row; within a row elements are contiguous */
+    const fastopt_storage *storage; /* NULL: every array is of the dtype; its first_element is not looked at */
+    const int64_t *elements;    /* [runs]: the number of the run's first element; NULL where no number is needed */
+    int64_t begin, end;         /* elements to be updated, of all runs': none, or all, or where there are no rows a part,
+                                 * of tensors in blocks whole blocks */
+    int32_t advanced;           /* 1: step counts and coefficients are those that an earlier call left */
 } fastopt_job;
 
 /* One step: advances the tensors' step counts, folds hyper-parameters into coefficients, updates the arrays. */
 FASTOPT_API int fastopt_step(fastopt_job *jobs, int64_t n);
 
 /* Sums of squares over blocks of FASTOPT_NORM_BLOCK elements of each run, in float64; the same bits whatever the
- * number of threads. blocks[run] is the number of blocks before the run. */
+ * number of threads. Elements are floats of 16 bits or more. blocks[run] is the number of blocks before the run. */
 enum { FASTOPT_NORM_BLOCK = 4096 };
 FASTOPT_API int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, const int64_t *strides,
                                     const int64_t *offsets, const int64_t *blocks, double *sums, int32_t threads);

@@ -14,9 +14,18 @@ enum {
     KERNELS
 };
 
-typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients, int prefetch);
-typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses,
-                               const int64_t *strides, const double *coefficients, int row, int prefetch);
+/* What a pass over some elements of a tensor needs to know beside arrays and coefficients. */
+typedef struct {
+    int prefetch;
+    const fastopt_storage *storage; /* NULL: every array is of the compute dtype */
+    int64_t element;                /* the number of the first */
+    int64_t step;
+} fastopt_pass;
+
+typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients, const fastopt_pass *pass);
+/* `arrays` counts those of the update, `all` also those that storage adds. */
+typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int arrays, int all, void *const *addresses,
+                               const int64_t *strides, const double *coefficients, int row, const fastopt_pass *pass);
 
 /* A lookup: the row that it is of, and its place among the lookups. Half as long as with 64 bits, and twice as fast to
  * sort; that many rows or lookups are refused. */
@@ -30,10 +39,11 @@ typedef struct {
     const fastopt_lookup *lookups;
     const int64_t *starts;
     int64_t end; /* of the lookups */
-    int arrays, coefficients;
+    int arrays, states, coefficients; /* arrays: all; states: of one copy of a rule of rows */
     void *const *addresses;
     const int64_t *strides;
     const double *folded;
+    fastopt_pass pass; /* of the parameter's first element */
 } fastopt_segments;
 /* What a row's mean square makes of its states, an element each, in `coefficients`: those of an update. */
 typedef void (*fastopt_row_fold)(double square, void *states, const void *folded, void *coefficients);
@@ -50,11 +60,12 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    fastopt_kernel kernels[KERNELS][FASTOPT_MAX_COPIES][2]; /* by kernel, copies - 1 and dtype */
+    fastopt_kernel kernels[KERNELS][FASTOPT_MAX_COPIES][2]; /* by kernel, copies - 1 and compute dtype */
+    fastopt_kernel stored[KERNELS][FASTOPT_MAX_COPIES][2];  /* the same for arrays as storage says */
     fastopt_runner run[2];
     fastopt_row_runner run_rows[2];
     fastopt_row_fold row_folds[KERNELS][2]; /* by kernel; NULL for a rule of elements */
-    double (*square_sum[2])(int64_t n, const char *from, int64_t stride);
+    double (*square_sum[2])(int32_t dtype, int64_t n, const char *from, int64_t stride);
     void (*stream)(int64_t n, int arrays, float *const *addresses, int ahead);
     void (*stream_rows)(const fastopt_row_stream *s, int64_t begin, int64_t end);
 } fastopt_level;

@@ -7,16 +7,23 @@
 #define BLOCK (4 * LINE)
 /* How far ahead to prefetch: 2 KB, measured best for Adam's traffic. */
 #define AHEAD (2048 / (int)sizeof(real))
+#define STORED_AHEAD 2048
+
+
+#define COEFFICIENTS(rule, copies)                                                                                    \
+    const struct { FN(prologue_coefs) prologue; FN(rule##_coefs) rule; } *c = coefficients;                           \
+    const FN(prologue_coefs) prologue = c->prologue;                                                                  \
+    FN(rule##_coefs) coefs[copies];                                                                                   \
+    for (int k = 0; k < copies; k++)                                                                                  \
+        coefs[k] = c[k].rule;
 
 /* One loop for every rule. Each array is its own `restrict` pointer; `last` is where whole blocks end. */
 #define KERNEL(rule, copies)                                                                                          \
-    static void FN(run_##rule##_##copies)(int64_t n, void *const *arrays, const void *coefficients, int prefetch)     \
+    static void FN(run_##rule##_##copies)(int64_t n, void *const *arrays, const void *coefficients,                   \
+                                          const fastopt_pass *pass)                                                   \
     {                                                                                                                 \
-        const struct { FN(prologue_coefs) prologue; FN(rule##_coefs) rule; } *c = coefficients;                       \
-        const FN(prologue_coefs) prologue = c->prologue;                                                              \
-        FN(rule##_coefs) coefs[copies];                                                                               \
-        for (int k = 0; k < copies; k++)                                                                              \
-            coefs[k] = c[k].rule;                                                                                     \
+        COEFFICIENTS(rule, copies)                                                                                    \
+        const int prefetch = pass->prefetch;                                                                          \
         real *restrict param = arrays[0];                                                                             \
         const real *restrict grad = arrays[1];                                                                        \
         POINTERS_##rule##_##copies                                                                                    \
@@ -44,59 +51,113 @@
 
 FASTOPT_INSTANCES(KERNEL)
 
-/* Copies between a strided run, of any alignment, and a tile. */
-static void FN(gather)(real *tile, const char *from, int64_t stride, int64_t n)
+#include "chunks.h"
+
+/* n floats of a strided run, of any alignment, in their order. */
+static void FN(read)(int dtype, real *tile, const char *from, int64_t stride, int64_t n)
 {
+#ifdef FASTOPT_CONVERSIONS
+    if (dtype != OWN) {
+        for (int64_t i = 0; i < n; i += HALF) {
+            const int64_t m = n - i < HALF ? n - i : HALF;
+            uint16_t some[HALF] = {0};
+            real values[HALF];
+            for (int64_t k = 0; k < m; k++)
+                memcpy(some + k, from + (i + k) * stride, sizeof *some);
+            const words w = widened(some);
+            put_words(values, dtype == FASTOPT_BFLOAT16 ? w << 16 : from_float16(w));
+            memcpy(tile + i, values, (size_t)m * sizeof *tile);
+        }
+        return;
+    }
+#else
+    (void)dtype;
+#endif
     for (int64_t i = 0; i < n; i++)
         memcpy(tile + i, from + i * stride, sizeof(real));
 }
 
-static void FN(scatter)(const real *tile, char *to, int64_t stride, int64_t n)
+/* One float, rounded to the nearest. */
+static void FN(write_one)(int dtype, real x, char *to)
 {
-    for (int64_t i = 0; i < n; i++)
-        memcpy(to + i * stride, tile + i, sizeof(real));
+#ifdef FASTOPT_CONVERSIONS
+    if (dtype != OWN) {
+        const words u = ALL(bits_of(x));
+        const uint16_t h = (uint16_t)(dtype == FASTOPT_BFLOAT16 ? rounded_bfloat16(u)[0] >> 16 : to_float16(u)[0]);
+        memcpy(to, &h, sizeof h);
+        return;
+    }
+#else
+    (void)dtype;
+#endif
+    memcpy(to, &x, sizeof x);
+}
+
+/* Elements of one run: of floats that are not of the compute type too, whose bytes alone are moved. */
+static void FN(move)(char *to, int64_t to_stride, const char *from, int64_t from_stride, int64_t n, int size)
+{
+    if (to_stride == size && from_stride == size)
+        memcpy(to, from, (size_t)(n * size));
+    else if (size == 2)
+        for (int64_t i = 0; i < n; i++)
+            memcpy(to + i * to_stride, from + i * from_stride, 2);
+    else
+        for (int64_t i = 0; i < n; i++)
+            memcpy(to + i * to_stride, from + i * from_stride, sizeof(real));
 }
 
 /* n elements of one run; coefficients still in float64, rounded here, once. */
-static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses, const int64_t *strides,
-                    const double *coefficients, int row, int prefetch)
+static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, int all, void *const *addresses,
+                    const int64_t *strides, const double *coefficients, int row, const fastopt_pass *pass)
 {
+    const fastopt_storage *storage = pass->storage;
     real coefs[MAX_ROW];
-    int dense = 1;
+    int sizes[MAX_STORED], dense = 1;
     for (int j = 0; j < row; j++)
         coefs[j] = (real)coefficients[j];
-    for (int j = 0; j < arrays; j++)
-        dense &= (!strides || strides[j] == sizeof(real)) && (uintptr_t)addresses[j] % sizeof(real) == 0;
+    for (int j = 0; j < all; j++) {
+        const int dtype = storage ? storage->dtypes[j] : OWN;
+        sizes[j] = FN(in_blocks)(dtype) ? 0 : FN(element_size)(dtype);
+        if (sizes[j]) /* blocks have no strides, and conversions take any alignment */
+            dense &= (!strides || strides[j] == sizes[j]) && (storage || (uintptr_t)addresses[j] % sizeof(real) == 0);
+    }
     if (dense) {
-        kernel(n, addresses, coefs, prefetch);
-    } else {
-        real tiles[MAX_ARRAYS][TILE];
-        void *tile[MAX_ARRAYS];
-        for (int j = 0; j < arrays; j++)
-            tile[j] = tiles[j];
-        for (int64_t i = 0; i < n; i += TILE) {
-            int64_t m = n - i < TILE ? n - i : TILE;
-            for (int j = 0; j < arrays; j++) {
-                int64_t stride = strides ? strides[j] : (int64_t)sizeof(real);
-                FN(gather)(tiles[j], (char *)addresses[j] + i * stride, stride, m);
-            }
-            kernel(m, tile, coefs, 0);
-            for (int j = 0; j < arrays; j++) {
-                int64_t stride = strides ? strides[j] : (int64_t)sizeof(real);
-                if (j != 1)
-                    FN(scatter)(tiles[j], (char *)addresses[j] + i * stride, stride, m);
-            }
+        kernel(n, addresses, coefs, pass);
+        return;
+    }
+    const int zeroed = storage && storage->options & FASTOPT_ZERO_GRADS;
+    real tiles[MAX_STORED][TILE];
+    void *tile[MAX_STORED];
+    fastopt_pass own = *pass;
+    own.prefetch = 0;
+    for (int64_t i = 0; i < n; i += TILE) {
+        const int64_t m = n - i < TILE ? n - i : TILE;
+        for (int j = 0; j < all; j++) {
+            const int64_t stride = strides ? strides[j] : sizes[j];
+            tile[j] = sizes[j] ? (void *)tiles[j] : (char *)addresses[j] + FN(offset)(FASTOPT_BLOCKS_SIGNED, i);
+            if (sizes[j])
+                FN(move)((char *)tiles[j], sizes[j], (char *)addresses[j] + i * stride, stride, m, sizes[j]);
+        }
+        own.element = pass->element + i;
+        kernel(m, tile, coefs, &own);
+        for (int j = 0; j < all; j++) {
+            const int64_t stride = strides ? strides[j] : sizes[j];
+            if (sizes[j] && (j != 1 || zeroed))
+                FN(move)((char *)addresses[j] + i * stride, stride, (char *)tiles[j], sizes[j], m, sizes[j]);
         }
     }
 }
 
 /* ---- rows ---- */
 
-/* Elements from `column` on, m of them, of what a lookup has for a gradient. */
+/* How array j is stored. */
+static int FN(dtype_at)(const fastopt_segments *s, int j) { return s->pass.storage ? s->pass.storage->dtypes[j] : OWN; }
+
+/* Elements from `column` on of what a lookup has for a gradient. */
 static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place, int64_t column)
 {
     const int64_t row = s->rows->source ? s->rows->source[place] : place;
-    return (const char *)s->addresses[1] + row * s->strides[1] + column * (int64_t)sizeof(real);
+    return (const char *)s->addresses[1] + row * s->strides[1] + column * FN(element_size)(FN(dtype_at)(s, 1));
 }
 
 /* Lookups ahead to prefetch: rows lie anywhere, so that only the list of lookups tells what comes next. */
@@ -104,7 +165,7 @@ static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place,
 
 /* A lookup's gradient, and if it is the first of its row, the row too. Inlined by force: gcc takes a function that does
  * nothing but prefetch for one without effect, and drops its calls. */
-static inline __attribute__((always_inline)) void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
+INLINE void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
 {
     if (q >= s->end)
         return;
@@ -128,6 +189,8 @@ static inline __attribute__((always_inline)) void FN(prefetch_lookup)(const fast
 static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m,
                               real *tile)
 {
+    const int dtype = FN(dtype_at)(s, 1);
+    real converted[TILE];
     for (int64_t q = first; q < last; q++) {
         const int64_t place = s->lookups[q].place;
         const char *from = FN(lookup_gradient)(s, place, column);
@@ -136,6 +199,10 @@ static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t 
             FN(prefetch_lookup)(s, q + LOOKUPS_AHEAD);
         if (s->rows->weights)
             weight = ((const real *)s->rows->weights)[place];
+        if (dtype != OWN) {
+            FN(read)(dtype, converted, from, FN(element_size)(dtype), m);
+            from = (const char *)converted;
+        }
         if (q == first)
             for (int64_t i = 0; i < m; i++) {
                 memcpy(&x, from + i * (int64_t)sizeof(real), sizeof x);
@@ -161,7 +228,17 @@ static int FN(aligned)(const fastopt_segments *s)
 /* Elements of a segment's row in array j. */
 static char *FN(row_address)(const fastopt_segments *s, int64_t u, int j, int64_t column)
 {
-    return (char *)s->addresses[j] + s->lookups[s->starts[u]].row * s->strides[j] + column * (int64_t)sizeof(real);
+    return (char *)s->addresses[j] + s->lookups[s->starts[u]].row * s->strides[j]
+         + column * FN(element_size)(FN(dtype_at)(s, j));
+}
+
+/* A pass over elements of a segment's row, whose gradient has been summed in the compute type. */
+static fastopt_pass FN(row_pass)(const fastopt_segments *s, const fastopt_storage *storage, int64_t u, int64_t column)
+{
+    fastopt_pass pass = s->pass;
+    pass.storage = s->pass.storage ? storage : NULL;
+    pass.element += s->lookups[s->starts[u]].row * s->rows->width + column;
+    return pass;
 }
 
 /* Segments [begin, end): each row where it is, or where rows are short or not aligned, several at a time in tiles. */
@@ -169,40 +246,51 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fas
                              int64_t end)
 {
     const int64_t width = s->rows->width, size = sizeof(real);
-    const int sum = s->rows->duplicates == FASTOPT_SUM, direct = width >= LINE && FN(aligned)(s);
+    const int stored = s->pass.storage != NULL;
+    const int sum = s->rows->duplicates == FASTOPT_SUM, direct = stored || (width >= LINE && FN(aligned)(s));
+    fastopt_storage storage = {0};
+    int32_t dtypes[MAX_STORED];
+    if (stored) {
+        storage = *s->pass.storage;
+        storage.dtypes = memcpy(dtypes, storage.dtypes, (size_t)s->arrays * sizeof *dtypes);
+        dtypes[1] = OWN;
+    }
     real tiles[MAX_ARRAYS][TILE];
-    void *at[MAX_ARRAYS], *own[MAX_ARRAYS];
+    void *at[MAX_STORED], *own[MAX_STORED];
     /* Racing lookups are taken one by one, so that one thread alone loses none. */
     const int64_t batch = direct || width > TILE || s->rows->duplicates == FASTOPT_HOGWILD ? 1 : TILE / width;
     for (int64_t u = begin, k; u < end; u += k) {
         k = batch < end - u ? batch : end - u;
         for (int64_t column = 0, m; column < width; column += m) {
             m = width - column < TILE ? width - column : TILE;
+            const fastopt_pass pass = FN(row_pass)(s, &storage, u, column);
             for (int j = 0; j < s->arrays; j++) {
                 at[j] = direct && j != 1 ? (void *)FN(row_address)(s, u, j, column) : tiles[j];
                 for (int64_t r = 0; !direct && j != 1 && r < k; r++)
-                    FN(gather)(tiles[j] + r * m, FN(row_address)(s, u + r, j, column), size, m);
+                    memcpy(tiles[j] + r * m, FN(row_address)(s, u + r, j, column), (size_t)(m * size));
             }
+            if (direct)
+                at[1] = tiles[0];
             for (int64_t r = 0; r < k; r++) {
                 const int64_t first = s->starts[u + r], last = s->starts[u + r + 1];
-                if (sum && direct && last - first == 1 && !s->rows->weights) {
+                if (sum && direct && !stored && last - first == 1 && !s->rows->weights) {
                     at[1] = (char *)FN(lookup_gradient)(s, s->lookups[first].place, column);
                     if (column == 0)
                         FN(prefetch_lookup)(s, first + LOOKUPS_AHEAD);
                 } else if (sum)
-                    FN(sum_gradients)(s, first, last, column, m, tiles[1] + r * m);
+                    FN(sum_gradients)(s, first, last, column, m, (real *)at[1] + r * m);
                 for (int64_t q = first; !sum && q < last; q++) {
-                    FN(sum_gradients)(s, q, q + 1, column, m, tiles[1]);
+                    FN(sum_gradients)(s, q, q + 1, column, m, at[1]);
                     for (int j = 0; j < s->arrays; j++)
                         own[j] = direct || j == 1 ? at[j] : tiles[j] + r * m;
-                    kernel(m, own, coefs, 0);
+                    kernel(m, own, coefs, &pass);
                 }
             }
             if (sum)
-                kernel(k * m, at, coefs, 0);
+                kernel(k * m, at, coefs, &pass);
             for (int j = 0; !direct && j < s->arrays; j++)
                 for (int64_t r = 0; j != 1 && r < k; r++)
-                    FN(scatter)(tiles[j] + r * m, FN(row_address)(s, u + r, j, column), size, m);
+                    memcpy(FN(row_address)(s, u + r, j, column), tiles[j] + r * m, (size_t)(m * size));
         }
     }
 }
@@ -236,14 +324,41 @@ static double FN(sum_lanes)(const double *lanes)
     }
 FASTOPT_ROW_RULES(FOLD_ROW)
 
+/* m elements of a segment's parameter, with what its dtype could not hold, in `to` unless they can be used in place. */
+static const real *FN(row_param)(const fastopt_segments *s, int64_t u, int64_t column, int64_t m, int companion, real *to)
+{
+    const fastopt_storage *storage = s->pass.storage;
+    const int j = storage && storage->options & FASTOPT_MASTER ? companion : 0, dtype = FN(dtype_at)(s, j);
+    const char *from = FN(row_address)(s, u, j, column);
+    if (dtype == OWN && (uintptr_t)from % sizeof(real) == 0)
+        return (const real *)from;
+    FN(read)(dtype, to, from, FN(element_size)(dtype), m);
+    if (storage && storage->options & FASTOPT_KAHAN) {
+        real lost[TILE];
+        const int kind = FN(dtype_at)(s, companion);
+        FN(read)(kind, lost, FN(row_address)(s, u, companion, column), FN(element_size)(kind), m);
+        for (int64_t i = 0; i < m; i++)
+            to[i] = to[i] + lost[i];
+    }
+    return to;
+}
+
 /* Segments [begin, end) of a rule of rows: each row's mean square first, then its elements. */
 static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const real *coefs,
                                const fastopt_segments *s, int64_t begin, int64_t end)
 {
-    const int64_t width = s->rows->width, size = sizeof(real);
-    const int sum = s->rows->duplicates == FASTOPT_SUM, direct = FN(aligned)(s);
+    const int64_t width = s->rows->width;
+    const int sum = s->rows->duplicates == FASTOPT_SUM, states = s->states;
     const FN(prologue_coefs) prologue = {coefs[0], coefs[1], coefs[2]};
-    real params[TILE], grads[TILE], squares[TILE], own[MAX_ROW] = {coefs[0], coefs[1], coefs[2]}, states[MAX_ARRAYS];
+    real params[TILE], grads[TILE], squares[TILE], own[MAX_ROW] = {coefs[0], coefs[1], coefs[2]}, state[MAX_ARRAYS];
+    /* The kernel's arrays: parameter, gradient, what storage adds. */
+    int32_t dtypes[MAX_STORED] = {FN(dtype_at)(s, 0), OWN};
+    fastopt_storage storage = {0};
+    if (s->pass.storage)
+        storage = *s->pass.storage;
+    storage.dtypes = dtypes;
+    for (int j = 2 + states; j < s->arrays; j++)
+        dtypes[j - states] = FN(dtype_at)(s, j);
     for (int64_t u = begin; u < end; u++) {
         const int64_t last = s->starts[u + 1];
         for (int64_t q = s->starts[u], next; q < last; q = next) {
@@ -251,34 +366,33 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
             next = sum ? last : q + 1;
             for (int64_t column = 0, m; column < width; column += m) {
                 m = width - column < TILE ? width - column : TILE;
-                const real *param = (const real *)FN(row_address)(s, u, 0, column);
+                const real *param = FN(row_param)(s, u, column, m, 2 + states, params);
                 FN(sum_gradients)(s, q, next, column, m, grads);
-                if (!direct) {
-                    FN(gather)(params, (const char *)param, size, m);
-                    param = params;
-                }
                 for (int64_t i = 0; i < m; i++) {
                     real p = param[i];
                     squares[i] = FN(prologue)(&p, grads[i], &prologue);
                 }
                 FN(add_squares)(squares, m, lanes);
             }
-            for (int j = 2; j < s->arrays; j++)
-                FN(gather)(&states[j - 2], FN(row_address)(s, u, j, 0), size, 1);
-            fold(FN(sum_lanes)(lanes) / (double)width, states, coefs + 3, own + 3);
-            for (int j = 2; j < s->arrays; j++)
-                FN(scatter)(&states[j - 2], FN(row_address)(s, u, j, 0), size, 1);
+            for (int j = 0; j < states; j++)
+                FN(read)(FN(dtype_at)(s, 2 + j), &state[j], FN(row_address)(s, u, 2 + j, 0), 0, 1);
+            fold(FN(sum_lanes)(lanes) / (double)width, state, coefs + 3, own + 3);
+            for (int j = 0; j < states; j++)
+                FN(write_one)(FN(dtype_at)(s, 2 + j), state[j], FN(row_address)(s, u, 2 + j, 0));
             for (int64_t column = 0, m; column < width; column += m) {
                 m = width - column < TILE ? width - column : TILE;
-                char *param = FN(row_address)(s, u, 0, column);
-                void *at[] = {direct ? (void *)param : params, grads};
+                void *at[MAX_STORED] = {FN(row_address)(s, u, 0, column), grads};
+                for (int j = 2 + states; j < s->arrays; j++)
+                    at[j - states] = FN(row_address)(s, u, j, column);
+                const fastopt_pass pass = FN(row_pass)(s, &storage, u, column);
+                const int direct = pass.storage || (uintptr_t)at[0] % sizeof(real) == 0;
                 if (width > TILE) /* what the tiles held is gone */
                     FN(sum_gradients)(s, q, next, column, m, grads);
                 if (!direct)
-                    FN(gather)(params, param, size, m);
-                kernel(m, at, own, 0);
+                    at[0] = memcpy(params, at[0], (size_t)m * sizeof(real));
+                kernel(m, at, own, &pass);
                 if (!direct)
-                    FN(scatter)(params, param, size, m);
+                    memcpy(FN(row_address)(s, u, 0, column), params, (size_t)m * sizeof(real));
             }
         }
     }
@@ -297,13 +411,13 @@ static void FN(run_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const fas
 }
 
 /* The sum of squares of at most FASTOPT_NORM_BLOCK elements. */
-static double FN(square_sum)(int64_t n, const char *from, int64_t stride)
+static double FN(square_sum)(int32_t dtype, int64_t n, const char *from, int64_t stride)
 {
     real tile[TILE];
     double lanes[16] = {0};
     for (int64_t i = 0; i < n; i += TILE) {
         int64_t m = n - i < TILE ? n - i : TILE;
-        FN(gather)(tile, from + i * stride, stride, m);
+        FN(read)(dtype, tile, from + i * stride, stride, m);
         FN(add_squares)(tile, m, lanes);
     }
     return FN(sum_lanes)(lanes);
@@ -312,7 +426,9 @@ static double FN(square_sum)(int64_t n, const char *from, int64_t stride)
 #undef LINE
 #undef BLOCK
 #undef AHEAD
+#undef COEFFICIENTS
 #undef KERNEL
 #undef FOLD_ROW
 #undef ELEMENT
 #undef LOOKUPS_AHEAD
+#undef OWN

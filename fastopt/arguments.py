@@ -13,6 +13,7 @@ import numpy as np
 from . import settings
 from .dispatch import hyper_row
 from .rules import RULES, Rule
+from .storage import Precision
 
 # torch gives these hyper-parameters as one pair.
 _PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1), "nu1": ("nus", 0), "nu2": ("nus", 1)}
@@ -93,14 +94,17 @@ class Arguments:
             for name in rule.hyper
         }
 
-    def signature(self, *keyword_only: str) -> inspect.Signature:
-        """The class's signature; after lr by keyword only, for a number must not land in another argument's place."""
+    def signature(self, more: Mapping[str, Any] = MappingProxyType({})) -> inspect.Signature:
+        """The class's signature, with `more` arguments and their defaults.
+
+        After lr by keyword only, for a number must not land in another argument's place.
+        """
         parameter = inspect.Parameter
         return inspect.Signature(
             [parameter("params", parameter.POSITIONAL_OR_KEYWORD)]
             + [parameter("lr", parameter.POSITIONAL_OR_KEYWORD, default=self.defaults["lr"])]
             + [parameter(k, parameter.KEYWORD_ONLY, default=v) for k, v in self.defaults.items() if k != "lr"]
-            + [parameter(key, parameter.KEYWORD_ONLY, default=None) for key in keyword_only]
+            + [parameter(k, parameter.KEYWORD_ONLY, default=v) for k, v in more.items()]
         )
 
     def formulas(self) -> list[str]:
@@ -145,15 +149,78 @@ class TorchArguments(Arguments):
 _DECOUPLED = MappingProxyType({"weight_decay": "", "decoupled_weight_decay": "weight_decay"})
 
 
-def read_call(
-    cls: type, params: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[dict[str, Any], str | None, int]:
-    """What a class was called with: hyper-parameters with their defaults, the backend, the threads (0: by default).
+#: What every class takes beside hyper-parameters, with its default and what it means.
+EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "state_dtype": (
+            None,
+            'what states are stored in: "float32", "bfloat16", "float16", or "8bit", blocks of 256 8-bit floats with a '
+            "float32 scale each (parameters of fewer than 4096 elements, or with gaps between their elements, have "
+            "float32 states then); by default each parameter's own dtype, as in torch. Where it is given, 16-bit "
+            "states are rounded up or down in turns, as 8-bit ones always are, so that slow averages move; by default "
+            "to nearest, and then a second moment with beta2 = 0.999 in bfloat16 never falls. float16 loses second "
+            "moments below 6e-8, and with them a bound on the step",
+        ),
+        "rounding": (
+            "nearest",
+            "what becomes of the bits of an updated bfloat16 or float16 parameter that it cannot hold: "
+            '"nearest" drops them; "stochastic" rounds up or down at random, in proportion; "kahan" keeps them in the '
+            'state ``compensation``, of the parameter\'s dtype; "master" keeps the parameter in float32, as the state '
+            "``master``, of which it is a rounded copy. Other parameters are updated as ever",
+        ),
+        "seed": (
+            0,
+            "of stochastic rounding, which draws from Philox4x32-10 by seed, step and number of the element, and so "
+            "rounds alike on every backend, with any number of threads",
+        ),
+        "first_element": (
+            0,
+            "the number of the first parameter's first element; the others' follow, parameter by parameter. For one "
+            "who holds a part of something larger, whose elements are then rounded as in the whole",
+        ),
+        "ema_decay": (
+            None,
+            "a number in [0, 1] keeps the state ``ema``, an exponential moving average of the parameter that begins at "
+            "it: ema = ema_decay*ema + (1 - ema_decay)*p, of the updated p before it is rounded to its dtype",
+        ),
+        "backend": (None, "``native`` or ``numba``; by default the process's choice, else native where it is built"),
+        "threads": (None, "at most so many threads; by default `fastopt.get_num_threads`"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a class was called with: hyper-parameters with their defaults, and the rest, checked.
+
+    Attributes
+    ----------
+    options : dict
+        Hyper-parameters.
+    execution : dict
+        The other arguments, as they were given.
+    precision : Precision
+        Those of them that are about storage.
+    backend : str or None
+        The backend asked for.
+    threads : int
+        The threads asked for; 0: by default.
+    """
+
+    options: dict[str, Any]
+    execution: dict[str, Any]
+    precision: Precision
+    backend: str | None
+    threads: int
+
+
+def read_call(cls: type, params: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """What a class was called with.
 
     Raises
     ------
     TypeError, ValueError
-        An argument that the class does not have, or a backend or threads that there cannot be.
+        An argument that the class does not have, or one beside hyper-parameters that is not what it must be.
     """
     try:
         bound = inspect.signature(cls).bind(params, *args, **kwargs)
@@ -161,8 +228,10 @@ def read_call(
         raise TypeError(f"{cls.__name__}: {error}") from None
     bound.apply_defaults()
     options = {key: value for key, value in bound.arguments.items() if key != "params"}
-    backend, threads = settings.check_backend("backend", options.pop("backend")), options.pop("threads")
-    return options, backend, 0 if threads is None else settings.check_threads("threads", threads)
+    execution = {key: options.pop(key) for key in EXECUTION}
+    backend, threads = settings.check_backend("backend", execution["backend"]), execution["threads"]
+    threads = 0 if threads is None else settings.check_threads("threads", threads)
+    return Call(options, execution, Precision.of(execution), backend, threads)
 
 
 # ---- the classes' arguments, from the rule table ----
@@ -228,4 +297,4 @@ ARGUMENTS: Mapping[str, Arguments] = MappingProxyType(
     {name: _arguments(name) for name in dict.fromkeys(rule.optimizer for rule in RULES.values())}
 )
 
-__all__ = ["ARGUMENTS", "Arguments", "TorchArguments", "read_call"]
+__all__ = ["ARGUMENTS", "EXECUTION", "Arguments", "Call", "TorchArguments", "read_call"]

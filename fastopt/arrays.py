@@ -13,10 +13,16 @@ from _cffi_backend import FFI  # cffi's own core: the package's front would load
 from .errors import BackendUnavailable
 
 COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+#: What bfloat16 is here, be it torch's or ml_dtypes', which need not be installed.
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+_STORED_DTYPES = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16))  # of what is updated in float32
 _from_buffer = FFI().from_buffer
 _cast = FFI().cast
 _CPU, _CUDA = 1, 2  # DLPack's device types
-_TORCH_DTYPES = {f"torch.{name}": np.dtype(name) for name in ("float32", "float64", "float16", "int32", "int64")}
+_TORCH_DTYPES = {
+    f"torch.{name}": np.dtype(name) for name in ("float32", "float64", "float16", "int32", "int64", "uint8")
+}
+_TORCH_DTYPES["torch.bfloat16"] = BFLOAT16
 
 
 class Array:
@@ -96,11 +102,18 @@ def address_of(x: np.ndarray) -> int:
     return int(_cast("uintptr_t", _from_buffer(x)))
 
 
+def dtype_name(dtype: np.dtype) -> str:
+    """A dtype's name for error messages."""
+    return "bfloat16" if dtype == BFLOAT16 else str(dtype)
+
+
 def _of_numpy(x: np.ndarray, owner: Any) -> Array:
-    flags = x.flags
-    address = address_of(x) if flags.c_contiguous and x.dtype in COMPUTE_DTYPES and x.size else x.ctypes.data
+    flags, dtype = x.flags, x.dtype
+    address = address_of(x) if flags.c_contiguous and dtype in COMPUTE_DTYPES and x.size else x.ctypes.data
+    if dtype.kind == "V" and dtype.name == "bfloat16":
+        dtype = BFLOAT16
     locked = "" if flags.writeable else "a read-only array"
-    return Array(owner, address, x.dtype, x.shape, None if flags.c_contiguous else x.strides, "cpu", locked)
+    return Array(owner, address, dtype, x.shape, None if flags.c_contiguous else x.strides, "cpu", locked)
 
 
 def _of_torch(x: Any, name: str) -> Array:
@@ -108,7 +121,7 @@ def _of_torch(x: Any, name: str) -> Array:
         raise TypeError(f"{name}: found a torch tensor of layout {x.layout}, expected a dense one")
     dtype = _TORCH_DTYPES.get(str(x.dtype))
     if dtype is None:
-        raise TypeError(f"{name}: found dtype {x.dtype}, expected float32 or float64")
+        raise TypeError(f"{name}: found dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
     strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
     device = x.device.type if x.device.index is None else f"{x.device.type}:{x.device.index}"
     locked = "a tensor that requires grad and is no leaf" if x.requires_grad and not x.is_leaf else ""
@@ -168,27 +181,42 @@ def _require_cpu(name: str, x: Any, device: str) -> None:
 
 
 def check_tensor(
-    arrays: Sequence[Array], names: Sequence[str], read_only: int = 1, shape: tuple[int, ...] | None = None
+    arrays: Sequence[Array],
+    names: Sequence[str],
+    read_only: int = 1,
+    shape: tuple[int, ...] | None = None,
+    shapes: Sequence[tuple[int, ...] | None] = (),
 ) -> None:
     """Whether arrays can be one tensor of an update: parameter, gradient, states.
 
-    `read_only` is the place of the one that is not written; states have the parameter's shape, or `shape`.
+    `read_only` is the place of the one that is not written; states have the parameter's shape, or `shape`; arrays of
+    bytes have those of `shapes`.
 
     Raises
     ------
     TypeError
-        A dtype is not the parameter's, or that is neither float32 nor float64.
+        A dtype is none that can be stored beside the parameter's.
     ValueError
         A shape is not the parameter's, or an array to be written is read-only or overlaps itself.
     """
     param = arrays[0]
-    if param.dtype not in COMPUTE_DTYPES:
-        raise TypeError(f"{names[0]}: found dtype {param.dtype}, expected float32 or float64 in native byte order")
+    if param.dtype not in COMPUTE_DTYPES and param.dtype not in _STORED_DTYPES:
+        raise TypeError(
+            f"{names[0]}: found dtype {dtype_name(param.dtype)}, expected float32, float64, bfloat16 or float16 in "
+            "native byte order"
+        )
+    fitting = COMPUTE_DTYPES[1:] if param.dtype == np.float64 else _STORED_DTYPES
     for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
-        if array.dtype != param.dtype:
-            raise TypeError(f"{name}: found dtype {array.dtype}, expected {param.dtype} as {names[0]} has")
         expected = param.shape if shape is None or j <= max(read_only, 0) else shape
-        if array.shape != expected:
+        if j < len(shapes) and shapes[j] is not None and array.dtype == np.uint8:
+            if array.shape != shapes[j]:
+                raise ValueError(f"{name}: found shape {array.shape}, expected {shapes[j]}, the bytes of its blocks")
+        elif array.dtype not in fitting:
+            *others, last = map(dtype_name, fitting)
+            dtypes = f"{', '.join(others)} or {last}" if others else last
+            found, own = dtype_name(array.dtype), dtype_name(param.dtype)
+            raise TypeError(f"{name}: found dtype {found}, expected {dtypes} beside {names[0]}, which is {own}")
+        elif array.shape != expected:
             rows = "" if expected == param.shape else "an element for each row, "
             raise ValueError(f"{name}: found shape {array.shape}, expected {rows}{expected} as {names[0]} has")
         if j == read_only:
@@ -241,19 +269,6 @@ def _share_memory(a: Array, b: Array) -> bool:
         return True
 
 
-def new_like(like: Any, array: Array, shape: tuple[int, ...], value: float) -> Any:
-    """A new array of the kind and dtype of `like`, whose view is `array`; of its memory order if of its shape."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(like, torch.Tensor):
-        return torch.full_like(like.detach(), value) if shape == array.shape else like.detach().new_full(shape, value)
-    # np.zeros takes fresh pages, zeroed when first touched; an order is kept where full_like can keep it.
-    if value == 0 and (array.dense or shape != array.shape):
-        return np.zeros(shape, array.dtype)
-    if shape != array.shape:
-        return np.full(shape, value, array.dtype)
-    return np.full_like(array.numpy(), value, subok=False)
-
-
 def replace_shape(array: Array, shape: tuple[int, ...]) -> Array:
     """A contiguous array's elements in another shape."""
     return Array(array.owner, array.address, array.dtype, shape, None, array.device, array.locked)
@@ -271,8 +286,8 @@ def row_stride(array: Array) -> int | None:
     return array.strides[0]
 
 
-def runs_of(arrays: Sequence[Array]) -> tuple[np.ndarray, list[int], int]:
-    """Cuts a tensor into one-dimensional runs.
+def runs_of(arrays: Sequence[Array], ordered: bool = False) -> tuple[np.ndarray, list[int], int]:
+    """Cuts a tensor into one-dimensional runs: as few as there can be, or `ordered` as the first array lies in memory.
 
     Returns
     -------
@@ -302,7 +317,7 @@ def runs_of(arrays: Sequence[Array]) -> tuple[np.ndarray, list[int], int]:
             merged.append((n, strides_))
     if not merged:
         merged = [(1, tuple(a.dtype.itemsize for a in arrays))]
-    inner = max(range(len(merged)), key=lambda k: merged[k][0])
+    inner = len(merged) - 1 if ordered else max(range(len(merged)), key=lambda k: merged[k][0])
     length, inner_strides = merged.pop(inner)
     addresses = np.array([base], dtype=np.int64)
     for n, strides_ in merged:

@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import BFLOAT16, view
+from .storage import numpy_dtype
+
 _GROUPS = "param_groups"
+_BFLOAT16 = ":bfloat16"
 # What torch's groups have beside hyper-parameters: how torch computes, names, and its schedulers' notes.
 _TORCHS_OWN = {
     *("foreach", "fused", "capturable", "differentiable", "param_names"),
@@ -27,7 +31,8 @@ def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to numpy.ndarray
-        ``state.<index>.<name>`` for each state array; ``param_groups`` holds the hyper-parameters as JSON, in bytes.
+        ``state.<index>.<name>`` for each state array, those of bfloat16 as ``state.<index>.<name>:bfloat16`` by their
+        bits, in uint16; ``param_groups`` holds the hyper-parameters as JSON, in bytes.
         `numpy.savez` and ``safetensors.numpy.save_file`` take it as it is.
 
     Raises
@@ -35,11 +40,15 @@ def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     TypeError
         A hyper-parameter is a callable, which no file of arrays can hold.
     """
-    flat = {
-        f"state.{index}.{name}": np.array(value)
-        for index, state in state_dict["state"].items()
-        for name, value in state.items()
-    }
+    flat = {}
+    for index, state in state_dict["state"].items():
+        for name, value in state.items():
+            array = view(value, name) if hasattr(value, "dtype") else None
+            bfloat16 = array is not None and array.dtype == BFLOAT16  # which files of arrays do not know
+            values = np.array(value) if array is None else array.numpy().copy()
+            flat[f"state.{index}.{name}" + (_BFLOAT16 if bfloat16 else "")] = (
+                values.view(np.uint16) if bfloat16 else values
+            )
 
     def refuse(value: Any) -> Any:
         raise TypeError(
@@ -75,7 +84,10 @@ def unflatten_state_dict(flat: Mapping[str, Any]) -> dict[str, Any]:
         number, _, name = rest.partition(".")
         if kind != "state" or not number.isdigit() or not name:
             raise ValueError(f"flat: found {key!r}, expected state.<index>.<name>")
-        state.setdefault(int(number), {})[name] = np.asarray(flat[key])
+        array = np.asarray(flat[key])
+        if name.endswith(_BFLOAT16):
+            name, array = name.removesuffix(_BFLOAT16), array.view(numpy_dtype(BFLOAT16))
+        state.setdefault(int(number), {})[name] = array
     return {"state": state, _GROUPS: json.loads(np.asarray(flat[_GROUPS]).tobytes())}
 
 
@@ -105,7 +117,7 @@ def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     def tensor(name: str, value: Any) -> Any:
         if name == "step":
             return torch.tensor(float(value))
-        return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        return tensor_of(value) if isinstance(value, np.ndarray) else value
 
     states = {i: {key: tensor(key, x) for key, x in state.items()} for i, state in state_dict["state"].items()}
     groups = []
@@ -124,6 +136,22 @@ def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             group |= {"weight_decay": group["weight_decay"] or decoupled, "decoupled_weight_decay": bool(decoupled)}
         groups.append(group)
     return {"state": states, _GROUPS: groups}
+
+
+def tensor_of(array: np.ndarray) -> Any:
+    """The same memory as a tensor, of bfloat16 too."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def numpy_of(tensor: Any) -> np.ndarray:
+    """The same memory as a NumPy array, of bfloat16 too."""
+    array = view(tensor.detach(), "tensor")
+    values = array.numpy()
+    return values.view(numpy_dtype(BFLOAT16)) if array.dtype == BFLOAT16 else values
 
 
 def group_from_torch(group: Mapping[str, Any], decoupled: bool) -> dict[str, Any]:

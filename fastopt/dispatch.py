@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from . import settings
 from .arrays import Array, check_overlap, check_tensor, replace_shape, row_stride, runs_of
 from .errors import BackendUnavailable
 from .rules import MAX_COPIES, Rule
+from .storage import CODES, Storage, block_bytes, code_of, compute_dtype
 
 _MODULES = {"native": "native", "numba": "numba_cpu"}
 
@@ -25,6 +26,12 @@ class Runner(Protocol):
 
     def __call__(self, grad_scale: float, threads: int) -> None:
         """Does one step: advances step counts, folds, updates. Once begun it is done whole."""
+
+    def advance(self, grad_scale: float) -> None:
+        """Does a step's first part: advances step counts and folds."""
+
+    def update(self, job: int, begin: int, end: int, threads: int) -> None:
+        """Does some of the rest: updates elements of a job, of tensors in blocks whole blocks."""
 
 
 class Backend(Protocol):
@@ -89,14 +96,28 @@ class Job:
     """
 
     parameters: Parameters
-    dtype: np.dtype
-    addresses: np.ndarray  # uint64 [runs, arrays]
+    dtype: np.dtype  # that of computing
+    addresses: np.ndarray  # uint64 [runs, arrays]: parameter, gradient, states, what storage adds
     strides: np.ndarray | None  # int64 [runs, arrays], in bytes; None: every run is contiguous
     offsets: np.ndarray  # int64 [runs + 1]
     tensor_of: np.ndarray  # int32 [runs]
     parameter: np.ndarray  # int32 [tensors]
     owners: list[Any] = field(repr=False)
     rows: Rows | None = None
+    storage: Storage | None = None  # None: every array is of the dtype
+    elements: np.ndarray | None = None  # int64 [runs]: the number of the run's first element, where storage needs it
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """How each array is stored, by `fastopt.storage.CODES`."""
+        if self.storage is not None:
+            return self.storage.dtypes
+        return (CODES[self.dtype],) * (2 + self.parameters.copies * len(self.parameters.rule.states))
+
+    def with_option(self, option: int) -> Job:
+        """The same job with one more option of its storage."""
+        storage = self.storage or Storage(self.codes)
+        return replace(self, storage=replace(storage, options=storage.options | option))
 
     def of(self, chosen: np.ndarray) -> Job:
         """The part of the job that belongs to some parameters, of which `chosen` has a bool for each."""
@@ -112,12 +133,15 @@ class Job:
             self.parameter[tensors],
             self.owners,
             self.rows,
+            self.storage,
+            None if self.elements is None else self.elements[runs],
         )
 
     def gradients(self) -> Gradients:
         """Its gradients alone."""
-        strides = np.full_like(self.addresses, self.dtype.itemsize, np.int64) if self.strides is None else self.strides
-        return Gradients(self.dtype, self.addresses[:, 1:2].copy(), strides[:, 1:2].copy(), self.offsets, self.owners)
+        dtype = _DTYPES[self.codes[1]]
+        strides = np.full_like(self.addresses, dtype.itemsize, np.int64) if self.strides is None else self.strides
+        return Gradients(dtype, self.addresses[:, 1:2].copy(), strides[:, 1:2].copy(), self.offsets, self.owners)
 
 
 @dataclass
@@ -129,6 +153,21 @@ class Gradients:
     strides: np.ndarray
     offsets: np.ndarray
     owners: list[Any] = field(repr=False)
+
+
+_DTYPES: dict[int, np.dtype] = {code: dtype for dtype, code in CODES.items()}
+
+
+class Tensor(NamedTuple):
+    """A parameter with its gradient and states, to be checked and tabled."""
+
+    which: int  # its set of parameters
+    parameter: int  # its place there
+    arrays: list[Any]  # parameter, gradient (or a `RowSparse`), states, what storage adds
+    options: int = 0  # of its storage
+    average_decay: float = 0.0
+    seed: int = 0
+    element: int = 0  # the number of its first element
 
 
 def hyper_row(rule: Rule, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> np.ndarray:
@@ -181,30 +220,30 @@ def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str)
     """A state of shape (copies, *parameter's shape) as its copies; other rules' states as they are."""
     if rule.vector is None:
         return [array]
-    if array.shape != (copies, *param.shape):
-        raise ValueError(f"{name}: found shape {array.shape}, expected {(copies, *param.shape)}, one for each beta")
+    shape = (block_bytes(param.size),) if array.dtype == np.uint8 else param.shape
+    if array.shape != (copies, *shape):
+        raise ValueError(f"{name}: found shape {array.shape}, expected {(copies, *shape)}, one for each beta")
     stride = array.strides[0]
     strides = None if array.dense else array.strides[1:]
     return [
-        Array(array.owner[k], array.address + k * stride, array.dtype, param.shape, strides, locked=array.locked)
+        Array(array.owner[k], array.address + k * stride, array.dtype, shape, strides, locked=array.locked)
         for k in range(copies)
     ]
 
 
 def make_jobs(
     parameters: Sequence[Parameters],
-    tensors: Sequence[tuple[int, int, list[Any]]],
+    tensors: Sequence[Tensor],
     names: Sequence[Sequence[str]],
 ) -> list[Job]:
-    """Checks tensors and tables them: one job for each rule and dtype, and one for each gradient of rows.
+    """Checks tensors and tables them: one job for each rule and storage, and one for each gradient of rows.
 
     Parameters
     ----------
     parameters : sequence of Parameters
         The sets of parameters.
-    tensors : sequence of (set, parameter, arrays)
-        For each tensor the index of its set, its index there, and its arrays: parameter, gradient, states. The gradient
-        may be a `RowSparse`.
+    tensors : sequence of Tensor
+        The tensors.
     names : sequence of sequence of str
         The arrays' names, for error messages.
 
@@ -213,24 +252,43 @@ def make_jobs(
     TypeError, ValueError
         As `fastopt.arrays.check_tensor`, `fastopt.arrays.check_overlap` and `RowSparse.check`.
     """
-    dense: dict[tuple[int, np.dtype], list[tuple[int, list[Array]]]] = {}
+    dense: dict[tuple[int, np.dtype, Storage | None], list[tuple[Tensor, Sequence[str]]]] = {}
     sparse: list[Job] = []
     checked: list[list[Array]] = []
-    for (which, parameter, arrays), labels in zip(tensors, names, strict=True):
-        rule = parameters[which].rule
+    for tensor, labels in zip(tensors, names, strict=True):
+        rule, arrays = parameters[tensor.which].rule, tensor.arrays
         if isinstance(arrays[1], Array) and not rule.by_row:
-            check_tensor(arrays, labels)
-            dense.setdefault((which, arrays[0].dtype), []).append((parameter, arrays))
+            blocks = (block_bytes(arrays[0].size),)
+            shapes = [None, None, *[blocks] * (parameters[tensor.which].copies * len(rule.states))]
+            check_tensor(arrays, labels, shapes=shapes)
+            storage = _storage(parameters[tensor.which], tensor, arrays)
+            key = (tensor.which, compute_dtype(arrays[0].dtype), storage)
+            dense.setdefault(key, []).append((tensor, labels))
         else:
             arrays, rows = check_rows(rule, arrays, labels)
-            sparse.append(make_row_job(parameters[which], parameter, arrays, rows))
+            sparse.append(make_row_job(parameters[tensor.which], tensor._replace(arrays=arrays), rows))
         checked.append(arrays)
     check_overlap(
         [a for arrays in checked for a in arrays],
         [name for labels in names for name in labels],
         [j != 1 for arrays in checked for j in range(len(arrays))],
     )
-    return [*(_make_job(parameters[which], dtype, members) for (which, dtype), members in dense.items()), *sparse]
+    made = [
+        _make_job(parameters[which], dtype, storage, *map(list, zip(*members, strict=True)))
+        for (which, dtype, storage), members in dense.items()
+    ]
+    return [*made, *sparse]
+
+
+def _storage(parameters: Parameters, tensor: Tensor, arrays: Sequence[Array]) -> Storage | None:
+    """How a tensor's arrays are stored; None where all are of the dtype of computing, and nothing is asked for."""
+    rule = parameters.rule
+    states = rule.states * parameters.copies
+    named = [None, None, *states, *[None] * (len(arrays) - 2 - len(states))]
+    codes = tuple(code_of(rule, state, array) for state, array in zip(named, arrays, strict=True))
+    if not tensor.options and set(codes) == {CODES[compute_dtype(arrays[0].dtype)]}:
+        return None
+    return Storage(codes, tensor.options, tensor.average_decay, tensor.seed)
 
 
 def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:
@@ -248,8 +306,15 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     param, gradient = arrays[:2]
     if not param.shape:
         raise ValueError(f"{names[0]}: found a parameter without rows, expected one dimension at least")
+    for array, name in zip(arrays[2:], names[2:], strict=True):
+        if array.dtype == np.uint8:
+            raise TypeError(
+                f"{name}: found 8-bit blocks, expected float32, bfloat16 or float16: rows are not updated in blocks"
+            )
+    states = 2 + len(rule.states) if rule.by_row else len(arrays)
     shape = rule.state_shape(param.shape, 1) if rule.by_row else param.shape
-    check_tensor([param, *arrays[2:]], [names[0], *names[2:]], read_only=-1, shape=shape)
+    check_tensor([param, *arrays[2:states]], [names[0], *names[2:states]], read_only=-1, shape=shape)
+    check_tensor([param, *arrays[states:]], [names[0], *names[states:]], read_only=-1)
     if isinstance(gradient, Array):
         check_tensor([param, gradient], names[:2])
         every = np.arange(param.shape[0])
@@ -263,43 +328,80 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     return checked, rows
 
 
-def make_row_job(parameters: Parameters, parameter: int, arrays: Sequence[Array], rows: Rows) -> Job:
+def make_row_job(parameters: Parameters, tensor: Tensor, rows: Rows) -> Job:
     """The job of a tensor that `check_rows` has checked."""
+    arrays = tensor.arrays
     return Job(
         parameters,
-        arrays[0].dtype,
+        compute_dtype(arrays[0].dtype),
         np.array([[a.address for a in arrays]], np.uint64),
         np.array([[row_stride(a) for a in arrays]], np.int64),
         np.array([0, len(rows.indices) * rows.width]),
         np.zeros(1, np.int32),
-        np.array([parameter], np.int32),
+        np.array([tensor.parameter], np.int32),
         [a.owner for a in arrays],
         rows,
+        _storage(parameters, tensor, arrays),
+        np.array([tensor.element]),
     )
 
 
-def _make_job(parameters: Parameters, dtype: np.dtype, members: Sequence[tuple[int, list[Array]]]) -> Job:
-    parameter = np.array([index for index, _ in members], np.int32)
-    addresses, strides, offsets, tensor_of = _table([arrays for _, arrays in members], dtype)
-    owners = [a.owner for _, arrays in members for a in arrays]
-    return Job(parameters, dtype, addresses, strides, offsets, tensor_of, parameter, owners)
+def _make_job(
+    parameters: Parameters,
+    dtype: np.dtype,
+    storage: Storage | None,
+    tensors: Sequence[Tensor],
+    names: Sequence[Sequence[str]],
+) -> Job:
+    parameter = np.array([tensor.parameter for tensor in tensors], np.int32)
+    numbered = storage is not None and storage.numbered
+    addresses, strides, offsets, tensor_of = _table([tensor.arrays for tensor in tensors], numbered)
+    elements = None
+    if numbered:
+        first = np.searchsorted(tensor_of, np.arange(len(tensors)))  # each tensor's first run
+        elements = np.array([tensor.element for tensor in tensors], np.int64)[tensor_of]
+        elements = elements + offsets[:-1] - offsets[first[tensor_of]]
+    if storage is not None and storage.blocks:
+        for tensor, labels, runs in zip(tensors, names, np.bincount(tensor_of, minlength=len(tensors)), strict=True):
+            if runs > 1:
+                grad = tensor.arrays[1]
+                raise ValueError(
+                    f"{labels[1]}: found strides {grad.strides}, expected elements in the order in memory of "
+                    f"{labels[0]}, whose strides are {tensor.arrays[0].strides}: its states are in blocks of neighbours"
+                )
+    owners = [a.owner for tensor in tensors for a in tensor.arrays]
+    return Job(parameters, dtype, addresses, strides, offsets, tensor_of, parameter, owners, None, storage, elements)
 
 
 def _table(
-    tensors: Sequence[Sequence[Array]], dtype: np.dtype
+    tensors: Sequence[Sequence[Array]], ordered: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
     """The runs of tensors: addresses, strides (None where all are contiguous), offsets, tensor of each."""
     if all(a.dense for arrays in tensors for a in arrays):
         addresses = np.array([[a.address for a in arrays] for arrays in tensors], np.uint64)
         lengths = np.array([arrays[0].size for arrays in tensors], np.int64)
         return addresses, None, _offsets(lengths), np.arange(len(tensors), dtype=np.int32)
-    tables = [runs_of(arrays) for arrays in tensors]
+    tables = [_runs(arrays, ordered) for arrays in tensors]
     counts = [len(table) for table, _, _ in tables]
     strides = np.repeat(np.array([steps for _, steps, _ in tables], np.int64), counts, axis=0)
     offsets = _offsets(np.repeat(np.array([length for _, _, length in tables], np.int64), counts))
     tensor_of = np.repeat(np.arange(len(tables), dtype=np.int32), counts)
-    contiguous = bool((strides == dtype.itemsize).all())
+    contiguous = bool((strides == [a.dtype.itemsize for a in tensors[0]]).all())
     return np.concatenate([table for table, _, _ in tables]), None if contiguous else strides, offsets, tensor_of
+
+
+def _runs(arrays: Sequence[Array], ordered: bool) -> tuple[np.ndarray, list[int], int]:
+    """As `runs_of`, with states in blocks, which lie as the first array does."""
+    blocks = [a.dtype == np.uint8 for a in arrays]
+    if not any(blocks):
+        return runs_of(arrays, ordered)
+    found, strides, length = runs_of([a for a, block in zip(arrays, blocks, strict=True) if not block], ordered)
+    addresses = np.zeros((len(found), len(arrays)), np.uint64)
+    addresses[:, np.flatnonzero(~np.array(blocks))] = found
+    for j in np.flatnonzero(blocks).tolist():
+        addresses[:, j] = arrays[j].address
+        strides.insert(j, 1)
+    return addresses, strides, length
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:
@@ -310,12 +412,15 @@ def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradie
     """Tables arrays that are to be read only, one table for each dtype."""
     kinds: dict[np.dtype, list[list[Array]]] = {}
     for array, name in zip(arrays, names, strict=True):
-        if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
-            raise TypeError(f"{name}: found dtype {array.dtype}, expected float32 or float64 in native byte order")
+        if array.dtype not in CODES:
+            raise TypeError(
+                f"{name}: found dtype {array.dtype}, expected float32, float64, bfloat16 or float16 in native byte "
+                "order"
+            )
         kinds.setdefault(array.dtype, []).append([array])
     tables = []
     for dtype, members in kinds.items():
-        addresses, strides, offsets, _ = _table(members, dtype)
+        addresses, strides, offsets, _ = _table(members)
         if strides is None:
             strides = np.full(addresses.shape, dtype.itemsize, np.int64)
         tables.append(Gradients(dtype, addresses, strides, offsets, [array.owner for (array,) in members]))

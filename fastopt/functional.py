@@ -19,7 +19,7 @@ import numpy as np
 
 from . import settings
 from .arrays import Array, view
-from .dispatch import Backend, Parameters, Runner, choose_backend, hyper_row, make_jobs, split_copies
+from .dispatch import Backend, Parameters, Runner, Tensor, choose_backend, hyper_row, make_jobs, split_copies
 from .optimizers import check_scale
 from .rules import RULES, Rule
 from .sparse import view_gradient
@@ -54,7 +54,7 @@ class _Bound:
             for k in range(len(row)):
                 tensor += [copies[k] for copies in states]
                 called += own[2:]
-            tensors.append((0, i, tensor))
+            tensors.append(Tensor(0, i, tensor))
             names.append(called)
         jobs = make_jobs([self._parameters], tensors, names)
         self._runner: Runner = backend.prepare(jobs)
@@ -200,7 +200,13 @@ def _documentation(rule: Rule, keys: Sequence[str]) -> str:
     lines += ["with g = grad_scale*grad + weight_decay*p, after p = p*(1 - lr*decoupled_weight_decay).", ""]
     lines += ([rule.notes, ""] if rule.notes else []) + [f"Source: {rule.source}.", "", "Parameters", "----------"]
     lines += ["param, grad" + "".join(f", {name}" for name in rule.states) + " : array, or list of arrays"]
-    lines += ["    float32 or float64, of one shape and dtype; all but grad are written. States begin at zero."]
+    lines += [
+        "    Of one shape; all but grad are written. States begin at zero. Each is float32, bfloat16 or float16, in any"
+    ]
+    lines += [
+        "    combination, and the update is computed in float32; or all are float64. A state may be in blocks of 8-bit"
+    ]
+    lines += ['    floats: bytes as `fastopt.Adam` with ``state_dtype="8bit"`` keeps them.']
     lines += ["    ``grad`` may be a `fastopt.RowSparse`."]
     lines += ["step : int", "    The 1-based number of this step."]
     for key in keys:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from . import settings
-from .arrays import Array
+from .arrays import BFLOAT16, Array
 from .dispatch import Backend, Gradients, choose_backend, make_gradients
 from .sparse import RowSparse, view_gradient
+from .storage import numpy_dtype
 
 EPS = 1e-6  # as torch's clip_grad_norm_
 
@@ -49,6 +50,14 @@ def norm_of(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: 
         return math.inf
 
 
+def all_finite(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: int) -> bool:
+    """Whether all gradients are finite, and their squares too."""
+    dense: list[Gradients] = []
+    for table in tables:
+        dense += make_gradients([table.values], ["grads"]) if isinstance(table, RowSparse) else [table]
+    return all(bool(np.isfinite(backend.square_sums(table, threads)).all()) for table in dense)
+
+
 def clip_factor(norm: float, max_norm: Any) -> float:
     """What gradients of that norm are multiplied by, so that their norm is at most `max_norm`.
 
@@ -72,7 +81,7 @@ def global_norm(grads: Any, *, backend: str | None = None, threads: int | None =
     Parameters
     ----------
     grads : array or RowSparse, sequence or mapping of them
-        float32 or float64; ``None`` entries are skipped.
+        float32, float64, bfloat16 or float16; ``None`` entries are skipped.
     backend : str, optional
         ``"native"`` or ``"numba"``; by default chosen as for updates.
     threads : int, optional
@@ -97,7 +106,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
     Parameters
     ----------
     grads : array or RowSparse, sequence or mapping of them
-        float32 or float64; ``None`` entries are skipped.
+        float32, float64, bfloat16 or float16; ``None`` entries are skipped.
     max_norm : float
         At least 0.
     backend, threads : optional
@@ -125,5 +134,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
     if factor != 1:
         for array in arrays:
             values = array.numpy()
+            if array.dtype == BFLOAT16:
+                values = values.view(numpy_dtype(BFLOAT16))
             np.multiply(values, values.dtype.type(factor), out=values)
     return norm

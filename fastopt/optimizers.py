@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import weakref
 from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import is_
 from typing import Any, ClassVar
@@ -14,23 +15,25 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import settings
-from .arguments import ARGUMENTS, Arguments, read_call
-from .arrays import Array, address_of, check_overlap, check_tensor, new_like, view
-from .checkpoint import group_from_torch, state_from_torch
+from .arguments import ARGUMENTS, EXECUTION, Arguments, read_call
+from .arrays import COMPUTE_DTYPES, Array, address_of, check_overlap, check_tensor, view
+from .checkpoint import group_from_torch, numpy_of, state_from_torch, tensor_of
 from .dispatch import (
     Gradients,
     Job,
     Parameters,
     Runner,
+    Tensor,
     choose_backend,
     count_copies,
     make_gradients,
     make_jobs,
     split_copies,
 )
-from .norms import clip_factor, norm_of
+from .norms import all_finite, clip_factor, norm_of
 from .rules import REQUIRED, Rule
-from .sparse import RowSparse, as_row_sparse
+from .sparse import RowSparse, as_row_sparse, floats_of
+from .storage import ZERO_GRADS, block_bytes, blocks_of, new_array, values_of
 
 
 class ParamGroup(UserDict):
@@ -77,15 +80,25 @@ class Plan:
         jobs: Sequence[Job],
         members: Sequence[int],
         tables: Sequence[Gradients | RowSparse],
+        grads: Sequence[Array],
     ) -> None:
         self._optimizer = optimizer
         self._jobs = jobs
         self._members = members
         self._tables = tables
+        self._kinds = [(grad.shape, getattr(grad.owner, "dtype", grad.dtype), grad.dtype) for grad in grads]
+        self._locked = next((grad.locked for grad in grads if grad.locked), "")
         self._backend = optimizer._backend()
         self._runner: Runner = self._backend.prepare(jobs)
+        self._zeroing: Runner | None = None
 
-    def step(self, grad_scale: float = 1.0, max_norm: float | None = None) -> None:
+    def step(
+        self,
+        grad_scale: float = 1.0,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+    ) -> None:
         """Does one step, in place.
 
         Parameters
@@ -95,24 +108,53 @@ class Plan:
         max_norm : float, optional
             Clips the gradients (after `grad_scale`) to this global norm, within the pass. The norm before clipping is
             then the optimizer's ``last_grad_norm``.
+        skip_nonfinite : bool
+            Does nothing where a gradient is not finite, which a reading pass finds out first; ``last_step_skipped``
+            says so. (Nor where one's square is beyond float64.)
+        zero_grads : bool
+            Sets the gradients to zero, within the pass.
 
         Raises
         ------
         TypeError, ValueError
-            `grad_scale` is no finite number, `max_norm` no number >= 0, or a schedule gave a value out of range.
+            `grad_scale` is no finite number, `max_norm` no number >= 0, gradients to be zeroed are read-only, or a
+            schedule gave a value out of range.
         """
         optimizer = self._optimizer
         threads = optimizer._threads or settings._threads
-        if grad_scale != 1.0 or max_norm is not None:
+        runner = self._zeroing_runner() if zero_grads else self._runner
+        optimizer.last_step_skipped = False
+        if grad_scale != 1.0 or max_norm is not None or skip_nonfinite:
             grad_scale = check_scale(grad_scale)
             if max_norm is not None:
                 clip_factor(0.0, max_norm)
                 norm = norm_of(self._tables, self._backend, threads) * abs(grad_scale)
                 optimizer.last_grad_norm = norm
                 grad_scale *= clip_factor(norm, max_norm)
+            if skip_nonfinite and not all_finite(self._tables, self._backend, threads):
+                optimizer.last_step_skipped = True
+                return
         if optimizer._scheduled:
             optimizer._evaluate_schedules(self._members)
-        self._runner(grad_scale, threads)
+        runner(grad_scale, threads)
+        if zero_grads:
+            for table in self._tables:
+                if isinstance(table, RowSparse):
+                    table.values.numpy()[...] = 0
+
+    def _zeroing_runner(self) -> Runner:
+        """The step that zeroes gradients too, made when it is first asked for."""
+        if self._zeroing is None:
+            locked = self._locked or next(
+                (t.values.locked for t in self._tables if isinstance(t, RowSparse) and t.values.locked), ""
+            )
+            if locked:
+                raise ValueError(
+                    f"zero_grads: found {locked} among the gradients, expected writable ones to set to zero"
+                )
+            jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self._jobs]
+            self._zeroing = self._backend.prepare(jobs)
+        return self._zeroing
 
 
 class _Last:
@@ -129,18 +171,19 @@ class _Last:
         for owners in (*(job.owners for job in jobs), *(table.owners for table in tables)):
             owners.clear()
         # Tables of dense NumPy arrays only can take other gradients' addresses.
-        self._likes = [optimizer._views[i] for i in plan._members]
+        self._kinds = plan._kinds
         arrays = [*optimizer._views, *itertools.chain.from_iterable(optimizer._state_views)]
         self._dense = not tensors and all(type(p) is np.ndarray for p in optimizer._params)
         self._dense = self._dense and all(a.dense and a.size for a in arrays) and all(j.strides is None for j in jobs)
         extents = np.array(sorted(a.extent() for a in arrays), np.uint64).reshape(-1, 2)
         self._low, self._high = extents[:, 0], extents[:, 1]
-        self._sizes = np.array([a.size * a.dtype.itemsize for a in self._likes], np.uint64)
+        sizes = [math.prod(shape) * dtype.itemsize for shape, _, dtype in self._kinds]
+        self._sizes = np.array(sizes, np.uint64)
         place = {i: k for k, i in enumerate(plan._members)}
         columns: list[tuple[Any, list[int]]] = (
             [(job.addresses[:, 1], [place[i] for i in job.parameter]) for job in jobs] if self._dense else []
         )
-        dtypes = [a.dtype for a in self._likes]
+        dtypes = [dtype for _, _, dtype in self._kinds]
         for table in tables if self._dense else ():
             columns.append((table.addresses[:, 0], [k for k, dtype in enumerate(dtypes) if dtype == table.dtype]))
         self._columns = columns
@@ -156,12 +199,12 @@ class _Last:
     def _take(self, grads: Sequence[Any]) -> bool:
         """Puts other gradients' addresses in the tables, if they are just like those before and overlap nothing."""
         found = []
-        for grad, like in zip((g for g in grads if g is not None), self._likes, strict=True):
-            if type(grad) is not np.ndarray or grad.shape != like.shape or grad.dtype != like.dtype:
+        for grad, (shape, dtype, _) in zip((g for g in grads if g is not None), self._kinds, strict=True):
+            if type(grad) is not np.ndarray or grad.shape != shape or grad.dtype != dtype:
                 return False
             if not grad.flags.c_contiguous:
                 return False
-            found.append(address_of(grad))
+            found.append(address_of(grad) if dtype in COMPUTE_DTYPES else grad.ctypes.data)
         addresses = np.array(found, np.uint64)
         after = np.minimum(np.searchsorted(self._high, addresses, "right"), len(self._high) - 1)
         if ((self._low[after] < addresses + self._sizes) & (self._high[after] > addresses)).any():
@@ -209,13 +252,18 @@ class Optimizer:
         For each parameter its state arrays under torch's names, with ``step``, a view of its step count.
     last_grad_norm : float or None
         The global norm of the gradients at the last step that clipped, before clipping.
+    last_step_skipped : bool
+        Whether the last step did nothing, as ``skip_nonfinite`` asks for.
     """
 
     arguments: ClassVar[Arguments]
     last_grad_norm: float | None = None
+    last_step_skipped: bool = False
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        options, self._backend_name, self._threads = read_call(type(self), params, args, kwargs)
+        call = read_call(type(self), params, args, kwargs)
+        self._backend_name, self._threads, self._execution = call.backend, call.threads, call.execution
+        self._precision = call.precision
         self._scheduled: set[int] = set()
         self._last: _Last | None = None
         self._structure, groups = _read_params(params)
@@ -224,9 +272,12 @@ class Optimizer:
         self._views = [view(param, name) for param, name in zip(self._params, self._names, strict=True)]
         for array, name in zip(self._views, self._names, strict=True):
             check_tensor([array], [name])
+            self._precision.check(array, name)
         check_overlap(self._views, self._names, [True] * len(self._views))
         self._steps = np.zeros(len(self._params), np.int64)
-        self._make_groups(groups, options)
+        sizes = [array.size for array in self._views]
+        self._elements = self._precision.first_element + np.cumsum([0, *sizes])[:-1]  # each parameter's first
+        self._make_groups(groups, call.options)
         self._make_states()
 
     # ---- groups and hyper-parameters ----
@@ -320,20 +371,63 @@ class Optimizer:
                 state: dict[str, Any] = {"step": self._steps[i : i + 1].reshape(())}
                 for k, name in enumerate(rule.scalars):
                     state[name] = parameters.scalars[i : i + 1, k].reshape(())
-                views = []
-                for name, initial in self._initials(g).items():
-                    shape = rule.state_shape(self._views[i].shape, parameters.copies)
-                    array = new_like(self._params[i], self._views[i], shape, initial)
+                initials, views = self._initials(g, i), []
+                for name, (dtype, shape) in self._precision.states(rule, self._views[i], parameters.copies).items():
+                    array = new_array(self._params[i], self._views[i], dtype, shape, 0)
                     state[name] = array
                     views.append((view(array, name), name))
                 self.state.append(state)
                 self._state_views.append(_by_copy(rule, parameters.copies, views, self._views[i]))
+                self._fill(i, initials, fresh=True)
 
-    def _initials(self, g: int) -> dict[str, float]:
-        """What each state of a group's parameters begins at."""
+    def _initials(self, g: int, i: int) -> dict[str, Any]:
+        """What each state of a parameter begins at."""
         rule = self._rules[g]
         values = self.arguments.values(rule, self.param_groups[g], 1)
-        return {name: float(values[rule.initial[name]]) if name in rule.initial else 0.0 for name in rule.states}
+        begin = {name: float(values[rule.initial[name]]) if name in rule.initial else 0.0 for name in rule.states}
+        return {**begin, "compensation": 0.0, "master": self._params[i], "ema": self._params[i]}
+
+    def _fill(self, i: int, initials: Mapping[str, Any], fresh: bool = False) -> None:
+        """Sets states to what they begin at; `fresh` ones are zero already."""
+        for name in initials.keys() & self.state[i].keys():
+            array, value = self.state[i][name], initials[name]
+            if view(array, name).dtype == np.uint8:
+                block = blocks_of(np.full(self._views[i].size, value), name in self._rules[self._group_of[i]].positive)
+                value = block if type(array) is np.ndarray else sys.modules["torch"].from_numpy(block)
+            if isinstance(value, float) and value == 0.0 and fresh:
+                continue  # as they are made
+            array[...] = value.detach() if hasattr(value, "detach") else value
+
+    def state_values(self, i: int, name: str) -> np.ndarray:
+        """A state's values in float32 (float64 where it is in that), whatever it is stored in.
+
+        Parameters
+        ----------
+        i : int
+            The parameter's number.
+        name : str
+            The state's name.
+
+        Returns
+        -------
+        numpy.ndarray
+            A copy, of the parameter's shape (AggMo's velocities: one behind the other).
+
+        Raises
+        ------
+        KeyError
+            The parameter has no state of that name.
+        """
+        array, param = view(self.state[i][name], name), self._views[i]
+        if array.dtype != np.uint8:
+            return floats_of(array).copy()
+        positive = name in self._rules[self._group_of[i]].positive
+        rows = array.numpy().reshape(-1, block_bytes(param.size))
+        values = np.concatenate([values_of(row, positive, param.size) for row in rows])
+        order = np.argsort([-abs(stride) for stride in param.strides], kind="stable")
+        shape = [param.shape[axis] for axis in order]
+        whole = values.reshape(*([len(rows)] if array.shape[:-1] else []), *shape)
+        return np.moveaxis(whole, range(whole.ndim - len(shape), whole.ndim), order + whole.ndim - len(shape))
 
     # ---- steps ----
 
@@ -371,12 +465,17 @@ class Optimizer:
                 continue
             array = view(grad, f"grads[{i}]" if len(grads) > 1 else "grads")
             arrays = [self._current_view(i), array, *self._state_views[i]]
-            tensors.append((set_of[id(self._sets[g])], i, arrays))
+            tensors.append(self._tensor(set_of[id(self._sets[g])], i, arrays))
             names.append(self._labels(i, len(arrays)))
             members.append(i)
             views.append(array)
         jobs = make_jobs(self._sets, tensors, names)
-        return Plan(self, jobs, members, make_gradients(views, [n[1] for n in names]))
+        return Plan(self, jobs, members, make_gradients(views, [n[1] for n in names]), views)
+
+    def _tensor(self, which: int, i: int, arrays: list[Any]) -> Tensor:
+        precision = self._precision
+        decay = precision.ema_decay or 0.0
+        return Tensor(which, i, arrays, precision.options(arrays[0]), decay, precision.seed, int(self._elements[i]))
 
     def _labels(self, i: int, arrays: int) -> list[str]:
         """What a tensor's arrays are called in error messages."""
@@ -391,10 +490,11 @@ class Optimizer:
         set_of = {id(p): k for k, p in enumerate(self._sets)}
         for i, grad in rows:
             arrays = [self._current_view(i), grad, *self._state_views[i]]
-            tensors.append((set_of[id(self._sets[self._group_of[i]])], i, arrays))
+            tensors.append(self._tensor(set_of[id(self._sets[self._group_of[i]])], i, arrays))
             names.append(self._labels(i, len(arrays)))
         jobs = [*plan._jobs, *make_jobs(self._sets, tensors, names)]
-        return Plan(self, jobs, [*plan._members, *(i for i, _ in rows)], [*plan._tables, *(grad for _, grad in rows)])
+        tables = [*plan._tables, *(grad for _, grad in rows)]
+        return Plan(self, jobs, [*plan._members, *(i for i, _ in rows)], tables, [])
 
     def _current_view(self, i: int) -> Array:
         """The parameter's view, made anew for arrays whose memory can be replaced (torch's)."""
@@ -403,7 +503,14 @@ class Optimizer:
         self._views[i] = view(self._params[i], self._names[i])
         return self._views[i]
 
-    def step(self, grads: Any, grad_scale: float = 1.0, max_norm: float | None = None) -> None:
+    def step(
+        self,
+        grads: Any,
+        grad_scale: float = 1.0,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+    ) -> None:
         """Updates every parameter and its states, in place, in one pass.
 
         Parameters
@@ -415,6 +522,11 @@ class Optimizer:
             What the gradients are multiplied by, within the pass; default 1.
         max_norm : float, optional
             Clips the gradients (after `grad_scale`) to this global norm, within the pass; see ``last_grad_norm``.
+        skip_nonfinite : bool
+            Does nothing where a gradient is not finite, which a reading pass finds out first; see
+            ``last_step_skipped``. (Nor where one's square is beyond float64.)
+        zero_grads : bool
+            Sets the gradients to zero, within the pass.
 
         Raises
         ------
@@ -424,19 +536,20 @@ class Optimizer:
             The backend asked for, or one for the arrays' device, is not here.
         """
         arrays = self._read_grads(grads)
+        how = (grad_scale, max_norm, skip_nonfinite, zero_grads)
         last = self._last
         if last is not None and last.plan._backend is not self._backend():
             last = None
         if last is not None and last.fits(arrays):
-            last.plan.step(grad_scale, max_norm)
+            last.plan.step(*how)
             return
         dense, rows = _split(arrays)
         if rows and last is not None and last.fits(dense):
-            self._with_rows(last.plan, rows).step(grad_scale, max_norm)
+            self._with_rows(last.plan, rows).step(*how)
             return
         self._last = None
         plan = self._bind(dense)
-        self._with_rows(plan, rows).step(grad_scale, max_norm)
+        self._with_rows(plan, rows).step(*how)
         with suppress(TypeError):  # an array that no weak reference can be made to
             self._last = _Last(self, dense, plan)
 
@@ -510,10 +623,9 @@ class Optimizer:
             raise
         for i, index in enumerate(order):
             if not state_from_torch(states.get(index, {})):
-                self._steps[i] = 0
                 g = self._group_of[i]
-                for name, initial in {**self._rules[g].scalars, **self._initials(g)}.items():
-                    self.state[i][name][...] = initial
+                self._fill(i, {**self._rules[g].scalars, **self._initials(g, i)})
+                self._steps[i] = 0
         for own, value in copies:
             own[...] = value
 
@@ -527,7 +639,7 @@ class Optimizer:
             groups.append({**group, "params": arrays[0] if structure is None else own})
         params = groups if isinstance(self._structure, list) else groups[0]["params"]
         options = {key: groups[0][key] for key in self.arguments.defaults} if groups else {}
-        return _rebuild, (type(self), params, options, self._backend_name, self._threads or None, self.state_dict())
+        return _rebuild, (type(self), params, options, self._execution, self.state_dict())
 
     def __repr__(self) -> str:
         groups = [
@@ -537,10 +649,8 @@ class Optimizer:
         return f"{type(self).__name__}({len(self._params)} parameters; {'; '.join(groups)})"
 
 
-def _rebuild(
-    cls: type[Optimizer], params: Any, options: dict, backend: str | None, threads: int | None, state_dict: dict
-) -> Optimizer:
-    optimizer = cls(params, **options, backend=backend, threads=threads)
+def _rebuild(cls: type[Optimizer], params: Any, options: dict, execution: dict, state_dict: dict) -> Optimizer:
+    optimizer = cls(params, **options, **execution)
     optimizer.load_state_dict(state_dict)
     return optimizer
 
@@ -555,15 +665,16 @@ def _leaves(group: Mapping[str, Any]) -> Iterator[Any]:
             yield from value if isinstance(value, (tuple, list)) else (value,)
 
 
-def _by_copy(rule: Rule, copies: int, views: Iterable[tuple[Array, str]], param: Array) -> list[Array]:
-    """States in the order of a backend's table: all of the first copy, all of the second, ..."""
-    split = [split_copies(rule, copies, array, param, name) for array, name in views]
-    return [arrays[k] for k in range(copies) for arrays in split]
+def _by_copy(rule: Rule, copies: int, views: Sequence[tuple[Array, str]], param: Array) -> list[Array]:
+    """States in the order of a backend's table: all of the first copy, all of the second, ..., what storage adds."""
+    own, added = views[: len(rule.states)], views[len(rule.states) :]
+    split = [split_copies(rule, copies, array, param, name) for array, name in own]
+    return [arrays[k] for k in range(copies) for arrays in split] + [array for array, _ in added]
 
 
 def _loaded(value: Any, own: Any, where: str) -> Any:
     """A saved state, if it fits where it is to go."""
-    value = value.detach().numpy() if hasattr(value, "detach") and isinstance(own, np.ndarray) else value
+    value = numpy_of(value) if hasattr(value, "detach") and isinstance(own, np.ndarray) else value
     shape = tuple(np.shape(value))
     if shape != tuple(own.shape):
         raise ValueError(f"state_dict['state']{where}: found shape {shape}, expected {tuple(own.shape)}")
@@ -572,7 +683,7 @@ def _loaded(value: Any, own: Any, where: str) -> Any:
     if where.endswith("['step']") and not np.asarray(value, np.float64) >= 0:
         raise ValueError(f"state_dict['state']{where}: found {value!r}, expected a number >= 0")
     if type(own).__module__.startswith("torch") and isinstance(value, np.ndarray):
-        return sys.modules["torch"].from_numpy(np.ascontiguousarray(value))
+        return tensor_of(np.ascontiguousarray(value))
     return value
 
 
@@ -661,17 +772,15 @@ def _documentation(arguments: Arguments) -> str:
         "Parameters",
         "----------",
         "params : array, sequence, mapping, or list of group dicts",
-        "    float32 or float64 arrays on the CPU, updated in place.",
+        "    float32, float64, bfloat16 (``ml_dtypes`` or torch) or float16 arrays on the CPU, updated in place.",
     ]
     for key, meaning in arguments.meanings().items():
         default = arguments.defaults[key]
         said = "required" if default is REQUIRED else f"default {default!r}"
         lines += [f"{key} : number, or callable of the 1-based step; {said}", f"    {meaning}."]
+    for key, (default, meaning) in EXECUTION.items():
+        lines += [f"{key} : default {default!r}", f"    {meaning[0].upper()}{meaning[1:]}."]
     lines += [
-        "backend : str, optional",
-        '    ``"native"`` or ``"numba"``; by default the process\'s choice, else native where it is built.',
-        "threads : int, optional",
-        "    At most so many threads; by default `fastopt.get_num_threads`.",
         "",
         "Raises",
         "------",
@@ -685,7 +794,7 @@ def _define(arguments: Arguments) -> type:
     namespace = {
         "__doc__": _documentation(arguments),
         "__module__": "fastopt",
-        "__signature__": arguments.signature("backend", "threads"),
+        "__signature__": arguments.signature({key: default for key, (default, _) in EXECUTION.items()}),
         "arguments": arguments,
     }
     return type(arguments.name, (Optimizer,), namespace)

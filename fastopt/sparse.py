@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, row_stride, view
+from .arrays import BFLOAT16, Array, dtype_name, row_stride, view
 from .dispatch import DUPLICATES, Rows
+from .storage import CODES, compute_dtype
 
 
 class RowSparse:
@@ -113,8 +114,8 @@ class RowSparse:
         if mode == "mean":
             if weights is not None:
                 raise ValueError("weights: found some with mode 'mean', expected none: they go with mode 'sum'")
-            shares = 1 / np.maximum(sizes, 1).astype(self.values.dtype)
-            self._weights = np.repeat(shares, sizes).astype(self.values.dtype)
+            shares = 1 / np.maximum(sizes, 1).astype(compute_dtype(self.values.dtype))
+            self._weights = np.repeat(shares, sizes)
         elif weights is not None:
             given = view(weights, "weights")
             if given.shape != (count,) or given.dtype != self.values.dtype:
@@ -122,7 +123,7 @@ class RowSparse:
                     f"weights: found {given.dtype} of shape {given.shape}, expected {self.values.dtype} of shape "
                     f"({count},)"
                 )
-            self._weights = np.ascontiguousarray(given.numpy())
+            self._weights = floats_of(given)
         return self
 
     def coalesced(self) -> RowSparse:
@@ -130,7 +131,7 @@ class RowSparse:
         from . import functional
 
         unique, place = np.unique(self.indices, return_inverse=True)
-        summed = np.zeros((len(unique), *self.values.shape[1:]), self.values.dtype)
+        summed = np.zeros((len(unique), *self.values.shape[1:]), compute_dtype(self.values.dtype))
         lookups = RowSparse.__new__(RowSparse)
         lookups.indices, lookups.values, lookups.duplicates = place.reshape(-1), self.values, "sum"
         lookups._source, lookups._weights = self._source, self._weights
@@ -150,8 +151,9 @@ class RowSparse:
             raise ValueError(
                 f"{name}: found rows of shape {self.values.shape[1:]}, expected {param.shape[1:]} as {of} has"
             )
-        if self.values.dtype != param.dtype:
-            raise TypeError(f"{name}: found dtype {self.values.dtype}, expected {param.dtype} as {of} has")
+        if compute_dtype(self.values.dtype) != compute_dtype(param.dtype):
+            found, expected = dtype_name(self.values.dtype), dtype_name(compute_dtype(param.dtype))
+            raise TypeError(f"{name}: found dtype {found}, expected {expected} beside {of}, which is {param.dtype}")
         if self.indices.size:
             # As unsigned numbers negative ones are the largest: one pass finds whatever is out of range.
             unsigned = self.indices.view(f"u{self.indices.itemsize}")
@@ -215,8 +217,18 @@ def _integers(x: Any, name: str) -> np.ndarray:
     return np.ascontiguousarray(array.numpy())
 
 
+def floats_of(array: Array) -> np.ndarray:
+    """An array's elements, contiguous, in the dtype in which they are computed with."""
+    values = np.ascontiguousarray(array.numpy())
+    if array.dtype == BFLOAT16:
+        return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return values.astype(compute_dtype(array.dtype), copy=False)
+
+
 def _rows(values: Any) -> Array:
     array = view(values, "values")
+    if array.dtype not in CODES:
+        raise TypeError(f"values: found dtype {array.dtype}, expected float32, float64, bfloat16 or float16")
     return array if row_stride(array) is not None else view(np.ascontiguousarray(array.numpy()), "values")
 
 

@@ -30,12 +30,25 @@ from torch.autograd.graph import increment_version
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import norms, settings
-from .arguments import ARGUMENTS, TorchArguments, read_call
-from .arrays import Array, check_overlap, check_tensor, new_like, view
+from .arguments import ARGUMENTS, EXECUTION, TorchArguments, read_call
+from .arrays import Array, check_overlap, check_tensor, dtype_name, view
 from .checkpoint import torch_state_dict
-from .dispatch import Gradients, Parameters, Rows, check_rows, choose_backend, make_jobs, make_row_job, split_copies
+from .dispatch import (
+    Gradients,
+    Job,
+    Parameters,
+    Rows,
+    Runner,
+    Tensor,
+    check_rows,
+    choose_backend,
+    make_jobs,
+    make_row_job,
+    split_copies,
+)
 from .rules import REQUIRED, Rule
 from .sparse import RowSparse, as_row_sparse
+from .storage import ZERO_GRADS, blocks_of, new_array
 
 try:
     increment_version([])
@@ -65,17 +78,22 @@ class Optimizer(torch.optim.Optimizer):
     ----------
     last_grad_norm : float or None
         The global norm of the gradients at the last ``step(max_norm=...)``, before clipping.
+    last_step_skipped : bool
+        Whether the last step did nothing, for a gradient was not finite: see ``step(skip_nonfinite=True)``; and
+        `torch.amp.GradScaler` too has steps skipped.
     """
 
     arguments: ClassVar[TorchArguments]
     last_grad_norm: float | None = None
+    last_step_skipped: bool = False
     # torch.amp.GradScaler leaves unscaling, and skipping a step whose gradients are not finite, to `step`.
     _step_supports_amp_scaling = True
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        options, self._backend_name, self._threads = read_call(type(self), params, args, kwargs)
+        call = read_call(type(self), params, args, kwargs)
+        self._backend_name, self._threads, self._precision = call.backend, call.threads, call.precision
         self._bound: _Bound | None = None
-        super().__init__(params, {**self.arguments.defaults, **options})
+        super().__init__(params, {**self.arguments.defaults, **call.options})
 
     # ---- groups ----
 
@@ -123,6 +141,7 @@ class Optimizer(torch.optim.Optimizer):
         views = [view(p, label) for p, label in zip(params, labels, strict=True)]
         for array, label in zip(views, labels, strict=True):
             check_tensor([array], [label])
+            self._precision.check(array, label)
         check_overlap(views, labels, [True] * len(views))
 
     def _labels(self) -> list[str]:
@@ -140,7 +159,11 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _counted(self) -> bool:
         """Whether states hold a step count: torch's SGD has none, for all it needs to know is whether it has begun."""
-        return self.arguments.name != "SGD"
+        return self.arguments.name != "SGD" or self._precision.counted
+
+    def _has_state(self, p: torch.Tensor, rule: Rule) -> bool:
+        """Whether anything is kept for a parameter."""
+        return self._counted or bool(self._precision.states(rule, view(p, "params"), 1))
 
     def _complete_state(self, p: torch.Tensor, rule: Rule, copies: int, group: Mapping[str, Any]) -> dict:
         """The parameter's state, with what the rule needs and it lacks as before the first step."""
@@ -149,15 +172,31 @@ class Optimizer(torch.optim.Optimizer):
             state.setdefault("step", torch.zeros((), dtype=torch.int64))
         for name, initial in rule.scalars.items():
             state.setdefault(name, torch.full((), initial, dtype=torch.float64))
-        for name in rule.states:
-            if state.get(name) is None:
-                initial = float(group.get(rule.initial.get(name, ""), 0.0))
-                state[name] = new_like(p, view(p, "params"), rule.state_shape(tuple(p.shape), copies), initial)
+        param = view(p, "params")
+        for name, (dtype, shape) in self._precision.states(rule, param, copies).items():
+            if state.get(name) is not None:
+                continue
+            initial = float(group.get(rule.initial.get(name, ""), 0.0))
+            if dtype == np.uint8:
+                state[name] = torch.zeros(shape, dtype=torch.uint8)
+                if initial:
+                    state[name][...] = torch.from_numpy(blocks_of(np.full(param.size, initial), name in rule.positive))
+            else:
+                state[name] = new_array(p, param, dtype, shape, initial)
+            if name in ("master", "ema"):
+                state[name].copy_(p.detach())
         return state
 
     # ---- steps ----
 
-    def step(self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+    ) -> Any:
         """Updates every parameter that has a gradient, in one pass.
 
         Parameters
@@ -167,6 +206,11 @@ class Optimizer(torch.optim.Optimizer):
         max_norm : float, optional
             Clips the gradients to this global norm within the pass, in place of ``clip_grad_norm_``, and without
             changing them; see ``last_grad_norm``.
+        skip_nonfinite : bool
+            Does nothing where a gradient is not finite, which a reading pass finds out first; see
+            ``last_step_skipped``. (Nor where one's square is beyond float64.)
+        zero_grads : bool
+            Sets the gradients to zero, within the pass, in place of ``zero_grad(set_to_none=False)``.
 
         Returns
         -------
@@ -177,8 +221,9 @@ class Optimizer(torch.optim.Optimizer):
         TypeError, ValueError
             A gradient, a state or a hyper-parameter is not what it must be; no tensor has changed.
         """
+        how: dict[str, Any] = {"max_norm": max_norm, "skip_nonfinite": skip_nonfinite, "zero_grads": zero_grads}
         if torch.compiler.is_compiling():
-            return self._uncompiled_step(closure, max_norm=max_norm)
+            return self._uncompiled_step(closure, **how)
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -186,21 +231,29 @@ class Optimizer(torch.optim.Optimizer):
             or _global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()
         ):
-            return self._hooked_step(closure, max_norm=max_norm)
-        return self._step(closure, max_norm=max_norm)
+            return self._hooked_step(closure, **how)
+        return self._step(closure, **how)
 
     # Torch wraps `step` to call hooks and to tell the profiler, which costs more than a small step: it does so only
     # where it is needed.
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _step(self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None) -> Any:
+    def _step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+    ) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         scale = 1.0
         attributes = self.__dict__  # where GradScaler puts what is for this step
-        if attributes.get("found_inf") is not None and float(attributes["found_inf"]):
+        self.last_step_skipped = attributes.get("found_inf") is not None and bool(attributes["found_inf"])
+        if self.last_step_skipped:
             return loss
         if attributes.get("grad_scale") is not None:
             scale = 1.0 / float(attributes["grad_scale"])
@@ -210,7 +263,7 @@ class Optimizer(torch.optim.Optimizer):
             self._bound = None
             bound = _Bound(self, backend)
             self._bound = bound
-        bound.run(self, scale, self._threads or settings._threads, max_norm)
+        bound.run(self, scale, self._threads or settings._threads, max_norm, skip_nonfinite, zero_grads)
         return loss
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -264,37 +317,46 @@ class Optimizer(torch.optim.Optimizer):
             for index, p in zip(group["params"], own["params"], strict=True):
                 saved = {key: x for key, x in incoming["state"].get(index, {}).items() if x is not None}
                 if saved:
-                    _check_saved(saved, p, rule, copies, self._counted, f"state_dict['state'][{index}]")
+                    self._check_saved(saved, p, rule, copies, f"state_dict['state'][{index}]")
                     states[index] = {key: torch.as_tensor(x).clone() for key, x in saved.items()}
         return {**incoming, "state": states, "param_groups": groups}
+
+    def _check_saved(self, saved: Mapping[str, Any], p: torch.Tensor, rule: Rule, copies: int, where: str) -> None:
+        states = self._precision.states(rule, view(p, "params"), copies)
+        expected = {*(["step"] if self._counted else []), *rule.scalars, *states}
+        found = set(saved) - {"step"} | (set(saved) & expected)  # a count does no harm where there need be none
+        if found != expected:
+            raise ValueError(f"{where}: found {sorted(found)}, expected {sorted(expected)} as {rule.name} has")
+        for name, (dtype, shape) in states.items():
+            x, of = saved[name], getattr(torch, dtype_name(dtype))
+            if tuple(x.shape) != shape:
+                raise ValueError(f"{where}[{name!r}]: found shape {tuple(x.shape)}, expected {shape}")
+            if x.dtype != of:
+                raise ValueError(
+                    f"{where}[{name!r}]: found dtype {x.dtype}, expected {of}, by the parameter's dtype and state_dtype"
+                )
+        if self._counted and not float(saved["step"]) >= 0:
+            raise ValueError(f"{where}['step']: found {saved['step']!r}, expected a number >= 0")
 
     def _completed(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """A saved group with all of this class's arguments."""
         group = {**self.defaults, **group}
         return {**group, "decoupled_weight_decay": True} if self.arguments.renamed else group
 
+    @staticmethod
+    def _process_value_according_to_param_policy(
+        param: torch.Tensor, value: torch.Tensor, param_id: int, param_groups: list[dict[Any, Any]], key: Any = None
+    ) -> torch.Tensor:
+        """torch's would make a state of the parameter's dtype, whatever it was."""
+        return value
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_backend_name": self._backend_name, "_threads": self._threads}
+        own = {"_backend_name": self._backend_name, "_threads": self._threads, "_precision": self._precision}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bound = None
-
-
-def _check_saved(saved: Mapping[str, Any], p: torch.Tensor, rule: Rule, copies: int, counted: bool, where: str) -> None:
-    expected = {*(["step"] if counted else []), *rule.scalars, *rule.states}
-    found = set(saved) - {"step"} | (set(saved) & expected)  # a count does no harm where there need be none
-    if found != expected:
-        raise ValueError(f"{where}: found {sorted(found)}, expected {sorted(expected)} as {rule.name} has")
-    shape = rule.state_shape(tuple(p.shape), copies)
-    for name in rule.states:
-        x = saved[name]
-        if tuple(x.shape) != shape:
-            raise ValueError(f"{where}[{name!r}]: found shape {tuple(x.shape)}, expected {shape}")
-        if x.dtype != p.dtype:
-            raise ValueError(f"{where}[{name!r}]: found dtype {x.dtype}, expected {p.dtype} as the parameter has")
-    if counted and not float(saved["step"]) >= 0:
-        raise ValueError(f"{where}['step']: found {saved['step']!r}, expected a number >= 0")
 
 
 class _Bound:
@@ -325,7 +387,7 @@ class _Bound:
             self._groups.append(sets[key])
         place = {id(parameters): k for k, parameters in enumerate(sets.values())}
         known = [
-            grad is not None or not self._groups[g].rule.states or bool(optimizer.state.get(p))
+            grad is not None or not optimizer._has_state(p, self._groups[g].rule) or bool(optimizer.state.get(p))
             for p, grad, g in zip(params, grads, group_of, strict=True)
         ]
         members = list(compress(range(len(params)), known))
@@ -338,11 +400,12 @@ class _Bound:
                 check_rows(self._groups[group_of[i]].rule, [param, as_row_sparse(grad, own[1])], own)
             arrays[i] = [param, _absent_like(param) if grad is None or grad.is_sparse else view(grad, own[1])]
             check_tensor(arrays[i], own)
-        tensors, self._names = [], {}
+        tensors, self._names, self._precision = [], {}, optimizer._precision
+        self._elements = self._precision.first_element + np.cumsum([0, *(p.numel() for p in params)])
         for i in members:  # once all have been checked, so that an error leaves no states behind
             parameters = self._groups[group_of[i]]
             arrays[i] += _states(optimizer, i, params[i], parameters, groups[group_of[i]], steps, labels[i])
-            tensors.append((place[id(parameters)], i, arrays[i]))
+            tensors.append(self._tensor(place[id(parameters)], i, arrays[i]))
             called = [f"a state of {labels[i]}"] * (len(arrays[i]) - 2)
             self._names[i] = [labels[i], f"the gradient of {labels[i]}", *called]
         self._jobs = make_jobs(list(sets.values()), tensors, list(self._names.values()))
@@ -364,6 +427,11 @@ class _Bound:
         self._present: list[bool] | None = []
         if not self.take(optimizer):
             raise RuntimeError("tensors moved while they were being checked")
+
+    def _tensor(self, which: int, i: int, arrays: list[Any]) -> Tensor:
+        precision = self._precision
+        decay = precision.ema_decay or 0.0
+        return Tensor(which, i, arrays, precision.options(arrays[0]), decay, precision.seed, int(self._elements[i]))
 
     def take(self, optimizer: Optimizer) -> bool:
         """Takes over the gradients and hyper-parameters of this step; False where tensors must be checked anew."""
@@ -421,7 +489,8 @@ class _Bound:
             (job.addresses[:, 1], place[job.parameter[job.tensor_of]], job.addresses[:, 1].copy()) for job in jobs
         ]
         self._selected = jobs
-        self._runner = self.backend.prepare(jobs)
+        self._runner: Runner = self.backend.prepare(jobs)
+        self._zeroing: Runner | None = None
         self._stepped = list(compress(self._params, chosen.tolist()))
         chosen_layouts = list(compress(self._layouts, chosen.tolist()))
         self._layout = ([stride for stride, _ in chosen_layouts], [nbytes for _, nbytes in chosen_layouts])
@@ -434,22 +503,51 @@ class _Bound:
             np.add(where[which], beyond, out=column)
         self._addresses = addresses
 
-    def run(self, optimizer: Optimizer, scale: float, threads: int, max_norm: float | None) -> None:
+    def run(
+        self,
+        optimizer: Optimizer,
+        scale: float,
+        threads: int,
+        max_norm: float | None,
+        skip_nonfinite: bool,
+        zero_grads: bool,
+    ) -> None:
         """Does the step."""
-        runner, stepped = self._runner, self._stepped
+        runner, stepped = self._zeroing_runner() if zero_grads else self._runner, self._stepped
         if self._sparse:
-            checked = [(i, *self._check_rows(i, grad)) for i, grad in self._sparse]
-            rows = [make_row_job(self._groups[self._group_of[i]], i, arrays, rows) for i, arrays, rows in checked]
-            runner = self.backend.prepare([*self._selected, *rows])
+            rows = [self._row_job(i, grad) for i, grad in self._sparse]
+            dense = self._zeroing_jobs() if zero_grads else self._selected
+            runner = self.backend.prepare([*dense, *rows])
             stepped = [*stepped, *(self._params[i] for i, _ in self._sparse)]
-        if max_norm is not None:
-            norms.clip_factor(0.0, max_norm)
+        if max_norm is not None or skip_nonfinite:
             tables: list[Gradients | RowSparse] = [job.gradients() for job in self._selected]
             tables += [grad for _, grad in self._sparse]
-            optimizer.last_grad_norm = norms.norm_of(tables, self.backend, threads) * abs(scale)
-            scale *= norms.clip_factor(optimizer.last_grad_norm, max_norm)
+            if max_norm is not None:
+                norms.clip_factor(0.0, max_norm)
+                optimizer.last_grad_norm = norms.norm_of(tables, self.backend, threads) * abs(scale)
+                scale *= norms.clip_factor(optimizer.last_grad_norm, max_norm)
+            if skip_nonfinite and not norms.all_finite(tables, self.backend, threads):
+                optimizer.last_step_skipped = True
+                return
         runner(scale, threads)
+        if zero_grads:
+            for _, grad in self._sparse:
+                grad.values.numpy()[...] = 0
+            stepped = [*stepped, *(p.grad for p in stepped if p.grad is not None)]
         increment_version(stepped)  # autograd shall know that they were changed in place
+
+    def _zeroing_jobs(self) -> list[Job]:
+        return [job.with_option(ZERO_GRADS) for job in self._selected]
+
+    def _zeroing_runner(self) -> Runner:
+        """The step that zeroes gradients too, made when it is first asked for."""
+        if self._zeroing is None:
+            self._zeroing = self.backend.prepare(self._zeroing_jobs())
+        return self._zeroing
+
+    def _row_job(self, i: int, grad: RowSparse) -> Job:
+        arrays, rows = self._check_rows(i, grad)
+        return make_row_job(self._groups[self._group_of[i]], self._tensor(0, i, arrays), rows)
 
     def _check_rows(self, i: int, grad: RowSparse) -> tuple[list[Array], Rows]:
         param, *states = self._arrays[i]
@@ -488,7 +586,7 @@ def _states(
 ) -> list[Array]:
     """A parameter's states as backends take them; its step count and scalars move to where backends advance them."""
     rule = parameters.rule
-    if not rule.states and not optimizer._counted:
+    if not optimizer._precision.states(rule, view(p, label), parameters.copies) and not optimizer._counted:
         return []
     begun = any(x is not None for x in optimizer.state[p].values())
     state = optimizer._complete_state(p, rule, parameters.copies, group)
@@ -499,11 +597,13 @@ def _states(
     for k, name in enumerate(rule.scalars):
         scalars[i, k] = float(state[name])
         state[name] = scalars[i, k]
-    split = []
+    split, param = [], view(p, label)
     for name in rule.states:
         called = f"{name!r} of {label}"
-        split.append(split_copies(rule, parameters.copies, view(state[name], called), view(p, label), called))
-    return [arrays[k] for k in range(parameters.copies) for arrays in split]
+        split.append(split_copies(rule, parameters.copies, view(state[name], called), param, called))
+    added = [name for name in optimizer._precision.states(rule, param, parameters.copies) if name not in rule.states]
+    views = [view(state[name], f"{name!r} of {label}") for name in added]
+    return [*(arrays[k] for k in range(parameters.copies) for arrays in split), *views]
 
 
 # ---- the classes ----
@@ -515,7 +615,7 @@ def _signature(arguments: TorchArguments) -> inspect.Signature:
     signature = arguments.signature() if theirs is None else inspect.signature(theirs)
     known = list(signature.parameters.values())
     names = [parameter.name for parameter in known] + (["decoupled_weight_decay"] if arguments.renamed else [])
-    more = {**arguments.defaults, **_EXECUTION, "backend": None, "threads": None}
+    more = {**arguments.defaults, **_EXECUTION, **{key: default for key, (default, _) in EXECUTION.items()}}
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Signature(
         known + [inspect.Parameter(key, keyword, default=more[key]) for key in more if key not in names]
@@ -528,8 +628,7 @@ def _documentation(arguments: TorchArguments, signature: inspect.Signature) -> s
         "decoupled_weight_decay": "weight_decay is of the parameter itself, times lr, as AdamW's, instead of L2",
         **dict.fromkeys(("foreach", "fused"), "accepted, and without effect: every step is one fused pass"),
         **{flag: f"must be False: {reason}" for flag, reason in _REFUSED.items()},
-        "backend": "``native`` or ``numba``; by default the process's choice",
-        "threads": "at most so many threads; by default `fastopt.get_num_threads`",
+        **{key: meaning for key, (_, meaning) in EXECUTION.items()},
     }
     lines = [
         *arguments.formulas(),
@@ -538,7 +637,7 @@ def _documentation(arguments: TorchArguments, signature: inspect.Signature) -> s
         "Parameters",
         "----------",
         "params : iterable of tensors, of (name, tensor) pairs, or of group dicts",
-        "    float32 or float64 tensors on the CPU, updated in place.",
+        "    float32, float64, bfloat16 or float16 tensors on the CPU, updated in place.",
     ]
     for key, parameter in list(signature.parameters.items())[1:]:
         said = "required" if parameter.default is REQUIRED else f"default {parameter.default!r}"

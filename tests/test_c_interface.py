@@ -490,7 +490,7 @@ def test_step_refuses_and_writes_nothing():
     runner = native.prepare(
         fastopt.dispatch.make_jobs(
             [fastopt.dispatch.Parameters.of(RULES["sgd"], 1, 1, 1)],
-            [(0, 0, [fastopt.arrays.view(param, "param"), fastopt.arrays.view(grad, "grad")])],
+            [fastopt.dispatch.Tensor(0, 0, [fastopt.arrays.view(param, "param"), fastopt.arrays.view(grad, "grad")])],
             [["param", "grad"]],
         )
     )

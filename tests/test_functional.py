@@ -94,9 +94,19 @@ SHARED = np.ones(12, "f4")
 BAD = {
     "shape": ({"grad": np.ones(5, "f4")}, ValueError, r"grad: found shape \(5,\), expected \(6,\) as param has"),
     "dimensions": ({"exp_avg": np.ones((6, 1), "f4")}, ValueError, r"exp_avg: found shape \(6, 1\)"),
-    "dtype": ({"exp_avg_sq": np.ones(6)}, TypeError, "exp_avg_sq: found dtype float64, expected float32 as param has"),
-    "integers": ({"param": np.ones(6, "i4")}, TypeError, "param: found dtype int32, expected float32 or float64"),
-    "bfloat16": ({"param": np.ones(6, ml_dtypes.bfloat16)}, TypeError, "param: found dtype bfloat16"),
+    "dtype": (
+        {"exp_avg_sq": np.ones(6)},
+        TypeError,
+        "exp_avg_sq: found dtype float64, expected float32, bfloat16 or float16 beside",
+    ),
+    "integers": ({"param": np.ones(6, "i4")}, TypeError, "param: found dtype int32, expected float32, float64"),
+    "float8": ({"param": np.ones(6, ml_dtypes.float8_e5m2)}, TypeError, "param: found dtype float8_e5m2"),
+    "bytes": ({"exp_avg": np.ones(6, "u1")}, ValueError, r"exp_avg: found shape \(6,\), expected \(260,\), the bytes"),
+    "float64 beside bfloat16": (
+        {"param": np.ones(6), "grad": np.ones(6, ml_dtypes.bfloat16)},
+        TypeError,
+        "grad: found dtype",
+    ),
     "byte order": ({"param": np.ones(6, ">f4")}, TypeError, "param: .*native byte order"),
     "read-only param": ({"param": R}, ValueError, "param: found a read-only array"),
     "read-only state": ({"exp_avg": R}, ValueError, "exp_avg: found a read-only array"),

@@ -368,7 +368,7 @@ def test_tables_beyond_2_to_the_31_elements(backend):
         ([0, 5], np.ones((2, 3)), ValueError, "grad: found index 5, expected 0 to 4, as param has 5 rows"),
         ([-1, 2], np.ones((2, 3)), ValueError, "grad: found index -1, expected 0 to 4"),
         ([0, 1], np.ones((2, 4)), ValueError, r"grad: found rows of shape \(4,\), expected \(3,\) as param has"),
-        ([0, 1], np.ones((2, 3), "f4"), TypeError, "grad: found dtype float32, expected float64 as param has"),
+        ([0, 1], np.ones((2, 3), "f4"), TypeError, "grad: found dtype float32, expected float64 beside param"),
         (
             [0, 1],
             np.ones((3, 3)),

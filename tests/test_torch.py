@@ -482,7 +482,7 @@ def test_groups_added_later():
     for bad, error, message in [
         ({"params": [a]}, ValueError, "more than one"),
         ({"params": [torch.ones(3)], "lr": -1.0}, ValueError, "lr: found -1.0"),
-        ({"params": [torch.ones(3, dtype=torch.bfloat16)]}, TypeError, r"param_groups\[3\]\['params'\]\[0\].*bfloat16"),
+        ({"params": [torch.ones(3, dtype=torch.int16)]}, TypeError, r"param_groups\[3\]\[.params.\]\[0\].*int16"),
         ({"params": [torch.ones(3, dtype=torch.complex64)]}, TypeError, "complex64"),
         ({"params": [b[1:]]}, ValueError, "non-leaf"),
         ({"params": [b.detach()[1:]]}, ValueError, "memory shared with"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BackendUnavailable
+from ..storage import CODES
 
 if TYPE_CHECKING:
     from ..dispatch import Gradients, Job, Rows
@@ -22,7 +23,6 @@ except ImportError as error:
     ) from None
 
 NORM_BLOCK: int = lib.FASTOPT_NORM_BLOCK
-_DTYPES = {np.dtype(np.float32): lib.FASTOPT_FLOAT32, np.dtype(np.float64): lib.FASTOPT_FLOAT64}
 
 
 def _text(value: Any) -> str:
@@ -108,7 +108,7 @@ class _Runner:
             row_of = np.empty(len(job.parameter), np.int32)
             self._keep += [coefficients, row_of]
             c.rule = lib.fastopt_find_rule(rule.name.encode())
-            c.dtype = _DTYPES[job.dtype]
+            c.dtype = CODES[job.dtype]
             c.copies = parameters.copies
             c.runs, c.tensors = len(job.addresses), len(job.parameter)
             c.addresses = _pointer("void **", job.addresses)
@@ -124,10 +124,36 @@ class _Runner:
             c.threads = self._threads
             c.coefficients = _pointer("double *", coefficients)
             c.row_of = _pointer("int32_t *", row_of)
+            c.end = job.offsets[-1]
+            c.elements = _pointer("int64_t *", job.elements)
             if job.rows is not None:
-                rows = _rows(job.rows)
-                self._keep.append(rows)
-                c.rows = rows
+                c.rows = self._kept(_rows(job.rows))
+            if job.storage is not None:
+                dtypes = self._kept(ffi.new("int32_t[]", job.storage.dtypes))
+                values = (dtypes, job.storage.options, job.storage.average_decay, job.storage.seed, 0)
+                c.storage = self._kept(ffi.new("fastopt_storage *", values))
+
+    def _kept(self, value: Any) -> Any:
+        self._keep.append(value)
+        return value
+
+    def advance(self, grad_scale: float) -> None:
+        """Advances step counts and folds coefficients."""
+        ends = [c.end for c in self._jobs]
+        for c in self._jobs:
+            c.end = 0
+        self(grad_scale, 1)
+        for c, end in zip(self._jobs, ends, strict=True):
+            c.end = end
+
+    def update(self, job: int, begin: int, end: int, threads: int) -> None:
+        """Updates elements of a job with the coefficients that `advance` left."""
+        c = self._jobs[job]
+        before = c.begin, c.end, c.threads
+        c.begin, c.end, c.threads, c.advanced = begin, end, threads, 1
+        code = lib.fastopt_step(ffi.addressof(self._jobs, job), 1)
+        (c.begin, c.end, c.threads), c.advanced = before, 0
+        _check(code)
 
     def __call__(self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step, _check: Any = _check) -> None:
         if grad_scale != self._grad_scale or threads != self._threads:
@@ -148,7 +174,7 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     sums = np.empty(blocks[-1])
     _check(
         lib.fastopt_square_sums(
-            _DTYPES[grads.dtype],
+            CODES[grads.dtype],
             len(grads.addresses),
             _pointer("void **", grads.addresses),
             _pointer("int64_t *", grads.strides),

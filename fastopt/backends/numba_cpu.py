@@ -596,6 +596,10 @@ def _whole() -> Iterator[None]:
 
 class _Runner:
     def __init__(self, jobs: Sequence[Job]) -> None:
+        if any(job.storage is not None for job in jobs):
+            raise BackendUnavailable(
+                "backend numba: other dtypes than float32 or float64 alone need the backend native"
+            )
         self._jobs = jobs
 
     def __call__(self, grad_scale: float, threads: int) -> None:

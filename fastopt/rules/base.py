@@ -126,6 +126,7 @@ COMMON = {
     "decoupled_weight_decay": nonnegative(0.0, "decay of the parameter itself, times lr, before the update"),
     "maximize": flag(False, "ascend instead of descend: the gradient's sign is flipped"),
 }
+NEVER_NEGATIVE = frozenset(("sum", "square_avg", "acc_delta", "accumulator", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"))
 PROLOGUE = ("grad_scale", "weight_decay", "decay")
 
 
@@ -234,6 +235,11 @@ class Rule:
     def defaults(self) -> dict[str, Any]:
         """Hyper-parameters' defaults, without those that the caller must give."""
         return {name: hyper.default for name, hyper in self.hyper.items() if hyper.default is not REQUIRED}
+
+    @cached_property
+    def positive(self) -> frozenset[str]:
+        """The states that are never negative: averages, sums and maxima of squares and magnitudes."""
+        return frozenset(self.states) & NEVER_NEGATIVE
 
     def state_shape(self, shape: tuple[int, ...], copies: int) -> tuple[int, ...]:
         """The shape of a state of a parameter of that shape."""

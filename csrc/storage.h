@@ -1,0 +1,428 @@
+/* How arrays are stored: conversions between memory and a chunk of float32, in which a rule's update is computed.
+ *
+ * A chunk is CHUNK elements in the order 0, 2, 4, ... 1, 3, 5, ...: the halves of a 32-bit word that holds two 16-bit
+ * elements come to lie in the same place of two vectors, so that splitting and joining take no shuffles. Updates are of
+ * one element at a time and do not mind.
+ *
+ * Each conversion is written once, with vectors that compilers make for every instruction set. For AVX-512 compilers
+ * find no good way of rounding and packing: for it the hot ones are spelled out beside. Both give the same bits.
+ */
+#ifndef FASTOPT_STORAGE_H
+#define FASTOPT_STORAGE_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
+
+#include "fastopt.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "16-bit elements are split and joined as on little-endian machines"
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+/* Kept out of the loops, which would grow by what is seldom done. */
+#define APART static __attribute__((noinline))
+
+enum { CHUNK = 32, HALF = CHUNK / 2 };
+
+typedef uint32_t words __attribute__((vector_size(HALF * 4)));
+typedef int32_t ints __attribute__((vector_size(HALF * 4)));
+typedef float floats __attribute__((vector_size(HALF * 4)));
+typedef uint16_t shorts __attribute__((vector_size(HALF * 2)));
+
+#define ALL(x) ((words){0} + (uint32_t)(x))
+
+/* Constants of the hot conversions. With AVX-512 they are kept where gcc cannot see their values: it would make each anew
+ * at every use, by a broadcast from a general register, for which shuffles then have to wait. Operands in memory cost
+ * nothing. */
+#define CONSTANTS(X)                                                                                                  \
+    X(ONE, 1) X(NAN_TABLE, 0x22) X(BELOW_TIE, 0x7fff) X(LAST_PLACE, 0x10000) X(UPPER, 0xffff0000)                     \
+    X(MAGNITUDE, 0x7fffffff) X(SIGN, 0x80000000) X(CODE, 0x0ff00000) X(SIGNED_CODE, 0x07f00000)                       \
+    X(LEAST, 0x30000000) X(LEAST_SIGNED, 0x38000000) X(SECOND_CODE, 0xff00) X(SECOND_SIGN, 0x8000)                    \
+    X(SIGNS, 0x8080) X(NEXT, 0x6A09E667)
+#ifdef __AVX512BW__
+#define NAME(name, value) name,
+#define VALUE(name, value) value,
+enum { CONSTANTS(NAME) };
+__attribute__((visibility("hidden"))) uint32_t fastopt_constants[] = {CONSTANTS(VALUE)};
+#define K(name) ALL(fastopt_constants[name])
+#undef NAME
+#undef VALUE
+#else
+#define NAME(name, value) name = (int)value,
+enum { CONSTANTS(NAME) };
+#define K(name) ALL(name)
+#undef NAME
+#endif
+static const words EVEN = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+
+INLINE words load_words(const void *from)
+{
+    words w;
+    memcpy(&w, from, sizeof w);
+    return w;
+}
+
+INLINE floats load_floats(const void *from)
+{
+    floats x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+INLINE void put_words(void *to, words w) { memcpy(to, &w, sizeof w); }
+INLINE void put_floats(void *to, floats x) { memcpy(to, &x, sizeof x); }
+
+INLINE words widened(const void *from)
+{
+#ifdef __AVX512BW__
+    return (words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)from));
+#else
+    shorts h;
+    memcpy(&h, from, sizeof h);
+    return __builtin_convertvector(h, words);
+#endif
+}
+
+INLINE words choose(words condition, words a, words b) { return (a & condition) | (b & ~condition); }
+
+INLINE float float_of(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+INLINE uint32_t bits_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+INLINE ints larger(ints a, ints b)
+{
+#ifdef __AVX512BW__
+    return (ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#else
+    return (ints)choose((words)(a > b), (words)a, (words)b);
+#endif
+}
+
+/* mask ? a : b, bit by bit. */
+INLINE words merged(words mask, words a, words b)
+{
+#ifdef __AVX512BW__
+    return (words)_mm512_ternarylogic_epi32((__m512i)mask, (__m512i)a, (__m512i)b, 0xca);
+#else
+    return (a & mask) | (b & ~mask);
+#endif
+}
+
+/* ---- float32 ---- */
+
+INLINE void load_float32(float *chunk, const char *from)
+{
+    const floats a = load_floats(from), b = load_floats(from + sizeof a);
+    put_floats(chunk, __builtin_shuffle(a, b, (ints)EVEN));
+    put_floats(chunk + HALF, __builtin_shuffle(a, b, (ints)EVEN + 1));
+}
+
+INLINE void store_float32(const float *chunk, char *to)
+{
+    const floats a = load_floats(chunk), b = load_floats(chunk + HALF);
+    const ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    put_floats(to, __builtin_shuffle(a, b, low));
+    put_floats(to + sizeof a, __builtin_shuffle(a, b, low + 8));
+}
+
+/* ---- bfloat16: the upper half of a float32 ---- */
+
+INLINE void load_bfloat16(float *chunk, const char *from)
+{
+    const words w = load_words(from);
+    put_words(chunk, w << 16);
+    put_words(chunk + HALF, w & K(UPPER));
+}
+
+/* What u was rounded to, unless u is NaN: that stays NaN. */
+INLINE words unless_nan(words u, words rounded)
+{
+#ifdef __AVX512BW__
+    /* The table's entries for both kinds of NaN say: as it is, but quiet; the others that `rounded` stays. */
+    return (words)_mm512_fixupimm_ps((__m512)rounded, (__m512)u, (__m512i)K(NAN_TABLE), 0);
+#else
+    return choose((words)((u & 0x7fffffff) > 0x7f800000), u | 0x400000, rounded);
+#endif
+}
+
+/* To nearest, ties to even, in the upper half; the lower is of no use. */
+INLINE words rounded_bfloat16(words u)
+{
+#ifdef __AVX512BW__
+    const __m512i r = _mm512_add_epi32((__m512i)u, (__m512i)K(BELOW_TIE));
+    const __mmask16 odd = _mm512_test_epi32_mask((__m512i)u, (__m512i)K(LAST_PLACE));
+    return unless_nan(u, (words)_mm512_mask_add_epi32(r, odd, r, (__m512i)K(ONE)));
+#else
+    return unless_nan(u, u + 0x7fff + (u >> 16 & 1));
+#endif
+}
+
+/* In the upper half: up with the probability that the lower 16 bits are of one. */
+INLINE words dithered_bfloat16(words u, words random) { return unless_nan(u, u + random); }
+
+INLINE void put_upper_halves(char *to, words even, words odd)
+{
+    put_words(to, merged(K(UPPER), odd, even >> 16));
+}
+
+INLINE void store_bfloat16(const float *chunk, char *to)
+{
+    put_upper_halves(to, rounded_bfloat16(load_words(chunk)), rounded_bfloat16(load_words(chunk + HALF)));
+}
+
+/* ---- float16 ---- */
+
+/* From the lower halves of words. */
+INLINE words from_float16(words h)
+{
+    const words magnitude = (h & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
+    const words normal = magnitude + 0x38000000, infinite = normal + 0x38000000;
+    const words subnormal = (words)((floats)(magnitude + 0x38800000) - 0x1p-14f);
+    const words found = choose((words)(exponent == 0), subnormal, choose((words)(exponent == 0x0f800000), infinite, normal));
+    return found | (h & 0x8000) << 16;
+}
+
+INLINE words finish_float16(words u, words a, words subnormal, words normal)
+{
+    words found = choose((words)(a < 0x38800000), subnormal, normal);
+    found = choose((words)(a < 0x47800000), found, choose((words)(a > 0x7f800000), ALL(0x7e00), ALL(0x7c00)));
+    return found | (u >> 16 & 0x8000);
+}
+
+/* Rounded to nearest, ties to even, in the lower half. */
+INLINE words to_float16(words u)
+{
+    const words a = u & 0x7fffffff;
+    /* What lies below half's smallest normal number is rounded by an addition whose last place is its last place. */
+    return finish_float16(u, a, (words)((floats)a + 0.5f) - 0x3f000000, (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13);
+}
+
+INLINE void load_float16(float *chunk, const char *from)
+{
+    const words w = load_words(from);
+    put_words(chunk, from_float16(w & 0xffff));
+    put_words(chunk + HALF, from_float16(w >> 16));
+}
+
+INLINE void store_float16(const float *chunk, char *to)
+{
+    put_words(to, to_float16(load_words(chunk)) | to_float16(load_words(chunk + HALF)) << 16);
+}
+
+/* ---- stochastic rounding ---- */
+
+/* Philox4x32-10 (Salmon et al. 2011): 16 counters at a time, of which `first` is the first. */
+APART void philox(uint64_t first, uint64_t step, uint64_t seed, uint32_t (*out)[HALF])
+{
+    uint32_t c[4][HALF], key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    for (int k = 0; k < HALF; k++) {
+        const uint64_t counter = first + (uint64_t)k;
+        c[0][k] = (uint32_t)counter;
+        c[1][k] = (uint32_t)(counter >> 32);
+        c[2][k] = (uint32_t)step;
+        c[3][k] = (uint32_t)(step >> 32);
+    }
+    for (int round = 0; round < 10; round++) {
+        for (int k = 0; k < HALF; k++) {
+            const uint64_t a = (uint64_t)c[0][k] * 0xD2511F53, b = (uint64_t)c[2][k] * 0xCD9E8D57;
+            c[0][k] = (uint32_t)(b >> 32) ^ c[1][k] ^ key[0];
+            c[1][k] = (uint32_t)b;
+            c[2][k] = (uint32_t)(a >> 32) ^ c[3][k] ^ key[1];
+            c[3][k] = (uint32_t)a;
+        }
+        key[0] += 0x9E3779B9;
+        key[1] += 0xBB67AE85;
+    }
+    memcpy(out, c, sizeof c);
+}
+
+/* Random numbers of 16 bits for the elements of a tensor. Of 128 elements in a row, 2l and 2l + 1 of the q-th 32 have
+ * the halves of word q of the l-th counter's: they come in the order of a chunk. */
+enum { GROUP = 4 * CHUNK };
+typedef struct {
+    uint64_t seed, step;
+    uint64_t group[2];          /* which are in `bits`, counted from 1 */
+    uint32_t bits[2][4][HALF];
+} randoms;
+
+/* Two 16-bit numbers in each word, for the chunk that begins at an element. */
+APART words random_chunk(randoms *r, uint64_t element)
+{
+    uint16_t both[2 * CHUNK];
+    for (int part = 0; part < 2; part++) {
+        const uint64_t at = element / CHUNK + (uint64_t)part, group = at * CHUNK / GROUP;
+        if (r->group[group & 1] != group + 1) {
+            philox(group * HALF, r->step, r->seed, r->bits[group & 1]);
+            r->group[group & 1] = group + 1;
+        }
+        memcpy(both + part * CHUNK, r->bits[group & 1][at % 4], CHUNK * sizeof *both);
+    }
+    return load_words(both + element % CHUNK);
+}
+
+INLINE words dithered_float16(words u, words random)
+{
+    const words a = u & 0x7fffffff;
+    const floats units = (floats)choose((words)(a < 0x38800000), a, ALL(0)) * 0x1p24f;
+    const words subnormal = __builtin_convertvector(
+        units + __builtin_convertvector(random, floats) * 0x1p-16f, words);
+    return finish_float16(u, a, subnormal, (a - 0x38000000 + (random >> 3)) >> 13);
+}
+
+/* 16-bit elements, to each of which a number of 16 bits is added before its lower bits are dropped. */
+INLINE void store_dithered(int32_t dtype, const float *chunk, char *to, words even, words odd)
+{
+    const words a = load_words(chunk), b = load_words(chunk + HALF);
+    if (dtype == FASTOPT_BFLOAT16)
+        put_upper_halves(to, dithered_bfloat16(a, even), dithered_bfloat16(b, odd));
+    else
+        put_words(to, dithered_float16(a, even) | dithered_float16(b, odd) << 16);
+}
+
+/* ---- dither ----
+ *
+ * States of fewer bits are rounded up or down by an additive recurrence over elements (the square root of 2) and steps (the
+ * golden ratio), which is fair to each element over time: by rounding to nearest an average that changes by a thousandth
+ * at a step would never move.
+ */
+
+/* Of the even elements of the chunk that begins at an element; the odd elements' is that and NEXT. Upper bits are used. */
+INLINE words dither_of(uint64_t element, uint64_t step)
+{
+    return EVEN * 0x6A09E667 + ((uint32_t)element * 0x6A09E667 + (uint32_t)step * 0x9E3779B9);
+}
+
+/* ---- 8 bits ----
+ *
+ * Floats of 8 bits, in blocks of FASTOPT_BLOCK that share a scale, which is that of their largest. A state that is never
+ * negative has 5 bits of exponent and 3 of mantissa, no sign and no zero: a second moment that lost its small values
+ * would divide by nothing. Others have a sign, 4 bits of exponent and 3 of mantissa, and a zero, which is what
+ * subtracting the smallest power leaves. All are rounded with dither.
+ *
+ * A negative scale says that elements of the block are not finite: NaNs, with a code that then stands for nothing else.
+ */
+enum { BLOCK_BYTES = (int)sizeof(float) + FASTOPT_BLOCK };
+#define TOP_POSITIVE 1.875f
+#define TOP_SIGNED (1.875f - 0x1p-15f)
+#define BELOW_TOP 0x1p-20f /* elements are scaled to so much less than the largest code, which rounding must not pass */
+#define SMALLEST 0x1p-100f /* a block with no larger element becomes zero */
+
+INLINE void load_positive(float *chunk, const char *codes, float scale)
+{
+    const words w = widened(codes);
+    put_floats(chunk, (floats)((w << 20 & K(CODE)) | K(LEAST)) * scale);
+    put_floats(chunk + HALF, (floats)((w << 12 & K(CODE)) | K(LEAST)) * scale);
+}
+
+INLINE void load_signed(float *chunk, const char *codes, float scale)
+{
+    const words w = widened(codes);
+    const floats a = ((floats)((w << 20 & K(SIGNED_CODE)) | K(LEAST_SIGNED)) - (floats)K(LEAST_SIGNED)) * scale;
+    const floats b = ((floats)((w << 12 & K(SIGNED_CODE)) | K(LEAST_SIGNED)) - (floats)K(LEAST_SIGNED)) * scale;
+    put_words(chunk, (words)a | (w << 24 & K(SIGN)));
+    put_words(chunk + HALF, (words)b | (w << 16 & K(SIGN)));
+}
+
+/* Codes from their places in the lower 16 bits of words. */
+INLINE void put_lower_halves(char *to, words w)
+{
+    const shorts h = __builtin_convertvector(w, shorts);
+    memcpy(to, &h, sizeof h);
+}
+
+INLINE void store_positive(const float *chunk, char *codes, float inverse, words even, words odd)
+{
+    const ints least = (ints)K(LEAST);
+    const words a = (words)larger((ints)(load_floats(chunk) * inverse), least) + even;
+    const words b = (words)larger((ints)(load_floats(chunk + HALF) * inverse), least) + odd;
+    put_lower_halves(codes, merged(K(SECOND_CODE), b >> 12, a >> 20));
+}
+
+INLINE void store_signed(const float *chunk, char *codes, float inverse, words even, words odd)
+{
+    const words x = (words)(load_floats(chunk) * inverse), y = (words)(load_floats(chunk + HALF) * inverse);
+    const words a = (words)((floats)(x & K(MAGNITUDE)) + (floats)K(LEAST_SIGNED)) + even;
+    const words b = (words)((floats)(y & K(MAGNITUDE)) + (floats)K(LEAST_SIGNED)) + odd;
+    const words signs = merged(K(SECOND_SIGN), y >> 16, x >> 24);
+    put_lower_halves(codes, merged(K(SIGNS), signs, merged(K(SECOND_CODE), b >> 12, a >> 20)));
+}
+
+/* The bits of the largest magnitude that is at most `limit`. */
+INLINE int32_t largest_of(const float *elements, int32_t limit)
+{
+    ints most = {0};
+    for (int k = 0; k < FASTOPT_BLOCK; k += HALF) {
+        const ints a = (ints)(load_words(elements + k) & K(MAGNITUDE));
+        most = larger(most, a & (a <= limit));
+    }
+    int32_t found = 0;
+    for (int k = 0; k < HALF; k++)
+        found = most[k] > found ? most[k] : found;
+    return found;
+}
+
+/* A code that stands for NaN where the block's scale is negative. */
+INLINE uint8_t nan_code(int32_t dtype) { return dtype == FASTOPT_BLOCKS_POSITIVE ? 0 : 0x80; }
+
+/* Where an element of a block is in its chunk. */
+INLINE int place_in_chunk(int k) { return k / CHUNK * CHUNK + (k & 1) * HALF + k % CHUNK / 2; }
+
+APART void load_block(int32_t dtype, float *elements, const char *block)
+{
+    float scale;
+    memcpy(&scale, block, sizeof scale);
+    const char *codes = block + sizeof scale;
+    for (int k = 0; k < FASTOPT_BLOCK; k += CHUNK)
+        if (dtype == FASTOPT_BLOCKS_POSITIVE)
+            load_positive(elements + k, codes + k, fabsf(scale));
+        else
+            load_signed(elements + k, codes + k, fabsf(scale));
+    for (int k = 0; bits_of(scale) >> 31 && k < FASTOPT_BLOCK; k++)
+        if ((uint8_t)codes[k] == nan_code(dtype))
+            elements[place_in_chunk(k)] = NAN;
+}
+
+/* `element` is the number of the block's first. */
+APART void store_block(int32_t dtype, const float *elements, char *block, uint64_t element, uint64_t step)
+{
+    const float top = dtype == FASTOPT_BLOCKS_POSITIVE ? TOP_POSITIVE : TOP_SIGNED;
+    const int32_t finite = 0x7f7fffff, all = largest_of(elements, INT32_MAX);
+    const float largest = float_of((uint32_t)(all <= finite ? all : largest_of(elements, finite)));
+    const float inverse = largest < SMALLEST ? 0 : (top - BELOW_TOP) / largest;
+    float scale = largest < SMALLEST ? 0 : largest / top;
+    char *codes = block + sizeof scale;
+    for (int k = 0; k < FASTOPT_BLOCK; k += CHUNK) {
+        const words dither = dither_of(element + (uint64_t)k, step), even = dither >> 12, odd = (dither + K(NEXT)) >> 12;
+        if (dtype == FASTOPT_BLOCKS_POSITIVE)
+            store_positive(elements + k, codes + k, inverse, even, odd);
+        else
+            store_signed(elements + k, codes + k, inverse, even, odd);
+    }
+    if (all > finite) {
+        scale = -scale;
+        for (int k = 0; k < FASTOPT_BLOCK; k++)
+            if (!isfinite(elements[place_in_chunk(k)]))
+                codes[k] = (char)nan_code(dtype);
+            else if ((uint8_t)codes[k] == nan_code(dtype)) /* the next larger one, or zero for minus zero */
+                codes[k] = dtype == FASTOPT_BLOCKS_POSITIVE;
+    }
+    memcpy(block, &scale, sizeof scale);
+}
+
+#endif
