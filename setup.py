@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 
 # No contraction, no errno, no fast-math: the same bits on every level. Loops are what is compiled: -O3.
-FLAGS = ["-std=c11", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+FLAGS = ["-std=c11", "-O3", "-g0", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
          "-fvisibility=hidden", "-Wall", "-Wextra"]  # fmt: skip
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
@@ -59,7 +59,8 @@ def instance(name, states, copies):
         store = " ".join(f"{s}_{k}[i] = s.{s};" for s in states)
         update += f"{{ FN({name}_states) s = {{{load}}}; FN({name})(&p, g, &s, &coefs[{k}]); {store} }} "
     return [
-        f"enum {{ ARRAYS_{name}_{copies} = {2 + copies * len(states)} }};",
+        f"enum {{ ARRAYS_{name}_{copies} = {2 + len(pointers)} }};",
+        f"#define STATES_{name}_{copies}(X) {' '.join(f'X({j})' for _, j in pointers)}",
         f"#define POINTERS_{name}_{copies} {declare}",
         f"#define PREFETCH_{name}_{copies}(i) {prefetch}",
         f"#define UPDATE_{name}_{copies} {update}",

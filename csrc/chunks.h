@@ -1,8 +1,9 @@
 /* Updates of stored arrays, for one compute type: included by kernels_real.h.
  *
  * A kernel takes the arrays of a tensor chunk by chunk: each is loaded into a chunk of the compute type, the rule's
- * update runs over it, each is stored again. What is stored how is asked anew for every chunk; that is a branch which
- * processors foresee, and one kernel for each rule serves all combinations.
+ * update runs over it, each is stored again. One loop for each rule serves all combinations, asking anew for every chunk
+ * what is stored how. That costs a third of the time in cache: the commonest combinations have the same loop compiled
+ * with the answers known.
  */
 
 /* The arrays of an update, then those that storage adds: the parameter's companion (what its rounding lost, or its
@@ -42,10 +43,9 @@ INLINE int64_t FN(offset)(int dtype, int64_t i)
 #ifdef FASTOPT_CONVERSIONS
 APART void FN(load_other)(int dtype, real *chunk, const char *from) { (void)dtype; load_float16(chunk, from); }
 APART void FN(store_other)(int dtype, const real *chunk, char *to) { (void)dtype; store_float16(chunk, to); }
-APART void FN(store_dithered)(int dtype, const real *chunk, char *to, uint64_t element, uint64_t step)
+APART void FN(store_other_dithered)(int dtype, const real *chunk, char *to, uint32_t first)
 {
-    const words dither = dither_of(element, step);
-    store_dithered(dtype, chunk, to, dither >> 16, (dither + K(NEXT)) >> 16);
+    store_dithered(dtype, chunk, to, first);
 }
 
 INLINE void FN(load_chunk)(int dtype, real *chunk, const char *from)
@@ -152,8 +152,9 @@ APART void FN(store_specially)(FN(stored) *s, int64_t i)
         FN(store_chunk)(OWN, p, s->at[s->companion]);
 #ifdef FASTOPT_CONVERSIONS
     if (s->options & FASTOPT_STOCHASTIC) {
-        const words random = random_chunk(&s->randoms, (uint64_t)(s->pass->element + i));
-        store_dithered(s->dtypes[0], p, s->at[0], random & 0xffff, random >> 16);
+        uint32_t random[HALF];
+        random_chunk(&s->randoms, (uint64_t)(s->pass->element + i), random);
+        store_stochastic(s->dtypes[0], p, s->at[0], random);
         return;
     }
 #else
@@ -169,36 +170,53 @@ APART void FN(store_specially)(FN(stored) *s, int64_t i)
     }
 }
 
-/* Elements [i, i + CHUNK), or what there is of them; `tiles` is told where they are. */
-INLINE void FN(load_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n, void **tiles)
+/* A combination of dtypes: of the parameter, the gradient, every state; ASK where only storage knows. Of states in blocks
+ * it is known only that they are. */
+#define ASK -1
+typedef struct {
+    int param, grad, states;
+} FN(combination);
+
+INLINE int FN(dtype_of)(const FN(stored) *s, FN(combination) c, int j)
 {
-    for (int j = 0; j < arrays; j++) {
-        s->at[j] = s->begins[j] + FN(offset)(s->dtypes[j], i);
-        tiles[j] = s->chunks[j];
-    }
+    const int known = j == 0 ? c.param : j == 1 ? c.grad : c.states;
+    return known == ASK ? s->dtypes[j] : known;
+}
+
+/* Where array j has the chunk at i. */
+INLINE void FN(place)(FN(stored) *s, int dtype, int j, int64_t i)
+{
+    s->at[j] = s->begins[j] + FN(offset)(dtype, i);
+    if (!s->pass->prefetch)
+        return;
+    PREFETCH(s->at[j] + STORED_AHEAD + (FN(in_blocks)(dtype) ? i % FASTOPT_BLOCK : 0));
+    if (FN(element_size)(dtype) * CHUNK > 64)
+        PREFETCH(s->at[j] + STORED_AHEAD + 64);
+}
+
+/* The rest of what comes before loading: the arrays that storage adds, and the last elements. */
+APART void FN(place_others)(FN(stored) *s, int arrays, int64_t i, int64_t left)
+{
     for (int j = arrays; j < s->all; j++)
         s->at[j] = s->begins[j] + FN(offset)(s->dtypes[j], i);
-    if (s->pass->prefetch)
-        for (int j = 0; j < arrays; j++) {
-            PREFETCH(s->at[j] + STORED_AHEAD + (FN(in_blocks)(s->dtypes[j]) ? i % FASTOPT_BLOCK : 0));
-            if (FN(element_size)(s->dtypes[j]) * CHUNK > 64)
-                PREFETCH(s->at[j] + STORED_AHEAD + 64);
-        }
-    if (n - i < CHUNK)
-        FN(borrow)(s, n - i);
-    for (int j = 0; j < arrays; j++) {
+    if (left < CHUNK)
+        FN(borrow)(s, left);
+}
+
+/* Loads array j's part of the chunk at i, and returns where it then is. */
+INLINE real *FN(load)(FN(stored) *s, int dtype, int j, int64_t i)
+{
 #ifdef FASTOPT_CONVERSIONS
-        if (j > 1 && FN(in_blocks)(s->dtypes[j])) {
-            if (i % FASTOPT_BLOCK == 0)
-                load_block(s->dtypes[j], s->blocks[j], s->at[j]);
-            tiles[j] = s->blocks[j] + i % FASTOPT_BLOCK;
-            continue;
-        }
-#endif
-        FN(load_chunk)(s->dtypes[j], s->chunks[j], s->at[j]);
+    if (j > 1 && FN(in_blocks)(dtype)) {
+        if (i % FASTOPT_BLOCK == 0)
+            load_block(s->dtypes[j], s->blocks[j], s->at[j]);
+        return s->blocks[j] + i % FASTOPT_BLOCK;
     }
-    if (s->companion)
-        FN(load_companion)(s);
+#else
+    (void)i;
+#endif
+    FN(load_chunk)(dtype, s->chunks[j], s->at[j]);
+    return s->chunks[j];
 }
 
 #ifdef FASTOPT_CONVERSIONS
@@ -216,53 +234,117 @@ APART void FN(store_blocks)(FN(stored) *s, int arrays, int64_t i, int64_t n)
 }
 #endif
 
-INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
+INLINE void FN(store_param)(FN(stored) *s, int dtype, int64_t i)
 {
     if (s->options & ~FASTOPT_DITHER)
         FN(store_specially)(s, i);
     else
-        FN(store_chunk)(s->dtypes[0], s->chunks[0], s->at[0]);
-    for (int j = 2; j < arrays; j++) {
-        if (FN(in_blocks)(s->dtypes[j]))
-            continue;
+        FN(store_chunk)(dtype, s->chunks[0], s->at[0]);
+}
+
+INLINE void FN(store_state)(FN(stored) *s, int dtype, int j, int64_t i)
+{
+    if (FN(in_blocks)(dtype))
+        return;
 #ifdef FASTOPT_CONVERSIONS
-        if (s->options & FASTOPT_DITHER && s->dtypes[j] != FASTOPT_FLOAT32) {
-            FN(store_dithered)(s->dtypes[j], s->chunks[j], s->at[j], (uint64_t)(s->pass->element + i),
-                               (uint64_t)s->pass->step);
-            continue;
-        }
-#endif
-        FN(store_chunk)(s->dtypes[j], s->chunks[j], s->at[j]);
+    if (s->options & FASTOPT_DITHER && dtype != FASTOPT_FLOAT32) {
+        const uint32_t dither = dither_of((uint64_t)(s->pass->element + i), (uint64_t)s->pass->step);
+        if (dtype == FASTOPT_BFLOAT16)
+            store_dithered(dtype, s->chunks[j], s->at[j], dither);
+        else
+            FN(store_other_dithered)(dtype, s->chunks[j], s->at[j], dither);
+        return;
     }
+#else
+    (void)i;
+#endif
+    FN(store_chunk)(dtype, s->chunks[j], s->at[j]);
+}
+
+/* What comes after storing: the blocks that end here, and the last elements. */
+APART void FN(store_others)(FN(stored) *s, int arrays, int64_t i, int64_t n)
+{
 #ifdef FASTOPT_CONVERSIONS
-    if (i % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK || n - i <= CHUNK)
-        FN(store_blocks)(s, arrays, i, n);
+    FN(store_blocks)(s, arrays, i, n);
+#else
+    (void)arrays;
 #endif
     if (n - i < CHUNK)
         FN(give_back)(s, i, n - i);
 }
 
+#define DTYPE(j) FN(dtype_of)(s, known, j)
+#define PLACE(j) FN(place)(s, DTYPE(j), j, at);
+#define LOAD(j) arrays[j] = FN(load)(s, DTYPE(j), j, at);
+#define STORE(j) FN(store_state)(s, DTYPE(j), j, at);
+
+/* The loop, and the kernel that chooses among its combinations. */
 #define STORED_KERNEL(rule, copies)                                                                                   \
-    static void FN(stored_##rule##_##copies)(int64_t n, void *const *addresses, const void *coefficients,             \
-                                             const fastopt_pass *pass)                                                \
+    INLINE void FN(chunks_##rule##_##copies)(FN(stored) *s, FN(combination) known, int64_t n, const void *coefficients) \
     {                                                                                                                 \
         COEFFICIENTS(rule, copies)                                                                                    \
         enum { ARRAYS = ARRAYS_##rule##_##copies };                                                                   \
-        FN(stored) s;                                                                                                 \
         void *arrays[ARRAYS];                                                                                         \
-        FN(begin)(&s, ARRAYS, addresses, pass);                                                                       \
+        const int blocks = known.states == ASK || FN(in_blocks)(known.states);                                        \
         for (int64_t at = 0; at < n; at += CHUNK) {                                                                   \
-            FN(load_arrays)(&s, ARRAYS, at, n, arrays);                                                               \
+            PLACE(0) PLACE(1) STATES_##rule##_##copies(PLACE)                                                         \
+            if (s->all > ARRAYS || n - at < CHUNK)                                                                    \
+                FN(place_others)(s, ARRAYS, at, n - at);                                                              \
+            LOAD(0) LOAD(1) STATES_##rule##_##copies(LOAD)                                                            \
+            if (s->companion)                                                                                         \
+                FN(load_companion)(s);                                                                                \
             {                                                                                                         \
                 real *restrict param = arrays[0];                                                                     \
                 const real *restrict grad = arrays[1];                                                                \
                 POINTERS_##rule##_##copies                                                                            \
+                INDEPENDENT                                                                                           \
                 for (int i = 0; i < CHUNK; i++)                                                                       \
                     ELEMENT(UPDATE_##rule##_##copies)                                                                 \
             }                                                                                                         \
-            FN(store_arrays)(&s, ARRAYS, at, n);                                                                      \
+            FN(store_param)(s, DTYPE(0), at);                                                                         \
+            STATES_##rule##_##copies(STORE)                                                                           \
+            if (n - at <= CHUNK || (blocks && at % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK))                           \
+                FN(store_others)(s, ARRAYS, at, n);                                                                   \
         }                                                                                                             \
+    }                                                                                                                 \
+    static void FN(stored_##rule##_##copies)(int64_t n, void *const *addresses, const void *coefficients,             \
+                                             const fastopt_pass *pass)                                                \
+    {                                                                                                                 \
+        FN(stored) s;                                                                                                 \
+        FN(begin)(&s, ARRAYS_##rule##_##copies, addresses, pass);                                                     \
+        CHOOSE_COMBINATION(rule, copies)                                                                              \
+        FN(chunks_##rule##_##copies)(&s, (FN(combination)){ASK, ASK, ASK}, n, coefficients);                          \
     }
+
+#define COMBINATION(rule, copies, ...)                                                                                \
+    if (copies == 1 && FN(is)(&s, (FN(combination)){__VA_ARGS__}, ARRAYS_##rule##_##copies)) {                        \
+        FN(chunks_##rule##_##copies)(&s, (FN(combination)){__VA_ARGS__}, n, coefficients);                            \
+        return;                                                                                                       \
+    }
+#ifdef FASTOPT_CONVERSIONS
+APART int FN(is)(const FN(stored) *s, FN(combination) c, int arrays)
+{
+    int is = s->dtypes[0] == c.param && s->dtypes[1] == c.grad;
+    for (int j = 2; j < arrays; j++)
+        is &= s->dtypes[j] == c.states || (FN(in_blocks)(s->dtypes[j]) && FN(in_blocks)(c.states));
+    return is;
+}
+#define CHOOSE_COMBINATION(rule, copies)                                                                              \
+    COMBINATION(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BFLOAT16)                                     \
+    COMBINATION(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BLOCKS_SIGNED)                                \
+    COMBINATION(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16)                                   \
+    COMBINATION(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_FLOAT32)                                    \
+    COMBINATION(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BLOCKS_SIGNED)
+#else
+#define CHOOSE_COMBINATION(rule, copies)
+#endif
 FASTOPT_INSTANCES(STORED_KERNEL)
 
 #undef STORED_KERNEL
+#undef ASK
+#undef DTYPE
+#undef PLACE
+#undef LOAD
+#undef STORE
+#undef COMBINATION
+#undef CHOOSE_COMBINATION

@@ -58,10 +58,10 @@ static void FN(read)(int dtype, real *tile, const char *from, int64_t stride, in
 {
 #ifdef FASTOPT_CONVERSIONS
     if (dtype != OWN) {
-        for (int64_t i = 0; i < n; i += HALF) {
-            const int64_t m = n - i < HALF ? n - i : HALF;
-            uint16_t some[HALF] = {0};
-            real values[HALF];
+        for (int64_t i = 0; i < n; i += LANES) {
+            const int64_t m = n - i < LANES ? n - i : LANES;
+            uint16_t some[LANES] = {0};
+            real values[LANES];
             for (int64_t k = 0; k < m; k++)
                 memcpy(some + k, from + (i + k) * stride, sizeof *some);
             const words w = widened(some);

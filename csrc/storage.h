@@ -28,12 +28,34 @@
 /* Kept out of the loops, which would grow by what is seldom done. */
 #define APART static __attribute__((noinline))
 
-enum { CHUNK = 32, HALF = CHUNK / 2 };
+/* Said of a loop over arrays that do not overlap: in an inlined function gcc forgets what `restrict` told it. */
+#ifdef __clang__
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
 
-typedef uint32_t words __attribute__((vector_size(HALF * 4)));
-typedef int32_t ints __attribute__((vector_size(HALF * 4)));
-typedef float floats __attribute__((vector_size(HALF * 4)));
-typedef uint16_t shorts __attribute__((vector_size(HALF * 2)));
+/* LANES are those of the instruction set's vectors: compilers take wider ones apart badly. */
+enum { CHUNK = 32, HALF = CHUNK / 2 };
+#if defined(__AVX512BW__)
+#define LANES 16
+#define EVENS {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
+#define LOWER {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
+#elif defined(__AVX2__)
+#define LANES 8
+#define EVENS {0, 2, 4, 6, 8, 10, 12, 14}
+#define LOWER {0, 8, 1, 9, 2, 10, 3, 11}
+#else
+#define LANES 4
+#define EVENS {0, 2, 4, 6}
+#define LOWER {0, 4, 1, 5}
+#endif
+#define EACH_PART(k) for (int k = 0; k < HALF; k += LANES)
+
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+typedef float floats __attribute__((vector_size(LANES * 4)));
+typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
 
 #define ALL(x) ((words){0} + (uint32_t)(x))
 
@@ -59,7 +81,7 @@ enum { CONSTANTS(NAME) };
 #define K(name) ALL(name)
 #undef NAME
 #endif
-static const words EVEN = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+static const words EVEN = EVENS;
 
 INLINE words load_words(const void *from)
 {
@@ -128,26 +150,35 @@ INLINE words merged(words mask, words a, words b)
 
 INLINE void load_float32(float *chunk, const char *from)
 {
-    const floats a = load_floats(from), b = load_floats(from + sizeof a);
-    put_floats(chunk, __builtin_shuffle(a, b, (ints)EVEN));
-    put_floats(chunk + HALF, __builtin_shuffle(a, b, (ints)EVEN + 1));
+    EACH_PART(k)
+    {
+        const floats a = load_floats(from + 8 * k), b = load_floats(from + 8 * k + sizeof a);
+        put_floats(chunk + k, __builtin_shuffle(a, b, (ints)EVEN));
+        put_floats(chunk + HALF + k, __builtin_shuffle(a, b, (ints)EVEN + 1));
+    }
 }
 
 INLINE void store_float32(const float *chunk, char *to)
 {
-    const floats a = load_floats(chunk), b = load_floats(chunk + HALF);
-    const ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    put_floats(to, __builtin_shuffle(a, b, low));
-    put_floats(to + sizeof a, __builtin_shuffle(a, b, low + 8));
+    const ints lower = LOWER;
+    EACH_PART(k)
+    {
+        const floats a = load_floats(chunk + k), b = load_floats(chunk + HALF + k);
+        put_floats(to + 8 * k, __builtin_shuffle(a, b, lower));
+        put_floats(to + 8 * k + sizeof a, __builtin_shuffle(a, b, lower + LANES / 2));
+    }
 }
 
 /* ---- bfloat16: the upper half of a float32 ---- */
 
 INLINE void load_bfloat16(float *chunk, const char *from)
 {
-    const words w = load_words(from);
-    put_words(chunk, w << 16);
-    put_words(chunk + HALF, w & K(UPPER));
+    EACH_PART(k)
+    {
+        const words w = load_words(from + 4 * k);
+        put_words(chunk + k, w << 16);
+        put_words(chunk + HALF + k, w & K(UPPER));
+    }
 }
 
 /* What u was rounded to, unless u is NaN: that stays NaN. */
@@ -157,7 +188,7 @@ INLINE words unless_nan(words u, words rounded)
     /* The table's entries for both kinds of NaN say: as it is, but quiet; the others that `rounded` stays. */
     return (words)_mm512_fixupimm_ps((__m512)rounded, (__m512)u, (__m512i)K(NAN_TABLE), 0);
 #else
-    return choose((words)((u & 0x7fffffff) > 0x7f800000), u | 0x400000, rounded);
+    return choose((words)((ints)(u & 0x7fffffff) > 0x7f800000), u | 0x400000, rounded);
 #endif
 }
 
@@ -183,7 +214,9 @@ INLINE void put_upper_halves(char *to, words even, words odd)
 
 INLINE void store_bfloat16(const float *chunk, char *to)
 {
-    put_upper_halves(to, rounded_bfloat16(load_words(chunk)), rounded_bfloat16(load_words(chunk + HALF)));
+    EACH_PART(k)
+    put_upper_halves(to + 4 * k, rounded_bfloat16(load_words(chunk + k)),
+                     rounded_bfloat16(load_words(chunk + HALF + k)));
 }
 
 /* ---- float16 ---- */
@@ -191,38 +224,51 @@ INLINE void store_bfloat16(const float *chunk, char *to)
 /* From the lower halves of words. */
 INLINE words from_float16(words h)
 {
+#ifdef __AVX512BW__
+    return (words)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)h));
+#else
     const words magnitude = (h & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
     const words normal = magnitude + 0x38000000, infinite = normal + 0x38000000;
     const words subnormal = (words)((floats)(magnitude + 0x38800000) - 0x1p-14f);
     const words found = choose((words)(exponent == 0), subnormal, choose((words)(exponent == 0x0f800000), infinite, normal));
     return found | (h & 0x8000) << 16;
+#endif
 }
 
 INLINE words finish_float16(words u, words a, words subnormal, words normal)
 {
-    words found = choose((words)(a < 0x38800000), subnormal, normal);
-    found = choose((words)(a < 0x47800000), found, choose((words)(a > 0x7f800000), ALL(0x7e00), ALL(0x7c00)));
+    words found = choose((words)((ints)a < 0x38800000), subnormal, normal);
+    found = choose((words)((ints)a < 0x47800000), found,
+                   choose((words)((ints)a > 0x7f800000), ALL(0x7e00), ALL(0x7c00)));
     return found | (u >> 16 & 0x8000);
 }
 
 /* Rounded to nearest, ties to even, in the lower half. */
 INLINE words to_float16(words u)
 {
+#ifdef __AVX512BW__
+    return (words)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)u, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
     const words a = u & 0x7fffffff;
     /* What lies below half's smallest normal number is rounded by an addition whose last place is its last place. */
     return finish_float16(u, a, (words)((floats)a + 0.5f) - 0x3f000000, (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13);
+#endif
 }
 
 INLINE void load_float16(float *chunk, const char *from)
 {
-    const words w = load_words(from);
-    put_words(chunk, from_float16(w & 0xffff));
-    put_words(chunk + HALF, from_float16(w >> 16));
+    EACH_PART(k)
+    {
+        const words w = load_words(from + 4 * k);
+        put_words(chunk + k, from_float16(w & 0xffff));
+        put_words(chunk + HALF + k, from_float16(w >> 16));
+    }
 }
 
 INLINE void store_float16(const float *chunk, char *to)
 {
-    put_words(to, to_float16(load_words(chunk)) | to_float16(load_words(chunk + HALF)) << 16);
+    EACH_PART(k)
+    put_words(to + 4 * k, to_float16(load_words(chunk + k)) | to_float16(load_words(chunk + HALF + k)) << 16);
 }
 
 /* ---- stochastic rounding ---- */
@@ -262,7 +308,7 @@ typedef struct {
 } randoms;
 
 /* Two 16-bit numbers in each word, for the chunk that begins at an element. */
-APART words random_chunk(randoms *r, uint64_t element)
+APART void random_chunk(randoms *r, uint64_t element, uint32_t *random)
 {
     uint16_t both[2 * CHUNK];
     for (int part = 0; part < 2; part++) {
@@ -273,26 +319,34 @@ APART words random_chunk(randoms *r, uint64_t element)
         }
         memcpy(both + part * CHUNK, r->bits[group & 1][at % 4], CHUNK * sizeof *both);
     }
-    return load_words(both + element % CHUNK);
+    memcpy(random, both + element % CHUNK, HALF * sizeof *random);
 }
 
 INLINE words dithered_float16(words u, words random)
 {
     const words a = u & 0x7fffffff;
-    const floats units = (floats)choose((words)(a < 0x38800000), a, ALL(0)) * 0x1p24f;
+    const floats units = (floats)choose((words)((ints)a < 0x38800000), a, ALL(0)) * 0x1p24f;
     const words subnormal = __builtin_convertvector(
         units + __builtin_convertvector(random, floats) * 0x1p-16f, words);
     return finish_float16(u, a, subnormal, (a - 0x38000000 + (random >> 3)) >> 13);
 }
 
 /* 16-bit elements, to each of which a number of 16 bits is added before its lower bits are dropped. */
-INLINE void store_dithered(int32_t dtype, const float *chunk, char *to, words even, words odd)
+INLINE void put_dithered(int32_t dtype, words a, words b, char *to, words even, words odd)
 {
-    const words a = load_words(chunk), b = load_words(chunk + HALF);
     if (dtype == FASTOPT_BFLOAT16)
         put_upper_halves(to, dithered_bfloat16(a, even), dithered_bfloat16(b, odd));
     else
         put_words(to, dithered_float16(a, even) | dithered_float16(b, odd) << 16);
+}
+
+APART void store_stochastic(int32_t dtype, const float *chunk, char *to, const uint32_t *random)
+{
+    EACH_PART(k)
+    {
+        const words r = load_words(random + k);
+        put_dithered(dtype, load_words(chunk + k), load_words(chunk + HALF + k), to + 4 * k, r & 0xffff, r >> 16);
+    }
 }
 
 /* ---- dither ----
@@ -302,10 +356,23 @@ INLINE void store_dithered(int32_t dtype, const float *chunk, char *to, words ev
  * at a step would never move.
  */
 
-/* Of the even elements of the chunk that begins at an element; the odd elements' is that and NEXT. Upper bits are used. */
-INLINE words dither_of(uint64_t element, uint64_t step)
+/* The number of an element; its upper bits are used. */
+INLINE uint32_t dither_of(uint64_t element, uint64_t step)
 {
-    return EVEN * 0x6A09E667 + ((uint32_t)element * 0x6A09E667 + (uint32_t)step * 0x9E3779B9);
+    return (uint32_t)element * 0x6A09E667 + (uint32_t)step * 0x9E3779B9;
+}
+
+/* Those of even elements from 2k on of a chunk, whose first element's is given; the odd elements' is that and NEXT. */
+INLINE words dithers(uint32_t first, int k) { return EVEN * 0x6A09E667 + (first + 2 * (uint32_t)k * 0x6A09E667); }
+
+INLINE void store_dithered(int32_t dtype, const float *chunk, char *to, uint32_t first)
+{
+    EACH_PART(k)
+    {
+        const words d = dithers(first, k);
+        put_dithered(dtype, load_words(chunk + k), load_words(chunk + HALF + k), to + 4 * k, d >> 16,
+                     (d + K(NEXT)) >> 16);
+    }
 }
 
 /* ---- 8 bits ----
@@ -325,18 +392,25 @@ enum { BLOCK_BYTES = (int)sizeof(float) + FASTOPT_BLOCK };
 
 INLINE void load_positive(float *chunk, const char *codes, float scale)
 {
-    const words w = widened(codes);
-    put_floats(chunk, (floats)((w << 20 & K(CODE)) | K(LEAST)) * scale);
-    put_floats(chunk + HALF, (floats)((w << 12 & K(CODE)) | K(LEAST)) * scale);
+    EACH_PART(k)
+    {
+        const words w = widened(codes + 2 * k);
+        put_floats(chunk + k, (floats)((w << 20 & K(CODE)) | K(LEAST)) * scale);
+        put_floats(chunk + HALF + k, (floats)((w << 12 & K(CODE)) | K(LEAST)) * scale);
+    }
 }
 
 INLINE void load_signed(float *chunk, const char *codes, float scale)
 {
-    const words w = widened(codes);
-    const floats a = ((floats)((w << 20 & K(SIGNED_CODE)) | K(LEAST_SIGNED)) - (floats)K(LEAST_SIGNED)) * scale;
-    const floats b = ((floats)((w << 12 & K(SIGNED_CODE)) | K(LEAST_SIGNED)) - (floats)K(LEAST_SIGNED)) * scale;
-    put_words(chunk, (words)a | (w << 24 & K(SIGN)));
-    put_words(chunk + HALF, (words)b | (w << 16 & K(SIGN)));
+    const floats least = (floats)K(LEAST_SIGNED);
+    EACH_PART(k)
+    {
+        const words w = widened(codes + 2 * k);
+        const floats a = ((floats)((w << 20 & K(SIGNED_CODE)) | K(LEAST_SIGNED)) - least) * scale;
+        const floats b = ((floats)((w << 12 & K(SIGNED_CODE)) | K(LEAST_SIGNED)) - least) * scale;
+        put_words(chunk + k, (words)a | (w << 24 & K(SIGN)));
+        put_words(chunk + HALF + k, (words)b | (w << 16 & K(SIGN)));
+    }
 }
 
 /* Codes from their places in the lower 16 bits of words. */
@@ -346,33 +420,42 @@ INLINE void put_lower_halves(char *to, words w)
     memcpy(to, &h, sizeof h);
 }
 
-INLINE void store_positive(const float *chunk, char *codes, float inverse, words even, words odd)
+INLINE void store_positive(const float *chunk, char *codes, float inverse, uint32_t first)
 {
     const ints least = (ints)K(LEAST);
-    const words a = (words)larger((ints)(load_floats(chunk) * inverse), least) + even;
-    const words b = (words)larger((ints)(load_floats(chunk + HALF) * inverse), least) + odd;
-    put_lower_halves(codes, merged(K(SECOND_CODE), b >> 12, a >> 20));
+    EACH_PART(k)
+    {
+        const words d = dithers(first, k);
+        const words a = (words)larger((ints)(load_floats(chunk + k) * inverse), least) + (d >> 12);
+        const words b = (words)larger((ints)(load_floats(chunk + HALF + k) * inverse), least) + ((d + K(NEXT)) >> 12);
+        put_lower_halves(codes + 2 * k, merged(K(SECOND_CODE), b >> 12, a >> 20));
+    }
 }
 
-INLINE void store_signed(const float *chunk, char *codes, float inverse, words even, words odd)
+INLINE void store_signed(const float *chunk, char *codes, float inverse, uint32_t first)
 {
-    const words x = (words)(load_floats(chunk) * inverse), y = (words)(load_floats(chunk + HALF) * inverse);
-    const words a = (words)((floats)(x & K(MAGNITUDE)) + (floats)K(LEAST_SIGNED)) + even;
-    const words b = (words)((floats)(y & K(MAGNITUDE)) + (floats)K(LEAST_SIGNED)) + odd;
-    const words signs = merged(K(SECOND_SIGN), y >> 16, x >> 24);
-    put_lower_halves(codes, merged(K(SIGNS), signs, merged(K(SECOND_CODE), b >> 12, a >> 20)));
+    const floats least = (floats)K(LEAST_SIGNED);
+    EACH_PART(k)
+    {
+        const words d = dithers(first, k);
+        const words x = (words)(load_floats(chunk + k) * inverse), y = (words)(load_floats(chunk + HALF + k) * inverse);
+        const words a = (words)((floats)(x & K(MAGNITUDE)) + least) + (d >> 12);
+        const words b = (words)((floats)(y & K(MAGNITUDE)) + least) + ((d + K(NEXT)) >> 12);
+        const words signs = merged(K(SECOND_SIGN), y >> 16, x >> 24);
+        put_lower_halves(codes + 2 * k, merged(K(SIGNS), signs, merged(K(SECOND_CODE), b >> 12, a >> 20)));
+    }
 }
 
 /* The bits of the largest magnitude that is at most `limit`. */
 INLINE int32_t largest_of(const float *elements, int32_t limit)
 {
     ints most = {0};
-    for (int k = 0; k < FASTOPT_BLOCK; k += HALF) {
+    for (int k = 0; k < FASTOPT_BLOCK; k += LANES) {
         const ints a = (ints)(load_words(elements + k) & K(MAGNITUDE));
         most = larger(most, a & (a <= limit));
     }
     int32_t found = 0;
-    for (int k = 0; k < HALF; k++)
+    for (int k = 0; k < LANES; k++)
         found = most[k] > found ? most[k] : found;
     return found;
 }
@@ -408,11 +491,11 @@ APART void store_block(int32_t dtype, const float *elements, char *block, uint64
     float scale = largest < SMALLEST ? 0 : largest / top;
     char *codes = block + sizeof scale;
     for (int k = 0; k < FASTOPT_BLOCK; k += CHUNK) {
-        const words dither = dither_of(element + (uint64_t)k, step), even = dither >> 12, odd = (dither + K(NEXT)) >> 12;
+        const uint32_t first = dither_of(element + (uint64_t)k, step);
         if (dtype == FASTOPT_BLOCKS_POSITIVE)
-            store_positive(elements + k, codes + k, inverse, even, odd);
+            store_positive(elements + k, codes + k, inverse, first);
         else
-            store_signed(elements + k, codes + k, inverse, even, odd);
+            store_signed(elements + k, codes + k, inverse, first);
     }
     if (all > finite) {
         scale = -scale;

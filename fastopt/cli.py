@@ -11,7 +11,7 @@ from .info import compiler_flags, rule_table, show_config
 from .rules import RULES
 
 _ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
-_EXTRA = ("rich", "sklearn")  # what only `fastopt bench` needs
+_EXTRA = ("rich", "sklearn", "ml_dtypes")  # what only `fastopt bench` needs
 
 
 def _count(text: str) -> int:
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=_count, default=9, help="times each is run; slow ones less often (default 9)")
     bench.add_argument("--tensors", action="store_true", help="also times steps of many small tensors")
     bench.add_argument("--sparse", action="store_true", help="also times updates of an embedding table's rows")
+    bench.add_argument("--precision", action="store_true", help="also times Adam stored in fewer bits")
     bench.add_argument("--no-digits", dest="digits", action="store_false", help="does not train")
     bench.add_argument("--json", type=_file, metavar="FILE", help="also writes the results there")
     return parser

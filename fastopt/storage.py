@@ -91,7 +91,7 @@ class Precision:
             decay = float(decay)
         seed = _whole("seed", options["seed"], 2**64)
         return cls(
-            _state_dtype(options["state_dtype"]),
+            storage_dtype(options["state_dtype"]),
             rounding,
             seed,
             _whole("first_element", options["first_element"], 2**63),
@@ -151,7 +151,8 @@ def _whole(name: str, value: Any, below: int) -> int:
     return int(value.__index__())
 
 
-def _state_dtype(value: Any) -> np.dtype | None:
+def storage_dtype(value: Any) -> np.dtype | None:
+    """The dtype that is meant by a name or by a dtype of NumPy, ml_dtypes or torch; that of bytes for "8bit"."""
     if value is None:
         return None
     name = value if isinstance(value, str) else str(getattr(value, "__name__", value)).removeprefix("torch.")

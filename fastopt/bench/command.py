@@ -20,7 +20,7 @@ from .. import settings
 from ..dispatch import available_backends
 from ..info import configuration
 from ..rules import RULES, Rule
-from . import peers, sparse, tensors
+from . import peers, precision, sparse, tensors
 from .timing import Call, interleaved, ratio
 
 Row = dict[str, Any]
@@ -47,6 +47,13 @@ class Section:
         for row in rows:
             table.add_row(*(show(row) for show in self.columns.values()))
         return table
+
+
+def native_levels() -> list[str]:
+    """The instruction sets to compare."""
+    from ..backends.native import isa_supported
+
+    return isa_supported()
 
 
 def _number(key: str, digits: int = 1, unit: str = "", scale: float = 1.0) -> Callable[[Row], str]:
@@ -90,7 +97,7 @@ class _Rules:
 
 
 def _sections(
-    size: int, rules: Sequence[str], threads: int, repeats: int, small: bool, rows: bool, digits: bool
+    size: int, rules: Sequence[str], threads: int, repeats: int, small: bool, rows: bool, bits: bool, digits: bool
 ) -> Iterator[Section]:
     if digits:
         from .digits import LEFT_OUT, train  # at once: its packages may be missing
@@ -152,6 +159,27 @@ def _sections(
             "fused backward; torch: step() with a sparse gradient. ceiling: the same rows' traffic, its order known.\n"
             + sparse.missing(),
         )
+    if bits:
+        levels = native_levels()
+        yield Section(
+            "precision",
+            f"One step of Adam over {size:,} parameters by what they are stored in, {threads} thread{'s' * (threads > 1)}",
+            list(precision.CASES),
+            precision.Measure(size, threads, repeats),
+            {
+                "parameter and gradient,\nstates": lambda row: row["storage"],
+                "bytes\nmoved": _number("bytes", 1),
+                "ms": _number("ms", 2),
+                "GB/s": _number("gbs"),
+                "updates/s\n10^9": _number("updates", 2),
+                "against the\nfloat32 ceiling": _number("against", 2, "x"),
+                "by bytes\nalone": _number("most", 2, "x"),
+                **{f"in cache\n{level} ns": _number(level, 2) for level in levels},
+            },
+            "against the float32 ceiling: updates per second, to those of the fastest streaming kernel that reads and\n"
+            "writes what Adam does in float32, in the same run. in cache: nanoseconds per parameter in one thread, for\n"
+            f"{precision.IN_CACHE:,} of them: what conversions and the update cost where memory does not count.",
+        )
     if digits:
         yield Section(
             "digits",
@@ -191,6 +219,7 @@ def bench(
     repeats: int = 9,
     tensors: bool = False,
     sparse: bool = False,
+    precision: bool = False,
     digits: bool = True,
     json: str | None = None,
 ) -> int:
@@ -206,8 +235,8 @@ def bench(
         Threads of all but NumPy; by default the process's number.
     repeats : int
         Rounds.
-    tensors, sparse, digits : bool
-        Whether to time small tensors; updates of rows; whether to train.
+    tensors, sparse, precision, digits : bool
+        Whether to time small tensors; updates of rows; storage in fewer bits; whether to train.
     json : str, optional
         A file for the results.
 
@@ -227,7 +256,7 @@ def bench(
     for heading, text in report["configuration"].items():
         out.print(f"{heading + ':':20} {text}", markup=False, soft_wrap=True)
     try:
-        for section in _sections(size, rules, threads, repeats, tensors, sparse, digits):
+        for section in _sections(size, rules, threads, repeats, tensors, sparse, precision, digits):
             rows = report[section.key] = []
             try:
                 for name in _each(section.names, section.title, progress):
