@@ -296,11 +296,29 @@ class Optimizer(torch.optim.Optimizer):
         for key in ("state", "param_groups"):
             if not isinstance(state_dict, Mapping) or key not in state_dict:
                 raise ValueError(f"state_dict: found no {key!r}, expected what state_dict() returned")
-        check = self.register_load_state_dict_pre_hook(lambda _, incoming: self._incoming(incoming))
-        try:  # after the user's own hooks, which may adapt it
+        taken: dict[str, Any] = {}
+
+        def take(_: Any, incoming: Mapping[str, Any]) -> dict[str, Any]:
+            taken.update(self._incoming(incoming))
+            return taken
+
+        def keep(_: Any) -> None:
+            """torch has made states of the parameters' dtype, whatever they were."""
+            for group, own in zip(taken["param_groups"], self.param_groups, strict=True):
+                for index, p in zip(group["params"], own["params"], strict=True):
+                    if index in taken["state"]:
+                        self.state[p] = taken["state"][index]
+
+        # After the user's own hooks before loading, which may adapt it, and before those after loading.
+        hooks = [
+            self.register_load_state_dict_pre_hook(take),
+            self.register_load_state_dict_post_hook(keep, prepend=True),
+        ]
+        try:
             super().load_state_dict(dict(state_dict))
         finally:
-            check.remove()
+            for hook in hooks:
+                hook.remove()
 
     def _incoming(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """A state dict in torch's layout, checked, with tensors of its own."""
@@ -342,13 +360,6 @@ class Optimizer(torch.optim.Optimizer):
         """A saved group with all of this class's arguments."""
         group = {**self.defaults, **group}
         return {**group, "decoupled_weight_decay": True} if self.arguments.renamed else group
-
-    @staticmethod
-    def _process_value_according_to_param_policy(
-        param: torch.Tensor, value: torch.Tensor, param_id: int, param_groups: list[dict[Any, Any]], key: Any = None
-    ) -> torch.Tensor:
-        """torch's would make a state of the parameter's dtype, whatever it was."""
-        return value
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_backend_name": self._backend_name, "_threads": self._threads, "_precision": self._precision}

@@ -49,13 +49,6 @@ class Section:
         return table
 
 
-def native_levels() -> list[str]:
-    """The instruction sets to compare."""
-    from ..backends.native import isa_supported
-
-    return isa_supported()
-
-
 def _number(key: str, digits: int = 1, unit: str = "", scale: float = 1.0) -> Callable[[Row], str]:
     return lambda row: "-" if row.get(key) is None else f"{row[key] * scale:.{digits}f}{unit}"
 
@@ -160,25 +153,25 @@ def _sections(
             + sparse.missing(),
         )
     if bits:
-        levels = native_levels()
         yield Section(
             "precision",
-            f"One step of Adam over {size:,} parameters by what they are stored in, {threads} thread{'s' * (threads > 1)}",
+            f"One step of Adam over {size:,} parameters, by what they are stored in; {threads} threads",
             list(precision.CASES),
             precision.Measure(size, threads, repeats),
             {
-                "parameter and gradient,\nstates": lambda row: row["storage"],
-                "bytes\nmoved": _number("bytes", 1),
-                "ms": _number("ms", 2),
-                "GB/s": _number("gbs"),
-                "updates/s\n10^9": _number("updates", 2),
-                "against the\nfloat32 ceiling": _number("against", 2, "x"),
-                "by bytes\nalone": _number("most", 2, "x"),
-                **{f"in cache\n{level} ns": _number(level, 2) for level in levels},
+                "parameter, gradient:\nstates": lambda row: row["storage"],
+                "bytes": _number("bytes", 1),
+                "\nms": _number("ms", 2),
+                "\nGB/s": _number("gbs"),
+                "10^9\nupdates/s": _number("updates", 2),
+                "x float32\nceiling": _number("against", 2),
+                "by bytes\nalone": _number("most", 2),
+                **{f"cached\n{level}": _number(level, 2, " ns") for level in precision.levels()},
             },
-            "against the float32 ceiling: updates per second, to those of the fastest streaming kernel that reads and\n"
-            "writes what Adam does in float32, in the same run. in cache: nanoseconds per parameter in one thread, for\n"
-            f"{precision.IN_CACHE:,} of them: what conversions and the update cost where memory does not count.",
+            "bytes: moved for each parameter. x float32 ceiling: updates per second, to those of the fastest\n"
+            "streaming kernel with the reads and writes of Adam in float32, in the same run. cached: nanoseconds per\n"
+            f"parameter for {precision.IN_CACHE:,} of them, in one thread: what conversions and the update cost where\n"
+            "memory does not count.",
         )
     if digits:
         yield Section(

@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import native
+from ..dispatch import load_backend
 from ..optimizers import CLASSES, Plan
 from ..storage import BLOCK, BLOCK_BYTES, numpy_dtype, storage_dtype
 from .timing import Call, interleaved, microseconds, ratio
 
 #: The dtype of parameter and gradient, and that of states.
 CASES = {
-    "float32": ("float32", "float32"),
-    "bfloat16 states": ("float32", "bfloat16"),
-    "8-bit states": ("float32", "8bit"),
-    "bfloat16": ("bfloat16", "bfloat16"),
-    "bfloat16, 8-bit states": ("bfloat16", "8bit"),
-    "float16": ("float16", "float16"),
+    f"{kind}: {states}": (kind, states)
+    for kind, states in (
+        ("float32", "float32"),
+        ("float32", "bfloat16"),
+        ("float32", "8bit"),
+        ("bfloat16", "bfloat16"),
+        ("bfloat16", "8bit"),
+        ("float16", "float16"),
+    )
 }
 IN_CACHE = 8192  # elements, for one thread
 AHEAD = (0, 512, 1024)
@@ -29,7 +32,7 @@ AHEAD = (0, 512, 1024)
 def _plan(name: str, size: int, threads: int) -> Plan:
     kind, states = CASES[name]
     rng = np.random.default_rng(0)
-    dtype = numpy_dtype(storage_dtype(kind))
+    dtype = numpy_dtype(storage_dtype(kind) or np.dtype(np.float32))
     param, grad = np.empty(size, dtype), np.empty(size, dtype)
     for begin in range(0, size, 1 << 20):
         n = min(1 << 20, size - begin)
@@ -45,22 +48,30 @@ def bytes_moved(name: str) -> float:
     return 3 * kind + 4 * states
 
 
+def levels() -> list[str]:
+    """The instruction sets that this processor has."""
+    native: Any = load_backend("native")
+    return native.isa_supported()
+
+
 class Measure:
     """Measures every case over large arrays, in turns, when the first is asked for; and each in cache."""
 
     def __init__(self, size: int, threads: int, repeats: int) -> None:
         self.size, self.threads, self.repeats = size, threads, repeats
+        self._native: Any = load_backend("native")
         self._times: dict[str, list[float]] = {}
 
     def _run(self) -> None:
         streamed = [np.ones(self.size, np.float32) for _ in range(4)]
         calls: dict[str, Call] = {
-            f"ceiling {ahead}": partial(native.stream, streamed, ahead, self.threads) for ahead in AHEAD
+            f"ceiling {ahead}": partial(self._native.stream, streamed, ahead, self.threads) for ahead in AHEAD
         }
         calls |= {name: _plan(name, self.size, self.threads).step for name in CASES}
         self._times = interleaved(calls, self.repeats, budget=20)
 
     def __call__(self, name: str) -> dict[str, Any]:
+        """The row of a case."""
         if not self._times:
             self._run()
         ceiling = min((own for call, own in self._times.items() if call.startswith("ceiling")), key=median)
@@ -73,11 +84,11 @@ class Measure:
             "gbs": moved * self.size / median(own) / 1e9,
             "updates": self.size / median(own) / 1e9,
             "against": ratio(ceiling, own),
-            "most": bytes_moved("float32") / moved,
+            "most": bytes_moved("float32: float32") / moved,
         }
-        step, chosen = _plan(name, IN_CACHE, 1).step, native.isa()
-        for level in native.isa_supported():
-            native.set_isa(level)
+        step, chosen = _plan(name, IN_CACHE, 1).step, self._native.isa()
+        for level in levels():
+            self._native.set_isa(level)
             row[level] = 1e3 * microseconds(step, 3) / IN_CACHE
-        native.set_isa(chosen)
+        self._native.set_isa(chosen)
         return row

@@ -1,0 +1,170 @@
+"""Storage below float32 in the classes for PyTorch: the NumPy classes' bits, through all of torch's own machinery."""
+
+import copy
+import io
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt.checkpoint import numpy_of
+
+from .support import gradients, parameter
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import fastopt.torch as optim  # noqa: E402
+
+OPTIONS = [
+    {},
+    {"state_dtype": "bfloat16"},
+    {"state_dtype": torch.float16, "ema_decay": 0.9},
+    {"state_dtype": "8bit", "rounding": "stochastic", "seed": 3},
+    {"state_dtype": "float32", "rounding": "kahan"},
+    {"state_dtype": "8bit", "rounding": "master"},
+]
+NAMES = ["Adam", "AdamW", "SGD", "Adagrad", "NAdam", "RMSprop", "Adamax", "Adadelta", "AggMo", "FTRL"]
+
+
+def _given(name):
+    return {"lr": 0.05, "weight_decay": 0.01, **({"momentum": 0.9} if name in ("SGD", "RMSprop") else {})}
+
+
+def _pair(name, options, sizes=(5003, 100, 0)):
+    """The same parameters under torch's class and under NumPy's."""
+    arrays = [parameter(n).astype(ml_dtypes.bfloat16) for n in sizes]
+    tensors = [torch.from_numpy(a.view(np.uint16).copy()).view(torch.bfloat16).requires_grad_() for a in arrays]
+    own = {**_given(name), **({"momentum": 0.9, "dampening": 0.0} if name == "SGD" else {})}
+    plain = (
+        {**options, "state_dtype": str(options["state_dtype"]).removeprefix("torch.")}
+        if "state_dtype" in options
+        else options
+    )
+    return (
+        arrays,
+        getattr(fastopt, name)(arrays, **own, **plain),
+        tensors,
+        getattr(optim, name)(tensors, **own, **options),
+    )
+
+
+def _step(arrays, first, tensors, second, t):
+    grads = [g.astype(ml_dtypes.bfloat16) for g in (gradients(a.size, 1, seed=t)[0] for a in arrays)]
+    first.step(grads)
+    for p, g in zip(tensors, grads, strict=True):
+        p.grad = torch.from_numpy(g.view(np.uint16)).view(torch.bfloat16)
+    second.step()
+
+
+def _same(arrays, first, tensors, second):
+    for i, (a, p) in enumerate(zip(arrays, tensors, strict=True)):
+        assert numpy_of(p).tobytes() == a.tobytes()
+        for name, state in first.state[i].items():
+            if name in second.state[p] and name != "step":
+                found = second.state[p][name]
+                assert (numpy_of(found) if found.ndim else found.numpy()).tobytes() == state.tobytes(), name
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bits_of_the_numpy_classes(name, options):
+    arrays, first, tensors, second = _pair(name, options)
+    for t in range(4):
+        _step(arrays, first, tensors, second, t)
+    _same(arrays, first, tensors, second)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_saving_loading_copying(options):
+    arrays, first, tensors, second = _pair("Adam", options)
+    _step(arrays, first, tensors, second, 0)
+    file = io.BytesIO()
+    torch.save({"optimizer": second.state_dict(), "params": [p.detach().clone() for p in tensors]}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    leaves = [p.clone().requires_grad_() for p in saved["params"]]
+    loaded = optim.Adam(leaves, lr=1.0, **options)
+    loaded.load_state_dict(saved["optimizer"])
+    copied = copy.deepcopy(second)
+    twins = [p for group in copied.param_groups for p in group["params"]]
+    _step(arrays, first, tensors, second, 1)
+    for others, optimizer in ((leaves, loaded), (twins, copied)):
+        for p, q in zip(others, tensors, strict=True):
+            p.grad = q.grad.clone()
+        optimizer.step()
+        _same(arrays, first, others, optimizer)
+    # And into the NumPy class, and back.
+    again = [a.copy() for a in arrays]
+    plain = {
+        key: str(value).removeprefix("torch.") if key == "state_dtype" else value for key, value in options.items()
+    }
+    third = fastopt.Adam(again, **_given("Adam"), **plain)
+    third.load_state_dict(second.state_dict())
+    _step(again, third, tensors, second, 2)
+    _same(again, third, tensors, second)
+    second.load_state_dict(third.state_dict())
+    _step(again, third, tensors, second, 3)
+    _same(again, third, tensors, second)
+
+
+def test_bfloat16_is_as_near_to_torchs_own_as_rounding_allows():
+    p0 = torch.randn(4000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for name in ("AdamW", "SGD"):
+        ours, theirs = p0.clone().requires_grad_(), p0.clone().requires_grad_()
+        momentum = {"momentum": 0.9} if name == "SGD" else {"betas": (0.9, 0.99)}
+        first, second = (
+            getattr(optim, name)([ours], lr=0.02, **momentum),
+            getattr(torch.optim, name)([theirs], lr=0.02, **momentum),
+        )
+        for t in range(10):
+            grad = torch.randn(4000, generator=torch.Generator().manual_seed(t + 1)).bfloat16()
+            ours.grad, theirs.grad = grad.clone(), grad.clone()
+            first.step()
+            second.step()
+        moved = (theirs - p0).float().abs().mean()
+        assert (ours - theirs).float().abs().mean() < 0.1 * moved
+        # Either's state dict is the other's.
+        second.load_state_dict(first.state_dict())
+        first.load_state_dict(second.state_dict())
+
+
+def test_a_state_of_another_dtype_is_refused_not_cast():
+    p = torch.zeros(5000, dtype=torch.bfloat16, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    first = optim.Adam([p], state_dtype="float32")
+    first.step()
+    assert first.state[p]["exp_avg"].dtype == torch.float32
+    with pytest.raises(ValueError, match=r"\['exp_avg'\]: found dtype torch.float32, expected torch.bfloat16"):
+        optim.Adam([p]).load_state_dict(first.state_dict())
+    other = optim.Adam([p], state_dtype="float32")
+    other.load_state_dict(first.state_dict())
+    assert other.state[p]["exp_avg"].dtype == torch.float32
+
+
+def test_steps_are_skipped_and_gradients_zeroed():
+    p = torch.ones(300, dtype=torch.bfloat16, requires_grad=True)
+    p.grad = torch.full_like(p, 2.0)
+    optimizer = optim.AdamW([p], lr=0.1)
+    p.grad[7] = float("nan")
+    optimizer.step(skip_nonfinite=True)
+    assert optimizer.last_step_skipped and (p == 1).all() and (p.grad[:7] == 2).all()
+    p.grad[7] = 2.0
+    version = p.grad._version
+    optimizer.step(skip_nonfinite=True, zero_grads=True, max_norm=1.0)
+    assert not optimizer.last_step_skipped and (p != 1).all() and not p.grad.any() and p.grad._version > version
+    assert optimizer.last_grad_norm == pytest.approx(2 * 300**0.5)
+
+
+def test_sgd_counts_steps_where_rounding_needs_it():
+    p = torch.zeros(4096, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = optim.SGD([p], lr=1.0, rounding="stochastic")
+    found = []
+    for _ in range(2):
+        with torch.no_grad():
+            p.zero_()
+        p.grad = torch.full((4096,), 1 + 2**-8).to(torch.bfloat16) * 0 + 1
+        optimizer.param_groups[0]["lr"] = 1 + 2**-9
+        optimizer.step()
+        found.append(p.detach().clone())
+    assert int(optimizer.state[p]["step"]) == 2 and not torch.equal(*found)
