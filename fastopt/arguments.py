@@ -189,6 +189,26 @@ EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
 )
 
 
+#: The same of states in files, which the classes for arrays take.
+FILES: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "state_dir": (
+            None,
+            "a directory for the states, which are memory maps of a file there, allocated at once. One that is new or "
+            "empty begins anew; one that holds whole states of the same rules, shapes and dtypes is resumed, with their "
+            "step counts; one that a crash left half changed is refused, and so is that of another optimizer. After "
+            "each step the directory is whole for a process that is killed; `sync` makes it so for a power failure too",
+        ),
+        "state_memory": (
+            None,
+            "at most so many bytes of the states in ``state_dir``, and of parameters and gradients that are memory "
+            "maps, are in memory: a step streams them, reading ahead and writing behind while it computes. By default "
+            "the system decides",
+        ),
+    }
+)
+
+
 @dataclass(frozen=True)
 class Call:
     """What a class was called with: hyper-parameters with their defaults, and the rest, checked.
@@ -205,6 +225,8 @@ class Call:
         The backend asked for.
     threads : int
         The threads asked for; 0: by default.
+    files : dict
+        Where states in files are to be.
     """
 
     options: dict[str, Any]
@@ -212,6 +234,7 @@ class Call:
     precision: Precision
     backend: str | None
     threads: int
+    files: dict[str, Any]
 
 
 def read_call(cls: type, params: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -231,7 +254,8 @@ def read_call(cls: type, params: Any, args: tuple[Any, ...], kwargs: Mapping[str
     execution = {key: options.pop(key) for key in EXECUTION}
     backend, threads = settings.check_backend("backend", execution["backend"]), execution["threads"]
     threads = 0 if threads is None else settings.check_threads("threads", threads)
-    return Call(options, execution, Precision.of(execution), backend, threads)
+    files = {"directory": options.pop("state_dir", None), "memory": options.pop("state_memory", None)}
+    return Call(options, execution, Precision.of(execution), backend, threads, files)
 
 
 # ---- the classes' arguments, from the rule table ----
@@ -297,4 +321,4 @@ ARGUMENTS: Mapping[str, Arguments] = MappingProxyType(
     {name: _arguments(name) for name in dict.fromkeys(rule.optimizer for rule in RULES.values())}
 )
 
-__all__ = ["ARGUMENTS", "EXECUTION", "Arguments", "Call", "TorchArguments", "read_call"]
+__all__ = ["ARGUMENTS", "EXECUTION", "FILES", "Arguments", "Call", "TorchArguments", "read_call"]

@@ -57,6 +57,11 @@ class Array:
             self._strides = _c_strides(self.shape, self.dtype.itemsize)
         return self._strides
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes, from the outermost in memory to the innermost."""
+        return tuple(sorted(range(len(self.shape)), key=lambda axis: -abs(self.strides[axis])))
+
     def extent(self) -> tuple[int, int]:
         """The first byte's address, and that after the last."""
         if self.dense:

@@ -16,7 +16,7 @@ from . import settings
 from .arrays import Array, check_overlap, check_tensor, replace_shape, row_stride, runs_of
 from .errors import BackendUnavailable
 from .rules import MAX_COPIES, Rule
-from .storage import CODES, Storage, block_bytes, code_of, compute_dtype
+from .storage import BLOCK, BLOCK_BYTES, CODES, Storage, block_bytes, code_of, compute_dtype
 
 _MODULES = {"native": "native", "numba": "numba_cpu"}
 
@@ -113,6 +113,11 @@ class Job:
         if self.storage is not None:
             return self.storage.dtypes
         return (CODES[self.dtype],) * (2 + self.parameters.copies * len(self.parameters.rule.states))
+
+    @property
+    def units(self) -> list[tuple[int, int]]:
+        """For each array, how many bytes so many of its elements take."""
+        return [(BLOCK_BYTES, BLOCK) if code not in _DTYPES else (_DTYPES[code].itemsize, 1) for code in self.codes]
 
     def with_option(self, option: int) -> Job:
         """The same job with one more option of its storage."""

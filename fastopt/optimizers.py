@@ -9,14 +9,15 @@ import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from operator import is_
 from typing import Any, ClassVar
 
 import numpy as np
 
 from . import settings
-from .arguments import ARGUMENTS, EXECUTION, Arguments, read_call
-from .arrays import COMPUTE_DTYPES, Array, address_of, check_overlap, check_tensor, view
+from .arguments import ARGUMENTS, EXECUTION, FILES, Arguments, read_call
+from .arrays import COMPUTE_DTYPES, Array, address_of, check_overlap, check_tensor, dtype_name, view
 from .checkpoint import group_from_torch, numpy_of, state_from_torch, tensor_of
 from .dispatch import (
     Gradients,
@@ -33,7 +34,7 @@ from .dispatch import (
 from .norms import all_finite, clip_factor, norm_of
 from .rules import REQUIRED, Rule
 from .sparse import RowSparse, as_row_sparse, floats_of
-from .storage import ZERO_GRADS, block_bytes, blocks_of, new_array, values_of
+from .storage import ZERO_GRADS, block_bytes, blocks_of, new_array, numpy_dtype, values_of
 
 
 class ParamGroup(UserDict):
@@ -126,21 +127,36 @@ class Plan:
         optimizer.last_step_skipped = False
         if grad_scale != 1.0 or max_norm is not None or skip_nonfinite:
             grad_scale = check_scale(grad_scale)
+            pager = None if optimizer._files is None else optimizer._files.pager
+            reader = self._backend if pager is None else pager.reading(self._backend)
             if max_norm is not None:
                 clip_factor(0.0, max_norm)
-                norm = norm_of(self._tables, self._backend, threads) * abs(grad_scale)
+                norm = norm_of(self._tables, reader, threads) * abs(grad_scale)
                 optimizer.last_grad_norm = norm
                 grad_scale *= clip_factor(norm, max_norm)
-            if skip_nonfinite and not all_finite(self._tables, self._backend, threads):
+            if skip_nonfinite and not all_finite(self._tables, reader, threads):
                 optimizer.last_step_skipped = True
                 return
         if optimizer._scheduled:
             optimizer._evaluate_schedules(self._members)
-        runner(grad_scale, threads)
+        if optimizer._files is None:
+            runner(grad_scale, threads)
+        else:
+            optimizer._files.update(partial(self._stream, runner, grad_scale, threads))
         if zero_grads:
             for table in self._tables:
                 if isinstance(table, RowSparse):
                     table.values.numpy()[...] = 0
+
+    def _stream(self, runner: Runner, grad_scale: float, threads: int) -> None:
+        """A step over states in files."""
+        pager = self._optimizer._files.pager
+        if pager is None:
+            runner(grad_scale, threads)
+            return
+        chunks = pager.chunks(self._jobs, [job.units for job in self._jobs])
+        runner.advance(grad_scale)
+        pager.stream(chunks, lambda chunk: runner.update(chunk.job, chunk.begin, chunk.end, threads))
 
     def _zeroing_runner(self) -> Runner:
         """The step that zeroes gradients too, made when it is first asked for."""
@@ -278,7 +294,7 @@ class Optimizer:
         sizes = [array.size for array in self._views]
         self._elements = self._precision.first_element + np.cumsum([0, *sizes])[:-1]  # each parameter's first
         self._make_groups(groups, call.options)
-        self._make_states()
+        self._make_states(**call.files)
 
     # ---- groups and hyper-parameters ----
 
@@ -362,41 +378,95 @@ class Optimizer:
 
     # ---- states ----
 
-    def _make_states(self) -> None:
+    def _make_states(self, directory: Any, memory: int | None) -> None:
+        copies = [self._sets[g].copies for g in self._group_of]
+        kinds = [
+            self._precision.states(self._rules[g], param, k)
+            for g, param, k in zip(self._group_of, self._views, copies, strict=True)
+        ]
+        self._files = None
+        if directory is not None or memory is not None:
+            self._files = self._open_files(directory, memory, kinds)
         self.state: list[dict[str, Any]] = []
         self._state_views: list[list[Array]] = []
-        for g, span in enumerate(self._spans):
+        for i, (g, param) in enumerate(zip(self._group_of, self._views, strict=True)):
             rule, parameters = self._rules[g], self._sets[g]
-            for i in span:
-                state: dict[str, Any] = {"step": self._steps[i : i + 1].reshape(())}
-                for k, name in enumerate(rule.scalars):
-                    state[name] = parameters.scalars[i : i + 1, k].reshape(())
-                initials, views = self._initials(g, i), []
-                for name, (dtype, shape) in self._precision.states(rule, self._views[i], parameters.copies).items():
-                    array = new_array(self._params[i], self._views[i], dtype, shape, 0)
-                    state[name] = array
-                    views.append((view(array, name), name))
-                self.state.append(state)
-                self._state_views.append(_by_copy(rule, parameters.copies, views, self._views[i]))
-                self._fill(i, initials, fresh=True)
+            state: dict[str, Any] = {"step": self._steps[i : i + 1].reshape(())}
+            for k, name in enumerate(rule.scalars):
+                state[name] = parameters.scalars[i : i + 1, k].reshape(())
+            for name, (dtype, shape) in kinds[i].items():
+                if self._files is not None:
+                    state[name] = self._files.arrays[i][name]
+                    continue
+                value = self._initial(i, name, dtype)
+                state[name] = new_array(self._params[i], param, dtype, shape, value if np.isscalar(value) else 0)
+                if not np.isscalar(value):
+                    state[name][...] = value
+            self.state.append(state)
+            views = [(view(state[name], name), name) for name in kinds[i]]
+            self._state_views.append(_by_copy(rule, copies[i], views, param))
 
-    def _initials(self, g: int, i: int) -> dict[str, Any]:
-        """What each state of a parameter begins at."""
-        rule = self._rules[g]
-        values = self.arguments.values(rule, self.param_groups[g], 1)
-        begin = {name: float(values[rule.initial[name]]) if name in rule.initial else 0.0 for name in rule.states}
-        return {**begin, "compensation": 0.0, "master": self._params[i], "ema": self._params[i]}
+    def _initial(self, i: int, name: str, dtype: np.dtype) -> Any:
+        """What a state begins at: a number, or an array of its shape."""
+        rule = self._rules[self._group_of[i]]
+        if name in ("master", "ema"):
+            param = self._params[i]
+            return param.detach() if hasattr(param, "detach") else param
+        if name not in rule.initial:
+            return rule.scalars.get(name, 0.0)
+        group = self.param_groups[self._group_of[i]]
+        value = float(self.arguments.values(rule, group, 1)[rule.initial[name]])
+        if dtype != np.uint8 or value == 0.0:
+            return value
+        blocks = blocks_of(np.full(self._views[i].size, value), name in rule.positive)
+        return blocks if isinstance(self._params[i], np.ndarray) else sys.modules["torch"].from_numpy(blocks)
 
-    def _fill(self, i: int, initials: Mapping[str, Any], fresh: bool = False) -> None:
-        """Sets states to what they begin at; `fresh` ones are zero already."""
-        for name in initials.keys() & self.state[i].keys():
-            array, value = self.state[i][name], initials[name]
-            if view(array, name).dtype == np.uint8:
-                block = blocks_of(np.full(self._views[i].size, value), name in self._rules[self._group_of[i]].positive)
-                value = block if type(array) is np.ndarray else sys.modules["torch"].from_numpy(block)
-            if isinstance(value, float) and value == 0.0 and fresh:
-                continue  # as they are made
-            array[...] = value.detach() if hasattr(value, "detach") else value
+    def _open_files(self, directory: Any, memory: int | None, kinds: Sequence[Mapping[str, Any]]) -> Any:
+        """The files of states, begun anew or resumed."""
+        from .statefiles import ParameterStates, StateArray, StateFiles  # of Unix only, and for few
+
+        if directory is None:
+            raise ValueError(
+                f"state_memory: found {memory!r} without state_dir, expected None: it bounds files' states"
+            )
+        described = []
+        for i, (g, param) in enumerate(zip(self._group_of, self._views, strict=True)):
+            states = []
+            for name, (dtype, shape) in kinds[i].items():
+                kind = "8bit" if dtype == np.uint8 else dtype_name(dtype)
+                value = self._initial(i, name, dtype)
+                value = numpy_of(value) if hasattr(value, "detach") else value
+                order = param.order if shape == param.shape else None
+                states.append(StateArray(name, kind, numpy_dtype(dtype), shape, value, order))
+            described.append(ParameterStates(self._rules[g].name, param.shape, tuple(states)))
+        counters = [self._steps, *(p.scalars for p in {id(p): p for p in self._sets}.values() if p.rule.scalars)]
+        return StateFiles(directory, described, counters, memory)
+
+    def sync(self) -> None:
+        """Waits until states in files are on the disk, so that even a power failure leaves them whole.
+
+        A process that is killed needs no such wait. Without ``state_dir`` it does nothing.
+
+        Raises
+        ------
+        OSError
+            The disk cannot be written.
+        """
+        if self._files is not None:
+            self._files.sync()
+
+    def close(self) -> None:
+        """Syncs states in files, and leaves their directory to whoever takes it up next; this optimizer is done then.
+
+        It happens when the optimizer is garbage, too, and when the process ends. Without ``state_dir`` it does nothing.
+
+        Raises
+        ------
+        OSError
+            The disk cannot be written.
+        """
+        if self._files is not None:
+            self._files.close()
 
     def state_values(self, i: int, name: str) -> np.ndarray:
         """A state's values in float32 (float64 where it is in that), whatever it is stored in.
@@ -424,10 +494,10 @@ class Optimizer:
         positive = name in self._rules[self._group_of[i]].positive
         rows = array.numpy().reshape(-1, block_bytes(param.size))
         values = np.concatenate([values_of(row, positive, param.size) for row in rows])
-        order = np.argsort([-abs(stride) for stride in param.strides], kind="stable")
-        shape = [param.shape[axis] for axis in order]
-        whole = values.reshape(*([len(rows)] if array.shape[:-1] else []), *shape)
-        return np.moveaxis(whole, range(whole.ndim - len(shape), whole.ndim), order + whole.ndim - len(shape))
+        copies = array.shape[:-1]
+        whole = values.reshape(*copies, *(param.shape[axis] for axis in param.order))
+        axes = range(len(copies), whole.ndim)
+        return np.moveaxis(whole, axes, [axis + len(copies) for axis in param.order])
 
     # ---- steps ----
 
@@ -595,7 +665,7 @@ class Optimizer:
         if sizes != expected:
             raise ValueError(f"state_dict: found groups of {sizes} parameters, expected {expected}")
         order = [index for group in groups for index in group["params"]]
-        copies: list[tuple[Any, Any]] = []
+        copies: list[tuple[int, str, Any]] = []
         for i, index in enumerate(order):
             saved = state_from_torch(states.get(index, {}))
             if saved and set(saved) != set(self.state[i]):
@@ -603,7 +673,7 @@ class Optimizer:
                     f"state_dict['state'][{index}]: found {sorted(saved)}, expected {sorted(self.state[i])}"
                 )
             for name, value in saved.items():
-                copies.append((self.state[i][name], _loaded(value, self.state[i][name], f"[{index}][{name!r}]")))
+                copies.append((i, name, _loaded(value, self.state[i][name], f"[{index}][{name!r}]")))
         before = [dict(group.data) for group in self.param_groups]
         try:
             for group, saved in zip(self.param_groups, groups, strict=True):
@@ -621,13 +691,24 @@ class Optimizer:
                 assert group._changed is not None
                 group._changed(group)
             raise
-        for i, index in enumerate(order):
-            if not state_from_torch(states.get(index, {})):
-                g = self._group_of[i]
-                self._fill(i, {**self._rules[g].scalars, **self._initials(g, i)})
-                self._steps[i] = 0
-        for own, value in copies:
+        fresh = [i for i, index in enumerate(order) if not state_from_torch(states.get(index, {}))]
+
+        def write() -> None:
+            for i in fresh:
+                for name, own in self.state[i].items():
+                    self._write(i, name, 0 if name == "step" else self._initial(i, name, getattr(own, "dtype", None)))
+            for i, name, value in copies:
+                self._write(i, name, value)
+
+        write() if self._files is None else self._files.update(write)
+
+    def _write(self, i: int, name: str, value: Any) -> None:
+        """Sets a state, wherever it is."""
+        own = self.state[i][name]
+        if self._files is None or not own.ndim:
             own[...] = value
+        else:
+            self._files.write(i, name, numpy_of(value) if hasattr(value, "detach") else value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are built anew over the copied arrays: an address is no other array's."""
@@ -778,7 +859,7 @@ def _documentation(arguments: Arguments) -> str:
         default = arguments.defaults[key]
         said = "required" if default is REQUIRED else f"default {default!r}"
         lines += [f"{key} : number, or callable of the 1-based step; {said}", f"    {meaning}."]
-    for key, (default, meaning) in EXECUTION.items():
+    for key, (default, meaning) in {**EXECUTION, **FILES}.items():
         lines += [f"{key} : default {default!r}", f"    {meaning[0].upper()}{meaning[1:]}."]
     lines += [
         "",
@@ -794,7 +875,7 @@ def _define(arguments: Arguments) -> type:
     namespace = {
         "__doc__": _documentation(arguments),
         "__module__": "fastopt",
-        "__signature__": arguments.signature({key: default for key, (default, _) in EXECUTION.items()}),
+        "__signature__": arguments.signature({key: default for key, (default, _) in {**EXECUTION, **FILES}.items()}),
         "arguments": arguments,
     }
     return type(arguments.name, (Optimizer,), namespace)
