@@ -168,6 +168,17 @@ def test_nonfinite_gradients_stay_in_their_element(name, backend):
         assert_same_bits([a[..., others] for a in got], [a[..., others] for a in want])
 
 
+def test_copies_of_a_state_see_the_same_gradient_where_it_is_not_finite():
+    results = []
+    for backend in ("native", "numba"):
+        p, g, v = np.ones(3, "f4"), np.array([np.inf, -np.inf, np.nan], "f4"), np.zeros((4, 3), "f4")
+        hyper = {"lr": 0.1, "betas": (0.0, 0.5, 0.9, 0.99), "weight_decay": 0.1}
+        fastopt.functional.aggmo(p, g, v, step=1, **hyper, backend=backend)
+        results.append([p, v])
+    assert np.isinf(results[0][1][:, :2]).all()
+    assert_same_bits(*results)
+
+
 def test_adamax_without_eps_leaves_parameters_whose_gradients_were_zero():
     p, g, m, u = np.ones(9, "f4"), np.zeros(9, "f4"), np.zeros(9, "f4"), np.zeros(9, "f4")
     for backend in ("native", "numba"):

@@ -213,6 +213,12 @@ _LOOPS = (_loop0, _loop1, _loop2, _loop3)
 
 
 @njit(**_options)
+def _passed(p, g, grad_scale, weight_decay, decay):
+    """In the place of a prologue that has been."""
+    return p, g
+
+
+@njit(**_options)
 def _split_gradient(n, p, grad, g, c):
     """The prologue alone, for rules with several copies of their states: they share the gradient it leaves in g."""
     for i in range(n):
@@ -222,6 +228,7 @@ def _split_gradient(n, p, grad, g, c):
 # ---- runs ----
 
 loop: Any = None
+loop_after: Any = None  # the same after the prologue
 to_tuple: Any = None
 states: int = 0
 
@@ -252,12 +259,10 @@ def _update_at(n, at, own, shared, like):
     p, grad = _array_at(at[0], n, like), _array_at(at[1], n, like)
     _split_gradient(n, p, grad, shared, own[0])
     for k in range(len(own)):
-        c = own[k].copy()
-        c[0], c[1], c[2] = 1, 0, 1
         part[0], part[1] = at[0], shared.ctypes.data
         for j in range(states):
             part[2 + j] = at[2 + j + k * states]
-        loop(n, part, to_tuple(c), like)
+        loop_after(n, part, to_tuple(own[k]), like)
 
 
 update_at: Any = None
@@ -501,11 +506,17 @@ def _bound_loops(name: str, copies: int) -> dict[str, Any]:
     count, width = len(rule.states) * copies, len(rule.coefficients)
     once: Any = _APPLY[count] if copies == 1 else _APPLY_COPIES[copies]
     own = {key: slice(3 + k * width, 3 + (k + 1) * width) for k, key in enumerate(("first", "second", "third"))}
-    apply = _bind(once, f"apply_{name}_{copies}", update=compile_update(rule), **own)
+    apply = njit(**_options)(_bind(once, f"apply_{name}_{copies}", update=compile_update(rule), **own))
+    loop = njit(**_options)(_bind(_LOOPS[count], f"loop_{name}_{copies}", apply=apply))
+    loop_after = loop
+    if rule.vector:
+        after = _bind(_LOOPS[count], f"loop_after_{name}_{copies}", apply=apply, prologue=_passed)
+        loop_after = njit(**_options)(after)
     at = _bind(
         _update_at,
         f"at_{name}_{copies}",
-        loop=njit(**_options)(_bind(_LOOPS[count], f"loop_{name}_{copies}", apply=njit(**_options)(apply))),
+        loop=loop,
+        loop_after=loop_after,
         to_tuple=njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + width * copies)),
         states=count,
     )
