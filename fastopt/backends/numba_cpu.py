@@ -22,21 +22,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import rules
+from .. import rules, storage
+from ..arrays import BFLOAT16
 from ..dispatch import DUPLICATES
 from ..errors import BackendUnavailable
 from ..rules import primitives
+from ..storage import CODES
 
 if TYPE_CHECKING:
     from ..dispatch import Gradients, Job
     from ..rules import Rule
 
 try:
-    import llvmlite.ir
-    from numba import njit, types
-    from numba.core import cgutils
-    from numba.extending import intrinsic
+    from numba import cfunc, njit, types
     from numba.np.unsafe.ndarray import to_fixed_tuple
+
+    from . import numba_memory, numba_storage, numba_tiles
+    from .numba_memory import OPTIONS as _options
+    from .numba_memory import array_at, fetch_add, gather, load, scatter
+    from .numba_tiles import TILE, prologue
 except ImportError as error:
     raise BackendUnavailable(f"Numba cannot be loaded ({error}); install it: pip install numba") from None
 
@@ -44,99 +48,24 @@ GRAIN = 65536  # elements for each thread, below which starting it costs more th
 ALIGN = 64
 CHUNK = 262144  # elements that a thread takes at a time, as it comes free
 ROW_CHUNK = 16384  # the same for rows, of which some have many more lookups than others
-TILE = 1024
 NORM_BLOCK = 4096
 AHEAD = 2048  # bytes to prefetch ahead
-
-_options: Any = {"nogil": True, "error_model": "numpy"}
-
-
-# ---- memory ----
-
-
-@intrinsic
-def _array_at(typing, address, size, like):
-    """The C-contiguous array of `size` elements at an address, of the type of the array `like`."""
-    sig = types.Array(like.dtype, 1, "C")(types.int64, types.int64, like)
-
-    def codegen(context, builder, signature, args):
-        ty = signature.return_type
-        array = context.make_array(ty)(context, builder)
-        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(ty.dtype)))
-        array.data = builder.inttoptr(args[0], context.get_data_type(ty.dtype).as_pointer())
-        array.shape = cgutils.pack_array(builder, [args[1]])
-        array.strides = cgutils.pack_array(builder, [itemsize])
-        array.itemsize = itemsize
-        array.nitems = args[1]
-        array.meminfo = llvmlite.ir.Constant(array.meminfo.type, None)
-        array.parent = llvmlite.ir.Constant(array.parent.type, None)
-        return array._getvalue()
-
-    return sig, codegen
-
-
-@intrinsic
-def _load(typing, address, like):
-    """The element at an address of any alignment."""
-
-    def codegen(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], context.get_data_type(signature.return_type).as_pointer())
-        return builder.load(pointer, align=1)
-
-    return like.dtype(types.int64, like), codegen
-
-
-@intrinsic
-def _store(typing, address, value):
-    """Stores an element at an address of any alignment."""
-
-    def codegen(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], context.get_data_type(signature.args[1]).as_pointer())
-        builder.store(args[1], pointer, align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, value), codegen
-
-
-@intrinsic
-def _fetch_add(typing, counter, step):
-    """Adds to the one element of an array, as one operation whatever other threads do; the value before."""
-
-    def codegen(context, builder, signature, args):
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        return builder.atomic_rmw("add", array.data, args[1], "monotonic")
-
-    return types.int64(counter, types.int64), codegen
-
-
-@njit(**_options)
-def _gather(tile, address, stride, n):
-    for i in range(n):
-        tile[i] = _load(address + i * stride, tile)
-
-
-@njit(**_options)
-def _scatter(tile, address, stride, n):
-    for i in range(n):
-        _store(address + i * stride, tile[i])
-
 
 # ---- the loops, one for each number of states; `apply` is bound to a rule's ----
 
 update: Any = None
 apply: Any = None
-prologue: Any = njit(**_options)(rules.prologue)
 
 
 def _loop0(n, a, c, like):
-    p, grad = _array_at(a[0], n, like), _array_at(a[1], n, like)
+    p, grad = array_at(a[0], n, like), array_at(a[1], n, like)
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
         p[i] = apply(x, g, c)
 
 
 def _loop1(n, a, c, like):
-    p, grad, s0 = _array_at(a[0], n, like), _array_at(a[1], n, like), _array_at(a[2], n, like)
+    p, grad, s0 = array_at(a[0], n, like), array_at(a[1], n, like), array_at(a[2], n, like)
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
         p[i], s0[i] = apply(x, g, s0[i], c)
@@ -144,10 +73,10 @@ def _loop1(n, a, c, like):
 
 def _loop2(n, a, c, like):
     p, grad, s0, s1 = (
-        _array_at(a[0], n, like),
-        _array_at(a[1], n, like),
-        _array_at(a[2], n, like),
-        _array_at(a[3], n, like),
+        array_at(a[0], n, like),
+        array_at(a[1], n, like),
+        array_at(a[2], n, like),
+        array_at(a[3], n, like),
     )
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
@@ -156,11 +85,11 @@ def _loop2(n, a, c, like):
 
 def _loop3(n, a, c, like):
     p, grad, s0, s1, s2 = (
-        _array_at(a[0], n, like),
-        _array_at(a[1], n, like),
-        _array_at(a[2], n, like),
-        _array_at(a[3], n, like),
-        _array_at(a[4], n, like),
+        array_at(a[0], n, like),
+        array_at(a[1], n, like),
+        array_at(a[2], n, like),
+        array_at(a[3], n, like),
+        array_at(a[4], n, like),
     )
     for i in range(n):
         x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
@@ -233,14 +162,14 @@ to_tuple: Any = None
 states: int = 0
 
 
-def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, counter, share):
-    """Updates parts of a table of runs, `share` elements at a time, until none is left."""
+def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, end, counter, share):
+    """Updates elements up to `end` of a table of runs, `share` of them at a time, until none is left."""
     while True:
-        begin = _fetch_add(counter, share)
-        if begin >= offsets[-1]:
+        begin = fetch_add(counter, share)
+        if begin >= end:
             break
-        end = min(begin + share, offsets[-1])
-        update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end)
+        stop = min(begin + share, end)
+        update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, stop)
 
 
 update_part: Any = None
@@ -256,7 +185,7 @@ def _update_at(n, at, own, shared, like):
         loop(n, at, to_tuple(own[0]), like)
         return
     part = np.empty(2 + states, np.int64)
-    p, grad = _array_at(at[0], n, like), _array_at(at[1], n, like)
+    p, grad = array_at(at[0], n, like), array_at(at[1], n, like)
     _split_gradient(n, p, grad, shared, own[0])
     for k in range(len(own)):
         part[0], part[1] = at[0], shared.ctypes.data
@@ -293,14 +222,14 @@ def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, c
                 stride = strides[r, j] if strides.size else itemsize
                 at[j] = np.int64(addresses[r, j]) + (start + i) * stride
                 if not dense:
-                    _gather(tiles[j], at[j], stride, m)
+                    gather(tiles[j], at[j], stride, m)
                     at[j] = tiles[j].ctypes.data
             update_at(m, at, own, shared, like)
             if not dense:
                 for j in range(arrays):
                     if j != 1:
                         stride = strides[r, j] if strides.size else itemsize
-                        _scatter(tiles[j], np.int64(addresses[r, j]) + (start + i) * stride, stride, m)
+                        scatter(tiles[j], np.int64(addresses[r, j]) + (start + i) * stride, stride, m)
         r += 1
 
 
@@ -358,7 +287,7 @@ def _sum_gradients(tile, address, stride, n, places, source, weights, one):
         row = source[places[q]] if source.size else places[q]
         weight = weights[places[q]] if weights.size else one
         for i in range(n):
-            x = weight * _load(address + row * stride + i * tile.itemsize, tile)
+            x = weight * load(address + row * stride + i * tile.itemsize, tile)
             tile[i] = x if q == 0 else tile[i] + x
 
 
@@ -376,14 +305,14 @@ def _row_kernel(
     for j in range(arrays):
         direct = direct and np.int64(addresses[j]) % itemsize == 0 and strides[j] % itemsize == 0
     while True:
-        begin = _fetch_add(counter, share)
+        begin = fetch_add(counter, share)
         for u in range(begin, min(begin + share, starts.size - 1)):
             for column in range(0, width, TILE):
                 m = min(TILE, width - column)
                 for j in range(arrays):
                     at[j] = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
                     if j != 1 and not direct:
-                        _gather(tiles[j], at[j], itemsize, m)
+                        gather(tiles[j], at[j], itemsize, m)
                         at[j] = tiles[j].ctypes.data
                 at[1] = tiles[1].ctypes.data
                 gradients = np.int64(addresses[1]) + column * itemsize
@@ -395,7 +324,7 @@ def _row_kernel(
                     for j in range(arrays):
                         if j != 1:
                             address = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
-                            _scatter(tiles[j], address, itemsize, m)
+                            scatter(tiles[j], address, itemsize, m)
         if begin + share >= starts.size - 1:
             break
 
@@ -414,7 +343,7 @@ def _whole_row_kernel(
     lanes = np.empty(16)
     c = own[0]
     while True:
-        begin = _fetch_add(counter, share)
+        begin = fetch_add(counter, share)
         for u in range(begin, min(begin + share, starts.size - 1)):
             row = rows[starts[u]]
             step = starts[u + 1] - starts[u] if summed else 1
@@ -423,7 +352,7 @@ def _whole_row_kernel(
                 lanes[:] = 0
                 for column in range(0, width, TILE):
                     m = min(TILE, width - column)
-                    _gather(params, np.int64(addresses[0]) + row * strides[0] + column * itemsize, itemsize, m)
+                    gather(params, np.int64(addresses[0]) + row * strides[0] + column * itemsize, itemsize, m)
                     gradients = np.int64(addresses[1]) + column * itemsize
                     _sum_gradients(grads, gradients, strides[1], m, mine, source, weights, one)
                     for i in range(m):
@@ -433,20 +362,20 @@ def _whole_row_kernel(
                 for lane in range(16):
                     total += lanes[lane]
                 address = np.int64(addresses[2]) + row * strides[2]
-                _gather(state, address, itemsize, 1)
+                gather(state, address, itemsize, 1)
                 state[0], rate = by_row(like.dtype.type(total / width), state[0], *to_tuple(c)[3:])
-                _scatter(state, address, itemsize, 1)
+                scatter(state, address, itemsize, 1)
                 for column in range(0, width, TILE):
                     m = min(TILE, width - column)
                     address = np.int64(addresses[0]) + row * strides[0] + column * itemsize
-                    _gather(params, address, itemsize, m)
+                    gather(params, address, itemsize, m)
                     if width > TILE:  # what the tile held is gone
                         gradients = np.int64(addresses[1]) + column * itemsize
                         _sum_gradients(grads, gradients, strides[1], m, mine, source, weights, one)
                     for i in range(m):
                         x, g = prologue(params[i], grads[i], c[0], c[1], c[2])
                         params[i] = update(x, g, rate)
-                    _scatter(params, address, itemsize, m)
+                    scatter(params, address, itemsize, m)
         if begin + share >= starts.size - 1:
             break
 
@@ -489,21 +418,28 @@ def compile_by_row(rule: Rule) -> Any:
 
 
 def _digest(rule: Rule) -> str:
-    """Of all source that a kernel is made from: Numba's cache looks at this file only, so the name must tell."""
-    sources = [
-        inspect.getsource(sys.modules[f.__module__])
-        for f in (rule.update, rule.by_row or rule.update, rules.prologue, primitives.where, _kernel)
-    ]
-    return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
+    """Of all source that a kernel is made from: Numba's cache looks at one file only, so the name must tell."""
+    functions = (rule.update, rule.by_row or rule.update, rules.prologue, primitives.where, _kernel)
+    return _digest_of(*(sys.modules[f.__module__] for f in functions), numba_memory, numba_tiles)
+
+
+def _digest_of(*modules: pytypes.ModuleType) -> str:
+    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:12]
+
+
+def _rule_of(name: str) -> Rule:
+    """A rule whose kernel has that name."""
+    return next(rule for rule in rules.RULES.values() if rule.kernel == name)
 
 
 def _bound_loops(name: str, copies: int) -> dict[str, Any]:
     """What a rule's kernels have bound in.
 
-    With `copies` of a state fused, it is that of a rule with as many states and coefficients.
+    With `copies` of a state fused, it is that of a rule with as many states and coefficients; of a rule of rows it is
+    that of elements, without states and with one coefficient.
     """
-    rule = next(rule for rule in rules.RULES.values() if rule.kernel == name)
-    count, width = len(rule.states) * copies, len(rule.coefficients)
+    rule = _rule_of(name)
+    count, width = (0, 1) if rule.by_row else (len(rule.states) * copies, len(rule.coefficients))
     once: Any = _APPLY[count] if copies == 1 else _APPLY_COPIES[copies]
     own = {key: slice(3 + k * width, 3 + (k + 1) * width) for k, key in enumerate(("first", "second", "third"))}
     apply = njit(**_options)(_bind(once, f"apply_{name}_{copies}", update=compile_update(rule), **own))
@@ -520,7 +456,7 @@ def _bound_loops(name: str, copies: int) -> dict[str, Any]:
         to_tuple=njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + width * copies)),
         states=count,
     )
-    return {"update_at": njit(**_options)(at), "states": count, "digest": _digest(rule)}
+    return {"update_at": njit(**_options)(at), "states": count, "width": 3 + width * copies, "digest": _digest(rule)}
 
 
 @cache
@@ -534,13 +470,66 @@ def kernel(name: str, copies: int) -> Any:
 @cache
 def row_kernel(name: str, copies: int) -> Any:
     """The same for rows."""
-    rule = next(rule for rule in rules.RULES.values() if rule.kernel == name)
+    rule = _rule_of(name)
     if rule.by_row:
         whole = {"by_row": compile_by_row(rule), "update": compile_update(rule)}
         whole["to_tuple"] = njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + len(rule.coefficients)))
         return njit(cache=True, **_options)(_bind(_whole_row_kernel, f"rows_{name}_{_digest(rule)}", **whole))
     loops = _bound_loops(name, copies)
     return njit(cache=True, **_options)(_bind(_row_kernel, f"rows_{name}_{copies}_{loops['digest']}", **loops))
+
+
+# ---- the same for stored arrays: kernels that call the rule's update of a tile ----
+
+real: Any = None
+
+
+def _tile_update(n, at, own, rows, shared):
+    """A rule's update of n elements of contiguous arrays of the compute type.
+
+    `at` is the address of their addresses, `own` that of `rows` rows of coefficients, `shared` that of a tile for what
+    copies share.
+    """
+    tile = array_at(shared, TILE, real)
+    coefficients = array_at(own, rows * width, real).reshape(rows, width)
+    update_at(n, array_at(at, 2 + rows * states, np.int64), coefficients, tile, tile)
+
+
+def _tile_by_row(state, own, rate, square, _):
+    """What a rule of rows makes of a row's mean square, by addresses: its state, and the coefficient of the update."""
+    state, rate = array_at(state, 1, real), array_at(rate, 4, real)
+    c = array_at(own, width, real)
+    state[0], rate[3] = by_row(array_at(square, 1, real)[0], state[0], *to_tuple(c)[3:])
+
+
+_TILE_SIGNATURE = types.void(*[types.int64] * 5)
+
+
+@cache
+def tile_update(name: str, copies: int, dtype: np.dtype) -> Any:
+    """The update of a tile by the rule whose kernel has that name, as a function that is called by its address."""
+    loops = _bound_loops(name, copies)
+    own = f"tile_{name}_{copies}_{dtype.name}_{loops['digest']}"
+    return cfunc(_TILE_SIGNATURE, cache=True, error_model="numpy")(_bind(_tile_update, own, real=dtype.type, **loops))
+
+
+@cache
+def tile_by_row(name: str, dtype: np.dtype) -> Any:
+    """What a rule of rows makes of a row's mean square, likewise."""
+    rule = _rule_of(name)
+    width = 3 + len(rule.coefficients)
+    names = {"real": dtype.type, "width": width, "by_row": compile_by_row(rule)}
+    names["to_tuple"] = njit(**_options)(_bind(_as_tuple, "as_tuple", width=width))
+    bound = _bind(_tile_by_row, f"tile_by_row_{name}_{dtype.name}_{_digest(rule)}", **names)
+    return cfunc(_TILE_SIGNATURE, cache=True, error_model="numpy")(bound)
+
+
+@cache
+def stored_kernel(rows: bool) -> Any:
+    """The kernel for stored arrays, of whatever rule; for rows, or for runs."""
+    modules = (numba_tiles, numba_storage, numba_memory, storage, sys.modules[rules.prologue.__module__])
+    function = numba_tiles.row_kernel if rows else numba_tiles.run_kernel
+    return njit(cache=True, **_options)(_bind(function, f"{function.__name__}_{_digest_of(*modules)}"))
 
 
 def _fused(job: Job) -> int:
@@ -565,10 +554,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def _parallel(kernel: Any, table: tuple[Any, ...], n: int, chunk: int, grain: int, align: int, threads: int) -> None:
-    """Runs a kernel over [0, n) in threads, the caller's own among them: each takes a part as it comes free."""
+def _parallel(
+    kernel: Any, table: tuple[Any, ...], n: int, chunk: int, grain: int, align: int, threads: int, begin: int = 0
+) -> None:
+    """Runs a kernel over n elements from `begin` on in threads, the caller's own among them: each takes a part as it
+    comes free.
+    """
     global _pool
-    counter = np.zeros(1, np.int64)
+    counter = np.array([begin])
     threads = min(threads, n // grain)
     if threads <= 1:
         if n:
@@ -607,46 +600,98 @@ def _whole() -> Iterator[None]:
 
 class _Runner:
     def __init__(self, jobs: Sequence[Job]) -> None:
-        if any(job.storage is not None for job in jobs):
-            raise BackendUnavailable(
-                "backend numba: other dtypes than float32 or float64 alone need the backend native"
-            )
         self._jobs = jobs
+        self._stored = [None if job.storage is None else _stored(job) for job in jobs]
+        self._advanced: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(jobs)
 
     def __call__(self, grad_scale: float, threads: int) -> None:
         with _whole():
-            for job in self._jobs:
-                self._run(job, grad_scale, threads)
+            for k, job in enumerate(self._jobs):
+                self._advanced[k] = advance(job, grad_scale)
+                self._update(k, 0, int(job.offsets[-1]), threads)
 
-    @staticmethod
-    def _run(job: Job, grad_scale: float, threads: int) -> None:
-        coefficients, row_of = advance(job, grad_scale)
-        like = np.empty(0, job.dtype)
-        name, copies = job.parameters.rule.kernel, coefficients.shape[1]
-        if job.rows is not None:
-            _run_rows(job, coefficients[0], row_kernel(name, _fused(job)), threads)
+    def advance(self, grad_scale: float) -> None:
+        """Advances step counts and folds coefficients."""
+        with _whole():
+            self._advanced = [advance(job, grad_scale) for job in self._jobs]
+
+    def update(self, job: int, begin: int, end: int, threads: int) -> None:
+        """Updates elements of a job with the coefficients that `advance` left."""
+        with _whole():
+            self._update(job, begin, end, threads)
+
+    def _update(self, k: int, begin: int, end: int, threads: int) -> None:
+        job, stored, (coefficients, row_of) = self._jobs[k], self._stored[k], self._advanced[k]
+        if begin >= end:
             return
-        strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
-        table = (job.addresses, strides, job.offsets, job.tensor_of, row_of, coefficients, copies, like)
-        _parallel(kernel(name, _fused(job)), table, int(job.offsets[-1]), CHUNK, GRAIN, ALIGN, threads)
+        if job.rows is not None:
+            _run_rows(job, stored, coefficients[0], threads)
+            return
+        like = np.empty(0, job.dtype)
+        table: tuple[Any, ...]
+        if stored is None:
+            function = kernel(job.parameters.rule.kernel, _fused(job))
+            strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
+            table = (strides, job.offsets, job.tensor_of, row_of, coefficients, coefficients.shape[1], like)
+        else:
+            function = stored_kernel(rows=False)
+            codes = np.array(job.codes)
+            sizes = np.where(codes == CODES[job.dtype], like.itemsize, 2)
+            strides = job.strides if job.strides is not None else np.tile(sizes, (len(job.addresses), 1))
+            elements = job.elements if job.elements is not None else job.offsets[:-1]
+            steps = job.parameters.steps[job.parameter]
+            table = (strides, job.offsets, job.tensor_of, row_of, coefficients, elements, steps, codes, stored, like)
+        _parallel(function, (job.addresses, *table, end), end - begin, CHUNK, GRAIN, ALIGN, threads, begin)
 
 
-def _run_rows(job: Job, own: np.ndarray, function: Any, threads: int) -> None:
+prepare = _Runner
+
+
+def _stored(job: Job) -> numba_tiles.Stored:
+    """How a job's arrays are stored and updated."""
+    assert job.storage is not None
+    parameters, stored, real = job.parameters, job.storage, job.dtype.type
+    rule, fused = parameters.rule, _fused(job)
+    return numba_tiles.Stored(
+        2 if rule.by_row else 2 + parameters.copies * len(rule.states),
+        parameters.copies // fused,
+        storage.BLOCK if stored.blocks else 1,
+        stored.options,
+        real(stored.average_decay),
+        real(1.0 - stored.average_decay),
+        np.uint64(stored.seed),
+        tile_update(rule.kernel, fused, job.dtype).address,
+        tile_by_row(rule.kernel, job.dtype).address if rule.by_row else 0,
+    )
+
+
+def _run_rows(job: Job, stored: numba_tiles.Stored | None, own: np.ndarray, threads: int) -> None:
     assert job.rows is not None and job.strides is not None
-    rows = job.rows
+    rows, parameters = job.rows, job.parameters
     if not rows.indices.size or not rows.width:
         return
     kind = DUPLICATES[rows.duplicates]
     named, places, starts = _segments(rows.indices, rows.count, kind == "hogwild")
     source = np.empty(0, np.int64) if rows.source is None else rows.source
     weights = np.empty(0, job.dtype) if rows.weights is None else rows.weights
-    table = (job.addresses[0], job.strides[0], rows.width, named, places, starts, source, weights, kind == "sum")
+    table: tuple[Any, ...]
+    table = (job.addresses[0], job.strides[0], rows.width, named, places, starts, source, weights, kind == "sum", own)
     like = np.empty(0, job.dtype)
     share, grain = ROW_CHUNK // rows.width + 1, GRAIN // rows.width + 1
-    _parallel(function, (*table, own, len(own), like), len(starts) - 1, share, grain, 1, threads)
-
-
-prepare = _Runner
+    if stored is None:
+        function = row_kernel(parameters.rule.kernel, _fused(job))
+        table = (*table, len(own), like)
+    else:
+        assert job.elements is not None
+        function = stored_kernel(rows=True)
+        numbers = int(job.elements[0]), int(parameters.steps[job.parameter[0]])
+        codes = np.array(job.codes)
+        updated = codes.copy()  # with the sum of a row's gradients, and without a rule of rows' state
+        updated[1] = CODES[job.dtype]
+        if parameters.rule.by_row:
+            updated = np.delete(updated, 2)
+        table = (*table, *numbers, codes, updated, stored, like)
+    _parallel(function, table, len(starts) - 1, share, grain, 1, threads)
 
 
 def advance(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -686,10 +731,12 @@ def advance(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
     return coefficients, row_of
 
 
-@njit(cache=True, **_options)
+value: Any = None
+
+
 def _square_sums(addresses, strides, offsets, blocks, sums, like, counter, share):
     lanes = np.empty(16)
-    begin = _fetch_add(counter, share)
+    begin = fetch_add(counter, share)
     end = min(begin + share, sums.size)
     r = np.searchsorted(blocks, begin, side="right") - 1
     while begin < end:
@@ -699,7 +746,7 @@ def _square_sums(addresses, strides, offsets, blocks, sums, like, counter, share
         n = min(NORM_BLOCK, offsets[r + 1] - offsets[r] - first)
         lanes[:] = 0
         for i in range(n):
-            x = np.float64(_load(np.int64(addresses[r, 0]) + (first + i) * strides[r, 0], like))
+            x = np.float64(value(load(np.int64(addresses[r, 0]) + (first + i) * strides[r, 0], like)))
             lanes[i % 16] += x * x
         total = 0.0
         for lane in range(16):
@@ -708,10 +755,24 @@ def _square_sums(addresses, strides, offsets, blocks, sums, like, counter, share
         begin += 1
 
 
+@njit(**_options)
+def _itself(x):
+    return x
+
+
+@cache
+def _square_kernel(code: int) -> Any:
+    """The compiled `_square_sums` for floats of that code."""
+    values = {CODES[BFLOAT16]: numba_storage.decode_bfloat16, CODES[np.dtype(np.float16)]: numba_storage.decode_float16}
+    name = f"square_sums_{code}_{_digest_of(numba_memory, numba_storage)}"
+    return njit(cache=True, **_options)(_bind(_square_sums, name, value=values.get(code, _itself)))
+
+
 def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     """The sums of squares of blocks of a set of gradients, in order."""
     blocks = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-np.diff(grads.offsets) // NORM_BLOCK))])
     sums = np.empty(blocks[-1])
-    table = (grads.addresses, grads.strides, grads.offsets, blocks, sums, np.empty(0, grads.dtype))
-    _parallel(_square_sums, table, len(sums), len(sums), GRAIN // NORM_BLOCK, 1, threads)
+    like = np.empty(0, grads.dtype if grads.dtype.itemsize > 2 else np.uint16)
+    table = (grads.addresses, grads.strides, grads.offsets, blocks, sums, like)
+    _parallel(_square_kernel(CODES[grads.dtype]), table, len(sums), len(sums), GRAIN // NORM_BLOCK, 1, threads)
     return sums
