@@ -150,7 +150,8 @@ class Plan:
 
     def _stream(self, runner: Runner, grad_scale: float, threads: int) -> None:
         """A step over states in files."""
-        pager = self._optimizer._files.pager
+        files = self._optimizer._files
+        pager = None if files is None else files.pager
         if pager is None:
             runner(grad_scale, threads)
             return
@@ -696,7 +697,7 @@ class Optimizer:
         def write() -> None:
             for i in fresh:
                 for name, own in self.state[i].items():
-                    self._write(i, name, 0 if name == "step" else self._initial(i, name, getattr(own, "dtype", None)))
+                    self._write(i, name, 0 if name == "step" else self._initial(i, name, view(own, name).dtype))
             for i, name, value in copies:
                 self._write(i, name, value)
 
