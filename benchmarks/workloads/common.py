@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 _PACKAGES = {"sklearn": "scikit-learn"}  # what pip calls those that are imported under another name
 # Grey and colours of middling lightness, on nothing: a picture for light pages and for dark ones.
-_GREY, _COLOURS = "#7d858f", ("#2a85d8", "#e0731d", "#2fa054", "#b45fc4", "#b8860b")
-_STYLES = ("-", "--", "-.", ":", (0, (5, 1)))  # curves that coincide are both seen
+_GREY, _COLOURS = "#7d858f", ("#2a85d8", "#e0731d", "#2fa054", "#b45fc4", "#b8860b", "#1ba3a8", "#d9475c")
+_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))  # curves that coincide are all seen
 _TINTED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 
 WORKERS = (1, 2, 4)
@@ -74,18 +74,19 @@ def _fraction(text: str) -> float:
     return number
 
 
-def parser(description: str, epochs: int) -> argparse.ArgumentParser:
+def parser(description: str, epochs: int | None = None) -> argparse.ArgumentParser:
     """A parser with the options of every workload.
 
     Parameters
     ----------
     description : str
         The workload's docstring.
-    epochs : int
-        The default.
+    epochs : int, optional
+        The default, where training is counted in epochs.
     """
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--epochs", type=count, default=epochs, help="passes over the data (default %(default)s)")
+    if epochs is not None:
+        options.add_argument("--epochs", type=count, default=epochs, help="passes over the data (default %(default)s)")
     options.add_argument("--plot", type=_picture, metavar="FILE", help="draws the losses there, as .png or .svg")
     return options
 
@@ -201,14 +202,14 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], capt
 class Panel:
     """One pair of axes: curves by label, each of x and y."""
 
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float] | np.ndarray]]
     xlabel: str
     ylabel: str
     yscale: str = "linear"
 
 
 def draw(path: Path, title: str, *panels: Panel) -> None:
-    """Draws the panels side by side, and says on which machine it was."""
+    """Draws the panels side by side, with one legend where it is the same, and says on which machine it was."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -221,7 +222,8 @@ def draw(path: Path, title: str, *panels: Panel) -> None:
                 axes.plot(x, y, color=colour, linestyle=style, linewidth=2, label=label)
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False)
+            if k == 1 or panel.curves.keys() != panels[0].curves.keys():
+                axes.legend(frameon=False)
         figure.suptitle(title)
         figure.supxlabel(f"Measured on {configuration()['processor']}", fontsize=9)
         figure.savefig(path, dpi=144, transparent=True)
