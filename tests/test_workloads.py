@@ -98,6 +98,37 @@ def test_ratings(tmp_path):
     assert_picture(picture)
 
 
+def test_precision(tmp_path):
+    picture = tmp_path / "losses.svg"
+    packages = ("rich", "sklearn", "matplotlib", "torch")
+    options = ("--size", 0.1, "--steps", 40, "--codes", "--plot", picture)
+    printed = run("precision", *options, cache=tmp_path, packages=packages)
+    each = {
+        "float32": 12,
+        "bf16 states": 8,
+        "8-bit states": pytest.approx(6.2, abs=0.15),
+        "bf16, float32 master": 10,
+        "bf16, Kahan": 8,
+        "bf16, stochastic": 6,
+        "bf16, nearest": 6,
+    }
+    for task, guessing in (("digits:", 2.3), ("text:", 4.6)):
+        trainings = rows(printed, task)
+        assert {name: float(size) for name, size, *_ in trainings} == each
+        shares = [float(share) for _, _, _, share, _, _ in trainings]
+        assert shares[:-1] == pytest.approx([1] * 6, abs=0.01) and shares[-1] > max(shares[:-1])
+        for _, _, loss, _, held_out, accuracy in trainings:
+            assert float(loss) < 0.9 * guessing and float(held_out) < 0.9 * guessing
+            assert float(accuracy.rstrip("%")) > 20
+    codes = {name: [float(cell) for cell in cells] for name, *cells in rows(printed, "Codes of the states")}
+    assert len(codes) == 8
+    exact, half, ours, *_, linear = codes.values()
+    for code in (half, ours):
+        assert code[0] == pytest.approx(exact[0], rel=0.01) and code[3] == pytest.approx(1, abs=0.05)
+    assert exact[2:] == [1, 1, 1] and linear[3] < 0.1
+    assert_picture(picture)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
