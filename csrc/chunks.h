@@ -1,9 +1,9 @@
 /* Updates of stored arrays, for one compute type: included by kernels_real.h.
  *
  * A kernel takes the arrays of a tensor chunk by chunk: each is loaded into a chunk of the compute type, the rule's
- * update runs over it, each is stored again. One loop for each rule serves all combinations, asking anew for every chunk
- * what is stored how. That costs a third of the time in cache: the commonest combinations have the same loop compiled
- * with the answers known.
+ * update runs over it, each is stored again. One loop for each rule serves all combinations and options, asking anew for
+ * every chunk what is stored how. That costs a third of the time in cache: the commonest combinations of dtypes, without
+ * options, have a loop of their own for whole chunks, in which the answers are known and chunks stay in registers.
  */
 
 /* The arrays of an update, then those that storage adds: the parameter's companion (what its rounding lost, or its
@@ -136,7 +136,7 @@ APART void FN(load_companion)(FN(stored) *s)
 }
 
 /* The parameter as its options say, its average, the zeroed gradient. */
-APART void FN(store_specially)(FN(stored) *s, int64_t i)
+APART void FN(store_param)(FN(stored) *s, int64_t i)
 {
     real *p = s->chunks[0];
     if (s->average) {
@@ -170,181 +170,190 @@ APART void FN(store_specially)(FN(stored) *s, int64_t i)
     }
 }
 
-/* A combination of dtypes: of the parameter, the gradient, every state; ASK where only storage knows. Of states in blocks
- * it is known only that they are. */
-#define ASK -1
-typedef struct {
-    int param, grad, states;
-} FN(combination);
-
-INLINE int FN(dtype_of)(const FN(stored) *s, FN(combination) c, int j)
+/* Begins to read what comes soon after array j's chunk at i. */
+INLINE void FN(fetch)(int dtype, const char *at, int64_t i)
 {
-    const int known = j == 0 ? c.param : j == 1 ? c.grad : c.states;
-    return known == ASK ? s->dtypes[j] : known;
-}
-
-/* Where array j has the chunk at i. */
-INLINE void FN(place)(FN(stored) *s, int dtype, int j, int64_t i)
-{
-    s->at[j] = s->begins[j] + FN(offset)(dtype, i);
-    if (!s->pass->prefetch)
-        return;
-    PREFETCH(s->at[j] + STORED_AHEAD + (FN(in_blocks)(dtype) ? i % FASTOPT_BLOCK : 0));
+    PREFETCH(at + STORED_AHEAD + (FN(in_blocks)(dtype) ? i % FASTOPT_BLOCK : 0));
     if (FN(element_size)(dtype) * CHUNK > 64)
-        PREFETCH(s->at[j] + STORED_AHEAD + 64);
+        PREFETCH(at + STORED_AHEAD + 64);
 }
 
-/* The rest of what comes before loading: the arrays that storage adds, and the last elements. */
-APART void FN(place_others)(FN(stored) *s, int arrays, int64_t i, int64_t left)
+#ifdef FASTOPT_CONVERSIONS
+/* Stores array j's block that ends with the chunk at i. */
+APART void FN(end_block)(const FN(stored) *s, int j, char *at, int64_t i)
 {
-    for (int j = arrays; j < s->all; j++)
+    store_block(s->dtypes[j], s->blocks[j], at, (uint64_t)(s->pass->element + i - i % FASTOPT_BLOCK),
+                (uint64_t)s->pass->step);
+}
+#endif
+
+/* ---- any combination ---- */
+
+/* Loads the chunk at i, or what there is of it; `tiles` is told where the arrays' parts are. */
+INLINE void FN(load_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n, void **tiles)
+{
+    for (int j = 0; j < s->all; j++) {
         s->at[j] = s->begins[j] + FN(offset)(s->dtypes[j], i);
-    if (left < CHUNK)
-        FN(borrow)(s, left);
-}
-
-/* Loads array j's part of the chunk at i, and returns where it then is. */
-INLINE real *FN(load)(FN(stored) *s, int dtype, int j, int64_t i)
-{
-#ifdef FASTOPT_CONVERSIONS
-    if (j > 1 && FN(in_blocks)(dtype)) {
-        if (i % FASTOPT_BLOCK == 0)
-            load_block(s->dtypes[j], s->blocks[j], s->at[j]);
-        return s->blocks[j] + i % FASTOPT_BLOCK;
+        if (s->pass->prefetch)
+            FN(fetch)(s->dtypes[j], s->at[j], i);
     }
-#else
-    (void)i;
-#endif
-    FN(load_chunk)(dtype, s->chunks[j], s->at[j]);
-    return s->chunks[j];
-}
-
+    if (n - i < CHUNK)
+        FN(borrow)(s, n - i);
+    for (int j = 0; j < arrays; j++) {
+        tiles[j] = s->chunks[j];
 #ifdef FASTOPT_CONVERSIONS
-/* Stores the blocks that end with the chunk at i; behind the tensor's end they hold zeros. */
-APART void FN(store_blocks)(FN(stored) *s, int arrays, int64_t i, int64_t n)
-{
-    for (int j = 2; j < arrays; j++)
         if (FN(in_blocks)(s->dtypes[j])) {
-            const int64_t begin = i - i % FASTOPT_BLOCK;
-            for (int64_t k = n - begin; k < FASTOPT_BLOCK; k++)
-                s->blocks[j][place_in_chunk((int)k)] = 0;
-            store_block(s->dtypes[j], s->blocks[j], s->at[j], (uint64_t)(s->pass->element + begin),
-                        (uint64_t)s->pass->step);
+            if (i % FASTOPT_BLOCK == 0)
+                load_block(s->dtypes[j], s->blocks[j], s->at[j]);
+            tiles[j] = s->blocks[j] + i % FASTOPT_BLOCK;
+            continue;
         }
-}
 #endif
-
-INLINE void FN(store_param)(FN(stored) *s, int dtype, int64_t i)
-{
-    if (s->options & ~FASTOPT_DITHER)
-        FN(store_specially)(s, i);
-    else
-        FN(store_chunk)(dtype, s->chunks[0], s->at[0]);
+        FN(load_chunk)(s->dtypes[j], s->chunks[j], s->at[j]);
+    }
+    if (s->companion)
+        FN(load_companion)(s);
 }
 
-INLINE void FN(store_state)(FN(stored) *s, int dtype, int j, int64_t i)
+INLINE void FN(store_state)(FN(stored) *s, int dtype, const real *chunk, char *at, int64_t i)
 {
-    if (FN(in_blocks)(dtype))
-        return;
 #ifdef FASTOPT_CONVERSIONS
     if (s->options & FASTOPT_DITHER && dtype != FASTOPT_FLOAT32) {
         const uint32_t dither = dither_of((uint64_t)(s->pass->element + i), (uint64_t)s->pass->step);
         if (dtype == FASTOPT_BFLOAT16)
-            store_dithered(dtype, s->chunks[j], s->at[j], dither);
+            store_dithered(dtype, chunk, at, dither);
         else
-            FN(store_other_dithered)(dtype, s->chunks[j], s->at[j], dither);
+            FN(store_other_dithered)(dtype, chunk, at, dither);
         return;
     }
 #else
-    (void)i;
+    (void)s, (void)i;
 #endif
-    FN(store_chunk)(dtype, s->chunks[j], s->at[j]);
+    FN(store_chunk)(dtype, chunk, at);
 }
 
-/* What comes after storing: the blocks that end here, and the last elements. */
-APART void FN(store_others)(FN(stored) *s, int arrays, int64_t i, int64_t n)
+/* Stores the chunk at i, and the blocks that end with it; behind the tensor's end they hold zeros. */
+INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
 {
+    FN(store_param)(s, i);
+    for (int j = 2; j < arrays; j++) {
+        if (!FN(in_blocks)(s->dtypes[j])) {
+            FN(store_state)(s, s->dtypes[j], s->chunks[j], s->at[j], i);
+            continue;
+        }
 #ifdef FASTOPT_CONVERSIONS
-    FN(store_blocks)(s, arrays, i, n);
-#else
-    (void)arrays;
+        if (i % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK || n - i <= CHUNK) {
+            for (int64_t k = n - i + i % FASTOPT_BLOCK; k < FASTOPT_BLOCK; k++)
+                s->blocks[j][place_in_chunk((int)k)] = 0;
+            FN(end_block)(s, j, s->at[j], i);
+        }
 #endif
+    }
     if (n - i < CHUNK)
         FN(give_back)(s, i, n - i);
 }
 
-#define DTYPE(j) FN(dtype_of)(s, known, j)
-#define PLACE(j) FN(place)(s, DTYPE(j), j, at);
-#define LOAD(j) arrays[j] = FN(load)(s, DTYPE(j), j, at);
-#define STORE(j) FN(store_state)(s, DTYPE(j), j, at);
+/* A rule's update of a chunk whose arrays' parts are where `arrays` says. */
+#define UPDATE_CHUNK(rule, copies)                                                                                    \
+    {                                                                                                                 \
+        real *restrict param = arrays[0];                                                                             \
+        const real *restrict grad = arrays[1];                                                                        \
+        POINTERS_##rule##_##copies                                                                                    \
+        INDEPENDENT                                                                                                   \
+        for (int i = 0; i < CHUNK; i++)                                                                               \
+            ELEMENT(UPDATE_##rule##_##copies)                                                                         \
+    }
 
-/* The loop, and the kernel that chooses among its combinations. */
-#define STORED_KERNEL(rule, copies)                                                                                   \
-    INLINE void FN(chunks_##rule##_##copies)(FN(stored) *s, FN(combination) known, int64_t n, const void *coefficients) \
+/* ---- the commonest ---- */
+
+#ifdef FASTOPT_CONVERSIONS
+/* Whether arrays are of these dtypes, and nothing else is asked for. Of states in blocks it is enough that they are. */
+APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int states)
+{
+    int is = s->dtypes[0] == param && s->dtypes[1] == grad && !(s->options & ~FASTOPT_DITHER);
+    for (int j = 2; j < arrays; j++)
+        is &= s->dtypes[j] == states || (FN(in_blocks)(s->dtypes[j]) && FN(in_blocks)(states));
+    return is;
+}
+
+#define LOAD(j, dtype)                                                                                                \
+    char *const at_##j = s->begins[j] + FN(offset)(dtype, at);                                                        \
+    if (prefetch)                                                                                                     \
+        FN(fetch)(dtype, at_##j, at);                                                                                 \
+    if (!FN(in_blocks)(dtype))                                                                                        \
+        FN(load_chunk)(dtype, chunks[j], at_##j);                                                                     \
+    else if (at % FASTOPT_BLOCK == 0)                                                                                 \
+        load_block(s->dtypes[j], s->blocks[j], at_##j);                                                               \
+    arrays[j] = FN(in_blocks)(dtype) ? s->blocks[j] + at % FASTOPT_BLOCK : chunks[j];
+#define LOAD_STATE(j) LOAD(j, states)
+#define STORE_STATE(j)                                                                                                \
+    if (!FN(in_blocks)(states))                                                                                       \
+        FN(store_state)(s, states, chunks[j], at_##j, at);                                                            \
+    else if (at % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK)                                                             \
+        FN(end_block)(s, j, at_##j, at);
+
+/* Whole chunks of arrays of known dtypes; returns how many elements that were. */
+#define KNOWN(rule, copies)                                                                                           \
+    INLINE int64_t FN(known_##rule##_##copies)(FN(stored) *s, int64_t n, const void *coefficients, const int dtype,   \
+                                               const int grad_dtype, const int states)                                \
     {                                                                                                                 \
         COEFFICIENTS(rule, copies)                                                                                    \
-        enum { ARRAYS = ARRAYS_##rule##_##copies };                                                                   \
-        void *arrays[ARRAYS];                                                                                         \
-        const int blocks = known.states == ASK || FN(in_blocks)(known.states);                                        \
-        for (int64_t at = 0; at < n; at += CHUNK) {                                                                   \
-            PLACE(0) PLACE(1) STATES_##rule##_##copies(PLACE)                                                         \
-            if (s->all > ARRAYS || n - at < CHUNK)                                                                    \
-                FN(place_others)(s, ARRAYS, at, n - at);                                                              \
-            LOAD(0) LOAD(1) STATES_##rule##_##copies(LOAD)                                                            \
-            if (s->companion)                                                                                         \
-                FN(load_companion)(s);                                                                                \
-            {                                                                                                         \
-                real *restrict param = arrays[0];                                                                     \
-                const real *restrict grad = arrays[1];                                                                \
-                POINTERS_##rule##_##copies                                                                            \
-                INDEPENDENT                                                                                           \
-                for (int i = 0; i < CHUNK; i++)                                                                       \
-                    ELEMENT(UPDATE_##rule##_##copies)                                                                 \
-            }                                                                                                         \
-            FN(store_param)(s, DTYPE(0), at);                                                                         \
-            STATES_##rule##_##copies(STORE)                                                                           \
-            if (n - at <= CHUNK || (blocks && at % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK))                           \
-                FN(store_others)(s, ARRAYS, at, n);                                                                   \
+        const int prefetch = s->pass->prefetch;                                                                       \
+        _Alignas(64) real chunks[ARRAYS_##rule##_##copies][CHUNK];                                                    \
+        void *arrays[ARRAYS_##rule##_##copies];                                                                       \
+        int64_t at = 0;                                                                                               \
+        (void)states;                                                                                                 \
+        for (; at + CHUNK <= n; at += CHUNK) {                                                                        \
+            LOAD(0, dtype) LOAD(1, grad_dtype) STATES_##rule##_##copies(LOAD_STATE)                                   \
+            UPDATE_CHUNK(rule, copies)                                                                                \
+            FN(store_chunk)(dtype, chunks[0], at_0);                                                                  \
+            STATES_##rule##_##copies(STORE_STATE)                                                                     \
         }                                                                                                             \
-    }                                                                                                                 \
+        return at;                                                                                                    \
+    }
+FASTOPT_INSTANCES(KNOWN)
+
+#define TRY(rule, copies, ...)                                                                                        \
+    else if (copies == 1 && FN(is)(&s, ARRAYS_##rule##_##copies, __VA_ARGS__))                                        \
+        at = FN(known_##rule##_##copies)(&s, n, coefficients, __VA_ARGS__);
+#define KNOWN_COMBINATIONS(rule, copies)                                                                              \
+    if (n < CHUNK)                                                                                                    \
+        ;                                                                                                             \
+    TRY(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BFLOAT16)                                             \
+    TRY(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BLOCKS_SIGNED)                                        \
+    TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16)                                           \
+    TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_FLOAT32)                                            \
+    TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BLOCKS_SIGNED)
+#else
+#define KNOWN_COMBINATIONS(rule, copies)
+#endif
+
+/* ---- the kernels ---- */
+
+#define STORED_KERNEL(rule, copies)                                                                                   \
     static void FN(stored_##rule##_##copies)(int64_t n, void *const *addresses, const void *coefficients,             \
                                              const fastopt_pass *pass)                                                \
     {                                                                                                                 \
+        enum { ARRAYS = ARRAYS_##rule##_##copies };                                                                   \
         FN(stored) s;                                                                                                 \
-        FN(begin)(&s, ARRAYS_##rule##_##copies, addresses, pass);                                                     \
-        CHOOSE_COMBINATION(rule, copies)                                                                              \
-        FN(chunks_##rule##_##copies)(&s, (FN(combination)){ASK, ASK, ASK}, n, coefficients);                          \
+        void *arrays[ARRAYS];                                                                                         \
+        int64_t at = 0;                                                                                               \
+        FN(begin)(&s, ARRAYS, addresses, pass);                                                                       \
+        KNOWN_COMBINATIONS(rule, copies)                                                                              \
+        COEFFICIENTS(rule, copies)                                                                                    \
+        for (; at < n; at += CHUNK) {                                                                                 \
+            FN(load_arrays)(&s, ARRAYS, at, n, arrays);                                                               \
+            UPDATE_CHUNK(rule, copies)                                                                                \
+            FN(store_arrays)(&s, ARRAYS, at, n);                                                                      \
+        }                                                                                                             \
     }
-
-#define COMBINATION(rule, copies, ...)                                                                                \
-    if (copies == 1 && FN(is)(&s, (FN(combination)){__VA_ARGS__}, ARRAYS_##rule##_##copies)) {                        \
-        FN(chunks_##rule##_##copies)(&s, (FN(combination)){__VA_ARGS__}, n, coefficients);                            \
-        return;                                                                                                       \
-    }
-#ifdef FASTOPT_CONVERSIONS
-APART int FN(is)(const FN(stored) *s, FN(combination) c, int arrays)
-{
-    int is = s->dtypes[0] == c.param && s->dtypes[1] == c.grad;
-    for (int j = 2; j < arrays; j++)
-        is &= s->dtypes[j] == c.states || (FN(in_blocks)(s->dtypes[j]) && FN(in_blocks)(c.states));
-    return is;
-}
-#define CHOOSE_COMBINATION(rule, copies)                                                                              \
-    COMBINATION(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BFLOAT16)                                     \
-    COMBINATION(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BLOCKS_SIGNED)                                \
-    COMBINATION(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16)                                   \
-    COMBINATION(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_FLOAT32)                                    \
-    COMBINATION(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BLOCKS_SIGNED)
-#else
-#define CHOOSE_COMBINATION(rule, copies)
-#endif
 FASTOPT_INSTANCES(STORED_KERNEL)
 
-#undef STORED_KERNEL
-#undef ASK
-#undef DTYPE
-#undef PLACE
+#undef UPDATE_CHUNK
 #undef LOAD
-#undef STORE
-#undef COMBINATION
-#undef CHOOSE_COMBINATION
+#undef LOAD_STATE
+#undef STORE_STATE
+#undef KNOWN
+#undef TRY
+#undef KNOWN_COMBINATIONS
+#undef STORED_KERNEL

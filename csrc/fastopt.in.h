@@ -97,7 +97,7 @@ enum {
     FASTOPT_BLOCKS_POSITIVE = 5 /* of states that never are */
 };
 /* n elements in blocks take (n + FASTOPT_BLOCK - 1) / FASTOPT_BLOCK blocks: a float32 scale, then FASTOPT_BLOCK codes; of
- * the last, those behind the end are 0. Blocks of zeros hold zeros. */
+ * the last, those behind the end mean nothing. Blocks of zero bytes hold zeros. */
 enum { FASTOPT_BLOCK = 256, FASTOPT_BLOCK_BYTES = FASTOPT_BLOCK + 4 };
 
 /* Lengths that suffice for any rule of any minor version, and the most threads. */
