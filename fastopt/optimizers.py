@@ -428,7 +428,7 @@ class Optimizer:
 
         if directory is None:
             raise ValueError(
-                f"state_memory: found {memory!r} without state_dir, expected None: it bounds files' states"
+                f"state_memory: found {memory!r}, expected None without state_dir: it is states in files that it bounds"
             )
         described = []
         for i, (g, param) in enumerate(zip(self._group_of, self._views, strict=True)):

@@ -339,7 +339,7 @@ class _Reading:
         )
         sums: list[np.ndarray] = []
         self._pager.stream(chunks, lambda chunk: sums.append(self._backend.square_sums(_part(grads, chunk), threads)))
-        return np.concatenate(sums)
+        return np.concatenate([np.empty(0), *sums])
 
 
 def _part(grads: Gradients, chunk: Chunk) -> Gradients:
@@ -412,7 +412,8 @@ def _cut(
                 begin, ranges, held = first + low, [], 0
             ranges += own
             held += size
-    yield Chunk(k, begin, int(offsets[-1]), _merged(ranges))
+    if begin < offsets[-1]:
+        yield Chunk(k, begin, int(offsets[-1]), _merged(ranges))
 
 
 def _bytes(layout: tuple[int, int, int, int], begin: int, end: int) -> tuple[int, int]:

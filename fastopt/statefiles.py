@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import json
 import math
 import mmap
@@ -104,8 +105,8 @@ class StateFiles:
         The directory cannot be written, or the disk has no room. What was made has been removed.
     """
 
-    # All states are in one file, however many parameters there are: one descriptor, one mapping, and the order in which
-    # a step goes through them is their order on the disk.
+    # All states are in one file, however many parameters there are: one descriptor, one mapping, and the disk's room
+    # taken at once.
     #
     # What is known after a crash. An update stores into memory maps, in this order: begun = t; the states and counters;
     # done = t. What a process that is killed has stored stays in the system's cache, so that begun == done tells
@@ -206,15 +207,20 @@ class StateFiles:
         self._marks = np.ndarray((), _MARKS, mmap.mmap(progress, _PAGE))
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"state_dir: found {self._folder} in use by another optimizer, of this process or another, expected a "
-                "directory of its own; it is free once that one is deleted"
-            ) from None
-        except OSError:  # some file systems that several machines share have no locks
-            pass
+        """Takes the directory for this object."""
+        for collect in (True, False):
+            try:
+                fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if collect:  # one that is deleted may be in a cycle, and still there
+                    gc.collect()
+            except OSError:  # some file systems that several machines share have no locks
+                return
+        raise ValueError(
+            f"state_dir: found {self._folder} in use by another optimizer, of this process or another, expected a "
+            "directory of its own; delete that one first"
+        )
 
     def _check_marks(self) -> None:
         begun, done, synced, boot = self._marks[()]

@@ -396,9 +396,9 @@ def test_norms_of_maps(tmp_path, backend):
         got = norm_of(make_gradients([view(g, "") for g in maps], names), pager.reading(watched), 2)
     assert got == want
     assert 0 < resident.process <= SMALLEST
-    mixed = [np.ones(5, "f8"), np.ones(7, "f8")]
-    tables = make_gradients([view(g, "") for g in mixed], names[:2])
-    assert norm_of(tables, pager.reading(backend), 1) == norm_of(tables, backend, 1)
+    for others in ([np.ones(5, "f8"), np.ones(7, "f8")], [maps[1][:0]], [maps[0], maps[1][7:7], maps[2][:1]]):
+        tables = make_gradients([view(g, "") for g in others], names[: len(others)])
+        assert norm_of(tables, pager.reading(backend), 1) == norm_of(tables, backend, 1)
 
 
 def test_maps_without_a_name():

@@ -257,7 +257,8 @@ def test_a_directory_is_one_optimizers(tmp_path):
     array = files.arrays[0]["m"]  # keeps the map
     files = open_files(tmp_path)
     assert files.resumed
-    del files  # without close()
+    files.itself = files
+    del files  # without close(), and in a cycle
     assert open_files(tmp_path).resumed and array[0] == 0
 
 
@@ -392,7 +393,7 @@ def test_a_process_killed_at_any_time(tmp_path):
                 assert (array == counts[0][0]).all()
             assert (counts[1] == 0.5 ** counts[0][0]).all()
             whole += 1
-        if k >= 9 and whole and broken:
+        if k >= 5 and whole and broken:
             break
     assert whole and broken
 

@@ -129,6 +129,19 @@ def test_precision(tmp_path):
     assert_picture(picture)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="state_memory needs Linux")
+def test_beyond_memory(tmp_path):
+    arguments = ("--states", 220, "--limit", 200, "--memory", 32, "--rounds", 1, "--folder", tmp_path)
+    printed = run("beyond_memory", *arguments, cache=tmp_path, packages=["rich"])
+    assert "28,835,840 float32 elements" in printed and not list(tmp_path.iterdir())
+    table = {row[0]: row[1:] for row in rows(printed, "Adam on")}
+    assert table["states in memory"] == ["out of memory"]
+    for way in ("state_dir", "state_dir, state_memory"):
+        assert float(table[way][0]) > 0 and 0 < float(table[way][3]) <= 200
+    shares = [int(table[way][2].rstrip(" %")) for way in ("the disk, through the cache", "the disk, past the cache")]
+    assert max(shares) == 100
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
