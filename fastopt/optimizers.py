@@ -432,14 +432,16 @@ class Optimizer:
             )
         described = []
         for i, (g, param) in enumerate(zip(self._group_of, self._views, strict=True)):
-            states = []
+            states, rule = [], self._rules[g]
             for name, (dtype, shape) in kinds[i].items():
                 kind = "8bit" if dtype == np.uint8 else dtype_name(dtype)
                 value = self._initial(i, name, dtype)
                 value = numpy_of(value) if hasattr(value, "detach") else value
                 order = param.order if shape == param.shape else None
+                if rule.vector and name in rule.states and dtype != np.uint8:  # copies, each as the parameter lies
+                    order = (0, *(axis + 1 for axis in param.order))
                 states.append(StateArray(name, kind, numpy_dtype(dtype), shape, value, order))
-            described.append(ParameterStates(self._rules[g].name, param.shape, tuple(states)))
+            described.append(ParameterStates(rule.name, param.shape, tuple(states)))
         counters = [self._steps, *(p.scalars for p in {id(p): p for p in self._sets}.values() if p.rule.scalars)]
         return StateFiles(directory, described, counters, memory)
 
