@@ -24,7 +24,7 @@ class RowSparse:
     ----------
     indices : array of int32 or int64, shape (k,)
         The row of the parameter that each of the k rows is of, in any order.
-    values : array of float32 or float64, shape (k, ...)
+    values : array of float32, float64, bfloat16 or float16, shape (k, ...)
         The rows, of the shape that the parameter's rows have; for a parameter of one dimension, numbers. They are
         copied only where a row's own elements are not contiguous.
     duplicates : str
@@ -78,7 +78,7 @@ class RowSparse:
         offsets : array of int32 or int64, shape (bags,)
             Where each bag begins in `indices`, from 0 on (as ``torch.nn.functional.embedding_bag``); a last entry of k
             more (as its ``include_last_offset``) is recognised by `values` having a row less.
-        values : array of float32 or float64, shape (bags, ...)
+        values : array of float32, float64, bfloat16 or float16, shape (bags, ...)
             The gradient of each bag's output.
         weights : array of the dtype of `values`, shape (k,), optional
             What each row was multiplied by (``per_sample_weights``), with ``mode="sum"`` only.

@@ -4,6 +4,8 @@ import copy
 import io
 import itertools
 import pickle
+import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -531,3 +533,18 @@ def test_float64_takes_float64_only():
 def test_names_of_dtypes(dtype):
     opt = fastopt.Adam(np.zeros(5, "f4"), state_dtype=dtype)
     assert opt.state[0]["exp_avg"].dtype == BF16
+
+
+def test_readmes_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    params = [parameter(5000).astype("f4"), np.zeros(7, "f4")]
+    names = {"fastopt": fastopt, "params": params, "bf16_params": [p.astype(BF16) for p in params]}
+    names["grads"] = [np.ones_like(p) for p in params]
+    for marker in ("bytes", "files"):
+        code = re.search(rf"<!-- {marker} -->\n```python\n(.*?)```", readme, re.S)[1]
+        before = params[0].copy()
+        exec(code, names)
+        assert (params[0] != before).all()
+        names["grads"] = [np.ones_like(p) for p in params]
+    assert int(names["opt"].state[0]["step"]) == 1
