@@ -1,4 +1,4 @@
-"""Every rule on every CPU backend, and a step over many small tensors: ``pytest benchmarks/test_rules.py``."""
+"""Every rule on every CPU backend, and a step over many small tensors: ``pytest -n 0 benchmarks/test_rules.py``."""
 
 from __future__ import annotations
 

@@ -287,8 +287,10 @@ APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int state
     arrays[j] = FN(in_blocks)(dtype) ? s->blocks[j] + at % FASTOPT_BLOCK : chunks[j];
 #define LOAD_STATE(j) LOAD(j, states)
 #define STORE_STATE(j)                                                                                                \
-    if (!FN(in_blocks)(states))                                                                                       \
-        FN(store_state)(s, states, chunks[j], at_##j, at);                                                            \
+    if (states == FASTOPT_BFLOAT16 && dithered)                                                                       \
+        store_dithered(states, chunks[j], at_##j, dither);                                                            \
+    else if (!FN(in_blocks)(states))                                                                                  \
+        FN(store_chunk)(states, chunks[j], at_##j);                                                                   \
     else if (at % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK)                                                             \
         FN(end_block)(s, j, at_##j, at);
 
@@ -298,7 +300,8 @@ APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int state
                                                const int grad_dtype, const int states)                                \
     {                                                                                                                 \
         COEFFICIENTS(rule, copies)                                                                                    \
-        const int prefetch = s->pass->prefetch;                                                                       \
+        const int prefetch = s->pass->prefetch, dithered = s->options & FASTOPT_DITHER;                               \
+        const uint64_t element = (uint64_t)s->pass->element, step = (uint64_t)s->pass->step;                          \
         _Alignas(64) real chunks[ARRAYS_##rule##_##copies][CHUNK];                                                    \
         void *arrays[ARRAYS_##rule##_##copies];                                                                       \
         int64_t at = 0;                                                                                               \
@@ -307,6 +310,8 @@ APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int state
             LOAD(0, dtype) LOAD(1, grad_dtype) STATES_##rule##_##copies(LOAD_STATE)                                   \
             UPDATE_CHUNK(rule, copies)                                                                                \
             FN(store_chunk)(dtype, chunks[0], at_0);                                                                  \
+            const uint32_t dither = dither_of(element + (uint64_t)at, step);                                          \
+            (void)dithered, (void)dither;                                                                             \
             STATES_##rule##_##copies(STORE_STATE)                                                                     \
         }                                                                                                             \
         return at;                                                                                                    \

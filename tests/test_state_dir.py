@@ -302,7 +302,7 @@ def _same(first, second):
             assert own[name].tobytes() == np.asarray(other[name]).tobytes(), name
 
 
-SIZES = (3_000_017, 0, 5000)
+SIZES = (700_001, 0, 5000)
 
 
 @pytest.mark.parametrize("backend", ["native", "numba"])
