@@ -37,15 +37,15 @@ INLINE int FN(element_size)(int dtype)
 
 INLINE int64_t FN(offset)(int dtype, int64_t i)
 {
-    return FN(in_blocks)(dtype) ? i / FASTOPT_BLOCK * BLOCK_BYTES : i * FN(element_size)(dtype);
+    return FN(in_blocks)(dtype) ? i / FASTOPT_BLOCK * FASTOPT_BLOCK_BYTES : i * FN(element_size)(dtype);
 }
 
 #ifdef FASTOPT_CONVERSIONS
-APART void FN(load_other)(int dtype, real *chunk, const char *from) { (void)dtype; load_float16(chunk, from); }
-APART void FN(store_other)(int dtype, const real *chunk, char *to) { (void)dtype; store_float16(chunk, to); }
-APART void FN(store_other_dithered)(int dtype, const real *chunk, char *to, uint32_t first)
+APART void FN(load_other)(real *chunk, const char *from) { load_float16(chunk, from); }
+APART void FN(store_other)(const real *chunk, char *to) { store_float16(chunk, to); }
+APART void FN(store_other_dithered)(const real *chunk, char *to, uint32_t first)
 {
-    store_dithered(dtype, chunk, to, first);
+    store_dithered(FASTOPT_FLOAT16, chunk, to, first);
 }
 
 INLINE void FN(load_chunk)(int dtype, real *chunk, const char *from)
@@ -55,7 +55,7 @@ INLINE void FN(load_chunk)(int dtype, real *chunk, const char *from)
     else if (dtype == FASTOPT_BFLOAT16)
         load_bfloat16(chunk, from);
     else
-        FN(load_other)(dtype, chunk, from);
+        FN(load_other)(chunk, from);
 }
 
 INLINE void FN(store_chunk)(int dtype, const real *chunk, char *to)
@@ -65,7 +65,7 @@ INLINE void FN(store_chunk)(int dtype, const real *chunk, char *to)
     else if (dtype == FASTOPT_BFLOAT16)
         store_bfloat16(chunk, to);
     else
-        FN(store_other)(dtype, chunk, to);
+        FN(store_other)(chunk, to);
 }
 #else
 INLINE void FN(load_chunk)(int dtype, real *chunk, const char *from)
@@ -223,7 +223,7 @@ INLINE void FN(store_state)(FN(stored) *s, int dtype, const real *chunk, char *a
         if (dtype == FASTOPT_BFLOAT16)
             store_dithered(dtype, chunk, at, dither);
         else
-            FN(store_other_dithered)(dtype, chunk, at, dither);
+            FN(store_other_dithered)(chunk, at, dither);
         return;
     }
 #else

@@ -59,6 +59,10 @@ typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
 
 #define ALL(x) ((words){0} + (uint32_t)(x))
 
+/* What dither advances by: see there. */
+#define BY_ELEMENT 0x6A09E667
+#define BY_STEP 0x9E3779B9
+
 /* Constants of the hot conversions. With AVX-512 they are kept where gcc cannot see their values: it would make each anew
  * at every use, by a broadcast from a general register, for which shuffles then have to wait. Operands in memory cost
  * nothing. */
@@ -66,7 +70,7 @@ typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
     X(ONE, 1) X(NAN_TABLE, 0x22) X(BELOW_TIE, 0x7fff) X(LAST_PLACE, 0x10000) X(UPPER, 0xffff0000)                     \
     X(MAGNITUDE, 0x7fffffff) X(SIGN, 0x80000000) X(CODE, 0x0ff00000) X(SIGNED_CODE, 0x07f00000)                       \
     X(LEAST, 0x30000000) X(LEAST_SIGNED, 0x38000000) X(SECOND_CODE, 0xff00) X(SECOND_SIGN, 0x8000)                    \
-    X(SIGNS, 0x8080) X(NEXT, 0x6A09E667)
+    X(SIGNS, 0x8080) X(NEXT, BY_ELEMENT)
 #ifdef __AVX512BW__
 #define NAME(name, value) name,
 #define VALUE(name, value) value,
@@ -111,7 +115,15 @@ INLINE words widened(const void *from)
 #endif
 }
 
-INLINE words choose(words condition, words a, words b) { return (a & condition) | (b & ~condition); }
+/* where ? a : b, bit by bit. */
+INLINE words choose(words where, words a, words b)
+{
+#ifdef __AVX512BW__
+    return (words)_mm512_ternarylogic_epi32((__m512i)where, (__m512i)a, (__m512i)b, 0xca);
+#else
+    return (a & where) | (b & ~where);
+#endif
+}
 
 INLINE float float_of(uint32_t bits)
 {
@@ -133,16 +145,6 @@ INLINE ints larger(ints a, ints b)
     return (ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
 #else
     return (ints)choose((words)(a > b), (words)a, (words)b);
-#endif
-}
-
-/* mask ? a : b, bit by bit. */
-INLINE words merged(words mask, words a, words b)
-{
-#ifdef __AVX512BW__
-    return (words)_mm512_ternarylogic_epi32((__m512i)mask, (__m512i)a, (__m512i)b, 0xca);
-#else
-    return (a & mask) | (b & ~mask);
 #endif
 }
 
@@ -209,7 +211,7 @@ INLINE words dithered_bfloat16(words u, words random) { return unless_nan(u, u +
 
 INLINE void put_upper_halves(char *to, words even, words odd)
 {
-    put_words(to, merged(K(UPPER), odd, even >> 16));
+    put_words(to, choose(K(UPPER), odd, even >> 16));
 }
 
 INLINE void store_bfloat16(const float *chunk, char *to)
@@ -230,8 +232,8 @@ INLINE words from_float16(words h)
     const words magnitude = (h & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
     const words normal = magnitude + 0x38000000, infinite = normal + 0x38000000;
     const words subnormal = (words)((floats)(magnitude + 0x38800000) - 0x1p-14f);
-    const words found = choose((words)(exponent == 0), subnormal, choose((words)(exponent == 0x0f800000), infinite, normal));
-    return found | (h & 0x8000) << 16;
+    const words others = choose((words)(exponent == 0x0f800000), infinite, normal);
+    return choose((words)(exponent == 0), subnormal, others) | (h & 0x8000) << 16;
 #endif
 }
 
@@ -359,11 +361,11 @@ APART void store_stochastic(int32_t dtype, const float *chunk, char *to, const u
 /* The number of an element; its upper bits are used. */
 INLINE uint32_t dither_of(uint64_t element, uint64_t step)
 {
-    return (uint32_t)element * 0x6A09E667 + (uint32_t)step * 0x9E3779B9;
+    return (uint32_t)element * BY_ELEMENT + (uint32_t)step * BY_STEP;
 }
 
 /* Those of even elements from 2k on of a chunk, whose first element's is given; the odd elements' is that and NEXT. */
-INLINE words dithers(uint32_t first, int k) { return EVEN * 0x6A09E667 + (first + 2 * (uint32_t)k * 0x6A09E667); }
+INLINE words dithers(uint32_t first, int k) { return EVEN * BY_ELEMENT + (first + 2 * (uint32_t)k * BY_ELEMENT); }
 
 INLINE void store_dithered(int32_t dtype, const float *chunk, char *to, uint32_t first)
 {
@@ -384,7 +386,6 @@ INLINE void store_dithered(int32_t dtype, const float *chunk, char *to, uint32_t
  *
  * A negative scale says that elements of the block are not finite: NaNs, with a code that then stands for nothing else.
  */
-enum { BLOCK_BYTES = (int)sizeof(float) + FASTOPT_BLOCK };
 #define TOP_POSITIVE 1.875f
 #define TOP_SIGNED (1.875f - 0x1p-15f)
 #define BELOW_TOP 0x1p-20f /* elements are scaled to so much less than the largest code, which rounding must not pass */
@@ -428,7 +429,7 @@ INLINE void store_positive(const float *chunk, char *codes, float inverse, uint3
         const words d = dithers(first, k);
         const words a = (words)larger((ints)(load_floats(chunk + k) * inverse), least) + (d >> 12);
         const words b = (words)larger((ints)(load_floats(chunk + HALF + k) * inverse), least) + ((d + K(NEXT)) >> 12);
-        put_lower_halves(codes + 2 * k, merged(K(SECOND_CODE), b >> 12, a >> 20));
+        put_lower_halves(codes + 2 * k, choose(K(SECOND_CODE), b >> 12, a >> 20));
     }
 }
 
@@ -441,8 +442,8 @@ INLINE void store_signed(const float *chunk, char *codes, float inverse, uint32_
         const words x = (words)(load_floats(chunk + k) * inverse), y = (words)(load_floats(chunk + HALF + k) * inverse);
         const words a = (words)((floats)(x & K(MAGNITUDE)) + least) + (d >> 12);
         const words b = (words)((floats)(y & K(MAGNITUDE)) + least) + ((d + K(NEXT)) >> 12);
-        const words signs = merged(K(SECOND_SIGN), y >> 16, x >> 24);
-        put_lower_halves(codes + 2 * k, merged(K(SIGNS), signs, merged(K(SECOND_CODE), b >> 12, a >> 20)));
+        const words signs = choose(K(SECOND_SIGN), y >> 16, x >> 24);
+        put_lower_halves(codes + 2 * k, choose(K(SIGNS), signs, choose(K(SECOND_CODE), b >> 12, a >> 20)));
     }
 }
 

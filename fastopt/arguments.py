@@ -176,7 +176,8 @@ EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "first_element": (
             0,
             "the number of the first parameter's first element; the others' follow, parameter by parameter. For one "
-            "who holds a part of something larger, whose elements are then rounded as in the whole",
+            "who holds a part of something larger, whose elements are then rounded as in the whole (8-bit states, if "
+            "it is cut at multiples of 256)",
         ),
         "ema_decay": (
             None,

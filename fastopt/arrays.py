@@ -226,10 +226,34 @@ def check_tensor(
             raise ValueError(f"{name}: found shape {array.shape}, expected {rows}{expected} as {names[0]} has")
         if j == read_only:
             continue
-        if array.locked:
-            raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is updated in place")
-        if not array.dense and _overlaps_itself(array):
-            raise ValueError(f"{name}: found a view whose elements share memory, expected distinct elements")
+        check_writable(array, name, "updated in place")
+
+
+def check_writable(array: Array, name: str, purpose: str) -> None:
+    """Whether each element can be written.
+
+    Raises
+    ------
+    ValueError
+        The array is read-only or overlaps itself.
+    """
+    if array.locked:
+        raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is {purpose}")
+    if not array.dense and _overlaps_itself(array):
+        raise ValueError(f"{name}: found a view whose elements share memory, expected distinct elements")
+
+
+def check_zeroed(grads: Sequence[Array], names: Sequence[str]) -> None:
+    """Whether gradients can be set to zero in the pass that reads them.
+
+    Raises
+    ------
+    ValueError
+        One is read-only, or shares memory with itself or another, which would then be read as zero.
+    """
+    for array, name in zip(grads, names, strict=True):
+        check_writable(array, name, "set to zero")
+    check_overlap(grads, names, [True] * len(grads))
 
 
 def _overlaps_itself(array: Array) -> bool:

@@ -16,7 +16,7 @@ from . import settings
 from .arrays import Array, check_overlap, check_tensor, replace_shape, row_stride, runs_of
 from .errors import BackendUnavailable
 from .rules import MAX_COPIES, Rule
-from .storage import BLOCK, BLOCK_BYTES, CODES, Storage, block_bytes, code_of, compute_dtype
+from .storage import BLOCK, BLOCK_BYTES, CODES, Precision, Storage, block_bytes, code_of, compute_dtype
 
 _MODULES = {"native": "native", "numba": "numba_cpu"}
 
@@ -173,6 +173,12 @@ class Tensor(NamedTuple):
     average_decay: float = 0.0
     seed: int = 0
     element: int = 0  # the number of its first element
+
+    @classmethod
+    def of(cls, precision: Precision, which: int, parameter: int, arrays: list[Any], element: int) -> Tensor:
+        """A tensor of an optimizer that was told `precision`."""
+        decay = precision.ema_decay or 0.0
+        return cls(which, parameter, arrays, precision.options(arrays[0]), decay, precision.seed, element)
 
 
 def hyper_row(rule: Rule, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> np.ndarray:

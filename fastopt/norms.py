@@ -12,7 +12,6 @@ from . import settings
 from .arrays import BFLOAT16, Array
 from .dispatch import Backend, Gradients, choose_backend, make_gradients
 from .sparse import RowSparse, view_gradient
-from .storage import numpy_dtype
 
 EPS = 1e-6  # as torch's clip_grad_norm_
 
@@ -56,6 +55,28 @@ def all_finite(tables: Sequence[Gradients | RowSparse], backend: Backend, thread
     for table in tables:
         dense += make_gradients([table.values], ["grads"]) if isinstance(table, RowSparse) else [table]
     return all(bool(np.isfinite(backend.square_sums(table, threads)).all()) for table in dense)
+
+
+def scale_of(
+    tables: Sequence[Gradients | RowSparse],
+    backend: Backend,
+    threads: int,
+    scale: float,
+    max_norm: Any,
+    skip_nonfinite: bool,
+) -> tuple[float, float | None, bool]:
+    """What gradients say of a step: their scale once clipped, their norm if that needs it, whether to skip it."""
+    norm = None
+    finite = True
+    if max_norm is not None:
+        clip_factor(0.0, max_norm)
+        norm = norm_of(tables, backend, threads)
+        finite = math.isfinite(norm)
+        norm *= abs(scale)
+        scale *= clip_factor(norm, max_norm)
+    elif skip_nonfinite:
+        finite = all_finite(tables, backend, threads)
+    return scale, norm, skip_nonfinite and not finite
 
 
 def clip_factor(norm: float, max_norm: Any) -> float:
@@ -133,8 +154,9 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
     factor = clip_factor(norm, max_norm)
     if factor != 1:
         for array in arrays:
-            values = array.numpy()
-            if array.dtype == BFLOAT16:
-                values = values.view(numpy_dtype(BFLOAT16))
-            np.multiply(values, values.dtype.type(factor), out=values)
+            if isinstance(array.owner, np.ndarray) or array.dtype != BFLOAT16:
+                values = array.numpy()
+                np.multiply(values, values.dtype.type(factor), out=values)
+            else:  # torch's bfloat16, which NumPy alone does not know
+                array.owner.detach().mul_(factor)
     return norm

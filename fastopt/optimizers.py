@@ -17,7 +17,7 @@ import numpy as np
 
 from . import settings
 from .arguments import ARGUMENTS, EXECUTION, FILES, Arguments, read_call
-from .arrays import COMPUTE_DTYPES, Array, address_of, check_overlap, check_tensor, dtype_name, view
+from .arrays import COMPUTE_DTYPES, Array, address_of, check_overlap, check_tensor, check_zeroed, dtype_name, view
 from .checkpoint import group_from_torch, numpy_of, state_from_torch, tensor_of
 from .dispatch import (
     Gradients,
@@ -31,7 +31,7 @@ from .dispatch import (
     make_jobs,
     split_copies,
 )
-from .norms import all_finite, clip_factor, norm_of
+from .norms import scale_of
 from .rules import REQUIRED, Rule
 from .sparse import RowSparse, as_row_sparse, floats_of
 from .storage import ZERO_GRADS, block_bytes, blocks_of, new_array, numpy_dtype, values_of
@@ -81,14 +81,13 @@ class Plan:
         jobs: Sequence[Job],
         members: Sequence[int],
         tables: Sequence[Gradients | RowSparse],
-        grads: Sequence[Array],
+        grads: Sequence[tuple[Array, str]],
     ) -> None:
         self._optimizer = optimizer
         self._jobs = jobs
         self._members = members
         self._tables = tables
-        self._kinds = [(grad.shape, getattr(grad.owner, "dtype", grad.dtype), grad.dtype) for grad in grads]
-        self._locked = next((grad.locked for grad in grads if grad.locked), "")
+        self._grads = grads
         self._backend = optimizer._backend()
         self._runner: Runner = self._backend.prepare(jobs)
         self._zeroing: Runner | None = None
@@ -118,24 +117,22 @@ class Plan:
         Raises
         ------
         TypeError, ValueError
-            `grad_scale` is no finite number, `max_norm` no number >= 0, gradients to be zeroed are read-only, or a
-            schedule gave a value out of range.
+            `grad_scale` is no finite number, `max_norm` no number >= 0, a schedule gave a value out of range, or
+            gradients to be zeroed are read-only or share memory.
         """
         optimizer = self._optimizer
         threads = optimizer._threads or settings._threads
         runner = self._zeroing_runner() if zero_grads else self._runner
         optimizer.last_step_skipped = False
         if grad_scale != 1.0 or max_norm is not None or skip_nonfinite:
-            grad_scale = check_scale(grad_scale)
             pager = None if optimizer._files is None else optimizer._files.pager
             reader = self._backend if pager is None else pager.reading(self._backend)
-            if max_norm is not None:
-                clip_factor(0.0, max_norm)
-                norm = norm_of(self._tables, reader, threads) * abs(grad_scale)
-                optimizer.last_grad_norm = norm
-                grad_scale *= clip_factor(norm, max_norm)
-            if skip_nonfinite and not all_finite(self._tables, reader, threads):
-                optimizer.last_step_skipped = True
+            grad_scale, norm, skipped = scale_of(
+                self._tables, reader, threads, check_scale(grad_scale), max_norm, skip_nonfinite
+            )
+            optimizer.last_grad_norm = optimizer.last_grad_norm if norm is None else norm
+            optimizer.last_step_skipped = skipped
+            if skipped:
                 return
         if optimizer._scheduled:
             optimizer._evaluate_schedules(self._members)
@@ -150,8 +147,8 @@ class Plan:
 
     def _stream(self, runner: Runner, grad_scale: float, threads: int) -> None:
         """A step over states in files."""
-        files = self._optimizer._files
-        pager = None if files is None else files.pager
+        assert self._optimizer._files is not None
+        pager = self._optimizer._files.pager
         if pager is None:
             runner(grad_scale, threads)
             return
@@ -162,13 +159,7 @@ class Plan:
     def _zeroing_runner(self) -> Runner:
         """The step that zeroes gradients too, made when it is first asked for."""
         if self._zeroing is None:
-            locked = self._locked or next(
-                (t.values.locked for t in self._tables if isinstance(t, RowSparse) and t.values.locked), ""
-            )
-            if locked:
-                raise ValueError(
-                    f"zero_grads: found {locked} among the gradients, expected writable ones to set to zero"
-                )
+            check_zeroed([grad for grad, _ in self._grads], [name for _, name in self._grads])
             jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self._jobs]
             self._zeroing = self._backend.prepare(jobs)
         return self._zeroing
@@ -188,7 +179,8 @@ class _Last:
         for owners in (*(job.owners for job in jobs), *(table.owners for table in tables)):
             owners.clear()
         # Tables of dense NumPy arrays only can take other gradients' addresses.
-        self._kinds = plan._kinds
+        self._kinds = [(g.shape, getattr(g.owner, "dtype", g.dtype), g.dtype) for g, _ in plan._grads]
+        plan._grads = ()
         arrays = [*optimizer._views, *itertools.chain.from_iterable(optimizer._state_views)]
         self._dense = not tensors and all(type(p) is np.ndarray for p in optimizer._params)
         self._dense = self._dense and all(a.dense and a.size for a in arrays) and all(j.strides is None for j in jobs)
@@ -292,8 +284,7 @@ class Optimizer:
             self._precision.check(array, name)
         check_overlap(self._views, self._names, [True] * len(self._views))
         self._steps = np.zeros(len(self._params), np.int64)
-        sizes = [array.size for array in self._views]
-        self._elements = self._precision.first_element + np.cumsum([0, *sizes])[:-1]  # each parameter's first
+        self._elements = self._precision.elements([array.size for array in self._views])
         self._make_groups(groups, call.options)
         self._make_states(**call.files)
 
@@ -538,17 +529,13 @@ class Optimizer:
                 continue
             array = view(grad, f"grads[{i}]" if len(grads) > 1 else "grads")
             arrays = [self._current_view(i), array, *self._state_views[i]]
-            tensors.append(self._tensor(set_of[id(self._sets[g])], i, arrays))
+            tensors.append(Tensor.of(self._precision, set_of[id(self._sets[g])], i, arrays, self._elements[i]))
             names.append(self._labels(i, len(arrays)))
             members.append(i)
             views.append(array)
         jobs = make_jobs(self._sets, tensors, names)
-        return Plan(self, jobs, members, make_gradients(views, [n[1] for n in names]), views)
-
-    def _tensor(self, which: int, i: int, arrays: list[Any]) -> Tensor:
-        precision = self._precision
-        decay = precision.ema_decay or 0.0
-        return Tensor(which, i, arrays, precision.options(arrays[0]), decay, precision.seed, int(self._elements[i]))
+        labels = [n[1] for n in names]
+        return Plan(self, jobs, members, make_gradients(views, labels), list(zip(views, labels, strict=True)))
 
     def _labels(self, i: int, arrays: int) -> list[str]:
         """What a tensor's arrays are called in error messages."""
@@ -563,11 +550,13 @@ class Optimizer:
         set_of = {id(p): k for k, p in enumerate(self._sets)}
         for i, grad in rows:
             arrays = [self._current_view(i), grad, *self._state_views[i]]
-            tensors.append(self._tensor(set_of[id(self._sets[self._group_of[i]])], i, arrays))
+            which = set_of[id(self._sets[self._group_of[i]])]
+            tensors.append(Tensor.of(self._precision, which, i, arrays, self._elements[i]))
             names.append(self._labels(i, len(arrays)))
         jobs = [*plan._jobs, *make_jobs(self._sets, tensors, names)]
         tables = [*plan._tables, *(grad for _, grad in rows)]
-        return Plan(self, jobs, [*plan._members, *(i for i, _ in rows)], tables, [])
+        grads = [*plan._grads, *((grad.values, n[1]) for (_, grad), n in zip(rows, names, strict=True))]
+        return Plan(self, jobs, [*plan._members, *(i for i, _ in rows)], tables, grads)
 
     def _current_view(self, i: int) -> Array:
         """The parameter's view, made anew for arrays whose memory can be replaced (torch's)."""
@@ -599,7 +588,8 @@ class Optimizer:
             Does nothing where a gradient is not finite, which a reading pass finds out first; see
             ``last_step_skipped``. (Nor where one's square is beyond float64.)
         zero_grads : bool
-            Sets the gradients to zero, within the pass.
+            Sets the gradients to zero, within the pass; they may not share memory then. (Of many small arrays, `bind`
+            saves that check.)
 
         Raises
         ------
@@ -611,7 +601,8 @@ class Optimizer:
         arrays = self._read_grads(grads)
         how = (grad_scale, max_norm, skip_nonfinite, zero_grads)
         last = self._last
-        if last is not None and last.plan._backend is not self._backend():
+        # What is to be zeroed is checked for that anew.
+        if last is not None and (zero_grads or last.plan._backend is not self._backend()):
             last = None
         if last is not None and last.fits(arrays):
             last.plan.step(*how)

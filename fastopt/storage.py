@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,7 @@ SMALLEST_IN_BLOCKS = 4096  # parameters of fewer elements have float32 states in
 # The options of a tensor's storage, a sum of these.
 STOCHASTIC, KAHAN, MASTER, AVERAGE, ZERO_GRADS, DITHER = 1, 2, 4, 8, 16, 32
 _KEPT = {"nearest": 0, "stochastic": STOCHASTIC, "kahan": KAHAN, "master": MASTER}
-_STATE_DTYPES: dict[str, np.dtype] = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "bfloat16": BFLOAT16,
-}
-_STATE_DTYPES |= {"float16": np.dtype(np.float16), "8bit": np.dtype(np.uint8)}
+_STATE_DTYPES: dict[str, np.dtype] = {**{dtype_name(dtype): dtype for dtype in CODES}, "8bit": np.dtype(np.uint8)}
 
 
 @dataclass(frozen=True)
@@ -89,14 +85,12 @@ class Precision:
             if not 0 <= float(decay) <= 1:
                 raise ValueError(f"ema_decay: found {decay!r}, expected a number in [0, 1] or None")
             decay = float(decay)
-        seed = _whole("seed", options["seed"], 2**64)
-        return cls(
-            storage_dtype(options["state_dtype"]),
-            rounding,
-            seed,
-            _whole("first_element", options["first_element"], 2**63),
-            decay,
-        )
+        seed, first = _whole("seed", options["seed"], 2**64), _whole("first_element", options["first_element"], 2**62)
+        return cls(storage_dtype(options["state_dtype"]), rounding, seed, first, decay)
+
+    def elements(self, sizes: Sequence[int]) -> list[int]:
+        """The number of the first element of each of an optimizer's parameters."""
+        return [self.first_element + before for before in accumulate(sizes, initial=0)][:-1]
 
     @property
     def counted(self) -> bool:

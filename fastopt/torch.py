@@ -31,7 +31,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import norms, settings
 from .arguments import ARGUMENTS, EXECUTION, TorchArguments, read_call
-from .arrays import Array, check_overlap, check_tensor, dtype_name, view
+from .arrays import Array, check_overlap, check_tensor, check_zeroed, dtype_name, view
 from .checkpoint import torch_state_dict
 from .dispatch import (
     Gradients,
@@ -210,7 +210,8 @@ class Optimizer(torch.optim.Optimizer):
             Does nothing where a gradient is not finite, which a reading pass finds out first; see
             ``last_step_skipped``. (Nor where one's square is beyond float64.)
         zero_grads : bool
-            Sets the gradients to zero, within the pass, in place of ``zero_grad(set_to_none=False)``.
+            Sets the gradients to zero, within the pass, in place of ``zero_grad(set_to_none=False)``; they may not
+            share memory then.
 
         Returns
         -------
@@ -238,14 +239,7 @@ class Optimizer(torch.optim.Optimizer):
     # where it is needed.
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _step(
-        self,
-        closure: Callable[[], Any] | None = None,
-        *,
-        max_norm: float | None = None,
-        skip_nonfinite: bool = False,
-        zero_grads: bool = False,
-    ) -> Any:
+    def _step(self, closure: Callable[[], Any] | None, **how: Any) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -263,7 +257,7 @@ class Optimizer(torch.optim.Optimizer):
             self._bound = None
             bound = _Bound(self, backend)
             self._bound = bound
-        bound.run(self, scale, self._threads or settings._threads, max_norm, skip_nonfinite, zero_grads)
+        bound.run(self, scale, self._threads or settings._threads, **how)
         return loss
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -412,11 +406,11 @@ class _Bound:
             arrays[i] = [param, _absent_like(param) if grad is None or grad.is_sparse else view(grad, own[1])]
             check_tensor(arrays[i], own)
         tensors, self._names, self._precision = [], {}, optimizer._precision
-        self._elements = self._precision.first_element + np.cumsum([0, *(p.numel() for p in params)])
+        self._elements = self._precision.elements([p.numel() for p in params])
         for i in members:  # once all have been checked, so that an error leaves no states behind
             parameters = self._groups[group_of[i]]
             arrays[i] += _states(optimizer, i, params[i], parameters, groups[group_of[i]], steps, labels[i])
-            tensors.append(self._tensor(place[id(parameters)], i, arrays[i]))
+            tensors.append(Tensor.of(self._precision, place[id(parameters)], i, arrays[i], self._elements[i]))
             called = [f"a state of {labels[i]}"] * (len(arrays[i]) - 2)
             self._names[i] = [labels[i], f"the gradient of {labels[i]}", *called]
         self._jobs = make_jobs(list(sets.values()), tensors, list(self._names.values()))
@@ -438,11 +432,6 @@ class _Bound:
         self._present: list[bool] | None = []
         if not self.take(optimizer):
             raise RuntimeError("tensors moved while they were being checked")
-
-    def _tensor(self, which: int, i: int, arrays: list[Any]) -> Tensor:
-        precision = self._precision
-        decay = precision.ema_decay or 0.0
-        return Tensor(which, i, arrays, precision.options(arrays[0]), decay, precision.seed, int(self._elements[i]))
 
     def take(self, optimizer: Optimizer) -> bool:
         """Takes over the gradients and hyper-parameters of this step; False where tensors must be checked anew."""
@@ -502,10 +491,12 @@ class _Bound:
         self._selected = jobs
         self._runner: Runner = self.backend.prepare(jobs)
         self._zeroing: Runner | None = None
-        self._stepped = list(compress(self._params, chosen.tolist()))
+        self._places = np.flatnonzero(chosen).tolist()
+        self._stepped = [self._params[i] for i in self._places]
         chosen_layouts = list(compress(self._layouts, chosen.tolist()))
         self._layout = ([stride for stride, _ in chosen_layouts], [nbytes for _, nbytes in chosen_layouts])
         self._addresses: list[int] | None = None
+        self._zeroed: list[int] | None = None  # the addresses that were found fit to be zeroed
 
     def _put(self, addresses: list[int]) -> None:
         """Writes gradients' addresses into the tables."""
@@ -524,6 +515,8 @@ class _Bound:
         zero_grads: bool,
     ) -> None:
         """Does the step."""
+        if zero_grads:
+            self._check_zeroed()
         runner, stepped = self._zeroing_runner() if zero_grads else self._runner, self._stepped
         if self._sparse:
             rows = [self._row_job(i, grad) for i, grad in self._sparse]
@@ -533,12 +526,10 @@ class _Bound:
         if max_norm is not None or skip_nonfinite:
             tables: list[Gradients | RowSparse] = [job.gradients() for job in self._selected]
             tables += [grad for _, grad in self._sparse]
-            if max_norm is not None:
-                norms.clip_factor(0.0, max_norm)
-                optimizer.last_grad_norm = norms.norm_of(tables, self.backend, threads) * abs(scale)
-                scale *= norms.clip_factor(optimizer.last_grad_norm, max_norm)
-            if skip_nonfinite and not norms.all_finite(tables, self.backend, threads):
-                optimizer.last_step_skipped = True
+            scale, norm, skipped = norms.scale_of(tables, self.backend, threads, scale, max_norm, skip_nonfinite)
+            optimizer.last_grad_norm = optimizer.last_grad_norm if norm is None else norm
+            optimizer.last_step_skipped = skipped
+            if skipped:
                 return
         runner(scale, threads)
         if zero_grads:
@@ -546,6 +537,14 @@ class _Bound:
                 grad.values.numpy()[...] = 0
             stepped = [*stepped, *(p.grad for p in stepped if p.grad is not None)]
         increment_version(stepped)  # autograd shall know that they were changed in place
+
+    def _check_zeroed(self) -> None:
+        """Whether gradients can be zeroed, once for as long as they are where they are."""
+        if self._sparse or self._zeroed is not self._addresses:
+            dense = [(i, view(self._params[i].grad, self._names[i][1])) for i in self._places]
+            found = [*dense, *((i, grad.values) for i, grad in self._sparse)]
+            check_zeroed([grad for _, grad in found], [self._names[i][1] for i, _ in found])
+            self._zeroed = self._addresses
 
     def _zeroing_jobs(self) -> list[Job]:
         return [job.with_option(ZERO_GRADS) for job in self._selected]
@@ -558,7 +557,8 @@ class _Bound:
 
     def _row_job(self, i: int, grad: RowSparse) -> Job:
         arrays, rows = self._check_rows(i, grad)
-        return make_row_job(self._groups[self._group_of[i]], self._tensor(0, i, arrays), rows)
+        tensor = Tensor.of(self._precision, 0, i, arrays, self._elements[i])
+        return make_row_job(self._groups[self._group_of[i]], tensor, rows)
 
     def _check_rows(self, i: int, grad: RowSparse) -> tuple[list[Array], Rows]:
         param, *states = self._arrays[i]

@@ -103,6 +103,13 @@ def run(name, hyper, p0, grads, dtype, *, place=np.array, **call):
     return [param, *states]
 
 
+def misaligned(a):
+    """A copy that begins between two elements' places."""
+    b = np.ndarray(a.shape, a.dtype, np.zeros(a.nbytes + 1, np.uint8).data, offset=1)
+    b[...] = a
+    return b
+
+
 def bits(arrays):
     """Arrays as integers, NaNs made one: which NaN an operation gives is the processor's choice."""
     out = []

@@ -10,7 +10,7 @@ from fastopt.backends import native
 from fastopt.rules import RULES
 
 from .oracle import ORACLES
-from .support import CASES, assert_same_bits, copies_of, gradients, make_states, parameter, run
+from .support import CASES, assert_same_bits, copies_of, gradients, make_states, misaligned, parameter, run
 
 STEPS = 25
 DTYPES = ["float32", "float64"]
@@ -55,13 +55,6 @@ def _reversed(a):
     return np.ascontiguousarray(a[..., ::-1])[..., ::-1]
 
 
-def _misaligned(a):
-    raw = np.zeros(a.nbytes + 1, np.uint8)
-    b = np.ndarray(a.shape, a.dtype, raw.data, offset=1)
-    b[...] = a
-    return b
-
-
 def _offset(a):
     b = np.zeros(a.size + 3, a.dtype)[3:].reshape(a.shape)
     b[...] = a
@@ -69,7 +62,7 @@ def _offset(a):
 
 
 @pytest.mark.parametrize("backend", ["native", "numba"])
-@pytest.mark.parametrize("place", [_strided, _reversed, _misaligned, _offset])
+@pytest.mark.parametrize("place", [_strided, _reversed, misaligned, _offset])
 @pytest.mark.parametrize("name", RULES)
 def test_layouts_agree(name, place, backend):
     name, hyper = CASES[f"{name}, varied"]

@@ -14,7 +14,7 @@ from fastopt import RowSparse, functional
 from fastopt.dispatch import DUPLICATES
 from fastopt.rules import RULES
 
-from .support import CASES, assert_same_bits, make_states
+from .support import CASES, assert_same_bits, make_states, misaligned
 
 BACKENDS = ["native", "numba"]
 WIDTHS = [
@@ -156,11 +156,6 @@ def test_layouts(backend):
 
     def wide(a):
         b = np.zeros((a.shape[0], 11), a.dtype)[:, 2:8]
-        b[...] = a
-        return b
-
-    def misaligned(a):
-        b = np.ndarray(a.shape, a.dtype, np.zeros(a.nbytes + 1, np.uint8).data, offset=1)
         b[...] = a
         return b
 

@@ -457,7 +457,9 @@ def test_gradients_are_zeroed_in_the_pass(kind):
     fastopt.SGD(np.zeros((4, 3), "f4")).step(rows, zero_grads=True)
     assert not rows.values.numpy().any()
     g.flags.writeable = False
-    with pytest.raises(ValueError, match="zero_grads: found a read-only array among the gradients"):
+    with pytest.raises(
+        ValueError, match="grads: found a read-only array, expected a writable one, for it is set to zero"
+    ):
         opts[0].step(g, zero_grads=True)
 
 
@@ -548,3 +550,36 @@ def test_readmes_lines(tmp_path, monkeypatch):
         assert (params[0] != before).all()
         names["grads"] = [np.ones_like(p) for p in params]
     assert int(names["opt"].state[0]["step"]) == 1
+
+
+def test_gradients_to_be_zeroed_share_no_memory():
+    params = [np.ones(300, "f4") for _ in range(2)]
+    grad, other = np.ones(300, "f4"), np.ones(300, "f4")
+    opt = fastopt.SGD(params, lr=1.0)
+    for step in (opt.step, lambda grads, **how: opt.bind(grads).step(**how)):
+        for grads, message in [
+            ([grad, grad], r"grads\[1\]: found memory shared with grads\[0\]"),
+            ([other, np.broadcast_to(np.ones(1, "f4"), 300)], r"grads\[1\]: found a read-only array"),
+            ([np.lib.stride_tricks.as_strided(np.ones(1, "f4"), (300,), (0,)), other], r"grads\[0\]: .*share memory"),
+        ]:
+            before = [g.copy() for g in grads]
+            with pytest.raises(ValueError, match=message):
+                step(grads, zero_grads=True)
+            assert all((p == 1).all() for p in params) and all(map(np.array_equal, grads, before))
+    opt.step([grad, other], zero_grads=True)
+    grad[...] = other[...] = 1
+    other.flags.writeable = False  # after a step that was fit
+    with pytest.raises(ValueError, match=r"grads\[1\]: found a read-only array"):
+        opt.step([grad, other], zero_grads=True)
+    table = np.ones((300, 2), "f4")
+    rows = fastopt.RowSparse(np.array([1]), np.ones((1, 2), "f4"))
+    with pytest.raises(ValueError, match=r"grads\[0\]: found a read-only array"):
+        fastopt.SGD([params[0], table], lr=1.0).step([other, rows], zero_grads=True)
+    assert (table == 1).all() and (other == 1).all()
+
+
+def test_one_reading_finds_the_norm_and_what_is_not_finite():
+    p, g = np.ones(5, "f4"), np.array([1, 2, np.inf, 0, 0], "f4")
+    opt = fastopt.SGD(p)
+    opt.step(g, max_norm=1.0, skip_nonfinite=True)
+    assert opt.last_step_skipped and opt.last_grad_norm == np.inf and (p == 1).all()

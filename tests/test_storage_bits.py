@@ -16,7 +16,7 @@ from fastopt.sparse import RowSparse, view_gradient
 from fastopt.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS, block_bytes
 
 from .oracle import storage as oracle
-from .support import CASES, assert_same_bits, gradients, parameter
+from .support import CASES, assert_same_bits, gradients, misaligned, parameter
 
 F4, F8, F2, BF16 = np.dtype("f4"), np.dtype("f8"), np.dtype("f2"), np.dtype(ml_dtypes.bfloat16)
 BLOCKS = np.dtype("u1")
@@ -49,12 +49,6 @@ def strided(a):
     if a.dtype == BLOCKS:
         return a
     b = np.zeros((*a.shape[:-1], a.shape[-1] * 3), a.dtype)[..., 1::3]
-    b[...] = a
-    return b
-
-
-def misaligned(a):
-    b = np.ndarray(a.shape, a.dtype, np.zeros(a.nbytes + 1, np.uint8).data, offset=1)
     b[...] = a
     return b
 

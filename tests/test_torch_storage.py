@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -168,3 +170,45 @@ def test_sgd_counts_steps_where_rounding_needs_it():
         optimizer.step()
         found.append(p.detach().clone())
     assert int(optimizer.state[p]["step"]) == 2 and not torch.equal(*found)
+
+
+def test_gradients_to_be_zeroed_share_no_memory():
+    params = [torch.ones(300, requires_grad=True) for _ in range(2)]
+    optimizer = optim.SGD(params, lr=1.0)
+    for p in params:
+        p.grad = torch.ones(300)
+    optimizer.step(zero_grads=True)
+    params[1].grad = params[0].grad.fill_(1)
+    with pytest.raises(
+        ValueError, match=r"the gradient of .*\[1\]\W+ found memory shared with the gradient of .*\[0\]"
+    ):
+        optimizer.step(zero_grads=True)
+    params[1].grad = torch.ones(1).expand(300)
+    with pytest.raises(ValueError, match=r"the gradient of .*\[1\]\W+ found a view whose elements share memory"):
+        optimizer.step(zero_grads=True)
+    assert all((p == 0).all() for p in params) and (params[0].grad == 1).all()
+
+
+def test_bfloat16_without_ml_dtypes():
+    code = """
+import sys
+sys.modules["ml_dtypes"] = None
+import numpy as np, torch, fastopt
+import fastopt.torch as optim
+p = torch.ones(5000, dtype=torch.bfloat16, requires_grad=True)
+p.grad = torch.full_like(p, 2.0)
+optimizer = optim.AdamW([p], lr=0.1, state_dtype="8bit", rounding="kahan", ema_decay=0.9)
+optimizer.step(max_norm=1.0, skip_nonfinite=True)
+assert p[0] != 1
+norm = optim.clip_grad_norm_([p], 1.0)
+assert norm == torch.tensor(2 * 5000**0.5).bfloat16() and abs(float(p.grad[0]) * 5000**0.5 - 1) < 0.01
+optimizer.step(zero_grads=True)
+assert not p.grad.any()
+try:
+    fastopt.Adam([np.zeros(3, "f4")], state_dtype="bfloat16")
+except ModuleNotFoundError as error:
+    assert "pip install ml_dtypes" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
