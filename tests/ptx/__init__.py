@@ -1,0 +1,1 @@
+"""Runs compiled PTX on the CPU and checks its memory accesses, so that CUDA kernels are tested without a GPU."""
