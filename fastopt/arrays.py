@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from _cffi_backend import FFI  # cffi's own core: the package's front would load a C parser
@@ -25,10 +25,33 @@ _TORCH_DTYPES = {
 _TORCH_DTYPES["torch.bfloat16"] = BFLOAT16
 
 
+class Place(NamedTuple):
+    """Where an array is: its device, as ``"cuda:0"``, the library that it is of, and on which of the device's streams
+    it says to be used, if its library has no current one.
+    """
+
+    device: str
+    library: str = ""
+    stream: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The device without its number."""
+        return self.device.partition(":")[0]
+
+    @property
+    def number(self) -> int:
+        """The device's number."""
+        return int(self.device.partition(":")[2] or 0)
+
+
+CPU = Place("cpu")
+
+
 class Array:
     """An array of any library, as an address and a layout. It keeps the array alive."""
 
-    __slots__ = ("_strides", "address", "dense", "device", "dtype", "locked", "owner", "shape", "size")
+    __slots__ = ("_strides", "address", "dense", "dtype", "locked", "owner", "place", "shape", "size")
 
     def __init__(
         self,
@@ -37,7 +60,7 @@ class Array:
         dtype: np.dtype,
         shape: tuple[int, ...],
         strides: tuple[int, ...] | None,
-        device: str = "cpu",
+        place: Place = CPU,
         locked: str = "",
     ) -> None:
         self.owner = owner
@@ -47,7 +70,7 @@ class Array:
         self.dense = strides is None  # C-contiguous
         self._strides = strides
         self.size = math.prod(shape)
-        self.device = device
+        self.place = place
         self.locked = locked  # what keeps it from being written, if anything does
 
     @property
@@ -74,10 +97,20 @@ class Array:
         return low, high
 
     def numpy(self) -> np.ndarray:
-        """The same memory as a NumPy array."""
+        """The same memory as a NumPy array, which on the CPU only can be read."""
         if isinstance(self.owner, np.ndarray):
             return self.owner
         return np.asarray(_Interface(self))
+
+    def host(self) -> np.ndarray:
+        """Its elements on the CPU: the same memory if that is there, else a copy, for which this waits."""
+        if self.place.kind != "cuda":
+            return self.numpy()
+        if self.place.library == "torch":
+            return view(self.owner.detach().cpu(), "").numpy()
+        from .backends import numba_cuda
+
+        return numba_cuda.to_host(self)
 
 
 class _Interface:
@@ -118,7 +151,7 @@ def _of_numpy(x: np.ndarray, owner: Any) -> Array:
     if dtype.kind == "V" and dtype.name == "bfloat16":
         dtype = BFLOAT16
     locked = "" if flags.writeable else "a read-only array"
-    return Array(owner, address, dtype, x.shape, None if flags.c_contiguous else x.strides, "cpu", locked)
+    return Array(owner, address, dtype, x.shape, None if flags.c_contiguous else x.strides, CPU, locked)
 
 
 def _of_torch(x: Any, name: str) -> Array:
@@ -128,14 +161,14 @@ def _of_torch(x: Any, name: str) -> Array:
     if dtype is None:
         raise TypeError(f"{name}: found dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
     strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
-    device = x.device.type if x.device.index is None else f"{x.device.type}:{x.device.index}"
+    place = CPU if x.device.type == "cpu" else Place(str(x.device), "torch")
     locked = "a tensor that requires grad and is no leaf" if x.requires_grad and not x.is_leaf else ""
-    return Array(x, x.data_ptr(), dtype, tuple(x.shape), strides, device, locked)
+    return Array(x, x.data_ptr(), dtype, tuple(x.shape), strides, place, locked)
 
 
 def view(x: Any, name: str) -> Array:
-    """The view of an array: NumPy's (``memmap`` and ``ml_dtypes`` too), torch's, or whatever speaks DLPack or the
-    buffer protocol. Nothing is copied.
+    """The view of an array: NumPy's (``memmap`` and ``ml_dtypes`` too), torch's, CuPy's, Numba's on a CUDA device, or
+    whatever speaks DLPack, ``__cuda_array_interface__`` or the buffer protocol. Nothing is copied.
 
     Parameters
     ----------
@@ -156,14 +189,16 @@ def view(x: Any, name: str) -> Array:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         array = _of_torch(x, name)
-        _require_cpu(name, x, array.device)
+        _require_backend(name, x, array.place.kind)
         return array
+    if hasattr(x, "__cuda_array_interface__"):
+        return _of_cuda(x, name)
     if hasattr(x, "__dlpack_device__") and hasattr(x, "__dlpack__"):
         kind, index = x.__dlpack_device__()
-        _require_cpu(name, x, "cpu" if kind == _CPU else f"{'cuda' if kind == _CUDA else 'dlpack'}:{index}")
+        if kind == _CUDA:
+            return _of_cuda(x, name)
+        _require_backend(name, x, "cpu" if kind == _CPU else f"DLPack's device {kind}:{index}")
         return _of_numpy(np.from_dlpack(x), x)
-    if hasattr(x, "__cuda_array_interface__"):
-        _require_cpu(name, x, "cuda")
     if not isinstance(x, (str, bytes, bytearray)):
         try:
             buffer = memoryview(x)
@@ -173,15 +208,24 @@ def view(x: Any, name: str) -> Array:
             return _of_numpy(np.asarray(buffer), x)
     raise TypeError(
         f"{name}: found {type(x).__name__}, expected an array "
-        "(NumPy, torch, or an object with DLPack or the buffer protocol)"
+        "(NumPy, torch, CuPy, or an object with DLPack, __cuda_array_interface__ or the buffer protocol)"
     )
 
 
-def _require_cpu(name: str, x: Any, device: str) -> None:
-    if device != "cpu":
+def _of_cuda(x: Any, name: str) -> Array:
+    try:
+        from .backends import numba_cuda
+    except BackendUnavailable as reason:
+        library = type(x).__module__.partition(".")[0]
+        raise BackendUnavailable(f"{name}: found a {library} array on a CUDA device; numba-cuda: {reason}") from None
+    return numba_cuda.view_cuda(x, name)
+
+
+def _require_backend(name: str, x: Any, kind: str) -> None:
+    if kind not in ("cpu", "cuda"):
         raise BackendUnavailable(
-            f"{name}: found {type(x).__module__.split('.')[0]} array on {device}, and no backend of this version works "
-            "there; move it to the CPU (torch: .cpu(), CuPy: .get())"
+            f"{name}: found {type(x).__module__.split('.')[0]} array on {kind}, and no backend works there; move it to "
+            "the CPU (torch: .cpu()) or to a CUDA device"
         )
 
 
@@ -211,6 +255,7 @@ def check_tensor(
             "native byte order"
         )
     fitting = COMPUTE_DTYPES[1:] if param.dtype == np.float64 else _STORED_DTYPES
+    check_device(arrays, names)
     for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
         expected = param.shape if shape is None or j <= max(read_only, 0) else shape
         if j < len(shapes) and shapes[j] is not None and array.dtype == np.uint8:
@@ -227,6 +272,22 @@ def check_tensor(
         if j == read_only:
             continue
         check_writable(array, name, "updated in place")
+
+
+def check_device(arrays: Sequence[Array], names: Sequence[str]) -> None:
+    """Whether arrays are on one device.
+
+    Raises
+    ------
+    ValueError
+        One is on another device than the first; both are named.
+    """
+    for array, name in zip(arrays, names, strict=True):
+        if array.place.device != arrays[0].place.device:
+            raise ValueError(
+                f"{name}: found an array on {array.place.device}, expected one on {arrays[0].place.device} as "
+                f"{names[0]} is"
+            )
 
 
 def check_writable(array: Array, name: str, purpose: str) -> None:
@@ -300,7 +361,7 @@ def _share_memory(a: Array, b: Array) -> bool:
 
 def replace_shape(array: Array, shape: tuple[int, ...]) -> Array:
     """A contiguous array's elements in another shape."""
-    return Array(array.owner, array.address, array.dtype, shape, None, array.device, array.locked)
+    return Array(array.owner, array.address, array.dtype, shape, None, array.place, array.locked)
 
 
 def row_stride(array: Array) -> int | None:

@@ -45,7 +45,7 @@ def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         for name, value in state.items():
             array = view(value, name) if hasattr(value, "dtype") else None
             bfloat16 = array is not None and array.dtype == BFLOAT16  # which files of arrays do not know
-            values = np.array(value) if array is None else array.numpy().copy()
+            values = np.array(value) if array is None else np.array(array.host())
             flat[f"state.{index}.{name}" + (_BFLOAT16 if bfloat16 else "")] = (
                 values.view(np.uint16) if bfloat16 else values
             )
@@ -150,7 +150,7 @@ def tensor_of(array: np.ndarray) -> Any:
 def numpy_of(tensor: Any) -> np.ndarray:
     """The same memory as a NumPy array, of bfloat16 too."""
     array = view(tensor.detach(), "tensor")
-    values = array.numpy()
+    values = array.host()
     return values.view(numpy_dtype(BFLOAT16)) if array.dtype == BFLOAT16 else values
 
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from . import settings
-from .arrays import Array, check_overlap, check_tensor, replace_shape, row_stride, runs_of
+from .arrays import CPU, Array, Place, check_device, check_overlap, check_tensor, replace_shape, row_stride, runs_of
 from .errors import BackendUnavailable
 from .rules import MAX_COPIES, Rule
 from .storage import BLOCK, BLOCK_BYTES, CODES, Precision, Storage, block_bytes, code_of, compute_dtype
 
-_MODULES = {"native": "native", "numba": "numba_cpu"}
+_MODULES = {"native": "native", "numba": "numba_cpu", "numba-cuda": "numba_cuda"}
 
 
 class Runner(Protocol):
@@ -73,14 +73,17 @@ class Parameters:
 
 @dataclass
 class Rows:
-    """Which rows of a parameter a gradient is of: lookup i is of row ``indices[i]``."""
+    """Which rows of a parameter a gradient is of: lookup i is of row ``indices[i]``.
+
+    The tables are NumPy's on the CPU, and on a CUDA device `fastopt.arrays.Array`.
+    """
 
     count: int  # of the parameter's rows
     width: int  # elements of a row
-    indices: np.ndarray  # int32 or int64 [lookups]
+    indices: Any  # int32 or int64 [lookups]
     duplicates: int  # the place in DUPLICATES
-    source: np.ndarray | None = None  # int64 [lookups]: the gradient's row that each has; None: its own
-    weights: np.ndarray | None = None  # of the job's dtype, [lookups]
+    source: Any = None  # int64 [lookups]: the gradient's row that each has; None: its own
+    weights: Any = None  # of the job's dtype, [lookups]
 
 
 #: What several lookups of one row can mean.
@@ -106,6 +109,7 @@ class Job:
     rows: Rows | None = None
     storage: Storage | None = None  # None: every array is of the dtype
     elements: np.ndarray | None = None  # int64 [runs]: the number of the run's first element, where storage needs it
+    place: Place = CPU  # of the first parameter
 
     @property
     def codes(self) -> tuple[int, ...]:
@@ -140,13 +144,15 @@ class Job:
             self.rows,
             self.storage,
             None if self.elements is None else self.elements[runs],
+            self.place,
         )
 
     def gradients(self) -> Gradients:
         """Its gradients alone."""
         dtype = _DTYPES[self.codes[1]]
         strides = np.full_like(self.addresses, dtype.itemsize, np.int64) if self.strides is None else self.strides
-        return Gradients(dtype, self.addresses[:, 1:2].copy(), strides[:, 1:2].copy(), self.offsets, self.owners)
+        tables = self.addresses[:, 1:2].copy(), strides[:, 1:2].copy()
+        return Gradients(dtype, *tables, self.offsets, self.owners, self.place)
 
 
 @dataclass
@@ -158,6 +164,7 @@ class Gradients:
     strides: np.ndarray
     offsets: np.ndarray
     owners: list[Any] = field(repr=False)
+    place: Place = CPU
 
 
 _DTYPES: dict[int, np.dtype] = {code: dtype for dtype, code in CODES.items()}
@@ -236,8 +243,9 @@ def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str)
         raise ValueError(f"{name}: found shape {array.shape}, expected {(copies, *shape)}, one for each beta")
     stride = array.strides[0]
     strides = None if array.dense else array.strides[1:]
+    owners = array.owner if isinstance(array.owner, np.ndarray) else [array.owner] * copies
     return [
-        Array(array.owner[k], array.address + k * stride, array.dtype, shape, strides, locked=array.locked)
+        Array(owners[k], array.address + k * stride, array.dtype, shape, strides, array.place, array.locked)
         for k in range(copies)
     ]
 
@@ -261,7 +269,7 @@ def make_jobs(
     Raises
     ------
     TypeError, ValueError
-        As `fastopt.arrays.check_tensor`, `fastopt.arrays.check_overlap` and `RowSparse.check`.
+        As `fastopt.arrays.check_tensor`, `check_device`, `check_overlap` and `RowSparse.check`.
     """
     dense: dict[tuple[int, np.dtype, Storage | None], list[tuple[Tensor, Sequence[str]]]] = {}
     sparse: list[Job] = []
@@ -279,6 +287,7 @@ def make_jobs(
             arrays, rows = check_rows(rule, arrays, labels)
             sparse.append(make_row_job(parameters[tensor.which], tensor._replace(arrays=arrays), rows))
         checked.append(arrays)
+    check_device([arrays[0] for arrays in checked], [labels[0] for labels in names])
     check_overlap(
         [a for arrays in checked for a in arrays],
         [name for labels in names for name in labels],
@@ -328,7 +337,9 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     check_tensor([param, *arrays[states:]], [names[0], *names[states:]], read_only=-1)
     if isinstance(gradient, Array):
         check_tensor([param, gradient], names[:2])
-        every = np.arange(param.shape[0])
+        every: Any = np.arange(param.shape[0])
+        if param.place.kind == "cuda":  # at no address: they are their own numbers
+            every = Array(None, 0, every.dtype, every.shape, None, param.place)
         values, rows = gradient, Rows(param.shape[0], math.prod(param.shape[1:]), every, DUPLICATES.index("sum"))
     else:
         values, rows = gradient.check(param, names)
@@ -347,13 +358,14 @@ def make_row_job(parameters: Parameters, tensor: Tensor, rows: Rows) -> Job:
         compute_dtype(arrays[0].dtype),
         np.array([[a.address for a in arrays]], np.uint64),
         np.array([[row_stride(a) for a in arrays]], np.int64),
-        np.array([0, len(rows.indices) * rows.width]),
+        np.array([0, rows.indices.size * rows.width]),
         np.zeros(1, np.int32),
         np.array([tensor.parameter], np.int32),
         [a.owner for a in arrays],
         rows,
         _storage(parameters, tensor, arrays),
         np.array([tensor.element]),
+        arrays[0].place,
     )
 
 
@@ -381,7 +393,8 @@ def _make_job(
                     f"{labels[0]}, whose strides are {tensor.arrays[0].strides}: its states are in blocks of neighbours"
                 )
     owners = [a.owner for tensor in tensors for a in tensor.arrays]
-    return Job(parameters, dtype, addresses, strides, offsets, tensor_of, parameter, owners, None, storage, elements)
+    table = addresses, strides, offsets, tensor_of, parameter, owners
+    return Job(parameters, dtype, *table, None, storage, elements, tensors[0].arrays[0].place)
 
 
 def _table(
@@ -422,6 +435,7 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradients]:
     """Tables arrays that are to be read only, one table for each dtype."""
     kinds: dict[np.dtype, list[list[Array]]] = {}
+    check_device(arrays, names)
     for array, name in zip(arrays, names, strict=True):
         if array.dtype not in CODES:
             raise TypeError(
@@ -434,7 +448,8 @@ def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradie
         addresses, strides, offsets, _ = _table(members)
         if strides is None:
             strides = np.full(addresses.shape, dtype.itemsize, np.int64)
-        tables.append(Gradients(dtype, addresses, strides, offsets, [array.owner for (array,) in members]))
+        owners = [array.owner for (array,) in members]
+        tables.append(Gradients(dtype, addresses, strides, offsets, owners, arrays[0].place))
     return tables
 
 
@@ -444,8 +459,6 @@ def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradie
 @cache
 def _import(name: str) -> Any:
     """The backend's module, or the `BackendUnavailable` that says why there is none."""
-    if name not in _MODULES:
-        return BackendUnavailable("not in this version of fastopt; CPU arrays have the backends native and numba")
     try:
         return importlib.import_module(f"fastopt.backends.{_MODULES[name]}")
     except BackendUnavailable as reason:
@@ -466,13 +479,26 @@ def load_backend(name: str) -> Backend:
     return found
 
 
-def choose_backend(name: str | None) -> Backend:
-    """The backend asked for by the call, else for the process, else the first that is available for CPU arrays."""
-    name = check = settings.check_backend("backend", name) or settings.get_backend()
-    if check is None:
-        name = "numba" if isinstance(_import("native"), BackendUnavailable) else "native"
-    assert name is not None
-    return load_backend(name)
+def choose_backend(name: str | None, place: Place = CPU) -> Backend:
+    """The backend asked for by the call, else for the process, else the first that is available for arrays there.
+
+    Raises
+    ------
+    ValueError
+        The one asked for is not for arrays there.
+    BackendUnavailable
+        It is not available, or none is.
+    """
+    chosen = settings.check_backend("backend", name) or settings.get_backend()
+    on_cuda = place.kind == "cuda"
+    if chosen is None:
+        cpu = "numba" if isinstance(_import("native"), BackendUnavailable) else "native"
+        chosen = "numba-cuda" if on_cuda else cpu
+    backend = load_backend(chosen)
+    if (chosen == "numba-cuda") != on_cuda:
+        expected = "'numba-cuda'" if on_cuda else "'native' or 'numba'"
+        raise ValueError(f"backend: found {chosen!r}, expected {expected} for arrays on {place.device}")
+    return backend
 
 
 def available_backends() -> Mapping[str, str]:

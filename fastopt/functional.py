@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from . import settings
-from .arrays import Array, view
-from .dispatch import Backend, Parameters, Runner, Tensor, choose_backend, hyper_row, make_jobs, split_copies
+from .arrays import CPU, Array, view
+from .dispatch import Parameters, Runner, Tensor, choose_backend, hyper_row, make_jobs, split_copies
 from .optimizers import check_scale
 from .rules import RULES, Rule
 from .sparse import view_gradient
@@ -30,7 +30,7 @@ class _Bound:
 
     __slots__ = ("_hyper", "_keys", "_parameters", "_runner", "_single", "_steps", "refs", "rule")
 
-    def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: Backend) -> None:
+    def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: str | None) -> None:
         self.rule = rule
         self._keys = tuple(name for name in rule.hyper if name not in rule.initial.values())
         row = hyper_row(rule, dict(zip(self._keys, values, strict=True)))
@@ -57,7 +57,8 @@ class _Bound:
             tensors.append(Tensor(0, i, tensor))
             names.append(called)
         jobs = make_jobs([self._parameters], tensors, names)
-        self._runner: Runner = backend.prepare(jobs)
+        place = tensors[0].arrays[0].place if tensors else CPU
+        self._runner: Runner = choose_backend(backend, place).prepare(jobs)
         for job in jobs:
             job.owners.clear()  # the caller holds them
         self.refs: list[Any] = []
@@ -155,7 +156,7 @@ def _update(
                 bound = None
     if bound is None:
         _check_step(step)
-        bound = _Bound(rule, arrays, values, choose_backend(backend))
+        bound = _Bound(rule, arrays, values, backend)
         if members and all(type(array) is np.ndarray for array in members):
             _remember(key, bound, members)
     bound.run(step, values, grad_scale, limit, scalars)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import settings
-from .arrays import BFLOAT16, Array
+from .arrays import BFLOAT16, CPU, Array, Place
 from .dispatch import Backend, Gradients, choose_backend, make_gradients
 from .sparse import RowSparse, view_gradient
 
@@ -25,6 +25,11 @@ def _gradients(grads: Any) -> tuple[list[Array | RowSparse], list[str]]:
         items = [("grads", grads)]
     items = [(name, grad) for name, grad in items if grad is not None]
     return [view_gradient(grad, name) for name, grad in items], [name for name, _ in items]
+
+
+def _place_of(grads: Sequence[Array | RowSparse]) -> Place:
+    """Where gradients are."""
+    return next((grad.values.place if isinstance(grad, RowSparse) else grad.place for grad in grads), CPU)
 
 
 def tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list[Gradients | RowSparse]:
@@ -116,7 +121,8 @@ def global_norm(grads: Any, *, backend: str | None = None, threads: int | None =
         An array is on a device without a backend.
     """
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
-    return norm_of(tables_of(*_gradients(grads)), choose_backend(backend), limit)
+    gradients, names = _gradients(grads)
+    return norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
 
 
 def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, threads: int | None = None) -> float:
@@ -150,7 +156,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
         if array.locked:
             raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is scaled in place")
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
-    norm = norm_of(tables_of(gradients, names), choose_backend(backend), limit)
+    norm = norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
     factor = clip_factor(norm, max_norm)
     if factor != 1:
         for array in arrays:

@@ -17,7 +17,18 @@ import numpy as np
 
 from . import settings
 from .arguments import ARGUMENTS, EXECUTION, FILES, Arguments, read_call
-from .arrays import COMPUTE_DTYPES, Array, address_of, check_overlap, check_tensor, check_zeroed, dtype_name, view
+from .arrays import (
+    COMPUTE_DTYPES,
+    CPU,
+    Array,
+    address_of,
+    check_device,
+    check_overlap,
+    check_tensor,
+    check_zeroed,
+    dtype_name,
+    view,
+)
 from .checkpoint import group_from_torch, numpy_of, state_from_torch, tensor_of
 from .dispatch import (
     Gradients,
@@ -34,7 +45,7 @@ from .dispatch import (
 from .norms import scale_of
 from .rules import REQUIRED, Rule
 from .sparse import RowSparse, as_row_sparse, floats_of
-from .storage import ZERO_GRADS, block_bytes, blocks_of, new_array, numpy_dtype, values_of
+from .storage import ZERO_GRADS, assign, block_bytes, blocks_of, new_array, numpy_dtype, set_to_zero, values_of
 
 
 class ParamGroup(UserDict):
@@ -143,7 +154,7 @@ class Plan:
         if zero_grads:
             for table in self._tables:
                 if isinstance(table, RowSparse):
-                    table.values.numpy()[...] = 0
+                    set_to_zero(table.values)
 
     def _stream(self, runner: Runner, grad_scale: float, threads: int) -> None:
         """A step over states in files."""
@@ -282,7 +293,10 @@ class Optimizer:
         for array, name in zip(self._views, self._names, strict=True):
             check_tensor([array], [name])
             self._precision.check(array, name)
+        check_device(self._views, self._names)
         check_overlap(self._views, self._names, [True] * len(self._views))
+        self._place = self._views[0].place if self._views else CPU
+        self._backend()
         self._steps = np.zeros(len(self._params), np.int64)
         self._elements = self._precision.elements([array.size for array in self._views])
         self._make_groups(groups, call.options)
@@ -393,7 +407,7 @@ class Optimizer:
                 value = self._initial(i, name, dtype)
                 state[name] = new_array(self._params[i], param, dtype, shape, value if np.isscalar(value) else 0)
                 if not np.isscalar(value):
-                    state[name][...] = value
+                    assign(state[name], value)
             self.state.append(state)
             views = [(view(state[name], name), name) for name in kinds[i]]
             self._state_views.append(_by_copy(rule, copies[i], views, param))
@@ -411,7 +425,7 @@ class Optimizer:
         if dtype != np.uint8 or value == 0.0:
             return value
         blocks = blocks_of(np.full(self._views[i].size, value), name in rule.positive)
-        return blocks if isinstance(self._params[i], np.ndarray) else sys.modules["torch"].from_numpy(blocks)
+        return sys.modules["torch"].from_numpy(blocks) if hasattr(self._params[i], "detach") else blocks
 
     def _open_files(self, directory: Any, memory: int | None, kinds: Sequence[Mapping[str, Any]]) -> Any:
         """The files of states, begun anew or resumed."""
@@ -486,7 +500,7 @@ class Optimizer:
         if array.dtype != np.uint8:
             return floats_of(array).copy()
         positive = name in self._rules[self._group_of[i]].positive
-        rows = array.numpy().reshape(-1, block_bytes(param.size))
+        rows = array.host().reshape(-1, block_bytes(param.size))
         values = np.concatenate([values_of(row, positive, param.size) for row in rows])
         copies = array.shape[:-1]
         whole = values.reshape(*copies, *(param.shape[axis] for axis in param.order))
@@ -496,7 +510,7 @@ class Optimizer:
     # ---- steps ----
 
     def _backend(self) -> Any:
-        return choose_backend(self._backend_name)
+        return choose_backend(self._backend_name, self._place)
 
     def bind(self, grads: Any) -> Plan:
         """Checks gradients once, for any number of steps from the same arrays.
@@ -700,7 +714,7 @@ class Optimizer:
         """Sets a state, wherever it is."""
         own = self.state[i][name]
         if self._files is None or not own.ndim:
-            own[...] = value
+            assign(own, value)
         else:
             self._files.write(i, name, numpy_of(value) if hasattr(value, "detach") else value)
 
@@ -749,7 +763,7 @@ def _by_copy(rule: Rule, copies: int, views: Sequence[tuple[Array, str]], param:
 
 def _loaded(value: Any, own: Any, where: str) -> Any:
     """A saved state, if it fits where it is to go."""
-    value = numpy_of(value) if hasattr(value, "detach") and isinstance(own, np.ndarray) else value
+    value = numpy_of(value) if hasattr(value, "detach") and not hasattr(own, "detach") else value
     shape = tuple(np.shape(value))
     if shape != tuple(own.shape):
         raise ValueError(f"state_dict['state']{where}: found shape {shape}, expected {tuple(own.shape)}")
@@ -847,7 +861,7 @@ def _documentation(arguments: Arguments) -> str:
         "Parameters",
         "----------",
         "params : array, sequence, mapping, or list of group dicts",
-        "    float32, float64, bfloat16 (``ml_dtypes`` or torch) or float16 arrays on the CPU, updated in place.",
+        "    float32, float64, bfloat16 (``ml_dtypes`` or torch) or float16 arrays, of one device, updated in place.",
     ]
     for key, meaning in arguments.meanings().items():
         default = arguments.defaults[key]

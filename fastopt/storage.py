@@ -235,6 +235,8 @@ def new_array(like: Any, array: Array, dtype: np.dtype, shape: tuple[int, ...], 
 
     Raises
     ------
+    MemoryError
+        There is too little memory. (torch's own error is a RuntimeError.)
     ModuleNotFoundError
         NumPy's bfloat16 is needed, which ml_dtypes brings.
     """
@@ -248,12 +250,34 @@ def new_array(like: Any, array: Array, dtype: np.dtype, shape: tuple[int, ...], 
             else like.new_full(shape, value, dtype=kind)
         )
     real = numpy_dtype(dtype)
+    if array.place.kind == "cuda":
+        from .backends import numba_cuda
+
+        return numba_cuda.new_array(like, array, real, shape, value)
     # np.zeros takes fresh pages, zeroed when first touched; an order is kept where full_like can keep it.
     if value == 0 and (array.dense or shape != array.shape):
         return np.zeros(shape, real)
     if shape != array.shape:
         return np.full(shape, value, real)
     return np.full_like(array.numpy(), value, real, subok=False)
+
+
+def assign(own: Any, value: Any) -> None:
+    """Writes all elements of an array that `new_array` made: a number, or an array of any kind."""
+    if isinstance(own, np.ndarray) or hasattr(own, "detach"):
+        own[...] = value
+        return
+    from .backends import numba_cuda
+
+    numba_cuda.assign(own, value)
+
+
+def set_to_zero(array: Array) -> None:
+    """Sets all elements of an array to zero."""
+    if array.place.kind == "cpu":
+        array.numpy()[...] = 0
+    else:
+        assign(array.owner.detach() if hasattr(array.owner, "detach") else array.owner, 0)
 
 
 def numpy_dtype(dtype: np.dtype) -> np.dtype:

@@ -14,6 +14,7 @@ torch's class of the same name. Tensors are updated where they are, never copied
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, compress
@@ -31,7 +32,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import norms, settings
 from .arguments import ARGUMENTS, EXECUTION, TorchArguments, read_call
-from .arrays import Array, check_overlap, check_tensor, check_zeroed, dtype_name, view
+from .arrays import CPU, Array, check_overlap, check_tensor, check_zeroed, dtype_name, view
 from .checkpoint import torch_state_dict
 from .dispatch import (
     Gradients,
@@ -48,7 +49,7 @@ from .dispatch import (
 )
 from .rules import REQUIRED, Rule
 from .sparse import RowSparse, as_row_sparse
-from .storage import ZERO_GRADS, blocks_of, new_array
+from .storage import ZERO_GRADS, blocks_of, new_array, set_to_zero
 
 try:
     increment_version([])
@@ -64,7 +65,7 @@ _grad = attrgetter("grad")
 
 # What torch's classes have beside hyper-parameters: how torch computes, which fastopt takes no notice of, ...
 _EXECUTION = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
-# ... and what of it would need another update than the one in place.
+# ... and why some of it cannot be had: ever, or on the CPU.
 _REFUSED = {
     "differentiable": "the update is done in place and autograd does not see it",
     "capturable": "CUDA graphs record no update on the CPU",
@@ -112,7 +113,7 @@ class Optimizer(torch.optim.Optimizer):
         try:
             if group.get("base_lr", 0) is None:
                 group["base_lr"] = float(group["lr"])
-            self._check_group(group)
+            self._check_group(group, group["params"])
             self._check_params()
         except BaseException:
             self.param_groups.pop()
@@ -123,11 +124,17 @@ class Optimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 self._complete_state(p, rule, 1, group)
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
+    def _check_group(self, group: Mapping[str, Any], params: Sequence[torch.Tensor]) -> None:
+        on_cuda = all(p.is_cuda for p in params)
         for flag, reason in _REFUSED.items():
-            if group.get(flag):
+            if group.get(flag) and not (flag == "capturable" and on_cuda):
                 raise ValueError(f"{flag}: found {group[flag]!r}, expected False: {reason}")
         self.arguments.row(self.arguments.rule(group), group)
+
+    @property
+    def _capturable(self) -> bool:
+        """Whether CUDA graphs may record steps, for which their number is kept on the device."""
+        return any(group.get("capturable") for group in self.param_groups)
 
     def _check_params(self) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
@@ -143,6 +150,10 @@ class Optimizer(torch.optim.Optimizer):
             check_tensor([array], [label])
             self._precision.check(array, label)
         check_overlap(views, labels, [True] * len(views))
+        if len({bool(group.get("capturable")) for group in self.param_groups}) > 1:
+            raise ValueError("capturable: found True and False, expected the same in all groups")
+        if views:
+            choose_backend(self._backend_name, views[0].place)
 
     def _labels(self) -> list[str]:
         """What error messages call the parameters: by their names, where they have some."""
@@ -178,7 +189,7 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             initial = float(group.get(rule.initial.get(name, ""), 0.0))
             if dtype == np.uint8:
-                state[name] = torch.zeros(shape, dtype=torch.uint8)
+                state[name] = torch.zeros(shape, dtype=torch.uint8, device=p.device)
                 if initial:
                     state[name][...] = torch.from_numpy(blocks_of(np.full(param.size, initial), name in rule.positive))
             else:
@@ -246,17 +257,27 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         scale = 1.0
         attributes = self.__dict__  # where GradScaler puts what is for this step
-        self.last_step_skipped = attributes.get("found_inf") is not None and bool(attributes["found_inf"])
+        amp = attributes.get("grad_scale"), attributes.get("found_inf")
+        capturable = self._capturable  # then nothing may wait for the device
+        self.last_step_skipped = not capturable and amp[1] is not None and bool(amp[1])
         if self.last_step_skipped:
             return loss
-        if attributes.get("grad_scale") is not None:
-            scale = 1.0 / float(attributes["grad_scale"])
-        backend = choose_backend(self._backend_name)
+        if amp[0] is not None and not capturable:
+            scale = 1.0 / float(amp[0])
+        params = self.param_groups[0]["params"] if self.param_groups else []
+        backend = choose_backend(self._backend_name, view(params[0], "params").place if params else CPU)
         bound = self._bound
         if bound is None or bound.backend is not backend or not bound.take(self):
+            if capturable and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "a CUDA graph is being captured before the first step with these tensors, which makes states: do "
+                    "one step before it"
+                )
             self._bound = None
             bound = _Bound(self, backend)
             self._bound = bound
+        if capturable:
+            bound.take_amp(*amp)
         bound.run(self, scale, self._threads or settings._threads, **how)
         return loss
 
@@ -323,14 +344,18 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"state_dict: found groups of {sizes} parameters, expected {expected}")
         states = {}
         for group, own in zip(groups, self.param_groups, strict=True):
-            self._check_group(group)
+            self._check_group(group, own["params"])
             rule = self.arguments.rule(group)
             copies = len(self.arguments.row(rule, group))
             for index, p in zip(group["params"], own["params"], strict=True):
                 saved = {key: x for key, x in incoming["state"].get(index, {}).items() if x is not None}
                 if saved:
                     self._check_saved(saved, p, rule, copies, f"state_dict['state'][{index}]")
-                    states[index] = {key: torch.as_tensor(x).clone() for key, x in saved.items()}
+                    here = self._precision.states(rule, view(p, "params"), copies)
+                    states[index] = {
+                        key: torch.as_tensor(x).to(p.device if key in here else None, copy=True)
+                        for key, x in saved.items()
+                    }
         return {**incoming, "state": states, "param_groups": groups}
 
     def _check_saved(self, saved: Mapping[str, Any], p: torch.Tensor, rule: Rule, copies: int, where: str) -> None:
@@ -372,24 +397,31 @@ class _Bound:
 
     def __init__(self, optimizer: Optimizer, backend: Any) -> None:
         self.backend = backend
+        self._optimizer = weakref.ref(optimizer)
         self._arguments = optimizer.arguments
         self._read = itemgetter(*optimizer.arguments.defaults)
         groups = optimizer.param_groups
         params = _params(groups)
         grads = [p.grad for p in params]
         group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
-        steps = torch.zeros(len(params), dtype=torch.int64)
+        self._capturable = optimizer._capturable
+        device = params[0].device if self._capturable else torch.device("cpu")
+        self._steps = steps = torch.zeros(len(params), dtype=torch.int64, device=device)
         sets: dict[tuple[str, int], Parameters] = {}
         self._groups: list[Parameters] = []  # the set of each
         for g, group in enumerate(groups):
-            rule = self._arguments.rule(group)
-            row = self._arguments.row(rule, group)
+            rule, row = self._rule_and_row(group)
             key = (rule.name, len(row))
             if key not in sets:
-                sets[key] = Parameters.of(rule, len(row), len(params), len(groups), steps.numpy())
+                counts = None if self._capturable else steps.numpy()
+                sets[key] = Parameters.of(rule, len(row), len(params), len(groups), counts)
                 sets[key].group[:] = group_of
             sets[key].hyper[g] = row
             self._groups.append(sets[key])
+        self._scalars = {
+            id(own): torch.from_numpy(own.scalars).to(device) if self._capturable else torch.from_numpy(own.scalars)
+            for own in sets.values()
+        }
         place = {id(parameters): k for k, parameters in enumerate(sets.values())}
         known = [
             grad is not None or not optimizer._has_state(p, self._groups[g].rule) or bool(optimizer.state.get(p))
@@ -407,9 +439,18 @@ class _Bound:
             check_tensor(arrays[i], own)
         tensors, self._names, self._precision = [], {}, optimizer._precision
         self._elements = self._precision.elements([p.numel() for p in params])
-        for i in members:  # once all have been checked, so that an error leaves no states behind
+        before = {p: dict(state) for p, state in optimizer.state.items()}
+        try:
+            for i in members:  # once all have been checked
+                parameters, group = self._groups[group_of[i]], groups[group_of[i]]
+                kept = steps, self._scalars[id(parameters)]
+                arrays[i] += _states(optimizer, i, params[i], parameters, group, *kept, labels[i])
+        except BaseException:  # there was no memory for all: then there are none
+            optimizer.state.clear()
+            optimizer.state.update(before)
+            raise
+        for i in members:
             parameters = self._groups[group_of[i]]
-            arrays[i] += _states(optimizer, i, params[i], parameters, groups[group_of[i]], steps, labels[i])
             tensors.append(Tensor.of(self._precision, place[id(parameters)], i, arrays[i], self._elements[i]))
             called = [f"a state of {labels[i]}"] * (len(arrays[i]) - 2)
             self._names[i] = [labels[i], f"the gradient of {labels[i]}", *called]
@@ -428,10 +469,31 @@ class _Bound:
             for x in (p if g is None or g.is_sparse else g for p, g in zip(params, grads, strict=True))
         ]
         self._where = _where(params, optimizer.state)
-        self._values = [_frozen(self._read(group)) for group in groups]
+        self._values = [_frozen(self._values_of(group)) for group in groups]
         self._present: list[bool] | None = []
         if not self.take(optimizer):
             raise RuntimeError("tensors moved while they were being checked")
+        self._take_rates(groups)
+
+    def _values_of(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        """A group's hyper-parameters; where they are instead, of those that are read on the device."""
+        values: tuple[Any, ...] = self._read(group)
+        if self._capturable:
+            values = tuple(x.data_ptr() if isinstance(x, torch.Tensor) and x.is_cuda else x for x in values)
+        return values
+
+    def _rule_and_row(self, group: Mapping[str, Any]) -> tuple[Rule, np.ndarray]:
+        """A group's rule, and its row of hyper-parameters."""
+        if self._capturable and isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda:
+            group = {**group, "lr": 0.0}  # it is read on the device
+        rule = self._arguments.rule(group)
+        return rule, self._arguments.row(rule, group)
+
+    def take_amp(self, scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
+        """Takes over where `torch.amp.GradScaler` has put its scale, and whether the step is to be skipped."""
+        for runner in filter(None, (self._runner, self._zeroing)):
+            runner.scale = 0 if scale is None else scale.data_ptr()  # type: ignore[attr-defined]
+            runner.skip = 0 if found_inf is None else found_inf.data_ptr()  # type: ignore[attr-defined]
 
     def take(self, optimizer: Optimizer) -> bool:
         """Takes over the gradients and hyper-parameters of this step; False where tensors must be checked anew."""
@@ -468,15 +530,24 @@ class _Bound:
     def _take_groups(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Takes over hyper-parameters that have changed; False where a group has another rule now."""
         for g, group in enumerate(groups):
-            values = self._read(group)
+            values = self._values_of(group)
             if values != self._values[g]:
-                rule, parameters = self._arguments.rule(group), self._groups[g]
-                row = self._arguments.row(rule, group)
+                parameters, (rule, row) = self._groups[g], self._rule_and_row(group)
                 if rule is not parameters.rule or len(row) != parameters.copies:
                     return False
                 parameters.hyper[g] = row
                 self._values[g] = _frozen(values)
+                self._take_rates(groups)
         return True
+
+    def _take_rates(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Tells where learning rates are that are read on the device."""
+        if self._capturable:
+            lrs = [group["lr"] for group in groups]
+            on_device = [isinstance(lr, torch.Tensor) and lr.is_cuda for lr in lrs]
+            rates = [(x.data_ptr(), x.element_size()) if own else (0, 0) for x, own in zip(lrs, on_device, strict=True)]
+            for runner in filter(None, (self._runner, self._zeroing)):
+                runner.rates[:] = rates  # type: ignore[attr-defined]
 
     def _select(self, present: list[bool] | None) -> None:
         """Makes ready for gradients of some parameters, or of all."""
@@ -489,8 +560,8 @@ class _Bound:
             (job.addresses[:, 1], place[job.parameter[job.tensor_of]], job.addresses[:, 1].copy()) for job in jobs
         ]
         self._selected = jobs
-        self._runner: Runner = self.backend.prepare(jobs)
         self._zeroing: Runner | None = None
+        self._runner: Runner = self._prepare(jobs)
         self._places = np.flatnonzero(chosen).tolist()
         self._stepped = [self._params[i] for i in self._places]
         chosen_layouts = list(compress(self._layouts, chosen.tolist()))
@@ -519,6 +590,8 @@ class _Bound:
             self._check_zeroed()
         runner, stepped = self._zeroing_runner() if zero_grads else self._runner, self._stepped
         if self._sparse:
+            if self._capturable:
+                raise ValueError(f"{self._names[self._sparse[0][0]][1]}: found a sparse one, expected none: capturable")
             rows = [self._row_job(i, grad) for i, grad in self._sparse]
             dense = self._zeroing_jobs() if zero_grads else self._selected
             runner = self.backend.prepare([*dense, *rows])
@@ -534,7 +607,7 @@ class _Bound:
         runner(scale, threads)
         if zero_grads:
             for _, grad in self._sparse:
-                grad.values.numpy()[...] = 0
+                set_to_zero(grad.values)
             stepped = [*stepped, *(p.grad for p in stepped if p.grad is not None)]
         increment_version(stepped)  # autograd shall know that they were changed in place
 
@@ -552,8 +625,17 @@ class _Bound:
     def _zeroing_runner(self) -> Runner:
         """The step that zeroes gradients too, made when it is first asked for."""
         if self._zeroing is None:
-            self._zeroing = self.backend.prepare(self._zeroing_jobs())
+            self._zeroing = self._prepare(self._zeroing_jobs())
+            optimizer = self._optimizer()
+            assert optimizer is not None  # it is what asks for this
+            self._take_rates(optimizer.param_groups)
         return self._zeroing
+
+    def _prepare(self, jobs: Sequence[Job]) -> Runner:
+        if not self._capturable:
+            return self.backend.prepare(jobs)
+        scalars = {key: own.data_ptr() for key, own in self._scalars.items()}
+        return self.backend.CapturableRunner(jobs, self._steps.data_ptr(), scalars)
 
     def _row_job(self, i: int, grad: RowSparse) -> Job:
         arrays, rows = self._check_rows(i, grad)
@@ -576,7 +658,7 @@ def _where(params: Sequence[torch.Tensor], state: Mapping[torch.Tensor, Any]) ->
 
 def _absent_like(param: Array) -> Array:
     """A stand-in for a gradient that is not there: one laid out as the parameter, at no address."""
-    return Array(None, 0, param.dtype, param.shape, None if param.dense else param.strides)
+    return Array(None, 0, param.dtype, param.shape, None if param.dense else param.strides, param.place)
 
 
 def _frozen(values: Any) -> tuple[Any, ...] | None:
@@ -593,6 +675,7 @@ def _states(
     parameters: Parameters,
     group: Mapping[str, Any],
     steps: torch.Tensor,
+    scalars: torch.Tensor,
     label: str,
 ) -> list[Array]:
     """A parameter's states as backends take them; its step count and scalars move to where backends advance them."""
@@ -601,12 +684,11 @@ def _states(
         return []
     begun = any(x is not None for x in optimizer.state[p].values())
     state = optimizer._complete_state(p, rule, parameters.copies, group)
-    steps[i] = int(state["step"]) if optimizer._counted else int(begun)
+    steps[i] = state["step"] if optimizer._counted else int(begun)
     if optimizer._counted:
         state["step"] = steps[i]
-    scalars = torch.from_numpy(parameters.scalars)
     for k, name in enumerate(rule.scalars):
-        scalars[i, k] = float(state[name])
+        scalars[i, k] = state[name]
         state[name] = scalars[i, k]
     split, param = [], view(p, label)
     for name in rule.states:
@@ -648,7 +730,7 @@ def _documentation(arguments: TorchArguments, signature: inspect.Signature) -> s
         "Parameters",
         "----------",
         "params : iterable of tensors, of (name, tensor) pairs, or of group dicts",
-        "    float32, float64, bfloat16 or float16 tensors on the CPU, updated in place.",
+        "    float32, float64, bfloat16 or float16 tensors, of one device, updated in place.",
     ]
     for key, parameter in list(signature.parameters.items())[1:]:
         said = "required" if parameter.default is REQUIRED else f"default {parameter.default!r}"

@@ -93,7 +93,10 @@ def test_runs_are_as_few_as_strides_allow():
 
 
 def test_no_backend_of_that_name():
+    assert fastopt.available_backends()["native"] == "available"
+    reason = fastopt.available_backends()["numba-cuda"]
+    if reason == "available":
+        pytest.skip("this machine has a CUDA device")
+    assert 'pip install "fastopt[cuda]"' in reason or "driver" in reason or "device" in reason
     with pytest.raises(fastopt.BackendUnavailable, match="numba-cuda"), fastopt.use_backend("numba-cuda"):
         pass
-    assert fastopt.available_backends()["native"] == "available"
-    assert fastopt.available_backends()["numba-cuda"] != "available"

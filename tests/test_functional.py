@@ -78,10 +78,15 @@ def test_kinds_of_arrays(tmp_path):
     data = np.ones(6, "f4")
     call(param=Exchanged(data), grad=Exchanged(np.ones(6, "f4")))
     np.testing.assert_array_equal(data, want)
-    with pytest.raises(fastopt.BackendUnavailable, match=r"param: .* on cuda:0.*move it to the CPU"):
-        call(param=Exchanged(data, (2, 0)))
+    if not has_cuda():
+        with pytest.raises(fastopt.BackendUnavailable, match=r"param: .* on a CUDA device; numba-cuda: no|not"):
+            call(param=Exchanged(data, (2, 0)))
     optimizer = fastopt.SGD([Exchanged(data)], lr=0.0)
     optimizer.step([np.ones(6, "f4")])
+
+
+def has_cuda():
+    return fastopt.available_backends()["numba-cuda"] == "available"
 
 
 class OnGpu:
@@ -120,7 +125,7 @@ BAD = {
     "none": ({"grad": None}, TypeError, "grad: found NoneType, expected an array"),
     "list among arrays": ({"grad": [np.ones(6, "f4")]}, TypeError, "grad: found a list, expected one array"),
     "array among lists": ({"param": [np.ones(6, "f4")]}, TypeError, "grad: found ndarray, expected a list"),
-    "gpu": ({"param": OnGpu()}, fastopt.BackendUnavailable, "param: .*cuda.*CPU"),
+    "gpu": ({"param": OnGpu()}, (fastopt.BackendUnavailable, TypeError), "param: found a tests array"),
     "step 0": ({"step": 0}, ValueError, "step: found 0, expected an integer >= 1"),
     "step 1.5": ({"step": 1.5}, TypeError, "step: found 1.5 of type float"),
     "negative lr": ({"lr": -0.1}, ValueError, "lr: found -0.1, expected a finite number >= 0"),
@@ -137,7 +142,7 @@ BAD = {
         ValueError,
         "backend: found 'gpu', expected one of auto, native, numba, numba-cuda",
     ),
-    "missing backend": ({"backend": "numba-cuda"}, fastopt.BackendUnavailable, "numba-cuda"),
+    "missing backend": ({"backend": "numba-cuda"}, (fastopt.BackendUnavailable, ValueError), "numba-cuda"),
     "threads": ({"threads": 0}, ValueError, "threads: found 0, expected an integer >= 1"),
     "unknown": ({"learning_rate": 0.1}, TypeError, "learning_rate"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,12 +94,13 @@ def _rows(rows: Rows) -> Any:
 
 
 class _Runner:
-    __slots__ = ("_count", "_grad_scale", "_jobs", "_keep", "_threads")
+    __slots__ = ("_count", "_grad_scale", "_jobs", "_keep", "_threads", "folded")
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._count = len(jobs)
         self._jobs = ffi.new("fastopt_job[]", len(jobs))
         self._keep: list[Any] = [jobs]
+        self.folded: list[tuple[np.ndarray, np.ndarray]] = []  # of each job, coefficients and the tensors' rows there
         self._grad_scale = 1.0
         self._threads = 1
         for c, job in zip(self._jobs, jobs, strict=True):
@@ -106,7 +108,7 @@ class _Runner:
             width = parameters.copies * (3 + len(rule.coefficients))
             coefficients = np.empty((len(job.parameter), width))
             row_of = np.empty(len(job.parameter), np.int32)
-            self._keep += [coefficients, row_of]
+            self.folded.append((coefficients, row_of))
             c.rule = lib.fastopt_find_rule(rule.name.encode())
             c.dtype = CODES[job.dtype]
             c.copies = parameters.copies
@@ -166,6 +168,26 @@ class _Runner:
 
 
 prepare = _Runner
+
+
+class Folder:
+    """The first part of steps that another backend does: advances step counts and folds."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._runner = _Runner([self._without_arrays(job) for job in jobs])
+
+    @staticmethod
+    def _without_arrays(job: Job) -> Job:
+        none = np.empty(0, np.int64)
+        if job.rows is not None and job.parameters.rule.by_row:
+            return replace(job, rows=replace(job.rows, indices=none, source=None, weights=None), storage=None)
+        tables: dict[str, Any] = {"addresses": job.addresses[:0], "offsets": np.zeros(1, np.int64)}
+        return replace(job, **tables, strides=None, elements=None, rows=None, storage=None)
+
+    def __call__(self, grad_scale: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each job, the coefficients, in float64, and which row of them each tensor has."""
+        self._runner(grad_scale, 1)
+        return self._runner.folded
 
 
 def square_sums(grads: Gradients, threads: int) -> np.ndarray:

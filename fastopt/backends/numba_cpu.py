@@ -695,12 +695,29 @@ def _run_rows(job: Job, stored: numba_tiles.Stored | None, own: np.ndarray, thre
 
 
 def advance(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Advances the tensors' step counts and scalars, and folds coefficients.
+    """Advances step counts and folds, for the job's kernel.
 
     Returns
     -------
     coefficients : numpy.ndarray, of the job's dtype, shape (rows, copies, 3 + coefficients)
         The distinct ones; of shape (rows, 1, 3 + copies*coefficients) where the kernel has copies fused.
+    row_of : numpy.ndarray, int32, shape (tensors,)
+        The row of each tensor.
+    """
+    folded, row_of = fold_rows(job, grad_scale)
+    coefficients = folded.astype(job.dtype)
+    if _fused(job) > 1:
+        coefficients = np.concatenate([coefficients[:, :1, :3], coefficients[:, :, 3:].reshape(len(folded), 1, -1)], 2)
+    return coefficients, row_of
+
+
+def fold_rows(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Advances the tensors' step counts and scalars, and folds coefficients.
+
+    Returns
+    -------
+    coefficients : numpy.ndarray, float64, shape (rows, copies, 3 + coefficients)
+        The distinct ones.
     row_of : numpy.ndarray, int32, shape (tensors,)
         The row of each tensor.
     """
@@ -725,10 +742,7 @@ def advance(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
             after.append(advanced)
         row_of[i] = rows[key]
         parameters.scalars[at] = after[rows[key]]
-    coefficients = np.array(folded).astype(job.dtype)
-    if _fused(job) > 1:
-        coefficients = np.concatenate([coefficients[:, :1, :3], coefficients[:, :, 3:].reshape(len(folded), 1, -1)], 2)
-    return coefficients, row_of
+    return np.array(folded), row_of
 
 
 value: Any = None

@@ -249,12 +249,16 @@ class Rule:
 
     def prologue_coefficients(self, row: Any, grad_scale: float) -> tuple[float, float, float]:
         """The coefficients of the prologue, from a row of hyper-parameters."""
-        lr, weight_decay, decoupled, maximize = row[0], row[1], row[2], row[3]
-        return (-grad_scale if maximize else grad_scale), weight_decay, 1.0 - lr * decoupled
+        return fold_prologue(row[0], row[1], row[2], row[3], grad_scale)
 
     def variant(self, name: str, optimizer: str, **changes: Any) -> Rule:
         """The same rule under another name, with other defaults."""
         return replace(self, name=name, optimizer=optimizer, **changes)
+
+
+def fold_prologue(lr, weight_decay, decoupled, maximize, grad_scale):
+    """The coefficients of the prologue."""
+    return (-grad_scale if maximize else grad_scale), weight_decay, 1.0 - lr * decoupled
 
 
 def prologue(p, g, grad_scale, weight_decay, decay):

@@ -1,0 +1,1 @@
+"""What the CUDA backend is made of; it is `fastopt.backends.numba_cuda`."""

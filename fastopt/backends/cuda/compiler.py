@@ -1,0 +1,390 @@
+"""Kernels compiled to PTX: once for each rule, storage and compute capability, and kept on disk.
+
+No GPU is needed for that. The PTX is compiled without contraction of multiplications and additions, so that what it
+computes has the bits that the CPU's has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import re
+import sys
+import tempfile
+import types as pytypes
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import llvmlite
+import numba
+import numba_cuda
+import numpy as np
+from numba import cuda
+from numba.cuda import dispatcher, types
+from numba.cuda.compiler import _compile_pyfunc_with_fixup
+from numba.cuda.cudadrv import nvvm
+from numba.cuda.np.numpy_support import from_dtype
+
+from ... import arrays, rules, storage
+from ...arrays import dtype_name
+from ...dispatch import DUPLICATES
+from ...storage import CODES, POSITIVE, SIGNED
+from .. import numba_storage
+from . import kernels, memory
+
+_NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: "signed8bit", POSITIVE: "positive8bit"}
+_BITS_16 = {code for dtype, code in CODES.items() if dtype.itemsize == 2}
+_device: Any = cuda.jit(device=True, forceinline=True)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The kernel that updates runs, for one rule and one way of storing arrays.
+
+    Attributes
+    ----------
+    kernel : str
+        The rule's, by `fastopt.rules.Rule.kernel`.
+    copies : int
+        Of its states.
+    dtype : numpy.dtype
+        In which it computes.
+    stored : tuple of int
+        How each array is stored, by `fastopt.storage.CODES`.
+    options : int
+        Of the storage.
+    strided, tabled : bool
+        Whether runs have a table of strides, and a table of coefficients.
+    """
+
+    kernel: str
+    copies: int
+    dtype: np.dtype
+    stored: tuple[int, ...]
+    options: int = 0
+    strided: bool = False
+    tabled: bool = False
+
+    @property
+    def rule(self) -> rules.Rule:
+        """A rule of that kernel."""
+        return next(rule for rule in rules.RULES.values() if rule.kernel == self.kernel)
+
+    @property
+    def width(self) -> int:
+        """Coefficients of a copy, with the prologue's."""
+        return 3 + len(self.rule.coefficients)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of coefficients in a table: a step before them, whole words."""
+        return 8 + -(-self.copies * self.width * self.dtype.itemsize // 8) * 8
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether a state is in blocks."""
+        return max(self.stored) >= SIGNED
+
+    @property
+    def lanes(self) -> int:
+        """Elements that a thread updates at a time: 16 bytes of the narrowest."""
+        narrow = self.in_blocks or not _BITS_16.isdisjoint(self.stored)
+        return 8 if narrow else 16 // self.dtype.itemsize
+
+    @property
+    def name(self) -> str:
+        """What profilers call it."""
+        kinds = "".join("_" + _NAMES[code] for code in self.stored)
+        more = f"_options{self.options}" * bool(self.options) + "_strided" * self.strided + "_tabled" * self.tabled
+        return f"fastopt_{self.kernel}{kinds}{more}"
+
+    def bindings(self) -> dict[str, Any]:
+        """What the kernel's capitals stand for."""
+        rule, real = self.rule, self.dtype.type
+        return {
+            "REAL": real,
+            "OWN": CODES[self.dtype],
+            "STORED": self.stored,
+            "ARRAYS": len(self.stored),
+            "OPTIONS": self.options,
+            "STATES": len(rule.states),
+            "COPIES": self.copies,
+            "COEFFICIENTS": ((real(0),) * self.width,) * self.copies,
+            "STRIDED": self.strided,
+            "TABLED": self.tabled,
+            "ROW_BYTES": self.row_bytes,
+            "IN_BLOCKS": self.in_blocks,
+            "update": rule.update,
+            "apply": kernels.APPLY[len(rule.states)],
+        }
+
+    def of_lanes(self, function: Callable[..., Any], lanes: int, aligned: bool) -> Any:
+        """A function of `kernels` that deals with so many elements at a time."""
+        names = {**self.bindings(), "LANES": lanes, "ALIGNED": aligned}
+        names["read_all"] = unrolled(kernels.read, names["ARRAYS"])
+        names["write_all"] = unrolled(kernels.write, names["ARRAYS"])
+        names["update_lanes"] = unrolled(kernels.update_lane, lanes)
+        return bound(function, names, {})
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        names = {
+            **self.bindings(),
+            "LANES": self.lanes,
+            "update_aligned": self.of_lanes(kernels.update_elements, self.lanes, True),
+            "update_any": self.of_lanes(kernels.update_elements, self.lanes if self.in_blocks else 1, False),
+        }
+        return rebound(kernels.update_runs, names, {})[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        real = from_dtype(self.dtype)
+        own = types.UniTuple(types.UniTuple(real, self.width), self.copies)
+        return types.void(*[types.int64] * 10, types.uint64, real, real, own)
+
+
+@dataclass(frozen=True)
+class RowUpdate(Update):
+    """The kernel that updates rows; of a rule of rows, `stored` ends with its state.
+
+    Attributes
+    ----------
+    duplicates : int
+        What several lookups of one row mean, by `fastopt.dispatch.DUPLICATES`.
+    """
+
+    duplicates: int = 0
+
+    @property
+    def name(self) -> str:
+        """What profilers call it."""
+        return f"{super().name}_rows_{DUPLICATES[self.duplicates]}"
+
+    @property
+    def elementwise(self) -> tuple[int, ...]:
+        """How arrays are stored that have a row's elements."""
+        return self.stored[:-1] if self.rule.by_row else self.stored
+
+    def bindings(self) -> dict[str, Any]:
+        """What the kernel's capitals stand for."""
+        names = {**super().bindings(), "ROWS": True, "DUPLICATES": self.duplicates}
+        names |= {"STORED": self.elementwise, "ARRAYS": len(self.elementwise)}
+        if self.rule.by_row:
+            names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": kernels.apply0}
+        return names
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        names = {
+            **self.bindings(),
+            "LANES": self.lanes,
+            "update_aligned": self.of_lanes(kernels.update_row_elements, self.lanes, True),
+            "update_any": self.of_lanes(kernels.update_row_elements, 1, False),
+            "square_of": self.of_lanes(kernels.square_of, 1, False),
+        }
+        return rebound(kernels.update_rows, names, {})[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        real = from_dtype(self.dtype)
+        own = types.UniTuple(types.UniTuple(real, self.width), self.copies)
+        return types.void(*[types.int64] * 12, types.uint64, real, real, own)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The kernel that counts steps and folds on the device.
+
+    Attributes
+    ----------
+    rule_name : str
+        The rule's.
+    update : Update
+        The kernel that it folds for, whose coefficients are in a table.
+    """
+
+    rule_name: str
+    update: Update
+
+    @property
+    def name(self) -> str:
+        """What profilers call it."""
+        return f"fastopt_fold_{self.rule_name}"
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        rule = rules.RULES[self.rule_name]
+        names = {
+            **self.update.bindings(),
+            "HYPER": (0.0,) * len(rule.row),
+            "KEPT": len(rule.scalars),
+            "WIDTH": self.update.width,
+            "fold": rule.fold,
+            "fold_row": kernels.FOLD_ROW[len(rule.scalars)],
+        }
+        return rebound(kernels.fold_steps, names, {})[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        return types.void(*[types.int64] * 10, types.float64)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A kernel that depends on no rule: its name in `kernels`, how many int64 it takes, what is bound in, and what its
+    name shall say of that.
+    """
+
+    function: str
+    arguments: int
+    names: tuple[tuple[str, Any], ...] = ()
+    of: str = ""
+
+    @property
+    def name(self) -> str:
+        """What profilers call it."""
+        return f"fastopt_{self.function}" + f"_{self.of}" * bool(self.of)
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        return rebound(getattr(kernels, self.function), dict(self.names), {})[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        return types.void(*[types.int64] * self.arguments)
+
+
+def squares_of(dtype: np.dtype) -> Plain:
+    """The kernel of sums of squares of floats of a dtype."""
+    real = np.float64 if dtype == np.float64 else np.float32
+    return Plain("square_sums", 7, (("REAL", real), ("STORED", (CODES[dtype],))), dtype_name(dtype))
+
+
+_shared: dict[Any, Any] = {}  # functions for the device that no name is bound in
+
+
+def bound(function: Callable[..., Any], names: Mapping[str, Any], made: dict[Any, Any]) -> Any:
+    """A function for the device, with other meanings for some global names of its own and of all that it calls.
+
+    `made` has what has been bound with these names already.
+    """
+    if function.__code__ in _shared:
+        return _shared[function.__code__]
+    if function.__code__ not in made:
+        own, own_names = rebound(function, names, made)
+        made[function.__code__] = _device(own)
+        if not own_names:
+            _shared[function.__code__] = made[function.__code__]
+    return made[function.__code__]
+
+
+def rebound(function: Callable[..., Any], names: Mapping[str, Any], made: dict[Any, Any]) -> tuple[Any, bool]:
+    """The same as Python, and whether any name is bound in it or in what it calls."""
+    found, depends = {}, False
+    for name in function.__code__.co_names:
+        value = names[name] if name in names else function.__globals__.get(name)
+        depends = depends or name in names
+        if isinstance(value, pytypes.FunctionType):
+            found[name] = bound(value, names, made)
+            depends = depends or value.__code__ not in _shared
+        elif value is not None:
+            found[name] = value
+    own = pytypes.FunctionType(function.__code__, {**function.__globals__, **found}, function.__name__)
+    own.__qualname__ = function.__name__
+    return own, depends
+
+
+def unrolled(function: Callable[..., Any], count: int) -> Any:
+    """A function that calls another so many times, with 0, 1, ... before its own arguments."""
+    arguments = ", ".join(list(inspect.signature(function).parameters)[1:])
+    calls = "".join(f"    one(int64({k}), {arguments})\n" for k in range(count))
+    namespace: dict[str, Any] = {"one": function, "int64": np.int64}
+    exec(f"def each({arguments}):\n{calls}", namespace)
+    return namespace["each"]
+
+
+@contextmanager
+def _for(capability: tuple[int, int]) -> Iterator[None]:
+    """Lets Numba compile for a compute capability without asking a device for its own."""
+    asked = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = asked
+
+
+def compile_ptx(function: Callable[..., Any], signature: Any, capability: tuple[int, int], name: str) -> str:
+    """The PTX of a kernel, under a name that people can read."""
+    with _for(capability):
+        library, _ = _compile_pyfunc_with_fixup(
+            function,
+            signature,
+            debug=False,
+            lineinfo=False,
+            device=False,
+            fastmath=False,
+            cc=capability,
+            opt=True,
+            abi="numba",
+            abi_info=None,
+            forceinline=False,
+            launch_bounds=None,
+            lto=False,
+        )
+    ptx = nvvm.compile_ir(library.llvm_strs, arch="compute_{}{}".format(*capability), opt=3, fma=False).decode()
+    ptx = re.sub(r"^\.common \.global .*NumbaEnv.*\n", "", ptx, flags=re.M)  # of Numba's own dispatcher
+    mangled = re.search(r"\.entry (\w+)\(", ptx)
+    assert mangled is not None
+    return ptx.replace(mangled[1], name)
+
+
+# ---- on disk ----
+
+
+def _sources() -> str:
+    modules = (kernels, memory, numba_storage, storage, arrays, *_rule_modules(), sys.modules[__name__])
+    versions = (numba.__version__, numba_cuda.__version__, llvmlite.__version__, np.__version__)
+    return "\n".join([*map(inspect.getsource, modules), *versions])
+
+
+def _rule_modules() -> list[pytypes.ModuleType]:
+    return [module for name, module in sorted(sys.modules.items()) if name.startswith(f"{rules.__name__}.")]
+
+
+@cache
+def _digest_of_sources() -> str:
+    return hashlib.sha256(_sources().encode()).hexdigest()
+
+
+def _places() -> Iterator[Path]:
+    """Where PTX may be kept: where Numba is told to, beside this file, in the user's cache."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(os.environ["NUMBA_CACHE_DIR"])
+    yield Path(__file__).parent / "__pycache__"
+    yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastopt"
+
+
+@cache
+def ptx_of(kind: Update | Fold | Plain, capability: tuple[int, int]) -> str:
+    """The PTX of a kernel: compiled the first time, and then kept on disk."""
+    key = f"{kind!r} {capability} {_digest_of_sources()}"
+    name = f"{kind.name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.ptx"
+    for place in _places():
+        with suppress(OSError):
+            return (place / name).read_text()
+    ptx = compile_ptx(kind.bound(), kind.signature(), capability, kind.name)
+    for place in _places():
+        with suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=place, suffix=".tmp", delete=False) as file:
+                file.write(ptx)
+            os.replace(file.name, place / name)  # whole or not at all, whoever else is at it
+            break
+    return ptx

@@ -1,0 +1,97 @@
+"""Global memory by address, for functions that Numba compiles for CUDA: all of fastopt's own instructions are here."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.cuda import types
+from numba.cuda.extending import intrinsic
+
+GLOBAL = 1  # the address space
+VECTOR = 16  # bytes that one instruction moves at most
+
+
+def _pointer(builder, address, ty):
+    return builder.inttoptr(address, ir.PointerType(ty, GLOBAL))
+
+
+@intrinsic
+def load(typing, address, like):
+    """The element at an address, of the type of `like`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load(_pointer(builder, args[0], context.get_data_type(signature.return_type)))
+
+    return like.dtype(types.int64, like), codegen
+
+
+@intrinsic
+def store(typing, address, value):
+    """Stores an element at an address."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(args[1], _pointer(builder, args[0], context.get_data_type(signature.args[1])))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
+@intrinsic
+def load_vector(typing, address, like):
+    """The 16 bytes at an address that is a multiple of 16, as a tuple of elements of the type of `like`.
+
+    Adjacent loads would not be joined, nor loads through arrays or records: only a load of a vector is.
+    """
+    count = VECTOR * 8 // like.dtype.bitwidth
+
+    def codegen(context, builder, signature, args):
+        vector = ir.VectorType(context.get_data_type(signature.return_type.dtype), count)
+        found = builder.load(_pointer(builder, args[0], vector), align=VECTOR)
+        word = ir.IntType(32)
+        elements = [builder.extract_element(found, word(k)) for k in range(count)]
+        return context.make_tuple(builder, signature.return_type, elements)
+
+    return types.UniTuple(like.dtype, count)(types.int64, like), codegen
+
+
+@intrinsic
+def store_vector(typing, address, elements):
+    """Stores a tuple of 16 bytes at an address that is a multiple of 16."""
+
+    def codegen(context, builder, signature, args):
+        kind = signature.args[1]
+        vector = ir.VectorType(context.get_data_type(kind.dtype), kind.count)
+        word, found = ir.IntType(32), ir.Constant(vector, ir.Undefined)
+        for k in range(kind.count):
+            found = builder.insert_element(found, builder.extract_value(args[1], k), word(k))
+        builder.store(found, _pointer(builder, args[0], vector), align=VECTOR)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, elements), codegen
+
+
+@intrinsic
+def load_tuple(typing, address, like):
+    """The elements at an address, as a tuple as `like` is: of elements, or of such tuples."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(32)
+
+        def load_from(pointer, kind, first):
+            if not isinstance(kind, types.UniTuple):
+                return builder.load(builder.gep(pointer, [word(first)]))
+            per = len(kind) and flat_count(kind.dtype)
+            parts = [load_from(pointer, kind.dtype, first + k * per) for k in range(len(kind))]
+            return context.make_tuple(builder, kind, parts)
+
+        kind = signature.return_type
+        while isinstance(kind, types.UniTuple):
+            kind = kind.dtype
+        pointer = _pointer(builder, args[0], context.get_data_type(kind))
+        return load_from(pointer, signature.return_type, 0)
+
+    return like(types.int64, like), codegen
+
+
+def flat_count(kind):
+    """How many elements a type of nested tuples has."""
+    return len(kind) * flat_count(kind.dtype) if isinstance(kind, types.UniTuple) else 1

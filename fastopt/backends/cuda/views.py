@@ -1,0 +1,112 @@
+"""Arrays on a CUDA device that are no torch tensors: CuPy's, Numba's, and others that speak a protocol."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from cuda.core.utils import StridedMemoryView
+
+from ...arrays import BFLOAT16, Array, Place
+from . import driver
+
+
+def view_cuda(x: Any, name: str) -> Array:
+    """The view of an array that speaks ``__cuda_array_interface__`` or DLPack. Nothing is copied, and no stream waits.
+
+    Raises
+    ------
+    TypeError
+        It is of a dtype that NumPy has not, or its memory is no device's.
+    """
+    library = type(x).__module__.partition(".")[0]
+    stream = 0
+    try:
+        if hasattr(x, "__cuda_array_interface__"):
+            interface = x.__cuda_array_interface__
+            (address, read_only), stream = interface["data"], interface.get("stream") or 0
+            shape, dtype, strides = tuple(interface["shape"]), np.dtype(interface["typestr"]), interface.get("strides")
+            device = driver.device_of_address(address)
+        else:
+            found = StridedMemoryView.from_dlpack(x, stream_ptr=-1)
+            address, read_only, device = int(found.ptr), found.readonly, found.device_id
+            shape, dtype, strides = tuple(found.shape), np.dtype(found.dtype), found.strides
+            strides = None if strides is None else tuple(s * dtype.itemsize for s in strides)
+    except (BufferError, NotImplementedError, TypeError, ValueError) as error:
+        raise TypeError(f"{name}: found a {library} array that cannot be viewed: {error}") from None
+    if "bfloat16" in (dtype.name, str(getattr(x, "dtype", ""))):
+        dtype = BFLOAT16
+    if strides is not None and _is_dense(shape, strides, dtype.itemsize):
+        strides = None
+    locked = "a read-only array" if read_only else ""
+    if library in ("jax", "jaxlib"):
+        locked = "a JAX array, which nothing may change"
+    place = Place(f"cuda:{device}", library if library == "cupy" else "", stream)
+    return Array(x, address or 0, dtype, shape, strides, place, locked)
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:
+    """Whether elements lie one behind the other, the last axis innermost."""
+    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if n != 1 and stride != step:
+            return 0 in shape
+        step *= n
+    return True
+
+
+def new_array(like: Any, array: Array, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> Any:
+    """A new array on the device of `like`, whose view is `array`: CuPy's if that is, else Numba's.
+
+    Raises
+    ------
+    MemoryError
+        There is too little memory on the device.
+    """
+    if array.place.library == "cupy":
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(array.place.number):
+            try:
+                return cupy.full_like(like, value, dtype) if shape == array.shape else cupy.full(shape, value, dtype)
+            except cupy.cuda.memory.OutOfMemoryError as error:
+                raise MemoryError(str(error)) from None
+    from numba import cuda
+
+    with cuda.gpus[array.place.number]:
+        try:
+            found = cuda.device_array(shape, dtype)
+        except cuda.cudadrv.driver.CudaAPIError as error:
+            raise MemoryError(str(error)) from None
+        if value == 0:
+            cuda.cudadrv.driver.device_memset(found, 0, found.nbytes)
+        else:
+            found.copy_to_device(np.full(shape, value, dtype))
+        return found
+
+
+def assign(own: Any, value: Any) -> None:
+    """Writes all elements of one of `new_array`'s arrays: of a number, or of an array here or there."""
+    from ...sparse import floats_of
+
+    if hasattr(value, "__cuda_array_interface__"):
+        value = floats_of(view_cuda(value, "value"))
+    values = np.empty(own.shape, own.dtype)
+    values[...] = value
+    if type(own).__module__.partition(".")[0] == "cupy":
+        own.set(values)
+    else:
+        own.copy_to_device(values)
+
+
+def to_host(array: Array) -> np.ndarray:
+    """A copy of an array's elements on the host, once they are there."""
+    low, high = array.extent()
+    memory = np.empty(high - low, np.uint8)
+    if memory.size:
+        driver.device_of(array.place.number).download(low, memory, driver.stream_of(array.place)())
+    first = memory[array.address - low :] if memory.size else memory
+    return (
+        np.ndarray(array.shape, array.dtype, first.data, 0, array.strides)
+        if memory.size
+        else np.empty(array.shape, array.dtype)
+    )
