@@ -479,6 +479,11 @@ def load_backend(name: str) -> Backend:
     return found
 
 
+def cpu_backend() -> str:
+    """The name of the first backend for CPU arrays that is available."""
+    return "numba" if isinstance(_import("native"), BackendUnavailable) else "native"
+
+
 def choose_backend(name: str | None, place: Place = CPU) -> Backend:
     """The backend asked for by the call, else for the process, else the first that is available for arrays there.
 
@@ -492,8 +497,7 @@ def choose_backend(name: str | None, place: Place = CPU) -> Backend:
     chosen = settings.check_backend("backend", name) or settings.get_backend()
     on_cuda = place.kind == "cuda"
     if chosen is None:
-        cpu = "numba" if isinstance(_import("native"), BackendUnavailable) else "native"
-        chosen = "numba-cuda" if on_cuda else cpu
+        chosen = "numba-cuda" if on_cuda else cpu_backend()
     backend = load_backend(chosen)
     if (chosen == "numba-cuda") != on_cuda:
         expected = "'numba-cuda'" if on_cuda else "'native' or 'numba'"

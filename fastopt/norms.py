@@ -10,8 +10,9 @@ import numpy as np
 
 from . import settings
 from .arrays import BFLOAT16, CPU, Array, Place
-from .dispatch import Backend, Gradients, choose_backend, make_gradients
+from .dispatch import Backend, Gradients, choose_backend, cpu_backend, load_backend, make_gradients
 from .sparse import RowSparse, view_gradient
+from .storage import compute_dtype
 
 EPS = 1e-6  # as torch's clip_grad_norm_
 
@@ -44,10 +45,14 @@ def norm_of(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: 
 
     A row that is named several times counts as the sum of its gradients.
     """
-    dense: list[Gradients] = []
+    sums = []
     for table in tables:
-        dense += make_gradients([table.coalesced().values], ["grads"]) if isinstance(table, RowSparse) else [table]
-    sums = [backend.square_sums(table, threads) for table in dense]
+        if not isinstance(table, RowSparse):
+            sums.append(backend.square_sums(table, threads))
+            continue
+        summed = table.coalesced().values  # of a gradient on a CUDA device, on the CPU
+        own = backend if summed.place == table.values.place else load_backend(cpu_backend())
+        sums += [own.square_sums(dense, threads) for dense in make_gradients([summed], ["grads"])]
     try:
         return math.sqrt(math.fsum(np.concatenate(sums).tolist())) if sums else 0.0
     except OverflowError:
@@ -159,10 +164,13 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
     norm = norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
     factor = clip_factor(norm, max_norm)
     if factor != 1:
-        for array in arrays:
-            if isinstance(array.owner, np.ndarray) or array.dtype != BFLOAT16:
-                values = array.numpy()
-                np.multiply(values, values.dtype.type(factor), out=values)
+        for array, name in zip(arrays, names, strict=True):
+            if array.place.kind == "cuda":
+                cuda: Any = load_backend("numba-cuda")
+                cuda.scale(*make_gradients([array], [name]), factor)
+            elif isinstance(array.owner, np.ndarray) or array.dtype != BFLOAT16:
+                values, compute = array.numpy(), compute_dtype(array.dtype)
+                np.multiply(values, compute.type(factor), out=values, dtype=compute, casting="unsafe")
             else:  # torch's bfloat16, which NumPy alone does not know
                 array.owner.detach().mul_(factor)
     return norm

@@ -189,7 +189,7 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             initial = float(group.get(rule.initial.get(name, ""), 0.0))
             if dtype == np.uint8:
-                state[name] = torch.zeros(shape, dtype=torch.uint8, device=p.device)
+                state[name] = p.new_zeros(shape, dtype=torch.uint8)
                 if initial:
                     state[name][...] = torch.from_numpy(blocks_of(np.full(param.size, initial), name in rule.positive))
             else:
@@ -351,10 +351,10 @@ class Optimizer(torch.optim.Optimizer):
                 saved = {key: x for key, x in incoming["state"].get(index, {}).items() if x is not None}
                 if saved:
                     self._check_saved(saved, p, rule, copies, f"state_dict['state'][{index}]")
-                    here = self._precision.states(rule, view(p, "params"), copies)
+                    beside = self._precision.states(rule, view(p, "params"), copies)  # on the parameter's device
                     states[index] = {
-                        key: torch.as_tensor(x).to(p.device if key in here else None, copy=True)
-                        for key, x in saved.items()
+                        key: _copy(x, p) if key in beside else x.clone()
+                        for key, x in ((key, torch.as_tensor(x)) for key, x in saved.items())
                     }
         return {**incoming, "state": states, "param_groups": groups}
 
@@ -405,8 +405,8 @@ class _Bound:
         grads = [p.grad for p in params]
         group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
         self._capturable = optimizer._capturable
-        device = params[0].device if self._capturable else torch.device("cpu")
-        self._steps = steps = torch.zeros(len(params), dtype=torch.int64, device=device)
+        like = params[0].detach() if self._capturable else torch.empty(0)
+        self._steps = steps = like.new_zeros(len(params), dtype=torch.int64)
         sets: dict[tuple[str, int], Parameters] = {}
         self._groups: list[Parameters] = []  # the set of each
         for g, group in enumerate(groups):
@@ -418,10 +418,9 @@ class _Bound:
                 sets[key].group[:] = group_of
             sets[key].hyper[g] = row
             self._groups.append(sets[key])
-        self._scalars = {
-            id(own): torch.from_numpy(own.scalars).to(device) if self._capturable else torch.from_numpy(own.scalars)
-            for own in sets.values()
-        }
+        self._scalars = {id(own): torch.from_numpy(own.scalars) for own in sets.values()}
+        if self._capturable:
+            self._scalars = {key: _copy(x, like) for key, x in self._scalars.items()}
         place = {id(parameters): k for k, parameters in enumerate(sets.values())}
         known = [
             grad is not None or not optimizer._has_state(p, self._groups[g].rule) or bool(optimizer.state.get(p))
@@ -659,6 +658,13 @@ def _where(params: Sequence[torch.Tensor], state: Mapping[torch.Tensor, Any]) ->
 def _absent_like(param: Array) -> Array:
     """A stand-in for a gradient that is not there: one laid out as the parameter, at no address."""
     return Array(None, 0, param.dtype, param.shape, None if param.dense else param.strides, param.place)
+
+
+def _copy(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor on another's device."""
+    copy = like.detach().new_empty(x.shape, dtype=x.dtype)
+    copy.copy_(x)
+    return copy
 
 
 def _frozen(values: Any) -> tuple[Any, ...] | None:

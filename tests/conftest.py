@@ -5,6 +5,9 @@ with `pytestmark = pytest.mark.stub_driver` therefore run in a fresh interpreter
 one for all tests of the file, as long as they follow one another. That child is told the tests one by one, and its
 reports are this process's. Should it crash, the test fails that ran then, and the next one gets a new child.
 `stub_driver(compute_capability=(7, 5))` chooses the device.
+
+With ``pytest --gpu`` they run on this machine's own CUDA device instead, and with them the tests marked `gpu`, which
+nothing but a device will do for.
 """
 
 import contextlib
@@ -26,7 +29,12 @@ _is_child = _channel >= 0
 _child: "_Child | None" = None
 
 
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="tests of CUDA run on this machine's device, not on a stub")
+
+
 def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device, and runs with --gpu")
     config.addinivalue_line("markers", "stub_driver(compute_capability): the file runs with the stub CUDA driver")
     if _is_child:
         with contextlib.suppress(driver.Unavailable):  # of which the fixture tells
@@ -74,7 +82,7 @@ def _end_child():
 def pytest_runtest_protocol(item, nextitem):
     global _child
     marker = item.get_closest_marker("stub_driver")
-    if _is_child or marker is None:
+    if _is_child or marker is None or item.config.option.gpu:
         return None
     if _child is None or _child.path != item.path:
         _end_child()
@@ -112,9 +120,31 @@ def pytest_runtestloop(session):
     return True
 
 
+class OwnGpu:
+    """This machine's device: of what the stub driver counts and keeps it has nothing."""
+
+    launches = ()
+    synchronizations = 0
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not config.option.gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device: pytest --gpu"))
+
+
 @pytest.fixture
-def gpu():
-    """The stub CUDA driver's device; what a launch raised, and the test did not ask for, is raised at the end."""
+def gpu(request):
+    """The stub CUDA driver's device, or this machine's with ``--gpu``.
+
+    What a launch raised, and the test did not ask for, is raised at the end.
+    """
+    if request.config.option.gpu:
+        from numba import cuda
+
+        yield OwnGpu()
+        cuda.synchronize()
+        return
     assert _is_child, "files that use the stub driver are marked stub_driver"
     try:
         found = driver.install(tuple(_capability))

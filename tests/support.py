@@ -115,7 +115,7 @@ def bits(arrays):
     out = []
     for a in arrays:
         a = np.ascontiguousarray(a)
-        if a.dtype.kind == "f":
+        if a.dtype.kind == "f" or a.dtype.name == "bfloat16":
             a = np.where(np.isnan(a), np.array(np.nan, a.dtype), a)
         out.append(a.view(f"u{a.itemsize}"))
     return out

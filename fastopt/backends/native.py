@@ -184,10 +184,10 @@ class Folder:
         tables: dict[str, Any] = {"addresses": job.addresses[:0], "offsets": np.zeros(1, np.int64)}
         return replace(job, **tables, strides=None, elements=None, rows=None, storage=None)
 
-    def __call__(self, grad_scale: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each job, the coefficients, in float64, and which row of them each tensor has."""
+    def __call__(self, grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+        """Of each job, rows of coefficients, in float64; which of them each tensor has; whether there are several."""
         self._runner(grad_scale, 1)
-        return self._runner.folded
+        return [(rows, row_of, bool(row_of[-1])) for rows, row_of in self._runner.folded]
 
 
 def square_sums(grads: Gradients, threads: int) -> np.ndarray:

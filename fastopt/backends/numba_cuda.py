@@ -24,9 +24,19 @@ if not _devices:
 
 from .cuda.graphs import CapturableRunner
 from .cuda.rows import find_bags
-from .cuda.runs import Runner, square_sums
+from .cuda.runs import Runner, scale, square_sums
 from .cuda.views import assign, new_array, to_host, view_cuda
 
 prepare = Runner
 
-__all__ = ["CapturableRunner", "assign", "find_bags", "new_array", "prepare", "square_sums", "to_host", "view_cuda"]
+__all__ = [
+    "CapturableRunner",
+    "assign",
+    "find_bags",
+    "new_array",
+    "prepare",
+    "scale",
+    "square_sums",
+    "to_host",
+    "view_cuda",
+]

@@ -34,7 +34,7 @@ from numba.cuda.np.numpy_support import from_dtype
 from ... import arrays, rules, storage
 from ...arrays import dtype_name
 from ...dispatch import DUPLICATES
-from ...storage import CODES, POSITIVE, SIGNED
+from ...storage import CODES, POSITIVE, SIGNED, compute_dtype
 from .. import numba_storage
 from . import kernels, memory
 
@@ -146,7 +146,7 @@ class Update:
         """The types of its arguments."""
         real = from_dtype(self.dtype)
         own = types.UniTuple(types.UniTuple(real, self.width), self.copies)
-        return types.void(*[types.int64] * 10, types.uint64, real, real, own)
+        return types.void(*integers(10), types.uint64, real, real, own)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class RowUpdate(Update):
         """The types of its arguments."""
         real = from_dtype(self.dtype)
         own = types.UniTuple(types.UniTuple(real, self.width), self.copies)
-        return types.void(*[types.int64] * 12, types.uint64, real, real, own)
+        return types.void(*integers(12), types.uint64, real, real, own)
 
 
 @dataclass(frozen=True)
@@ -232,17 +232,17 @@ class Fold:
 
     def signature(self) -> Any:
         """The types of its arguments."""
-        return types.void(*[types.int64] * 10, types.float64)
+        return types.void(*integers(10), types.float64)
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A kernel that depends on no rule: its name in `kernels`, how many int64 it takes, what is bound in, and what its
-    name shall say of that.
+    """A kernel that depends on no rule: its name in `kernels`, the types of its arguments, what is bound in, and what
+    its name shall say of that.
     """
 
     function: str
-    arguments: int
+    arguments: tuple[Any, ...]
     names: tuple[tuple[str, Any], ...] = ()
     of: str = ""
 
@@ -257,13 +257,26 @@ class Plain:
 
     def signature(self) -> Any:
         """The types of its arguments."""
-        return types.void(*[types.int64] * self.arguments)
+        return types.void(*self.arguments)
+
+
+def integers(count: int) -> tuple[Any, ...]:
+    """The types of so many addresses or numbers."""
+    return (types.int64,) * count
 
 
 def squares_of(dtype: np.dtype) -> Plain:
     """The kernel of sums of squares of floats of a dtype."""
-    real = np.float64 if dtype == np.float64 else np.float32
-    return Plain("square_sums", 7, (("REAL", real), ("STORED", (CODES[dtype],))), dtype_name(dtype))
+    return Plain("square_sums", integers(7), _of_floats(dtype), dtype_name(dtype))
+
+
+def scale_of(dtype: np.dtype) -> Plain:
+    """The kernel that multiplies floats of a dtype."""
+    return Plain("scale", (*integers(5), types.float64), _of_floats(dtype), dtype_name(dtype))
+
+
+def _of_floats(dtype: np.dtype) -> tuple[tuple[str, Any], ...]:
+    return ("REAL", compute_dtype(dtype).type), ("STORED", (CODES[dtype],))
 
 
 _shared: dict[Any, Any] = {}  # functions for the device that no name is bound in

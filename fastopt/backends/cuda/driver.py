@@ -104,9 +104,20 @@ class Device:
         return Kernel(self, self._loaded[ptx], name, count, threads)
 
     def allocate(self, nbytes: int, stream: int) -> Memory:
-        """Memory of the device, for work on a stream."""
+        """Memory of the device, for work on a stream.
+
+        Raises
+        ------
+        MemoryError
+            There is too little.
+        """
         with self.current():
-            return Memory(self._core.allocate(nbytes, stream=Stream.from_handle(stream)), stream)
+            try:
+                return Memory(self._core.allocate(nbytes, stream=Stream.from_handle(stream)), stream)
+            except Exception as error:  # cuda.core has one kind for all errors of the driver
+                if "OUT_OF_MEMORY" in str(error):
+                    raise MemoryError(f"CUDA: {error}") from None
+                raise
 
     def upload(self, words: np.ndarray, address: int, stream: int) -> None:
         """Writes words to memory when the stream gets there; they need not stay as they are until then."""
@@ -119,6 +130,11 @@ class Device:
                 arguments[:2] = address + 8 * first, len(part)
                 arguments[2 : 2 + len(part)] = part  # the third argument, all of it
                 self._upload.launch(1, stream)
+
+    def fill(self, address: int, values: np.ndarray) -> None:
+        """Writes an array's bytes to memory: this waits for it."""
+        with self.current():
+            _checked(driver.cuMemcpyHtoD(address, values.ctypes.data, values.nbytes))
 
     def host_words(self, count: int) -> HostWords:
         """Words of the host's memory, at first 0, that the device can write."""
@@ -209,4 +225,10 @@ def _stream_of_cupy(cuda: Any, device: int) -> int:
 
 def is_capturing(stream: int) -> bool:
     """Whether what is put on a stream is recorded in a graph instead of being done."""
-    return int(_checked(driver.cuStreamIsCapturing(stream))) != 0
+    code, found = driver.cuStreamIsCapturing(stream)
+    if code:
+        _checked((code,))
+    return found is not _NOT_CAPTURING
+
+
+_NOT_CAPTURING = driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE

@@ -684,3 +684,18 @@ def update_rows(
             )
         if BY_ROW:
             cuda.syncwarp()  # and read again, if another lookup of the row follows
+
+
+def scale(addresses, strides, offsets, runs, count, factor):
+    """Multiplies each of `count` elements of runs."""
+    i = int64(cuda.grid(1))
+    if i < count:
+        run = find_run(offsets, runs, i)
+        address = load(addresses + 8 * run, int64) + (i - load(offsets + 8 * run, int64)) * load(
+            strides + 8 * run, int64
+        )
+        x = REAL(factor) * _value(STORED[0], address)
+        if STORED[0] in _OWN:
+            store(address, x)
+        else:
+            store(address, _encode(STORED[0], x))

@@ -10,14 +10,14 @@ import numpy as np
 from ...arrays import Array
 from ...storage import CODES
 from . import driver
-from .compiler import Plain, RowUpdate, ptx_of
+from .compiler import Plain, RowUpdate, integers, ptx_of
 from .kernels import DIGIT, PART, SCANNERS, THREADS, WARP
 
 if TYPE_CHECKING:
     from ...dispatch import Job
 
-_BEGIN, _COUNT, _ADD_UP = Plain("begin_rows", 8), Plain("count_digits", 5), Plain("add_up_counters", 2)
-_ORDER = Plain("order_by_digit", 8)
+_BEGIN, _COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
+_ADD_UP, _ORDER = Plain("add_up_counters", integers(2)), Plain("order_by_digit", integers(8))
 _SUM, _HOGWILD = 0, 2
 _FIRST_REAL = 13  # among the arguments of `kernels.update_rows`
 
@@ -56,7 +56,7 @@ class RowsUpdate:
         _complain(self._device)
         return stream
 
-    def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray) -> None:
+    def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
         """Orders the lookups and puts the update on the stream, with these coefficients."""
         job, rows, device = self._job, self._rows, self._device
         assert job.strides is not None
@@ -102,7 +102,7 @@ class RowsUpdate:
         kernel.launch(-(-lookups * self._threads // THREADS), stream)
 
     def _run(self, kind: Plain, blocks: int, stream: int, *arguments: int, threads: int = THREADS) -> None:
-        kernel = self._device.kernel(ptx_of(kind, self._device.capability), kind.name, kind.arguments, threads)
+        kernel = self._device.kernel(ptx_of(kind, self._device.capability), kind.name, len(kind.arguments), threads)
         kernel.arguments[:] = arguments
         kernel.launch(blocks, stream)
 
@@ -117,7 +117,7 @@ def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) ->
     shares = None if mean is None else Array(memory, memory.address + 8 * lookups, mean, (lookups,), None, place)
     if lookups:
         real = np.dtype(np.float32) if mean is None else mean
-        kind = Plain("find_bags", 6, (("OWN", CODES[real]), ("REAL", real.type)), real.name)
+        kind = Plain("find_bags", integers(6), (("OWN", CODES[real]), ("REAL", real.type)), real.name)
         kernel = device.kernel(ptx_of(kind, device.capability), kind.name, 6, THREADS)
         wide, to = offsets.dtype.itemsize == 8, 0 if shares is None else shares.address
         kernel.arguments[:] = offsets.address, wide, bags, source.address, to, lookups

@@ -13,7 +13,7 @@ from ...dispatch import load_backend
 from ...errors import BackendUnavailable
 from ..numba_cpu import NORM_BLOCK, fold_rows
 from . import driver
-from .compiler import Plain, Update, ptx_of, squares_of
+from .compiler import Plain, Update, integers, ptx_of, scale_of, squares_of
 from .kernels import CHUNK, THREADS
 from .rows import RowsUpdate
 
@@ -34,16 +34,23 @@ class Runner:
         """Advances step counts, folds, and puts the update on the caller's streams: it does not wait for it."""
         streams = [update.make_ready() for update in self._updates]
         folded = self._fold(grad_scale)
-        for update, stream, (coefficients, row_of) in zip(self._updates, streams, folded, strict=True):
-            update.launch(stream, coefficients, row_of)
+        for update, stream, rows in zip(self._updates, streams, folded, strict=True):
+            update.launch(stream, *rows)
 
 
 def _folder(jobs: Sequence[Job]) -> Any:
-    """What advances the jobs' step counts and folds: coefficients of each, and which of them each tensor has."""
+    """What advances the jobs' step counts and folds: rows of coefficients of each, which of them each tensor has, and
+    whether there are several.
+    """
     try:
         native: Any = load_backend("native")
     except BackendUnavailable:
-        return lambda grad_scale: [fold_rows(job, grad_scale) for job in jobs]
+
+        def fold(grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+            folded = [fold_rows(job, grad_scale) for job in jobs]
+            return [(rows, row_of, len(rows) > 1) for rows, row_of in folded]
+
+        return fold
     return native.Folder(jobs)
 
 
@@ -125,16 +132,17 @@ class RunUpdate:
 
     # ---- the launch ----
 
-    def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray) -> None:
-        """Puts the update on a stream, with these coefficients."""
+    def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
+        """Puts the update on a stream, with these coefficients, of which there may be several rows."""
         if not self._chunks:
             return
-        if row_of.any():  # several rows
+        if several:
             self._tabled.launch_with(stream, coefficients, row_of)
             return
         kernel, own = self._by_value
         own[:] = coefficients[0].reshape(-1)
-        kernel.arguments[9] = self._job.parameters.steps[self._job.parameter[0]]
+        if self._job.elements is not None:  # what is rounded by numbers is so by the step's too
+            kernel.arguments[9] = self._job.parameters.steps[self._job.parameter[0]]
         kernel.launch(self._chunks, stream)
 
     def _kernel(self, kind: Update) -> tuple[driver.Kernel, np.ndarray]:
@@ -191,7 +199,7 @@ class _Tabled:
         self._kernel.launch(self._chunks, stream)
 
 
-_MAP_CHUNKS = Plain("map_chunks", 4)
+_MAP_CHUNKS = Plain("map_chunks", integers(4))
 
 
 def _firsts(lengths: np.ndarray, step: int) -> np.ndarray:
@@ -211,6 +219,29 @@ def _words(*parts: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.uint64) for part in parts])
 
 
+def _table_of(grads: Gradients, more: np.ndarray, room: int, stream: int) -> tuple[driver.Memory, list[int]]:
+    """A table of arrays on the device, with another behind it and room for so many words: where each part is."""
+    runs = len(grads.addresses)
+    words = _words(grads.addresses, grads.strides, grads.offsets, more)
+    device = driver.device_of(grads.place.number)
+    memory = device.allocate(8 * (len(words) + room), stream)
+    device.upload(words, memory.address, stream)
+    return memory, (memory.address + 8 * np.cumsum([0, runs, runs, runs + 1, len(more)])).tolist()
+
+
+def scale(grads: Gradients, factor: float) -> None:
+    """Multiplies all elements."""
+    count = int(grads.offsets[-1])
+    if count:
+        device, stream = driver.device_of(grads.place.number), driver.stream_of(grads.place)()
+        _memory, at = _table_of(grads, np.empty(0, np.int64), 0, stream)
+        kind = scale_of(grads.dtype)
+        kernel = device.kernel(ptx_of(kind, device.capability), kind.name, 6, THREADS)
+        kernel.arguments[:5] = *at[:3], len(grads.addresses), count
+        kernel.arguments[5:].view(np.float64)[0] = factor
+        kernel.launch(-(-count // THREADS), stream)
+
+
 def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     """The sums of squares of blocks of a set of gradients, in order: it waits for them."""
     blocks = _firsts(np.diff(grads.offsets), NORM_BLOCK)
@@ -222,15 +253,11 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
             "max_norm and skip_nonfinite wait for the gradients' norm, which a CUDA graph that is being captured "
             "cannot: leave them out there"
         )
-    words = _words(grads.addresses, grads.strides, grads.offsets, blocks)
-    memory = device.allocate(8 * (len(words) + int(blocks[-1])), stream)
-    device.upload(words, memory.address, stream)
+    _memory, at = _table_of(grads, blocks, int(blocks[-1]), stream)
     kind = squares_of(grads.dtype)
     kernel = device.kernel(ptx_of(kind, device.capability), kind.name, 7, THREADS)
-    runs = len(grads.addresses)
-    at = memory.address + 8 * np.cumsum([0, runs, runs, runs + 1, runs + 1])
-    kernel.arguments[:] = *at, runs, blocks[-1]
+    kernel.arguments[:] = *at, len(grads.addresses), blocks[-1]
     kernel.launch(-(-16 * int(blocks[-1]) // THREADS), stream)
     sums = np.empty(blocks[-1])
-    device.download(int(at[4]), sums, stream)
+    device.download(at[4], sums, stream)
     return sums

@@ -39,6 +39,11 @@ def view_cuda(x: Any, name: str) -> Array:
         dtype = BFLOAT16
     if strides is not None and _is_dense(shape, strides, dtype.itemsize):
         strides = None
+    for what, bytes_ in (("address", address or 0), *(("stride", stride) for stride in strides or ())):
+        if bytes_ % dtype.itemsize:
+            raise ValueError(
+                f"{name}: found the {what} {bytes_}, expected a multiple of the {dtype.itemsize} of an element"
+            )
     locked = "a read-only array" if read_only else ""
     if library in ("jax", "jaxlib"):
         locked = "a JAX array, which nothing may change"
@@ -77,10 +82,10 @@ def new_array(like: Any, array: Array, dtype: np.dtype, shape: tuple[int, ...], 
             found = cuda.device_array(shape, dtype)
         except cuda.cudadrv.driver.CudaAPIError as error:
             raise MemoryError(str(error)) from None
-        if value == 0:
+        if value == 0 and found.size:
             cuda.cudadrv.driver.device_memset(found, 0, found.nbytes)
-        else:
-            found.copy_to_device(np.full(shape, value, dtype))
+        elif found.size:
+            assign(found, value)
         return found
 
 
@@ -95,7 +100,8 @@ def assign(own: Any, value: Any) -> None:
     if type(own).__module__.partition(".")[0] == "cupy":
         own.set(values)
     else:
-        own.copy_to_device(values)
+        there = view_cuda(own, "own")
+        driver.device_of(there.place.number).fill(there.address, values)
 
 
 def to_host(array: Array) -> np.ndarray:

@@ -1,0 +1,417 @@
+"""The CUDA backend against the CPU's: kernels are run as they are launched, and what they leave has the same bits."""
+
+import gc
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import RULES, RowSparse, functional
+from fastopt.storage import block_bytes
+
+from .device import DeviceArray
+from .support import DECAY, VARIED, assert_same_bits, default_hyper, gradients, make_states, parameter
+
+pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install "fastopt[cuda]"')
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+pytestmark = [pytest.mark.stub_driver, pytest.mark.usefixtures("gpu")]
+
+F4, F8, F2, BF = np.dtype("f4"), np.dtype("f8"), np.dtype("f2"), np.dtype(ml_dtypes.bfloat16)
+BLOCKS = np.dtype("u1")
+ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
+SHAPES = [(5003,), (7, 9), (0,), (1,), (4096,), (8195,)]
+
+
+def on_both(arrays, **layout):
+    """Copies of arrays on the device, and on the host."""
+    return [DeviceArray(a, **layout) for a in arrays], [a.copy() for a in arrays]
+
+
+def hyper_of(name):
+    hyper = {**default_hyper(name), **VARIED[name], **DECAY}
+    return {key: value for key, value in hyper.items() if key not in RULES[name].initial.values()}
+
+
+def assert_equal(on_device, on_host):
+    assert_same_bits([a.get() for a in on_device], on_host)
+
+
+@contextmanager
+def without_waiting(gpu):
+    """What is done within waits for no device."""
+    before = gpu.synchronizations
+    yield
+    assert gpu.synchronizations == before
+
+
+def compare(gpu, name, shapes, dtype, steps=3, **layout):
+    """Steps of a functional form over lists of tensors, there and here."""
+    rng = np.random.default_rng(0)
+    host = [[rng.standard_normal(shape).astype(dtype) for shape in shapes] for _ in range(2)]
+    states = zip(*(make_states(name, hyper_of(name), p) for p in host[0]), strict=True)
+    there, here = zip(*(on_both(arrays, **layout) for arrays in [*host, *states]), strict=True)
+    for step in range(1, steps + 1):
+        with without_waiting(gpu):
+            getattr(functional, name)(*there, step=step, grad_scale=0.5, **hyper_of(name))
+        getattr(functional, name)(*here, step=step, grad_scale=0.5, **hyper_of(name))
+    for device, own in zip(there, here, strict=True):
+        assert_equal(device, own)
+
+
+@pytest.mark.parametrize("dtype", [F4, F8], ids=str)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_every_rule_has_the_cpus_bits(gpu, name, dtype):
+    compare(gpu, name, SHAPES, dtype)
+    updates = [launch for launch in gpu.launches if launch.name.startswith(f"fastopt_{RULES[name].kernel}_float")]
+    assert len(updates) == (3 if gpu.launches else 0), "one launch a step, whatever the number of tensors"
+    for launch in updates:
+        arrays = len(RULES[name].states) * (4 if RULES[name].vector else 1) + 2
+        whole = sum(np.prod(shape) // (16 // dtype.itemsize) for shape in SHAPES)
+        if not RULES[name].vector:  # copies of an odd size are misaligned
+            assert launch.statistics["ld", 16] == arrays * whole
+            assert launch.statistics["st", 16] == (arrays - 1) * whole
+
+
+@pytest.mark.parametrize("layout", [{"offset": 1}, {"offset": 3}, {"step": 2}, {"offset": 2, "step": 3}], ids=str)
+@pytest.mark.parametrize("dtype", [F4, F8], ids=str)
+def test_misaligned_and_strided_views(gpu, dtype, layout):
+    compare(gpu, "adam", SHAPES, dtype, steps=2, **layout)
+
+
+def test_mixed_layouts_in_one_launch(gpu):
+    rng = np.random.default_rng(0)
+    host = [rng.standard_normal((37, 53)).astype(F4) for _ in range(8)]
+    layouts = [{}, {"offset": 1}, {"step": 2}, {}]
+    there = [[DeviceArray(x, **layouts[(i + j) % 4]) for j, x in enumerate(host[4 * i : 4 * i + 4])] for i in range(2)]
+    here = [[x.copy() for x in host[4 * i : 4 * i + 4]] for i in range(2)]
+    functional.sgd(*there, step=1, lr=0.1)
+    functional.sgd(*here, step=1, lr=0.1)
+    assert_equal(there[0], here[0])
+    assert sum("sgd" in launch.name for launch in gpu.launches) <= 1
+
+
+STORED = {
+    "bfloat16": ("adam", BF, BF, BF),
+    "float16": ("adam", F2, F2, F2),
+    "mixed": ("amsgrad", BF, F4, F2),
+    "bfloat16 states": ("adagrad", F4, F4, BF),
+    "8-bit states": ("adam", F4, F4, BLOCKS),
+    "8-bit states of bfloat16": ("amsgrad", BF, BF, BLOCKS),
+    "8-bit copies": ("aggmo", F4, BF, BLOCKS),
+}
+
+
+@pytest.mark.parametrize("size", [1, 255, 4096, 9001])
+@pytest.mark.parametrize("case", STORED)
+def test_storage_has_the_cpus_bits(case, size):
+    name, *dtypes = STORED[case]
+    rng = np.random.default_rng(size)
+    param, grad = (rng.standard_normal(size).astype(dtype) for dtype in dtypes[:2])
+    states = make_states(name, hyper_of(name), param)
+    if dtypes[2] == BLOCKS:
+        states = [np.zeros((*s.shape[:-1], block_bytes(size)), BLOCKS) for s in states]
+    states = [s.astype(dtypes[2]) for s in states]
+    grad[size // 2] = np.inf if size == 255 else grad[size // 2]
+    there, here = on_both([param, grad, *states])
+    for step in range(1, 4):
+        for arrays in (there, here):
+            getattr(functional, name)(*arrays, step=step, **hyper_of(name))
+    assert_equal(there, here)
+
+
+OPTIONS = {
+    "stochastic": (BF, BF, {"rounding": "stochastic", "seed": 2**40 + 5}, {}),
+    "stochastic, odd first element": (F2, BF, {"rounding": "stochastic", "first_element": 7}, {}),
+    "kahan, average": (BF, BF, {"rounding": "kahan", "ema_decay": 0.9, "state_dtype": "float32"}, {}),
+    "master, average, zeroing": (
+        BF,
+        F4,
+        {"rounding": "master", "ema_decay": 0.9, "state_dtype": "bfloat16"},
+        {"zero_grads": True},
+    ),
+    "8 bits": (F4, F4, {"state_dtype": "8bit"}, {}),
+    "clipped": (F4, F4, {}, {"max_norm": 0.5}),
+    "float16, clipped and checked": (F2, F2, {}, {"max_norm": 0.5, "skip_nonfinite": True}),
+}
+
+
+@pytest.mark.parametrize("groups", [False, True], ids=["one group", "two groups"])
+@pytest.mark.parametrize("case", OPTIONS)
+def test_optimizers_have_the_cpus_bits(case, groups):
+    param_dtype, grad_dtype, options, how = OPTIONS[case]
+    rng = np.random.default_rng(0)
+    shapes = [(5003,), (70, 70), (0,), (4099,)]
+    params, grads = ([rng.standard_normal(s).astype(d) for s in shapes] for d in (param_dtype, grad_dtype))
+    there, here = on_both(params)
+    grads_there, grads_here = on_both(grads)
+
+    def optimizer(params):
+        own = [{"params": params[:2]}, {"params": params[2:], "lr": 0.01, "weight_decay": 0.3}] if groups else params
+        return fastopt.Adam(own, weight_decay=0.1, **options)
+
+    ours, cpus = optimizer(there), optimizer(here)
+    for _ in range(3):
+        ours.step(grads_there, **how)
+        cpus.step(grads_here, **how)
+        assert ours.last_grad_norm == cpus.last_grad_norm
+    assert_equal(there, here)
+    assert_equal(grads_there, grads_here)
+    for i in range(len(shapes)):
+        for name in ours.state[i]:
+            if name != "step":
+                np.testing.assert_array_equal(ours.state_values(i, name), cpus.state_values(i, name))
+    saved = ours.state_dict()
+    again = optimizer(on_both(params)[0])
+    again.load_state_dict(saved)
+    np.testing.assert_array_equal(again.state_values(1, "exp_avg_sq"), cpus.state_values(1, "exp_avg_sq"))
+
+
+def test_tensors_at_different_steps_have_coefficients_of_their_own():
+    rng = np.random.default_rng(0)
+    params, grads = ([rng.standard_normal(257).astype(F4) for _ in range(5)] for _ in range(2))
+    (there, here), (grads_there, grads_here) = on_both(params), on_both(grads)
+    ours, cpus = fastopt.NAdam(there), fastopt.NAdam(here)
+    for step in range(4):
+        present = [i % 4 >= step for i in range(5)]
+        ours.step([g if p else None for g, p in zip(grads_there, present, strict=True)])
+        cpus.step([g if p else None for g, p in zip(grads_here, present, strict=True)])
+    assert_equal(there, here)
+
+
+def test_other_gradients_than_the_step_before(gpu):
+    (there,), (here,) = on_both([parameter(1000).astype(F4)])
+    ours, cpus = fastopt.Adam(there), fastopt.Adam(here)
+    for g in gradients(1000, 3):
+        g, there_now = g.astype(F4), DeviceArray(g.astype(F4))
+        with without_waiting(gpu):
+            ours.step(there_now)
+        del there_now
+        cpus.step(g)
+        gc.collect()
+    assert_equal([there], [here])
+    plan = ours.bind(DeviceArray(g))  # which nobody but the plan has
+    gc.collect()
+    with without_waiting(gpu):
+        plan.step()
+    cpus.step(g)
+    assert_equal([there], [here])
+
+
+# ---- rows ----
+
+ROWS = {
+    "adagrad": ("adagrad", (1000, 64), (F4, F4, F4), "sum"),
+    "adam in turn": ("adam", (300, 13), (F8, F8, F8), "sequential"),
+    "adam, bfloat16": ("adam", (100_000, 8), (BF, BF, F4), "sum"),
+    "numbers": ("ftrl", (500,), (F4, F4, F4), "sum"),
+    "by row": ("rowwise_adagrad", (300, 50), (F4, F4, F4), "sum"),
+    "by row, in turn": ("rowwise_adagrad", (100, 7), (BF, F4, BF), "sequential"),
+    "copies": ("aggmo", (300, 12), (F4, F4, F4), "sum"),
+}
+
+
+@pytest.mark.parametrize("indices_dtype", ["i4", "i8"])
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_have_the_cpus_bits(gpu, case, indices_dtype):
+    name, shape, dtypes, duplicates = ROWS[case]
+    rng = np.random.default_rng(0)
+    indices = (rng.zipf(1.3, 700) % shape[0]).astype(indices_dtype)
+    param = rng.standard_normal(shape).astype(dtypes[0])
+    values = rng.standard_normal((700, *shape[1:])).astype(dtypes[1])
+    states = [state.astype(dtypes[2]) for state in make_states(name, hyper_of(name), param)]
+    there, here = on_both([param, *states])
+    gradient = RowSparse(DeviceArray(indices), DeviceArray(values, read_only=True), duplicates=duplicates)
+    for step in (1, 2):
+        with without_waiting(gpu):
+            getattr(functional, name)(there[0], gradient, *there[1:], step=step, **hyper_of(name))
+        own = RowSparse(indices, values, duplicates=duplicates)
+        getattr(functional, name)(here[0], own, *here[1:], step=step, threads=1, **hyper_of(name))
+    assert_equal(there, here)
+
+
+@pytest.mark.parametrize("name", [name for name in ELEMENTWISE if name not in ("adagrad", "adam", "ftrl", "aggmo")])
+def test_rows_of_every_rule(name):
+    rng = np.random.default_rng(0)
+    param, values = rng.standard_normal((40, 9)).astype(F4), rng.standard_normal((60, 9)).astype(F4)
+    indices = rng.integers(0, 40, 60)
+    there, here = on_both([param, *make_states(name, hyper_of(name), param)])
+    for arrays, kind in ((there, DeviceArray), (here, np.array)):
+        getattr(functional, name)(
+            arrays[0], RowSparse(kind(indices), kind(values)), *arrays[1:], step=1, **hyper_of(name)
+        )
+    assert_equal(there, here)
+
+
+def test_a_row_rules_dense_gradient_is_of_all_rows():
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((33, 20)).astype(F4) for _ in range(2)] + [np.zeros(33, F4)]
+    there, here = on_both(arrays)
+    for own in (there, here):
+        functional.rowwise_adagrad(*own, step=1, lr=0.1)
+    assert_equal(there, here)
+
+
+@pytest.mark.parametrize("indices_dtype", ["i4", "i8"])
+@pytest.mark.parametrize("mode", ["sum", "mean", "weighted"])
+def test_bags(mode, indices_dtype):
+    rng = np.random.default_rng(0)
+    param, values = rng.standard_normal((50, 16)).astype(F4), rng.standard_normal((30, 16)).astype(F4)
+    indices, offsets = rng.integers(0, 50, 200), np.sort(rng.integers(0, 201, 30))
+    offsets[0] = 0
+    weights = rng.standard_normal(200).astype(F4)
+    there, here = on_both([param, np.zeros_like(param)])
+    for arrays, kind in ((there, DeviceArray), (here, np.array)):
+        gradient = RowSparse.bags(
+            kind(indices.astype(indices_dtype)),
+            kind(offsets.astype(indices_dtype)),
+            kind(values),
+            kind(weights) if mode == "weighted" else None,
+            mode="mean" if mode == "mean" else "sum",
+        )
+        functional.adagrad(arrays[0], gradient, arrays[1], step=1, lr=0.1)
+    assert_equal(there, here)
+
+
+def test_hogwild_rows_that_are_named_once(gpu):
+    rng = np.random.default_rng(0)
+    param, values, indices = rng.standard_normal((40, 9)), rng.standard_normal((30, 9)), rng.permutation(40)[:30]
+    there, here = on_both([param])
+    for arrays, kind in ((there, DeviceArray), (here, np.array)):
+        functional.sgd(arrays[0], RowSparse(kind(indices), kind(values), duplicates="hogwild"), step=1, lr=0.1)
+    assert_equal(there, here)
+
+
+def test_an_index_out_of_range_updates_nothing_and_is_told_later():
+    there, here = on_both([np.ones((5, 4), F4)])
+    optimizer = fastopt.SGD(there, lr=0.1)
+    values = DeviceArray(np.ones((3, 4), F4))
+    optimizer.step([RowSparse(DeviceArray(np.array([0, 7, 1])), values)])
+    assert_equal(there, here)
+    with pytest.raises(ValueError, match="found index 7 in a step before"):
+        optimizer.step([RowSparse(DeviceArray(np.array([0, 2, 1])), values)])
+    optimizer.step([RowSparse(DeviceArray(np.array([0, 2, 1])), values)])
+    here[0][:3] -= np.float32(0.1)
+    assert_equal(there, here)
+
+
+# ---- norms ----
+
+
+@pytest.mark.parametrize("dtype", [F4, F8, F2, BF], ids=str)
+def test_norms_have_the_cpus_bits(dtype):
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal(s).astype(dtype) for s in [(9001,), (0,), (5, 7), (4096,)]]
+    there, here = on_both(grads)
+    assert fastopt.global_norm(there) == fastopt.global_norm(here)
+    rows = rng.integers(0, 9, 30), rng.standard_normal((30, 3)).astype(dtype)
+    there, here = RowSparse(*map(DeviceArray, rows)), RowSparse(*rows)
+    assert fastopt.global_norm([there]) == fastopt.global_norm([here])
+
+
+def test_gradients_are_clipped_in_place():
+    there, here = on_both([np.full(300, 2.0, F4), np.full((3, 4), 1.0, BF)], step=2)
+    assert fastopt.clip_grad_norm_(there, 1.0) == fastopt.clip_grad_norm_(here, 1.0)
+    assert_equal(there, here)
+
+
+# ---- what is refused ----
+
+
+def ones(n=6, dtype=F4, **layout):
+    return DeviceArray(np.ones(n, dtype), **layout)
+
+
+def test_bad_input_gets_a_named_error_and_changes_nothing():
+    param = ones()
+    cases = {
+        "read-only": ({"param": ones(read_only=True)}, ValueError, "param: found a read-only array"),
+        "read-only state": ({"state": ones(read_only=True)}, ValueError, "momentum_buffer: found a read-only array"),
+        "host gradient": ({"grad": np.ones(6, F4)}, ValueError, "grad: .* on cpu, expected one on cuda:0 as param is"),
+        "host state": ({"state": np.ones(6, F4)}, ValueError, "momentum_buffer: .* cpu, expected one on cuda:0"),
+        "shape": ({"grad": ones(5)}, ValueError, r"grad: found shape \(5,\), expected \(6,\)"),
+        "dtype": ({"grad": ones(dtype=np.dtype("i4"))}, TypeError, "grad: found dtype int32"),
+        "overlap": ({"grad": param, "state": param}, ValueError, "found memory shared with"),
+        "backend": ({"backend": "native"}, ValueError, "backend: found 'native', expected 'numba-cuda'"),
+    }
+    for case, (changes, error, message) in cases.items():
+        call = {"param": param, "grad": ones(), "state": ones(), "backend": None, **changes}
+        with pytest.raises(error, match=message):
+            functional.momentum(call["param"], call["grad"], call["state"], step=1, backend=call["backend"])
+        assert (param.get() == 1).all(), case
+    with pytest.raises(
+        ValueError, match=r"params\[1\]: found an array on cpu, expected one on cuda:0 as params\[0\] is"
+    ):
+        fastopt.Adam([param, np.ones(3, F4)])
+    with pytest.raises(ValueError, match="expected 'native' or 'numba' for arrays on cpu"):
+        fastopt.Adam([np.ones(3, F4)], backend="numba-cuda")
+    with pytest.raises(ValueError, match=r"param: found the address \d+, expected a multiple of the 4"):
+        odd = ones()
+        interface = dict(odd.__cuda_array_interface__, data=(odd.__cuda_array_interface__["data"][0] + 2, False))
+        functional.sgd(type("Odd", (), {"__cuda_array_interface__": interface, "dtype": F4})(), ones(), step=1)
+    with pytest.raises(TypeError, match="no CUDA device's"):
+        interface = dict(ones().__cuda_array_interface__, data=(np.ones(6, F4).ctypes.data, False))
+        functional.sgd(type("Host", (), {"__cuda_array_interface__": interface, "dtype": F4})(), ones(), step=1)
+
+
+def test_arrays_of_jax_are_read_and_never_written():
+    kind = type("ArrayImpl", (DeviceArray,), {"__module__": "jaxlib._jax"})
+    with pytest.raises(ValueError, match="param: found a JAX array, which nothing may change, expected a writable one"):
+        functional.sgd(kind(np.ones(6, F4)), ones(), step=1)
+    param = ones()
+    functional.sgd(param, kind(np.ones(6, F4)), step=1, lr=0.5)
+    assert (param.get() == 0.5).all()
+
+
+def test_strided_indices_are_refused():
+    with pytest.raises(ValueError, match=r"indices: found strides .*, expected a contiguous array"):
+        RowSparse(DeviceArray(np.arange(3), step=2), ones(3))
+    with pytest.raises(ValueError, match="indices: found an array on cpu, expected one on cuda:0 as values is"):
+        RowSparse(np.arange(3), ones(3))
+
+
+def test_too_little_memory_leaves_everything_as_it_was(gpu):
+    if not hasattr(gpu, "fail_allocations_after"):
+        pytest.skip("memory of a real device does not run out on demand")
+    param, grads = ones(100_000), [ones(100_000)]
+    gpu.fail_allocations_after(0)
+    with pytest.raises(MemoryError):
+        fastopt.Adam([param])
+    gpu.fail_allocations_after(None)
+    optimizer = fastopt.Adam([param])
+    gpu.fail_allocations_after(0)
+    with pytest.raises(MemoryError):
+        optimizer.step(grads)
+    gpu.fail_allocations_after(None)
+    assert optimizer.state[0]["step"] == 0
+    assert (param.get() == 1).all()
+    optimizer.step(grads)
+    assert optimizer.state[0]["step"] == 1
+
+
+def test_a_captured_step_is_refused_before_it_counts(gpu):
+    if not hasattr(gpu, "capturing"):
+        pytest.skip("needs the stub driver, whose streams capture at will")
+    param = ones()
+    optimizer = fastopt.Adam([param])
+    grads = [ones()]
+    optimizer.step(grads)
+    gpu.capturing = True
+    with pytest.raises(RuntimeError, match=r"captured in a CUDA graph.*capturable=True"):
+        optimizer.step(grads)
+    with pytest.raises(RuntimeError, match="leave them out there"):
+        optimizer.step(grads, max_norm=1.0)
+    gpu.capturing = False
+    assert optimizer.state[0]["step"] == 1
+
+
+def test_states_are_numbas_arrays():
+    optimizer = fastopt.Adam([ones()], state_dtype="bfloat16", ema_decay=0.9)
+    state = optimizer.state[0]
+    assert state["exp_avg"].dtype == BF
+    assert (state["ema"].copy_to_host() == 1).all()
+
+
+def test_what_the_process_says_of_the_backend():
+    assert fastopt.available_backends()["numba-cuda"] == "available"

@@ -1,0 +1,320 @@
+"""fastopt.torch on a CUDA device: on the stub driver with tensors that say that they are there, else on a real one."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from .support import assert_same_bits
+
+torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install "fastopt[torch]"')
+pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install "fastopt[cuda]"')
+
+from fastopt import torch as optim  # noqa: E402
+
+pytestmark = pytest.mark.stub_driver
+
+
+class PretendedTensor(torch.Tensor):
+    """A tensor on the CPU that says that it is on a CUDA device, where the stub driver finds it."""
+
+    gpu = None
+    storages: dict = {}  # noqa: RUF012 (they stay, as the driver knows them)
+    device = property(lambda self: torch.device("cuda", 0))
+    is_cuda = property(lambda self: True)
+
+    @classmethod
+    def __torch_function__(cls, function, kinds, args=(), kwargs=None):
+        kwargs = {k: v for k, v in (kwargs or {}).items() if k != "device"}
+        found = super().__torch_function__(function, kinds, args, kwargs)
+        if isinstance(found, PretendedTensor):
+            cls.register(found)
+        return found
+
+    @classmethod
+    def register(cls, tensor):
+        with torch._C.DisableTorchFunctionSubclass():
+            storage = tensor.untyped_storage()
+            address, nbytes = storage.data_ptr(), storage.nbytes()
+        if nbytes and address not in cls.storages:
+            memory = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+            cls.gpu.register(memory, f"tensor {len(cls.storages)}")
+            cls.storages[address] = (storage, memory)
+
+
+@pytest.fixture
+def device(gpu, monkeypatch):
+    """What makes tensors on the device."""
+    if not hasattr(gpu, "register"):
+        return lambda x: x.detach().cuda()
+    PretendedTensor.gpu = gpu
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: gpu.capturing)
+
+    def make(x):
+        made = x.detach().clone().as_subclass(PretendedTensor)
+        PretendedTensor.register(made)
+        return made
+
+    return make
+
+
+def to_numpy(x):
+    return x.detach().as_subclass(torch.Tensor).cpu().to(torch.float64).numpy()
+
+
+CASES = {
+    "SGD": {"lr": 0.1},
+    "SGD, momentum": {"lr": 0.1, "momentum": 0.9, "dampening": 0.1},
+    "Adagrad": {},
+    "Adadelta": {},
+    "RMSprop": {"centered": True, "momentum": 0.5},
+    "Adam": {"amsgrad": True},
+    "AdamW": {},
+    "NAdam": {},
+    "AdaBound": {},
+    "AggMo": {},
+}
+
+
+def pair(case, device, capturable=False, dtype=torch.float32, **options):
+    """Parameters there and here, with an optimizer each."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator).to(dtype) for shape in [(33, 5), (257,), (4100,)]]
+    there, here = [device(x).requires_grad_() for x in start], [x.clone().requires_grad_() for x in start]
+    kind = getattr(optim, case.partition(",")[0])
+    options = {**CASES.get(case, {}), "weight_decay": 0.01, **options}
+    ours = kind([{"params": there[:1]}, {"params": there[1:], "lr": 0.03}], capturable=capturable, **options)
+    cpus = kind([{"params": here[:1]}, {"params": here[1:], "lr": 0.03}], **options)
+    return there, here, ours, cpus
+
+
+def give_gradients(there, here, seed, device):
+    generator = torch.Generator().manual_seed(seed)
+    for p, q in zip(there, here, strict=True):
+        g = torch.randn(q.shape, generator=generator).to(q.dtype)
+        q.grad = g
+        if p.grad is None:
+            p.grad = device(g)
+        else:
+            with torch.no_grad():
+                p.grad.copy_(g)
+
+
+def assert_equal(there, here):
+    assert_same_bits([to_numpy(x) for x in there], [to_numpy(x) for x in here])
+
+
+def assert_states_equal(ours, cpus, there, here):
+    for p, q in zip(there, here, strict=True):
+        assert set(ours.state[p]) == set(cpus.state[q])
+        for name in cpus.state[q]:
+            assert_same_bits([to_numpy(ours.state[p][name])], [to_numpy(cpus.state[q][name])])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_class_has_the_cpus_bits(device, case):
+    there, here, ours, cpus = pair(case, device)
+    for step in range(3):
+        give_gradients(there, here, step, device)
+        ours.step()
+        cpus.step()
+    assert_equal(there, here)
+    assert_states_equal(ours, cpus, there, here)
+
+
+def test_low_precision_and_clipping(device):
+    options = {"state_dtype": "8bit", "rounding": "kahan", "ema_decay": 0.9}
+    there, here, ours, cpus = pair("Adam", device, dtype=torch.bfloat16, **options)
+    for step in range(2):
+        give_gradients(there, here, step, device)
+        ours.step(max_norm=0.5, zero_grads=True)
+        cpus.step(max_norm=0.5, zero_grads=True)
+    assert ours.last_grad_norm == cpus.last_grad_norm
+    assert_equal(there, here)
+    assert not any(p.grad.any() for p in there)
+    assert_states_equal(ours, cpus, there, here)
+
+
+def test_streams_are_the_callers(gpu, device):
+    there, here, ours, _ = pair("Adam", device)
+    give_gradients(there, here, 0, device)
+    ours.step()
+    if gpu.launches:
+        assert {launch.stream for launch in gpu.launches} == {7}
+
+
+def test_states_are_loaded_onto_the_device(device):
+    there, here, ours, cpus = pair("Adam", device)
+    give_gradients(there, here, 0, device)
+    ours.step()
+    cpus.step()
+    again_there, again_here, again, cpus_again = pair("Adam", device)
+    again.load_state_dict(cpus.state_dict())
+    cpus_again.load_state_dict(ours.state_dict())
+    for p, q, a, b in zip(there, here, again_there, again_here, strict=True):
+        with torch.no_grad():
+            a.copy_(p)
+            b.copy_(q)
+    give_gradients(again_there, again_here, 1, device)
+    again.step()
+    cpus_again.step()
+    assert all(again.state[p]["exp_avg"].is_cuda for p in again_there)
+    assert_equal(again_there, again_here)
+
+
+def test_a_mix_of_devices_is_refused(device):
+    p = device(torch.ones(3)).requires_grad_()
+    with pytest.raises(
+        ValueError, match=r"found device cpu, expected cuda:0 as .* has: one optimizer works on one device"
+    ):
+        optim.SGD([p, torch.ones(3, requires_grad=True)], lr=0.1)
+    with pytest.raises(
+        ValueError, match="capturable: found True, expected False: CUDA graphs record no update on the CPU"
+    ):
+        optim.SGD([torch.ones(3, requires_grad=True)], lr=0.1, capturable=True)
+
+
+def test_sparse_gradients(device):
+    there, here = device(torch.ones(6, 4)).requires_grad_(), torch.ones(6, 4, requires_grad=True)
+    indices, values = torch.tensor([[0, 5, 0]]), torch.arange(12.0).reshape(3, 4)
+    here.grad = torch.sparse_coo_tensor(indices, values, (6, 4))
+    ours, cpus = optim.Adagrad([there]), optim.Adagrad([here])
+    cpus.step()
+    if isinstance(there, PretendedTensor):  # of which torch makes no sparse ones
+        from fastopt import RowSparse, functional
+
+        gradient = RowSparse(device(indices[0]), device(values))
+        functional.adagrad(there.detach(), gradient, ours.state[there]["sum"], step=1, lr=0.01, eps=1e-10)
+    else:
+        there.grad = torch.sparse_coo_tensor(indices.cuda(), values.cuda(), (6, 4))
+        ours.step()
+    assert_equal([there], [here])
+
+
+# ---- graphs ----
+
+
+@pytest.fixture
+def capture(gpu, device):
+    """What records a call, and returns what replays it."""
+
+    def stub(call):
+        gpu.captured.clear()
+        gpu.capturing = True
+        try:
+            call()
+        finally:
+            gpu.capturing = False
+        recorded = list(gpu.captured)
+
+        def replay():
+            gpu.captured[:] = recorded
+            gpu.replay()
+
+        return replay
+
+    def real(call):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
+
+    return stub if hasattr(gpu, "captured") else real
+
+
+def close(there, here, dtype=torch.float32):
+    """Equal up to the last bit of coefficients: powers are the device's own."""
+    for p, q in zip(there, here, strict=True):
+        np.testing.assert_allclose(to_numpy(p), to_numpy(q), rtol=1e-6 if dtype == torch.float32 else 1e-13, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_graph_replays_steps(device, capture, case):
+    there, here, ours, cpus = pair(case, device, capturable=True)
+    give_gradients(there, here, 0, device)
+    ours.step()
+    cpus.step()
+    replay = capture(ours.step)
+    close(there, here)  # what is recorded is not done
+    for step in range(1, 4):
+        give_gradients(there, here, step, device)
+        replay() if step != 2 else ours.step()  # and between replays it goes on as it is
+        cpus.step()
+    close(there, here)
+    if ours._counted:
+        assert all(float(ours.state[p]["step"]) == 4 for p in there)
+
+
+def test_a_learning_rate_on_the_device_is_read_at_each_replay(device, capture):
+    p, q = device(torch.ones(50)).requires_grad_(), torch.ones(50, requires_grad=True)
+    lr = device(torch.tensor(0.5))
+    ours, cpus = optim.SGD([p], lr=lr, capturable=True), optim.SGD([q], lr=0.5)
+    give_gradients([p], [q], 0, device)
+    ours.step()
+    cpus.step()
+    replay = capture(ours.step)
+    with torch.no_grad():
+        lr.fill_(0.25)
+    cpus.param_groups[0]["lr"] = 0.25
+    give_gradients([p], [q], 1, device)
+    replay()
+    cpus.step()
+    assert_equal([p], [q])
+
+
+def test_grad_scaler_without_waiting(gpu, device):
+    p, q = device(torch.ones(50)).requires_grad_(), torch.ones(50, requires_grad=True)
+    ours, cpus = optim.Adam([p], capturable=True), optim.Adam([q])
+    give_gradients([p], [q], 0, device)
+    ours.grad_scale, ours.found_inf = device(torch.tensor(8.0)), device(torch.tensor(1.0))
+    before = gpu.synchronizations
+    ours.step()
+    with torch.no_grad():
+        ours.found_inf.fill_(0.0)
+    ours.step()
+    assert gpu.synchronizations == before
+    cpus.grad_scale = torch.tensor(8.0)
+    cpus.step()
+    close([p], [q])
+    assert float(ours.state[p]["step"]) == 1
+
+
+def test_the_first_step_cannot_be_recorded(device, capture):
+    p = device(torch.ones(50)).requires_grad_()
+    ours = optim.Adam([p], capturable=True)
+    p.grad = device(torch.ones(50))
+    with pytest.raises(RuntimeError, match="before the first step"):
+        capture(ours.step)
+    assert not ours.state.get(p)
+
+
+def test_a_step_that_is_not_capturable_is_not_recorded(gpu, device, capture):
+    if not hasattr(gpu, "captured"):
+        pytest.skip("an error while a real graph is captured spoils the stream for what follows")
+    p = device(torch.ones(50)).requires_grad_()
+    ours = optim.Adam([p])
+    p.grad = device(torch.ones(50))
+    ours.step()
+    with pytest.raises(RuntimeError, match="capturable=True"):
+        capture(ours.step)
+    assert int(ours.state[p]["step"]) == 1
+
+
+def test_too_little_memory_leaves_no_states_behind(gpu, device, monkeypatch):
+    there, here, ours, _ = pair("Adam", device)
+    give_gradients(there, here, 0, device)
+    made = []
+
+    def full_like(*args, **kwargs):
+        made.append(args)
+        if len(made) > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return original(*args, **kwargs)
+
+    original = torch.full_like
+    monkeypatch.setattr(torch, "full_like", full_like)
+    with pytest.raises(torch.OutOfMemoryError):
+        ours.step()
+    assert not ours.state
+    monkeypatch.undo()
