@@ -184,7 +184,11 @@ EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "a number in [0, 1] keeps the state ``ema``, an exponential moving average of the parameter that begins at "
             "it: ema = ema_decay*ema + (1 - ema_decay)*p, of the updated p before it is rounded to its dtype",
         ),
-        "backend": (None, "``native`` or ``numba``; by default the process's choice, else native where it is built"),
+        "backend": (
+            None,
+            "``native``, ``numba`` or ``numba-cuda``; by default the process's choice, else by the arrays: on a CUDA "
+            "device ``numba-cuda``, on the CPU ``native`` where it is built",
+        ),
         "threads": (None, "at most so many threads; by default `fastopt.get_num_threads`"),
     }
 )

@@ -218,7 +218,10 @@ def _documentation(rule: Rule, keys: Sequence[str]) -> str:
         lines += [f"{name} : float, optional", "    Its value before this step; by default that of constant "]
         lines[-1] += "hyper-parameters."
     lines += ["grad_scale : float, default 1.0", "    What the gradient is multiplied by, within the pass."]
-    lines += ["backend : str, optional", '    ``"native"`` or ``"numba"``; by default the process\'s choice.']
+    lines += [
+        "backend : str, optional",
+        '    ``"native"``, ``"numba"`` or ``"numba-cuda"``; by default the process\'s choice, else by the arrays.',
+    ]
     lines += ["threads : int, optional", "    At most so many threads; by default `fastopt.get_num_threads`.", ""]
     lines += ["Raises", "------", "TypeError, ValueError", "    Before any byte is written; the message names the "]
     lines[-1] += "argument, what was found and what would do."

@@ -189,11 +189,13 @@ class _Last:
         tables = [table for table in plan._tables if not isinstance(table, RowSparse)]
         for owners in (*(job.owners for job in jobs), *(table.owners for table in tables)):
             owners.clear()
-        # Tables of dense NumPy arrays only can take other gradients' addresses.
+        # Tables of dense arrays only, all NumPy's or all on a CUDA device, can take other gradients' addresses.
         self._kinds = [(g.shape, getattr(g.owner, "dtype", g.dtype), g.dtype) for g, _ in plan._grads]
         plan._grads = ()
         arrays = [*optimizer._views, *itertools.chain.from_iterable(optimizer._state_views)]
-        self._dense = not tensors and all(type(p) is np.ndarray for p in optimizer._params)
+        self._device = optimizer._place.device
+        of_numpy = all(type(p) is np.ndarray for p in optimizer._params)
+        self._dense = not tensors and (of_numpy or optimizer._place.kind == "cuda")
         self._dense = self._dense and all(a.dense and a.size for a in arrays) and all(j.strides is None for j in jobs)
         extents = np.array(sorted(a.extent() for a in arrays), np.uint64).reshape(-1, 2)
         self._low, self._high = extents[:, 0], extents[:, 1]
@@ -220,11 +222,17 @@ class _Last:
         """Puts other gradients' addresses in the tables, if they are just like those before and overlap nothing."""
         found = []
         for grad, (shape, dtype, _) in zip((g for g in grads if g is not None), self._kinds, strict=True):
-            if type(grad) is not np.ndarray or grad.shape != shape or grad.dtype != dtype:
+            if getattr(grad, "shape", None) != shape or getattr(grad, "dtype", None) != dtype:
                 return False
-            if not grad.flags.c_contiguous:
-                return False
-            found.append(address_of(grad) if dtype in COMPUTE_DTYPES else grad.ctypes.data)
+            if type(grad) is np.ndarray:
+                if self._device != CPU.device or not grad.flags.c_contiguous:
+                    return False
+                found.append(address_of(grad) if dtype in COMPUTE_DTYPES else grad.ctypes.data)
+            else:
+                array = view(grad, "grads")
+                if array.place.device != self._device or not array.dense:
+                    return False
+                found.append(array.address)
         addresses = np.array(found, np.uint64)
         after = np.minimum(np.searchsorted(self._high, addresses, "right"), len(self._high) - 1)
         if ((self._low[after] < addresses + self._sizes) & (self._high[after] > addresses)).any():
@@ -434,6 +442,11 @@ class Optimizer:
         if directory is None:
             raise ValueError(
                 f"state_memory: found {memory!r}, expected None without state_dir: it is states in files that it bounds"
+            )
+        if self._place.kind != "cpu":
+            raise ValueError(
+                f"state_dir: found {directory!r}, expected None for parameters on {self._place.device}: states in files "
+                "are of arrays on the CPU"
             )
         described = []
         for i, (g, param) in enumerate(zip(self._group_of, self._views, strict=True)):

@@ -177,6 +177,7 @@ class RowSparse:
             It does not fit the parameter: a row's shape, the dtype, or an index that is out of range.
         """
         name, of = names[1], names[0]
+        check_device([param, self.values], names[:2])
         if self.values.shape[1:] != param.shape[1:]:
             raise ValueError(
                 f"{name}: found rows of shape {self.values.shape[1:]}, expected {param.shape[1:]} as {of} has"

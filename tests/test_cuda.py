@@ -323,7 +323,7 @@ def ones(n=6, dtype=F4, **layout):
     return DeviceArray(np.ones(n, dtype), **layout)
 
 
-def test_bad_input_gets_a_named_error_and_changes_nothing():
+def test_bad_input_gets_a_named_error_and_changes_nothing(tmp_path):
     param = ones()
     cases = {
         "read-only": ({"param": ones(read_only=True)}, ValueError, "param: found a read-only array"),
@@ -344,6 +344,10 @@ def test_bad_input_gets_a_named_error_and_changes_nothing():
         ValueError, match=r"params\[1\]: found an array on cpu, expected one on cuda:0 as params\[0\] is"
     ):
         fastopt.Adam([param, np.ones(3, F4)])
+    with pytest.raises(ValueError, match="state_dir: .* expected None for parameters on cuda:0"):
+        fastopt.Adam([param], state_dir=tmp_path)
+    with pytest.raises(ValueError, match="grads: found an array on cpu, expected one on cuda:0 as params is"):
+        fastopt.SGD(param).step(RowSparse(np.arange(1), np.ones(1, F4)))
     with pytest.raises(ValueError, match="expected 'native' or 'numba' for arrays on cpu"):
         fastopt.Adam([np.ones(3, F4)], backend="numba-cuda")
     with pytest.raises(ValueError, match=r"param: found the address \d+, expected a multiple of the 4"):
