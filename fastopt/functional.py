@@ -28,7 +28,7 @@ from .sparse import view_gradient
 class _Bound:
     """Checked arrays under one rule, ready for any step and any hyper-parameters."""
 
-    __slots__ = ("_hyper", "_keys", "_parameters", "_runner", "_single", "_steps", "refs", "rule")
+    __slots__ = ("_hyper", "_keys", "_parameters", "_runner", "_single", "_steps", "layouts", "place", "refs", "rule")
 
     def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: str | None) -> None:
         self.rule = rule
@@ -57,11 +57,12 @@ class _Bound:
             tensors.append(Tensor(0, i, tensor))
             names.append(called)
         jobs = make_jobs([self._parameters], tensors, names)
-        place = tensors[0].arrays[0].place if tensors else CPU
-        self._runner: Runner = choose_backend(backend, place).prepare(jobs)
+        self.place = tensors[0].arrays[0].place if tensors else CPU
+        self._runner: Runner = choose_backend(backend, self.place).prepare(jobs)
         for job in jobs:
             job.owners.clear()  # the caller holds them
         self.refs: list[Any] = []
+        self.layouts: list[Any] | None = None  # of arrays that their owner can lay out anew
 
     def run(self, step: Any, values: tuple[Any, ...], grad_scale: float, threads: int, scalars: Any = None) -> None:
         """One step."""
@@ -150,16 +151,25 @@ def _update(
         members = tuple(chain.from_iterable(_as_lists(rule, arrays)))
     key = (rule.name, backend or settings._backend, *map(id, members))
     bound = _cache.get(key)
-    if bound is not None:
+    if bound is not None and bound.layouts is None:
         for array in members:
             if not array.flags.writeable:  # its owner can change that at any time
                 bound = None
+    elif bound is not None and bound.layouts != list(map(_layout, members)):
+        bound = None
     if bound is None:
         _check_step(step)
         bound = _Bound(rule, arrays, values, backend)
-        if members and all(type(array) is np.ndarray for array in members):
+        of_numpy = [type(array) is np.ndarray for array in members]
+        if members and (all(of_numpy) or bound.place.kind == "cuda"):
+            bound.layouts = None if all(of_numpy) else list(map(_layout, members))
             _remember(key, bound, members)
     bound.run(step, values, grad_scale, limit, scalars)
+
+
+def _layout(array: Any) -> Any:
+    """What tells that an array is where it was: torch's can be put elsewhere."""
+    return (array.data_ptr(), array.shape, array.stride()) if hasattr(array, "data_ptr") else None
 
 
 def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> None:
@@ -168,7 +178,10 @@ def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> N
     def forget(_: Any) -> None:
         _cache.pop(key, None)
 
-    bound.refs = [weakref.ref(array, forget) for array in arrays]
+    try:
+        bound.refs = [weakref.ref(array, forget) for array in arrays]
+    except TypeError:  # an array that no weak reference can be made to
+        return
     _cache[key] = bound
 
 

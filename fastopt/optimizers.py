@@ -445,8 +445,8 @@ class Optimizer:
             )
         if self._place.kind != "cpu":
             raise ValueError(
-                f"state_dir: found {directory!r}, expected None for parameters on {self._place.device}: states in files "
-                "are of arrays on the CPU"
+                f"state_dir: found {directory!r}, expected None for parameters on {self._place.device}: states in "
+                "files are of arrays on the CPU"
             )
         described = []
         for i, (g, param) in enumerate(zip(self._group_of, self._views, strict=True)):

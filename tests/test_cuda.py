@@ -344,7 +344,7 @@ def test_bad_input_gets_a_named_error_and_changes_nothing(tmp_path):
         ValueError, match=r"params\[1\]: found an array on cpu, expected one on cuda:0 as params\[0\] is"
     ):
         fastopt.Adam([param, np.ones(3, F4)])
-    with pytest.raises(ValueError, match="state_dir: .* expected None for parameters on cuda:0"):
+    with pytest.raises(ValueError, match=r"state_dir: .* expected None for parameters on cuda:0"):
         fastopt.Adam([param], state_dir=tmp_path)
     with pytest.raises(ValueError, match="grads: found an array on cpu, expected one on cuda:0 as params is"):
         fastopt.SGD(param).step(RowSparse(np.arange(1), np.ones(1, F4)))
