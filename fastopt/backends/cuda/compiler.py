@@ -92,10 +92,14 @@ class Update:
         return max(self.stored) >= SIGNED
 
     @property
+    def in_halves(self) -> bool:
+        """Whether an array has elements of 16 bits."""
+        return not _BITS_16.isdisjoint(self.stored)
+
+    @property
     def lanes(self) -> int:
         """Elements that a thread updates at a time: 16 bytes of the narrowest."""
-        narrow = self.in_blocks or not _BITS_16.isdisjoint(self.stored)
-        return 8 if narrow else 16 // self.dtype.itemsize
+        return 8 if self.in_blocks or self.in_halves else 16 // self.dtype.itemsize
 
     @property
     def name(self) -> str:
@@ -120,6 +124,7 @@ class Update:
             "TABLED": self.tabled,
             "ROW_BYTES": self.row_bytes,
             "IN_BLOCKS": self.in_blocks,
+            "IN_HALVES": self.in_halves,
             "update": rule.update,
             "apply": kernels.APPLY[len(rule.states)],
         }
@@ -130,7 +135,7 @@ class Update:
         names["read_all"] = unrolled(kernels.read, names["ARRAYS"])
         names["write_all"] = unrolled(kernels.write, names["ARRAYS"])
         names["update_lanes"] = unrolled(kernels.update_lane, lanes)
-        return bound(function, names, {})
+        return bound(function, names)
 
     def bound(self) -> Any:
         """The kernel as Python whose every name is bound."""
@@ -140,7 +145,7 @@ class Update:
             "update_aligned": self.of_lanes(kernels.update_elements, self.lanes, True),
             "update_any": self.of_lanes(kernels.update_elements, self.lanes if self.in_blocks else 1, False),
         }
-        return rebound(kernels.update_runs, names, {})[0]
+        return rebound(kernels.update_runs, names)[0]
 
     def signature(self) -> Any:
         """The types of its arguments."""
@@ -188,7 +193,7 @@ class RowUpdate(Update):
             "update_any": self.of_lanes(kernels.update_row_elements, 1, False),
             "square_of": self.of_lanes(kernels.square_of, 1, False),
         }
-        return rebound(kernels.update_rows, names, {})[0]
+        return rebound(kernels.update_rows, names)[0]
 
     def signature(self) -> Any:
         """The types of its arguments."""
@@ -228,7 +233,7 @@ class Fold:
             "fold": rule.fold,
             "fold_row": kernels.FOLD_ROW[len(rule.scalars)],
         }
-        return rebound(kernels.fold_steps, names, {})[0]
+        return rebound(kernels.fold_steps, names)[0]
 
     def signature(self) -> Any:
         """The types of its arguments."""
@@ -253,7 +258,7 @@ class Plain:
 
     def bound(self) -> Any:
         """The kernel as Python whose every name is bound."""
-        return rebound(getattr(kernels, self.function), dict(self.names), {})[0]
+        return rebound(getattr(kernels, self.function), dict(self.names))[0]
 
     def signature(self) -> Any:
         """The types of its arguments."""
@@ -279,38 +284,32 @@ def _of_floats(dtype: np.dtype) -> tuple[tuple[str, Any], ...]:
     return ("REAL", compute_dtype(dtype).type), ("STORED", (CODES[dtype],))
 
 
-_shared: dict[Any, Any] = {}  # functions for the device that no name is bound in
+_bound: dict[Any, Any] = {}  # functions for the device, by what they are and what is bound in them
 
 
-def bound(function: Callable[..., Any], names: Mapping[str, Any], made: dict[Any, Any]) -> Any:
+def bound(function: Callable[..., Any], names: Mapping[str, Any]) -> Any:
     """A function for the device, with other meanings for some global names of its own and of all that it calls.
 
-    `made` has what has been bound with these names already.
+    Where these mean the same it is the same, whatever the kernel: Numba deals with it once.
     """
-    if function.__code__ in _shared:
-        return _shared[function.__code__]
-    if function.__code__ not in made:
-        own, own_names = rebound(function, names, made)
-        made[function.__code__] = _device(own)
-        if not own_names:
-            _shared[function.__code__] = made[function.__code__]
-    return made[function.__code__]
+    own, key = rebound(function, names)
+    if key not in _bound:
+        _bound[key] = _device(own)
+    return _bound[key]
 
 
-def rebound(function: Callable[..., Any], names: Mapping[str, Any], made: dict[Any, Any]) -> tuple[Any, bool]:
-    """The same as Python, and whether any name is bound in it or in what it calls."""
-    found, depends = {}, False
+def rebound(function: Callable[..., Any], names: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The same as Python, and what tells it from others."""
+    found = {}
     for name in function.__code__.co_names:
         value = names[name] if name in names else function.__globals__.get(name)
-        depends = depends or name in names
         if isinstance(value, pytypes.FunctionType):
-            found[name] = bound(value, names, made)
-            depends = depends or value.__code__ not in _shared
-        elif value is not None:
+            found[name] = bound(value, names)
+        elif name in names:
             found[name] = value
     own = pytypes.FunctionType(function.__code__, {**function.__globals__, **found}, function.__name__)
     own.__qualname__ = function.__name__
-    return own, depends
+    return own, (function.__module__, function.__code__, *found.items())
 
 
 def unrolled(function: Callable[..., Any], count: int) -> Any:
@@ -335,6 +334,11 @@ def _for(capability: tuple[int, int]) -> Iterator[None]:
 
 def compile_ptx(function: Callable[..., Any], signature: Any, capability: tuple[int, int], name: str) -> str:
     """The PTX of a kernel, under a name that people can read."""
+    return ptx_from(llvm_of(function, signature, capability), capability, name)
+
+
+def llvm_of(function: Callable[..., Any], signature: Any, capability: tuple[int, int]) -> list[str]:
+    """The LLVM IR of a kernel and of what it calls, which takes nearly all of the time."""
     with _for(capability):
         library, _ = _compile_pyfunc_with_fixup(
             function,
@@ -351,7 +355,12 @@ def compile_ptx(function: Callable[..., Any], signature: Any, capability: tuple[
             launch_bounds=None,
             lto=False,
         )
-    ptx = nvvm.compile_ir(library.llvm_strs, arch="compute_{}{}".format(*capability), opt=3, fma=False).decode()
+    return library.llvm_strs
+
+
+def ptx_from(llvm: list[str], capability: tuple[int, int], name: str) -> str:
+    """The PTX of a kernel that is LLVM IR."""
+    ptx = nvvm.compile_ir(llvm, arch="compute_{}{}".format(*capability), opt=3, fma=False).decode()
     ptx = re.sub(r"^\.common \.global .*NumbaEnv.*\n", "", ptx, flags=re.M)  # of Numba's own dispatcher
     mangled = re.search(r"\.entry (\w+)\(", ptx)
     assert mangled is not None

@@ -1,7 +1,7 @@
 """The kernels, as Python that Numba compiles for CUDA: `fastopt.backends.cuda.compiler` binds in what is in capitals.
 
 A kernel is compiled for one rule and one way of storing each array; what depends on these is decided then, and nothing
-of it remains. A thread holds LANES elements of each array in registers, which is 16 bytes of the narrowest: it loads
+of it remains. Where a condition begins with a name of those, Numba does not even look at what is then never reached. A thread holds LANES elements of each array in registers, which is 16 bytes of the narrowest: it loads
 them, updates them, stores them. Runs that are misaligned or have gaps, and what remains at the end of others, go
 element by element.
 """
@@ -76,6 +76,7 @@ STRIDED = False  # whether a table of strides is there
 TABLED = False  # whether coefficients are in a table
 ROW_BYTES = 0  # of a row there
 IN_BLOCKS = False  # whether a state is in blocks
+IN_HALVES = True  # whether an array has elements of 16 bits
 ROWS = False  # whether the gradient is of some rows
 DUPLICATES = 0  # what several lookups of one row mean, by `fastopt.dispatch.DUPLICATES`
 BY_ROW: tuple[int, ...] = ()  # how the state of a rule of rows is stored
@@ -112,7 +113,7 @@ def _dither(code, x, random):
 
 
 def _read_aligned(x, j, code, address):
-    if code in _OWN:
+    if not IN_HALVES or code in _OWN:
         per = 16 // _size(code)
         for h in range(LANES // per):
             found = load_vector(address + 16 * h, REAL)
@@ -126,15 +127,17 @@ def _read_aligned(x, j, code, address):
 
 def _value(code, address):
     """The element at an address, in the compute type."""
-    return load(address, REAL) if code in _OWN else REAL(_decode(code, load(address, uint16)))
+    if not IN_HALVES or code in _OWN:
+        return load(address, REAL)
+    return REAL(_decode(code, load(address, uint16)))
 
 
 def read(j, x, at, strides, i, n):
     """Loads elements i, i + 1, ... of array j; zeros from n on."""
     if j == 1 and ROWS:  # it is summed
         return
-    if STORED[j] >= SIGNED:
-        _read_block(x, j, at[j] + i // BLOCK * BLOCK_BYTES, i % BLOCK)
+    if IN_BLOCKS and STORED[j] >= SIGNED:
+        _read_block(x, j, STORED[j] == POSITIVE, at[j] + i // BLOCK * BLOCK_BYTES, i % BLOCK)
     elif ALIGNED:
         _read_aligned(x, j, STORED[j], at[j] + i * _size(STORED[j]))
     else:
@@ -144,9 +147,9 @@ def read(j, x, at, strides, i, n):
                 x[j, k] = _value(STORED[j], at[j] + (i + k) * strides[j])
 
 
-def _write_aligned(bits, x, j, address):
-    if STORED[j] in _OWN:
-        per = 16 // _size(STORED[j])
+def _write_aligned(bits, x, j, code, address):
+    if not IN_HALVES or code in _OWN:
+        per = 16 // _size(code)
         for h in range(LANES // per):
             if per == 2:
                 store_vector(address + 16 * h, (x[j, 2 * h], x[j, 2 * h + 1]))
@@ -174,11 +177,11 @@ def write(j, x, at, strides, i, n, element, step, random):
     code = STORED[j]
     if j == 1 and (ROWS or not OPTIONS & ZERO_GRADS):
         return
-    if code >= SIGNED:
-        _write_block(x, j, at[j] + i // BLOCK * BLOCK_BYTES, i % BLOCK, element, step)
+    if IN_BLOCKS and code >= SIGNED:
+        _write_block(x, j, code == POSITIVE, at[j] + i // BLOCK * BLOCK_BYTES, i % BLOCK, element, step)
         return
     bits = cuda.local.array(LANES, uint16)
-    if code not in _OWN:
+    if IN_HALVES and code not in _OWN:
         for k in range(LANES):
             if j == 0 and OPTIONS & STOCHASTIC:
                 bits[k] = _dither(code, x[j, k], random[k])
@@ -187,11 +190,11 @@ def write(j, x, at, strides, i, n, element, step, random):
             else:
                 bits[k] = _encode(code, x[j, k])
     if ALIGNED:
-        _write_aligned(bits, x, j, at[j] + i * _size(code))
+        _write_aligned(bits, x, j, code, at[j] + i * _size(code))
     else:
         for k in range(LANES):
             if i + k < n:
-                if code in _OWN:
+                if not IN_HALVES or code in _OWN:
                     store(at[j] + (i + k) * strides[j], x[j, k])
                 else:
                     store(at[j] + (i + k) * strides[j], bits[k])
@@ -200,8 +203,7 @@ def write(j, x, at, strides, i, n, element, step, random):
 # ---- blocks of 8-bit floats: a warp's elements are one ----
 
 
-def _read_block(x, j, block, i):
-    positive = STORED[j] == POSITIVE
+def _read_block(x, j, positive, block, i):
     scale = float32(0)
     if i == 0:  # by the one that will store it: no other may read it as late as that
         scale = load(block, float32)
@@ -216,10 +218,9 @@ def _read_block(x, j, block, i):
             x[j, 4 * h + k] = float32(np.nan) if has_nan and code == nan_code(positive) else value
 
 
-def _write_block(x, j, block, i, element, step):
-    positive = STORED[j] == POSITIVE
+def _write_block(x, j, positive, block, i, element, step):
     largest, finite = int32(0), True
-    for k in range(LANES):
+    for k in range(BLOCK // WARP):
         magnitude = int32(bits_of(x[j, k]) & 0x7FFFFFFF)
         if magnitude <= LARGEST_FINITE:
             largest = max(largest, magnitude)
