@@ -143,9 +143,11 @@ class Gpu:
         """Bring the interpreter's memory to the state of the driver's."""
         if self._seen == self._state.changes:
             return
-        self._seen = self._state.changes
+        while self._seen != self._state.changes:  # arrays that go may do so at any time, now among others
+            self._seen = self._state.changes
+            kind = _Block * self._count.value
+            blocks = kind.from_buffer_copy(kind.in_dll(self._library, "stub_blocks"))
         self.memory = Memory()
-        blocks = (_Block * self._count.value).in_dll(self._library, "stub_blocks")
         for i, block in enumerate(blocks):
             _, name, writable = self._registered.get(block.address, (None, f"allocation {i}", True))
             self.memory.add(block.address, block.nbytes, name, writable)

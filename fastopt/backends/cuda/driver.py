@@ -15,8 +15,10 @@ import numpy as np
 from cuda.bindings import driver
 from cuda.core import Buffer, ObjectCode, Stream
 from cuda.core import Device as CoreDevice
+from numba.cuda.cudadrv import nvrtc
 
 from ...arrays import Place
+from ...errors import BackendUnavailable
 
 _UPLOAD_WORDS = 496  # as upload.ptx has them
 _UPLOAD_PTX = files(__package__).joinpath("upload.ptx").read_text()
@@ -82,7 +84,7 @@ class Device:
         self._core.set_current()
         self.context = int(_checked(driver.cuCtxGetCurrent()))
         driver.cuCtxSetCurrent(before)
-        self.capability = tuple(self._core.compute_capability)
+        self.capability = _target_of(tuple(self._core.compute_capability), self._core.name)
         self._loaded: dict[str, Any] = {}
         self._upload: Kernel | None = None
         self._uploading = Lock()
@@ -156,6 +158,24 @@ class HostWords(NamedTuple):
 
     words: np.ndarray
     address: int
+
+
+def _target_of(capability: tuple[int, int], name: str) -> tuple[int, int]:
+    """The compute capability that kernels are compiled for: the device's own, or the highest below it that is known.
+
+    Raises
+    ------
+    BackendUnavailable
+        The device is older than what the compiler knows.
+    """
+    try:
+        return nvrtc.find_closest_arch(capability)
+    except nvrtc.CCSupportError:
+        lowest, own = ".".join(map(str, nvrtc.get_lowest_supported_cc())), ".".join(map(str, capability))
+        raise BackendUnavailable(
+            f"{name} has compute capability {own}, expected {lowest} or more, as CUDA's compiler wants; move the "
+            "arrays to the CPU"
+        ) from None
 
 
 class Memory:
