@@ -135,7 +135,7 @@ class Job:
         return Job(
             self.parameters,
             self.dtype,
-            self.addresses[runs],
+            _by_column(self.addresses[runs], self.place),
             None if self.strides is None else self.strides[runs],
             _offsets(np.diff(self.offsets)[runs]),
             (np.cumsum(tensors, dtype=np.int32) - 1)[self.tensor_of[runs]],
@@ -393,8 +393,14 @@ def _make_job(
                     f"{labels[0]}, whose strides are {tensor.arrays[0].strides}: its states are in blocks of neighbours"
                 )
     owners = [a.owner for tensor in tensors for a in tensor.arrays]
-    table = addresses, strides, offsets, tensor_of, parameter, owners
-    return Job(parameters, dtype, *table, None, storage, elements, tensors[0].arrays[0].place)
+    place = tensors[0].arrays[0].place
+    table = _by_column(addresses, place), strides, offsets, tensor_of, parameter, owners
+    return Job(parameters, dtype, *table, None, storage, elements, place)
+
+
+def _by_column(addresses: np.ndarray, place: Place) -> np.ndarray:
+    """A table of addresses as the backend wants it: in C a run's are together, on a CUDA device an array's are."""
+    return addresses if place.kind == "cpu" else np.asfortranarray(addresses)
 
 
 def _table(

@@ -98,7 +98,7 @@ class RowsUpdate:
         ).astype(np.uint64)
         reals = kernel.arguments[_FIRST_REAL:].view(job.dtype)[:: 8 // job.dtype.itemsize]
         decay = 0.0 if storage is None else storage.average_decay
-        reals[:] = [decay, 1.0 - decay, *coefficients[0].reshape(-1)]
+        reals[:] = [decay, 1.0 - decay, *coefficients[0]]
         kernel.launch(-(-lookups * self._threads // THREADS), stream)
 
     def _run(self, kind: Plain, blocks: int, stream: int, *arguments: int, threads: int = THREADS) -> None:

@@ -48,7 +48,7 @@ def _folder(jobs: Sequence[Job]) -> Any:
 
         def fold(grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
             folded = [fold_rows(job, grad_scale) for job in jobs]
-            return [(rows, row_of, len(rows) > 1) for rows, row_of in folded]
+            return [(rows.reshape(len(rows), -1), row_of, len(rows) > 1) for rows, row_of in folded]
 
         return fold
     return native.Folder(jobs)
@@ -140,7 +140,7 @@ class RunUpdate:
             self._tabled.launch_with(stream, coefficients, row_of)
             return
         kernel, own = self._by_value
-        own[:] = coefficients[0].reshape(-1)
+        own[:] = coefficients[0]
         if self._job.elements is not None:  # what is rounded by numbers is so by the step's too
             kernel.arguments[9] = self._job.parameters.steps[self._job.parameter[0]]
         kernel.launch(self._chunks, stream)
@@ -184,7 +184,7 @@ class _Tabled:
         job, device = self._job, self._device
         found, tensor = np.unique(row_of, return_index=True)
         rows = np.zeros(len(found), self._row)
-        rows["own"] = coefficients[: len(found)].reshape(len(found), -1)
+        rows["own"] = coefficients[: len(found)]
         rows["step"] = job.parameters.steps[job.parameter[tensor]]
         of_runs = row_of[job.tensor_of]
         if self._memory is None:
