@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
+from . import settings
 from .errors import BackendUnavailable
 from .info import compiler_flags, rule_table, show_config
 from .rules import RULES
 
 _ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
-_EXTRA = ("rich", "sklearn", "ml_dtypes")  # what only `fastopt bench` needs
+_EXTRA = ("rich", "sklearn", "ml_dtypes", "matplotlib", "jinja2")  # what only `fastopt bench` needs
+_DECADES = [10**k for k in range(2, 10)]
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+_WORKLOADS = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory")
 
 
 def _count(text: str) -> int:
@@ -25,22 +34,71 @@ def _count(text: str) -> int:
     return int(number)
 
 
-def _rules(text: str) -> list[str]:
-    """Names of rules, separated by commas."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        if name not in _ELEMENTWISE:
-            raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(_ELEMENTWISE)}")
-    return names
+def _counts(text: str) -> list[int]:
+    """Whole numbers, separated by commas, in order."""
+    return sorted(set(map(_count, text.split(","))))
 
 
-def _file(text: str) -> str:
+def _seconds(text: str) -> float:
+    """A number > 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of seconds > 0")
+    return number
+
+
+def _among(allowed: Iterable[str]) -> Callable[[str], list[str]]:
+    """What reads names, separated by commas, of those allowed."""
+
+    def read(text: str) -> list[str]:
+        names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+        known = list(allowed)
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(known)}")
+        return names
+
+    return read
+
+
+def _peers(text: str) -> list[str]:
+    """Names of peers, ``all`` or ``none``."""
+    from .bench.peers import PEERS
+
+    return list(PEERS) if text == "all" else [] if text == "none" else _among(PEERS)(text)
+
+
+def _file(text: str) -> Path:
     """A file that can be written."""
     try:
         open(text, "a").close()
     except OSError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+    return Path(text)
+
+
+def _picture(text: str) -> Path:
+    """A file's name for pictures, in a folder that there is."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a name ending in .png or .svg, in a folder there is"
+        )
+    return path
+
+
+def _results(text: str) -> dict[str, Any]:
+    """What an earlier run wrote."""
+    try:
+        found = json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    if not isinstance(found, dict) or "configuration" not in found:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected what fastopt bench --json wrote")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,22 +108,70 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--rules", action="store_true", help="prints the rules, their formulas and sources instead")
     info.add_argument("--cflags", action="store_true", help="prints what compiling a C program needs instead")
     info.add_argument("--libs", action="store_true", help="prints what linking it needs; both go together")
+    _add_bench(commands)
+    return parser
+
+
+def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
         "bench",
-        help="times every rule against the ceiling of memory, NumPy and torch",
-        description="Times every rule's update of one large float32 array, interleaved with its peers and with the "
-        "fastest streaming kernel that reads and writes as much; then trains on handwritten digits.",
+        help="times every rule against the ceiling of memory and other libraries",
+        description="Times every rule's update of one large array, in turns with other libraries' and with the fastest "
+        "streaming kernel that reads and writes as much; then trains on handwritten digits. Lists are separated by "
+        "commas.",
     )
-    bench.add_argument("--size", type=_count, default=20_000_000, help="elements of an array (default 2e7)")
-    bench.add_argument("--rules", type=_rules, default=_ELEMENTWISE, help="only these, as adam,sgd (default all)")
-    bench.add_argument("--threads", type=_count, help="threads of all but NumPy (default: as fastopt info says)")
-    bench.add_argument("--repeats", type=_count, default=9, help="times each is run; slow ones less often (default 9)")
-    bench.add_argument("--tensors", action="store_true", help="also times steps of many small tensors")
-    bench.add_argument("--sparse", action="store_true", help="also times updates of an embedding table's rows")
-    bench.add_argument("--precision", action="store_true", help="also times Adam stored in fewer bits")
-    bench.add_argument("--no-digits", dest="digits", action="store_false", help="does not train")
-    bench.add_argument("--json", type=_file, metavar="FILE", help="also writes the results there")
-    return parser
+    what = bench.add_argument_group("what is compared")
+    what.add_argument("--rules", type=_among(_ELEMENTWISE), default=_ELEMENTWISE, help="as adam,sgd (default all)")
+    what.add_argument("--size", type=_count, help="elements of an array (default 2e7; 1e8 with --goals)")
+    what.add_argument("--dtypes", type=_among(_DTYPES), default=["float32"], help=f"of {', '.join(_DTYPES)}")
+    what.add_argument("--backends", type=_among(("native", "numba")), default=["native", "numba"], help="(default all)")
+    what.add_argument(
+        "--peers", type=_peers, help="other libraries: names, all, or none (default: those quick to start)"
+    )
+    what.add_argument("--threads", type=_count, help="of all who can be told (default: as fastopt info says)")
+    what.add_argument("--repeats", type=_count, default=11, help="rounds; slow ones take part in fewer (default 11)")
+    more = bench.add_argument_group("what else is measured")
+    more.add_argument("--sizes", type=_counts, nargs="?", const=_DECADES, default=[], help="Adam at 1e2,1e3 ... 1e9")
+    more.add_argument("--scaling", action="store_true", help="Adam with 1, 2, 4 ... threads")
+    more.add_argument("--tensors", action="store_true", help="steps of many small tensors")
+    more.add_argument("--sparse", action="store_true", help="updates of an embedding table's rows")
+    more.add_argument("--precision", action="store_true", help="Adam stored in fewer bits")
+    more.add_argument(
+        "--workloads", type=_among(_WORKLOADS), nargs="?", const=list(_WORKLOADS), default=[], metavar="NAMES",
+        help="trainings of benchmarks/workloads, minutes each, of " + ", ".join(_WORKLOADS),
+    )  # fmt: skip
+    more.add_argument("--goals", action="store_true", help="all that has a goal, and which goals are met")
+    more.add_argument("--no-digits", dest="digits", action="store_false", help="does not train on digits")
+    made = bench.add_argument_group("time and output")
+    made.add_argument("--budget", type=_seconds, metavar="SECONDS", help="what it may take; says what it left out")
+    made.add_argument("--json", type=_file, metavar="FILE", help="also writes the results there")
+    made.add_argument("--baseline", type=_results, metavar="FILE", help="compares with what --json wrote earlier")
+    made.add_argument(
+        "--plot", type=_picture, metavar="FILE", help="draws x.svg or x.png as x-rules.svg, x-sizes.svg ..."
+    )
+    made.add_argument("--report", type=Path, metavar="DIR", help="writes one page with everything there")
+
+
+def _bench(given: argparse.Namespace, command: str) -> int:
+    """Runs ``fastopt bench``."""
+    from .bench.command import Outputs, bench
+    from .bench.peers import USUAL
+    from .bench.section import Options
+
+    if given.goals:
+        given.tensors = given.sparse = given.precision = given.startup = True
+        given.size = given.size or 10**8
+        given.sizes = given.sizes or [10**k for k in range(6, 10)]
+        given.workloads = given.workloads or ["text"]
+    given.size = given.size or 20_000_000
+    given.threads = given.threads or settings.get_num_threads()
+    given.peers = USUAL if given.peers is None else given.peers
+    given.limited = given.budget is not None
+    fill = {
+        kind: {f.name: getattr(given, f.name) for f in fields(kind) if hasattr(given, f.name)}
+        for kind in (Options, Outputs)
+    }
+    return bench(Options(**fill[Options]), Outputs(**fill[Outputs]), given.budget, command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 where a package or the C library is missing; 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
+    command = shlex.join(["fastopt", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         if options.command == "info":
             if options.cflags or options.libs:
@@ -91,9 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 show_config()
             return 0
-        from .bench.command import bench
-
-        return bench(**{name: value for name, value in vars(options).items() if name != "command"})
+        return _bench(options, command)
     except BackendUnavailable as error:
         print(f"fastopt {options.command}: {error}", file=sys.stderr)
         return 1

@@ -212,6 +212,7 @@ def _speed(seconds: float | None, moved: float, fastest: float) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Makes the files, trains in each way under the limit, and prints times and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common.add_tables(parser)
     parser.add_argument("--states", type=common.count, default=1024, help="MiB of states (default %(default)s)")
     parser.add_argument("--limit", type=common.count, default=384, help="MiB that a process may have (%(default)s)")
     parser.add_argument("--memory", type=common.count, default=128, help="MiB that is state_memory (%(default)s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -63,6 +64,20 @@ def _picture(text: str) -> Path:
     return path
 
 
+_tables: Path | None = None
+
+
+def _record(text: str) -> Path:
+    """A file for the tables, emptied now."""
+    global _tables
+    _tables = Path(text)
+    try:
+        _tables.write_text("")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return _tables
+
+
 def _fraction(text: str) -> float:
     """A number in (0, 1]."""
     try:
@@ -88,7 +103,13 @@ def parser(description: str, epochs: int | None = None) -> argparse.ArgumentPars
     if epochs is not None:
         options.add_argument("--epochs", type=count, default=epochs, help="passes over the data (default %(default)s)")
     options.add_argument("--plot", type=_picture, metavar="FILE", help="draws the losses there, as .png or .svg")
+    add_tables(options)
     return options
+
+
+def add_tables(options: argparse.ArgumentParser) -> None:
+    """The option of all that show tables."""
+    options.add_argument("--json", type=_record, metavar="FILE", help="also writes the tables there, one a line")
 
 
 def add_workers(options: argparse.ArgumentParser) -> None:
@@ -196,6 +217,9 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], capt
     console.print(f"\n{title}", table, sep="\n", markup=False, soft_wrap=True)
     if caption:
         console.print(caption, markup=False, soft_wrap=True)
+    if _tables:
+        with _tables.open("a") as file:
+            print(json.dumps({"title": title, "header": columns, "rows": rows, "caption": caption}), file=file)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cache
 from time import perf_counter
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from ..optimizers import CLASSES
+from ..rules import RULES
+from .section import Options, Row, Section, Table, named, table, value_of
 
 BATCH = 64
 HELD_OUT = 360  # of 1797
@@ -80,7 +83,7 @@ def train(name: str, epochs: int = 15, threads: int | None = None) -> dict[str, 
     Returns
     -------
     dict
-        The optimizer, its lr, its accuracy on the 360 images held out, steps, seconds spent in updates.
+        The optimizer's name, its lr, its accuracy on the 360 images held out, steps, seconds spent in updates.
     """
     images, labels = _data()
     rng = np.random.default_rng(0)
@@ -97,4 +100,23 @@ def train(name: str, epochs: int = 15, threads: int | None = None) -> dict[str, 
             seconds += perf_counter() - start
             steps += 1
     accuracy = network.accuracy(images[:HELD_OUT], labels[:HELD_OUT])
-    return {"optimizer": name, "lr": lr, "accuracy": accuracy, "steps": steps, "seconds": seconds}
+    return {"name": name, "lr": lr, "accuracy": accuracy, "steps": steps, "seconds": seconds}
+
+
+def section(options: Options) -> Section:
+    """The section of trainings."""
+    title = "Handwritten digits: a 64-64-10 network in NumPy, 15 epochs of batches of 64"
+    names = [name for name in dict.fromkeys(RULES[rule].optimizer for rule in options.rules) if name not in LEFT_OUT]
+    columns = {
+        "optimizer": named,
+        "lr": value_of("lr", 3),
+        "held-out accuracy": value_of("accuracy", 1, " %", 100),
+        "steps": value_of("steps", 0),
+        "updates ms": value_of("seconds", 2, scale=1e3),
+        "µs an update": lambda row: f"{1e6 * row['seconds'] / row['steps']:.1f}",
+    }
+
+    def tables(rows: Sequence[Row]) -> Iterator[Table]:
+        yield table(title, columns, rows)
+
+    return Section("digits", title, names, lambda name, _: train(name, threads=options.threads), tables, seconds=0.5)

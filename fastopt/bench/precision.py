@@ -1,17 +1,22 @@
-"""What fewer bytes bring: Adam with parameters, gradients and states in fewer bits, against the float32 ceiling."""
+"""Adam stored in fewer bits: speed against float32's ceiling, and what an update costs where memory does not count."""
 
 from __future__ import annotations
 
-from functools import partial
-from statistics import median
+from collections.abc import Iterator, Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from ..dispatch import load_backend
-from ..optimizers import CLASSES, Plan
-from ..storage import BLOCK, BLOCK_BYTES, numpy_dtype, storage_dtype
-from .timing import Call, interleaved, microseconds, ratio
+from ..optimizers import CLASSES
+from ..storage import BLOCK, BLOCK_BYTES
+from . import pictures
+from .machine import Ceiling, take_ceiling
+from .peers import values
+from .peers.lowbit import LOWBIT, build
+from .section import Options, Row, Section, Show, Skip, Table, named, row_of, share_of, table, time_of, value_of
+from .timing import Call, interleaved, quartiles
 
 #: The dtype of parameter and gradient, and that of states.
 CASES = {
@@ -26,26 +31,14 @@ CASES = {
     )
 }
 IN_CACHE = 8192  # elements, for one thread
-AHEAD = (0, 512, 1024)
+FOR_OTHERS = 10_000_000  # elements at most: the slowest takes seconds for them
+LR = 1e-3
+_SIZES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": BLOCK_BYTES / BLOCK}
 
 
-def _plan(name: str, size: int, threads: int) -> Plan:
-    kind, states = CASES[name]
-    rng = np.random.default_rng(0)
-    dtype = numpy_dtype(storage_dtype(kind) or np.dtype(np.float32))
-    param, grad = np.empty(size, dtype), np.empty(size, dtype)
-    for begin in range(0, size, 1 << 20):
-        n = min(1 << 20, size - begin)
-        param[begin : begin + n] = rng.standard_normal(n, np.float32)
-        grad[begin : begin + n] = rng.standard_normal(n, np.float32)
-    return CLASSES["Adam"](param, state_dtype=states, threads=threads).bind(grad)
-
-
-def bytes_moved(name: str) -> float:
+def bytes_moved(parameter: float, state: float) -> float:
     """Bytes read and written for each parameter: it and its two states are both, its gradient is read."""
-    size = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": BLOCK_BYTES / BLOCK}
-    kind, states = (size[part] for part in CASES[name])
-    return 3 * kind + 4 * states
+    return 3 * parameter + 4 * state
 
 
 def levels() -> list[str]:
@@ -55,40 +48,93 @@ def levels() -> list[str]:
 
 
 class Measure:
-    """Measures every case over large arrays, in turns, when the first is asked for; and each in cache."""
+    """Measures each case, and each peer beside fastopt's 8-bit states, in turns with the ceiling of float32."""
 
-    def __init__(self, size: int, threads: int, repeats: int) -> None:
-        self.size, self.threads, self.repeats = size, threads, repeats
+    def __init__(self, options: Options) -> None:
+        self.size, self.threads, self.repeats = options.size, options.threads, options.repeats
+        self.reasons: dict[str, str] = {}
         self._native: Any = load_backend("native")
-        self._times: dict[str, list[float]] = {}
 
-    def _run(self) -> None:
-        streamed = [np.ones(self.size, np.float32) for _ in range(4)]
-        calls: dict[str, Call] = {
-            f"ceiling {ahead}": partial(self._native.stream, streamed, ahead, self.threads) for ahead in AHEAD
-        }
-        calls |= {name: _plan(name, self.size, self.threads).step for name in CASES}
-        self._times = interleaved(calls, self.repeats, budget=20)
+    def _case(self, name: str, size: int, threads: int) -> Call:
+        kind, states = CASES[name]
+        param, grad = values(size, kind)
+        return CLASSES["Adam"](param, state_dtype=states, threads=threads).bind(grad).step
 
-    def __call__(self, name: str) -> dict[str, Any]:
-        """The row of a case."""
-        if not self._times:
-            self._run()
-        ceiling = min((own for call, own in self._times.items() if call.startswith("ceiling")), key=median)
-        own = self._times[name]
-        moved = bytes_moved(name)
-        row = {
-            "storage": name,
-            "bytes": moved,
-            "ms": 1e3 * median(own),
-            "gbs": moved * self.size / median(own) / 1e9,
-            "updates": self.size / median(own) / 1e9,
-            "against": ratio(ceiling, own),
-            "most": bytes_moved("float32: float32") / moved,
-        }
-        step, chosen = _plan(name, IN_CACHE, 1).step, self._native.isa()
+    def __call__(self, name: str, budget: float) -> Row:
+        """The row of a case or a peer."""
+        began = perf_counter()
+        if name in CASES:
+            size, width, state = self.size, *(_SIZES[part] for part in CASES[name])
+            calls = {"native": self._case(name, size, self.threads)}
+        else:
+            size, width, state = min(self.size, FOR_OTHERS), 4.0, LOWBIT[name][0]
+            calls = {"peer": self._peer(name, size), "native": self._case("float32: 8bit", size, self.threads)}
+        calls |= Ceiling(4 * size, 4).calls(4, self.threads)
+        times = interleaved(calls, self.repeats, budget - (perf_counter() - began))
+        fastest = take_ceiling(times)
+        moved = bytes_moved(width, state)
+        row = row_of(name, times, moved * size, fastest, elements=size, who="native" if name in CASES else "peer")
+        row |= {"each": moved, "most": bytes_moved(4, 4) / moved}
+        if fastest:
+            row["ceiling_gbs"] = bytes_moved(4, 4) * size / quartiles(fastest).mid / 1e9
+        return row | (self._in_cache(name) if name in CASES else {})
+
+    def _peer(self, name: str, size: int) -> Call:
+        start, grad = values(size, "float32")
+        try:
+            peer = build(name, start, grad, LR, self.threads)
+        except Skip as reason:
+            self.reasons[name] = str(reason)
+            raise
+        want = start.copy()
+        CLASSES["Adam"](want, lr=LR, threads=self.threads).step(grad)
+        if not np.allclose(peer.result()[0], want, rtol=1e-4, atol=1e-6):  # states only lose bits after the first step
+            raise Skip("its result after one step is another")
+        return peer.step
+
+    def _in_cache(self, name: str) -> Row:
+        """Nanoseconds of a parameter with each instruction set."""
+        step, chosen, found = self._case(name, IN_CACHE, 1), self._native.isa(), {}
         for level in levels():
             self._native.set_isa(level)
-            row[level] = 1e3 * microseconds(step, 3) / IN_CACHE
+            found[level] = 1e9 * quartiles(interleaved({level: step}, self.repeats)[level]).mid / IN_CACHE
         self._native.set_isa(chosen)
-        return row
+        return found
+
+
+def _updates(row: Row) -> str:
+    return f"{row['elements'] / row['times'][row['who']][1] / 1e9:.2f}"
+
+
+def _of_its_own(show: Any) -> Show:
+    """A column about whoever the row is of."""
+    return lambda row: show(row["who"])(row)
+
+
+def section(options: Options) -> Section:
+    """The section of storage."""
+    measure = Measure(options)
+    title = f"One step of Adam over {options.size:,} parameters, by what they are stored in; {options.threads} threads"
+    columns: dict[str, Show] = {
+        "parameter, gradient:\nstates": named,
+        "bytes": value_of("each"),
+        "\nms": _of_its_own(time_of),
+        "10^9\nupdates/s": _updates,
+        "of float32's\nceiling": _of_its_own(share_of),
+        "by bytes\nalone": value_of("most", 0, " %", 100),
+        **{f"cached\n{level}": value_of(level, 2, " ns") for level in levels()},
+    }
+    caption = (
+        "bytes: moved for each parameter. of float32's ceiling: updates per second, to those of the fastest streaming\n"
+        "kernel with the reads and writes of Adam in float32, in the same run. cached: nanoseconds per parameter for\n"
+        f"{IN_CACHE:,} of them, in one thread: what conversions and the update cost where memory does not count.\n"
+        f"torchao, bitsandbytes: parameters in float32, over {min(options.size, FOR_OTHERS):,} of them."
+    )
+
+    def tables(rows: Sequence[Row]) -> Iterator[Table]:
+        yield table(title, columns, rows, caption)
+
+    def draw(figure: Any, rows: Sequence[Row]) -> None:
+        pictures.precision(figure, title, rows)
+
+    return Section("precision", title, [*CASES, *LOWBIT], measure, tables, draw, 6.0, measure.reasons)

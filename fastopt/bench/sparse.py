@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,15 @@ import numpy as np
 from ..dispatch import available_backends
 from ..optimizers import CLASSES
 from ..sparse import RowSparse
-from .peers import load_torch
-from .timing import Call, interleaved, ratio
+from .machine import has_ceiling
+from .peers.base import load
+from .peers.pytorch import load_torch
+from .section import Options, Row, Section, Skip, Table, against, named, row_of, share_of, table, time_of
+from .timing import Call, interleaved
 
 ROWS, WIDTH, LOOKUPS = 1_000_000, 64, 82_000
 LR = 0.01
+FBGEMM = "fbgemm-gpu-cpu==1.8.0"
 
 #: Our class and its options, torch's, FBGEMM's optimizer.
 CASES: dict[str, tuple[str, dict[str, Any], str | None, str | None]] = {
@@ -33,55 +36,43 @@ def zipf(lookups: int, rows: int, exponent: float = 1.05) -> np.ndarray:
     return rng.permutation(rows)[np.searchsorted(weights / weights[-1], rng.random(lookups))]
 
 
-def load_fbgemm() -> Any:
-    """The module of FBGEMM's fused embeddings, where it is installed and loads; else the reason why not."""
-    try:
-        import fbgemm_gpu  # noqa: F401
-        from fbgemm_gpu import split_table_batched_embeddings_ops_training as training
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        return f"no FBGEMM ({error}): pip install fbgemm-gpu-cpu==1.8.0"
-    return training
-
-
-def missing() -> str:
-    """Which peers are not here, and how to get them."""
-    found = load_fbgemm()
-    reasons = [found] if isinstance(found, str) else []
-    return "; ".join(reasons + ([] if load_torch() else ["no torch: pip install torch"]))
-
-
 class Measure:
     """Measures rules over tables of their own and the same lookups."""
 
-    def __init__(self, threads: int, repeats: int, rows: int = ROWS, lookups: int = LOOKUPS) -> None:
-        self.threads, self.repeats = threads, repeats
+    def __init__(
+        self, threads: int, repeats: int, backends: Sequence[str], rows: int = ROWS, lookups: int = LOOKUPS
+    ) -> None:
+        self.threads, self.repeats, self.backends = threads, repeats, backends
+        self.reasons: dict[str, str] = {}
         self.indices = zipf(lookups, rows)
         rng = np.random.default_rng(1)
         self.start = rng.standard_normal((rows, WIDTH), np.float32)
         self.values = rng.standard_normal((lookups, WIDTH), np.float32)
 
-    def __call__(self, name: str) -> dict[str, Any]:
+    def __call__(self, name: str, budget: float) -> Row:
         """Times one of `CASES`; results are compared first."""
-        ours, options, theirs, fused = CASES[name]
+        *_, theirs, fused = CASES[name]
         tables: dict[str, Callable[[], np.ndarray]] = {}
         calls: dict[str, Call] = {}
         before: dict[str, Call] = {}
-        for backend in ("native", "numba"):
+        for backend in self.backends:
             if available_backends()[backend] == "available":
-                calls[backend], tables[backend] = self._ours(ours, options, backend)
-        if theirs and load_torch():
-            calls["torch"], tables["torch"] = self._torch(theirs)
-        if fused and not isinstance(load_fbgemm(), str):
-            before["fbgemm"], calls["fbgemm"], tables["fbgemm"] = self._fbgemm(fused)
+                calls[backend], tables[backend] = self.ours(name, backend)
+        try:
+            if fused:
+                before["fbgemm"], calls["fbgemm"], tables["fbgemm"] = self._fbgemm(fused)
+        except Skip as reason:
+            self.reasons["fbgemm"] = str(reason)
+        try:
+            if theirs:
+                calls["torch"], tables["torch"] = self._torch(theirs)
+        except Skip as reason:
+            self.reasons["torch"] = str(reason)
         self._compare(name, calls, before, tables)
-        if available_backends()["native"] == "available":
+        if has_ceiling():
             calls["ceiling"] = self._ceiling(2 if name in ("sgd", "rowwise_adagrad") else 4 if name == "adam" else 3)
-        times = interleaved(calls, self.repeats, before=before)
-        row: dict[str, Any] = {"rule": name} | {f"{who}_ms": 1e3 * median(own) for who, own in times.items()}
-        if "native" in times:
-            row["native_share"] = ratio(times["ceiling"], times["native"])
-            row |= {f"{who}_ratio": ratio(times[who], times["native"]) for who in ("fbgemm", "torch") if who in times}
-        return row
+        times = interleaved(calls, self.repeats, budget, before)
+        return row_of(name, times, ceiling=times.pop("ceiling", None))
 
     def _compare(self, name: str, calls: dict[str, Call], before: dict[str, Call], tables: dict[str, Any]) -> None:
         """Does one step by each: backends must agree to the bit, others up to rounding."""
@@ -90,29 +81,29 @@ class Measure:
             call()
         first = next(iter(tables))
         want = tables[first]()
-        for who, table in tables.items():
+        for who, found in tables.items():
             same = np.array_equal if {first, who} == {"native", "numba"} else _close
-            if not same(table(), want):
+            if not same(found(), want):
                 raise AssertionError(f"{name}: after one step {who} differs from {first}")
 
-    def _ours(self, ours: str, options: dict[str, Any], backend: str) -> tuple[Call, Callable[[], np.ndarray]]:
+    def ours(self, name: str, backend: str) -> tuple[Call, Callable[[], np.ndarray]]:
+        """A backend's step of one of `CASES`, and its table."""
+        kind, options, *_ = CASES[name]
         table = self.start.copy()
-        optimizer = CLASSES[ours](table, lr=LR, **options, backend=backend, threads=self.threads)
+        optimizer = CLASSES[kind](table, lr=LR, **options, backend=backend, threads=self.threads)
         return lambda: optimizer.step(RowSparse(self.indices, self.values)), lambda: table
 
     def _torch(self, theirs: str) -> tuple[Call, Callable[[], np.ndarray]]:
-        torch = load_torch()
-        assert torch is not None
-        torch.set_num_threads(self.threads)
+        torch = load_torch(self.threads)
         table = torch.nn.Parameter(torch.from_numpy(self.start.copy()))
         indices, values = torch.from_numpy(self.indices)[None], torch.from_numpy(self.values)
         table.grad = torch.sparse_coo_tensor(indices, values, table.shape, check_invariants=False)
         return getattr(torch.optim, theirs)([table], lr=LR).step, lambda: table.detach().numpy()
 
     def _fbgemm(self, fused: str) -> tuple[Call, Call, Callable[[], np.ndarray]]:
-        torch, training = load_torch(), load_fbgemm()
-        assert torch is not None
-        torch.set_num_threads(self.threads)
+        torch = load_torch(self.threads)
+        load("fbgemm_gpu", FBGEMM)
+        training = load("fbgemm_gpu.split_table_batched_embeddings_ops_training", FBGEMM)
         host, cpu = training.EmbeddingLocation.HOST, training.ComputeDevice.CPU
         tables = training.SplitTableBatchedEmbeddingBagsCodegen(
             [(*self.start.shape, host, cpu)],
@@ -143,3 +134,32 @@ class Measure:
 
 def _close(a: np.ndarray, b: np.ndarray) -> bool:
     return np.allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def section(options: Options) -> Section:
+    """The section of rows."""
+    measure = Measure(options.threads, options.repeats, options.backends)
+    title = (
+        f"One step of {LOOKUPS:,} Zipf-distributed lookups of rows of {WIDTH} float32, of a table of {ROWS:,} rows; "
+        f"{options.threads} threads"
+    )
+    columns = {
+        "rule": named,
+        "ceiling\nms": time_of("ceiling"),
+        "native\nms": time_of("native"),
+        "native\nshare": share_of("native"),
+        "numba\nms": time_of("numba"),
+        "FBGEMM\nms": against("fbgemm"),
+        "torch\nms": against("torch"),
+    }
+
+    def tables(rows: Sequence[Row]) -> Iterator[Table]:
+        yield table(
+            title,
+            columns,
+            rows,
+            "Repeated rows are summed. native, numba: opt.step with a fresh RowSparse, ordering included; FBGEMM: its\n"
+            "fused backward; torch: step() with a sparse gradient. ceiling: the same rows' traffic, its order known.",
+        )
+
+    return Section("sparse", title, list(CASES), measure, tables, None, 3.0, measure.reasons)

@@ -1,16 +1,66 @@
-"""Timing side by side: machines are noisy, so whatever is compared is run in turns."""
+"""Timing side by side: machines are noisy, so whatever is compared is run in turns, and spreads go with medians."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import comb
 from random import Random
-from statistics import median
+from statistics import median, quantiles
 from time import perf_counter, sleep
+from typing import NamedTuple
 
 # Seconds before each call: whoever ran before may have left threads spinning, which would hold back another's.
 REST = 0.005
+# Seconds that a timing takes at least: shorter calls are repeated in a loop, warm.
+SHORTEST = 2e-4
+FEWEST = 3  # rounds, whatever a call takes
+CLEAR = 0.05  # a spread up to this is within the digits shown
 
 Call = Callable[[], object]
+Times = dict[str, list[float]]
+
+
+class Spread(NamedTuple):
+    """A figure, and the values between which it may lie."""
+
+    low: float
+    mid: float
+    high: float
+
+    @property
+    def noisy(self) -> bool:
+        """For a ratio: whether it may differ from the figure by more than the figure claims, which differs from 1."""
+        return max(self.high - self.mid, self.mid - self.low) > max(CLEAR, abs(self.mid - 1))
+
+    def scaled(self, by: float) -> Spread:
+        """The figure in another unit."""
+        return Spread(*(value * by for value in self))
+
+
+def quartiles(times: Sequence[float]) -> Spread:
+    """The median and the quartiles."""
+    if len(times) < 2:
+        return Spread(times[0], times[0], times[0])
+    return Spread(*quantiles(times, n=4, method="inclusive"))
+
+
+def confidence(values: Sequence[float]) -> Spread:
+    """The median, and the interval that has the true one with a confidence of 95 % or more.
+
+    It is the one of order statistics, which holds whatever the distribution. Fewer than six values give their range.
+    """
+    n, ordered = len(values), sorted(values)
+    k, outside = 0, 0.0
+    while 2 * (outside + comb(n, k) / 2**n) <= 0.05:  # the median is below the k-th smallest
+        outside += comb(n, k) / 2**n
+        k += 1
+    k = max(k, 1)
+    return Spread(ordered[k - 1], median(ordered), ordered[n - k])
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> Spread:
+    """The median over rounds of one call's time to another's: what slows a whole round changes nothing."""
+    return confidence([a / b for a, b in zip(times, others, strict=False)])
 
 
 def seconds(call: Call) -> float:
@@ -21,8 +71,8 @@ def seconds(call: Call) -> float:
 
 
 def interleaved(
-    calls: Mapping[str, Call], repeats: int, budget: float = 0.6, before: Mapping[str, Call] | None = None
-) -> dict[str, list[float]]:
+    calls: Mapping[str, Call], repeats: int, budget: float = 5.0, before: Mapping[str, Call] | None = None
+) -> Times:
     """Seconds of each call by round, all of them run in turns after one warm-up each, every round in another order.
 
     Parameters
@@ -32,37 +82,31 @@ def interleaved(
     repeats : int
         The number of rounds.
     budget : float
-        Seconds for each; calls that would need more take part in fewer rounds, two at least.
+        Seconds for all; calls that would need more than their part of it take part in fewer rounds, three at least.
     before : mapping of str to callable, optional
         What some calls need done before each time, which is not timed.
     """
     prepare = before or {}
 
-    def timed(name: str) -> float:
+    def timed(name: str, loops: int = 1) -> float:
         if name in prepare:
             prepare[name]()
-        return seconds(calls[name])
+        call = calls[name]
+        if loops == 1:
+            return seconds(call)
+        both = range(2)  # of which the first warms up
+        return [seconds(lambda: [call() for _ in range(loops)]) for _ in both][-1] / loops
 
-    rounds = {name: min(repeats, max(2, int(budget / timed(name)))) for name in calls}
+    for name in calls:
+        timed(name)
+    first = {name: timed(name) for name in calls}
+    rounds = {name: min(repeats, max(FEWEST, int(budget / len(calls) / (own + REST)))) for name, own in first.items()}
+    loops = {name: 1 if name in prepare else max(1, int(SHORTEST / own)) for name, own in first.items()}
     shuffle = Random(0)  # what a call leaves in caches and threads is not always the same one's burden
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: Times = {name: [] for name in calls}
     for i in range(repeats):
         for name in shuffle.sample(list(calls), len(calls)):
             if i < rounds[name]:
                 sleep(REST)
-                times[name].append(timed(name))
+                times[name].append(timed(name, loops[name]))
     return times
-
-
-def ratio(times: Sequence[float], others: Sequence[float]) -> float:
-    """The median over rounds of one call's time to another's: what slows a whole round changes nothing."""
-    return median(a / b for a, b in zip(times, others, strict=False))
-
-
-def microseconds(call: Call, repeats: int, budget: float = 0.1) -> float:
-    """Median microseconds of a short call: of `repeats` loops that share the budget of seconds, after a warm-up.
-
-    Not in turns: whoever ran before would leave its threads spinning and the caches to itself.
-    """
-    loops = max(1, int(budget / repeats / min(seconds(call) for _ in range(3))))
-    return 1e6 * median(seconds(lambda: [call() for _ in range(loops)]) / loops for _ in range(repeats))

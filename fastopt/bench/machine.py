@@ -1,0 +1,76 @@
+"""What the machine is: its caches, its memory, and the ceiling, the fastest way found to read and write arrays."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ..dispatch import available_backends, load_backend
+from .timing import Call, Times
+
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+AHEAD = (0, 512, 1024)  # how many elements ahead streaming kernels prefetch
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def caches(folder: Path = CACHES) -> dict[str, int]:
+    """Bytes of the first processor's caches for data, by level: L1, L2 ...; nothing where the system does not say."""
+    found = {}
+    for index in sorted(folder.glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction" and (match := re.fullmatch(r"(\d+)([KMG]?)", size)):
+            found[f"L{level}"] = int(match[1]) * _UNITS[match[2]]
+    return found
+
+
+def memory() -> int:
+    """Bytes of memory that new arrays can have."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 1 << 33
+
+
+def has_ceiling() -> bool:
+    """Whether there are streaming kernels: they are the C library's."""
+    return available_backends()["native"] == "available"
+
+
+class Ceiling:
+    """Streaming kernels over arrays of their own, for any number of arrays up to `widest`.
+
+    Parameters
+    ----------
+    nbytes : int
+        Bytes of an array.
+    widest : int
+        The most arrays that will be asked for.
+    """
+
+    def __init__(self, nbytes: int, widest: int) -> None:
+        self.arrays = [np.ones(max(1, nbytes // 4), np.float32) for _ in range(widest if has_ceiling() else 0)]
+
+    def calls(self, arrays: int, threads: int) -> dict[str, Call]:
+        """Kernels that read so many arrays, write all but one, and differ in how far ahead they prefetch."""
+        if not self.arrays:
+            return {}
+        native: Any = load_backend("native")
+        addresses = native.ffi.new("float *[]", [native.ffi.from_buffer("float[]", a) for a in self.arrays[:arrays]])
+        run = partial(self._run, native.lib.fastopt_stream, self.arrays[0].size, arrays, addresses)
+        return {f"ceiling {ahead}": partial(run, ahead, threads) for ahead in AHEAD}
+
+    def _run(self, stream: Any, *arguments: Any) -> None:
+        """A method, so that whoever can call it keeps the arrays."""
+        stream(*arguments)
+
+
+def take_ceiling(times: Times) -> list[float] | None:
+    """Of the streaming kernels' times, which are removed, those of the fastest."""
+    found = [times.pop(name) for name in list(times) if name.startswith("ceiling ")]
+    return min(found, key=median, default=None)

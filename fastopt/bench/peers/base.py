@@ -1,0 +1,138 @@
+"""What a competitor is, and what all of them share."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...dispatch import count_copies, hyper_row
+from ...rules import REQUIRED, RULES, Rule
+from ..section import Skip
+from ..timing import Call
+
+ELEMENTWISE = tuple(name for name, rule in RULES.items() if not rule.by_row)
+ALL = ("float32", "float64", "bfloat16", "float16")
+WIDE = ALL[:2]  # in fewer bits, whoever computes step by step rounds every intermediate result
+
+
+class Task(NamedTuple):
+    """One step of a rule: the parameter's values at first, which each copies; the gradient, which all read."""
+
+    rule: Rule
+    start: np.ndarray
+    grad: np.ndarray
+    threads: int
+
+
+@dataclass
+class Peer:
+    """One step by someone, over arrays of its own.
+
+    Attributes
+    ----------
+    step : callable
+        Does the next step.
+    result : callable
+        What can be compared with the others': the parameter, and states where they can be seen.
+    before : callable, optional
+        What a step needs done before it, which is not part of it.
+    """
+
+    step: Call
+    result: Callable[[], Sequence[np.ndarray]]
+    before: Call | None = None
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """Someone who can do some rules.
+
+    Attributes
+    ----------
+    name, label : str
+        On the command line and in the results; over a column.
+    build : callable
+        Makes a `Peer`; raises `Skip`, or whatever its package raises, where that cannot be.
+    package : str, optional
+        Whose version is to be told.
+    rules, dtypes : collection of str
+        What it can do.
+    temporaries : int
+        Arrays of the parameter's size that a step makes beside its own.
+    usual : bool
+        Whether it takes part unless asked for by name: others take long to get ready.
+    """
+
+    name: str
+    label: str
+    build: Callable[[Task], Peer]
+    package: str = ""
+    rules: Collection[str] = ELEMENTWISE
+    dtypes: Collection[str] = WIDE
+    temporaries: int = 0
+    usual: bool = True
+
+    def version(self) -> str:
+        """The package's version, or that there is none."""
+        try:
+            return f"{self.package} {version(self.package)}"
+        except PackageNotFoundError:
+            return f"no {self.package}"
+
+
+def load(module: str, install: str) -> Any:
+    """A module that may be missing, or broken.
+
+    Raises
+    ------
+    Skip
+        Why it cannot be imported, and what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise Skip(f"{error}: pip install {install}") from None
+
+
+def limit_threads(threads: int) -> None:
+    """Sets the threads of every OpenMP and BLAS library in the process; ours are told at each call."""
+    load("threadpoolctl", "threadpoolctl").threadpool_limits(threads)
+
+
+def hyper_of(rule: Rule) -> dict[str, Any]:
+    """The rule's defaults, with 1e-3 for a required value."""
+    return {name: 1e-3 if hyper.default is REQUIRED else hyper.default for name, hyper in rule.hyper.items()}
+
+
+def count_arrays(rule: Rule) -> int:
+    """The arrays of a step: parameter, gradient, states. All are read, all but the gradient are written."""
+    return 2 + len(rule.states) * count_copies(rule, hyper_of(rule))
+
+
+def new_arrays(task: Task) -> list[np.ndarray]:
+    """A copy of the parameter, and zero states, every page of them touched."""
+    rule, start = task.rule, task.start
+    shape = rule.state_shape(start.shape, count_copies(rule, hyper_of(rule)))
+    return [start.copy(), *(np.full(shape, 0, start.dtype) for _ in rule.states)]
+
+
+def coefficients(task: Task) -> tuple[float, Iterator[list[list[float]]]]:
+    """What the parameter is multiplied by first, and step by step the rule's coefficients, for each copy of states."""
+    rule = task.rule
+    rows = hyper_row(rule, hyper_of(rule))
+
+    def steps() -> Iterator[list[list[float]]]:
+        scalars: tuple[float, ...] = tuple(rule.scalars.values())
+        width = len(rule.coefficients)
+        for t in itertools.count(1):
+            folded = [rule.fold(float(t), row[0], *row[4:], *scalars) for row in rows.tolist()]
+            scalars = folded[-1][width:]
+            yield [list(own[:width]) for own in folded]
+
+    return rule.prologue_coefficients(rows[0], 1.0)[2], steps()

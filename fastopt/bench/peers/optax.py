@@ -1,0 +1,49 @@
+"""optax under ``jax.jit``, parameters and states donated."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from .base import Competitor, Peer, Task, hyper_of, load
+
+#: The rules that optax has with the same formula. (Its amsgrad and nadam are others; see README's table.)
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("sgd", {}),
+    "momentum": ("sgd", {"momentum": 0.9}),
+    "nesterov": ("sgd", {"momentum": 0.9, "nesterov": True}),
+    "adagrad": ("adagrad", {"initial_accumulator_value": 0.0, "eps": 0.0}),
+    "adadelta": ("adadelta", {}),
+    "rmsprop": ("rmsprop", {"decay": 0.99, "eps_in_sqrt": False}),
+    "rmsprop_momentum": ("rmsprop", {"decay": 0.99, "eps_in_sqrt": False, "momentum": 0.9}),
+    "rmsprop_centered": ("rmsprop", {"decay": 0.99, "eps_in_sqrt": False, "centered": True}),
+    "adam": ("adam", {}),
+    "adamw": ("adamw", {"weight_decay": 0.01}),
+    "adamax": ("adamax", {}),
+}
+
+
+def build(task: Task) -> Peer:
+    """The jitted update, waited for."""
+    os.environ.setdefault("NPROC", str(task.threads))  # XLA asks once how many threads to start
+    jax, optax = load("jax", "jax optax"), load("optax", "jax optax")
+    name, options = CLASSES[task.rule.name]
+    optimizer = getattr(optax, name)(hyper_of(task.rule)["lr"], **options)
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(update, donate_argnums=(0, 1))
+    grads, params = jax.numpy.array(task.grad), jax.numpy.array(task.start)
+    held = [params, optimizer.init(params)]
+
+    def step() -> None:
+        held[:] = jax.block_until_ready(compiled(*held, grads))
+
+    return Peer(step, lambda: [np.asarray(held[0])])
+
+
+OPTAX = Competitor("optax", "optax", build, "optax", rules=CLASSES, dtypes=("float32",), temporaries=2)

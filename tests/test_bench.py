@@ -1,0 +1,293 @@
+"""``fastopt bench``, as a user calls it: what it prints and writes, its budget, Ctrl-C, its errors."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fastopt
+from fastopt import cli
+
+pytest.importorskip("rich", reason="rich is not installed")
+from fastopt.bench import command, machine, rules, scaling, section, workloads
+from fastopt.bench.baseline import table as against_baseline
+from fastopt.bench.plan import OutOfTime, Plan, alarm
+
+QUICK = ("bench", "--size", "1e4", "--repeats", "2", "--threads", "1", "--no-digits", "--peers", "numpy")
+OURS = [name for name in ("native", "numba") if fastopt.available_backends()[name] == "available"]
+needs_native = pytest.mark.skipif("native" not in OURS, reason="the native backend is not available")
+
+
+def lines(printed):
+    """The first cells of the tables' rows."""
+    return [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
+
+
+def without(*packages):
+    """The command in a process where packages cannot be imported."""
+    hidden = "".join(f"sys.modules[{name!r}] = None; " for name in packages)
+    return f"import sys; {hidden}from fastopt.cli import main; sys.exit(main())"
+
+
+def test_everything_quickly(tmp_path, capsys):
+    """Rules, dtypes, sizes, threads, tensors, pictures, the page, and a second run beside the first."""
+    results, again = tmp_path / "bench.json", tmp_path / "again.json"
+    more = ("--sizes", "1e2,1e4", "--scaling", "--tensors", "--dtypes", "float32,float64")
+    assert (
+        cli.main([*QUICK, "--rules", "adam,aggmo", *more, "--json", str(results), "--plot", f"{tmp_path}/x.svg"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "Total time" in printed and "…" not in printed and "Left out" not in printed
+    assert lines(printed)[:4] == ["adam", "aggmo", "adam float64", "aggmo float64"]
+    found = json.loads(results.read_text())
+    assert found["size"] == 10_000 and found["threads"] == 1 and "digits" not in found and not found["left_out"]
+    adam, aggmo, wide, _ = found["rules"]
+    assert [row["bytes"] for row in (adam, aggmo, wide)] == [4 * 7 * 10_000, 4 * 9 * 10_000, 8 * 7 * 10_000]
+    for row in found["rules"]:
+        for who in (*OURS, "numpy"):
+            low, mid, high = row["times"][who]
+            assert 0 < low <= mid <= high
+            assert "native" not in OURS or who == "native" or row["against"][who][1] > 0
+        assert "native" not in OURS or row["shares"]["native"][1] > 0
+    assert [row["name"] for row in found["sizes"]] == ["1e2", "1e4"]
+    assert [row["name"] for row in found["scaling"]] == ["1"]
+    assert {row["name"]: row["tensors"] for row in found["tensors"]}["29 of a transformer"] == 29
+    for part in ("rules", "sizes", "scaling", "tensors"):
+        assert (tmp_path / f"x-{part}.svg").read_text().startswith("<svg")
+
+    options = ("--baseline", str(results), "--json", str(again), "--plot", f"{tmp_path}/y.png")
+    assert cli.main([*QUICK, "--rules", "adam", *options, "--report", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out
+    assert "native" not in OURS or printed.count("│ rules") == len(OURS)
+    assert (tmp_path / "y-rules.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "new" / "fastopt-bench.html").read_text()
+    assert page.count("<svg") == 1 and "native" in page and "fastopt bench --size 1e4" in page
+    assert "Against the baseline" in page
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!#)|url\((?!#)|@import|<script|<link", page)
+
+
+def test_the_page_escapes_text(tmp_path):
+    from fastopt.bench import report
+
+    table = section.Table("a < b", ["<i>"], [["&"]], "caption")
+    page = report.write(tmp_path, {"command": "<b>"}, [([table], "<svg></svg>")], {"rules": "<u>"}).read_text()
+    for text in ("a &lt; b", "&lt;i&gt;", "&amp;", "&lt;b&gt;", "&lt;u&gt;", "<svg></svg>"):
+        assert text in page
+
+
+@pytest.mark.parametrize("package", ["rich", "sklearn"])
+def test_without_its_extra(package):
+    arguments = ("bench", "--size", "1e4", "--rules", "sgd", "--peers", "none")
+    code = [sys.executable, "-c", without(package), *arguments]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert 'pip install "fastopt[bench]"' in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rules", "adam,adma"], "found 'adma', expected some of sgd,"),
+        (["--peers", "toch"], "found 'toch', expected some of numpy,"),
+        (["--backends", "cuda"], "found 'cuda', expected some of native, numba"),
+        (["--dtypes", "float8"], "found 'float8', expected some of float32,"),
+        (["--workloads", "poker"], "found 'poker', expected some of text,"),
+        (["--size", "0"], "found '0', expected a whole number >= 1"),
+        (["--sizes", "1e2,x"], "found 'x', expected a whole number >= 1"),
+        (["--threads", "1.5"], "found '1.5', expected a whole number >= 1"),
+        (["--budget", "-1"], "found '-1', expected a number of seconds > 0"),
+        (["--json", "/nowhere/at/all"], "No such file"),
+        (["--plot", "x.pdf"], "found 'x.pdf', expected a name ending in .png or .svg"),
+        (["--baseline", "/nowhere/at/all"], "No such file"),
+        (["--baseline", __file__], "test_bench.py: "),
+    ],
+)
+def test_refusals(capsys, arguments, said):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", *arguments])
+    assert stop.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def interrupt(monkeypatch, error):
+    measure = rules.Measure.__call__
+
+    def interrupted(self, name, budget):
+        if name == "adam":
+            raise error
+        return measure(self, name, budget)
+
+    monkeypatch.setattr(rules.Measure, "__call__", interrupted)
+
+
+def test_ctrl_c_prints_what_there_is(monkeypatch, capsys):
+    interrupt(monkeypatch, KeyboardInterrupt)
+    assert cli.main([*QUICK, "--rules", "sgd,adam", "--tensors"]) == 130
+    printed = capsys.readouterr().out
+    assert set(lines(printed)) == {"sgd"} and "Interrupted after" in printed
+    assert "Left out of rules: no time was left for adam." in printed
+    assert "Left out of tensors: no time was left." in printed
+
+
+def test_the_end_of_the_budget_prints_what_there_is(monkeypatch, capsys):
+    interrupt(monkeypatch, OutOfTime)
+    assert cli.main([*QUICK, "--rules", "sgd,adam", "--budget", "60"]) == 0
+    printed = capsys.readouterr().out
+    assert set(lines(printed)) == {"sgd"} and "Total time" in printed
+    assert "Left out of rules: no time was left for adam." in printed
+
+
+def test_what_cannot_be_measured_says_why(monkeypatch, capsys):
+    interrupt(monkeypatch, section.Skip("needs 9 GB of memory"))
+    assert cli.main([*QUICK, "--rules", "sgd,adam"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"│ adam +│ needs 9 GB of memory", printed) and "Left out" not in printed
+
+
+def test_a_budget_is_kept(capsys):
+    start = time.perf_counter()
+    assert cli.main([*QUICK, "--size", "3e6", "--budget", "1"]) == 0
+    assert time.perf_counter() - start < 4
+    assert "Left out of rules: no time was left for" in capsys.readouterr().out
+
+
+def test_the_alarm_rings_once_and_is_put_back():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(OutOfTime), alarm(0.05):
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    with alarm(None):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def sections(*rows):
+    return [section.Section(str(k), "", list(names), None, None, seconds=2.0) for k, names in enumerate(rows)]
+
+
+def test_a_plan_deals_out_the_budget():
+    one, other = sections("ab", "cdefgh")
+    plan = Plan([one, other], 8.0)
+    assert [(name, round(seconds, 1)) for name, seconds in plan.rows(one)] == [("a", 1.0), ("b", 2.0)]
+    assert next(round(seconds, 1) for _, seconds in plan.rows(other)) == 1.3  # what the first left is the second's
+    assert [seconds for _, seconds in Plan([one], None).rows(one)] == [2.0, 2.0]
+    assert [seconds for _, seconds in Plan([one], 1e9).rows(one)] == [2.0, 2.0]
+    assert list(Plan([one], -1.0).rows(one)) == []
+
+
+def test_a_row_as_long_as_the_last_is_not_begun_late():
+    (one,) = sections("abc")
+    plan = Plan([one], 0.3)
+    begun = []
+    for name, _ in plan.rows(one):
+        begun.append(name)
+        time.sleep(0.25)
+    assert begun == ["a"]
+
+
+def report_of(**shares):
+    rows = [{"name": "adam", "times": {}, "shares": shares, "against": {}}]
+    return {"configuration": {}, "rules": rows, "size": 1}
+
+
+def test_baseline():
+    then = report_of(native=[0.90, 0.95, 0.99], numba=[0.80, 0.82, 0.84], numpy=[0.1, 0.1, 0.1])
+    now = report_of(native=[0.60, 0.70, 0.80], numba=[0.83, 0.86, 0.90], numpy=[0.2, 0.2, 0.2])
+    table = against_baseline(then, now)
+    assert [(row[2], row[5], row[6]) for row in table.rows] == [
+        ("native", "0.74x", "slower"),
+        ("numba", "1.05x", "same"),
+    ]
+    assert against_baseline(now, then).rows[0][6] == "faster"
+    assert "nothing in common" in against_baseline(report_of(), now).caption
+
+
+def test_machine(tmp_path):
+    for k, (level, kind, size) in enumerate(
+        [("1", "Data", "48K"), ("1", "Instruction", "32K"), ("2", "Unified", "2M")]
+    ):
+        folder = tmp_path / f"index{k}"
+        folder.mkdir()
+        for name, text in (("level", level), ("type", kind), ("size", size)):
+            (folder / name).write_text(f"{text}\n")
+    assert machine.caches(tmp_path) == {"L1": 48 << 10, "L2": 2 << 20}
+    assert machine.caches(tmp_path / "none") == {}
+    assert machine.memory() > 1 << 20
+    assert machine.take_ceiling({}) is None
+    times = {"ceiling 0": [2.0], "ceiling 512": [1.0], "native": [3.0]}
+    assert machine.take_ceiling(times) == [1.0] and list(times) == ["native"]
+
+
+def test_too_large_a_size_says_so(monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: 2 << 30)
+    with pytest.raises(section.Skip, match=r"needs 7\.2 GB of memory, 2\.1 are free"):
+        rules.Updates([], 1, 1).measure("adam", "adam", 200_000_000, "float32", 1.0)
+
+
+def test_threads_of_scaling():
+    assert [scaling.counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_workloads(monkeypatch, tmp_path):
+    names = sorted(path.stem for path in workloads.find().glob("*.py") if path.stem != "common")
+    assert sorted(workloads.NAMES) == names and tuple(cli._WORKLOADS) == workloads.NAMES
+    (tmp_path / workloads.FOLDER).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / workloads.FOLDER / "text.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1] / workloads.FOLDER)!r}); import common\n"
+        "common.parser('').parse_args(); common.show('t', ['a', 'b'], [['x', '1']], 'c')\n"
+    )
+    row = workloads.run("text", 60)
+    assert row["name"] == "text" and row["seconds"] > 0
+    (table,) = workloads.section(section.Options(["sgd"], workloads=["text"])).tables([row])
+    assert table == ("text: t", ["a", "b"], [["x", "1"]], "c", 1)
+    script.write_text("import sys; sys.exit('no luck')")
+    with pytest.raises(section.Skip, match="no luck"):
+        workloads.run("text", None)
+    script.write_text("import time; time.sleep(60)")
+    with pytest.raises(section.Skip, match="did not end within 0 s"):
+        workloads.run("text", 0.2)
+    monkeypatch.setattr(workloads, "FOLDER", Path("nowhere"))
+    with pytest.raises(section.Skip, match="in a clone"):
+        workloads.find()
+
+
+@needs_native
+def test_precision(monkeypatch):
+    from fastopt.bench import precision
+
+    monkeypatch.setattr(precision, "LOWBIT", {})
+    own = precision.section(section.Options(["adam"], size=10_000, repeats=2))
+    assert own.names == list(precision.CASES)
+    rows = [own.measure(name, 0.1) for name in own.names[:3]]
+    assert [row["each"] for row in rows] == [28, 20, pytest.approx(16.06, abs=0.01)]
+    (table,) = own.tables(rows)
+    assert [row[0] for row in table.rows] == own.names[:3]
+
+
+@pytest.mark.parametrize("name", ["rowwise_adagrad", "adagrad", "sgd", "adam"])
+def test_rows(name):
+    from fastopt.bench import sparse
+
+    row = sparse.Measure(1, 2, ("native", "numba"), rows=3000, lookups=900)(name, 0.1)
+    assert set(OURS) <= set(row["times"])
+    assert "native" not in OURS or row["shares"]["native"][1] > 0
+
+
+def test_digits():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    from fastopt.bench.digits import train
+
+    trained = train("Adam", epochs=2)
+    assert trained["steps"] == 46 and trained["accuracy"] > 0.8
+
+
+def test_it_is_not_imported_by_fastopt():
+    code = "import sys, fastopt; assert not any(name.startswith('fastopt.bench') for name in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert command.WIDTH >= 120
