@@ -18,7 +18,7 @@ from .rules import RULES
 
 _ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
 _EXTRA = ("rich", "sklearn", "ml_dtypes", "matplotlib", "jinja2")  # what only `fastopt bench` needs
-_DECADES = [10**k for k in range(2, 10)]
+_SIZES = sorted([10**k for k in range(2, 10)] + [3 * 10**k for k in range(2, 9)])
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _WORKLOADS = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory")
 
@@ -131,7 +131,7 @@ def _add_bench(commands: Any) -> None:
     what.add_argument("--threads", type=_count, help="of all who can be told (default: as fastopt info says)")
     what.add_argument("--repeats", type=_count, default=11, help="rounds; slow ones take part in fewer (default 11)")
     more = bench.add_argument_group("what else is measured")
-    more.add_argument("--sizes", type=_counts, nargs="?", const=_DECADES, default=[], help="Adam at 1e2,1e3 ... 1e9")
+    more.add_argument("--sizes", type=_counts, nargs="?", const=_SIZES, default=[], help="Adam at 1e2,3e2 ... 1e9")
     more.add_argument("--scaling", action="store_true", help="Adam with 1, 2, 4 ... threads")
     more.add_argument("--tensors", action="store_true", help="steps of many small tensors")
     more.add_argument("--sparse", action="store_true", help="updates of an embedding table's rows")

@@ -46,13 +46,13 @@ def test_columns_without_anything_are_left_out():
 def test_interleaved():
     calls, prepared = [], []
     times = interleaved(
-        {"slow": lambda: (calls.append("slow"), sleep(0.02)), "quick": lambda: calls.append("quick")},
+        {"slow": lambda: (calls.append("slow"), sleep(0.03)), "quick": lambda: calls.append("quick")},
         repeats=8,
         budget=0.3,
         before={"slow": lambda: prepared.append(len(calls))},
     )
-    assert len(times["quick"]) == 8 and 3 <= len(times["slow"]) <= 5  # of 0.15 s for each
-    assert min(times["slow"]) >= 0.02 and max(times["quick"]) < 0.01
+    assert len(times["quick"]) == 8 and len(times["slow"]) in (3, 4)  # of 0.15 s for each
+    assert min(times["slow"]) >= 0.03 and max(times["quick"]) < 0.01
     assert len(prepared) == calls.count("slow") == len(times["slow"]) + 2  # two to see how long it takes
     assert calls.count("quick") > 100  # short calls are timed in loops
 

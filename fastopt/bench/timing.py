@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 # Seconds before each call: whoever ran before may have left threads spinning, which would hold back another's.
 REST = 0.005
-# Seconds that a timing takes at least: shorter calls are repeated in a loop, warm.
+# Seconds that a timing takes at least: shorter calls are repeated in a loop.
 SHORTEST = 2e-4
+# Seconds of untimed calls before each timing, where that is more than one call: others have had the caches.
+WARM = 5e-3
 FEWEST = 3  # rounds, whatever a call takes
 CLEAR = 0.05  # a spread up to this is within the digits shown
 
@@ -91,22 +93,27 @@ def interleaved(
     def timed(name: str, loops: int = 1) -> float:
         if name in prepare:
             prepare[name]()
-        call = calls[name]
         if loops == 1:
-            return seconds(call)
-        both = range(2)  # of which the first warms up
-        return [seconds(lambda: [call() for _ in range(loops)]) for _ in both][-1] / loops
+            return seconds(calls[name])
+        call, times = calls[name], range(loops)
+        return seconds(lambda: [call() for _ in times]) / loops
 
     for name in calls:
         timed(name)
     first = {name: timed(name) for name in calls}
-    rounds = {name: min(repeats, max(FEWEST, int(budget / len(calls) / (own + REST)))) for name, own in first.items()}
-    loops = {name: 1 if name in prepare else max(1, int(SHORTEST / own)) for name, own in first.items()}
+    rounds, loops, warm = {}, {}, {}
+    for name, own in first.items():
+        each = REST + max(own, WARM)
+        rounds[name] = min(repeats, max(FEWEST, int(budget / len(calls) / each)))
+        loops[name] = 1 if name in prepare else max(1, int(SHORTEST / own))
+        warm[name] = int(WARM / own)
     shuffle = Random(0)  # what a call leaves in caches and threads is not always the same one's burden
     times: Times = {name: [] for name in calls}
     for i in range(repeats):
         for name in shuffle.sample(list(calls), len(calls)):
             if i < rounds[name]:
                 sleep(REST)
+                for _ in range(warm[name]):
+                    timed(name)
                 times[name].append(timed(name, loops[name]))
     return times
