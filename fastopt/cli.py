@@ -154,6 +154,7 @@ def _add_bench(commands: Any) -> None:
 
 def _bench(given: argparse.Namespace, command: str) -> int:
     """Runs ``fastopt bench``."""
+    from .bench import goals
     from .bench.command import Outputs, bench
     from .bench.peers import USUAL
     from .bench.section import Options
@@ -163,6 +164,7 @@ def _bench(given: argparse.Namespace, command: str) -> int:
         given.size = given.size or 10**8
         given.sizes = given.sizes or [10**k for k in range(6, 10)]
         given.workloads = given.workloads or ["text"]
+        given.peers = goals.PEERS if given.peers is None else given.peers
     given.size = given.size or 20_000_000
     given.threads = given.threads or settings.get_num_threads()
     given.peers = USUAL if given.peers is None else given.peers

@@ -16,10 +16,8 @@ from statistics import median
 from typing import Any, NoReturn
 
 _PACKAGES = {"sklearn": "scikit-learn"}  # what pip calls those that are imported under another name
-# Grey and colours of middling lightness, on nothing: a picture for light pages and for dark ones.
-_GREY, _COLOURS = "#7d858f", ("#2a85d8", "#e0731d", "#2fa054", "#b45fc4", "#b8860b", "#1ba3a8", "#d9475c")
+_COLOURS = ("#2a85d8", "#e0731d", "#2fa054", "#b45fc4", "#b8860b", "#1ba3a8", "#d9475c")  # of middling lightness
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))  # curves that coincide are all seen
-_TINTED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 
 WORKERS = (1, 2, 4)
 IDENTIFIER = r"\b[^\W\d]\w+"  # of two characters or more; keywords and the words of comments among them
@@ -37,6 +35,7 @@ try:
     from rich.console import Console
     from rich.table import Table
 
+    from fastopt.bench.pictures import STYLE
     from fastopt.hogwild import Run
     from fastopt.info import configuration
 except ModuleNotFoundError as missing:
@@ -237,7 +236,7 @@ def draw(path: Path, title: str, *panels: Panel) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(dict.fromkeys(_TINTED, _GREY) | {"font.size": 11, "svg.fonttype": "none"}):
+    with rc_context({**STYLE, "font.size": 11}):
         figure = Figure(figsize=(7 * len(panels), 4.5), layout="constrained")
         for k, panel in enumerate(panels, 1):
             axes = figure.add_subplot(1, len(panels), k, xlabel=panel.xlabel, ylabel=panel.ylabel, yscale=panel.yscale)
@@ -245,12 +244,11 @@ def draw(path: Path, title: str, *panels: Panel) -> None:
             for (label, (x, y)), colour, style in zip(panel.curves.items(), _COLOURS, _STYLES, strict=False):
                 axes.plot(x, y, color=colour, linestyle=style, linewidth=2, label=label)
             axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
             if k == 1 or panel.curves.keys() != panels[0].curves.keys():
-                axes.legend(frameon=False)
+                axes.legend()
         figure.suptitle(title)
         figure.supxlabel(f"Measured on {configuration()['processor']}", fontsize=9)
-        figure.savefig(path, dpi=144, transparent=True)
+        figure.savefig(path, dpi=144)
     progress(f"wrote {path}")
 
 

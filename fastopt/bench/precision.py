@@ -15,7 +15,21 @@ from . import pictures
 from .machine import Ceiling, take_ceiling
 from .peers import values
 from .peers.lowbit import LOWBIT, build
-from .section import Options, Row, Section, Show, Skip, Table, named, row_of, share_of, table, time_of, value_of
+from .section import (
+    Options,
+    Row,
+    Section,
+    Show,
+    Skip,
+    Table,
+    against,
+    named,
+    row_of,
+    share_of,
+    table,
+    time_of,
+    value_of,
+)
 from .timing import Call, interleaved, quartiles
 
 #: The dtype of parameter and gradient, and that of states.
@@ -106,6 +120,10 @@ def _updates(row: Row) -> str:
     return f"{row['elements'] / row['times'][row['who']][1] / 1e9:.2f}"
 
 
+def _against_ours(row: Row) -> str:
+    return against("peer")(row).split()[-1] if row["who"] == "peer" and "peer" in row["against"] else "-"
+
+
 def _of_its_own(show: Any) -> Show:
     """A column about whoever the row is of."""
     return lambda row: show(row["who"])(row)
@@ -121,6 +139,7 @@ def section(options: Options) -> Section:
         "\nms": _of_its_own(time_of),
         "10^9\nupdates/s": _updates,
         "of float32's\nceiling": _of_its_own(share_of),
+        "to fastopt's\n8bit": _against_ours,
         "by bytes\nalone": value_of("most", 0, " %", 100),
         **{f"cached\n{level}": value_of(level, 2, " ns") for level in levels()},
     }
@@ -128,7 +147,8 @@ def section(options: Options) -> Section:
         "bytes: moved for each parameter. of float32's ceiling: updates per second, to those of the fastest streaming\n"
         "kernel with the reads and writes of Adam in float32, in the same run. cached: nanoseconds per parameter for\n"
         f"{IN_CACHE:,} of them, in one thread: what conversions and the update cost where memory does not count.\n"
-        f"torchao, bitsandbytes: parameters in float32, over {min(options.size, FOR_OTHERS):,} of them."
+        f"torchao, bitsandbytes: parameters in float32, over {min(options.size, FOR_OTHERS):,} of them, and their\n"
+        "time beside that of fastopt's 8bit."
     )
 
     def tables(rows: Sequence[Row]) -> Iterator[Table]:

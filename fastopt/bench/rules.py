@@ -122,4 +122,5 @@ def section(options: Options) -> Section:
     def draw(figure: Any, rows: Sequence[Row]) -> None:
         pictures.bars(figure, title, rows, whoever(rows, (*options.backends, *options.peers)))
 
-    return Section("rules", title, list(measure.cases), measure, tables, draw, 3.5, measure.arena.reasons)
+    seconds = 3.5 * max(1.0, options.size / 2e7)
+    return Section("rules", title, list(measure.cases), measure, tables, draw, seconds, measure.arena.reasons)

@@ -15,6 +15,7 @@ REST = 0.005
 SHORTEST = 2e-4
 # Seconds of untimed calls before each timing, where that is more than one call: others have had the caches.
 WARM = 5e-3
+LONG = 0.1  # seconds of a call that one warm-up tells enough of
 FEWEST = 3  # rounds, whatever a call takes
 CLEAR = 0.05  # a spread up to this is within the digits shown
 
@@ -75,7 +76,7 @@ def seconds(call: Call) -> float:
 def interleaved(
     calls: Mapping[str, Call], repeats: int, budget: float = 5.0, before: Mapping[str, Call] | None = None
 ) -> Times:
-    """Seconds of each call by round, all of them run in turns after one warm-up each, every round in another order.
+    """Seconds of each call by round, all of them run in turns after a warm-up, every round in another order.
 
     Parameters
     ----------
@@ -98,9 +99,8 @@ def interleaved(
         call, times = calls[name], range(loops)
         return seconds(lambda: [call() for _ in times]) / loops
 
-    for name in calls:
-        timed(name)
     first = {name: timed(name) for name in calls}
+    first |= {name: timed(name) for name, own in first.items() if own < LONG}
     rounds, loops, warm = {}, {}, {}
     for name, own in first.items():
         each = REST + max(own, WARM)
