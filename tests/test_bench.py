@@ -224,7 +224,7 @@ def test_machine(tmp_path):
 
 def test_too_large_a_size_says_so(monkeypatch):
     monkeypatch.setattr(machine, "memory", lambda: 2 << 30)
-    with pytest.raises(section.Skip, match=r"needs 7\.2 GB of memory, 2\.1 are free"):
+    with pytest.raises(section.Skip, match=r"needs 7\.2 GB of memory, 2\.1 can be had"):
         rules.Updates([], 1, 1).measure("adam", "adam", 200_000_000, "float32", 1.0)
 
 

@@ -81,7 +81,7 @@ def test_reasons(monkeypatch):
         assert list(arena.build(rule, *arrays)) == ["numpy"]
         assert list(arena.reasons.items()) == [said]
     arena = arena_of(monkeypatch, build=NUMPY.build)
-    monkeypatch.setattr(machine, "memory", lambda: peers.SPARE + 5 * 4 * 1003)
+    monkeypatch.setattr(machine, "memory", lambda: 5 * 4 * 1003)
     assert list(arena.build(rule, *arrays)) == ["new"]
     assert arena.reasons == {"numpy, 1,003 elements": "needs 0.0 GB more memory"}
 

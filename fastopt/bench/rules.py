@@ -10,7 +10,7 @@ import numpy as np
 
 from ..rules import RULES
 from . import machine, pictures
-from .peers import COMPETITORS, SPARE, Arena, values
+from .peers import COMPETITORS, Arena, values
 from .peers.base import count_arrays
 from .section import Options, Row, Section, Skip, Table, against, named, rate_of, row_of, share_of, time_of, whoever
 from .section import table as make_table
@@ -38,8 +38,8 @@ class Updates:
         if self._kept[:2] != (size, dtype) or self._kept[2] < arrays:
             self._kept = ()
             need = (2 * arrays + 1) * size * np.dtype("f4" if dtype == "float32" else "f8").itemsize
-            if need > machine.memory() - SPARE:
-                raise Skip(f"needs {need / 1e9:.1f} GB of memory, {machine.memory() / 1e9:.1f} are free")
+            if need > machine.memory():
+                raise Skip(f"needs {need / 1e9:.1f} GB of memory, {machine.memory() / 1e9:.1f} can be had")
             start, grad = values(size, dtype)
             self._kept = (size, dtype, arrays, start, grad, machine.Ceiling(start.nbytes, arrays))
         return self._kept[3:]

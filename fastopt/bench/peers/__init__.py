@@ -27,7 +27,6 @@ COMPETITORS = {entry.name: entry for entry in (*BACKENDS, NUMPY, LOOP, *TORCH, D
 PEERS = [name for name, entry in COMPETITORS.items() if entry not in BACKENDS]
 USUAL = [name for name in PEERS if COMPETITORS[name].usual]
 CHECKED = 131_101  # elements that results are compared on: two threads' worth, and a remainder
-SPARE = 1 << 30  # bytes of memory that are left to others
 _T = TypeVar("_T")
 _CLOSE = {"float64": (1e-9, 1e-12), "float32": (1e-4, 1e-6), "bfloat16": (2e-2, 1e-3), "float16": (4e-3, 1e-4)}
 
@@ -59,15 +58,23 @@ class Arena:
         """
         task, dtype = Task(rule, start, grad, self.threads), start.dtype.name
         self._compare(rule, dtype)
-        found = {}
+        found: dict[str, Peer] = {}
+        free, taken, most = (
+            machine.memory(),
+            0,
+            0,
+        )  # some arrays come with the first step only: memory is not asked again
         for entry in self.entries:
             if not self._agreed.get((entry.name, rule.name, dtype)):
                 continue
-            need = (count_arrays(rule) + entry.temporaries) * start.nbytes
-            if need > machine.memory() - SPARE:
-                self.reasons[f"{entry.name}, {start.size:,} elements"] = f"needs {need / 1e9:.1f} GB more memory"
+            own, temporary = count_arrays(rule) * start.nbytes, entry.temporaries * start.nbytes
+            if (need := taken + own + max(most, temporary)) > free:
+                self.reasons[f"{entry.name}, {start.size:,} elements"] = (
+                    f"needs {(need - free) / 1e9:.1f} GB more memory"
+                )
             elif (peer := self._attempt(entry, task, _itself)) is not None:
                 found[entry.name] = peer
+                taken, most = taken + own, max(most, temporary)
         return found
 
     def _attempt(self, entry: Competitor, task: Task, then: Callable[[Peer], _T]) -> _T | None:
