@@ -152,7 +152,7 @@ def test_what_cannot_be_measured_says_why(monkeypatch, capsys):
 def test_a_budget_is_kept(capsys):
     start = time.perf_counter()
     assert cli.main([*QUICK, "--size", "3e6", "--budget", "1"]) == 0
-    assert time.perf_counter() - start < 4
+    assert time.perf_counter() - start < 10
     assert "Left out of rules: no time was left for" in capsys.readouterr().out
 
 

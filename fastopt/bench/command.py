@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from .. import settings
 from ..info import configuration
 from . import baseline, goals, precision, report, rules, scaling, sizes, sparse, startup, tensors, workloads
-from .peers import versions
+from .peers import COMPETITORS, versions
 from .pictures import Picture
 from .plan import OutOfTime, Plan, alarm
 from .section import Options, Row, Section, Skip, Table
@@ -56,7 +57,7 @@ class Part:
 
     section: str
     tables: list[Table] = field(default_factory=list)
-    picture: Picture | None = None
+    picture: Callable[[], Picture] | None = None
 
 
 def _sections(options: Options) -> list[Section]:
@@ -78,6 +79,18 @@ def _sections(options: Options) -> list[Section]:
 
         found.append(digits.section(options))
     return found
+
+
+def _packages(options: Options) -> Iterator[str]:
+    """Those that take part."""
+    for name in options.peers:
+        yield COMPETITORS[name].package
+    for wanted, packages in (
+        (options.tensors, ["torch"]),
+        (options.sparse, ["torch", "fbgemm-gpu-cpu"]),
+        (options.precision, ["torchao", "bitsandbytes"]),
+    ):
+        yield from packages if wanted else []
 
 
 def _tracked(section: Section, rows: Iterator[tuple[str, float]], console: Console) -> Iterator[tuple[str, float]]:
@@ -113,7 +126,7 @@ class _Run:
         self.options = options
         self.out, self.progress = Console(highlight=False), Console(stderr=True)
         self.out.width = max(self.out.width, WIDTH)
-        self.configuration = {**configuration(), "peers": versions(options.peers), "command": command}
+        self.configuration = {**configuration(), "peers": versions(_packages(options)), "command": command}
         self.results: dict[str, list[Row]] = {}
         self.parts: list[Part] = []
         self.left_out: dict[str, str] = {}
@@ -154,7 +167,7 @@ class _Run:
         if rows:
             part.tables = list(section.tables(rows))
             if section.draw:
-                part.picture = Picture(section.draw, rows, self._caption())
+                part.picture = partial(Picture, section.draw, rows, self._caption())
         if reasons:
             part.tables.append(Table(f"Not measured, {section.key}", ["", "why"], list(reasons.items()), words=2))
         for table in part.tables:
@@ -220,12 +233,11 @@ def _write(run: _Run, found: Mapping[str, Any], outputs: Outputs) -> Iterator[Pa
     if outputs.json:
         outputs.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
         yield outputs.json
-    for part in run.parts if outputs.plot else ():
-        if part.picture:
-            assert outputs.plot is not None
+    for part in run.parts:
+        if outputs.plot and part.picture:
             path = outputs.plot.with_name(f"{outputs.plot.stem}-{part.section}{outputs.plot.suffix}")
-            part.picture.write(path)
+            part.picture().write(path)
             yield path
     if outputs.report:
-        parts = [(part.tables, part.picture.svg() if part.picture else "") for part in run.parts]
+        parts = [(part.tables, part.picture().svg() if part.picture else "") for part in run.parts]
         yield report.write(outputs.report, run.configuration, parts, run.left_out)

@@ -6,7 +6,8 @@ one step is that of fastopt. To add one, write its `Competitor` and name it in `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 import numpy as np
@@ -145,6 +146,13 @@ def _close(a: np.ndarray, b: np.ndarray, dtype: str) -> bool:
     return np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=rtol, atol=atol)
 
 
-def versions(names: Sequence[str]) -> str:
-    """The versions of those who were asked for."""
-    return ", ".join(dict.fromkeys(COMPETITORS[name].version() for name in names if COMPETITORS[name].package))
+def versions(packages: Iterable[str]) -> str:
+    """The packages' versions, once each; of a competitor's without one there is nothing to say."""
+    return ", ".join(map(_version, dict.fromkeys(filter(None, packages))))
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"

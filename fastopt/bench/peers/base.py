@@ -6,7 +6,6 @@ import importlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,13 +76,6 @@ class Competitor:
     dtypes: Collection[str] = WIDE
     temporaries: int = 0
     usual: bool = True
-
-    def version(self) -> str:
-        """The package's version, or that there is none."""
-        try:
-            return f"{self.package} {version(self.package)}"
-        except PackageNotFoundError:
-            return f"no {self.package}"
 
 
 def load(module: str, install: str) -> Any:
