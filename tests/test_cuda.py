@@ -422,5 +422,15 @@ def test_states_are_numbas_arrays():
     assert (state["ema"].copy_to_host() == 1).all()
 
 
+def test_the_benchmark_of_a_device(capsys):
+    pytest.importorskip("rich", reason='rich is not installed: pip install "fastopt[bench]"')
+    from fastopt.cli import main
+
+    assert main(["bench", "--cuda", "--size", "5000", "--rules", "adam", "--repeats", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "One step over 5,000 float32 elements on a CUDA device" in printed
+    assert "1000 tensors of 1000" in printed
+
+
 def test_what_the_process_says_of_the_backend():
     assert fastopt.available_backends()["numba-cuda"] == "available"

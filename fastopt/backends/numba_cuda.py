@@ -15,9 +15,10 @@ from .cuda import driver
 try:
     _devices = driver.count_devices()
 except RuntimeError as error:
+    missing = "can only be found via system search" in str(error)
     raise BackendUnavailable(
-        f"no NVIDIA driver that works ({error}); it comes with the system, not with Python's packages: see "
-        "https://www.nvidia.com/drivers"
+        ("no NVIDIA driver was found" if missing else f"the NVIDIA driver does not work ({error})")
+        + "; it comes with the system, not with Python's packages: https://www.nvidia.com/drivers"
     ) from None
 if not _devices:
     raise BackendUnavailable("no CUDA device is visible to this process; see CUDA_VISIBLE_DEVICES and nvidia-smi")

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import settings
 from ..info import configuration
-from . import baseline, goals, precision, report, rules, scaling, sizes, sparse, startup, tensors, workloads
+from . import baseline, cuda, goals, precision, report, rules, scaling, sizes, sparse, startup, tensors, workloads
 from .peers import COMPETITORS, versions
 from .pictures import Picture
 from .plan import OutOfTime, Plan, alarm
@@ -62,6 +62,8 @@ class Part:
 
 def _sections(options: Options) -> list[Section]:
     """Those asked for. A section is a module of this package; this is where it is named."""
+    if options.cuda:
+        return [cuda.section(options)]
     found = [rules.section(options)]
     for wanted, module in (
         (options.sizes, sizes),
@@ -86,6 +88,7 @@ def _packages(options: Options) -> Iterator[str]:
     for name in options.peers:
         yield COMPETITORS[name].package
     for wanted, packages in (
+        (options.cuda, ["torch", "numba-cuda"]),
         (options.tensors, ["torch"]),
         (options.sparse, ["torch", "fbgemm-gpu-cpu"]),
         (options.precision, ["torchao", "bitsandbytes"]),

@@ -1,9 +1,9 @@
 """The kernels, as Python that Numba compiles for CUDA: `fastopt.backends.cuda.compiler` binds in what is in capitals.
 
 A kernel is compiled for one rule and one way of storing each array; what depends on these is decided then, and nothing
-of it remains. Where a condition begins with a name of those, Numba does not even look at what is then never reached. A thread holds LANES elements of each array in registers, which is 16 bytes of the narrowest: it loads
-them, updates them, stores them. Runs that are misaligned or have gaps, and what remains at the end of others, go
-element by element.
+is left of what is never reached. A thread holds LANES elements of each array in registers, which is 16 bytes of the
+narrowest: it loads them, updates them, stores them. Runs that are misaligned or have gaps, and what remains at the end
+of others, go element by element.
 """
 
 from __future__ import annotations

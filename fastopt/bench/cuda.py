@@ -1,0 +1,168 @@
+"""The rules on a CUDA device: each beside a device-to-device copy, torch's fused and foreach, in turns."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from .. import functional
+from ..dispatch import available_backends
+from ..optimizers import CLASSES
+from ..rules import REQUIRED, RULES
+from .peers import pytorch
+from .peers.base import count_arrays, hyper_of
+from .section import Options, Row, Section, Skip, Table, against, named, row_of, share_of, table, time_of
+from .timing import Call, Times, ratio
+
+SMALL = {"1000 tensors of 1000": 1000 * [1000], "1 tensor of 10^6": [1_000_000]}
+WARM, SHORTEST = 3, 2e-3  # calls before, and seconds of, each timing
+
+
+class Device:
+    """The device's clock and its arrays; Numba's, so that torch need not be there."""
+
+    def __init__(self) -> None:
+        status = available_backends()["numba-cuda"]
+        if status != "available":
+            raise Skip(status)
+        from numba import cuda
+
+        self.cuda = cuda
+        self.name = cuda.get_current_device().name
+        self.name = self.name.decode() if isinstance(self.name, bytes) else self.name
+
+    def array(self, values: np.ndarray) -> Any:
+        """A copy on the device."""
+        return self.cuda.to_device(values)
+
+    def zeros(self, shape: Any) -> Any:
+        """float32 zeros on the device."""
+        found = self.cuda.device_array(shape, np.float32)
+        self.cuda.cudadrv.driver.device_memset(found, 0, found.nbytes)
+        return found
+
+    def seconds(self, call: Call, loops: int) -> float:
+        """How long the device takes for a call, by its own clock."""
+        begin, end = self.cuda.event(), self.cuda.event()
+        for _ in range(WARM):
+            call()
+        begin.record()
+        for _ in range(loops):
+            call()
+        end.record()
+        end.synchronize()
+        return self.cuda.event_elapsed_time(begin, end) / 1e3 / loops
+
+    def interleaved(self, calls: dict[str, Call], repeats: int) -> Times:
+        """Seconds of each call by round, in turns."""
+        loops = {who: max(1, int(SHORTEST / max(self.seconds(call, 1), 1e-6))) for who, call in calls.items()}
+        shuffle, times = Random(0), {who: [] for who in calls}  # type: ignore[var-annotated]
+        for _ in range(repeats):
+            for who in shuffle.sample(list(calls), len(calls)):
+                times[who].append(self.seconds(calls[who], loops[who]))
+        return times
+
+
+def _torch_steps(name: str, values: np.ndarray) -> dict[str, Call]:
+    """torch's steps over tensors of these values, where torch has CUDA and the rule."""
+    try:
+        torch = pytorch.load_torch()
+    except Skip:
+        return {}
+    if name not in pytorch.CLASSES or not torch.cuda.is_available():
+        return {}
+    kind, options = pytorch.CLASSES[name]
+    found: dict[str, Call] = {}
+    for kernel in ("fused", "foreach"):
+        own = torch.from_numpy(values).cuda().requires_grad_()
+        own.grad = own.detach().clone()
+        try:
+            optimizer = getattr(torch.optim, kind)([own], lr=hyper_of(RULES[name])["lr"], **{kernel: True}, **options)
+            optimizer.step()
+        except (RuntimeError, TypeError, ValueError):  # no such kernel of this rule
+            continue
+        found[f"torch-{kernel}"] = optimizer.step
+    return found
+
+
+class Measure:
+    """Measures rules at one size, and small tensors."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._device: Device | None = None
+
+    def __call__(self, name: str, budget: float) -> Row:
+        """The row of a rule, or of small tensors."""
+        if self._device is None:
+            self._device = Device()
+        return self._small(name) if name in SMALL else self._rule(name)
+
+    def _small(self, name: str) -> Row:
+        device = self._device
+        assert device is not None
+        params, grads = ([device.array(np.ones(size, np.float32)) for size in SMALL[name]] for _ in range(2))
+        step = CLASSES["Adam"](params).bind(grads).step
+        moved = 7 * 4 * sum(SMALL[name])
+        return row_of(name, device.interleaved({"numba-cuda": step}, self.options.repeats), moved)
+
+    def _rule(self, name: str) -> Row:
+        device, rule = self._device, RULES[name]
+        assert device is not None
+        arrays, size = count_arrays(rule), self.options.size
+        values = np.random.default_rng(0).standard_normal(size, np.float32)
+        param, grad, copied = device.array(values), device.array(values), device.zeros(size)
+        copies = len(hyper_of(rule)["betas"]) if rule.vector else 1
+        states = [device.zeros(rule.state_shape((size,), copies)) for _ in rule.states]
+        required = {key: 1e-3 for key, hyper in rule.hyper.items() if hyper.default is REQUIRED}
+        count, function = itertools.count(1), vars(functional)[name]
+
+        def step() -> None:
+            function(param, grad, *states, step=next(count), **required)
+
+        calls: dict[str, Call] = {"copy": partial(copied.copy_to_device, param), "numba-cuda": step}
+        calls |= _torch_steps(name, values)
+        times = device.interleaved(calls, self.options.repeats)
+        moved = (2 * arrays - 1) * values.nbytes
+        ceiling = [seconds * moved / (2 * values.nbytes) for seconds in times.pop("copy")]
+        row = row_of(name, times, moved, ceiling, device=device.name)
+        row["against"] = {who: ratio(own, times["numba-cuda"]) for who, own in times.items() if who != "numba-cuda"}
+        return row
+
+
+def section(options: Options) -> Section:
+    """The section of a CUDA device."""
+    names = [*options.rules, *SMALL]
+    title = f"One step over {options.size:,} float32 elements on a CUDA device"
+
+    def tables(rows: Sequence[Row]) -> Iterator[Table]:
+        large = [row for row in rows if row["name"] not in SMALL]
+        device = f" ({large[0]['device']})" if large else ""
+        columns = {
+            "rule": named,
+            "ms": time_of("numba-cuda", 3),
+            "TB/s": _terabytes,
+            "share of\na copy": share_of("numba-cuda"),
+            "torch fused\nms": against("torch-fused", 3),
+            "torch foreach\nms": against("torch-foreach", 3),
+        }
+        yield table(title + device, columns, large, CAPTION)
+        small = [row for row in rows if row["name"] in SMALL]
+        yield table("Adam over small tensors there", {"": named, "µs": time_of("numba-cuda", 2, 1e6)}, small)
+
+    return Section("cuda", title, names, Measure(options), tables, None, 6.0)
+
+
+def _terabytes(row: Row) -> str:
+    return f"{row['bytes'] / row['times']['numba-cuda'][1] / 1e12:.2f}"
+
+
+CAPTION = (
+    "copy: device to device, in the same run; its bytes a second are what the share is of. By the device's own clock;\n"
+    "medians of rounds in turns, in brackets what 95 % of runs would have. x: torch's time to ours."
+)
