@@ -422,10 +422,11 @@ def test_states_are_numbas_arrays():
     assert (state["ema"].copy_to_host() == 1).all()
 
 
-def test_the_benchmark_of_a_device(capsys):
+def test_the_benchmark_of_a_device(gpu, capsys):
     pytest.importorskip("rich", reason='rich is not installed: pip install "fastopt[bench]"')
     from fastopt.cli import main
 
+    gpu.execute = False
     assert main(["bench", "--cuda", "--size", "5000", "--rules", "adam", "--repeats", "2"]) == 0
     printed = capsys.readouterr().out
     assert "One step over 5,000 float32 elements on a CUDA device" in printed

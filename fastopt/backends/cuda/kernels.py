@@ -1,7 +1,8 @@
 """The kernels, as Python that Numba compiles for CUDA: `fastopt.backends.cuda.compiler` binds in what is in capitals.
 
 A kernel is compiled for one rule and one way of storing each array; what depends on these is decided then, and nothing
-is left of what is never reached. A thread holds LANES elements of each array in registers, which is 16 bytes of the
+is left of what is never reached. (Where a condition begins with one of these names, Numba does not even look at it.)
+A thread holds LANES elements of each array in registers, which is 16 bytes of the
 narrowest: it loads them, updates them, stores them. Runs that are misaligned or have gaps, and what remains at the end
 of others, go element by element.
 """
