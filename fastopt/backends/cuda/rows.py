@@ -107,6 +107,11 @@ class RowsUpdate:
         kernel.launch(blocks, stream)
 
 
+def bags_of(real: np.dtype) -> Plain:
+    """The kernel that finds bags, and means of a dtype."""
+    return Plain("find_bags", integers(6), (("OWN", CODES[real]), ("REAL", real.type)), real.name)
+
+
 def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) -> tuple[Array, Array | None]:
     """The bag of each lookup, and for means of a dtype one over its bag's size."""
     place = offsets.place
@@ -117,7 +122,7 @@ def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) ->
     shares = None if mean is None else Array(memory, memory.address + 8 * lookups, mean, (lookups,), None, place)
     if lookups:
         real = np.dtype(np.float32) if mean is None else mean
-        kind = Plain("find_bags", integers(6), (("OWN", CODES[real]), ("REAL", real.type)), real.name)
+        kind = bags_of(real)
         kernel = device.kernel(ptx_of(kind, device.capability), kind.name, 6, THREADS)
         wide, to = offsets.dtype.itemsize == 8, 0 if shares is None else shares.address
         kernel.arguments[:] = offsets.address, wide, bags, source.address, to, lookups
