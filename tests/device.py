@@ -1,6 +1,13 @@
 """Arrays on a CUDA device, for tests: of the stub driver, or of this machine's own device with ``pytest --gpu``."""
 
+import gc
+from contextlib import contextmanager
+
 import numpy as np
+
+from fastopt import RULES
+
+from .support import DECAY, VARIED, assert_same_bits, default_hyper
 
 
 class DeviceArray:
@@ -40,3 +47,29 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "stream": None,
         }
+
+
+def on_both(arrays, **layout):
+    """Copies of arrays on the device, and on the host."""
+    return [DeviceArray(a, **layout) for a in arrays], [a.copy() for a in arrays]
+
+
+def hyper_of(name):
+    hyper = {**default_hyper(name), **VARIED[name], **DECAY}
+    return {key: value for key, value in hyper.items() if key not in RULES[name].initial.values()}
+
+
+def assert_equal(on_device, on_host):
+    assert_same_bits([a.get() for a in on_device], on_host)
+
+
+@contextmanager
+def without_waiting(gpu):
+    """What is done within waits for no device."""
+    gc.disable()  # Numba's arrays wait when they go
+    try:
+        before = gpu.synchronizations
+        yield
+        assert gpu.synchronizations == before
+    finally:
+        gc.enable()

@@ -1,7 +1,6 @@
 """The CUDA backend against the CPU's: kernels are run as they are launched, and what they leave has the same bits."""
 
 import gc
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ import fastopt
 from fastopt import RULES, RowSparse, functional
 from fastopt.storage import block_bytes
 
-from .device import DeviceArray
-from .support import DECAY, VARIED, assert_same_bits, default_hyper, gradients, make_states, parameter
+from .device import DeviceArray, assert_equal, hyper_of, on_both, without_waiting
+from .support import gradients, make_states, parameter
 
 pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install "fastopt[cuda]"')
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -22,33 +21,6 @@ F4, F8, F2, BF = np.dtype("f4"), np.dtype("f8"), np.dtype("f2"), np.dtype(ml_dty
 BLOCKS = np.dtype("u1")
 ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
 SHAPES = [(5003,), (7, 9), (0,), (1,), (4096,), (8195,)]
-
-
-def on_both(arrays, **layout):
-    """Copies of arrays on the device, and on the host."""
-    return [DeviceArray(a, **layout) for a in arrays], [a.copy() for a in arrays]
-
-
-def hyper_of(name):
-    hyper = {**default_hyper(name), **VARIED[name], **DECAY}
-    return {key: value for key, value in hyper.items() if key not in RULES[name].initial.values()}
-
-
-def assert_equal(on_device, on_host):
-    assert_same_bits([a.get() for a in on_device], on_host)
-
-
-@contextmanager
-def without_waiting(gpu):
-    """What is done within waits for no device."""
-    gc.collect()
-    gc.disable()  # Numba's arrays wait when they go
-    try:
-        before = gpu.synchronizations
-        yield
-        assert gpu.synchronizations == before
-    finally:
-        gc.enable()
 
 
 def compare(gpu, name, shapes, dtype, steps=3, **layout):
@@ -202,103 +174,6 @@ def test_other_gradients_than_the_step_before(gpu):
         plan.step()
     cpus.step(g)
     assert_equal([there], [here])
-
-
-# ---- rows ----
-
-ROWS = {
-    "adagrad": ("adagrad", (1000, 64), (F4, F4, F4), "sum"),
-    "adam in turn": ("adam", (300, 13), (F8, F8, F8), "sequential"),
-    "adam, bfloat16": ("adam", (100_000, 8), (BF, BF, F4), "sum"),
-    "numbers": ("ftrl", (500,), (F4, F4, F4), "sum"),
-    "by row": ("rowwise_adagrad", (300, 50), (F4, F4, F4), "sum"),
-    "by row, in turn": ("rowwise_adagrad", (100, 7), (BF, F4, BF), "sequential"),
-    "copies": ("aggmo", (300, 12), (F4, F4, F4), "sum"),
-}
-
-
-@pytest.mark.parametrize("indices_dtype", ["i4", "i8"])
-@pytest.mark.parametrize("case", ROWS)
-def test_rows_have_the_cpus_bits(gpu, case, indices_dtype):
-    name, shape, dtypes, duplicates = ROWS[case]
-    rng = np.random.default_rng(0)
-    indices = (rng.zipf(1.3, 700) % shape[0]).astype(indices_dtype)
-    param = rng.standard_normal(shape).astype(dtypes[0])
-    values = rng.standard_normal((700, *shape[1:])).astype(dtypes[1])
-    states = [state.astype(dtypes[2]) for state in make_states(name, hyper_of(name), param)]
-    there, here = on_both([param, *states])
-    gradient = RowSparse(DeviceArray(indices), DeviceArray(values, read_only=True), duplicates=duplicates)
-    for step in (1, 2):
-        with without_waiting(gpu):
-            getattr(functional, name)(there[0], gradient, *there[1:], step=step, **hyper_of(name))
-        own = RowSparse(indices, values, duplicates=duplicates)
-        getattr(functional, name)(here[0], own, *here[1:], step=step, threads=1, **hyper_of(name))
-    assert_equal(there, here)
-
-
-@pytest.mark.parametrize("name", [name for name in ELEMENTWISE if name not in ("adagrad", "adam", "ftrl", "aggmo")])
-def test_rows_of_every_rule(name):
-    rng = np.random.default_rng(0)
-    param, values = rng.standard_normal((40, 9)).astype(F4), rng.standard_normal((60, 9)).astype(F4)
-    indices = rng.integers(0, 40, 60)
-    there, here = on_both([param, *make_states(name, hyper_of(name), param)])
-    for arrays, kind in ((there, DeviceArray), (here, np.array)):
-        getattr(functional, name)(
-            arrays[0], RowSparse(kind(indices), kind(values)), *arrays[1:], step=1, **hyper_of(name)
-        )
-    assert_equal(there, here)
-
-
-def test_a_row_rules_dense_gradient_is_of_all_rows():
-    rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal((33, 20)).astype(F4) for _ in range(2)] + [np.zeros(33, F4)]
-    there, here = on_both(arrays)
-    for own in (there, here):
-        functional.rowwise_adagrad(*own, step=1, lr=0.1)
-    assert_equal(there, here)
-
-
-@pytest.mark.parametrize("indices_dtype", ["i4", "i8"])
-@pytest.mark.parametrize("mode", ["sum", "mean", "weighted"])
-def test_bags(mode, indices_dtype):
-    rng = np.random.default_rng(0)
-    param, values = rng.standard_normal((50, 16)).astype(F4), rng.standard_normal((30, 16)).astype(F4)
-    indices, offsets = rng.integers(0, 50, 200), np.sort(rng.integers(0, 201, 30))
-    offsets[0] = 0
-    weights = rng.standard_normal(200).astype(F4)
-    there, here = on_both([param, np.zeros_like(param)])
-    for arrays, kind in ((there, DeviceArray), (here, np.array)):
-        gradient = RowSparse.bags(
-            kind(indices.astype(indices_dtype)),
-            kind(offsets.astype(indices_dtype)),
-            kind(values),
-            kind(weights) if mode == "weighted" else None,
-            mode="mean" if mode == "mean" else "sum",
-        )
-        functional.adagrad(arrays[0], gradient, arrays[1], step=1, lr=0.1)
-    assert_equal(there, here)
-
-
-def test_hogwild_rows_that_are_named_once(gpu):
-    rng = np.random.default_rng(0)
-    param, values, indices = rng.standard_normal((40, 9)), rng.standard_normal((30, 9)), rng.permutation(40)[:30]
-    there, here = on_both([param])
-    for arrays, kind in ((there, DeviceArray), (here, np.array)):
-        functional.sgd(arrays[0], RowSparse(kind(indices), kind(values), duplicates="hogwild"), step=1, lr=0.1)
-    assert_equal(there, here)
-
-
-def test_an_index_out_of_range_updates_nothing_and_is_told_later():
-    there, here = on_both([np.ones((5, 4), F4)])
-    optimizer = fastopt.SGD(there, lr=0.1)
-    values = DeviceArray(np.ones((3, 4), F4))
-    optimizer.step([RowSparse(DeviceArray(np.array([0, 7, 1])), values)])
-    assert_equal(there, here)
-    with pytest.raises(ValueError, match="found index 7 in a step before"):
-        optimizer.step([RowSparse(DeviceArray(np.array([0, 2, 1])), values)])
-    optimizer.step([RowSparse(DeviceArray(np.array([0, 2, 1])), values)])
-    here[0][:3] -= np.float32(0.1)
-    assert_equal(there, here)
 
 
 # ---- norms ----
