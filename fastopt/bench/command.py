@@ -23,7 +23,7 @@ from .pictures import Picture
 from .plan import OutOfTime, Plan, alarm
 from .section import Options, Row, Section, Skip, Table
 
-WIDTH = 140  # characters, at least: tables are not broken
+WIDTH = 200  # characters that a table may take: it is not broken
 
 
 @dataclass

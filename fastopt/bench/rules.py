@@ -122,5 +122,5 @@ def section(options: Options) -> Section:
     def draw(figure: Any, rows: Sequence[Row]) -> None:
         pictures.bars(figure, title, rows, whoever(rows, (*options.backends, *options.peers)))
 
-    seconds = 3.5 * max(1.0, options.size / 2e7)
+    seconds = 3.0 * max(1.0, options.size / 2e7)
     return Section("rules", title, list(measure.cases), measure, tables, draw, seconds, measure.arena.reasons)
