@@ -32,7 +32,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import norms, settings
 from .arguments import ARGUMENTS, EXECUTION, TorchArguments, read_call
-from .arrays import CPU, Array, check_overlap, check_tensor, check_zeroed, dtype_name, view
+from .arrays import CPU, Array, Place, check_overlap, check_tensor, check_zeroed, dtype_name, view
 from .checkpoint import torch_state_dict
 from .dispatch import (
     Gradients,
@@ -135,6 +135,10 @@ class Optimizer(torch.optim.Optimizer):
     def _capturable(self) -> bool:
         """Whether CUDA graphs may record steps, for which their number is kept on the device."""
         return any(group.get("capturable") for group in self.param_groups)
+
+    def _place(self) -> Place:
+        """Where the parameters are."""
+        return next((view(p, "params").place for group in self.param_groups for p in group["params"]), CPU)
 
     def _check_params(self) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
@@ -264,9 +268,8 @@ class Optimizer(torch.optim.Optimizer):
             return loss
         if amp[0] is not None and not capturable:
             scale = 1.0 / float(amp[0])
-        params = self.param_groups[0]["params"] if self.param_groups else []
-        backend = choose_backend(self._backend_name, view(params[0], "params").place if params else CPU)
         bound = self._bound
+        backend = choose_backend(self._backend_name, self._place() if bound is None else bound.place)
         if bound is None or bound.backend is not backend or not bound.take(self):
             if capturable and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
@@ -274,8 +277,8 @@ class Optimizer(torch.optim.Optimizer):
                     "one step before it"
                 )
             self._bound = None
-            bound = _Bound(self, backend)
-            self._bound = bound
+            place = self._place()
+            bound = self._bound = _Bound(self, choose_backend(self._backend_name, place), place)
         if capturable:
             bound.take_amp(*amp)
         bound.run(self, scale, self._threads or settings._threads, **how)
@@ -395,8 +398,8 @@ class _Bound:
     It keeps no gradient alive. A parameter that has had no gradient yet, and so no state, is left out.
     """
 
-    def __init__(self, optimizer: Optimizer, backend: Any) -> None:
-        self.backend = backend
+    def __init__(self, optimizer: Optimizer, backend: Any, place: Place) -> None:
+        self.backend, self.place = backend, place
         self._optimizer = weakref.ref(optimizer)
         self._arguments = optimizer.arguments
         self._read = itemgetter(*optimizer.arguments.defaults)
