@@ -424,7 +424,7 @@ class _Bound:
         self._scalars = {id(own): torch.from_numpy(own.scalars) for own in sets.values()}
         if self._capturable:
             self._scalars = {key: _copy(x, like) for key, x in self._scalars.items()}
-        place = {id(parameters): k for k, parameters in enumerate(sets.values())}
+        set_of = {id(parameters): k for k, parameters in enumerate(sets.values())}
         known = [
             grad is not None or not optimizer._has_state(p, self._groups[g].rule) or bool(optimizer.state.get(p))
             for p, grad, g in zip(params, grads, group_of, strict=True)
@@ -453,7 +453,7 @@ class _Bound:
             raise
         for i in members:
             parameters = self._groups[group_of[i]]
-            tensors.append(Tensor.of(self._precision, place[id(parameters)], i, arrays[i], self._elements[i]))
+            tensors.append(Tensor.of(self._precision, set_of[id(parameters)], i, arrays[i], self._elements[i]))
             called = [f"a state of {labels[i]}"] * (len(arrays[i]) - 2)
             self._names[i] = [labels[i], f"the gradient of {labels[i]}", *called]
         self._jobs = make_jobs(list(sets.values()), tensors, list(self._names.values()))
