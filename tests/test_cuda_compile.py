@@ -1,0 +1,381 @@
+"""CUDA kernels compile, assemble without spills, move 16 bytes at a time, round as the CPU does; PTX is kept on disk.
+
+No GPU is needed. Every rule's float32 kernel is for all targets, every fold and plain kernel for one, by turns; of the
+kernels in float64 and of those of rows every second rule's is.
+"""
+
+import itertools
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastopt.rules import RULES
+from fastopt.storage import AVERAGE, DITHER, KAHAN, MASTER, POSITIVE, SIGNED, STOCHASTIC, ZERO_GRADS
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+
+from fastopt.backends.cuda import compiler, rows, runs  # noqa: E402
+from fastopt.backends.cuda.compiler import Fold, Plain, RowUpdate, Update, squares_of  # noqa: E402
+
+TARGETS = ((7, 5), (8, 0), (9, 0))
+TURNS = itertools.cycle(TARGETS)
+F4, F8 = np.dtype("f4"), np.dtype("f8")
+IN_F4, IN_F8, IN_BF16, IN_F2 = range(4)
+BYTES = {IN_F4: 4, IN_F8: 8, IN_BF16: 2, IN_F2: 2}
+RULE_OF = {rule.kernel: rule for rule in RULES.values()}
+BY_RUNS = [kernel for kernel, rule in RULE_OF.items() if not rule.by_row]
+COPIES = 8  # the most that AggMo has
+
+# Registers of a thread, by what it holds; with 128 a multiprocessor has two blocks of 256 threads, with 255 one.
+UP_TO_2_STATES, OTHERS, PLAIN, FOLDS = 64, 128, 64, 64
+MANY_COPIES_IN_HALVES = 168
+BLOCKS = {(7, 5): 255, (8, 0): 255, (9, 0): 128}  # of 8-bit floats
+
+
+def update(kernel, dtype=F4, copies=1, **more):
+    """The kernel of arrays that are all of the dtype computed in."""
+    arrays = 2 + copies * len(RULE_OF[kernel].states)
+    return Update(kernel, copies, dtype, (IN_F8 if dtype == F8 else IN_F4,) * arrays, **more)
+
+
+def by_rows(kernel, duplicates):
+    plain = update(kernel)
+    return RowUpdate(kernel, 1, F4, plain.stored, duplicates=duplicates)
+
+
+def plain_kinds():
+    yield from (runs._MAP_CHUNKS, rows._BEGIN, rows._COUNT, rows._ADD_UP, rows._ORDER)
+    yield from map(rows.bags_of, (F4, F8))
+    yield from map(squares_of, compiler.CODES)
+
+
+# Storages: how each array is stored, and options.
+STORAGES = [
+    ("adam", 1, (IN_F4, IN_BF16, IN_F4, IN_F4), ZERO_GRADS),
+    ("adam", 1, (IN_BF16,) * 4, 0),
+    ("adam", 1, (IN_BF16,) * 4, STOCHASTIC | DITHER),
+    ("adam", 1, (IN_F4, IN_F4, IN_BF16, IN_BF16), DITHER),
+    ("adam", 1, (IN_BF16, IN_BF16, IN_BF16, IN_BF16, IN_BF16, IN_F4), KAHAN | AVERAGE | ZERO_GRADS),
+    ("adam", 1, (IN_F2, IN_F2, IN_F2, IN_F2, IN_F4), MASTER | DITHER),
+    ("adam", 1, (IN_BF16, IN_BF16, SIGNED, POSITIVE), STOCHASTIC),
+    ("adam", 1, (IN_F4, IN_F4, SIGNED, POSITIVE), 0),
+    ("amsgrad", 1, (IN_BF16,) * 5, STOCHASTIC),
+    ("amsgrad", 1, (IN_F4, IN_BF16, SIGNED, POSITIVE, POSITIVE), 0),
+    ("aggmo", COPIES, (IN_F4, IN_F4, *(IN_BF16,) * COPIES), 0),
+]
+
+
+@dataclass
+class Built:
+    """A kernel for one target."""
+
+    ptx: str
+    registers: int
+    stack: int
+    spills: int
+
+    def count(self, pattern):
+        return len(re.findall(pattern, self.ptx))
+
+
+@cache
+def llvm_of(kind):
+    """It is the same for all targets."""
+    return compiler.llvm_of(kind.bound(), kind.signature(), TARGETS[0])
+
+
+def assembled(ptx, capability):
+    options = core.LinkerOptions(arch="sm_{}{}".format(*capability), ptxas_options=["-v"])
+    linker = core.Linker(core.ObjectCode.from_ptx(ptx.encode()), options=options)
+    linker.link("cubin")
+    log = linker.get_info_log()
+    stack, stores, loads = map(int, re.search(r"(\d+) bytes stack.*?(\d+) bytes.*?(\d+) bytes", log).groups())
+    return Built(ptx, int(re.search(r"Used (\d+) registers", log)[1]), stack, stores + loads)
+
+
+def build(kind, capability):
+    """Compiles and assembles, and checks what is true of all kernels: but libdevice, in folds, may know better."""
+    built = assembled(compiler.ptx_from(llvm_of(kind), capability, kind.name), capability)
+    assert f".target sm_{capability[0]}{capability[1]}" in built.ptx
+    assert f".visible .entry {kind.name}(" in built.ptx
+    assert (built.stack, built.spills) == (0, 0)
+    assert not built.count(r"\.local\b")
+    assert not built.count(r"(?:\.approx|\.ftz|\.full)[.\w]*f32")
+    assert isinstance(kind, Fold) or not built.count(r"\.approx|\.ftz")
+    assert not built.count(r"\b(?:add|sub|mul)\.f(?:32|64)")  # not rounded as written: ptxas might contract them
+    addresses = re.findall(r"\b(?:ld|st)\.global[.\w]*\s[^;]*\[([^\]]*)\]", built.ptx)
+    assert addresses
+    assert all(re.fullmatch(r"%rd\d+(\+-?\d+)?", address) for address in addresses)
+    return built
+
+
+def check_update(kind, built):
+    """What is true of all updates: no function is called, nothing contracted, all is computed in the dtype."""
+    assert not built.count(r"\bcall\b")
+    assert not built.count(r"\bfma\.")
+    if kind.dtype != F8 and not kind.rule.by_row:
+        assert not built.count(r"\.f64")
+    assert vectors(built) == expected_vectors(kind)
+
+
+def vectors(built):
+    """The loads and stores of 16 bytes."""
+    kinds = r"(?:v4\.(?:u|b|f|s)32|v2\.(?:u|b|f|s)64)"
+    return tuple(built.count(rf"\b{access}\.global\.(?:nc\.)?{kinds}") for access in ("ld", "st"))
+
+
+def expected_vectors(kind):
+    """So many there are, if a thread loads and stores each array once, in as few as can be."""
+    count = [kind.lanes * BYTES.get(code, 0) // 16 for code in kind.stored]  # none of blocks
+    if isinstance(kind, RowUpdate):
+        count = count[: len(kind.elementwise)]
+    loaded = sum(count) - count[0] * bool(kind.options & MASTER)  # which is the parameter
+    if isinstance(kind, RowUpdate):  # whose first gradient is not added to others
+        loaded += count[1]
+    stored = sum(count) - count[1] * (not kind.options & ZERO_GRADS)
+    return loaded, stored
+
+
+def allowed(kind, capability):
+    if kind.in_blocks:
+        return BLOCKS[capability]
+    if kind.in_halves and kind.copies == COPIES:
+        return MANY_COPIES_IN_HALVES
+    plain = kind.dtype == F4 and type(kind) is Update and not kind.in_halves
+    return UP_TO_2_STATES if plain and len(kind.stored) <= 4 else OTHERS
+
+
+# ---- updates ----
+
+
+@pytest.mark.parametrize("kernel", BY_RUNS)
+def test_updates(kernel):
+    for capability in TARGETS:
+        kind = update(kernel)
+        built = build(kind, capability)
+        check_update(kind, built)
+        assert built.registers <= allowed(kind, capability)
+        assert not built.count(r"\b(?:mul|mad)\.lo\.[su]32|\bshl\.b32")  # numbers of elements have 64 bits
+
+
+@pytest.mark.parametrize("kernel", BY_RUNS[::2])
+def test_updates_in_float64(kernel):
+    kind, capability = update(kernel, F8), next(TURNS)
+    built = build(kind, capability)
+    check_update(kind, built)
+    assert not built.count(r"\.f32")
+    assert built.registers <= allowed(kind, capability)
+
+
+@pytest.mark.parametrize("more", [{"strided": True}, {"tabled": True}, {"copies": COPIES}], ids=str)
+def test_updates_with_more(more):
+    kind, capability = update("aggmo", **more), next(TURNS)
+    built = build(kind, capability)
+    check_update(kind, built)
+    assert built.registers <= OTHERS
+
+
+@pytest.mark.parametrize("kernel, copies, stored, options", STORAGES)
+def test_storages(kernel, copies, stored, options):
+    kind, capability = Update(kernel, copies, F4, stored, options), next(TURNS)
+    built = build(kind, capability)
+    check_update(kind, built)
+    assert built.registers <= allowed(kind, capability)
+    shuffles = built.count(r"\bshfl\.sync")
+    assert bool(shuffles) == kind.in_blocks
+
+
+# ---- rows ----
+
+
+@pytest.mark.parametrize(
+    "kernel, duplicates",
+    [*((kernel, 0) for kernel in BY_RUNS[1::2]), *itertools.product(("adagrad", "rowwise_adagrad"), (0, 1, 2))],
+)
+def test_rows(kernel, duplicates):
+    kind, capability = by_rows(kernel, duplicates), next(TURNS)
+    built = build(kind, capability)
+    check_update(kind, built)
+    assert built.registers <= OTHERS
+
+
+# ---- folds and what depends on no rule ----
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_folds(name):
+    """They are in float64, and call libdevice's powers."""
+    rule = RULES[name]
+    kind = Fold(name, replace(update(rule.kernel, copies=COPIES if rule.vector else 1), tabled=True))
+    built = build(kind, next(TURNS))
+    assert built.registers <= FOLDS
+    assert built.count(r"\.f64")
+    assert not re.findall(r"\bfma\.[^;]*f32", built.ptx)
+
+
+@pytest.mark.parametrize("kind", list(plain_kinds()), ids=lambda kind: kind.name)
+def test_plain(kind):
+    built = build(kind, next(TURNS))
+    assert built.registers <= PLAIN
+    assert not built.count(r"\bfma\.|\bcall\b")
+
+
+def test_upload():
+    text = Path(compiler.__file__).with_name("upload.ptx").read_text()
+    for capability in TARGETS:
+        built = assembled(text, capability)
+        assert (built.stack, built.spills) == (0, 0)
+        assert built.registers <= PLAIN
+
+
+def test_names_tell_kernels_apart():
+    """And are names in PTX, whatever the kind."""
+    kinds = [update(kernel, dtype) for kernel in BY_RUNS for dtype in (F4, F8)]
+    kinds += [Update(kernel, copies, F4, stored, options) for kernel, copies, stored, options in STORAGES]
+    kinds += [by_rows(kernel, duplicates) for kernel in RULE_OF for duplicates in range(3)]
+    kinds += [replace(update("adam"), strided=strided, tabled=True) for strided in (False, True)]
+    kinds += [Fold(name, update(rule.kernel, tabled=True)) for name, rule in RULES.items()]
+    kinds += plain_kinds()
+    names = [kind.name for kind in kinds]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z]\w*", name) for name in names)
+
+
+def test_functions_are_shared_where_their_names_mean_the_same():
+    read = [update(kernel).of_lanes(compiler.kernels._value, 1, False) for kernel in ("adam", "sgd")]
+    assert read[0] is read[1]
+    assert update("adam", F8).of_lanes(compiler.kernels._value, 1, False) is not read[0]
+    elements = [update(kernel).of_lanes(compiler.kernels.update_elements, 4, True) for kernel in ("adam", "adadelta")]
+    assert elements[0] is not elements[1]
+
+
+# ---- on disk ----
+
+KIND = Plain("map_chunks", runs._MAP_CHUNKS.arguments)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The kernels that `ptx_of` has compiled: nothing is, in truth."""
+    calls = []
+
+    def compile_ptx(function, signature, capability, name):
+        calls.append((name, capability))
+        return f"// {name} {capability} {len(calls)}"
+
+    monkeypatch.setattr(compiler, "compile_ptx", compile_ptx)
+    return calls
+
+
+def as_a_new_process(kind=KIND, capability=(9, 0)):
+    return compiler.ptx_of.__wrapped__(kind, capability)
+
+
+def keep_at(monkeypatch, *places):
+    monkeypatch.setattr(compiler, "_places", lambda: iter(places))
+
+
+def test_ptx_is_kept(monkeypatch, tmp_path, compiled):
+    keep_at(monkeypatch, tmp_path / "a" / "b", tmp_path / "c")
+    first = as_a_new_process()
+    assert as_a_new_process() == first
+    assert len(compiled) == 1
+    (file,) = tmp_path.rglob("*.*")  # in the first place, and nothing beside it
+    assert file.parent == tmp_path / "a" / "b"
+    assert file.name.startswith("fastopt_map_chunks-")
+    assert file.read_text() == first
+    keep_at(monkeypatch, tmp_path / "elsewhere", tmp_path / "a" / "b")
+    assert as_a_new_process() == first
+    assert len(compiled) == 1
+
+
+def test_ptx_of_other_kernels_is_other_ptx(monkeypatch, tmp_path, compiled):
+    keep_at(monkeypatch, tmp_path)
+    adam = update("adam")
+    kinds = [adam, replace(adam, strided=True), replace(adam, dtype=F8), squares_of(F4), squares_of(F8)]
+    kinds += [replace(KIND, names=(("REAL", real),)) for real in (np.float32, np.float64)]
+    found = [as_a_new_process(kind, capability) for kind in kinds for capability in TARGETS]
+    assert len(set(found)) == len(found) == len(compiled)
+    assert found == [as_a_new_process(kind, capability) for kind in kinds for capability in TARGETS]
+    assert len(found) == len(compiled)
+
+
+def test_ptx_of_other_sources_is_compiled(monkeypatch, tmp_path, compiled):
+    keep_at(monkeypatch, tmp_path)
+    as_a_new_process()
+    sources = compiler._sources()
+    for module in ("kernels", "memory", "rules.adam", "numba_storage", "compiler"):
+        name = f"fastopt.{module}" if "." in module else f"fastopt.backends.cuda.{module}"
+        name = name.replace("cuda.numba", "numba")
+        assert Path(sys.modules[name].__file__).read_text() in sources
+    monkeypatch.setattr(compiler, "_sources", lambda: sources + "#")
+    compiler._digest_of_sources.cache_clear()
+    try:
+        as_a_new_process()
+        assert len(compiled) == 2
+        assert len(list(tmp_path.iterdir())) == 2
+    finally:
+        compiler._digest_of_sources.cache_clear()
+
+
+def test_places_that_cannot_be_written(monkeypatch, tmp_path, compiled):
+    file = tmp_path / "file"
+    file.write_text("")
+    keep_at(monkeypatch, file, file / "below", tmp_path / "folder")
+    as_a_new_process()
+    as_a_new_process()
+    assert len(compiled) == 1
+    keep_at(monkeypatch, file)
+    as_a_new_process()
+    as_a_new_process()
+    assert len(compiled) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_where_ptx_is_kept(monkeypatch, tmp_path):
+    beside = Path(compiler.__file__).parent / "__pycache__"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert list(compiler._places()) == [tmp_path / "numba", beside, tmp_path / "user" / "fastopt"]
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert list(compiler._places()) == [beside, tmp_path / ".cache" / "fastopt"]
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+import numba_cuda
+from fastopt.backends.cuda import compiler, runs
+
+place = Path(sys.argv[1])
+compiler._places = lambda: iter([place])
+compiler.compile_ptx = lambda function, signature, capability, name: f"{capability} " * 50_000
+(place / sys.argv[2]).touch()
+while len(list(place.glob("ready*"))) < 2:
+    pass
+for major in range(100):
+    assert compiler.ptx_of(runs._MAP_CHUNKS, (major, 0)) == f"({major}, 0) " * 50_000
+"""
+
+
+def test_processes_at_once(tmp_path):
+    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    pair = [subprocess.Popen([*command, f"ready{k}"], stderr=subprocess.PIPE, text=True) for k in range(2)]
+    try:
+        for process in pair:
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
+    finally:
+        for process in pair:
+            process.kill()
+    names = [path.suffix for path in tmp_path.iterdir()]
+    assert sorted(names) == [""] * 2 + [".ptx"] * 100
