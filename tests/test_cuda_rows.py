@@ -111,3 +111,17 @@ def test_an_index_out_of_range_updates_nothing_and_is_told_later():
     optimizer.step([RowSparse(DeviceArray(np.array([0, 2, 1])), values)])
     here[0][:3] -= np.float32(0.1)
     assert_equal(there, here)
+
+
+def test_too_little_memory_leaves_everything_as_it_was(gpu):
+    if not hasattr(gpu, "fail_allocations_after"):
+        pytest.skip("memory of a real device does not run out on demand")
+    there, here = on_both([np.ones((5, 4), F4)])
+    optimizer = fastopt.SGD(there, lr=0.1, momentum=0.9)
+    gradient = RowSparse(DeviceArray(np.array([0, 2, 1])), DeviceArray(np.ones((3, 4), F4)))
+    gpu.fail_allocations_after(0)
+    with pytest.raises(MemoryError):
+        optimizer.step([gradient])
+    gpu.fail_allocations_after(None)
+    assert optimizer.state[0]["step"] == 0
+    assert_equal(there, here)

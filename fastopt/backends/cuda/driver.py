@@ -52,12 +52,10 @@ class Kernel:
         A word for each argument, in order; narrower ones have a word's first bytes.
     """
 
-    __slots__ = ("_address", "_code", "_device", "_pointers", "_pointers_at", "_threads", "arguments")
+    __slots__ = ("_address", "_device", "_pointers", "_pointers_at", "_threads", "arguments")
 
-    def __init__(self, device: Device, code: Any, name: str, count: int, threads: int) -> None:
-        self._device, self._code, self._threads = device, code, threads
-        with device.current():
-            self._address = int(code.get_kernel(name).handle)
+    def __init__(self, device: Device, address: int, count: int, threads: int) -> None:
+        self._device, self._address, self._threads = device, address, threads
         self.arguments = np.zeros(count, np.uint64)
         self._pointers = self.arguments.ctypes.data + 8 * np.arange(count, dtype=np.uint64)
         self._pointers_at = self._pointers.ctypes.data
@@ -85,7 +83,7 @@ class Device:
         self.context = int(_checked(driver.cuCtxGetCurrent()))
         driver.cuCtxSetCurrent(before)
         self.capability = _target_of(tuple(self._core.compute_capability), self._core.name)
-        self._loaded: dict[str, Any] = {}
+        self._loaded: dict[str, tuple[ObjectCode, int]] = {}
         self._upload: Kernel | None = None
         self._uploading = Lock()
 
@@ -102,8 +100,10 @@ class Device:
     def kernel(self, ptx: str, name: str, count: int, threads: int) -> Kernel:
         """A kernel of that PTX, with room for `count` arguments, in blocks of so many threads."""
         if ptx not in self._loaded:
-            self._loaded[ptx] = ObjectCode.from_ptx(ptx.encode(), name=name)
-        return Kernel(self, self._loaded[ptx], name, count, threads)
+            code = ObjectCode.from_ptx(ptx.encode(), name=name)
+            with self.current():
+                self._loaded[ptx] = code, int(code.get_kernel(name).handle)
+        return Kernel(self, self._loaded[ptx][1], count, threads)
 
     def allocate(self, nbytes: int, stream: int) -> Memory:
         """Memory of the device, for work on a stream.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BEGIN, _COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
 _ADD_UP, _ORDER = Plain("add_up_counters", integers(2)), Plain("order_by_digit", integers(8))
-_SUM, _HOGWILD = 0, 2
+_HOGWILD = 2
 _FIRST_REAL = 13  # among the arguments of `kernels.update_rows`
 
 
@@ -39,12 +39,17 @@ class RowsUpdate:
         self._kind = RowUpdate(rule.kernel, parameters.copies, job.dtype, stored, options, duplicates=rows.duplicates)
         vectors = max(1, rows.width // self._kind.lanes)
         self._threads = WARP if rule.by_row else min(WARP, 1 << (vectors - 1).bit_length())
+        self._lookups = rows.indices.size if rows.width else 0
+        self._workers = -(-self._lookups // PART)
+        self._memory: driver.Memory | None = None
 
     def make_ready(self) -> int:
-        """The caller's current stream.
+        """Takes the memory that the step needs; the caller's current stream.
 
         Raises
         ------
+        MemoryError
+            There is too little memory on the device.
         ValueError
             A step before had an index out of range.
         RuntimeError
@@ -54,20 +59,22 @@ class RowsUpdate:
         if driver.is_capturing(stream):
             raise RuntimeError("gradients of some rows cannot be captured in a CUDA graph: leave them out there")
         _complain(self._device)
+        ptx_of(self._kind, self._device.capability)  # compiled before anything is done
+        if self._lookups:
+            # Two words that are zero, tables of addresses and strides, rows and places twice, counters.
+            words = 2 + 2 * len(self._order) + 4 * self._lookups
+            self._memory = self._device.allocate(8 * words + 4 * (self._workers << DIGIT), stream)
         return stream
 
     def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
         """Orders the lookups and puts the update on the stream, with these coefficients."""
         job, rows, device = self._job, self._rows, self._device
         assert job.strides is not None
-        lookups, width = rows.indices.size, rows.width
-        if not lookups or not width:
+        memory, self._memory = self._memory, None  # it goes with this call, once the stream is done with it
+        if memory is None:
             return
+        lookups, width, workers = self._lookups, rows.width, self._workers
         tables = np.concatenate([job.addresses[0][self._order], job.strides[0][self._order].view(np.uint64)])
-        workers = -(-lookups // PART)
-        counters = workers << DIGIT
-        # Two words that are zero, tables, rows and places twice, counters.
-        memory = device.allocate(8 * (2 + len(tables) + 4 * lookups) + 4 * counters, stream)
         bad = memory.address
         device.upload(np.concatenate([np.zeros(2, np.uint64), tables]), bad, stream)
         at = bad + 16 + 8 * len(tables)
@@ -80,7 +87,7 @@ class RowsUpdate:
         if rows.duplicates != _HOGWILD:
             for shift in range(0, max(rows.count - 1, 1).bit_length(), DIGIT):
                 self._run(_COUNT, parts, stream, ordered[0], counters_at, lookups, workers, shift)
-                self._run(_ADD_UP, 1, stream, counters_at, counters, threads=SCANNERS)
+                self._run(_ADD_UP, 1, stream, counters_at, workers << DIGIT, threads=SCANNERS)
                 self._run(_ORDER, parts, stream, *ordered, *other, counters_at, lookups, workers, shift)
                 ordered, other = other, ordered
         kind = self._kind

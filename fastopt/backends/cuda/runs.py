@@ -90,6 +90,7 @@ class RunUpdate:
                 "the optimizer of fastopt.torch with capturable=True"
             )
         self._update_table(stream)
+        self._by_value  # noqa: B018 (compiled before anything is done)
         return stream
 
     def _update_table(self, stream: int) -> None:
