@@ -40,7 +40,6 @@ from . import kernels, memory
 
 _NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: "signed8bit", POSITIVE: "positive8bit"}
 _BITS_16 = {code for dtype, code in CODES.items() if dtype.itemsize == 2}
-_device: Any = cuda.jit(device=True, forceinline=True)
 
 
 @dataclass(frozen=True)
@@ -294,7 +293,7 @@ def bound(function: Callable[..., Any], names: Mapping[str, Any]) -> Any:
     """
     own, key = rebound(function, names)
     if key not in _bound:
-        _bound[key] = _device(own)
+        _bound[key] = cuda.jit(own, device=True, forceinline=True)
     return _bound[key]
 
 
