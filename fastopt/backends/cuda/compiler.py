@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -371,7 +372,9 @@ def ptx_from(llvm: list[str], capability: tuple[int, int], name: str) -> str:
 
 def _sources() -> str:
     modules = (kernels, memory, numba_storage, storage, arrays, *_rule_modules(), sys.modules[__name__])
-    versions = (numba.__version__, numba_cuda.__version__, llvmlite.__version__, np.__version__)
+    versions = [numba.__version__, numba_cuda.__version__, llvmlite.__version__, np.__version__]
+    with suppress(metadata.PackageNotFoundError):
+        versions.append(metadata.version("nvidia-nvvm"))  # by which the PTX has a version that a driver takes or not
     return "\n".join([*map(inspect.getsource, modules), *versions])
 
 
