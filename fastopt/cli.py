@@ -80,7 +80,7 @@ def _file(text: str) -> Path:
     return Path(text)
 
 
-def _picture(text: str) -> Path:
+def picture(text: str) -> Path:
     """A file's name for pictures, in a folder that there is."""
     path = Path(text)
     if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
@@ -148,7 +148,7 @@ def _add_bench(commands: Any) -> None:
     made.add_argument("--json", type=_file, metavar="FILE", help="also writes the results there")
     made.add_argument("--baseline", type=_results, metavar="FILE", help="compares with what --json wrote earlier")
     made.add_argument(
-        "--plot", type=_picture, metavar="FILE", help="draws x.svg or x.png as x-rules.svg, x-sizes.svg ..."
+        "--plot", type=picture, metavar="FILE", help="draws x.svg or x.png as x-rules.svg, x-sizes.svg ..."
     )
     made.add_argument("--report", type=Path, metavar="DIR", help="writes one page with everything there")
 

@@ -161,15 +161,24 @@ def _update(
         _check_step(step)
         bound = _Bound(rule, arrays, values, backend)
         of_numpy = [type(array) is np.ndarray for array in members]
-        if members and (all(of_numpy) or bound.place.kind == "cuda"):
-            bound.layouts = None if all(of_numpy) else list(map(_layout, members))
+        if members and all(of_numpy):
+            _remember(key, bound, members)
+        elif bound.place.kind == "cuda" and all(map(_has_layout, members)):
+            bound.layouts = list(map(_layout, members))
             _remember(key, bound, members)
     bound.run(step, values, grad_scale, limit, scalars)
 
 
+def _has_layout(array: Any) -> bool:
+    return hasattr(array, "data_ptr") or hasattr(array, "__cuda_array_interface__")
+
+
 def _layout(array: Any) -> Any:
-    """What tells that an array is where it was: torch's can be put elsewhere."""
-    return (array.data_ptr(), array.shape, array.stride()) if hasattr(array, "data_ptr") else None
+    """What tells that an array is where it was: its owner can put it elsewhere."""
+    if hasattr(array, "data_ptr"):  # torch's
+        return array.data_ptr(), array.shape, array.stride()
+    interface = array.__cuda_array_interface__
+    return interface["data"], interface["shape"], interface.get("strides")
 
 
 def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> None:

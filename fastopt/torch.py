@@ -94,6 +94,7 @@ class Optimizer(torch.optim.Optimizer):
         call = read_call(type(self), params, args, kwargs)
         self._backend_name, self._threads, self._precision = call.backend, call.threads, call.precision
         self._bound: _Bound | None = None
+        self._recorded: list[Any] = []  # what CUDA graphs read and write, for as long as they may be replayed
         super().__init__(params, {**self.arguments.defaults, **call.options})
 
     # ---- groups ----
@@ -270,8 +271,9 @@ class Optimizer(torch.optim.Optimizer):
             scale = 1.0 / float(amp[0])
         bound = self._bound
         backend = choose_backend(self._backend_name, self._place() if bound is None else bound.place)
-        if bound is None or bound.backend is not backend or not bound.take(self):
-            if capturable and torch.cuda.is_current_stream_capturing():
+        recording = capturable and torch.cuda.is_current_stream_capturing()
+        if bound is None or bound.backend is not backend or bound.capturable != capturable or not bound.take(self):
+            if recording:
                 raise RuntimeError(
                     "a CUDA graph is being captured before the first step with these tensors, which makes states: do "
                     "one step before it"
@@ -281,6 +283,8 @@ class Optimizer(torch.optim.Optimizer):
             bound = self._bound = _Bound(self, choose_backend(self._backend_name, place), place)
         if capturable:
             bound.take_amp(*amp)
+        if recording:
+            self._recorded.append(bound.on_device())
         bound.run(self, scale, self._threads or settings._threads, **how)
         return loss
 
@@ -389,7 +393,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bound = None
+        self._bound, self._recorded = None, []
 
 
 class _Bound:
@@ -407,8 +411,8 @@ class _Bound:
         params = _params(groups)
         grads = [p.grad for p in params]
         group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
-        self._capturable = optimizer._capturable
-        like = params[0].detach() if self._capturable else torch.empty(0)
+        self.capturable = optimizer._capturable
+        like = params[0].detach() if self.capturable else torch.empty(0)
         self._steps = steps = like.new_zeros(len(params), dtype=torch.int64)
         sets: dict[tuple[str, int], Parameters] = {}
         self._groups: list[Parameters] = []  # the set of each
@@ -416,13 +420,13 @@ class _Bound:
             rule, row = self._rule_and_row(group)
             key = (rule.name, len(row))
             if key not in sets:
-                counts = None if self._capturable else steps.numpy()
+                counts = None if self.capturable else steps.numpy()
                 sets[key] = Parameters.of(rule, len(row), len(params), len(groups), counts)
                 sets[key].group[:] = group_of
             sets[key].hyper[g] = row
             self._groups.append(sets[key])
         self._scalars = {id(own): torch.from_numpy(own.scalars) for own in sets.values()}
-        if self._capturable:
+        if self.capturable:
             self._scalars = {key: _copy(x, like) for key, x in self._scalars.items()}
         set_of = {id(parameters): k for k, parameters in enumerate(sets.values())}
         known = [
@@ -480,16 +484,20 @@ class _Bound:
     def _values_of(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         """A group's hyper-parameters; where they are instead, of those that are read on the device."""
         values: tuple[Any, ...] = self._read(group)
-        if self._capturable:
+        if self.capturable:
             values = tuple(x.data_ptr() if isinstance(x, torch.Tensor) and x.is_cuda else x for x in values)
         return values
 
     def _rule_and_row(self, group: Mapping[str, Any]) -> tuple[Rule, np.ndarray]:
         """A group's rule, and its row of hyper-parameters."""
-        if self._capturable and isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda:
+        if self.capturable and isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda:
             group = {**group, "lr": 0.0}  # it is read on the device
         rule = self._arguments.rule(group)
         return rule, self._arguments.row(rule, group)
+
+    def on_device(self) -> tuple[Any, ...]:
+        """What a step has on the device beside tensors that the user holds."""
+        return self._runner, self._zeroing, self._steps, self._scalars
 
     def take_amp(self, scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
         """Takes over where `torch.amp.GradScaler` has put its scale, and whether the step is to be skipped."""
@@ -544,7 +552,7 @@ class _Bound:
 
     def _take_rates(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Tells where learning rates are that are read on the device."""
-        if self._capturable:
+        if self.capturable:
             lrs = [group["lr"] for group in groups]
             on_device = [isinstance(lr, torch.Tensor) and lr.is_cuda for lr in lrs]
             rates = [(x.data_ptr(), x.element_size()) if own else (0, 0) for x, own in zip(lrs, on_device, strict=True)]
@@ -592,7 +600,7 @@ class _Bound:
             self._check_zeroed()
         runner, stepped = self._zeroing_runner() if zero_grads else self._runner, self._stepped
         if self._sparse:
-            if self._capturable:
+            if self.capturable:
                 raise ValueError(f"{self._names[self._sparse[0][0]][1]}: found a sparse one, expected none: capturable")
             rows = [self._row_job(i, grad) for i, grad in self._sparse]
             dense = self._zeroing_jobs() if zero_grads else self._selected
@@ -634,7 +642,7 @@ class _Bound:
         return self._zeroing
 
     def _prepare(self, jobs: Sequence[Job]) -> Runner:
-        if not self._capturable:
+        if not self.capturable:
             return self.backend.prepare(jobs)
         scalars = {key: own.data_ptr() for key, own in self._scalars.items()}
         return self.backend.CapturableRunner(jobs, self._steps.data_ptr(), scalars)
@@ -824,7 +832,7 @@ def clip_grad_norm_(
         raise RuntimeError("the gradients' global norm is not finite, so they were not clipped")
     norm = norms.clip_grad_norm_(grads, max_norm)
     increment_version(grads)
-    return torch.tensor(norm, dtype=grads[0].dtype if grads else torch.float32)
+    return grads[0].detach().new_tensor(norm) if grads else torch.tensor(norm)
 
 
 __all__ = [*CLASSES, "Optimizer", "clip_grad_norm_"]

@@ -145,6 +145,16 @@ def test_optimizers_have_the_cpus_bits(case, groups):
     np.testing.assert_array_equal(again.state_values(1, "exp_avg_sq"), cpus.state_values(1, "exp_avg_sq"))
 
 
+def test_a_functional_form_finds_an_array_that_was_put_elsewhere():
+    there, here = on_both([parameter(300).astype(F4) for _ in range(2)])
+    functional.sgd(*there, step=1, lr=0.1)
+    functional.sgd(*here, step=1, lr=0.1)
+    there[1].memory = DeviceArray(2 * there[1].get()).memory
+    functional.sgd(*there, step=1, lr=0.1)
+    functional.sgd(here[0], 2 * here[1], step=1, lr=0.1)
+    assert_equal(there[:1], here[:1])
+
+
 def test_tensors_at_different_steps_have_coefficients_of_their_own():
     rng = np.random.default_rng(0)
     params, grads = ([rng.standard_normal(257).astype(F4) for _ in range(5)] for _ in range(2))

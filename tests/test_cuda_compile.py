@@ -23,7 +23,7 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 from fastopt.backends.cuda import compiler, rows, runs  # noqa: E402
-from fastopt.backends.cuda.compiler import Fold, Plain, RowUpdate, Update, squares_of  # noqa: E402
+from fastopt.backends.cuda.compiler import Fold, Plain, RowUpdate, Update, scale_of, squares_of  # noqa: E402
 
 TARGETS = ((7, 5), (8, 0), (9, 0))
 F4, F8 = np.dtype("f4"), np.dtype("f8")
@@ -59,6 +59,7 @@ def plain_kinds():
     yield from (runs._MAP_CHUNKS, rows._BEGIN, rows._COUNT, rows._ADD_UP, rows._ORDER)
     yield from map(rows.bags_of, (F4, F8))
     yield from map(squares_of, compiler.CODES)
+    yield from map(scale_of, compiler.CODES)
 
 
 # Storages: how each array is stored, and options.

@@ -1,6 +1,7 @@
 """fastopt.torch on a CUDA device: on the stub driver with tensors that say that they are there, else on a real one."""
 
 import ctypes
+import gc
 
 import numpy as np
 import pytest
@@ -261,6 +262,55 @@ def test_a_learning_rate_on_the_device_is_read_at_each_replay(device, capture):
     replay()
     cpus.step()
     assert_equal([p], [q])
+
+
+def test_graphs_keep_their_own_learning_rates(device, capture):
+    p, q = device(torch.ones(50)).requires_grad_(), torch.ones(50, requires_grad=True)
+    ours, cpus = optim.SGD([p], lr=0.5, capturable=True), optim.SGD([q], lr=0.5)
+    give_gradients([p], [q], 0, device)
+    ours.step()
+    cpus.step()
+    first, second = capture(ours.step), capture(ours.step)
+    ours.param_groups[0]["lr"] = 0.25
+    third = capture(ours.step)
+    for replay, lr in ((third, 0.25), (second, 0.5), (third, 0.25), (first, 0.5), (ours.step, 0.25)):
+        replay()
+        cpus.param_groups[0]["lr"] = lr
+        cpus.step()
+    assert_equal([p], [q])
+
+
+def test_a_graph_outlives_steps_with_other_gradients(device, capture):
+    there, here, ours, cpus = pair("Adam", device, capturable=True)
+    give_gradients(there, here, 0, device)
+    ours.step()
+    cpus.step()
+    replay, grads = capture(ours.step), [p.grad for p in there]
+    there[1].grad, here[1].grad = None, None
+    ours.step()  # of other tensors, for which there are other tables
+    cpus.step()
+    gc.collect()
+    device(torch.zeros(5000))  # in whatever memory was given back
+    for p, grad in zip(there, grads, strict=True):
+        p.grad = grad
+    give_gradients(there, here, 1, device)
+    replay()
+    cpus.step()
+    close(there, here)
+
+
+def test_capturable_can_be_asked_for_later(device, capture):
+    there, here, ours, cpus = pair("Adam", device)
+    for step in range(2):
+        give_gradients(there, here, step, device)
+        ours.step()
+        cpus.step()
+        for group in ours.param_groups:
+            group["capturable"] = True
+    replay = capture(ours.step)
+    replay()
+    cpus.step()
+    close(there, here)
 
 
 def test_grad_scaler_without_waiting(gpu, device):

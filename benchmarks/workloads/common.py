@@ -36,6 +36,7 @@ try:
     from rich.table import Table
 
     from fastopt.bench.pictures import STYLE
+    from fastopt.cli import picture
     from fastopt.hogwild import Run
     from fastopt.info import configuration
 except ModuleNotFoundError as missing:
@@ -51,11 +52,7 @@ def count(text: str) -> int:
 
 def _picture(text: str) -> Path:
     """A file for a picture, in a folder that there is."""
-    path = Path(text)
-    if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}, expected a name ending in .png or .svg, in a folder there is"
-        )
+    path = picture(text)
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as missing:  # now, rather than after the training

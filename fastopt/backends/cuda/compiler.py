@@ -20,7 +20,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import llvmlite
 import numba
@@ -70,6 +70,7 @@ class Update:
     options: int = 0
     strided: bool = False
     tabled: bool = False
+    integers: ClassVar[int] = 10  # arguments before the seed
 
     @property
     def rule(self) -> rules.Rule:
@@ -151,7 +152,7 @@ class Update:
         """The types of its arguments."""
         real = from_dtype(self.dtype)
         own = types.UniTuple(types.UniTuple(real, self.width), self.copies)
-        return types.void(*integers(10), types.uint64, real, real, own)
+        return types.void(*integers(self.integers), types.uint64, real, real, own)
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class RowUpdate(Update):
     """
 
     duplicates: int = 0
+    integers: ClassVar[int] = 12
 
     @property
     def name(self) -> str:
@@ -194,12 +196,6 @@ class RowUpdate(Update):
             "square_of": self.of_lanes(kernels.square_of, 1, False),
         }
         return rebound(kernels.update_rows, names)[0]
-
-    def signature(self) -> Any:
-        """The types of its arguments."""
-        real = from_dtype(self.dtype)
-        own = types.UniTuple(types.UniTuple(real, self.width), self.copies)
-        return types.void(*integers(12), types.uint64, real, real, own)
 
 
 @dataclass(frozen=True)
@@ -407,8 +403,8 @@ def ptx_of(kind: Update | Fold | Plain, capability: tuple[int, int]) -> str:
     for place in _places():
         with suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=place, suffix=".tmp", delete=False) as file:
-                file.write(ptx)
-            os.replace(file.name, place / name)  # whole or not at all, whoever else is at it
+            with tempfile.TemporaryDirectory(dir=place) as own:
+                (Path(own) / name).write_text(ptx)
+                os.replace(Path(own) / name, place / name)  # whole or not at all, whoever else is at it
             break
     return ptx

@@ -76,7 +76,6 @@ class Device:
     """A CUDA device."""
 
     def __init__(self, index: int) -> None:
-        self.index = index
         before = driver.cuCtxGetCurrent()[1]
         self._core = CoreDevice(index)
         self._core.set_current()

@@ -93,23 +93,20 @@ class _Update(RunUpdate):
     def allocate(self, stream: int) -> None:
         """Takes memory, and puts there what stays."""
         job, parameters, kind, device = self._job, self._job.parameters, self._kind, self._device
-        if self._chunks:
-            self._make_table(stream)
-        tensors = np.arange(len(job.parameter), dtype=np.int32)
-        tables = [words_of(table) for table in (parameters.group, job.parameter, tensors[job.tensor_of])]
+        self._make_table(stream)
+        tables = [words_of(table) for table in (parameters.group, job.parameter)]
         sizes = [parameters.hyper.size, 2 * len(parameters.hyper), *map(len, tables)]
-        memory = device.allocate(8 * sum(sizes) + len(tensors) * kind.row_bytes, stream)
-        places = memory.address + 8 * np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        hyper, rates, groups, of_tensors, of_runs, rows = places.tolist()
+        memory = device.allocate(8 * sum(sizes), stream)
+        hyper, rates, groups, of_tensors = (memory.address + 8 * np.cumsum([0, *sizes[:-1]])).tolist()
         device.upload(np.concatenate(tables), groups, stream)
         fold = Fold(parameters.rule.name, kind)
+        tensors, where = len(job.parameter), self._where
+        device.upload(words_of(np.arange(tensors)[job.tensor_of]), where["row_of"], stream)  # each has a row of its own
         self._fold = device.kernel(ptx_of(fold, device.capability), fold.name, 11, THREADS)
         self._fold.arguments[:8] = (
-            self._steps, self._scalars, hyper, rates, groups, of_tensors, rows, len(tensors),
+            self._steps, self._scalars, hyper, rates, groups, of_tensors, where["rows"], tensors,
         )  # fmt: skip
-        if self._chunks:
-            self._kernel_of_runs, _ = self._kernel(kind)
-            self._kernel_of_runs.arguments[6:8] = of_runs, rows
+        self._kernel_of_runs, _ = self._kernel(kind)
         self._hyper_at, self._memory = hyper, memory
 
     def run(self, stream: int, capturing: bool, grad_scale: float, rates: np.ndarray, scale: int, skip: int) -> None:
@@ -117,9 +114,9 @@ class _Update(RunUpdate):
         parameters, fold = self._job.parameters, self._fold
         assert self._memory is not None
         self._memory.used_on(stream)
-        if self._chunks and capturing:
+        if capturing:
             self._send_gradients(stream)
-        elif self._chunks:
+        else:
             self._update_table(stream)
         hyper = np.concatenate([parameters.hyper.reshape(-1).view(np.uint64), rates.reshape(-1).view(np.uint64)])
         if capturing or hyper.tobytes() != self._sent_hyper:

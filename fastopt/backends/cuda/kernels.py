@@ -16,6 +16,7 @@ from numba import cuda
 from numpy import float32, float64, int32, int64, uint8, uint16, uint32
 
 from ...arrays import BFLOAT16
+from ...dispatch import DUPLICATES as names_of_duplicates
 from ...rules.base import fold_prologue, prologue
 from ...storage import (
     AVERAGE,
@@ -345,12 +346,17 @@ update_any: Any = None  # the same of elements that need not be: of one, or of a
 # ---- runs ----
 
 
-def find_run(firsts, runs, at):
+def _index(address, wide, i):
+    """Element i of integers of 64 bits, or of 32."""
+    return load(address + 8 * i, int64) if wide else int64(load(address + 4 * i, int32))
+
+
+def find_run(firsts, wide, runs, at):
     """The run that holds part `at`, by bisection over the runs' first parts: empty runs hold none."""
     low, high = int64(0), runs - 1
     while low < high:
         middle = (low + high + 1) // 2
-        if load(firsts + 8 * middle, int64) <= at:
+        if _index(firsts, wide, middle) <= at:
             low = middle
         else:
             high = middle - 1
@@ -361,7 +367,7 @@ def map_chunks(first, run_of, runs, chunks):
     """Finds for each chunk the run that it is of, once: an update would have to wait for each step of the search."""
     chunk = int64(cuda.grid(1))
     if chunk < chunks:
-        store(run_of + 4 * chunk, int32(find_run(first, runs, chunk)))
+        store(run_of + 4 * chunk, int32(find_run(first, True, runs, chunk)))
 
 
 def update_runs(addresses, strides, offsets, elements, first, run_of, row_of, rows, runs, step, seed, decay, rest, own):
@@ -473,7 +479,7 @@ def square_sums(addresses, strides, offsets, blocks, sums, runs, count):
     """
     thread = int64(cuda.grid(1))
     lane, block = thread % 16, min(thread // 16, count - 1)  # all threads of a warp take part to the end
-    run = find_run(blocks, runs, block)
+    run = find_run(blocks, True, runs, block)
     first = (block - load(blocks + 8 * run, int64)) * NORM_BLOCK
     n = min(load(offsets + 8 * (run + 1), int64) - load(offsets + 8 * run, int64) - first, NORM_BLOCK)
     stride = load(strides + 8 * run, int64)
@@ -491,7 +497,7 @@ def square_sums(addresses, strides, offsets, blocks, sums, runs, count):
 
 # ---- rows ----
 
-_SUM, _HOGWILD = 0, 2
+SUM, HOGWILD = names_of_duplicates.index("sum"), names_of_duplicates.index("hogwild")
 DIGIT = 4  # bits that lookups are ordered by at a time
 PART = 32  # lookups that a thread deals with, one after the other
 SCANNERS = 1024  # threads that add up counters, of one block
@@ -566,22 +572,12 @@ def find_bags(offsets, wide, bags, source, weights, lookups):
     """The bag of each lookup, and one over its bag's size where there is a place for that."""
     i = int64(cuda.grid(1))
     if i < lookups:
-        low, high = int64(0), bags - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if _index(offsets, wide, middle) <= i:
-                low = middle
-            else:
-                high = middle - 1
-        store(source + 8 * i, low)
+        bag = find_run(offsets, wide, bags, i)
+        store(source + 8 * i, bag)
         if weights:
-            end = _index(offsets, wide, low + 1) if low + 1 < bags else lookups
-            size = max(end - _index(offsets, wide, low), 1)
+            end = _index(offsets, wide, bag + 1) if bag + 1 < bags else lookups
+            size = max(end - _index(offsets, wide, bag), 1)
             store(weights + _size(OWN) * i, REAL(1) / REAL(size))
-
-
-def _index(address, wide, i):
-    return load(address + 8 * i, int64) if wide else int64(load(address + 4 * i, int32))
 
 
 def _sum_gradients(x, address, stride, i, n, first, last, places, source, weights):
@@ -643,10 +639,10 @@ def update_rows(
     if u >= lookups or load(bad, int64):
         return
     row = load(rows + 8 * u, int64)
-    if DUPLICATES != _HOGWILD and u > 0 and load(rows + 8 * (u - 1), int64) == row:
+    if DUPLICATES != HOGWILD and u > 0 and load(rows + 8 * (u - 1), int64) == row:
         return  # whoever has the row's first lookup has all of them
     end = u + 1
-    if DUPLICATES != _HOGWILD:
+    if DUPLICATES != HOGWILD:
         while end < lookups and load(rows + 8 * end, int64) == row:
             end += 1
     at, inner = cuda.local.array(ARRAYS, int64), cuda.local.array(ARRAYS, int64)
@@ -659,7 +655,7 @@ def update_rows(
             at[j] += row * load(strides + 8 * j, int64)
     stride = load(strides + 8, int64)
     element += row * width
-    together = end - u if DUPLICATES == _SUM else int64(1)
+    together = end - u if DUPLICATES == SUM else int64(1)
     whole = width // LANES * LANES if misaligned == 0 else int64(0)
     for first in range(u, end, together):
         last = first + together
@@ -692,7 +688,7 @@ def scale(addresses, strides, offsets, runs, count, factor):
     """Multiplies each of `count` elements of runs."""
     i = int64(cuda.grid(1))
     if i < count:
-        run = find_run(offsets, runs, i)
+        run = find_run(offsets, True, runs, i)
         address = load(addresses + 8 * run, int64) + (i - load(offsets + 8 * run, int64)) * load(
             strides + 8 * run, int64
         )

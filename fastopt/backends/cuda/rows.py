@@ -11,14 +11,13 @@ from ...arrays import Array
 from ...storage import CODES
 from . import driver
 from .compiler import Plain, RowUpdate, integers, ptx_of
-from .kernels import DIGIT, PART, SCANNERS, THREADS, WARP
+from .kernels import DIGIT, HOGWILD, PART, SCANNERS, THREADS, WARP
 
 if TYPE_CHECKING:
     from ...dispatch import Job
 
 _BEGIN, _COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
 _ADD_UP, _ORDER = Plain("add_up_counters", integers(2)), Plain("order_by_digit", integers(8))
-_HOGWILD = 2
 _FIRST_REAL = 13  # among the arguments of `kernels.update_rows`
 
 
@@ -59,6 +58,9 @@ class RowsUpdate:
         if driver.is_capturing(stream):
             raise RuntimeError("gradients of some rows cannot be captured in a CUDA graph: leave them out there")
         _complain(self._device)
+        for array in (self._rows.source, self._rows.weights):
+            if array is not None and isinstance(array.owner, driver.Memory):  # `find_bags` made it
+                array.owner.used_on(stream)
         ptx_of(self._kind, self._device.capability)  # compiled before anything is done
         if self._lookups:
             # Two words that are zero, tables of addresses and strides, rows and places twice, counters.
@@ -84,7 +86,7 @@ class RowsUpdate:
         wide = rows.indices.dtype.itemsize == 8
         each, parts = -(-lookups // THREADS), -(-workers // THREADS)
         self._run(_BEGIN, each, stream, rows.indices.address, wide, *ordered, lookups, rows.count, bad, told.address)
-        if rows.duplicates != _HOGWILD:
+        if rows.duplicates != HOGWILD:
             for shift in range(0, max(rows.count - 1, 1).bit_length(), DIGIT):
                 self._run(_COUNT, parts, stream, ordered[0], counters_at, lookups, workers, shift)
                 self._run(_ADD_UP, 1, stream, counters_at, workers << DIGIT, threads=SCANNERS)

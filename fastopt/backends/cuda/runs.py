@@ -121,14 +121,19 @@ class RunUpdate:
             "first": self._first,
         }
         words = _words(*parts.values())
-        table = device.allocate(8 * len(words) + 4 * self._chunks, stream)
+        room = -(-self._chunks // 2)  # words, for chunks' runs
+        own = {"row_of": -(-self._runs // 2), "rows": len(job.parameter) * self._kind.row_bytes // 8}
+        table = device.allocate(8 * (len(words) + room + sum(own.values())), stream)
         device.upload(words, table.address, stream)
         places = _firsts(np.array([part.size for part in parts.values()]), 1) * 8 + table.address
         where = {name: int(at) * bool(part.size) for (name, part), at in zip(parts.items(), places, strict=False)}
         where["run_of"] = table.address + 8 * len(words)
+        where["row_of"] = where["run_of"] + 8 * room
+        where["rows"] = where["row_of"] + 8 * own["row_of"]
         find = device.kernel(ptx_of(_MAP_CHUNKS, device.capability), _MAP_CHUNKS.name, 4, THREADS)
         find.arguments[:] = where["first"], where["run_of"], self._runs, self._chunks
-        find.launch(-(-self._chunks // THREADS), stream)
+        if self._chunks:  # there may be a step to count, and no element
+            find.launch(-(-self._chunks // THREADS), stream)
         self._where, self._sent, self._table = where, job.addresses[:, 1].tobytes(), table
 
     # ---- the launch ----
@@ -151,8 +156,8 @@ class RunUpdate:
         device, job, where = self._device, self._job, self._where
         count = _FIRST_REAL + 2 + kind.copies * kind.width
         kernel = device.kernel(ptx_of(kind, device.capability), kind.name, count, THREADS)
-        names = ("addresses", "strides", "offsets", "elements", "first", "run_of")
-        kernel.arguments[:6] = [where[name] for name in names]
+        names = ("addresses", "strides", "offsets", "elements", "first", "run_of", "row_of", "rows")
+        kernel.arguments[:8] = [where[name] for name in names]
         kernel.arguments[8] = self._runs
         reals = kernel.arguments[_FIRST_REAL:].view(job.dtype)[:: 8 // job.dtype.itemsize]
         if job.storage is not None:
@@ -177,7 +182,6 @@ class _Tabled:
         self._kernel, self._device, self._job, self._chunks = kernel, device, job, chunks
         own = (job.dtype, kind.copies * kind.width)
         self._row = np.dtype({"names": ["step", "own"], "formats": [np.int64, own], "itemsize": kind.row_bytes})
-        self._memory: driver.Memory | None = None
         self._sent = b""
 
     def launch_with(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray) -> None:
@@ -188,15 +192,11 @@ class _Tabled:
         rows["own"] = coefficients[: len(found)]
         rows["step"] = job.parameters.steps[job.parameter[tensor]]
         of_runs = row_of[job.tensor_of]
-        if self._memory is None:
-            padded = of_runs.size + of_runs.size % 2
-            self._memory = device.allocate(4 * padded + len(row_of) * self._row.itemsize, stream)
-            self._kernel.arguments[6:8] = self._memory.address, self._memory.address + 4 * padded
-        self._memory.used_on(stream)
+        of_runs_at, rows_at = self._kernel.arguments[6:8].tolist()
         if of_runs.tobytes() != self._sent:
             self._sent = of_runs.tobytes()
-            device.upload(words_of(of_runs), self._memory.address, stream)
-        device.upload(rows.view(np.uint64), int(self._kernel.arguments[7]), stream)
+            device.upload(words_of(of_runs), of_runs_at, stream)
+        device.upload(rows.view(np.uint64), rows_at, stream)
         self._kernel.launch(self._chunks, stream)
 
 
