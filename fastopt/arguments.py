@@ -189,7 +189,7 @@ EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "``native``, ``numba`` or ``numba-cuda``; by default the process's choice, else by the arrays: on a CUDA "
             "device ``numba-cuda``, on the CPU ``native`` where it is built",
         ),
-        "threads": (None, "at most so many threads; by default `fastopt.get_num_threads`"),
+        "threads": (None, "at most so many threads; by default `fastopt.get_num_threads`. Not for a CUDA device"),
     }
 )
 

@@ -114,7 +114,7 @@ def global_norm(grads: Any, *, backend: str | None = None, threads: int | None =
     grads : array or RowSparse, sequence or mapping of them
         float32, float64, bfloat16 or float16; ``None`` entries are skipped.
     backend : str, optional
-        ``"native"`` or ``"numba"``; by default chosen as for updates.
+        ``"native"``, ``"numba"`` or ``"numba-cuda"``; by default chosen as for updates.
     threads : int, optional
         By default `fastopt.get_num_threads`. The result does not depend on it.
 

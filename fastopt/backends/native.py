@@ -209,12 +209,6 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     return sums
 
 
-def stream(arrays: Sequence[np.ndarray], ahead: int, threads: int) -> None:
-    """The ceiling: reads all of 2 to 5 float32 arrays, writes all but the second, computes next to nothing."""
-    addresses = ffi.new("float *[]", [_pointer("float *", array) for array in arrays])
-    _check(lib.fastopt_stream(arrays[0].size, len(arrays), addresses, ahead, threads))
-
-
 def stream_rows(
     arrays: Sequence[np.ndarray], rows: np.ndarray, starts: np.ndarray, places: np.ndarray, threads: int
 ) -> None:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 REST = 0.005
 # Seconds that a timing takes at least: shorter calls are repeated in a loop.
 SHORTEST = 2e-4
-# Seconds of untimed calls before each timing, where that is more than one call: others have had the caches.
+# Seconds of untimed calls before each timing: others have had the caches. One that takes a little longer has one too, or
+# a shorter one beside it would alone find its arrays there.
 WARM = 5e-3
 LONG = 0.1  # seconds of a call that one warm-up tells enough of
 FEWEST = 3  # rounds, whatever a call takes
@@ -106,7 +107,7 @@ def interleaved(
         each = REST + max(own, WARM)
         rounds[name] = min(repeats, max(FEWEST, int(budget / len(calls) / each)))
         loops[name] = 1 if name in prepare else max(1, int(SHORTEST / own))
-        warm[name] = int(WARM / own)
+        warm[name] = int(WARM / own) or int(own < 2 * WARM)
     shuffle = Random(0)  # what a call leaves in caches and threads is not always the same one's burden
     times: Times = {name: [] for name in calls}
     for i in range(repeats):

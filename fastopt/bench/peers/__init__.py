@@ -60,11 +60,8 @@ class Arena:
         task, dtype = Task(rule, start, grad, self.threads), start.dtype.name
         self._compare(rule, dtype)
         found: dict[str, Peer] = {}
-        free, taken, most = (
-            machine.memory(),
-            0,
-            0,
-        )  # some arrays come with the first step only: memory is not asked again
+        # Some arrays come with the first step only, so that what is free is not asked again.
+        free, taken, most = machine.memory(), 0, 0
         for entry in self.entries:
             if not self._agreed.get((entry.name, rule.name, dtype)):
                 continue
