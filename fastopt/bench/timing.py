@@ -13,8 +13,8 @@ from typing import NamedTuple
 REST = 0.005
 # Seconds that a timing takes at least: shorter calls are repeated in a loop.
 SHORTEST = 2e-4
-# Seconds of untimed calls before each timing: others have had the caches. One that takes a little longer has one too, or
-# a shorter one beside it would alone find its arrays there.
+# Seconds of untimed calls before each timing: others have had the caches. What takes a little longer has one call too,
+# or something shorter beside it would alone find its arrays there.
 WARM = 5e-3
 LONG = 0.1  # seconds of a call that one warm-up tells enough of
 FEWEST = 3  # rounds, whatever a call takes
