@@ -84,6 +84,24 @@ class Rows:
     duplicates: int  # the place in DUPLICATES
     source: Any = None  # int64 [lookups]: the gradient's row that each has; None: its own
     weights: Any = None  # of the job's dtype, [lookups]
+    names: tuple[str, str] = ("param", "grad")  # what the caller calls parameter and gradient
+
+    def check_indices(self) -> None:
+        """Whether the indices, on the CPU, are those of rows.
+
+        Raises
+        ------
+        ValueError
+            One is not: it is named, with the range.
+        """
+        if not self.indices.size:
+            return
+        # As unsigned numbers negative ones are the largest: one pass finds whatever is out of range.
+        unsigned = self.indices.view(f"u{self.indices.itemsize}")
+        if int(unsigned.max()) >= self.count:
+            found, (of, name) = self.indices[unsigned.argmax()], self.names
+            expected = f"0 to {self.count - 1}" if self.count else "none"
+            raise ValueError(f"{name}: found index {found}, expected {expected}, as {of} has {self.count} rows")
 
 
 #: What several lookups of one row can mean.

@@ -185,16 +185,12 @@ class RowSparse:
         if compute_dtype(self.values.dtype) != compute_dtype(param.dtype):
             found, expected = dtype_name(self.values.dtype), dtype_name(compute_dtype(param.dtype))
             raise TypeError(f"{name}: found dtype {found}, expected {expected} beside {of}, which is {param.dtype}")
-        if self.indices.size and not isinstance(self.indices, Array):
-            # As unsigned numbers negative ones are the largest: one pass finds whatever is out of range.
-            unsigned = self.indices.view(f"u{self.indices.itemsize}")
-            if int(unsigned.max()) >= param.shape[0]:
-                found = self.indices[unsigned.argmax()]
-                last = param.shape[0] - 1
-                raise ValueError(f"{name}: found index {found}, expected 0 to {last}, as {of} has {last + 1} rows")
-        width = math.prod(param.shape[1:])
         kind = DUPLICATES.index(self.duplicates)
-        return self.values, Rows(param.shape[0], width, self.indices, kind, self._source, self._weights)
+        width = math.prod(param.shape[1:])
+        rows = Rows(param.shape[0], width, self.indices, kind, self._source, self._weights, (of, name))
+        if not isinstance(self.indices, Array):
+            rows.check_indices()
+        return self.values, rows
 
     def __repr__(self) -> str:
         return (

@@ -198,14 +198,18 @@ def test_classes_take_rows_where_a_dense_gradient_may_stand():
 def test_a_plan_reads_what_its_arrays_hold():
     p = np.zeros((5, 2), "f4")
     indices, values = np.array([1, 1, 3]), np.ones((3, 2), "f4")
-    plan = fastopt.SGD(p, lr=1.0).bind(RowSparse(indices, values))
+    optimizer = fastopt.SGD({"table": p}, lr=1.0)
+    plan = optimizer.bind({"table": RowSparse(indices, values)})
     plan.step()
     indices[2], values[...] = 4, 2.0
     plan.step()
     np.testing.assert_array_equal(p[:, 0], [0, -6, 0, -1, -2])
-    indices[0] = 9
-    with pytest.raises(RuntimeError, match="an index below 0, or not below the number of rows"):
-        plan.step()
+    for bad in (9, -1, 10**9, -(2**62)):
+        indices[0] = bad
+        expected = rf"grads\['table'\]: found index {bad}, expected 0 to 4, as params\['table'\] has 5 rows"
+        with pytest.raises(ValueError, match=expected):
+            plan.step()
+        assert optimizer.state[0]["step"] == 2
     np.testing.assert_array_equal(p[:, 0], [0, -6, 0, -1, -2])
 
 

@@ -155,16 +155,23 @@ class _Runner:
         c.begin, c.end, c.threads, c.advanced = begin, end, threads, 1
         code = lib.fastopt_step(ffi.addressof(self._jobs, job), 1)
         (c.begin, c.end, c.threads), c.advanced = before, 0
-        _check(code)
+        self._check(code)
 
-    def __call__(self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step, _check: Any = _check) -> None:
+    def __call__(self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step) -> None:
         if grad_scale != self._grad_scale or threads != self._threads:
             for c in self._jobs:
                 c.grad_scale, c.threads = grad_scale, threads
             self._grad_scale, self._threads = grad_scale, threads
         code = _step(self._jobs, self._count)
         if code:
-            _check(code)
+            self._check(code)
+
+    def _check(self, code: int) -> None:
+        if code == lib.FASTOPT_BAD_INDEX:  # the rows can name it
+            for job in self._keep[0]:
+                if job.rows is not None:
+                    job.rows.check_indices()
+        _check(code)
 
 
 prepare = _Runner
