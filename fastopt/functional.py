@@ -12,17 +12,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain
-from operator import index
 from typing import Any
 
 import numpy as np
 
 from . import settings
 from .arrays import CPU, Array, view
+from .checks import check_integer
 from .dispatch import Parameters, Runner, Tensor, choose_backend, hyper_row, make_jobs, split_copies
-from .optimizers import check_scale
+from .norms import check_scale
 from .rules import RULES, Rule
 from .sparse import view_gradient
+
+#: Steps are counted in 64 bits.
+MAX_STEP = 2**63 - 1
 
 
 class _Bound:
@@ -75,7 +78,7 @@ class _Bound:
                 )
             self._parameters.hyper[0] = row
             self._hyper = _frozen(values)
-        if type(step) is not int or step < 1:
+        if type(step) is not int or not 1 <= step <= MAX_STEP:
             step = _check_step(step)
         if self.rule.scalars:
             self._parameters.scalars[:] = _scalars_before(self.rule, step, self._parameters.hyper[0, 0], scalars)
@@ -92,13 +95,7 @@ def _frozen(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _check_step(step: Any) -> int:
-    try:
-        t = index(step)
-    except TypeError:
-        raise TypeError(f"step: found {step!r} of type {type(step).__name__}, expected an integer >= 1") from None
-    if t < 1:
-        raise ValueError(f"step: found {t}, expected an integer >= 1 (steps are counted from 1)")
-    return t
+    return check_integer("step", step, 1, MAX_STEP, "an integer >= 1 (steps are counted from 1)")
 
 
 def _as_lists(rule: Rule, arrays: Sequence[Any]) -> list[Sequence[Any]]:

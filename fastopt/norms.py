@@ -10,6 +10,7 @@ import numpy as np
 
 from . import settings
 from .arrays import BFLOAT16, CPU, Array, Place
+from .checks import as_float, check_number
 from .dispatch import Backend, Gradients, choose_backend, cpu_backend, load_backend, make_gradients
 from .sparse import RowSparse, view_gradient
 from .storage import compute_dtype
@@ -79,29 +80,40 @@ def scale_of(
     norm = None
     finite = True
     if max_norm is not None:
-        clip_factor(0.0, max_norm)
+        limit = check_max_norm(max_norm)
         norm = norm_of(tables, backend, threads)
         finite = math.isfinite(norm)
         norm *= abs(scale)
-        scale *= clip_factor(norm, max_norm)
+        scale *= clip_factor(norm, limit)
     elif skip_nonfinite:
         finite = all_finite(tables, backend, threads)
     return scale, norm, skip_nonfinite and not finite
 
 
-def clip_factor(norm: float, max_norm: Any) -> float:
-    """What gradients of that norm are multiplied by, so that their norm is at most `max_norm`.
+def check_scale(grad_scale: Any) -> float:
+    """`grad_scale` as a float.
 
     Raises
     ------
     TypeError, ValueError
-        `max_norm` is no number >= 0.
+        It is no finite number.
     """
-    if isinstance(max_norm, (str, bytes)) or not hasattr(max_norm, "__float__"):
-        raise TypeError(f"max_norm: found {max_norm!r} of type {type(max_norm).__name__}, expected a number >= 0")
-    limit = float(max_norm)
-    if not limit >= 0:
-        raise ValueError(f"max_norm: found {max_norm!r}, expected a number >= 0")
+    return check_number("grad_scale", grad_scale)
+
+
+def check_max_norm(max_norm: Any) -> float:
+    """`max_norm` as a float; infinity clips nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no number >= 0.
+    """
+    return math.inf if as_float(max_norm) == math.inf else check_number("max_norm", max_norm, 0)
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """What gradients of that norm are multiplied by, so that their norm is at most `limit`."""
     factor = limit / (norm + EPS)
     return factor if factor < 1 or math.isnan(factor) else 1.0
 
@@ -154,7 +166,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
     TypeError, ValueError
         Something is no array, has another dtype or is read-only; `max_norm` is no number >= 0.
     """
-    clip_factor(0.0, max_norm)
+    most = check_max_norm(max_norm)
     gradients, names = _gradients(grads)
     arrays = [grad.values if isinstance(grad, RowSparse) else grad for grad in gradients]
     for array, name in zip(arrays, names, strict=True):
@@ -162,7 +174,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
             raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is scaled in place")
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
     norm = norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
-    factor = clip_factor(norm, max_norm)
+    factor = clip_factor(norm, most)
     if factor != 1:
         for array, name in zip(arrays, names, strict=True):
             if array.place.kind == "cuda":

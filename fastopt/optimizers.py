@@ -42,7 +42,7 @@ from .dispatch import (
     make_jobs,
     split_copies,
 )
-from .norms import scale_of
+from .norms import check_scale, scale_of
 from .rules import REQUIRED, Rule
 from .sparse import RowSparse, as_row_sparse, floats_of
 from .storage import ZERO_GRADS, assign, block_bytes, blocks_of, new_array, numpy_dtype, set_to_zero, values_of
@@ -257,16 +257,6 @@ _PLAIN = frozenset([np.ndarray, type(None)])
 
 def _references(grads: Sequence[Any]) -> list[Any]:
     return [_none if grad is None else weakref.ref(grad) for grad in grads]
-
-
-def check_scale(grad_scale: Any) -> float:
-    """`grad_scale` as a number."""
-    if isinstance(grad_scale, (str, bytes)) or not hasattr(grad_scale, "__float__"):
-        raise TypeError(f"grad_scale: found {grad_scale!r} of type {type(grad_scale).__name__}, expected a number")
-    scale = float(grad_scale)
-    if not np.isfinite(scale):
-        raise ValueError(f"grad_scale: found {grad_scale!r}, expected a finite number")
-    return scale
 
 
 class Optimizer:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .checks import check_integer
 from .dispatch import Backend, Gradients, Job
 
 SLOTS = 4  # pieces in memory at once: one being read, one computed, two being written
@@ -50,19 +51,18 @@ def _call(function: Any, *arguments: int | None, path: str) -> None:
 
 def check_memory(memory: Any) -> int:
     """`state_memory`, if it is enough bytes, and the system has what it takes to keep to it."""
-    if isinstance(memory, bool) or not isinstance(memory, (int, np.integer)):
-        raise TypeError(f"state_memory: found {memory!r} of type {type(memory).__name__}, expected a number of bytes")
-    if memory < SLOTS * LEAST + SPARE:
-        raise ValueError(
-            f"state_memory: found {memory} bytes, expected at least {SLOTS * LEAST + SPARE}: pieces of {LEAST}, of "
-            "which one is read, one computed and two written at the same time, and some to spare"
-        )
+    least = SLOTS * LEAST + SPARE
+    why = (
+        f"a number of bytes, at least {least}: pieces of {LEAST}, of which one is read, one computed and two written "
+        "at the same time, and some to spare"
+    )
+    checked = check_integer("state_memory", memory, least, 2**63 - 1, why)
     if sys.platform != "linux":
         raise ValueError(
             f"state_memory: found {memory} on {sys.platform}, expected None: only Linux can be told which pages of a "
             "memory map to let go; without the bound the system chooses"
         )
-    return int(memory)
+    return checked
 
 
 class Mapping:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from operator import index
+
+from .checks import check_integer, check_name
 
 #: More than any machine has use for, and few enough to start.
 MAX_THREADS = 1024
@@ -23,22 +24,13 @@ def check_threads(name: str, n: object) -> int:
     TypeError, ValueError
         `n` is no integer >= 1.
     """
-    try:
-        threads = index(n)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name}: found {n!r} of type {type(n).__name__}, expected an integer >= 1") from None
-    if not 1 <= threads <= MAX_THREADS:
-        raise ValueError(f"{name}: found {threads}, expected an integer >= 1 and at most {MAX_THREADS}")
-    return threads
+    return check_integer(name, n, 1, MAX_THREADS)
 
 
 def check_backend(name: str, backend: object) -> str | None:
     """`backend` as one of the backends' names, None for the automatic choice."""
-    if backend is None or backend == "auto":
-        return None
-    if backend not in BACKENDS:
-        raise ValueError(f"{name}: found {backend!r}, expected one of {', '.join(('auto', *BACKENDS))}")
-    return str(backend)
+    chosen = "auto" if backend is None else check_name(name, backend, ("auto", *BACKENDS))
+    return None if chosen == "auto" else chosen
 
 
 def _environment_threads() -> int:

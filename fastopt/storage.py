@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import BFLOAT16, Array, dtype_name
+from .checks import check_integer, check_name, check_number
 from .rules import Rule
 
 #: The numbers by which backends know how an array is stored.
@@ -77,15 +78,12 @@ class Precision:
             One is not what it must be; the message names it.
         """
         rounding, decay = options["rounding"], options["ema_decay"]
-        if rounding not in _KEPT:
-            raise ValueError(f"rounding: found {rounding!r}, expected one of {', '.join(_KEPT)}")
+        check_name("rounding", rounding, _KEPT)
         if decay is not None:
-            if isinstance(decay, (bool, str, bytes)) or not hasattr(decay, "__float__"):
-                raise TypeError(f"ema_decay: found {decay!r}, expected a number in [0, 1] or None")
-            if not 0 <= float(decay) <= 1:
-                raise ValueError(f"ema_decay: found {decay!r}, expected a number in [0, 1] or None")
-            decay = float(decay)
-        seed, first = _whole("seed", options["seed"], 2**64), _whole("first_element", options["first_element"], 2**62)
+            decay = check_number("ema_decay", decay, 0, 1, expected="a number in [0, 1] or None")
+        seed = check_integer("seed", options["seed"], 0, 2**64 - 1, "a whole number >= 0, below 2**64")
+        first = options["first_element"]
+        first = check_integer("first_element", first, 0, 2**62 - 1, "a whole number >= 0, below 2**62")
         return cls(storage_dtype(options["state_dtype"]), rounding, seed, first, decay)
 
     def elements(self, sizes: Sequence[int]) -> list[int]:
@@ -135,14 +133,6 @@ class Precision:
         if options & AVERAGE:
             states["ema"] = (compute, param.shape)
         return states
-
-
-def _whole(name: str, value: Any, below: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: found {value!r} of type {type(value).__name__}, expected a whole number >= 0")
-    if not 0 <= value.__index__() < below:
-        raise ValueError(f"{name}: found {value!r}, expected a whole number >= 0, below 2**{below.bit_length() - 1}")
-    return int(value.__index__())
 
 
 def storage_dtype(value: Any) -> np.dtype | None:

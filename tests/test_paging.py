@@ -435,7 +435,9 @@ def test_bounds_that_cannot_be_kept(monkeypatch):
         with pytest.raises(TypeError, match=r"state_memory: found .* expected a number of bytes"):
             check_memory(bad)
     for bad in (0, -1, SMALLEST - 1):
-        with pytest.raises(ValueError, match=f"state_memory: found {bad} bytes, expected at least {SMALLEST}"):
+        with pytest.raises(
+            ValueError, match=f"state_memory: found {bad}, expected a number of bytes, at least {SMALLEST}"
+        ):
             check_memory(bad)
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(ValueError, match="state_memory: found 1000000000 on darwin, expected None"):

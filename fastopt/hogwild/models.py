@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_integer, check_number
 from . import engine
-from .checks import check_integer, check_number
 from .runner import Progress, Run, run
 from .shared import SharedArrays
 
@@ -101,9 +101,9 @@ class LinearModel:
     ) -> None:
         self.loss = _choice("loss", loss, engine.LOSSES)
         self.rule = _choice("rule", rule, engine.RULES)
-        self.lr = check_number("lr", lr, above=True)
-        self.decay = check_number("decay", decay, 1.0, above=True)
-        self.l2 = check_number("l2", l2)
+        self.lr = check_number("lr", lr, 0, above=True)
+        self.decay = check_number("decay", decay, 0, 1, above=True)
+        self.l2 = check_number("l2", l2, 0)
         self.seed = check_integer("seed", seed, 0)
 
     def fit(
@@ -257,9 +257,9 @@ class Factorization:
     ) -> None:
         self.rank = check_integer("rank", rank, 1)
         self.rule = _choice("rule", rule, engine.RULES)
-        self.lr = check_number("lr", lr, above=True)
-        self.decay = check_number("decay", decay, 1.0, above=True)
-        self.l2 = check_number("l2", l2)
+        self.lr = check_number("lr", lr, 0, above=True)
+        self.decay = check_number("decay", decay, 0, 1, above=True)
+        self.l2 = check_number("l2", l2, 0)
         self.seed = check_integer("seed", seed, 0)
 
     def fit(

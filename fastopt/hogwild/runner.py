@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from ..checks import check_integer, check_number
 from ..settings import check_threads
-from .checks import check_integer, check_number
 from .shared import SharedArrays
 
 #: Examples that a kernel gets in one call: between two calls a worker sees whether it is to stop.
@@ -118,8 +118,8 @@ def run(
     workers = check_threads("workers", workers)
     epochs = check_integer("epochs", epochs, 1)
     seed = check_integer("seed", seed, 0)
-    lr = check_number("lr", lr, above=True)
-    decay = check_number("decay", decay, 1.0, above=True)
+    lr = check_number("lr", lr, 0, above=True)
+    decay = check_number("decay", decay, 0, 1, above=True)
     if processes and not isinstance(arrays, SharedArrays):
         raise TypeError(
             f"arrays: found a {type(arrays).__name__}, expected a SharedArrays for processes: SharedArrays.create(...)"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from ..checks import as_float, check_flag, wrong_type, wrong_value
+
 #: How many copies of its state a rule may have: C has a loop for each number.
 MAX_COPIES = 8
 REQUIRED = inspect.Parameter.empty
@@ -77,21 +79,14 @@ class Hyper:
         """
         if value is None and self.optional:
             return math.nan
-        # True where a number belongs is a flag of another library's, not 1.0.
-        no_number = isinstance(value, (str, bytes)) or (type(value).__name__ in ("bool", "bool_") and not self.flag)
-        try:
-            number = None if no_number else float(value)
-        except (TypeError, ValueError, RuntimeError):
-            number = None
-        if number is None:
-            raise TypeError(f"{name}: found {value!r} of type {type(value).__name__}, expected {self.domain}")
         if self.flag:
-            inside = number in (0.0, 1.0)
-        else:
-            inside = self.low <= number <= self.high and (self.infinite or math.isfinite(number))
-            inside = inside and not (self.below_high and number == self.high)
-        if not inside:
-            raise ValueError(f"{name}: found {value!r}, expected {self.domain}")
+            return float(check_flag(name, value))
+        number = as_float(value)
+        if number is None:
+            raise wrong_type(name, value, self.domain)
+        inside = self.low <= number <= self.high and (self.infinite or math.isfinite(number))
+        if not inside or (self.below_high and number == self.high):
+            raise wrong_value(name, value, self.domain)
         return number
 
 
