@@ -12,7 +12,7 @@ import fastopt
 from tests.device import DeviceArray
 from tests.ptx import driver
 
-pytest.importorskip("cuda.bindings", reason='numba-cuda is not installed: pip install "fastopt[cuda]"')
+pytest.importorskip("cuda.bindings", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import settings
-from .errors import BackendUnavailable
+from .errors import BackendUnavailable, install_command
 from .info import compiler_flags, rule_table, show_config
 from .rules import RULES
 
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in _EXTRA:
             raise
-        print(f'fastopt bench: no {missing.name} here; install it: pip install "fastopt[bench]"', file=sys.stderr)
+        print(f"fastopt bench: no {missing.name} here; install it: {install_command('bench')}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -23,10 +23,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .errors import install_command
+
 try:
     import torch
 except ImportError as error:
-    raise ImportError(f'fastopt.torch needs PyTorch ({error}): pip install "fastopt[torch]"') from None
+    raise ImportError(f"fastopt.torch needs PyTorch ({error}): {install_command('torch')}") from None
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -55,7 +57,7 @@ try:
     increment_version([])
 except TypeError:  # older ones take a single tensor only
     raise ImportError(
-        f'fastopt.torch needs a newer PyTorch than {torch.__version__}: pip install --upgrade "fastopt[torch]"'
+        f"fastopt.torch needs a newer PyTorch than {torch.__version__}: {install_command('torch')}"
     ) from None
 
 _data_ptr: Callable[[Any], int] = torch.Tensor.data_ptr

@@ -12,7 +12,7 @@ from fastopt.storage import block_bytes
 from .device import DeviceArray, assert_equal, hyper_of, on_both, without_waiting
 from .support import gradients, make_states, parameter
 
-pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install "fastopt[cuda]"')
+pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 pytestmark = [pytest.mark.stub_driver, pytest.mark.usefixtures("gpu")]
@@ -308,7 +308,7 @@ def test_states_are_numbas_arrays():
 
 
 def test_the_benchmark_of_a_device(gpu, capsys):
-    pytest.importorskip("rich", reason='rich is not installed: pip install "fastopt[bench]"')
+    pytest.importorskip("rich", reason='rich is not installed: pip install -e ".[bench]"')
     from fastopt.cli import main
 
     gpu.execute = False

@@ -50,7 +50,7 @@ def test_arrays_of_cupy():
 
 
 def test_a_torch_stream_orders_a_step_behind_what_makes_its_gradient():
-    torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install "fastopt[torch]"')
+    torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install -e ".[torch]"')
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
     n = 20_000_000
@@ -67,7 +67,7 @@ def test_a_torch_stream_orders_a_step_behind_what_makes_its_gradient():
 
 
 def test_more_than_2_to_the_31_elements():
-    torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install "fastopt[torch]"')
+    torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install -e ".[torch]"')
     n = 2**31 + 4099
     if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 2 * n * 2 + 2**30:
         pytest.skip("there is no CUDA device that torch sees with 10 GB free")
@@ -81,7 +81,7 @@ def test_more_than_2_to_the_31_elements():
 
 
 def test_several_devices():
-    torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install "fastopt[torch]"')
+    torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install -e ".[torch]"')
     if not torch.cuda.is_available() or torch.cuda.device_count() < 2:
         pytest.skip("there are not two CUDA devices that torch sees")
     there = [torch.from_numpy(a).to("cuda:1") for a in host(5003)]

@@ -9,7 +9,7 @@ from fastopt import RULES, RowSparse, functional
 from .device import DeviceArray, assert_equal, hyper_of, on_both, without_waiting
 from .support import make_states
 
-pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install "fastopt[cuda]"')
+pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 pytestmark = [pytest.mark.stub_driver, pytest.mark.usefixtures("gpu")]

@@ -8,8 +8,8 @@ import pytest
 
 from .support import assert_same_bits
 
-torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install "fastopt[torch]"')
-pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install "fastopt[cuda]"')
+torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install -e ".[torch]"')
+pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
 
 from fastopt import torch as optim  # noqa: E402
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, install_command
 from ..storage import CODES
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise BackendUnavailable(
         f"the C extension cannot be loaded ({error}); build it with a C compiler (Debian: apt install "
-        "gcc): pip install --force-reinstall --no-binary fastopt fastopt"
+        f"gcc): {install_command(options='--force-reinstall --no-deps')}"
     ) from None
 
 NORM_BLOCK: int = lib.FASTOPT_NORM_BLOCK

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, install_command
 
 try:
     import numba_cuda  # noqa: F401  (before Numba's own CUDA target, in whose place it stands)
     from cuda import core  # noqa: F401
 except ImportError as error:
-    raise BackendUnavailable(f'numba-cuda is not installed ({error}): pip install "fastopt[cuda]"') from None
+    raise BackendUnavailable(f"numba-cuda is not installed ({error}): {install_command('cuda')}") from None
 
 from .cuda import driver
 
