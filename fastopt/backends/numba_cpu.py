@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from ..rules import Rule
 
 try:
-    from numba import cfunc, njit, types
+    from numba import njit, types
     from numba.np.unsafe.ndarray import to_fixed_tuple
 
     from . import numba_memory, numba_storage, numba_tiles
+    from .numba_cache import compiled, compiled_callback
     from .numba_memory import OPTIONS as _options
     from .numba_memory import array_at, fetch_add, gather, load, scatter
     from .numba_tiles import TILE, prologue
@@ -238,7 +239,7 @@ def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, c
 DIGIT = 11  # bits: so many counters fit the first-level cache
 
 
-@njit(cache=True, **_options)
+@compiled
 def _segments(indices, count, hogwild):
     """Lookups ordered by row, each row's in their order: rows, places, and where a row's segment starts."""
     n = indices.size
@@ -464,7 +465,7 @@ def kernel(name: str, copies: int) -> Any:
     """The compiled kernel of a rule, by the kernel's name. Compiled for a dtype when first called with it."""
     loops = _bound_loops(name, copies)
     part = njit(**_options)(_bind(_update_part, f"part_{name}_{copies}", **loops))
-    return njit(cache=True, **_options)(_bind(_kernel, f"{name}_{copies}_{loops['digest']}", update_part=part))
+    return compiled(_bind(_kernel, f"{name}_{copies}_{loops['digest']}", update_part=part))
 
 
 @cache
@@ -474,9 +475,9 @@ def row_kernel(name: str, copies: int) -> Any:
     if rule.by_row:
         whole = {"by_row": compile_by_row(rule), "update": compile_update(rule)}
         whole["to_tuple"] = njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + len(rule.coefficients)))
-        return njit(cache=True, **_options)(_bind(_whole_row_kernel, f"rows_{name}_{_digest(rule)}", **whole))
+        return compiled(_bind(_whole_row_kernel, f"rows_{name}_{_digest(rule)}", **whole))
     loops = _bound_loops(name, copies)
-    return njit(cache=True, **_options)(_bind(_row_kernel, f"rows_{name}_{copies}_{loops['digest']}", **loops))
+    return compiled(_bind(_row_kernel, f"rows_{name}_{copies}_{loops['digest']}", **loops))
 
 
 # ---- the same for stored arrays: kernels that call the rule's update of a tile ----
@@ -510,7 +511,7 @@ def tile_update(name: str, copies: int, dtype: np.dtype) -> Any:
     """The update of a tile by the rule whose kernel has that name, as a function that is called by its address."""
     loops = _bound_loops(name, copies)
     own = f"tile_{name}_{copies}_{dtype.name}_{loops['digest']}"
-    return cfunc(_TILE_SIGNATURE, cache=True, error_model="numpy")(_bind(_tile_update, own, real=dtype.type, **loops))
+    return compiled_callback(_bind(_tile_update, own, real=dtype.type, **loops), _TILE_SIGNATURE)
 
 
 @cache
@@ -521,7 +522,7 @@ def tile_by_row(name: str, dtype: np.dtype) -> Any:
     names = {"real": dtype.type, "width": width, "by_row": compile_by_row(rule)}
     names["to_tuple"] = njit(**_options)(_bind(_as_tuple, "as_tuple", width=width))
     bound = _bind(_tile_by_row, f"tile_by_row_{name}_{dtype.name}_{_digest(rule)}", **names)
-    return cfunc(_TILE_SIGNATURE, cache=True, error_model="numpy")(bound)
+    return compiled_callback(bound, _TILE_SIGNATURE)
 
 
 @cache
@@ -529,7 +530,7 @@ def stored_kernel(rows: bool) -> Any:
     """The kernel for stored arrays, of whatever rule; for rows, or for runs."""
     modules = (numba_tiles, numba_storage, numba_memory, storage, sys.modules[rules.prologue.__module__])
     function = numba_tiles.row_kernel if rows else numba_tiles.run_kernel
-    return njit(cache=True, **_options)(_bind(function, f"{function.__name__}_{_digest_of(*modules)}"))
+    return compiled(_bind(function, f"{function.__name__}_{_digest_of(*modules)}"))
 
 
 def _fused(job: Job) -> int:
@@ -779,7 +780,7 @@ def _square_kernel(code: int) -> Any:
     """The compiled `_square_sums` for floats of that code."""
     values = {CODES[BFLOAT16]: numba_storage.decode_bfloat16, CODES[np.dtype(np.float16)]: numba_storage.decode_float16}
     name = f"square_sums_{code}_{_digest_of(numba_memory, numba_storage)}"
-    return njit(cache=True, **_options)(_bind(_square_sums, name, value=values.get(code, _itself)))
+    return compiled(_bind(_square_sums, name, value=values.get(code, _itself)))
 
 
 def square_sums(grads: Gradients, threads: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 from .. import rules
 from ..backends import numba_cpu
+from ..backends.numba_cache import compiled
 from ..numba import adagrad, sgd
 from ..rules import Rule
 
@@ -245,7 +246,7 @@ def _linear(order, lr, starts, splits, columns, values, targets, decay, table, h
     return total
 
 
-@njit(cache=True, **_options)
+@compiled
 def arrange(starts, columns, values, rank, hot):
     """Renumbers columns, and puts those below `hot` first in each row; columns, values, and where the others begin."""
     new_columns, new_values = np.empty_like(columns), np.empty_like(values)
@@ -264,7 +265,7 @@ def arrange(starts, columns, values, rank, hot):
     return new_columns, new_values, splits
 
 
-@njit(cache=True, **_options)
+@compiled
 def products(starts, columns, values, w):
     """Each row's product with w."""
     z = np.empty(starts.size - 1, np.float32)
@@ -300,4 +301,4 @@ def kernel(model: str, rule: str, loss: str = "") -> Any:
         names["loss_of"] = njit(**_options)(LOSSES[loss])
     function: Any = {"linear": _linear, "factorization": _factorization}[model]
     bound = numba_cpu._bind(function, f"{model}_{rule}_{loss}_{numba_cpu._digest(form.rule)}", **names)
-    return njit(cache=True, **_options)(bound)
+    return compiled(bound)

@@ -17,8 +17,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from ..backends.numba_cache import compiled
 from ..checks import check_integer, check_number
 from ..settings import check_threads
 from .shared import SharedArrays
@@ -170,7 +170,7 @@ def _random(seed: int, stream: int) -> np.ndarray:
     return np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _shuffle(order, state):  # type: ignore[no-untyped-def]
     """Fisher and Yates's, with SplitMix64 (Steele, Lea and Flood 2014): twenty times as fast as NumPy's, which would
     cost as much as the updates of a small model."""
