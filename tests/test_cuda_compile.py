@@ -4,7 +4,9 @@ No GPU is needed. Every rule's float32 kernel is for all targets, every fold and
 kernels in float64 and of those of rows every second rule's is.
 """
 
+import errno
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -358,6 +360,39 @@ def test_where_ptx_is_kept(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert list(compiler._places()) == [beside, tmp_path / ".cache" / "fastopt"]
+
+
+def test_a_home_that_the_system_does_not_know(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert all(place.is_absolute() for place in compiler._places())
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: b"\xff" * 100])
+def test_damaged_ptx_is_compiled_and_replaced(monkeypatch, tmp_path, compiled, damage):
+    monkeypatch.setattr(compiler, "compile_ptx", lambda *_: compiled.append("") or "// PTX")
+    keep_at(monkeypatch, tmp_path)
+    as_a_new_process()
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert [as_a_new_process(), as_a_new_process()] == ["// PTX"] * 2
+    assert len(compiled) == 2
+
+
+def test_a_full_disk(monkeypatch, tmp_path, compiled):
+    def write_half(path, text):
+        path.write_bytes(text.encode()[:4])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    keep_at(monkeypatch, tmp_path)
+    monkeypatch.setattr(compiler.numba_cache, "_warned", False)
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.warns(RuntimeWarning, match="No space left") as told:
+        as_a_new_process()
+        as_a_new_process()
+    assert len(compiled) == 2
+    assert len(told) == 1
+    assert not list(tmp_path.iterdir())
 
 
 PROCESS = """

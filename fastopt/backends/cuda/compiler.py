@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 import types as pytypes
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from ... import arrays, rules, storage
 from ...arrays import dtype_name
 from ...dispatch import DUPLICATES
 from ...storage import CODES, POSITIVE, SIGNED, compute_dtype
-from .. import numba_storage
+from .. import numba_cache, numba_storage
 from . import kernels, memory
 
 _NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: "signed8bit", POSITIVE: "positive8bit"}
@@ -388,23 +389,37 @@ def _places() -> Iterator[Path]:
     if os.environ.get("NUMBA_CACHE_DIR"):
         yield Path(os.environ["NUMBA_CACHE_DIR"])
     yield Path(__file__).parent / "__pycache__"
-    yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastopt"
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(user):  # it is not where the system knows no home
+        yield Path(user) / "fastopt"
 
 
 @cache
 def ptx_of(kind: Update | Fold | Plain, capability: tuple[int, int]) -> str:
     """The PTX of a kernel: compiled the first time, and then kept on disk."""
-    key = f"{kind!r} {capability} {_digest_of_sources()}"
-    name = f"{kind.name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.ptx"
+    key = hashlib.sha256(f"{kind!r} {capability} {_digest_of_sources()}".encode()).hexdigest()[:20]
     for place in _places():
         with suppress(OSError):
-            return (place / name).read_text()
+            for file in place.glob(f"{kind.name}-{key}-*.ptx"):
+                found = file.read_bytes()
+                if file.name == _file_name(kind, key, found):
+                    return found.decode()
     ptx = compile_ptx(kind.bound(), kind.signature(), capability, kind.name)
+    name, failure = _file_name(kind, key, ptx.encode()), "no place"
     for place in _places():
-        with suppress(OSError):
+        try:
             place.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=place) as own:
                 (Path(own) / name).write_text(ptx)
                 os.replace(Path(own) / name, place / name)  # whole or not at all, whoever else is at it
             break
+        except OSError as error:
+            failure = str(error)
+    else:
+        numba_cache.warn_uncached(failure)
     return ptx
+
+
+def _file_name(kind: Update | Fold | Plain, key: str, ptx: bytes) -> str:
+    """Where PTX is kept: the name tells what it is of, and by a checksum whether it is whole."""
+    return f"{kind.name}-{key}-{zlib.crc32(ptx):08x}.ptx"
