@@ -155,15 +155,46 @@ def _of_numpy(x: np.ndarray, owner: Any) -> Array:
 
 
 def _of_torch(x: Any, name: str) -> Array:
-    if x.layout is not sys.modules["torch"].strided:
+    torch = sys.modules["torch"]
+    if torch.nn.parameter.is_lazy(x):
+        raise TypeError(
+            f"{name}: found a {type(x).__name__}, expected a tensor that has its shape: call the lazy module once first"
+        )
+    if x.layout is not torch.strided:
         raise TypeError(f"{name}: found a torch tensor of layout {x.layout}, expected a dense one")
     dtype = _TORCH_DTYPES.get(str(x.dtype))
     if dtype is None:
         raise TypeError(f"{name}: found dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
-    strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
-    place = CPU if x.device.type == "cpu" else Place(str(x.device), "torch")
+    device = x.device.type
+    _require_backend(name, x, device)
+    place = CPU if device == "cpu" else Place(str(x.device), "torch")
     locked = "a tensor that requires grad and is no leaf" if x.requires_grad and not x.is_leaf else ""
-    return Array(x, x.data_ptr(), dtype, tuple(x.shape), strides, place, locked)
+    if x.is_neg():  # its memory has the other sign
+        x, locked = x.detach().resolve_neg(), "a lazily negated tensor (its resolve_neg() is a plain one)"
+    elif x._is_zerotensor():
+        x, locked = torch.zeros(x.shape, dtype=x.dtype, device=x.device), "a tensor of zeros that has no memory"
+    address = _torch_address(x)
+    if address is None:
+        hint = "; DTensor is not supported" if type(x).__name__ == "DTensor" else ""
+        raise TypeError(f"{name}: found a {type(x).__name__} that has no memory of its own, expected a plain one{hint}")
+    strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
+    array = Array(x, address, dtype, tuple(x.shape), strides, place, locked)
+    if array.size:
+        storage = x.untyped_storage()
+        if array.extent()[1] > storage.data_ptr() + storage.nbytes():
+            raise TypeError(f"{name}: found a tensor beyond its storage, which has {storage.nbytes()} bytes")
+    return array
+
+
+def _torch_address(x: Any) -> int | None:
+    """Where a tensor begins; None for wrappers, nested ones, those of torch.func and those whose memory was freed."""
+    if x.is_nested:
+        return None
+    try:
+        address = int(x.data_ptr())
+    except RuntimeError:
+        return None
+    return address if address or x.numel() == 0 else None
 
 
 def view(x: Any, name: str) -> Array:
@@ -188,9 +219,7 @@ def view(x: Any, name: str) -> Array:
         return _of_numpy(x, x)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
-        array = _of_torch(x, name)
-        _require_backend(name, x, array.place.kind)
-        return array
+        return _of_torch(x, name)
     if hasattr(x, "__cuda_array_interface__"):
         return _of_cuda(x, name)
     if hasattr(x, "__dlpack_device__") and hasattr(x, "__dlpack__"):

@@ -31,7 +31,10 @@ MAX_STEP = 2**63 - 1
 class _Bound:
     """Checked arrays under one rule, ready for any step and any hyper-parameters."""
 
-    __slots__ = ("_hyper", "_keys", "_parameters", "_runner", "_single", "_steps", "layouts", "place", "refs", "rule")
+    __slots__ = (
+        *("_hyper", "_keys", "_parameters", "_runner", "_single", "_steps"),
+        *("layouts", "owners", "place", "refs", "rule"),
+    )
 
     def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: str | None) -> None:
         self.rule = rule
@@ -62,8 +65,7 @@ class _Bound:
         jobs = make_jobs([self._parameters], tensors, names)
         self.place = tensors[0].arrays[0].place if tensors else CPU
         self._runner: Runner = choose_backend(backend, self.place).prepare(jobs)
-        for job in jobs:
-            job.owners.clear()  # the caller holds them
+        self.owners = [job.owners for job in jobs]
         self.refs: list[Any] = []
         self.layouts: list[Any] | None = None  # of arrays that their owner can lay out anew
 
@@ -167,7 +169,9 @@ def _update(
 
 
 def _has_layout(array: Any) -> bool:
-    return hasattr(array, "data_ptr") or hasattr(array, "__cuda_array_interface__")
+    if hasattr(array, "data_ptr"):  # a lazily negated one was copied for this call
+        return not array.is_neg()
+    return hasattr(array, "__cuda_array_interface__")
 
 
 def _layout(array: Any) -> Any:
@@ -188,6 +192,8 @@ def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> N
         bound.refs = [weakref.ref(array, forget) for array in arrays]
     except TypeError:  # an array that no weak reference can be made to
         return
+    for owners in bound.owners:
+        owners.clear()
     _cache[key] = bound
 
 

@@ -1,0 +1,148 @@
+"""Tensors that are not what they seem: lazily negated ones and ones without memory, through every face."""
+
+import warnings
+
+import pytest
+
+import fastopt
+from fastopt import functional
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+
+def negated():
+    """[-2, -4], whose memory holds [2, 4]."""
+    return torch.tensor([1 + 2j, 3 + 4j]).conj().imag
+
+
+def _class_step(p, g):
+    fastopt.SGD([p], lr=1.0).step([g])
+
+
+def _functional_step(p, g):
+    functional.sgd(p, g, step=1, lr=1.0)
+
+
+STEPS = {"class": _class_step, "functional": _functional_step}
+
+
+class Wrapper(torch.Tensor):
+    """A tensor that only stands for another."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, kinds, args=(), kwargs=None):
+        own = [x.inner if isinstance(x, Wrapper) else x for x in args]
+        return Wrapper(function(*own)) if function is torch.ops.aten.detach.default else function(*own)
+
+
+def _fake():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.ones(2)
+
+
+def _of_vmap():
+    kept = []
+    torch.func.vmap(lambda x: (kept.append(x), x)[1])(torch.ones(3, 2))
+    return kept[0]
+
+
+def _freed():
+    x = torch.ones(2)
+    x.untyped_storage().resize_(0)
+    return x
+
+
+def _shortened():
+    x = torch.ones(2)
+    x.untyped_storage().resize_(4)
+    return x
+
+
+def _nested():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([torch.ones(1), torch.ones(1)])
+
+
+# What has no memory, and what an error says of it.
+WITHOUT_MEMORY = {
+    "wrapper": (lambda: Wrapper(torch.ones(2)), "Wrapper"),
+    "fake": (_fake, "FakeTensor"),
+    "torch.func": (_of_vmap, "Tensor that has no memory"),
+    "freed": (_freed, "Tensor that has no memory"),
+    "shortened": (_shortened, "beyond its storage, which has 4 bytes"),
+    "nested": (_nested, "Tensor that has no memory"),
+    "lazy": (torch.nn.parameter.UninitializedParameter, "UninitializedParameter.*call the lazy module once"),
+}
+
+
+@pytest.mark.parametrize("face", STEPS)
+def test_a_negated_gradient_has_its_own_sign(face):
+    p = torch.zeros(2)
+    STEPS[face](p, negated())
+    assert p.tolist() == [2.0, 4.0]
+    p = torch.zeros(2)
+    STEPS[face](p, torch._neg_view(torch.tensor([1.0, 2.0])))
+    assert p.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("face", STEPS)
+def test_a_negated_parameter_is_refused(face):
+    p = negated()
+    with pytest.raises(ValueError, match=r"found a lazily negated tensor \(its resolve_neg\(\).*expected a writable"):
+        STEPS[face](p, torch.ones(2))
+    assert p.tolist() == [-2.0, -4.0]
+
+
+def test_a_negated_state_is_refused():
+    state = negated()
+    with pytest.raises(ValueError, match="momentum_buffer: found a lazily negated tensor"):
+        functional.momentum(torch.zeros(2), torch.ones(2), state, step=2)
+
+
+def test_negated_gradients_are_read_by_norms_and_not_written():
+    assert fastopt.global_norm([negated(), torch.ones(2)]) == pytest.approx(22**0.5)
+    with pytest.raises(ValueError, match=r"grads\[0\]: found a lazily negated tensor"):
+        fastopt.clip_grad_norm_([negated()], 1.0)
+    p = torch.zeros(2)
+    fastopt.SGD([p], lr=1.0).step([fastopt.RowSparse(torch.tensor([0, 1]), negated())])
+    assert p.tolist() == [2.0, 4.0]
+
+
+@pytest.mark.parametrize("face", STEPS)
+@pytest.mark.parametrize("kind", WITHOUT_MEMORY)
+def test_a_gradient_without_memory_is_refused(kind, face):
+    make, said = WITHOUT_MEMORY[kind]
+    p, grad = torch.zeros(2), make()
+    with pytest.raises(TypeError, match=f"grad.*{said}"):
+        STEPS[face](p, grad)
+    assert p.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", WITHOUT_MEMORY)
+def test_norms_refuse_what_has_no_memory(kind):
+    make, said = WITHOUT_MEMORY[kind]
+    for function in (fastopt.global_norm, lambda grads: fastopt.clip_grad_norm_(grads, 1.0)):
+        with pytest.raises(TypeError, match=rf"grads\[0\].*{said}"):
+            function([make()])
+    with pytest.raises(TypeError, match=rf"params\[0\].*{said}"):
+        fastopt.SGD([make()])
+
+
+@pytest.mark.parametrize("face", STEPS)
+def test_zeros_without_memory_are_zeros(face):
+    p = torch.ones(2)
+    STEPS[face](p, torch._efficientzerotensor(2))
+    assert p.tolist() == [1.0, 1.0]
+    assert fastopt.global_norm([torch._efficientzerotensor(2)]) == 0.0
+    with pytest.raises(ValueError, match="found a tensor of zeros that has no memory, expected a writable"):
+        fastopt.SGD([torch._efficientzerotensor(2)])
