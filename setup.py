@@ -1,6 +1,6 @@
 """Builds the C library and the extension over it: everything else about the package is in pyproject.toml."""
 
-import importlib.util
+import importlib
 import math
 import os
 import platform
@@ -9,6 +9,7 @@ import tempfile
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
@@ -32,15 +33,11 @@ def levels():
 
 
 def load_rules():
-    """The rule table, without importing the package that is about to be built."""
-    folder = ROOT / "fastopt" / "rules"
-    spec = importlib.util.spec_from_file_location(
-        "_fastopt_rules", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """The rule table, out of a package of another name: the one that is about to be built is not imported."""
+    package = ModuleType("_fastopt")
+    package.__path__ = [str(ROOT / "fastopt")]
+    sys.modules[package.__name__] = package
+    return importlib.import_module("_fastopt.rules")
 
 
 def struct(name, fields, real):
