@@ -159,7 +159,8 @@ EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "float32 states then); by default each parameter's own dtype, as in torch. Where it is given, 16-bit "
             "states are rounded up or down in turns, as 8-bit ones always are, so that slow averages move; by default "
             "to nearest, and then a second moment with beta2 = 0.999 in bfloat16 never falls. float16 loses second "
-            "moments below 6e-8, and with them a bound on the step",
+            "moments below 6e-8, and with them a bound on the step. A group may have its own: parameters that are "
+            "updated by rows need one that is not in blocks",
         ),
         "rounding": (
             "nearest",
@@ -241,6 +242,19 @@ class Call:
     backend: str | None
     threads: int
     files: dict[str, Any]
+
+
+def check_group(cls: type, group: Mapping[str, Any], name: str) -> None:
+    """Whether a group has only what groups can have of their own: of what is beside hyper-parameters, ``state_dtype``.
+
+    Raises
+    ------
+    TypeError
+        It has an argument that holds for the whole optimizer.
+    """
+    for key in (*EXECUTION, *FILES):
+        if key in group and key != "state_dtype":
+            raise TypeError(f"{name}: found {key!r} in a group, expected it as an argument of {cls.__name__}")
 
 
 def read_call(cls: type, params: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -327,4 +341,4 @@ ARGUMENTS: Mapping[str, Arguments] = MappingProxyType(
     {name: _arguments(name) for name in dict.fromkeys(rule.optimizer for rule in RULES.values())}
 )
 
-__all__ = ["ARGUMENTS", "EXECUTION", "FILES", "Arguments", "Call", "TorchArguments", "read_call"]
+__all__ = ["ARGUMENTS", "EXECUTION", "FILES", "Arguments", "Call", "TorchArguments", "check_group", "read_call"]

@@ -13,8 +13,10 @@ from .storage import numpy_dtype
 
 _GROUPS = "param_groups"
 _BFLOAT16 = ":bfloat16"
-# What torch's groups have beside hyper-parameters: how torch computes, names, and its schedulers' notes.
+# What saved groups have beside hyper-parameters: how torch computes, names, its schedulers' notes, and in what states
+# were stored, which is for whoever loads them to choose.
 _TORCHS_OWN = {
+    "state_dtype",
     *("foreach", "fused", "capturable", "differentiable", "param_names"),
     *("initial_lr", "swa_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"),
 }

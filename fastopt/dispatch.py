@@ -347,7 +347,8 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     for array, name in zip(arrays[2:], names[2:], strict=True):
         if array.dtype == np.uint8:
             raise TypeError(
-                f"{name}: found 8-bit blocks, expected float32, bfloat16 or float16: rows are not updated in blocks"
+                f"{name}: found 8-bit blocks, expected float32, bfloat16 or float16: rows are not updated in blocks; "
+                'its group may have a state_dtype of its own, as {"params": ..., "state_dtype": "float32"}'
             )
     states = 2 + len(rule.states) if rule.by_row else len(arrays)
     shape = rule.state_shape(param.shape, 1) if rule.by_row else param.shape

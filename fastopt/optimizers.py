@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import settings
-from .arguments import ARGUMENTS, EXECUTION, FILES, Arguments, read_call
+from .arguments import ARGUMENTS, EXECUTION, FILES, Arguments, check_group, read_call
 from .arrays import (
     COMPUTE_DTYPES,
     CPU,
@@ -288,9 +288,13 @@ class Optimizer:
         self._names = [name for names, _, _ in groups for name in names]
         self._params = [param for _, arrays, _ in groups for param in arrays]
         self._views = [view(param, name) for param, name in zip(self._params, self._names, strict=True)]
-        for array, name in zip(self._views, self._names, strict=True):
+        for g, (_, _, own) in enumerate(groups):
+            check_group(type(self), own, f"params[{g}]")
+        self._precisions = [call.precision.of_group(own) for _, _, own in groups]
+        self._group_of = [g for g, (names, _, _) in enumerate(groups) for _ in names]
+        for array, name, g in zip(self._views, self._names, self._group_of, strict=True):
             check_tensor([array], [name])
-            self._precision.check(array, name)
+            self._precisions[g].check(array, name)
         check_device(self._views, self._names)
         check_overlap(self._views, self._names, [True] * len(self._views))
         self._place = self._views[0].place if self._views else CPU
@@ -308,10 +312,9 @@ class Optimizer:
         self._spans: list[range] = []
         self.param_groups: list[ParamGroup] = []
         shared: dict[tuple[str, int], Parameters] = {}
-        self._group_of = [g for g, (names, _, _) in enumerate(groups) for _ in names]
         first, rows = 0, len(groups) + len(self._params)
         for g, (_, arrays, own) in enumerate(groups):
-            unknown = set(own) - set(options)
+            unknown = set(own) - set(options) - {"state_dtype"}
             if unknown:
                 raise TypeError(f"params[{g}]: found {sorted(unknown)[0]!r}, expected params, {', '.join(options)}")
             values = {**options, **own}
@@ -343,6 +346,11 @@ class Optimizer:
 
     def _read_group(self, g: int, group: ParamGroup) -> None:
         rule, parameters = self._rules[g], self._sets[g]
+        if self._precision.of_group(group) != self._precisions[g]:
+            raise ValueError(
+                f"param_groups[{g}]: found another state_dtype, {group['state_dtype']!r}, expected that of the states "
+                "which are there; construct a new optimizer"
+            )
         chosen = self.arguments.rule(group)
         if chosen is not rule:
             raise ValueError(
@@ -385,7 +393,7 @@ class Optimizer:
     def _make_states(self, directory: Any, memory: int | None) -> None:
         copies = [self._sets[g].copies for g in self._group_of]
         kinds = [
-            self._precision.states(self._rules[g], param, k)
+            self._precisions[g].states(self._rules[g], param, k)
             for g, param, k in zip(self._group_of, self._views, copies, strict=True)
         ]
         self._files = None
@@ -546,7 +554,7 @@ class Optimizer:
                 continue
             array = view(grad, f"grads[{i}]" if len(grads) > 1 else "grads")
             arrays = [self._current_view(i), array, *self._state_views[i]]
-            tensors.append(Tensor.of(self._precision, set_of[id(self._sets[g])], i, arrays, self._elements[i]))
+            tensors.append(Tensor.of(self._precisions[g], set_of[id(self._sets[g])], i, arrays, self._elements[i]))
             names.append(self._labels(i, len(arrays)))
             members.append(i)
             views.append(array)
@@ -567,8 +575,9 @@ class Optimizer:
         set_of = {id(p): k for k, p in enumerate(self._sets)}
         for i, grad in rows:
             arrays = [self._current_view(i), grad, *self._state_views[i]]
-            which = set_of[id(self._sets[self._group_of[i]])]
-            tensors.append(Tensor.of(self._precision, which, i, arrays, self._elements[i]))
+            g = self._group_of[i]
+            which = set_of[id(self._sets[g])]
+            tensors.append(Tensor.of(self._precisions[g], which, i, arrays, self._elements[i]))
             names.append(self._labels(i, len(arrays)))
         jobs = [*plan._jobs, *make_jobs(self._sets, tensors, names)]
         tables = [*plan._tables, *(grad for _, grad in rows)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -85,6 +85,10 @@ class Precision:
         first = options["first_element"]
         first = check_integer("first_element", first, 0, 2**62 - 1, "a whole number >= 0, below 2**62")
         return cls(storage_dtype(options["state_dtype"]), rounding, seed, first, decay)
+
+    def of_group(self, group: Mapping[str, Any]) -> Precision:
+        """The same for parameters of a group that has a ``state_dtype`` of its own."""
+        return replace(self, state_dtype=storage_dtype(group["state_dtype"])) if "state_dtype" in group else self
 
     def elements(self, sizes: Sequence[int]) -> list[int]:
         """The number of the first element of each of an optimizer's parameters."""

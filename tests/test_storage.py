@@ -583,3 +583,31 @@ def test_one_reading_finds_the_norm_and_what_is_not_finite():
     opt = fastopt.SGD(p)
     opt.step(g, max_norm=1.0, skip_nonfinite=True)
     assert opt.last_step_skipped and opt.last_grad_norm == np.inf and (p == 1).all()
+
+
+def test_a_group_has_states_of_its_own_dtype():
+    """8-bit states beside an embedding table that is updated by rows, which cannot be in blocks."""
+    dense, table = np.zeros(5000, "f4"), np.zeros((5000, 2), "f4")
+    groups = [{"params": [dense]}, {"params": [table], "state_dtype": "float32"}]
+    optimizer = fastopt.Adam(groups, state_dtype="8bit")
+    rows = fastopt.RowSparse(np.array([1, 3]), np.ones((2, 2), "f4"))
+    optimizer.step([[np.ones(5000, "f4")], [rows]])
+    assert [state["exp_avg"].dtype for state in optimizer.state] == [np.uint8, np.float32]
+    alone = np.zeros((5000, 2), "f4")
+    fastopt.Adam([alone]).step([rows])
+    assert table.tobytes() == alone.tobytes() and table[1, 0] != 0
+    # It is the optimizer's that loads, not that of what is loaded.
+    other = fastopt.Adam(groups, state_dtype="8bit")
+    other.load_state_dict(optimizer.state_dict())
+    assert other.state[1]["exp_avg"].tobytes() == optimizer.state[1]["exp_avg"].tobytes()
+    with pytest.raises(ValueError, match=r"param_groups\[1\]: found another state_dtype, '8bit'"):
+        optimizer.param_groups[1]["state_dtype"] = "8bit"
+    assert optimizer.param_groups[1]["state_dtype"] == "float32"
+    with pytest.raises(
+        TypeError, match=r"params\[0\]: found 'rounding' in a group, expected it as an argument of Adam"
+    ):
+        fastopt.Adam([{"params": [dense], "rounding": "kahan"}])
+    with pytest.raises(ValueError, match="state_dtype: found 'int8', expected one of float32"):
+        fastopt.Adam([{"params": [dense], "state_dtype": "int8"}])
+    with pytest.raises(TypeError, match=r"found 8-bit blocks.*state_dtype of its own"):
+        fastopt.Adam([table], state_dtype="8bit").step([rows])
