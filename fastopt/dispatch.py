@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -504,9 +505,20 @@ def load_backend(name: str) -> Backend:
     return found
 
 
+@cache
 def cpu_backend() -> str:
-    """The name of the first backend for CPU arrays that is available."""
-    return "numba" if isinstance(_import("native"), BackendUnavailable) else "native"
+    """The name of the first backend for CPU arrays that is available; warns, once, if that is not the C library."""
+    reason = _import("native")
+    if not isinstance(reason, BackendUnavailable):
+        return "native"
+    if not isinstance(_import("numba"), BackendUnavailable):
+        warnings.warn(
+            f"fastopt: updates are done by Numba, which compiles for seconds when first used: {reason}; "
+            "FASTOPT_BACKEND=numba chooses it without this warning",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return "numba"
 
 
 def choose_backend(name: str | None, place: Place = CPU) -> Backend:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+import warnings
+from typing import Any
 
-from .checks import check_integer, check_name
+from .checks import check_integer, check_name, wrong_value
 
 #: More than any machine has use for, and few enough to start.
 MAX_THREADS = 1024
@@ -33,17 +37,55 @@ def check_backend(name: str, backend: object) -> str | None:
     return None if chosen == "auto" else chosen
 
 
+def _whole(text: str) -> int | None:
+    """A whole number in digits, as the C library reads one; None for anything else."""
+    found = re.fullmatch(r"\s*\+?0*([0-9]{1,18})\s*", text)
+    return int(found[1]) if found else None
+
+
 def _environment_threads() -> int:
-    for name in ("FASTOPT_NUM_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(name, "").split(",")[0].strip()
-        if text:
-            if not text.isdigit() or int(text) < 1:
-                raise ValueError(f"{name}: found {text!r}, expected an integer >= 1")
-            return check_threads(name, int(text)) if name == "FASTOPT_NUM_THREADS" else min(int(text), _cpus())
+    """The number of threads that the environment asks for."""
+    text = os.environ.get("FASTOPT_NUM_THREADS", "").strip()
+    if text:
+        number = _whole(text)
+        if number is None or not 1 <= number <= MAX_THREADS:
+            raise wrong_value("FASTOPT_NUM_THREADS", text, f"an integer >= 1 and <= {MAX_THREADS}")
+        return number
+    text = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not text:
+        return _cpus()
+    levels = [_whole(level) for level in text.split(",")]  # a number for each level of nested parallel regions
+    if all(levels):
+        return min(levels[0] or 1, _cpus())
+    warnings.warn(
+        f"OMP_NUM_THREADS: found {text!r}, expected whole numbers >= 1, separated by commas; it is ignored",
+        RuntimeWarning,
+        stacklevel=2,
+    )
     return _cpus()
 
 
-_backend: str | None = check_backend("FASTOPT_BACKEND", os.environ.get("FASTOPT_BACKEND") or None)
+def _environment_backend() -> str | None:
+    """The backend that the environment asks for."""
+    return check_backend("FASTOPT_BACKEND", os.environ.get("FASTOPT_BACKEND") or None)
+
+
+_threads: int
+_backend: str | None
+_settings: Any = sys.modules[__name__]
+
+
+def __getattr__(name: str) -> Any:
+    """`_threads` and `_backend`, from the environment, when first asked for: where that is wrong, imports go well and
+    the first use says so."""
+    if name == "_threads":
+        value: Any = _environment_threads()
+    elif name == "_backend":
+        value = _environment_backend()
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    setattr(_settings, name, value)
+    return value
 
 
 def get_num_threads() -> int:
@@ -51,8 +93,13 @@ def get_num_threads() -> int:
 
     By default ``FASTOPT_NUM_THREADS``, else the CPUs that the process may run on, of which ``OMP_NUM_THREADS`` may
     allow fewer.
+
+    Raises
+    ------
+    ValueError
+        ``FASTOPT_NUM_THREADS`` is no number of threads.
     """
-    return _threads
+    return _settings._threads
 
 
 def set_num_threads(n: int) -> None:
@@ -72,12 +119,9 @@ def set_num_threads(n: int) -> None:
     _threads = check_threads("n", n)
 
 
-_threads = _environment_threads()
-
-
 def get_backend() -> str | None:
     """The backend chosen for the process, None where each call chooses by its arrays."""
-    return _backend
+    return _settings._backend
 
 
 class use_backend:
@@ -103,7 +147,7 @@ class use_backend:
             from .dispatch import load_backend
 
             load_backend(chosen)
-        self._before = _backend
+        self._before = _settings._backend
         _backend = chosen
 
     def __enter__(self) -> use_backend:

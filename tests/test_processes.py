@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastopt
+from fastopt import settings
 from fastopt.backends import native
 
 BIG = 400_000
@@ -140,15 +141,56 @@ def test_the_environment_chooses():
     assert python(code, OMP_NUM_THREADS="1", FASTOPT_NUM_THREADS="").split()[1] == "1"
     code = "import fastopt; fastopt.show_config()"
     assert "numba" in python(code, FASTOPT_BACKEND="numba").splitlines()[-1]
-    for variable, value in (("FASTOPT_NUM_THREADS", "0"), ("FASTOPT_BACKEND", "gpu")):
-        done = subprocess.run(
-            [sys.executable, "-c", "import fastopt"],
-            env={**os.environ, variable: value},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert f"{variable}: found '{value}'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        *[("FASTOPT_NUM_THREADS", value) for value in ("0", "-1", "abc", "4,2", "1.5", "1025", "9" * 5000, "٣")],
+        *[("FASTOPT_BACKEND", value) for value in ("gpu", "Numba", "numba cuda")],
+        *[("FASTOPT_ISA", value) for value in ("mmx", "AVX2", "native")],
+    ],
+)
+def test_a_wrong_environment_is_told_by_the_first_use(variable, value):
+    code = """
+import fastopt, numpy as np
+for _ in range(2):
+    try:
+        fastopt.SGD(np.ones(3), lr=1.0).step(np.ones(3))
+    except ValueError as error:
+        print(error)
+"""
+    first, second = python(code, **{variable: value}).splitlines()
+    assert first == second
+    assert first.startswith(f"{variable}: found '{value[:9]}")
+    assert "expected" in first
+    if value in ("Numba", "numba cuda", "AVX2"):
+        assert "did you mean" in first
+
+
+@pytest.mark.parametrize("value", ["1", "+1", " 1 ", "1,4", "1, 2,3", "001"])
+def test_what_openmp_reads_is_read_as_there(value):
+    code = "import warnings; warnings.simplefilter('error'); import fastopt; print(fastopt.get_num_threads())"
+    assert python(code, OMP_NUM_THREADS=value, FASTOPT_NUM_THREADS="").strip() == "1"
+
+
+@pytest.mark.parametrize("value", ["0", "abc", "-2", "4,", ",4", "4;2", "4,0", "1.5", "0x2", "9" * 30, "9" * 5000, "٣"])
+def test_what_openmp_ignores_is_ignored_and_named(value):
+    code = """
+import warnings, fastopt
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    found = fastopt.get_num_threads(), fastopt.get_num_threads()
+print(*found, len(told), *[warning.message for warning in told])
+"""
+    first, second, count, text = python(code, OMP_NUM_THREADS=value, FASTOPT_NUM_THREADS="").split(maxsplit=3)
+    assert (first, second, count) == (str(settings._cpus()), first, "1")
+    assert text.startswith("OMP_NUM_THREADS: found")
+
+
+def test_more_openmp_threads_than_cpus_are_as_many():
+    code = "import warnings; warnings.simplefilter('error'); import fastopt; print(fastopt.get_num_threads())"
+    assert python(code, OMP_NUM_THREADS="1000000", FASTOPT_NUM_THREADS="").strip() == str(settings._cpus())
 
 
 def test_number_of_threads():
@@ -191,17 +233,36 @@ for name, states in (("sgd", 0), ("adam", 2)):
     assert python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["sgd", "1", "0", "adam", "1", "0"]
 
 
-def test_a_missing_c_extension_is_told_and_numba_steps_in():
-    code = """
-import sys
+WITHOUT_LIBRARY = """
+import sys, warnings
 sys.modules["fastopt.backends._native"] = None
 import fastopt, numpy as np
+warnings.simplefilter("always")
+"""
+
+
+def test_a_missing_c_extension_is_told_and_numba_steps_in():
+    code = f"""{WITHOUT_LIBRARY}
 print(fastopt.available_backends()["native"])
 p = np.ones(3)
-fastopt.SGD(p, lr=1.0).step(np.ones(3))
+with warnings.catch_warnings(record=True) as told:
+    fastopt.SGD(p, lr=1.0).step(np.ones(3))
+    fastopt.functional.sgd(p, np.zeros(3), step=1, lr=1.0)
 assert not p.any()
+print(len(told), told[0].category.__name__, told[0].message)
 fastopt.show_config()
 """
     out = python(code)
-    assert "C compiler" in out
-    assert "pip install" in out
+    reason, told = out.splitlines()[:2]
+    assert "C compiler" in reason
+    assert "pip install" in reason
+    assert told.startswith("1 RuntimeWarning")
+    assert reason in told
+
+
+def test_numba_asked_for_is_no_surprise():
+    step = "fastopt.SGD(np.ones(3), lr=1.0{}).step(np.ones(3))\n"
+    asked = step.format(", backend='numba'") + "with fastopt.use_backend('numba'):\n    " + step.format("")
+    silent = f"{WITHOUT_LIBRARY}\nwarnings.simplefilter('error')\n"
+    python(f"{silent}{asked}fastopt.available_backends(); fastopt.show_config()")
+    python(silent + step.format(""), FASTOPT_BACKEND="numba")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import did_you_mean, wrong_value
 from ..errors import BackendUnavailable, install_command
 from ..storage import CODES
 
@@ -39,7 +40,8 @@ def set_isa(name: str | None) -> None:
         It is not compiled in, or the processor lacks it.
     """
     if lib.fastopt_set_isa((name or "").encode()):
-        raise ValueError(f"FASTOPT_ISA: found {name!r}, expected one of {', '.join(isa_supported())}")
+        known = isa_supported()
+        raise wrong_value("FASTOPT_ISA", name, f"one of {', '.join(known)}{did_you_mean(name, known)}")
 
 
 def isa() -> str:
