@@ -4,6 +4,7 @@ from typing import Any
 
 from . import functional, schedules
 from .checkpoint import flatten_state_dict, torch_state_dict, unflatten_state_dict
+from .checks import did_you_mean
 from .dispatch import available_backends
 from .errors import BackendUnavailable
 from .info import __version__, get_include, get_library, show_config
@@ -45,4 +46,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # the classes come from the rule table, which type checkers do not run
-    raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+    raise AttributeError(f"module 'fastopt' has no attribute {name!r}{did_you_mean(name, __all__)}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from . import settings
+from .checks import did_you_mean
 from .dispatch import hyper_row
 from .rules import RULES, Rule
 from .storage import Precision
@@ -85,6 +88,33 @@ class Arguments:
         places = self._places(rule, group).items()
         labels = {name: key if place is None else f"{key}[{place}]" for name, (key, place) in places}
         return hyper_row(rule, self.values(rule, group, t), labels)
+
+    def at_step(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+        """A group's arguments as the numbers that they are at step t."""
+
+        def number(value: Any) -> Any:
+            value = value(t) if callable(value) else value
+            if isinstance(value, (tuple, list)):
+                return tuple(map(number, value))
+            return value.item() if hasattr(value, "item") else value
+
+        return {key: number(group[key]) for key in self.defaults}
+
+    def check_key(self, key: Any, where: str) -> None:
+        """Whether a group may have an entry of that name: an argument of the class, or a name of the user's own.
+
+        Raises
+        ------
+        ValueError
+            It is an argument of another class, or seems to be meant for one of this class.
+        """
+        if key in self.defaults or key == "state_dtype":
+            return
+        meant = did_you_mean(key, self.defaults, 0.8)
+        parts = str(key).lower().split("_")
+        whole = any(set(name.split("_")) < set(parts) for name in self.defaults)  # as lr_scale has lr
+        if key in _everywhere() or (meant and not whole):
+            raise ValueError(f"{where}: found {key!r}, expected one of {', '.join(self.defaults)}{meant}")
 
     def _places(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
         """Where a group has each hyper-parameter of the rule: an argument's name, and the place in a pair."""
@@ -222,6 +252,8 @@ class Call:
 
     Attributes
     ----------
+    params : any
+        The parameters.
     options : dict
         Hyper-parameters.
     execution : dict
@@ -236,6 +268,7 @@ class Call:
         Where states in files are to be.
     """
 
+    params: Any
     options: dict[str, Any]
     execution: dict[str, Any]
     precision: Precision
@@ -257,7 +290,7 @@ def check_group(cls: type, group: Mapping[str, Any], name: str) -> None:
             raise TypeError(f"{name}: found {key!r} in a group, expected it as an argument of {cls.__name__}")
 
 
-def read_call(cls: type, params: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+def read_call(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
     """What a class was called with.
 
     Raises
@@ -265,17 +298,23 @@ def read_call(cls: type, params: Any, args: tuple[Any, ...], kwargs: Mapping[str
     TypeError, ValueError
         An argument that the class does not have, or one beside hyper-parameters that is not what it must be.
     """
+    signature = inspect.signature(cls)
+    for key in kwargs:
+        if key not in signature.parameters:
+            known = list(signature.parameters)
+            raise TypeError(f"{cls.__name__}: found {key!r}, expected {', '.join(known)}{did_you_mean(key, known)}")
     try:
-        bound = inspect.signature(cls).bind(params, *args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"{cls.__name__}: {error}") from None
     bound.apply_defaults()
-    options = {key: value for key, value in bound.arguments.items() if key != "params"}
+    options = dict(bound.arguments)
+    params = options.pop("params")
     execution = {key: options.pop(key) for key in EXECUTION}
     backend, threads = settings.check_backend("backend", execution["backend"]), execution["threads"]
     threads = 0 if threads is None else settings.check_threads("threads", threads)
     files = {"directory": options.pop("state_dir", None), "memory": options.pop("state_memory", None)}
-    return Call(options, execution, Precision.of(execution), backend, threads, files)
+    return Call(params, options, execution, Precision.of(execution), backend, threads, files)
 
 
 # ---- the classes' arguments, from the rule table ----
@@ -340,5 +379,12 @@ def _arguments(name: str) -> Arguments:
 ARGUMENTS: Mapping[str, Arguments] = MappingProxyType(
     {name: _arguments(name) for name in dict.fromkeys(rule.optimizer for rule in RULES.values())}
 )
+
+
+@cache
+def _everywhere() -> frozenset[str]:
+    """The names of all arguments of all classes."""
+    return frozenset(chain(EXECUTION, FILES, *(arguments.defaults for arguments in ARGUMENTS.values())))
+
 
 __all__ = ["ARGUMENTS", "EXECUTION", "FILES", "Arguments", "Call", "TorchArguments", "check_group", "read_call"]

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import BFLOAT16, view
-from .storage import numpy_dtype
+from .arrays import BFLOAT16, Array, dtype_name, view
+from .checks import as_float, as_int, differing, wrong_type, wrong_value
+from .storage import block_bytes, from_blocks, numpy_dtype, to_blocks
+
+if TYPE_CHECKING:
+    from .arguments import Arguments
 
 _GROUPS = "param_groups"
 _BFLOAT16 = ":bfloat16"
-# What saved groups have beside hyper-parameters: how torch computes, names, its schedulers' notes, and in what states
-# were stored, which is for whoever loads them to choose.
-_TORCHS_OWN = {
-    "state_dtype",
-    *("foreach", "fused", "capturable", "differentiable", "param_names"),
-    *("initial_lr", "swa_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"),
-}
+# What saved groups have beside hyper-parameters: how torch computes, ...
+_HOW = frozenset(("foreach", "fused", "capturable", "differentiable"))
+# ... and in what states were stored, which is for whoever loads them to choose.
+_STORED = "state_dtype"
 
 
 def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -156,26 +157,192 @@ def numpy_of(tensor: Any) -> np.ndarray:
     return values.view(numpy_dtype(BFLOAT16)) if array.dtype == BFLOAT16 else values
 
 
-def group_from_torch(group: Mapping[str, Any], decoupled: bool) -> dict[str, Any]:
-    """A group of torch's as the NumPy classes have it; `decoupled` where the class's weight_decay is that anyway."""
-    group = {key: value for key, value in group.items() if key not in _TORCHS_OWN}
+#: States that storage adds to what a rule has, which can be begun anew from the parameter.
+COMPANIONS = frozenset(("master", "compensation"))
+
+
+def read_state_dict(
+    state_dict: Any, sizes: Sequence[int]
+) -> tuple[list[Any], list[Mapping[str, Any]], dict[Any, Mapping[str, Any]]]:
+    """A state dict's parts, if they belong together: numbers of parameters in order, groups, and states by number.
+
+    Parameters
+    ----------
+    state_dict : mapping
+        In torch's layout.
+    sizes : sequence of int
+        How many parameters each group must have.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A part is missing or of the wrong kind, groups are of other sizes, a number is there twice, or a state is of a
+        parameter that no group has.
+    """
+    for key in ("state", _GROUPS):
+        if not isinstance(state_dict, Mapping) or key not in state_dict:
+            raise ValueError(f"state_dict: found no {key!r}, expected what state_dict() returned")
+    groups, states = state_dict[_GROUPS], state_dict["state"]
+    if not isinstance(states, Mapping):
+        raise TypeError(f"state_dict['state']: found {type(states).__name__}, expected a mapping")
+    if not isinstance(groups, (list, tuple)):
+        raise TypeError(f"state_dict['{_GROUPS}']: found {type(groups).__name__}, expected a list of groups")
+    order: list[Any] = []
+    for g, group in enumerate(groups):
+        where = f"state_dict['{_GROUPS}'][{g}]"
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"{where}: found {type(group).__name__}, expected a mapping with 'params'")
+        if not isinstance(group["params"], (list, tuple, range)):
+            raise wrong_type(f"{where}['params']", group["params"], "a list of numbers of parameters")
+        order += map(_number, group["params"])
+    found = [len(group["params"]) for group in groups]
+    if found != list(sizes):
+        raise ValueError(f"state_dict: found groups of {found} parameters, expected {list(sizes)}")
+    if len(set(order)) != len(order):
+        raise ValueError(f"state_dict['{_GROUPS}']: found params {order}, expected each of them once")
+    by_number: dict[Any, Mapping[str, Any]] = {}
+    for key, state in states.items():
+        if _number(key) not in order or _number(key) in by_number:
+            raise ValueError(
+                f"state_dict['state']: found {key!r}, expected numbers of parameters, each once, as in "
+                f"'{_GROUPS}': {order}"
+            )
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state_dict['state'][{key!r}]: found {type(state).__name__}, expected a mapping")
+        by_number[_number(key)] = state
+    return order, list(groups), by_number
+
+
+def _number(key: Any) -> Any:
+    """A parameter's number: JSON makes strings of them."""
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
+
+
+def group_from_torch(
+    group: Mapping[str, Any], where: str, arguments: Arguments, own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A saved group, of torch's too, as the NumPy classes have it, without its parameters.
+
+    Raises
+    ------
+    ValueError
+        A hyper-parameter is missing. (torch's groups lack those that torch does not know: they stay as in `own`.)
+    """
+    of_torch = not _HOW.isdisjoint(group)
+    group = {key: value for key, value in group.items() if key not in {"params", _STORED, *_HOW}}
+    missing = {"lr"} if of_torch else set(arguments.defaults)
+    if not missing <= group.keys():
+        raise ValueError(
+            f"{where}: found {sorted(group)}, expected all hyper-parameters{differing(group, {*missing, *group})}"
+        )
     flag = group.get("decoupled_weight_decay")
-    if decoupled:
+    if "weight_decay" in arguments.renamed:
         group.pop("decoupled_weight_decay", None)
     elif isinstance(flag, bool):
-        decay = group["weight_decay"]
+        decay = group.get("weight_decay", 0.0)
         group |= {"weight_decay": 0.0 if flag else decay, "decoupled_weight_decay": decay if flag else 0.0}
-    return {key: _plain(value) for key, value in group.items()}
+    return {key: _plain(value) if key in arguments.defaults else value for key, value in group.items()}
 
 
-def state_from_torch(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter's state of torch's as the NumPy classes have it: SGD's tells only whether it has begun."""
+def state_from_torch(state: Mapping[str, Any], where: str, name: str) -> dict[str, Any]:
+    """A parameter's state of torch's class of that name as the NumPy class has it.
+
+    torch's SGD tells only whether it has begun.
+    """
     state = {key: value for key, value in state.items() if value is not None}
-    return {"step": 1, **state} if state else state
+    return {"step": 1, **state} if state and name == "SGD" else state
 
 
 def _plain(value: Any) -> Any:
     """A tensor of one element as a number, a list as a tuple."""
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
-    return value.item() if hasattr(value, "item") else value
+    try:
+        return value.item() if hasattr(value, "item") else value
+    except (TypeError, ValueError, RuntimeError):  # of several elements
+        return value
+
+
+def step_count(value: Any, where: str) -> int:
+    """A saved step count, checked: torch's are floats.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no whole number, or one that no count can be.
+    """
+    expected = "a number >= 0, whole and below 2**62"
+    count, number = as_int(value), as_float(value)
+    if count is None and number is None:
+        raise wrong_type(where, value, expected)
+    if count is None and number is not None and number.is_integer():
+        count = int(number)
+    if count is None or not 0 <= count < 2**62:
+        raise wrong_value(where, value, expected)
+    return count
+
+
+def converted_state(
+    value: Any, own: Any, shape: tuple[int, ...], param: Array, positive: bool, where: str
+) -> np.ndarray | Any:
+    """A saved state as it is to be written into an array: its values, stored as that array stores them.
+
+    Parameters
+    ----------
+    value : array, or nested list of numbers
+        In floats of any kind, or in 8-bit blocks.
+    own : array
+        The one to be written.
+    shape : tuple of int
+        The state's shape where it is not in blocks.
+    param : Array
+        The parameter.
+    positive : bool
+        True for states that are never negative.
+    where : str
+        What the state is called in messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The value is of another shape, or in no floats, or beyond what the array can hold.
+    """
+    array, found = view(own, where), _array_of(value, where)
+    dtype, in_blocks = numpy_dtype(array.dtype), array.dtype == np.uint8
+    blocks = (*shape[: max(0, len(shape) - len(param.shape))], block_bytes(param.size))
+    from_bytes = found.dtype == np.uint8 and found.shape == blocks
+    if not from_bytes:
+        if found.shape != shape:
+            raise ValueError(f"{where}: found shape {found.shape}, expected {shape}")
+        integers = found.dtype.kind in "iu" and not hasattr(value, "dtype")  # as JSON may have them
+        if found.dtype.kind != "f" and found.dtype.name != "bfloat16" and not integers:
+            raise TypeError(f"{where}: found dtype {found.dtype}, expected floats, or bytes of shape {blocks}")
+    if from_bytes != in_blocks or (found.dtype != dtype and not in_blocks):
+        values = from_blocks(found, positive, param) if from_bytes else found
+        if in_blocks:
+            values = values.astype(np.float32)
+            if not np.isfinite(values).all():
+                raise ValueError(f"{where}: found infinity or NaN, expected numbers that 8-bit blocks can hold")
+            found = to_blocks(values, positive, param)
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = values.astype(dtype)
+            if (np.isfinite(values) & ~np.isfinite(found)).any():
+                raise ValueError(
+                    f"{where}: found numbers beyond what this optimizer's {dtype_name(array.dtype)} can hold"
+                )
+    return tensor_of(np.asarray(found, order="C")) if hasattr(own, "detach") else found
+
+
+def _array_of(value: Any, where: str) -> np.ndarray:
+    """A saved value's elements on the CPU."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value)
+    if hasattr(value, "dtype"):
+        array = view(value.detach() if hasattr(value, "detach") else value, where)
+        values = array.host()
+        return values.view(numpy_dtype(BFLOAT16)) if array.dtype == BFLOAT16 else values
+    try:
+        return np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise TypeError(f"{where}: found {type(value).__name__}, expected an array") from None

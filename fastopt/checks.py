@@ -171,12 +171,24 @@ def check_name(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 #: Names that other libraries have for arguments whose names here do not look like them.
-_ELSEWHERE = {"learning_rate": "lr", "step_size": "lr", "eta": "lr", "l2": "weight_decay"}
+_ELSEWHERE = {
+    **dict.fromkeys(("learning_rate", "rate", "step_size", "eta"), "lr"),
+    **dict.fromkeys(("beta", "beta1", "beta2", "beta_1", "beta_2"), "betas"),
+    **dict.fromkeys(("l2", "wd"), "weight_decay"),
+    "epsilon": "eps",
+}
 
 
-def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """The end of a message about an unknown name: ``"; did you mean 'lr'?"``, or nothing if none is like it."""
+def did_you_mean(name: object, known: Iterable[object], alike: float = 0.6) -> str:
+    """The end of a message about an unknown name: ``"; did you mean 'lr'?"``, or nothing if none is as much `alike`."""
     names = {str(other).lower(): str(other) for other in known}
     word = str(name).lower()
-    like = [_ELSEWHERE[word]] if _ELSEWHERE.get(word) in names else get_close_matches(word, names, 1)
+    like = [_ELSEWHERE[word]] if _ELSEWHERE.get(word) in names else get_close_matches(word, names, 1, alike)
     return f"; did you mean {names[like[0]]!r}?" if like else ""
+
+
+def differing(found: Iterable[object], expected: Iterable[object]) -> str:
+    """The end of a message about names that are not the expected ones: ``"; missing: 'b'; too many: 'c'"``."""
+    missing, surplus = set(expected) - set(found), set(found) - set(expected)
+    said = (("missing", missing), ("too many", surplus))
+    return "".join(f"; {what}: {', '.join(sorted(map(repr, names)))}" for what, names in said if names)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
+from numbers import Number
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -239,6 +241,13 @@ def hyper_row(rule: Rule, values: Mapping[str, Any], names: Mapping[str, str] | 
         else:
             row[:, k] = rule.hyper[name].check(names.get(name, name), values[name])
     return row
+
+
+def frozen(values: Iterable[Any]) -> tuple[Any, ...] | None:
+    """Hyper-parameters to compare with later ones; None where one may change unseen: an array, or a callable."""
+    fixed = tuple(tuple(value) if isinstance(value, (list, tuple)) else value for value in values)
+    leaves = chain.from_iterable(value if isinstance(value, tuple) else (value,) for value in fixed)
+    return fixed if all(value is None or isinstance(value, (Number, np.generic)) for value in leaves) else None
 
 
 def count_copies(rule: Rule, values: Mapping[str, Any]) -> int:

@@ -18,8 +18,8 @@ import numpy as np
 
 from . import settings
 from .arrays import CPU, Array, view
-from .checks import check_integer
-from .dispatch import Parameters, Runner, Tensor, choose_backend, hyper_row, make_jobs, split_copies
+from .checks import check_integer, did_you_mean
+from .dispatch import Parameters, Runner, Tensor, choose_backend, frozen, hyper_row, make_jobs, split_copies
 from .norms import check_scale
 from .rules import RULES, Rule
 from .sparse import view_gradient
@@ -43,7 +43,7 @@ class _Bound:
         lists = _as_lists(rule, arrays)
         self._parameters = Parameters.of(rule, len(row), len(lists[0]), 1)
         self._parameters.hyper[0] = row
-        self._hyper = _frozen(values)
+        self._hyper = frozen(values)
         self._steps = self._parameters.steps
         self._single = len(self._steps) == 1
         tensors, names = [], []
@@ -79,7 +79,7 @@ class _Bound:
                     f"of {self.rule.states[0]}"
                 )
             self._parameters.hyper[0] = row
-            self._hyper = _frozen(values)
+            self._hyper = frozen(values)
         if type(step) is not int or not 1 <= step <= MAX_STEP:
             step = _check_step(step)
         if self.rule.scalars:
@@ -89,11 +89,6 @@ class _Bound:
         else:
             self._steps.fill(step - 1)
         self._runner(grad_scale, threads)
-
-
-def _frozen(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Hyper-parameters to compare with: a list would change with its owner's."""
-    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
 def _check_step(step: Any) -> int:
@@ -259,7 +254,10 @@ __all__ = list(_FUNCTIONS)
 
 
 def __getattr__(name: str) -> Callable[..., None]:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the rules are {', '.join(__all__)}")
+    known = ", ".join(__all__)
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}; the rules are {known}{did_you_mean(name, __all__)}"
+    )
 
 
 def __dir__() -> list[str]:

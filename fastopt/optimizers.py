@@ -6,12 +6,11 @@ import itertools
 import math
 import sys
 import weakref
-from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import is_
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -29,8 +28,18 @@ from .arrays import (
     dtype_name,
     view,
 )
-from .checkpoint import group_from_torch, numpy_of, state_from_torch, tensor_of
+from .checkpoint import (
+    COMPANIONS,
+    converted_state,
+    group_from_torch,
+    numpy_of,
+    read_state_dict,
+    state_from_torch,
+    step_count,
+)
+from .checks import check_number, did_you_mean, differing
 from .dispatch import (
+    Backend,
     Gradients,
     Job,
     Parameters,
@@ -38,6 +47,7 @@ from .dispatch import (
     Tensor,
     choose_backend,
     count_copies,
+    frozen,
     make_gradients,
     make_jobs,
     split_copies,
@@ -45,63 +55,214 @@ from .dispatch import (
 from .norms import check_scale, scale_of
 from .rules import REQUIRED, Rule
 from .sparse import RowSparse, as_row_sparse, floats_of
-from .storage import ZERO_GRADS, assign, block_bytes, blocks_of, new_array, numpy_dtype, set_to_zero, values_of
+from .storage import ZERO_GRADS, assign, blocks_of, from_blocks, new_array, numpy_dtype, set_to_zero
 
 
-class ParamGroup(UserDict):
-    """Parameters that share hyper-parameters: ``group["lr"] = 1e-4`` is checked at once and holds from the next step.
+class _Checked(MutableMapping[str, Any]):
+    """A mapping whose changes an optimizer checks: all of one change are made, or none."""
 
-    A mapping under torch's names; ``group["params"]`` are the arrays.
-    """
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self._values = dict(values)
+        self._where = where
 
-    def __init__(self, values: Mapping[str, Any], changed: Callable[[ParamGroup], None]) -> None:
-        self._changed: Callable[[ParamGroup], None] | None = None
-        super().__init__(values)
-        self._changed = changed
-        changed(self)
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        """Makes checked changes."""
+        raise NotImplementedError
+
+    def update(self, other: Any = (), /, **more: Any) -> None:
+        """Makes several changes at once: all of them, or none where one is not what it must be."""
+        self._change(dict(other, **more))
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if self._changed is None:
-            self.data[key] = value
-            return
-        if key not in self.data or key == "params":
-            settable = ", ".join(name for name in self.data if name != "params")
-            raise ValueError(f"param_groups: found {key!r}, expected one of {settable}")
-        before = self.data[key]
-        self.data[key] = tuple(value) if isinstance(value, list) else value
-        try:
-            self._changed(self)
-        except (TypeError, ValueError):
-            self.data[key] = before
-            raise
+        self._change({key: value})
 
-    def copy(self) -> dict[str, Any]:  # type: ignore[override]
-        """The group as a plain dict: a change to it changes no optimizer."""
-        return dict(self.data)
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
 
     def __delitem__(self, key: str) -> None:
-        raise TypeError(f"param_groups: {key!r} cannot be removed")
+        if key not in self._values:
+            raise KeyError(key)
+        raise TypeError(f"{self._where}: {key!r} cannot be removed")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return self._values | dict(other)
+
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(other) | self._values
+
+    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict: a change to it changes no optimizer."""
+        return dict(self._values)
+
+    __copy__ = copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (self._values,)
 
 
-class Plan:
-    """A step with its arrays already checked: made by `Optimizer.bind`."""
+class ParamGroup(_Checked):
+    """Parameters that share hyper-parameters: ``group["lr"] = 1e-4`` is checked at once and holds from the next step.
+
+    A mapping under torch's names; ``group["params"]`` are the arrays. Entries under names of your own are kept.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], where: str, arguments: Arguments, read: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        super().__init__(values, where)
+        self._arguments = arguments
+        self._read = read
+        read(self._values)
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        if changes.get("params", self._values["params"]) is not self._values["params"]:
+            raise ValueError(
+                f"{self._where}: found 'params' to be replaced; construct a new optimizer for other arrays"
+            )
+        for key in changes:
+            if key != "params":
+                self._arguments.check_key(key, self._where)
+        own = self._arguments.defaults
+        fixed = {
+            key: tuple(value) if isinstance(value, list) and key in own else value for key, value in changes.items()
+        }
+        values = self._values | fixed
+        self._read(values)
+        self._values = values
+
+    def __delitem__(self, key: str) -> None:
+        if key == "params" or key in self._arguments.defaults:
+            super().__delitem__(key)
+        del self._values[key]
+
+
+class State(_Checked):
+    """A parameter's state arrays: ``state["exp_avg"] = x`` writes the values of `x` into the array that is used."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, write: Callable[[Mapping[str, Any]], None]) -> None:
+        super().__init__(values, where)
+        self._write = write
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        self._write(changes)
+
+
+class _Weakly:
+    """A method of an optimizer, with its first argument, that does not keep the optimizer alive."""
+
+    def __init__(self, optimizer: Optimizer, method: Callable[..., None], first: int) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self._method = method
+        self._first = first
+
+    def __call__(self, changes: Mapping[str, Any]) -> None:
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            self._method(optimizer, self._first, changes)
+
+
+class _Fixed(tuple[Any, ...]):
+    """As many groups, or states, as an optimizer has, each its own for good."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "param_groups and state cannot be replaced, nor have entries added or removed: set a group's or a state's "
+            "own entries, as param_groups[0]['lr'] = 0.1, or construct a new optimizer"
+        )
+
+    __setitem__ = __delitem__ = _refuse
+    append = extend = insert = remove = pop = clear = sort = reverse = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+class _Bound:
+    """Arrays of a step, checked and tabled for a backend. It knows of no optimizer, which may keep it."""
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        backend: Backend,
         jobs: Sequence[Job],
         members: Sequence[int],
         tables: Sequence[Gradients | RowSparse],
         grads: Sequence[tuple[Array, str]],
     ) -> None:
-        self._optimizer = optimizer
-        self._jobs = jobs
-        self._members = members
-        self._tables = tables
-        self._grads = grads
-        self._backend = optimizer._backend()
-        self._runner: Runner = self._backend.prepare(jobs)
+        self.backend = backend
+        self.jobs = jobs
+        self.members = members
+        self.tables = tables
+        self.grads = grads
+        self._runner: Runner = backend.prepare(jobs)
         self._zeroing: Runner | None = None
+
+    def run(
+        self, optimizer: Optimizer, grad_scale: float, max_norm: float | None, skip_nonfinite: bool, zero_grads: bool
+    ) -> None:
+        """Does one step of the optimizer that it was made for."""
+        threads = optimizer._threads or settings._threads
+        runner = self._zeroing_runner() if zero_grads else self._runner
+        optimizer.last_step_skipped = False
+        if grad_scale != 1.0 or max_norm is not None or skip_nonfinite:
+            pager = None if optimizer._files is None else optimizer._files.pager
+            reader = self.backend if pager is None else pager.reading(self.backend)
+            grad_scale, norm, skipped = scale_of(
+                self.tables, reader, threads, check_scale(grad_scale), max_norm, skip_nonfinite
+            )
+            optimizer.last_grad_norm = optimizer.last_grad_norm if norm is None else norm
+            optimizer.last_step_skipped = skipped
+            if skipped:
+                return
+        if optimizer._varying:
+            optimizer._read_varying(self.members)
+        if optimizer._files is None:
+            runner(grad_scale, threads)
+        else:
+            optimizer._files.update(partial(self._stream, optimizer._files.pager, runner, grad_scale, threads))
+        if zero_grads:
+            for table in self.tables:
+                if isinstance(table, RowSparse):
+                    set_to_zero(table.values)
+
+    def _stream(self, pager: Any, runner: Runner, grad_scale: float, threads: int) -> None:
+        """A step over states in files."""
+        if pager is None:
+            runner(grad_scale, threads)
+            return
+        chunks = pager.chunks(self.jobs, [job.units for job in self.jobs])
+        runner.advance(grad_scale)
+        pager.stream(chunks, lambda chunk: runner.update(chunk.job, chunk.begin, chunk.end, threads))
+
+    def _zeroing_runner(self) -> Runner:
+        """The step that zeroes gradients too, made when it is first asked for."""
+        if self._zeroing is None:
+            check_zeroed([grad for grad, _ in self.grads], [name for _, name in self.grads])
+            jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self.jobs]
+            self._zeroing = self.backend.prepare(jobs)
+        return self._zeroing
+
+
+class Plan:
+    """A step with its arrays already checked: made by `Optimizer.bind`."""
+
+    def __init__(self, optimizer: Optimizer, bound: _Bound) -> None:
+        self._optimizer = optimizer
+        self._bound = bound
 
     def step(
         self,
@@ -131,67 +292,25 @@ class Plan:
             `grad_scale` is no finite number, `max_norm` no number >= 0, a schedule gave a value out of range, or
             gradients to be zeroed are read-only or share memory.
         """
-        optimizer = self._optimizer
-        threads = optimizer._threads or settings._threads
-        runner = self._zeroing_runner() if zero_grads else self._runner
-        optimizer.last_step_skipped = False
-        if grad_scale != 1.0 or max_norm is not None or skip_nonfinite:
-            pager = None if optimizer._files is None else optimizer._files.pager
-            reader = self._backend if pager is None else pager.reading(self._backend)
-            grad_scale, norm, skipped = scale_of(
-                self._tables, reader, threads, check_scale(grad_scale), max_norm, skip_nonfinite
-            )
-            optimizer.last_grad_norm = optimizer.last_grad_norm if norm is None else norm
-            optimizer.last_step_skipped = skipped
-            if skipped:
-                return
-        if optimizer._scheduled:
-            optimizer._evaluate_schedules(self._members)
-        if optimizer._files is None:
-            runner(grad_scale, threads)
-        else:
-            optimizer._files.update(partial(self._stream, runner, grad_scale, threads))
-        if zero_grads:
-            for table in self._tables:
-                if isinstance(table, RowSparse):
-                    set_to_zero(table.values)
-
-    def _stream(self, runner: Runner, grad_scale: float, threads: int) -> None:
-        """A step over states in files."""
-        assert self._optimizer._files is not None
-        pager = self._optimizer._files.pager
-        if pager is None:
-            runner(grad_scale, threads)
-            return
-        chunks = pager.chunks(self._jobs, [job.units for job in self._jobs])
-        runner.advance(grad_scale)
-        pager.stream(chunks, lambda chunk: runner.update(chunk.job, chunk.begin, chunk.end, threads))
-
-    def _zeroing_runner(self) -> Runner:
-        """The step that zeroes gradients too, made when it is first asked for."""
-        if self._zeroing is None:
-            check_zeroed([grad for grad, _ in self._grads], [name for _, name in self._grads])
-            jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self._jobs]
-            self._zeroing = self._backend.prepare(jobs)
-        return self._zeroing
+        self._bound.run(self._optimizer, grad_scale, max_norm, skip_nonfinite, zero_grads)
 
 
 class _Last:
-    """The plan of the last step, for a next one from the same arrays or from others like them: it keeps none alive."""
+    """What the last step was bound to, for a next one from the same arrays or others like them: it keeps none alive."""
 
-    def __init__(self, optimizer: Optimizer, grads: Sequence[Any], plan: Plan) -> None:
-        self.plan, jobs = plan, plan._jobs
+    def __init__(self, optimizer: Optimizer, grads: Sequence[Any], bound: _Bound) -> None:
+        self.bound, jobs = bound, bound.jobs
         self._skipped = list(map(is_, grads, itertools.repeat(None)))
         self._refs = _references(grads)
         torch = sys.modules.get("torch")
         tensors = [x for x in (*optimizer._params, *grads) if torch is not None and isinstance(x, torch.Tensor)]
         self._torch: list[tuple[Any, int]] = [(weakref.ref(x), x.data_ptr()) for x in tensors]
-        tables = [table for table in plan._tables if not isinstance(table, RowSparse)]
+        tables = [table for table in bound.tables if not isinstance(table, RowSparse)]
         for owners in (*(job.owners for job in jobs), *(table.owners for table in tables)):
             owners.clear()
         # Tables of dense arrays only, all NumPy's or all on a CUDA device, can take other gradients' addresses.
-        self._kinds = [(g.shape, getattr(g.owner, "dtype", g.dtype), g.dtype) for g, _ in plan._grads]
-        plan._grads = ()
+        self._kinds = [(g.shape, getattr(g.owner, "dtype", g.dtype), g.dtype) for g, _ in bound.grads]
+        bound.grads = ()
         arrays = [*optimizer._views, *itertools.chain.from_iterable(optimizer._state_views)]
         self._device = optimizer._place.device
         of_numpy = all(type(p) is np.ndarray for p in optimizer._params)
@@ -201,7 +320,7 @@ class _Last:
         self._low, self._high = extents[:, 0], extents[:, 1]
         sizes = [math.prod(shape) * dtype.itemsize for shape, _, dtype in self._kinds]
         self._sizes = np.array(sizes, np.uint64)
-        place = {i: k for k, i in enumerate(plan._members)}
+        place = {i: k for k, i in enumerate(bound.members)}
         columns: list[tuple[Any, list[int]]] = (
             [(job.addresses[:, 1], [place[i] for i in job.parameter]) for job in jobs] if self._dense else []
         )
@@ -211,7 +330,7 @@ class _Last:
         self._columns = columns
 
     def fits(self, grads: Sequence[Any]) -> bool:
-        """Whether the plan is one for these gradients, or could be made so by their addresses alone."""
+        """Whether it is one for these gradients, or could be made so by their addresses alone."""
         if list(map(is_, grads, itertools.repeat(None))) != self._skipped:
             return False
         if all(map(is_, grads, [ref() for ref in self._refs])):
@@ -264,10 +383,6 @@ class Optimizer:
 
     Attributes
     ----------
-    param_groups : list of ParamGroup
-        Parameters with their hyper-parameters.
-    state : list of dict
-        For each parameter its state arrays under torch's names, with ``step``, a view of its step count.
     last_grad_norm : float or None
         The global norm of the gradients at the last step that clipped, before clipping.
     last_step_skipped : bool
@@ -278,13 +393,13 @@ class Optimizer:
     last_grad_norm: float | None = None
     last_step_skipped: bool = False
 
-    def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        call = read_call(type(self), params, args, kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        call = read_call(type(self), args, kwargs)
         self._backend_name, self._threads, self._execution = call.backend, call.threads, call.execution
         self._precision = call.precision
-        self._scheduled: set[int] = set()
+        self._varying: set[int] = set()  # groups whose hyper-parameters are to be read at each step
         self._last: _Last | None = None
-        self._structure, groups = _read_params(params)
+        self._structure, groups = _read_params(call.params)
         self._names = [name for names, _, _ in groups for name in names]
         self._params = [param for _, arrays, _ in groups for param in arrays]
         self._views = [view(param, name) for param, name in zip(self._params, self._names, strict=True)]
@@ -310,19 +425,19 @@ class Optimizer:
         self._rules: list[Rule] = []
         self._sets: list[Parameters] = []  # of each group
         self._spans: list[range] = []
-        self.param_groups: list[ParamGroup] = []
+        made: list[ParamGroup] = []
         shared: dict[tuple[str, int], Parameters] = {}
         first, rows = 0, len(groups) + len(self._params)
         for g, (_, arrays, own) in enumerate(groups):
-            unknown = set(own) - set(options) - {"state_dtype"}
-            if unknown:
-                raise TypeError(f"params[{g}]: found {sorted(unknown)[0]!r}, expected params, {', '.join(options)}")
+            for name in own:
+                self.arguments.check_key(name, f"params[{g}]")
             values = {**options, **own}
-            for name, value in values.items():
-                if isinstance(value, list):
-                    values[name] = tuple(value)
+            for name in options:
+                if isinstance(values[name], list):
+                    values[name] = tuple(values[name])
             if values.get("base_lr", 0) is None:
-                values["base_lr"] = values["lr"](1) if callable(values["lr"]) else values["lr"]
+                lr = values["lr"](1) if callable(values["lr"]) else values["lr"]
+                values["base_lr"] = self.arguments.rules[0].hyper["lr"].check("lr", lr)
             rule = self.arguments.rule(values)
             copies = count_copies(rule, self.arguments.values(rule, values, 1))
             key = (rule.name, copies)
@@ -332,60 +447,96 @@ class Optimizer:
             self._sets.append(shared[key])
             self._spans.append(range(first, first + len(arrays)))
             first += len(arrays)
-            self.param_groups.append(ParamGroup({"params": arrays, **values}, self._group_changed(g)))
+            read = _Weakly(self, Optimizer._read_group, g)
+            made.append(ParamGroup({"params": tuple(arrays), **values}, f"param_groups[{g}]", self.arguments, read))
+        self._groups = _Fixed(made)
 
-    def _group_changed(self, g: int) -> Callable[[ParamGroup], None]:
-        optimizer = weakref.ref(self)
+    @property
+    def param_groups(self) -> Sequence[ParamGroup]:
+        """Parameters with their hyper-parameters."""
+        return self._groups
 
-        def changed(group: ParamGroup) -> None:
-            self = optimizer()
-            if self is not None:
-                self._read_group(g, group)
+    @param_groups.setter
+    def param_groups(self, _: Any) -> NoReturn:
+        self._groups._refuse()
 
-        return changed
+    @property
+    def state(self) -> Sequence[State]:
+        """For each parameter its state arrays under torch's names, with ``step``, a view of its step count."""
+        return self._states
 
-    def _read_group(self, g: int, group: ParamGroup) -> None:
+    @state.setter
+    def state(self, _: Any) -> NoReturn:
+        self._states._refuse()
+
+    def hyper(self, group: int = 0) -> dict[str, Any]:
+        """The hyper-parameters that a group's next step will use: schedules as the numbers that they give for it.
+
+        Parameters
+        ----------
+        group : int
+            The group's number; default 0.
+
+        Returns
+        -------
+        dict
+            Each argument of the class with its value. Where parameters of the group have made different numbers of
+            steps it is that of the foremost.
+        """
+        span = self._spans[group]
+        done = int(self._steps[span.start : span.stop].max(initial=0))
+        return self.arguments.at_step(self.param_groups[group], done + 1)
+
+    def _read_group(self, g: int, values: Mapping[str, Any]) -> None:
+        """Takes over a group's hyper-parameters, if they are what they must be."""
+        self._put_group(g, values, self._row(g, values))
+
+    def _row(self, g: int, values: Mapping[str, Any]) -> np.ndarray:
+        """A group's hyper-parameters as backends take them, checked."""
         rule, parameters = self._rules[g], self._sets[g]
-        if self._precision.of_group(group) != self._precisions[g]:
+        if self._precision.of_group(values) != self._precisions[g]:
             raise ValueError(
-                f"param_groups[{g}]: found another state_dtype, {group['state_dtype']!r}, expected that of the states "
+                f"param_groups[{g}]: found another state_dtype, {values['state_dtype']!r}, expected that of the states "
                 "which are there; construct a new optimizer"
             )
-        chosen = self.arguments.rule(group)
+        chosen = self.arguments.rule(values)
         if chosen is not rule:
             raise ValueError(
                 f"param_groups[{g}]: this value would make the rule {chosen.name} of {rule.name}, whose states differ; "
                 "construct a new optimizer"
             )
-        values = self.arguments.values(rule, group, 1)
-        if count_copies(rule, values) != parameters.copies:
+        found = self.arguments.values(rule, values, 1)
+        if count_copies(rule, found) != parameters.copies:
             raise ValueError(
-                f"param_groups[{g}]: found {len(values[str(rule.vector)])} {rule.vector}, expected "
+                f"param_groups[{g}]: found {len(found[str(rule.vector)])} {rule.vector}, expected "
                 f"{parameters.copies} as at construction; construct a new optimizer"
             )
-        row = self.arguments.row(rule, group)
-        span = self._spans[g]
-        if any(callable(value) for value in _leaves(group)):
-            self._scheduled.add(g)
+        return self.arguments.row(rule, values)
+
+    def _put_group(self, g: int, values: Mapping[str, Any], row: np.ndarray) -> None:
+        """Has the next step use a group's checked hyper-parameters."""
+        parameters, span = self._sets[g], self._spans[g]
+        if frozen(values[key] for key in self.arguments.defaults) is None:
+            self._varying.add(g)
             parameters.group[span.start : span.stop] = len(self._spans) + np.arange(span.start, span.stop)
         else:
-            self._scheduled.discard(g)
+            self._varying.discard(g)
             parameters.group[span.start : span.stop] = g
             parameters.hyper[g] = row
 
-    def _evaluate_schedules(self, members: Sequence[int]) -> None:
-        """Writes the rows of parameters whose hyper-parameters depend on the step; all are checked before any."""
+    def _read_varying(self, members: Sequence[int]) -> None:
+        """Writes the rows of parameters whose hyper-parameters are read at each step; all are checked before any."""
         rows: dict[tuple[int, int], np.ndarray] = {}
         for i in members:
             g = self._group_of[i]
-            if g in self._scheduled:
+            if g in self._varying:
                 key = (g, int(self._steps[i]) + 1)
                 if key not in rows:
                     rule = self._rules[g]
                     rows[key] = self.arguments.row(rule, self.param_groups[g], key[1])
         for i in members:
             g = self._group_of[i]
-            if g in self._scheduled:
+            if g in self._varying:
                 self._sets[g].hyper[len(self._spans) + i] = rows[g, int(self._steps[i]) + 1]
 
     # ---- states ----
@@ -399,7 +550,7 @@ class Optimizer:
         self._files = None
         if directory is not None or memory is not None:
             self._files = self._open_files(directory, memory, kinds)
-        self.state: list[dict[str, Any]] = []
+        made: list[State] = []
         self._state_views: list[list[Array]] = []
         for i, (g, param) in enumerate(zip(self._group_of, self._views, strict=True)):
             rule, parameters = self._rules[g], self._sets[g]
@@ -414,9 +565,10 @@ class Optimizer:
                 state[name] = new_array(self._params[i], param, dtype, shape, value if np.isscalar(value) else 0)
                 if not np.isscalar(value):
                     assign(state[name], value)
-            self.state.append(state)
+            made.append(State(state, f"state[{i}]", _Weakly(self, Optimizer._write_state, i)))
             views = [(view(state[name], name), name) for name in kinds[i]]
             self._state_views.append(_by_copy(rule, copies[i], views, param))
+        self._states = _Fixed(made)
 
     def _initial(self, i: int, name: str, dtype: np.dtype) -> Any:
         """What a state begins at: a number, or an array of its shape."""
@@ -510,13 +662,7 @@ class Optimizer:
         array, param = view(self.state[i][name], name), self._views[i]
         if array.dtype != np.uint8:
             return floats_of(array).copy()
-        positive = name in self._rules[self._group_of[i]].positive
-        rows = array.host().reshape(-1, block_bytes(param.size))
-        values = np.concatenate([values_of(row, positive, param.size) for row in rows])
-        copies = array.shape[:-1]
-        whole = values.reshape(*copies, *(param.shape[axis] for axis in param.order))
-        axes = range(len(copies), whole.ndim)
-        return np.moveaxis(whole, axes, [axis + len(copies) for axis in param.order])
+        return from_blocks(array.host(), name in self._rules[self._group_of[i]].positive, param)
 
     # ---- steps ----
 
@@ -544,9 +690,9 @@ class Optimizer:
             The backend asked for, or one for the arrays' device, is not here.
         """
         dense, rows = _split(self._read_grads(grads))
-        return self._with_rows(self._bind(dense), rows)
+        return Plan(self, self._with_rows(self._bind(dense), rows))
 
-    def _bind(self, grads: Sequence[Any]) -> Plan:
+    def _bind(self, grads: Sequence[Any]) -> _Bound:
         tensors, names, members, views = [], [], [], []
         set_of = {id(p): k for k, p in enumerate(self._sets)}
         for i, (g, grad) in enumerate(zip(self._group_of, grads, strict=True)):
@@ -560,17 +706,18 @@ class Optimizer:
             views.append(array)
         jobs = make_jobs(self._sets, tensors, names)
         labels = [n[1] for n in names]
-        return Plan(self, jobs, members, make_gradients(views, labels), list(zip(views, labels, strict=True)))
+        tables = make_gradients(views, labels)
+        return _Bound(self._backend(), jobs, members, tables, list(zip(views, labels, strict=True)))
 
     def _labels(self, i: int, arrays: int) -> list[str]:
         """What a tensor's arrays are called in error messages."""
         label = self._names[i]
         return [label, f"grads{label.removeprefix('params')}", *[f"state of {label}"] * (arrays - 2)]
 
-    def _with_rows(self, plan: Plan, rows: Sequence[tuple[int, RowSparse]]) -> Plan:
-        """A plan that updates some rows of other parameters too."""
+    def _with_rows(self, bound: _Bound, rows: Sequence[tuple[int, RowSparse]]) -> _Bound:
+        """The same with some rows of other parameters."""
         if not rows:
-            return plan
+            return bound
         tensors, names = [], []
         set_of = {id(p): k for k, p in enumerate(self._sets)}
         for i, grad in rows:
@@ -579,10 +726,10 @@ class Optimizer:
             which = set_of[id(self._sets[g])]
             tensors.append(Tensor.of(self._precisions[g], which, i, arrays, self._elements[i]))
             names.append(self._labels(i, len(arrays)))
-        jobs = [*plan._jobs, *make_jobs(self._sets, tensors, names)]
-        tables = [*plan._tables, *(grad for _, grad in rows)]
-        grads = [*plan._grads, *((grad.values, n[1]) for (_, grad), n in zip(rows, names, strict=True))]
-        return Plan(self, jobs, [*plan._members, *(i for i, _ in rows)], tables, grads)
+        jobs = [*bound.jobs, *make_jobs(self._sets, tensors, names)]
+        tables = [*bound.tables, *(grad for _, grad in rows)]
+        grads = [*bound.grads, *((grad.values, n[1]) for (_, grad), n in zip(rows, names, strict=True))]
+        return _Bound(bound.backend, jobs, [*bound.members, *(i for i, _ in rows)], tables, grads)
 
     def _current_view(self, i: int) -> Array:
         """The parameter's view, made anew for arrays whose memory can be replaced (torch's)."""
@@ -628,20 +775,20 @@ class Optimizer:
         how = (grad_scale, max_norm, skip_nonfinite, zero_grads)
         last = self._last
         # What is to be zeroed is checked for that anew.
-        if last is not None and (zero_grads or last.plan._backend is not self._backend()):
+        if last is not None and (zero_grads or last.bound.backend is not self._backend()):
             last = None
         if last is not None and last.fits(arrays):
-            last.plan.step(*how)
+            last.bound.run(self, *how)
             return
         dense, rows = _split(arrays)
         if rows and last is not None and last.fits(dense):
-            self._with_rows(last.plan, rows).step(*how)
+            self._with_rows(last.bound, rows).run(self, *how)
             return
         self._last = None
-        plan = self._bind(dense)
-        self._with_rows(plan, rows).step(*how)
+        bound = self._bind(dense)
+        self._with_rows(bound, rows).run(self, *how)
         with suppress(TypeError):  # an array that no weak reference can be made to
-            self._last = _Last(self, dense, plan)
+            self._last = _Last(self, dense, bound)
 
     def _read_grads(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters."""
@@ -667,68 +814,96 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned, here or in another process, or that of torch's class of that name.
 
+        States of another precision are converted to this optimizer's: float64, float32, bfloat16, float16 and 8-bit
+        blocks, each value to the nearest. What ``rounding`` keeps beside a parameter (``master``, ``compensation``)
+        begins anew where the state dict lacks it, from the parameter as it is now, and is left out where this optimizer
+        has no use for it.
+
         Parameters
         ----------
         state_dict : mapping
-            In torch's layout. A parameter without state is as before its first step.
+            In torch's layout. A parameter without state is as before its first step. Numbers of parameters may be
+            strings, as JSON has them; torch's SGD counts no steps, and has made one here.
 
         Raises
         ------
         TypeError, ValueError
-            Groups, parameters, state names, shapes or dtypes are not this optimizer's; nothing has changed.
+            Groups, parameters, state names, shapes or dtypes are not this optimizer's, or a number is none that it can
+            be; nothing has changed.
         """
-        for key in ("state", "param_groups"):
-            if not isinstance(state_dict, Mapping) or key not in state_dict:
-                raise ValueError(f"state_dict: found no {key!r}, expected what state_dict() returned")
-        groups, states = state_dict["param_groups"], state_dict["state"]
-        sizes, expected = [len(group["params"]) for group in groups], [len(span) for span in self._spans]
-        if sizes != expected:
-            raise ValueError(f"state_dict: found groups of {sizes} parameters, expected {expected}")
-        order = [index for group in groups for index in group["params"]]
-        copies: list[tuple[int, str, Any]] = []
+        order, groups, states = read_state_dict(state_dict, [len(span) for span in self._spans])
+        taken = []
+        for g, saved in enumerate(groups):
+            where = f"state_dict['param_groups'][{g}]"
+            values = group_from_torch(saved, where, self.arguments, self.param_groups[g])
+            for key in values:
+                self.arguments.check_key(key, where)
+            values = {**self.param_groups[g], **values}
+            taken.append((values, self._row(g, values)))
+        writes = []
         for i, index in enumerate(order):
-            saved = state_from_torch(states.get(index, {}))
-            if saved and set(saved) != set(self.state[i]):
-                raise ValueError(
-                    f"state_dict['state'][{index}]: found {sorted(saved)}, expected {sorted(self.state[i])}"
-                )
-            for name, value in saved.items():
-                copies.append((i, name, _loaded(value, self.state[i][name], f"[{index}][{name!r}]")))
-        before = [dict(group.data) for group in self.param_groups]
-        try:
-            for group, saved in zip(self.param_groups, groups, strict=True):
-                values = group_from_torch(saved, "weight_decay" in self.arguments.renamed)
-                values.pop("params")
-                unknown = set(values) - set(group)
-                if unknown:
-                    raise ValueError(f"state_dict['param_groups']: found {sorted(unknown)}, which this rule lacks")
-                group.data.update(values)
-                assert group._changed is not None
-                group._changed(group)
-        except (TypeError, ValueError):
-            for group, values in zip(self.param_groups, before, strict=True):
-                group.data.update(values)
-                assert group._changed is not None
-                group._changed(group)
-            raise
-        fresh = [i for i, index in enumerate(order) if not state_from_torch(states.get(index, {}))]
+            where = f"state_dict['state'][{index!r}]"
+            state = state_from_torch(states.get(index, {}), where, self.arguments.name)
+            writes.append(self._read_state(i, state, where) if state else self._fresh_state(i, self.state[i]))
+        self._write_states(writes)
+        for g, (values, row) in enumerate(taken):
+            self.param_groups[g]._values = values
+            self._put_group(g, values, row)
+
+    def _read_state(self, i: int, saved: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """A parameter's whole state as it is to be written, from a saved one."""
+        fresh = self._fresh_state(i, self.state[i].keys() & COMPANIONS)
+        found, own = saved.keys() - COMPANIONS, self.state[i].keys() - COMPANIONS
+        if found != own:
+            raise ValueError(f"{where}: found {sorted(saved)}, expected {sorted(own)}{differing(found, own)}")
+        kept = {name: value for name, value in saved.items() if name in self.state[i]}
+        return {**fresh, **self._converted(i, kept, where)}
+
+    def _fresh_state(self, i: int, names: Iterable[str]) -> dict[str, Any]:
+        """Some of a parameter's states as before its first step."""
+        dtypes = {name: view(self.state[i][name], name).dtype for name in names}
+        return {name: 0 if name == "step" else self._initial(i, name, dtype) for name, dtype in dtypes.items()}
+
+    def _converted(self, i: int, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Values for some of a parameter's states as they are to be written, checked."""
+        rule, param = self._rules[self._group_of[i]], self._views[i]
+        converted: dict[str, Any] = {}
+        for name, value in values.items():
+            own, called = self.state[i][name], f"{where}[{name!r}]"
+            if name == "step":
+                converted[name] = step_count(value, called)
+            elif name in rule.scalars:
+                converted[name] = check_number(called, value)
+            else:
+                shape = param.shape
+                if name in rule.states:
+                    shape = rule.state_shape(param.shape, self._sets[self._group_of[i]].copies)
+                converted[name] = converted_state(value, own, shape, param, name in rule.positive, called)
+        return converted
+
+    def _write_state(self, i: int, changes: Mapping[str, Any]) -> None:
+        """Writes values into some of a parameter's states."""
+        for name in changes:
+            if name not in self.state[i]:
+                known = list(self.state[i])
+                raise ValueError(f"state[{i}]: found {name!r}, expected one of {known}{did_you_mean(name, known)}")
+        writes: list[dict[str, Any]] = [{} for _ in self.state]
+        writes[i] = self._converted(i, changes, f"state[{i}]")
+        self._write_states(writes)
+
+    def _write_states(self, writes: Sequence[Mapping[str, Any]]) -> None:
+        """Sets states, wherever they are, to values that have been checked."""
 
         def write() -> None:
-            for i in fresh:
-                for name, own in self.state[i].items():
-                    self._write(i, name, 0 if name == "step" else self._initial(i, name, view(own, name).dtype))
-            for i, name, value in copies:
-                self._write(i, name, value)
+            for i, values in enumerate(writes):
+                for name, value in values.items():
+                    own = self.state[i][name]
+                    if self._files is None or not own.ndim:
+                        assign(own, value)
+                    else:
+                        self._files.write(i, name, numpy_of(value) if hasattr(value, "detach") else value)
 
         write() if self._files is None else self._files.update(write)
-
-    def _write(self, i: int, name: str, value: Any) -> None:
-        """Sets a state, wherever it is."""
-        own = self.state[i][name]
-        if self._files is None or not own.ndim:
-            assign(own, value)
-        else:
-            self._files.write(i, name, numpy_of(value) if hasattr(value, "detach") else value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are built anew over the copied arrays: an address is no other array's."""
@@ -760,32 +935,11 @@ def _none() -> None:
     return None
 
 
-def _leaves(group: Mapping[str, Any]) -> Iterator[Any]:
-    for key, value in group.items():
-        if key != "params":
-            yield from value if isinstance(value, (tuple, list)) else (value,)
-
-
 def _by_copy(rule: Rule, copies: int, views: Sequence[tuple[Array, str]], param: Array) -> list[Array]:
     """States in the order of a backend's table: all of the first copy, all of the second, ..., what storage adds."""
     own, added = views[: len(rule.states)], views[len(rule.states) :]
     split = [split_copies(rule, copies, array, param, name) for array, name in own]
     return [arrays[k] for k in range(copies) for arrays in split] + [array for array, _ in added]
-
-
-def _loaded(value: Any, own: Any, where: str) -> Any:
-    """A saved state, if it fits where it is to go."""
-    value = numpy_of(value) if hasattr(value, "detach") and not hasattr(own, "detach") else value
-    shape = tuple(np.shape(value))
-    if shape != tuple(own.shape):
-        raise ValueError(f"state_dict['state']{where}: found shape {shape}, expected {tuple(own.shape)}")
-    if own.ndim and hasattr(value, "dtype") and str(value.dtype).split(".")[-1] != str(own.dtype).split(".")[-1]:
-        raise ValueError(f"state_dict['state']{where}: found dtype {value.dtype}, expected {own.dtype}")
-    if where.endswith("['step']") and not np.asarray(value, np.float64) >= 0:
-        raise ValueError(f"state_dict['state']{where}: found {value!r}, expected a number >= 0")
-    if type(own).__module__.startswith("torch") and isinstance(value, np.ndarray):
-        return tensor_of(np.ascontiguousarray(value))
-    return value
 
 
 # ---- the structure of params and grads ----
@@ -852,8 +1006,7 @@ def _match(grads: Any, structure: Any, name: str) -> list[Any]:
         if not isinstance(grads, Mapping):
             raise TypeError(f"{name}: found {type(grads).__name__}, expected a mapping as params is")
         if grads.keys() != set(structure):
-            odd = sorted(map(repr, grads.keys() ^ set(structure)))
-            raise ValueError(f"{name}: found keys that differ from those of params in {', '.join(odd)}")
+            raise ValueError(f"{name}: found other keys than params has{differing(grads.keys(), set(structure))}")
         return [grads[key] for key in structure]
     if isinstance(grads, Iterator):
         grads = list(grads)

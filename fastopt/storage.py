@@ -220,6 +220,23 @@ def values_of(blocks: np.ndarray, positive: bool, size: int) -> np.ndarray:
     return values.reshape(-1)[:size]
 
 
+def to_blocks(values: np.ndarray, positive: bool, param: Array) -> np.ndarray:
+    """A state's values, of the parameter's shape or of several such, in blocks that lie as the parameter does."""
+    copies = values.shape[: values.ndim - len(param.shape)]
+    rows = [blocks_of(row.transpose(param.order), positive) for row in values.reshape(-1, *param.shape)]
+    return np.stack(rows).reshape(*copies, -1)
+
+
+def from_blocks(blocks: np.ndarray, positive: bool, param: Array) -> np.ndarray:
+    """The float32 values that a state's blocks stand for, of the parameter's shape or of several such."""
+    copies = blocks.shape[:-1]
+    rows = blocks.reshape(-1, block_bytes(param.size))
+    values = np.concatenate([values_of(row, positive, param.size) for row in rows])
+    whole = values.reshape(*copies, *(param.shape[axis] for axis in param.order))
+    axes = range(len(copies), whole.ndim)
+    return np.moveaxis(whole, axes, [axis + len(copies) for axis in param.order])
+
+
 def _top(positive: bool) -> np.float32:
     return np.float32(1.875 if positive else 1.875 - 2**-15)
 

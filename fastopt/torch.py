@@ -45,6 +45,7 @@ from .dispatch import (
     Tensor,
     check_rows,
     choose_backend,
+    frozen,
     make_jobs,
     make_row_job,
     split_copies,
@@ -92,12 +93,12 @@ class Optimizer(torch.optim.Optimizer):
     # torch.amp.GradScaler leaves unscaling, and skipping a step whose gradients are not finite, to `step`.
     _step_supports_amp_scaling = True
 
-    def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        call = read_call(type(self), params, args, kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        call = read_call(type(self), args, kwargs)
         self._backend_name, self._threads, self._precision = call.backend, call.threads, call.precision
         self._bound: _Bound | None = None
         self._recorded: list[Any] = []  # what CUDA graphs read and write, for as long as they may be replayed
-        super().__init__(params, {**self.arguments.defaults, **call.options})
+        super().__init__(call.params, {**self.arguments.defaults, **call.options})
 
     # ---- groups ----
 
@@ -477,7 +478,7 @@ class _Bound:
             for x in (p if g is None or g.is_sparse else g for p, g in zip(params, grads, strict=True))
         ]
         self._where = _where(params, optimizer.state)
-        self._values = [_frozen(self._values_of(group)) for group in groups]
+        self._values = [frozen(self._values_of(group)) for group in groups]
         self._present: list[bool] | None = []
         if not self.take(optimizer):
             raise RuntimeError("tensors moved while they were being checked")
@@ -548,7 +549,7 @@ class _Bound:
                 if rule is not parameters.rule or len(row) != parameters.copies:
                     return False
                 parameters.hyper[g] = row
-                self._values[g] = _frozen(values)
+                self._values[g] = frozen(values)
                 self._take_rates(groups)
         return True
 
@@ -678,13 +679,6 @@ def _copy(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     copy = like.detach().new_empty(x.shape, dtype=x.dtype)
     copy.copy_(x)
     return copy
-
-
-def _frozen(values: Any) -> tuple[Any, ...] | None:
-    """Hyper-parameters to compare with later ones; None where a change would not be seen, as within a tensor."""
-    frozen = tuple(tuple(value) if isinstance(value, list) else value for value in values)
-    flat = chain.from_iterable(value if isinstance(value, tuple) else (value,) for value in frozen)
-    return None if any(isinstance(value, torch.Tensor) for value in flat) else frozen
 
 
 def _states(

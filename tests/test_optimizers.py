@@ -1,10 +1,14 @@
 """The classes: structures of params, groups, schedules, plans, states, saving and loading."""
 
 import copy
+import gc
 import inspect
+import json
 import math
 import pickle
+import weakref
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -281,8 +285,6 @@ def test_a_dead_gradient_is_not_taken_for_a_missing_one():
 
 
 def test_steps_do_not_keep_gradients_alive():
-    import weakref
-
     p, g = arrays(8, 8)
     optimizer = fastopt.Adam(p)
     optimizer.step(g)
@@ -327,7 +329,10 @@ def test_a_training_resumed_goes_on_bit_for_bit(name, options, how, tmp_path):
     assert resumed.param_groups[0]["lr"] == 1 / 3
 
 
-def test_state_dicts_that_do_not_fit_change_nothing():
+BAD_COUNTS = [1.9, math.nan, math.inf, -math.inf, 1e300, 2**63, 2**70, -1, True, "1", ["1"], [1], 1j]
+
+
+def test_state_dicts_that_do_not_fit_change_nothing(tmp_path):
     p = np.ones(4, "f4")
     optimizer = fastopt.Adam(p, lr=0.5)
     optimizer.step(np.ones(4, "f4"))
@@ -348,11 +353,310 @@ def test_state_dicts_that_do_not_fit_change_nothing():
         (broken(state={0: {"step": state["step"], "sum": state["exp_avg"]}}), "sum"),
         (broken(state={0: {**state, "step": -1}}), "found -1, expected a number >= 0"),
         (broken(state={0: {**state, "exp_avg": np.zeros(5, "f4")}}), r"\(5,\)"),
-        (broken(state={0: {**state, "exp_avg": np.zeros(4, "f8")}}), "float64"),
+        (broken(state={0: {**state, "exp_avg": np.zeros(4, "i4")}}), "dtype int32, expected floats"),
+        (broken(state={0: {**state, "exp_avg": ["a"] * 4}}), "dtype <U1, expected floats"),
+        (broken(state={0: {**state, "exp_avg": np.zeros((4, 1), "f4")}}), r"\(4, 1\)"),
+        (broken(state={0: {**state, "exp_avg": np.full(4, 1e300)}}), "beyond what this optimizer's float32 can hold"),
+        (broken(state={0: {key: x for key, x in state.items() if key != "step"}}), "missing: 'step'"),
+        (broken(state={0: {**state, "step": None}}), "missing: 'step'"),
+        *((broken(state={0: {**state, "step": x}}), r"\['step'\]: found") for x in BAD_COUNTS),
+        (broken(state={0: state, 1: state}), r"state_dict\['state'\]: found 1, expected numbers of parameters"),
+        (broken(state={0: state, "0": state}), "found '0', expected numbers of parameters, each once"),
+        (broken(state={"a": state}), "found 'a', expected numbers of parameters"),
+        (broken(state=[state]), "found list, expected a mapping"),
+        (broken(state={0: 3}), "found int, expected a mapping"),
+        (broken(param_groups={**group}), "found dict, expected a list"),
+        (broken(param_groups=[3]), "found int, expected a mapping"),
+        (broken(param_groups=[{**group, "params": "a"}]), r"\['params'\]: found 'a' of type str, expected a list"),
+        (broken(param_groups=[{key: x for key, x in group.items() if key != "betas"}]), "missing: 'betas'"),
+        (broken(param_groups=[{**group, "betas": [0.9]}]), "betas: found"),
+        (broken(param_groups=[{**group, "wieght_decay": 0.1}]), "did you mean 'weight_decay'"),
     ]:
-        with pytest.raises(ValueError, match=message):
-            optimizer.load_state_dict(bad)
-        assert pickle.dumps(optimizer.state_dict()) == before
+        for name in (None, "directory"):
+            other = optimizer
+            if name:
+                other = fastopt.Adam(p.copy(), lr=0.5, state_dir=tmp_path / name)
+                other.load_state_dict(good)
+            with pytest.raises((TypeError, ValueError), match=message):
+                other.load_state_dict(bad)
+            assert pickle.dumps(other.state_dict()) == before
+            other.close()
+
+
+def test_a_state_dict_whose_last_part_is_bad_changes_nothing(tmp_path):
+    good = fastopt.Adam(arrays(4, 5), lr=0.25)
+    good.step(arrays(4, 5, seed=1))
+    for files in ({}, {"state_dir": tmp_path}):
+        optimizer = fastopt.Adam(arrays(4, 5), lr=0.5, **files)
+        before = pickle.dumps(optimizer.state_dict())
+        for name, value in [("step", math.inf), ("exp_avg_sq", ["x"] * 5), ("exp_avg", np.zeros(4, "f4"))]:
+            bad = copy.deepcopy(good.state_dict())
+            bad["state"][1][name] = value
+            with pytest.raises((TypeError, ValueError), match=rf"\['state'\]\[1\]\['{name}'\]: found"):
+                optimizer.load_state_dict(bad)
+            assert pickle.dumps(optimizer.state_dict()) == before
+        optimizer.close()
+    optimizer = fastopt.Adam(arrays(4, 5), lr=0.5, state_dir=tmp_path)
+    before = pickle.dumps(optimizer.state_dict())
+    optimizer.close()
+    with pytest.raises(ValueError, match="closed"):
+        optimizer.load_state_dict(good.state_dict())
+    assert pickle.dumps(optimizer.state_dict()) == before
+
+
+def test_state_dicts_through_json():
+    params, grads = arrays(4, 5), arrays(4, 5, seed=1)
+    one = fastopt.NAdam(params, lr=0.1)
+    one.step(grads)
+    saved = json.loads(json.dumps(one.state_dict(), default=lambda x: x.tolist()))
+    assert list(saved["state"]) == ["0", "1"]
+    two = fastopt.NAdam([p.copy() for p in params], lr=0.1)
+    two.load_state_dict(saved)
+    for optimizer in (one, two):
+        optimizer.step(grads)
+    assert_same_bits(two.param_groups[0]["params"], one.param_groups[0]["params"])
+
+
+def test_torchs_sgd_counts_no_steps():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    t, p = torch.ones(4, requires_grad=True), np.ones(4, "f4")
+    theirs, ours = torch.optim.SGD([t], lr=0.1, momentum=0.9), fastopt.SGD([p], lr=0.5, momentum=0.9)
+    t.grad = torch.ones(4)
+    theirs.step()
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["lr"] == 0.1
+    assert ours.state[0]["step"] == 1
+    np.testing.assert_array_equal(ours.state[0]["momentum_buffer"], 1)
+
+
+STORED = ["float32", "bfloat16", "float16", "8bit"]
+
+
+@pytest.mark.parametrize("after", STORED)
+@pytest.mark.parametrize("before", STORED)
+@pytest.mark.parametrize("name", ["AdamW", "AggMo", "Adagrad"])
+def test_states_of_another_precision_are_converted(name, before, after):
+    rng = np.random.default_rng(0)
+    shape = (70, 60)  # in blocks, and of no whole number of them
+
+    def ones(order, kind):
+        array = np.asarray(np.ones(shape, "f4"), order=order)
+        return pytest.importorskip("torch", reason="torch is not installed").from_numpy(array) if kind else array
+
+    for order, kind in (("C", None), ("F", None), ("C", "torch")):
+        one = make(name, [ones(order, kind)], lr=0.1, state_dtype=before)
+        for _ in range(3):
+            one.step([np.asarray(rng.standard_normal(shape).astype("f4"), order=order)])
+        two = make(name, [ones(order, kind)], state_dtype=after)
+        two.load_state_dict(one.state_dict())
+        assert two.state[0]["step"] == 3
+        for state in one.state[0]:
+            if state != "step":
+                want, got = one.state_values(0, state), two.state_values(0, state)
+                rounded = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "8bit": 2.0**-4}[after]
+                least = 1e-2 * np.abs(want).max() if after == "8bit" else 1e-7
+                np.testing.assert_allclose(got, want, rtol=rounded, atol=least if after != before else 0)
+                if after == before:
+                    np.testing.assert_array_equal(got, want)
+        two.step([ones(order, None)])
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "kahan", "master"])
+def test_a_model_made_bfloat16_goes_on(rounding):
+    """What keeps the bits that a parameter cannot hold begins anew from it, and ends with it."""
+    g = np.ones(9, "f4")
+    wide, narrow = np.linspace(1, 2, 9, dtype="f4"), np.linspace(1, 2, 9).astype(ml_dtypes.bfloat16)
+    one, two = fastopt.Adam([wide], lr=0.1), fastopt.Adam([narrow], lr=0.1, rounding=rounding)
+    one.step([g])
+    two.step([g])
+    for other, own in ((two, one), (one, two)):
+        own.load_state_dict(other.state_dict())
+        assert own.state[0]["step"] == 1
+        np.testing.assert_allclose(own.state_values(0, "exp_avg"), 0.1, rtol=2**-8)
+    if rounding == "master":
+        np.testing.assert_array_equal(two.state[0]["master"], narrow.astype("f4"))
+    with pytest.raises(ValueError, match="missing: 'ema'"):
+        fastopt.Adam([wide], ema_decay=0.9).load_state_dict(one.state_dict())
+
+
+def test_groups_and_states_show_what_is_used():
+    p, q, g = np.zeros(3, "f4"), np.zeros(3, "f4"), np.ones(3, "f4")
+    optimizer = fastopt.SGD([{"params": [p]}, {"params": [q]}], lr=0.5, momentum=0.0)
+    group = optimizer.param_groups[0]
+
+    def check(lr):
+        p[:] = 0
+        optimizer.step([[g], [None]])
+        np.testing.assert_array_equal(p, np.float32(-lr))
+        assert group["lr"] == lr == optimizer.state_dict()["param_groups"][0]["lr"] == optimizer.hyper()["lr"]
+
+    group |= {"lr": 0.25}
+    check(0.25)
+    group.update(lr=0.125, weight_decay=0.0)
+    check(0.125)
+    group.update({**group, "lr": 1.0})
+    check(1.0)
+    for change, error, message in [
+        (lambda: group.__ior__({"lr": math.nan}), ValueError, "lr: found nan"),
+        (lambda: group.update(weight_decay=0.1, lr=-1.0), ValueError, "lr: found -1.0"),
+        (lambda: group.__ior__({"learning_rate": 0.1}), ValueError, "did you mean 'lr'"),
+        (lambda: group.setdefault("betas", 0.1), ValueError, "found 'betas', expected one of lr"),
+        (lambda: group.pop("lr"), TypeError, "'lr' cannot be removed"),
+        (lambda: group.popitem(), TypeError, "cannot be removed"),
+        (lambda: group.clear(), TypeError, "cannot be removed"),
+        (lambda: group.__delitem__("lr"), TypeError, "'lr' cannot be removed"),
+        (lambda: group.update(params=[q]), ValueError, "found 'params'"),
+        (lambda: group["params"].append(q), AttributeError, "append"),
+        (lambda: optimizer.param_groups.__setitem__(0, {"lr": 3.0}), TypeError, "cannot be replaced"),
+        (lambda: optimizer.param_groups.append({"params": [q]}), TypeError, "construct a new optimizer"),
+        (lambda: optimizer.param_groups.pop(), TypeError, "construct a new optimizer"),
+        (lambda: optimizer.param_groups.__delitem__(0), TypeError, "construct a new optimizer"),
+        (lambda: setattr(optimizer, "param_groups", []), TypeError, "construct a new optimizer"),
+        (lambda: setattr(optimizer, "state", []), TypeError, "construct a new optimizer"),
+        (lambda: optimizer.state.__setitem__(0, {}), TypeError, "construct a new optimizer"),
+    ]:
+        with pytest.raises(error, match=message):
+            change()
+        check(1.0)
+    for other in (group.copy(), copy.copy(group), copy.deepcopy(optimizer.param_groups)[0], group | {}, {} | group):
+        other["lr"] = 7.0
+        check(1.0)
+
+
+def test_a_states_entries_are_written_where_they_are_used(tmp_path):
+    for files in ({}, {"state_dir": tmp_path}):
+        p, g = np.zeros(3, "f4"), np.ones(3, "f4")
+        optimizer = fastopt.Adam([p], lr=0.5, **files)
+        optimizer.step([g])
+        state, array = optimizer.state[0], optimizer.state[0]["exp_avg"]
+        state["exp_avg"] = np.zeros(3, "f4")
+        state |= {"exp_avg_sq": [4.0, 4.0, 4.0], "step": 7}
+        assert state["exp_avg"] is array
+        before = p.copy()
+        optimizer.step([np.zeros(3, "f4")])
+        np.testing.assert_array_equal(p, before)
+        assert state["step"] == 8
+        np.testing.assert_allclose(state["exp_avg_sq"], 4 * 0.999)
+        kept = pickle.dumps(optimizer.state_dict())
+        for changes, error, message in [
+            ({"exp_avg": np.zeros(4, "f4")}, ValueError, r"state\[0\]\['exp_avg'\]: found shape \(4,\)"),
+            ({"exp_avg": np.ones(3), "step": -1}, ValueError, "found -1"),
+            ({"exp_avq": np.ones(3)}, ValueError, "did you mean 'exp_avg'"),
+        ]:
+            with pytest.raises(error, match=message):
+                state.update(changes)
+            assert pickle.dumps(optimizer.state_dict()) == kept
+        for change in (lambda: state.pop("step"), state.clear, state.popitem):  # noqa: B023
+            with pytest.raises(TypeError, match="cannot be removed"):
+                change()
+        optimizer.close()
+
+
+def test_entries_of_the_users_own_in_groups_are_kept():
+    p, q = np.ones(3, "f4"), np.ones(3, "f4")
+    hook = len
+    groups = [{"params": p, "name": "a", "lr_scale": 0.5, "hook": hook}, {"params": [q], "lr": 0.5, "tags": ["x"]}]
+    optimizer = fastopt.AdamW(groups, lr=0.1)
+    optimizer.step([np.ones(3, "f4")] * 2)
+    optimizer.param_groups[1]["initial_lr"] = 0.25
+    optimizer.param_groups[1]["tags"].append("y")
+    other = fastopt.AdamW([{"params": p.copy()}, {"params": q.copy()}])
+    other.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
+    for got in (optimizer, other, copy.deepcopy(optimizer)):
+        a, b = got.param_groups
+        assert (a["name"], a["lr_scale"], a["hook"]) == ("a", 0.5, hook)
+        assert (b["tags"], b["initial_lr"], b["lr"]) == (["x", "y"], 0.25, 0.5)
+    del optimizer.param_groups[0]["name"]
+    assert optimizer.param_groups[0].pop("lr_scale") == 0.5
+    assert "name" not in optimizer.param_groups[0]
+    for key, message in [
+        ("wieght_decay", "found 'wieght_decay', expected .*did you mean 'weight_decay'"),
+        ("LR", ".*did you mean 'lr'"),
+        ("epsilon", ".*did you mean 'eps'"),
+        ("momentum", "found 'momentum', expected one of lr"),
+    ]:
+        with pytest.raises(ValueError, match=rf"params\[0\]: {message}"):
+            fastopt.AdamW([{"params": p, key: 0.1}])
+
+
+@pytest.mark.parametrize("kind", ["0-d", "torch", "pair"])
+def test_a_hyper_parameter_within_an_array_is_read_at_each_step(kind):
+    make_number = pytest.importorskip("torch", reason="torch is not installed").tensor if kind == "torch" else np.array
+    lr = make_number(0.5)
+    p, g = np.zeros(3, "f4"), np.ones(3, "f4")
+    if kind == "pair":
+        optimizer = fastopt.Adam([p], lr=1.0, betas=(lr, 0.9))
+        optimizer.step([g])
+        lr[...] = 0.0
+        optimizer.step([g])
+        np.testing.assert_array_equal(optimizer.state[0]["exp_avg"], 1.0)
+        assert optimizer.hyper()["betas"] == (0.0, 0.9)
+        return
+    optimizer = fastopt.SGD([p], lr=lr)
+    plan = optimizer.bind([g])
+    plan.step()
+    lr[...] = 0.25
+    plan.step()
+    lr[...] = 1.0
+    optimizer.step([g])
+    assert optimizer.hyper() == {**optimizer.hyper(), "lr": 1.0}
+    np.testing.assert_array_equal(p, -1.75)
+    lr[...] = -1.0
+    with pytest.raises(ValueError, match="lr: found"):
+        optimizer.step([g])
+    np.testing.assert_array_equal(p, -1.75)
+
+
+def test_an_optimizer_ends_with_its_last_reference():
+    gc.collect()
+    gc.disable()
+    try:
+        p, g = np.zeros(3, "f4"), np.ones(3, "f4")
+        for build in (lambda: fastopt.Adam([p]), lambda: fastopt.Adam([p], lr=lambda t: 0.1)):
+            optimizer = build()
+            optimizer.step([g])
+            optimizer.step([g.copy()])
+            optimizer.step([g], max_norm=1.0, zero_grads=True)
+            optimizer.param_groups[0]["lr"] = 0.5
+            plan = optimizer.bind([g])
+            refs = [weakref.ref(optimizer), weakref.ref(optimizer.state[0]["exp_avg"])]
+            group = optimizer.param_groups[0]
+            del optimizer
+            plan.step()  # a plan is its own
+            assert refs[0]().state[0]["step"] == 4
+            del plan
+            assert [ref() for ref in refs] == [None, None]
+            assert group["lr"] == 0.5
+    finally:
+        gc.enable()
+
+
+def test_unknown_names_are_told_what_they_may_mean():
+    p = np.ones(3, "f4")
+    for call, message in [
+        (lambda: fastopt.Adam([p], learning_rate=0.1), "Adam: found 'learning_rate', expected .*did you mean 'lr'"),
+        (lambda: fastopt.Adam([p], beta=0.1), "Adam: found 'beta', expected .*did you mean 'betas'"),
+        (lambda: fastopt.Adam([p], weigth_decay=0.1), "did you mean 'weight_decay'"),
+        (lambda: fastopt.Adam(), "Adam: missing a required argument: 'params'"),
+        (lambda: fastopt.Adam(lr=0.1), "Adam: missing a required argument: 'params'"),
+        (lambda: fastopt.Adam([p], params=[p]), "Adam: multiple values for argument 'params'"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            call()
+    fastopt.Adam(params=[p], lr=0.1)
+    for name, meant in [
+        ("Nadam", "NAdam"),
+        ("adamw", "AdamW"),
+        ("RMSProp", "RMSprop"),
+        ("clip_grad_norm", "clip_grad_norm_"),
+    ]:
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'; did you mean '{meant}'"):
+            getattr(fastopt, name)
+    optimizer = fastopt.SGD({"a": p, "b": np.ones(3, "f4")})
+    with pytest.raises(ValueError, match=r"grads: found other keys than params has; missing: 'b'; too many: 'c'$"):
+        optimizer.step({"a": p, "c": p})
+    with pytest.raises(ValueError, match=r"grads: found other keys than params has; missing: 'b'$"):
+        optimizer.step({"a": p})
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
