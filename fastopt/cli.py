@@ -1,19 +1,25 @@
-"""The command line: ``fastopt info`` and ``fastopt bench``."""
+"""The command line: ``fastopt info`` and ``fastopt bench``; ``python -m fastopt`` is the same."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import settings
+from .checks import did_you_mean
+from .dispatch import load_backend
 from .errors import BackendUnavailable, install_command
-from .info import compiler_flags, rule_table, show_config
+from .info import __version__, compiler_flags, rule_list, rule_table, show_config
 from .rules import RULES
 
 _ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
@@ -32,6 +38,14 @@ def _count(text: str) -> int:
     if not 1 <= number < 2**63 or number != int(number):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number >= 1")
     return int(number)
+
+
+def _threads(text: str) -> int:
+    """A number of threads."""
+    number = _count(text)
+    if number > settings.MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number >= 1 and <= {settings.MAX_THREADS}")
+    return number
 
 
 def _counts(text: str) -> list[int]:
@@ -58,7 +72,9 @@ def _among(allowed: Iterable[str]) -> Callable[[str], list[str]]:
         known = list(allowed)
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(known)}")
+                raise argparse.ArgumentTypeError(
+                    f"found {name!r}, expected some of {', '.join(known)}{did_you_mean(name, known)}"
+                )
         return names
 
     return read
@@ -80,6 +96,18 @@ def _file(text: str) -> Path:
     return Path(text)
 
 
+def _folder(text: str) -> Path:
+    """A folder that can be written; it is made if there is none."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not text or not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a folder that can be written")
+    return path
+
+
 def picture(text: str) -> Path:
     """A file's name for pictures, in a folder that there is."""
     path = Path(text)
@@ -94,15 +122,30 @@ def _results(text: str) -> dict[str, Any]:
     """What an earlier run wrote."""
     try:
         found = json.loads(Path(text).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        from .bench.baseline import shares
+
+        whole = "configuration" in found and all(0 < x < math.inf for _, share in shares(found) for x in share)
+    except ModuleNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-    if not isinstance(found, dict) or "configuration" not in found:
+    except (TypeError, AttributeError, KeyError):
+        whole = False
+    if not whole:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected what fastopt bench --json wrote")
     return found
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are a line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help tells more\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("fastopt", description="Optimizer updates at the speed of memory.")
+    parser = _Parser("fastopt", description="Optimizer updates at the speed of memory.")
+    parser.add_argument("--version", action="version", version=f"fastopt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     info = commands.add_parser("info", help="what this installation is and chose")
     info.add_argument("--rules", action="store_true", help="prints the rules, their formulas and sources instead")
@@ -128,7 +171,7 @@ def _add_bench(commands: Any) -> None:
     what.add_argument(
         "--peers", type=_peers, help="other libraries: names, all, or none (default: those quick to start)"
     )
-    what.add_argument("--threads", type=_count, help="of all who can be told (default: as fastopt info says)")
+    what.add_argument("--threads", type=_threads, help="of all who can be told (default: as fastopt info says)")
     what.add_argument("--repeats", type=_count, default=11, help="rounds; slow ones take part in fewer (default 11)")
     more = bench.add_argument_group("what else is measured")
     more.add_argument("--sizes", type=_counts, nargs="?", const=_SIZES, default=[], help="Adam at 1e2,3e2 ... 1e9")
@@ -150,7 +193,7 @@ def _add_bench(commands: Any) -> None:
     made.add_argument(
         "--plot", type=picture, metavar="FILE", help="draws x.svg or x.png as x-rules.svg, x-sizes.svg ..."
     )
-    made.add_argument("--report", type=Path, metavar="DIR", help="writes one page with everything there")
+    made.add_argument("--report", type=_folder, metavar="DIR", help="writes one page with everything there")
 
 
 def _bench(given: argparse.Namespace, command: str) -> int:
@@ -190,27 +233,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0; 1 where a package or the C library is missing; 130 after Ctrl-C.
+        The exit status: 0; 1 where a package or the C library is missing, or something cannot be written; 2 where an
+        argument or a variable of the environment is of no use; 130 after Ctrl-C; 141 where nobody reads on.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "info" and options.rules and (options.cflags or options.libs):
+        parser.error("info: found --rules with --cflags or --libs, expected one or the other")
     command = shlex.join(["fastopt", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        if options.command == "info":
-            if options.cflags or options.libs:
-                print(compiler_flags(options.cflags, options.libs))
-            elif options.rules:
-                print(rule_table())
-            else:
-                show_config()
-            return 0
-        return _bench(options, command)
+        _check_environment()
+    except ValueError as error:
+        return _fail(options, str(error), 2)
+    try:
+        try:
+            return _info(options) if options.command == "info" else _bench(options, command)
+        finally:
+            if sys.stdout is not None:  # it is None where it was closed
+                sys.stdout.flush()
     except BackendUnavailable as error:
-        print(f"fastopt {options.command}: {error}", file=sys.stderr)
-        return 1
+        return _fail(options, str(error))
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in _EXTRA:
             raise
-        print(f"fastopt bench: no {missing.name} here; install it: {install_command('bench')}", file=sys.stderr)
-        return 1
+        return _fail(options, f"no {missing.name} here; install it: {install_command('bench')}")
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except OSError as error:
+        _drop_output()
+        return _fail(options, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+    except MemoryError as error:
+        return _fail(options, f"out of memory: {error}")
     except KeyboardInterrupt:
         return 130
+
+
+def _info(options: argparse.Namespace) -> int:
+    """Runs ``fastopt info``."""
+    if options.cflags or options.libs:
+        print(compiler_flags(options.cflags, options.libs))
+    elif not options.rules:
+        show_config()
+    elif sys.stdout is not None and sys.stdout.isatty():
+        print(rule_list(shutil.get_terminal_size().columns))
+    else:
+        print(rule_table())
+    return 0
+
+
+def _check_environment() -> None:
+    """Raises ValueError where a variable of the environment is of no use."""
+    settings.get_num_threads()
+    settings.get_backend()
+    with suppress(BackendUnavailable):
+        load_backend("native")  # by which FASTOPT_ISA is read
+
+
+def _fail(options: argparse.Namespace, why: str, status: int = 1) -> int:
+    print(f"fastopt {options.command}: {why}", file=sys.stderr)
+    return status
+
+
+def _drop_output() -> None:
+    """What is still to be written to stdout is not: when the process ends Python would try once more."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ import platform
 import re
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 
 from . import settings
@@ -59,6 +60,17 @@ def rule_table() -> str:
     return "\n".join(lines)
 
 
+def rule_list(width: int) -> str:
+    """The same as lines of at most so many characters."""
+    wrapper = textwrap.TextWrapper(max(width, 20), "  ", "    ", break_on_hyphens=False)
+    lines = []
+    for rule in RULES.values():
+        lines.append(f"{rule.optimizer}, {rule.name}")
+        for text in (rule.formula, rule.source):
+            lines += wrapper.wrap(text)
+    return "\n".join(lines)
+
+
 def get_include() -> str:
     """The folder of ``fastopt.h``, the C interface, which is documented there.
 
@@ -93,7 +105,24 @@ def compiler_flags(cflags: bool, libs: bool) -> str:
     return shlex.join(flags)
 
 
+def _places() -> dict[str, str]:
+    """Where on this machine the parts are that people ask for, by heading."""
+    backends = available_backends()
+    lines: dict[str, str] = {}
+    if backends["native"] == "available":
+        lines |= {"C library": get_library(), "C header": str(Path(get_include()) / "fastopt.h")}
+    if backends["numba"] == "available":
+        from .backends import numba_cache
+
+        lines["Numba's cache"] = numba_cache.folder() or "none: no folder that can be written; set NUMBA_CACHE_DIR"
+    return lines
+
+
 def show_config() -> None:
-    """Prints version, instruction sets, threads, and the backends, with the reason why one is missing."""
-    for heading, text in configuration().items():
+    """Prints version, instruction sets, threads, the backends, with the reason why one is missing, and where the C
+    library, its header and the cache of compiled kernels are.
+    """
+    lines = configuration()
+    chosen = lines.popitem()
+    for heading, text in [*lines.items(), *_places().items(), chosen]:
         print(f"{heading + ':':20} {text}")

@@ -1,15 +1,39 @@
 """The command line, as a user calls it."""
 
+import fcntl
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
+
+import pytest
 
 import fastopt
 from fastopt import cli
+from fastopt.rules import RULES
+
+MAIN = "import sys; from fastopt.cli import main; sys.exit(main())"
 
 
-def run(*arguments, code="import sys; from fastopt.cli import main; sys.exit(main())"):
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+def run(*arguments, code=MAIN, stdout=subprocess.PIPE, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+
+
+def refusal(done, status):
+    """The one line that a command ended with."""
+    assert done.returncode == status, done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
 
 
 def without(*packages):
@@ -28,3 +52,124 @@ def test_info():
 def test_readme_has_the_table_of_rules(capsys):
     assert cli.main(["info", "--rules"]) == 0
     assert capsys.readouterr().out.strip() in (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"fastopt {fastopt.__version__}\n")
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "fastopt", "info", "--rules"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run("info", "--rules").stdout
+
+
+def test_info_says_where_things_are(tmp_path):
+    found = dict(line.split(": ", 1) for line in run("info", NUMBA_CACHE_DIR=str(tmp_path)).stdout.splitlines())
+    assert Path(found["C library"].strip()).samefile(fastopt.get_library())
+    assert Path(found["C header"].strip()).read_text().startswith("/*")
+    assert found["Numba's cache"].strip().startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("width", [40, 100, 300])
+def test_rules_fit_a_terminal(width):
+    terminal, ours = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    with subprocess.Popen([sys.executable, "-c", MAIN, "info", "--rules"], stdout=ours, env=environment) as process:
+        os.close(ours)
+        text = b""
+        try:
+            while part := os.read(terminal, 65536):
+                text += part
+        except OSError:  # the end, on Linux
+            pass
+    os.close(terminal)
+    assert process.returncode == 0
+    lines = text.decode().splitlines()
+    assert max(map(len, lines)) <= width
+    said = " ".join(" ".join(lines).split())
+    for rule in RULES.values():
+        for part in (f"{rule.optimizer}, {rule.name}", rule.formula, rule.source):
+            assert " ".join(part.split()) in said
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--rules"], ["info", "--cflags"]])
+def test_output_that_nobody_reads_or_that_finds_no_room(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run(*arguments, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        assert "No space left" in refusal(run(*arguments, stdout=full), 1)
+    closed = run(*arguments, code=f"import sys; sys.stdout = None; {MAIN}")
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("variable", ["FASTOPT_BACKEND", "FASTOPT_ISA", "FASTOPT_NUM_THREADS"])
+@pytest.mark.parametrize("command", ["info", "bench"])
+def test_a_wrong_environment_is_a_line(command, variable):
+    line = refusal(run(command, **{variable: "foo"}), 2)
+    assert line.startswith(f"fastopt {command}: {variable}: found 'foo', expected ")
+
+
+def test_results_that_cannot_be_written(tmp_path):
+    arguments = ["bench", "--rules", "sgd", "--size", "1e4", "--repeats", "1", "--peers", "none", "--no-digits"]
+    done = run(*arguments, "--json", "/dev/full", FASTOPT_NUM_THREADS="1")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "fastopt bench: No space left on device"
+    assert "Traceback" not in done.stderr
+    assert "sgd" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: command"),
+        (["inof"], "invalid choice: 'inof'"),
+        (["info", "--rulez"], "--rulez"),
+        (["info", "--rules", "--libs"], "found --rules with"),
+        (["bench", "--threads", "99999"], "--threads: found '99999', expected a whole number >= 1 and <= 1024"),
+        (["bench", "--threads", "0"], "--threads: found '0'"),
+        (["bench", "--rules", "adma"], "did you mean 'ad"),
+        (["bench", "--backends", ""], "--backends: found ''"),
+        (["bench", "--size", "1e400"], "--size: found '1e400'"),
+        (["bench", "--size", "nan"], "--size: found 'nan'"),
+        (["bench", "--repeats", "-1"], "--repeats"),
+        (["bench", "--budget", "inf"], "--budget: found 'inf'"),
+        (["bench", "--json", "/"], "--json: "),
+        (["bench", "--json", ""], "--json: "),
+        (["bench", "--report", "/dev/null"], "--report: "),
+        (["bench", "--report", "/proc/none"], "--report: "),
+        (["bench", "--report", ""], "--report: found ''"),
+        (["bench", "--plot", "/nowhere/x.png"], "--plot: found '/nowhere/x.png'"),
+    ],
+)
+def test_arguments_of_no_use(arguments, said):
+    assert said in refusal(run(*arguments), 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"configuration": {}, "rules": [1]}',
+        '{"configuration": {}, "rules": [{"shares": {"native": [1, 1, 1]}}]}',
+        '{"configuration": {}, "rules": [{"name": "adam", "shares": {"native": [1]}}]}',
+        '{"configuration": {}, "rules": [{"name": "adam", "shares": {"native": [0, 0, 0]}}]}',
+        '{"configuration": {}, "rules": [{"name": "adam", "shares": {"native": [1, NaN, 2]}}]}',
+        '{"configuration": {}, "rules": [{"name": "adam", "shares": {"native": ["1", "2", "3"]}}]}',
+    ],
+)
+def test_a_baseline_that_is_none(tmp_path, capsys, content):
+    file = tmp_path / "baseline.json"
+    file.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "--baseline", str(file)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("fastopt bench: argument --baseline: ")

@@ -105,3 +105,9 @@ def compiled_callback(function: Callable[..., Any], signature: Any) -> CFunc:
         made._cache = kept
     made.compile()
     return made
+
+
+def folder() -> str | None:
+    """Where what this package compiles is cached, None where no folder can be written."""
+    kept = _cache_of(folder)
+    return kept and kept.cache_path

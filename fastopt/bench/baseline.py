@@ -11,7 +11,8 @@ from .timing import Spread
 OURS = ("native", "numba")
 
 
-def _shares(report: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], Spread]]:
+def shares(report: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], Spread]]:
+    """A report's shares of the ceiling, by section, row and who."""
     for key, rows in report.items():
         for row in rows if isinstance(rows, list) else ():
             for who in OURS:
@@ -27,9 +28,9 @@ def table(before: Mapping[str, Any], now: Mapping[str, Any]) -> Table:
     before, now : mapping
         Two reports, as ``--json`` writes them.
     """
-    earlier = dict(_shares(before))
+    earlier = dict(shares(before))
     lines = []
-    for (key, name, who), share in _shares(now):
+    for (key, name, who), share in shares(now):
         if (key, name, who) in earlier:
             old = earlier[key, name, who]
             apart = share.low > old.high or share.high < old.low
