@@ -233,8 +233,9 @@ FILES: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "a directory for the states, which are memory maps of a file there, allocated at once. One that is new or "
             "empty begins anew; one that holds whole states of the same rules, shapes and dtypes is resumed, "
             "with their step counts; one that a crash left half changed is refused, as is that of another "
-            "optimizer. After each step the directory is whole if the process is killed; `sync` makes it so for a "
-            "power failure too",
+            "optimizer. Parameters are not kept there: save them yourself, and construct the optimizer with those that "
+            "go with the states; a warning tells after which step these are. After each step the directory is whole if "
+            "the process is killed; `sync` makes it so for a power failure too",
         ),
         "state_memory": (
             None,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
@@ -611,7 +613,15 @@ class Optimizer:
                 states.append(StateArray(name, kind, numpy_dtype(dtype), shape, value, order))
             described.append(ParameterStates(rule.name, param.shape, tuple(states)))
         counters = [self._steps, *(p.scalars for p in {id(p): p for p in self._sets}.values() if p.rule.scalars)]
-        return StateFiles(directory, described, counters, memory)
+        files = StateFiles(directory, described, counters, memory)
+        if files.resumed and self._steps.any():
+            warnings.warn(
+                f"state_dir: states after step {self._steps.max()} are resumed from {os.fsdecode(directory)}, where no "
+                "parameters are: they must be those after this step too, or load a state dict that goes with them",
+                UserWarning,
+                stacklevel=4,
+            )
+        return files
 
     def sync(self) -> None:
         """Waits until states in files are on the disk, so that even a power failure leaves them whole.
@@ -629,7 +639,8 @@ class Optimizer:
     def close(self) -> None:
         """Syncs states in files, and leaves their directory to whoever takes it up next; this optimizer is done then.
 
-        It happens when the optimizer is garbage, too, and when the process ends. Without ``state_dir`` it does nothing.
+        It happens at the end of a ``with`` block, when the optimizer is garbage, and when the process ends. Without
+        ``state_dir`` it does nothing.
 
         Raises
         ------
@@ -638,6 +649,12 @@ class Optimizer:
         """
         if self._files is not None:
             self._files.close()
+
+    def __enter__(self) -> Optimizer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def state_values(self, i: int, name: str) -> np.ndarray:
         """A state's values in float32 (float64 where it is in that), whatever it is stored in.

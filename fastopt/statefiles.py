@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 import shutil
+import stat
 import sys
 import threading
 import weakref
@@ -23,11 +24,14 @@ from typing import Any
 import numpy as np
 
 from . import paging
+from .checks import describe, wrong_type, wrong_value
 from .info import __version__
 
 FORMAT = 1  # of the directory: another number for what these lines could not read
 _MANIFEST, _STATES, _PROGRESS = "manifest.json", "states", "progress"
 _MARKS = np.dtype([("begun", np.int64), ("done", np.int64), ("synced", np.int64), ("boot", "S40")])
+_COUNTS = 2**62  # above any step count
+_MOST = 1 << 20  # bytes that a manifest may have anyway
 _LINE, _PAGE = 64, 4096  # small arrays share pages, but no cache lines
 _REMEDY = "choose another directory, or remove this one to begin anew"
 
@@ -122,11 +126,14 @@ class StateFiles:
         counters: Sequence[np.ndarray],
         memory: int | None = None,
     ) -> None:
-        if not isinstance(directory, (str, os.PathLike)):
-            raise TypeError(f"state_dir: found {directory!r} of type {type(directory).__name__}, expected a path")
+        if not isinstance(directory, (str, bytes, os.PathLike)):
+            raise wrong_type("state_dir", directory, "a path")
+        directory = os.fsdecode(directory)
+        if not directory or "\0" in directory:
+            raise wrong_value("state_dir", directory, "the path of a directory, '.' for the present one")
         if memory is not None:
             memory = paging.check_memory(memory)
-        self._folder = Path(os.fsdecode(directory)).absolute()
+        self._folder = Path(directory).absolute()
         self._counters = counters
         self._busy = threading.Lock()
         self._failure: BaseException | None = None
@@ -136,13 +143,17 @@ class StateFiles:
         try:
             with _explained(self._folder, manifest["bytes"]):
                 if not self._folder.is_dir():
-                    self._folder.mkdir(parents=True)
+                    for folder in [folder for folder in self._folder.parents if not folder.exists()][::-1]:
+                        folder.mkdir(exist_ok=True)
+                        made.append(folder)
+                    self._folder.mkdir()
                     made.append(self._folder)
                 self.resumed = self._holds(manifest)
                 self._open(manifest["bytes"], made)
                 self._map(parameters, manifest, memory)
                 if self.resumed:
                     self._check_marks()
+                    self._check_counters()
                     for own, kept in zip(counters, self._kept, strict=True):
                         own[...] = kept
                 else:
@@ -152,7 +163,7 @@ class StateFiles:
             _release(self._files)
             for path in reversed(made):
                 with suppress(OSError):
-                    path.rmdir() if path == self._folder else path.unlink()
+                    path.rmdir() if path.is_dir() else path.unlink()
             raise
         self._process = os.getpid()
         self._closing = weakref.finalize(self, _close, self._files, self._marks, self._process)
@@ -161,7 +172,7 @@ class StateFiles:
 
     def _holds(self, manifest: dict[str, Any]) -> bool:
         """Whether the directory holds the states that are described; if not, it is empty."""
-        names = sorted(os.listdir(self._folder))
+        names = sorted(name.encode(errors="backslashreplace").decode() for name in os.listdir(self._folder))
         if not names:
             return False
         if _MANIFEST not in names:
@@ -169,31 +180,34 @@ class StateFiles:
                 f"state_dir: found {', '.join(names[:3])} and no {_MANIFEST} in {self._folder}, expected an empty "
                 "directory or one whose states were made to the end"
             )
+        described = json.dumps(manifest)
+        descriptor = self._open_file(_MANIFEST, os.O_RDONLY)
         try:
-            found = json.loads((self._folder / _MANIFEST).read_text())
+            with open(descriptor, "rb") as file:
+                found = json.loads(file.read(_MOST + 64 * len(described)))
             version, writer = found["format"], found["fastopt"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(
                 f"state_dir: found a {_MANIFEST} in {self._folder} that is not fastopt's; {_REMEDY}"
             ) from None
         if version != FORMAT:
             raise ValueError(
-                f"state_dir: found states in {self._folder} in format {version}, of fastopt {writer}, expected format "
-                f"{FORMAT}; use that version, or {_REMEDY}"
+                f"state_dir: found states in {self._folder} in format {describe(version)}, of fastopt "
+                f"{describe(writer)}, expected format {FORMAT}; use that version, or {_REMEDY}"
             )
-        for place, there, here in _differences(found, json.loads(json.dumps(manifest))):
+        for place, there, here in _differences(found, json.loads(described)):
             raise ValueError(
-                f"state_dir: found states in {self._folder} with {place} {there!r}, expected {here!r} as this "
+                f"state_dir: found states in {self._folder} with {place} {describe(there)}, expected {here!r} as this "
                 f"optimizer has; {_REMEDY}"
             )
         return True
 
     def _open(self, size: int, made: list[Path]) -> None:
         """Opens the files, making them first if they are new."""
-        flags = os.O_RDWR | os.O_CLOEXEC | (0 if self.resumed else os.O_CREAT | os.O_EXCL)
+        flags = os.O_RDWR | (0 if self.resumed else os.O_CREAT | os.O_EXCL)
         for name, length in ((_STATES, size), (_PROGRESS, _PAGE)):
             path = self._folder / name
-            self._files.append(os.open(path, flags, 0o666))
+            self._files.append(self._open_file(name, flags))
             if not self.resumed:
                 made.append(path)
             if name == _STATES:
@@ -205,6 +219,23 @@ class StateFiles:
         states, progress = self._files
         self._memory = mmap.mmap(states, size)
         self._marks = np.ndarray((), _MARKS, mmap.mmap(progress, _PAGE))
+
+    def _open_file(self, name: str, flags: int) -> int:
+        """Opens a file of the directory's own: what is written there is nowhere else."""
+        path = self._folder / name
+        try:
+            descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
+                raise
+            found = "a symbolic link" if path.is_symlink() else "a directory" if path.is_dir() else "a special file"
+        else:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+                return descriptor
+            os.close(descriptor)
+            found = "a file of several names (hard links)" if stat.S_ISREG(status.st_mode) else "a special file"
+        raise ValueError(f"state_dir: found {found} at {path}, expected a file of its own; {_REMEDY}")
 
     def _lock(self) -> None:
         """Takes the directory for this object."""
@@ -224,6 +255,11 @@ class StateFiles:
 
     def _check_marks(self) -> None:
         begun, done, synced, boot = self._marks[()]
+        if not 0 <= synced <= done < _COUNTS or begun < 0:
+            raise ValueError(
+                f"state_dir: found states in {self._folder} after update {done}, synced after {synced}, expected "
+                f"numbers >= 0 in this order: {_PROGRESS} is damaged; {_REMEDY}"
+            )
         if begun != done:
             raise ValueError(
                 f"state_dir: found states in {self._folder} of which a part has update {begun}, and a part only update "
@@ -236,6 +272,14 @@ class StateFiles:
                 f"{done}, before this machine started anew: they may not all have reached the disk; remove the "
                 "directory to begin anew, then load a state dict that was saved before, with the parameters"
             )
+
+    def _check_counters(self) -> None:
+        for kept in self._kept:
+            for value in kept[~((kept >= 0) & (kept < _COUNTS))][:1]:
+                raise ValueError(
+                    f"state_dir: found a step count, or what goes with it, of {value} in {self._folder}, expected a "
+                    f"finite number >= 0: {_STATES} is damaged; {_REMEDY}"
+                )
 
     def _map(self, parameters: Sequence[ParameterStates], manifest: dict[str, Any], memory: int | None) -> None:
         """Makes the arrays over the file."""
@@ -455,11 +499,18 @@ def _explained(folder: Path, size: int) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(folder).free
+            there = next(path for path in (folder, *folder.parents) if path.exists())
+            free = shutil.disk_usage(there).free
             text = (
                 f"state_dir: found {free} bytes free for {folder}, expected {size} for the states ({error.strerror}); "
                 "free some, or choose a directory on another disk"
             )
+            if free > size and error.errno != errno.EFBIG:
+                text = (
+                    f"state_dir: found no room for {folder} ({error.strerror}) though {free} bytes are free, expected "
+                    f"{size} and some more files (inodes), within the quota; remove some files, or choose a directory "
+                    "on another disk"
+                )
         else:
             text = f"state_dir: found {folder}, expected a directory that can be written ({error.strerror})"
         raise OSError(error.errno, text) from error

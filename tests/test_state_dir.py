@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -189,6 +190,29 @@ def test_what_is_refused(tmp_path):
         ):
             other()
     fastopt.Adam(p, state_dir=tmp_path, lr=0.5, weight_decay=0.1)  # hyper-parameters are this call's
+
+
+def test_resuming_tells_that_parameters_are_not_there(tmp_path):
+    p, g = arrays(30, 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastopt.Adam(p, state_dir=tmp_path).close()
+        with fastopt.Adam(p, state_dir=tmp_path) as optimizer:
+            for _ in range(3):
+                optimizer.step(g)
+    with pytest.raises(ValueError, match="closed"):
+        optimizer.step(g)
+    with pytest.warns(UserWarning, match=f"after step 3 are resumed from {tmp_path}.* no parameters") as told:
+        assert fastopt.Adam(p, state_dir=tmp_path).state[0]["step"] == 3
+    assert told[0].filename == __file__
+    assert "Parameters are not kept there" in " ".join(fastopt.Adam.__doc__.split())
+
+
+def test_a_with_block_without_files():
+    p, g = arrays(30, 30)
+    with fastopt.SGD(p, lr=1.0) as optimizer:
+        optimizer.step(g)
+    optimizer.step(g)
 
 
 @pytest.mark.parametrize("memory", MEMORY)

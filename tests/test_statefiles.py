@@ -4,8 +4,12 @@ import errno
 import fcntl
 import gc
 import json
+import math
 import os
 import resource
+import socket
+import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -194,6 +198,17 @@ def change(key, value):
     return edit
 
 
+def place(name, form, *values, begin=0):
+    """Packs numbers into a file."""
+
+    def edit(folder):
+        with open(folder / name, "r+b") as file:
+            file.seek(begin)
+            file.write(struct.pack(form, *values))
+
+    return edit
+
+
 DAMAGES = {
     "format": (change("format", 99), "in format 99, of fastopt .*, expected format 1; use that version"),
     "byte order": (change("byteorder", "middle"), f"with byteorder 'middle', expected '{sys.byteorder}'"),
@@ -201,6 +216,21 @@ DAMAGES = {
     "other json": (lambda folder: (folder / "manifest.json").write_text("[1]"), "that is not fastopt's"),
     "unfinished": (lambda folder: (folder / "manifest.json").unlink(), r"progress, states and no manifest\.json"),
     "cut off": (lambda folder: os.truncate(folder / "states", 99), r"99 bytes in .*states, expected 4096"),
+    "deep": (lambda folder: (folder / "manifest.json").write_text("[" * 10**5), "that is not fastopt's"),
+    "huge": (lambda folder: os.truncate(folder / "manifest.json", 1 << 40), "that is not fastopt's"),
+    "no text": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe{}"), "that is not fastopt's"),
+    "many digits": (lambda folder: (folder / "manifest.json").write_text("9" * 5000), "that is not fastopt's"),
+    "long": (change("byteorder", "x" * 10**5), f"byteorder 'x.{{,200}}, expected '{sys.byteorder}'"),
+    **{
+        f"count {value}": (place("states", "<q", value), rf"step count, or what goes with it, of {value}")
+        for value in (-5, -(2**63), 2**62)
+    },
+    **{
+        f"scalar {value}": (place("states", "<d", value, begin=64), rf"step count, or what goes with it, of {value}")
+        for value in (-1.0, math.nan, math.inf)
+    },
+    "marks": (place("progress", "<qqq", -1, -1, -1), "after update -1, synced after -1"),
+    "a mark": (place("progress", "<qqq", 0, 0, 7), "after update 0, synced after 7"),
 }
 
 
@@ -209,11 +239,88 @@ def test_damages_are_refused(tmp_path, damage):
     open_files(tmp_path).close()
     edit, said = DAMAGES[damage]
     edit(tmp_path)
-    before = contents(tmp_path)
+    before = contents(tmp_path) if damage != "huge" else None
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"state_dir: found .*{said}"):
             open_files(tmp_path)
-    assert contents(tmp_path) == before
+    if before is not None:
+        assert contents(tmp_path) == before
+
+
+NAMES = ("states", "progress", "manifest.json")
+
+
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "FIFO", "socket", "directory", "device"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_file_of_its_own_is_refused(tmp_path, name, kind):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    open_files(folder).close()
+    (folder / name).rename(elsewhere)
+    before = elsewhere.read_bytes()
+    if kind == "symbolic link":
+        (folder / name).symlink_to(elsewhere)
+    elif kind == "hard link":
+        os.link(elsewhere, folder / name)
+    elif kind == "FIFO":
+        os.mkfifo(folder / name)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(folder / name))
+    elif kind == "directory":
+        (folder / name).mkdir()
+    else:
+        if os.getuid():
+            pytest.skip("only root makes devices")
+        os.mknod(folder / name, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    with pytest.raises(ValueError, match=rf"state_dir: found a .* at {folder / name}, expected a file of its own"):
+        open_files(folder)
+    assert elsewhere.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_link_in_a_new_directory_is_not_followed(tmp_path, name):
+    (tmp_path / "thesis.tex").write_text("dear reader")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / name).symlink_to(tmp_path / "thesis.tex")
+    with pytest.raises(ValueError, match="state_dir: found"):
+        open_files(tmp_path / "new")
+    assert (tmp_path / "thesis.tex").read_text() == "dear reader"
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff")).touch()
+    with pytest.raises(ValueError, match=r"found \\udcff and no manifest") as refused:
+        open_files(tmp_path)
+    str(refused.value).encode()
+
+
+@pytest.mark.parametrize("path", ["", b"", "a\0b"])
+def test_paths_that_are_none(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"state_dir: found .*, expected the path of a directory"):
+        open_files(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_kind_of_path(tmp_path):
+    for path in (tmp_path, str(tmp_path), os.fsencode(tmp_path)):
+        open_files(path).close()
+    name = os.path.join(os.fsencode(tmp_path), b"in", b"\xff")
+    open_files(name).close()
+    assert open_files(name).resumed
+
+
+def test_no_inode_left(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for module, name in ((os, "open"), (os, "mkdir")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refuse)
+            with pytest.raises(OSError, match=r"state_dir: found no room for .*inodes") as refused:
+                open_files(tmp_path / "new" / "folder")
+        assert refused.value.errno == errno.ENOSPC
+        assert not list(tmp_path.iterdir())
 
 
 def test_another_version_of_fastopt_is_not_refused(tmp_path):
