@@ -18,6 +18,7 @@ BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 _STORED_DTYPES = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16))  # of what is updated in float32
 _from_buffer = FFI().from_buffer
 _cast = FFI().cast
+_UINTPTR = FFI().typeof("uintptr_t")
 _CPU, _CUDA = 1, 2  # DLPack's device types
 _TORCH_DTYPES = {
     f"torch.{name}": np.dtype(name) for name in ("float32", "float64", "float16", "int32", "int64", "uint8")
@@ -137,7 +138,7 @@ def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 
 def address_of(x: np.ndarray) -> int:
     """Where a C-contiguous, float32 or float64, non-empty array begins, in a tenth of the time of x.ctypes.data."""
-    return int(_cast("uintptr_t", _from_buffer(x)))
+    return int(_cast(_UINTPTR, _from_buffer(x)))
 
 
 def dtype_name(dtype: np.dtype) -> str:

@@ -9,15 +9,17 @@ Every rule of `fastopt.RULES` has its function here, made from the table, such a
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any
+from operator import add, attrgetter, gt
+from typing import Any, NoReturn
 
 import numpy as np
 
 from . import settings
-from .arrays import CPU, Array, view
+from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, view
 from .checks import check_integer, did_you_mean
 from .dispatch import Parameters, Runner, Tensor, choose_backend, frozen, hyper_row, make_jobs, split_copies
 from .norms import check_scale
@@ -32,8 +34,8 @@ class _Bound:
     """Checked arrays under one rule, ready for any step and any hyper-parameters."""
 
     __slots__ = (
-        *("_hyper", "_keys", "_parameters", "_runner", "_single", "_steps"),
-        *("layouts", "owners", "place", "refs", "rule"),
+        *("_address", "_cells", "_hyper", "_keys", "_parameters", "_runner", "_single", "_sizes", "_steps"),
+        *("jobs", "layouts", "place", "refs", "rule"),
     )
 
     def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: str | None) -> None:
@@ -65,13 +67,40 @@ class _Bound:
         jobs = make_jobs([self._parameters], tensors, names)
         self.place = tensors[0].arrays[0].place if tensors else CPU
         self._runner: Runner = choose_backend(backend, self.place).prepare(jobs)
-        self.owners = [job.owners for job in jobs]
+        self.jobs = jobs
+        # Of each address in the tables: where it is there, which of the arrays it is in, and how far behind its begin.
+        self._cells: list[tuple[memoryview, int, int, int]] = []
         self.refs: list[Any] = []
         self.layouts: list[Any] | None = None  # of arrays that their owner can lay out anew
 
+    def for_any(self, members: Sequence[np.ndarray]) -> _Bound:
+        """The same, ready to `move`."""
+        copies, states = self._parameters.copies, len(self.rule.states)
+        columns = [0, 1, *[2 + k for _ in range(copies) for k in range(states)]]  # the array of each column of a table
+        plain = all(array.dtype in COMPUTE_DTYPES for array in members)
+        self._address: Callable[[np.ndarray], int] = address_of if plain else attrgetter("ctypes.data")
+        begin = np.array(list(map(self._address, members)), np.uint64)
+        for job in self.jobs:
+            cells = memoryview(job.addresses.reshape(-1))  # type: ignore[arg-type]
+            which = np.ravel(np.array(columns) * len(self._steps) + job.parameter[:, None])
+            beyond = job.addresses.reshape(-1) - begin[which]
+            self._cells += zip([cells] * len(cells), range(len(cells)), which.tolist(), beyond.tolist(), strict=True)
+            job.owners.clear()
+        self._sizes = [array.nbytes for array in members]
+        return self
+
+    def move(self, members: Sequence[np.ndarray]) -> bool:
+        """Takes over where other arrays of the same layouts are; False where some overlap, as gradients may."""
+        begin = list(map(self._address, members))
+        if any(map(gt, sorted(map(add, begin, self._sizes)), sorted(begin)[1:])):
+            return False
+        for cells, k, i, beyond in self._cells:
+            cells[k] = begin[i] + beyond
+        return True
+
     def run(self, step: Any, values: tuple[Any, ...], grad_scale: float, threads: int, scalars: Any = None) -> None:
         """One step."""
-        if values != self._hyper:
+        if self._hyper is None or not _equal(values, self._hyper):
             row = hyper_row(self.rule, dict(zip(self._keys, values, strict=True)))
             if len(row) != self._parameters.copies:
                 raise ValueError(
@@ -89,6 +118,14 @@ class _Bound:
         else:
             self._steps.fill(step - 1)
         self._runner(grad_scale, threads)
+
+
+def _equal(values: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
+    """Whether hyper-parameters are numbers as before."""
+    try:
+        return values == before
+    except (TypeError, ValueError, RuntimeError):  # an array of several elements
+        return False
 
 
 def _check_step(step: Any) -> int:
@@ -153,6 +190,8 @@ def _update(
         bound = None
     if bound is None:
         _check_step(step)
+        if _run_alike(rule, key, arrays, members, (step, values, grad_scale, limit, scalars)):
+            return
         bound = _Bound(rule, arrays, values, backend)
         of_numpy = [type(array) is np.ndarray for array in members]
         if members and all(of_numpy):
@@ -161,6 +200,62 @@ def _update(
             bound.layouts = list(map(_layout, members))
             _remember(key, bound, members)
     bound.run(step, values, grad_scale, limit, scalars)
+
+
+# What was bound for arrays of some layouts and serves others of the same, by rule, backend and layouts. A call takes
+# it out for itself, for another thread may make one at the same time.
+_alike: dict[tuple[Any, ...], list[_Bound]] = {}
+# The arrays of such calls, by their identities: those that come again are bound for themselves, which is faster still.
+# Nothing where other arrays came with the same identities: then they are made for each call.
+_seen: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+_MOST = 1 << 16  # arrays that either of them knows of
+
+
+def _run_alike(
+    rule: Rule, key: tuple[Any, ...], arrays: tuple[Any, ...], members: tuple[Any, ...], how: tuple[Any, ...]
+) -> bool:
+    """One step with what was bound for arrays of the same layouts; False where there is none, or arrays may overlap.
+
+    All that a check of the arrays would find is found here too, for they are contiguous and of known shapes and dtypes.
+    """
+    tensors = len(members) // len(arrays)
+    layouts: list[Any] = [rule.name, key[1]]
+    for i, array in enumerate(members):
+        if type(array) is not np.ndarray:
+            return False
+        flags = array.flags
+        if not (flags.carray or (flags.c_contiguous and i // tensors == 1)):  # gradients may be read-only
+            return False
+        layouts += array.shape, array.dtype
+    alike = tuple(layouts)
+    waiting = _alike.get(alike)
+    if waiting is None:
+        if all(array.size for array in members):
+            if len(_alike) * len(members) > _MOST:
+                _alike.clear()
+            _alike[alike] = []
+        return False
+    before = _seen.get(key)
+    if before:
+        if all(ref() is array for ref, array in zip(before, members, strict=True)):
+            del _seen[key]
+            return False
+        _seen[key] = ()
+    elif before is None:
+        if len(_seen) * len(members) > _MOST:
+            _seen.clear()
+        _seen[key] = tuple(map(weakref.ref, members))
+    try:
+        bound = waiting.pop()
+    except IndexError:
+        bound = _Bound(rule, arrays, how[1], key[1]).for_any(members)
+    try:
+        if not bound.move(members):
+            return False
+        bound.run(*how)
+    finally:
+        waiting.append(bound)
+    return True
 
 
 def _has_layout(array: Any) -> bool:
@@ -172,7 +267,7 @@ def _has_layout(array: Any) -> bool:
 def _layout(array: Any) -> Any:
     """What tells that an array is where it was: its owner can put it elsewhere."""
     if hasattr(array, "data_ptr"):  # torch's
-        return array.data_ptr(), array.shape, array.stride()
+        return array.data_ptr(), array.shape, array.stride(), array.is_neg()
     interface = array.__cuda_array_interface__
     return interface["data"], interface["shape"], interface.get("strides")
 
@@ -187,9 +282,16 @@ def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> N
         bound.refs = [weakref.ref(array, forget) for array in arrays]
     except TypeError:  # an array that no weak reference can be made to
         return
-    for owners in bound.owners:
-        owners.clear()
+    for job in bound.jobs:
+        job.owners.clear()
     _cache[key] = bound
+
+
+def _refuse(rule: Rule, unknown: Iterable[str]) -> NoReturn:
+    """Says that a function has no such arguments."""
+    known = list(inspect.signature(_FUNCTIONS[rule.name]).parameters)
+    found = next(iter(unknown))
+    raise TypeError(f"{rule.name}: found {found!r}, expected {', '.join(known)}{did_you_mean(found, known)}")
 
 
 def _make(rule: Rule) -> Callable[..., None]:
@@ -204,14 +306,18 @@ def _make(rule: Rule) -> Callable[..., None]:
     given = f"None if {' or '.join(f'{name} is None' for name in rule.scalars)} else {given}" if rule.scalars else given
     source = (
         f"def {rule.name}({', '.join(arrays)}, *, step{required}{optional}{scalars}, grad_scale=1.0, backend=None, "
-        f"threads=None):\n"
+        f"threads=None, **unknown):\n"
+        f"    if unknown:\n"
+        f"        _refuse(_rule, unknown)\n"
         f"    _update(_rule, ({', '.join(arrays)}), step, ({', '.join(keys)},), grad_scale, {given}, backend, "
         "threads)\n"
     )
-    namespace: dict[str, Any] = {"_update": _update, "_rule": rule, "_defaults": defaults}
+    namespace: dict[str, Any] = {"_update": _update, "_refuse": _refuse, "_rule": rule, "_defaults": defaults}
     exec(compile(source, f"<fastopt.functional.{rule.name}>", "exec"), namespace)
     function = namespace[rule.name]
     function.__module__ = __name__
+    *known, _ = inspect.signature(function).parameters.values()
+    function.__signature__ = inspect.Signature(known)
     function.__doc__ = _documentation(rule, keys)
     return function
 

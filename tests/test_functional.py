@@ -2,6 +2,7 @@
 
 import array
 import inspect
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ import fastopt
 from fastopt import functional
 from fastopt.rules import RULES
 
-from .support import VARIED, default_hyper, make_states
+from .support import VARIED, assert_same_bits, default_hyper, make_states
 
 
 def call(**changes):
@@ -202,6 +203,172 @@ def test_identities_of_dead_arrays_are_not_remembered():
         assert not p.any()
         del p, g
     assert len(functional._cache) < 20
+
+
+def flat_views(flat, n, count):
+    """Views of one array, made anew."""
+    return [flat[i * n : (i + 1) * n].reshape(10, -1) for i in range(count)]
+
+
+@pytest.mark.parametrize("lists", [False, True])
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("name", RULES)
+def test_fresh_views_are_bound_once_and_give_the_same_bits(name, backend, lists, monkeypatch):
+    hyper, n = {**default_hyper(name), **VARIED[name]}, 1000
+    rng = np.random.default_rng(0)
+
+    def call(arrays, t):
+        arguments = [[array, other] for array, other in zip(*arrays, strict=True)] if lists else arrays[0]
+        getattr(functional, name)(*arguments, step=t, **hyper, backend=backend)
+
+    flats = [rng.standard_normal(2 * n).astype("f4") for _ in range(2)]
+    shapes = [state.shape for state in make_states(name, hyper, np.empty((10, n // 10)))]
+    states = [[np.zeros(shape, "f4") for shape in shapes] for _ in flats]
+    kept = [
+        [*map(np.copy, flat_views(flat, n, 2)), *map(np.copy, own)] for flat, own in zip(flats, states, strict=True)
+    ]
+    made = []
+    monkeypatch.setattr(
+        functional, "_Bound", lambda *arguments, real=functional._Bound: made.append(0) or real(*arguments)
+    )
+    for t in range(1, 8):
+        call([[*flat_views(flat, n, 2), *(s[:] for s in own)] for flat, own in zip(flats, states, strict=True)], t)
+    assert len(made) == 2
+    for t in range(1, 8):
+        call(kept, t)
+    for flat, own, want in zip(flats[: 1 + lists], states, kept, strict=False):
+        assert_same_bits([*flat_views(flat, n, 2), *own], want)
+
+
+def test_fresh_views_of_every_storage_give_the_same_bits():
+    rng = np.random.default_rng(0)
+    for param, grad, state in [("f8", "f8", "f8"), (ml_dtypes.bfloat16, "f4", "f2"), ("f4", ml_dtypes.bfloat16, "u1")]:
+        n = 4096
+        bytes_ = 16 * 260 if state == "u1" else n
+        arrays = [rng.standard_normal(n).astype(param), rng.standard_normal(n).astype(grad)]
+        arrays += [np.zeros(bytes_, state) for _ in range(2)]
+        kept = [a.copy() for a in arrays]
+        for t in range(1, 5):
+            functional.adam(*(a[:] for a in arrays), step=t)
+            functional.adam(*kept, step=t)
+        assert_same_bits(arrays, kept)
+    velocity = np.zeros((3, 50))
+    kept = np.ones(50), np.ones(50), velocity.copy()
+    p = np.ones(50)
+    for t in range(1, 5):
+        functional.aggmo(p[:], np.ones(50), velocity[:], step=t)
+        functional.aggmo(*kept, step=t)
+    assert_same_bits([p, velocity], [kept[0], kept[2]])
+
+
+def test_fresh_views_are_checked_as_kept_arrays_are():
+    def views(flat):
+        return flat_views(flat, 100, 4)
+
+    flat = np.ones(800, "f4")
+    for _ in range(4):
+        functional.adam(*views(flat), step=1)
+    before = flat.copy()
+    frozen = flat[:400]
+    frozen.flags.writeable = False
+    p, g, m, v = views(flat)
+    for bad, error, message in [
+        ([p, g, m, frozen[300:400].reshape(10, 10)], ValueError, "exp_avg_sq: found a read-only"),
+        ([frozen[:100].reshape(10, 10), g, m, v], ValueError, "param: found a read-only"),
+        ([p, g, m, flat[250:350].reshape(10, 10)], ValueError, "exp_avg_sq: found memory shared with exp_avg"),
+        ([p, flat[50:150].reshape(10, 10), m, v], ValueError, "grad: found memory shared with param"),
+        ([p, g, m, m[:]], ValueError, "exp_avg_sq: found memory shared with exp_avg"),
+        ([p, g, m, v.T[:, :9]], ValueError, "exp_avg_sq: found shape"),
+        ([p, g, m, np.ones((10, 10))], TypeError, "exp_avg_sq: found dtype float64"),
+        ([p, g, m, np.ones((5, 20), "f4")], ValueError, "exp_avg_sq: found shape"),
+    ]:
+        for _ in range(2):
+            with pytest.raises(error, match=message):
+                functional.adam(*bad, step=2)
+    for hyper, error in [({"lr": -1.0}, ValueError), ({"step": 0}, ValueError), ({"threads": 0}, ValueError)]:
+        with pytest.raises(error):
+            functional.adam(*views(flat), **{"step": 2, **hyper})
+    np.testing.assert_array_equal(flat, before)
+    functional.adam(p, frozen[100:200].reshape(10, 10), m, v, step=2)  # a gradient may be read-only
+    assert (p != before[:100].reshape(10, 10)).all()
+    one = np.ones(100, "f4")  # and may serve several parameters
+    for _ in range(4):
+        a, b = np.ones(100, "f4"), np.ones(100, "f4")
+        functional.sgd([a, b], [one, one], step=1, lr=1.0)
+        assert not a.any()
+        assert not b.any()
+
+
+def test_kept_arrays_are_bound_for_themselves():
+    models = [[np.ones(100, "f4") for _ in range(4)] for _ in range(5)]
+    for _ in range(3):
+        for arrays in models:
+            functional.adam(*arrays, step=1)
+    remembered = {tuple(map(id, arrays)) for arrays in models} & {key[2:] for key in functional._cache}
+    assert len(remembered) == 5
+
+
+def test_threads_may_update_views_of_the_same_layouts():
+    flat = np.ones((8, 4, 20_000), "f4")
+    want = flat[0].copy()
+    for t in range(1, 31):
+        functional.adam(*want, step=t)
+
+    def work(rows):
+        for t in range(1, 31):
+            functional.adam(*(row[:] for row in rows), step=t, threads=1)
+
+    threads = [threading.Thread(target=work, args=(rows,)) for rows in flat]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_same_bits(flat, [want] * 8)
+
+
+def test_what_is_remembered_stays_small(monkeypatch):
+    monkeypatch.setattr(functional, "_MOST", 100)
+    for known in (functional._alike, functional._seen):
+        known.clear()
+    for n in range(1, 100):
+        flat = np.ones(4 * n, "f4")
+        kept = []
+        for _ in range(4):
+            kept.append([flat[i * n : (i + 1) * n] for i in range(4)])
+            functional.adam(*kept[-1], step=1)
+        for known in (functional._alike, functional._seen):
+            assert len(known) <= 100 // 4 + 1
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_hyper_parameter_within_an_array_is_read_at_each_call(kind):
+    make = np.array if kind == "numpy" else pytest.importorskip("torch", reason="torch is not installed").tensor
+    p, g, lr = np.zeros(3, "f4"), np.ones(3, "f4"), make(0.5)
+    for value in (0.5, 0.25, 1.0):
+        lr[...] = value
+        functional.sgd(p, g, step=1, lr=lr)
+    np.testing.assert_array_equal(p, -1.75)
+    functional.sgd(p, g, step=1, lr=0.25)
+    with pytest.raises(TypeError, match="lr: found"):
+        functional.sgd(p, g, step=1, lr=make([0.1, 0.2]))
+    lr[...] = np.nan
+    with pytest.raises(ValueError, match="lr: found"):
+        functional.sgd(p, g, step=1, lr=lr)
+    np.testing.assert_array_equal(p, -2.0)
+
+
+def test_unknown_names_are_told_what_they_may_mean():
+    for name, meant in [("adamW", "adamw"), ("Nadam", "nadam"), ("rmsprop_centred", "rmsprop_centered")]:
+        with pytest.raises(AttributeError, match=f"the rules are sgd.*; did you mean '{meant}'"):
+            getattr(functional, name)
+    for key, meant in [
+        ("learning_rate", "lr"),
+        ("beta", "beta[12]"),
+        ("wieght_decay", "weight_decay"),
+        ("Threads", "threads"),
+    ]:
+        with pytest.raises(TypeError, match=f"adam: found '{key}', expected param, .*; did you mean '{meant}'"):
+            call(**{key: 0.1})
 
 
 def test_aggmo_states():
