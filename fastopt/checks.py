@@ -30,8 +30,11 @@ _short = _Short()
 
 
 def describe(value: Any) -> str:
-    """A value as error messages show it."""
-    return " ".join(_short.repr(value).split())
+    """A value as error messages show it: on one line, cut where it is long."""
+    try:
+        return " ".join(_short.repr(value).split())
+    except Exception:  # a repr of the user's own
+        return f"an object of type {type(value).__name__}"
 
 
 def wrong_type(name: str, value: Any, expected: str) -> TypeError:
@@ -68,7 +71,7 @@ def as_float(value: Any) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # whatever a conversion fails with, this is no number
         return None
 
 
@@ -80,7 +83,7 @@ def as_int(value: Any) -> int | None:
         return None
     try:
         return index(value)
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:
         return None
 
 

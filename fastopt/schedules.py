@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .checks import check_number, wrong_value
+
 
 @dataclass(frozen=True)
 class Demon:
@@ -20,8 +22,8 @@ class Demon:
 
     Raises
     ------
-    ValueError
-        `total` or `beta` is out of range.
+    TypeError, ValueError
+        `total` or `beta` is no number, or out of range.
 
     Examples
     --------
@@ -33,12 +35,12 @@ class Demon:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
-        if not self.total >= 1:
-            raise ValueError(f"total: found {self.total!r}, expected a number of steps >= 1")
-        if not 0 <= self.beta < 1:
-            raise ValueError(f"beta: found {self.beta!r}, expected a number in [0, 1)")
+        check_number("total", self.total, 1, expected="a number of steps >= 1")
+        if check_number("beta", self.beta, 0, 1, expected="a number in [0, 1)") == 1:
+            raise wrong_value("beta", self.beta, "a number in [0, 1)")
 
-    def __call__(self, t: int) -> float:
+    def __call__(self, t: float) -> float:
         """The value at the 1-based step `t`."""
+        t = check_number("t", t, 1, expected="a step >= 1")
         left = max(0.0, 1.0 - t / self.total)
         return self.beta * left / ((1.0 - self.beta) + self.beta * left)

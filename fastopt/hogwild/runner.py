@@ -116,7 +116,7 @@ def run(
         raise TypeError(f"kernel: found {kernel!r} of type {type(kernel).__name__}, expected a callable")
     examples = check_integer("examples", examples, 1, 2**32 - 1)
     workers = check_threads("workers", workers)
-    epochs = check_integer("epochs", epochs, 1)
+    epochs = check_integer("epochs", epochs, 1, 2**63 - 1)
     seed = check_integer("seed", seed, 0)
     lr = check_number("lr", lr, 0, above=True)
     decay = check_number("decay", decay, 0, 1, above=True)
