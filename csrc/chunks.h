@@ -294,7 +294,8 @@ APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int state
     else if (at % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK)                                                             \
         FN(end_block)(s, j, at_##j, at);
 
-/* Whole chunks of arrays of known dtypes; returns how many elements that were. */
+/* Whole chunks of arrays of known dtypes, with states in blocks whole blocks: what is behind the tensor's end in its last
+ * block is for the other loop. Returns how many elements that were. */
 #define KNOWN(rule, copies)                                                                                           \
     INLINE int64_t FN(known_##rule##_##copies)(FN(stored) *s, int64_t n, const void *coefficients, const int dtype,   \
                                                const int grad_dtype, const int states)                                \
@@ -304,9 +305,8 @@ APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int state
         const uint64_t element = (uint64_t)s->pass->element, step = (uint64_t)s->pass->step;                          \
         _Alignas(64) real chunks[ARRAYS_##rule##_##copies][CHUNK];                                                    \
         void *arrays[ARRAYS_##rule##_##copies];                                                                       \
-        int64_t at = 0;                                                                                               \
-        (void)states;                                                                                                 \
-        for (; at + CHUNK <= n; at += CHUNK) {                                                                        \
+        int64_t at = 0, end = n - n % (FN(in_blocks)(states) ? FASTOPT_BLOCK : CHUNK);                                \
+        for (; at < end; at += CHUNK) {                                                                               \
             LOAD(0, dtype) LOAD(1, grad_dtype) STATES_##rule##_##copies(LOAD_STATE)                                   \
             UPDATE_CHUNK(rule, copies)                                                                                \
             FN(store_chunk)(dtype, chunks[0], at_0);                                                                  \
@@ -314,7 +314,7 @@ APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int state
             (void)dithered, (void)dither;                                                                             \
             STATES_##rule##_##copies(STORE_STATE)                                                                     \
         }                                                                                                             \
-        return at;                                                                                                    \
+        return end;                                                                                                   \
     }
 FASTOPT_INSTANCES(KNOWN)
 

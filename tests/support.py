@@ -125,3 +125,18 @@ def assert_same_bits(got, want):
     for a, b in zip(bits(got), bits(want), strict=True):
         differing = np.flatnonzero(a.ravel() != b.ravel())
         assert differing.size == 0, f"{differing.size} of {a.size} differ, the first at {differing[0]}"
+
+
+# How far a result may be from the oracle in long double, in epsilons of the largest magnitude that the element's
+# trajectory had: 1 - beta2^t, folded in float64 as torch does, is what loses most. All measured below 34.
+BOUND = 40
+
+
+def assert_near_the_oracle(name, got, p0, path):
+    """Whether parameter and states are what the oracle had at each step, `path`, says for its end."""
+    for k, array in enumerate(got):
+        values = [states[RULES[name].states[k - 1]] if k else p for p, states in path]
+        scale = np.maximum.reduce(np.abs(values)) if k else np.maximum(np.abs(p0), np.maximum.reduce(np.abs(values)))
+        error = np.abs(array - values[-1]) / np.maximum(scale, np.finfo(array.dtype).tiny)
+        worst = float(error.max()) / np.finfo(array.dtype).eps
+        assert worst <= BOUND, f"{'p' if not k else RULES[name].states[k - 1]}: {worst:.1f} eps"

@@ -36,6 +36,12 @@ STORAGES = {
     "blocks": (F4, F4, BLOCKS, AVERAGE | ZERO_GRADS),
     "bfloat16 at random, blocks": (BF16, BF16, BLOCKS, STOCHASTIC),
     "float16, what is lost, blocks": (F2, BF16, BLOCKS, KAHAN),
+    # For these the C library has loops of their own.
+    "states in bfloat16": (F4, F4, BF16, DITHER),
+    "states in blocks": (F4, F4, BLOCKS, 0),
+    "bfloat16 throughout": (BF16, BF16, BF16, 0),
+    "bfloat16, states in float32": (BF16, BF16, F4, 0),
+    "bfloat16, states in blocks": (BF16, BF16, BLOCKS, 0),
 }
 SIZES = (1, 0, 31, 4099, 1030)
 SEED, ELEMENT = 2**40 + 5, 2**33 + 77

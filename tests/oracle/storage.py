@@ -81,7 +81,7 @@ def from_blocks(blocks, n, positive):
 
 
 def to_blocks(values, positive, elements, step):
-    """8-bit blocks of values, rounded with dither; `elements` numbers the first."""
+    """8-bit blocks of values, rounded with dither; `elements` numbers the first, or all of whole blocks."""
     n = values.size
     x = np.zeros((-(-n // 256), 256), np.float32)
     x.reshape(-1)[:n] = values
@@ -93,7 +93,8 @@ def to_blocks(values, positive, elements, step):
         scale = np.where(none, np.float32(0), largest / top)
         inverse = np.where(none, np.float32(0), (top - np.float32(2.0**-20)) / largest)
         y = x * inverse
-    d = dither(elements + np.arange(x.size).reshape(x.shape), step) / 2.0**32  # in [0, 1)
+    numbers = elements if np.ndim(elements) else elements + np.arange(x.size)
+    d = dither(numbers.reshape(x.shape), step) / 2.0**32  # in [0, 1)
     d = np.floor(d * 2**20) / 2**20
     magnitude = np.maximum(y, np.float32(2.0**-31)) if positive else np.abs(y) + np.float32(2.0**-15)
     _, exponent = np.frexp(np.where(finite, magnitude, 1).astype(np.float64))
