@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from _cffi_backend import FFI  # cffi's own core: the package's front would load a C parser
 
+from .dlpack import export
 from .errors import BackendUnavailable
 
 COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -20,8 +22,19 @@ _from_buffer = FFI().from_buffer
 _cast = FFI().cast
 _UINTPTR = FFI().typeof("uintptr_t")
 _CPU, _CUDA = 1, 2  # DLPack's device types
+#: Arrays of libraries whose capsules do not say that nothing may change them.
+_IMMUTABLE = {
+    library: f"{kind}, which nothing may change (np.array(x) is a copy that may be),"
+    for library, kind in (
+        ("jax", "a JAX array"),
+        ("jaxlib", "a JAX array"),
+        ("tensorflow", "a TensorFlow tensor"),
+        ("pyarrow", "an Arrow array"),
+    )
+}
 _TORCH_DTYPES = {
-    f"torch.{name}": np.dtype(name) for name in ("float32", "float64", "float16", "int32", "int64", "uint8")
+    f"torch.{name}": np.dtype(name)
+    for name in ("float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 }
 _TORCH_DTYPES["torch.bfloat16"] = BFLOAT16
 
@@ -49,13 +62,26 @@ class Place(NamedTuple):
 CPU = Place("cpu")
 
 
-class Array:
-    """An array of any library, as an address and a layout. It keeps the array alive."""
+class _Fields(NamedTuple):
+    owner: Any
+    address: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    given_strides: tuple[int, ...] | None
+    place: Place
+    locked: str  # what keeps it from being written, if anything does
+    pin: Any  # what keeps its memory where it is, beside the owner
+    size: int
+    dense: bool  # C-contiguous
 
-    __slots__ = ("_strides", "address", "dense", "dtype", "locked", "owner", "place", "shape", "size")
 
-    def __init__(
-        self,
+class Array(_Fields):
+    """An array of any library, as an address and a layout. It keeps the array alive and its memory in place."""
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
         owner: Any,
         address: int,
         dtype: np.dtype,
@@ -63,23 +89,19 @@ class Array:
         strides: tuple[int, ...] | None,
         place: Place = CPU,
         locked: str = "",
-    ) -> None:
-        self.owner = owner
-        self.address = address
-        self.dtype = dtype
-        self.shape = shape
-        self.dense = strides is None  # C-contiguous
-        self._strides = strides
-        self.size = math.prod(shape)
-        self.place = place
-        self.locked = locked  # what keeps it from being written, if anything does
+        pin: Any = None,
+    ) -> Array:
+        """Takes what there is to know of an array; `strides` are None for a C-contiguous one."""
+        size, dense = math.prod(shape), strides is None
+        return tuple.__new__(cls, (owner, address, dtype, shape, strides, place, locked, pin, size, dense))
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a view of an array cannot be copied or pickled: its address would be another array's")
 
     @property
     def strides(self) -> tuple[int, ...]:
         """In bytes."""
-        if self._strides is None:
-            self._strides = _c_strides(self.shape, self.dtype.itemsize)
-        return self._strides
+        return _c_strides(self.shape, self.dtype.itemsize) if self.given_strides is None else self.given_strides
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -125,6 +147,7 @@ class _Interface:
             "shape": array.shape,
             "strides": array.strides,
             "typestr": array.dtype.str,
+            "descr": array.dtype.descr,
         }
 
 
@@ -146,13 +169,37 @@ def dtype_name(dtype: np.dtype) -> str:
     return "bfloat16" if dtype == BFLOAT16 else str(dtype)
 
 
-def _of_numpy(x: np.ndarray, owner: Any) -> Array:
+def _pin_of(x: np.ndarray) -> Any:
+    """What keeps the memory of a NumPy array where it is, for as long as it lives itself and the array does.
+
+    A weak reference forbids NumPy to resize the array that has the memory; a memoryview forbids that to what else has
+    it: a bytearray to grow, a memory map to close.
+    """
+    base: Any = x.base  # as_strided puts an object between, that has a base too
+    while isinstance(inner := base if isinstance(base, np.ndarray) else getattr(base, "base", None), np.ndarray):
+        x, base = inner, inner.base
+    if base is None:
+        return weakref.ref(x)
+    try:
+        return memoryview(base)
+    except (BufferError, TypeError, ValueError):  # whatever else it is
+        return None
+
+
+def weak_pins(arrays: Sequence[Array]) -> list[Any]:
+    """What keeps the memory of arrays in place without keeping any alive: of those that are NumPy's own."""
+    return [array.pin for array in arrays if isinstance(array.pin, weakref.ref)]
+
+
+def _of_numpy(x: np.ndarray, name: str) -> Array:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: found a masked array, expected a plain one: x.filled(0), or x.data without the mask")
     flags, dtype = x.flags, x.dtype
     address = address_of(x) if flags.c_contiguous and dtype in COMPUTE_DTYPES and x.size else x.ctypes.data
-    if dtype.kind == "V" and dtype.name == "bfloat16":
+    if dtype.kind == "V" and dtype.isnative and dtype.name == "bfloat16":
         dtype = BFLOAT16
     locked = "" if flags.writeable else "a read-only array"
-    return Array(owner, address, dtype, x.shape, None if flags.c_contiguous else x.strides, CPU, locked)
+    return Array(x, address, dtype, x.shape, None if flags.c_contiguous else x.strides, CPU, locked, _pin_of(x))
 
 
 def _of_torch(x: Any, name: str) -> Array:
@@ -217,29 +264,86 @@ def view(x: Any, name: str) -> Array:
         `x` is on a device for which there is no backend.
     """
     if isinstance(x, np.ndarray):
-        return _of_numpy(x, x)
+        return _of_numpy(x, name)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         return _of_torch(x, name)
-    if hasattr(x, "__cuda_array_interface__"):
-        return _of_cuda(x, name)
-    if hasattr(x, "__dlpack_device__") and hasattr(x, "__dlpack__"):
-        kind, index = x.__dlpack_device__()
+    device = _ask(x, name, _device_of)
+    if device is not None:
+        kind, index = device
         if kind == _CUDA:
             return _of_cuda(x, name)
         _require_backend(name, x, "cpu" if kind == _CPU else f"DLPack's device {kind}:{index}")
-        return _of_numpy(np.from_dlpack(x), x)
-    if not isinstance(x, (str, bytes, bytearray)):
-        try:
-            buffer = memoryview(x)
-        except TypeError:
-            pass
-        else:
-            return _of_numpy(np.asarray(buffer), x)
+        return _ask(x, name, _of_dlpack)
+    buffer = _ask(x, name, _buffer_of)
+    if buffer is not None:
+        return _of_numpy(buffer, name)._replace(owner=x, pin=buffer)
+    advice = _ask(x, name, _advice)
     raise TypeError(
         f"{name}: found {type(x).__name__}, expected an array "
-        "(NumPy, torch, CuPy, or an object with DLPack, __cuda_array_interface__ or the buffer protocol)"
+        f"(NumPy, torch, CuPy, or an object with DLPack, __cuda_array_interface__ or the buffer protocol){advice}"
     )
+
+
+def _ask(x: Any, name: str, question: Callable[[Any], Any]) -> Any:
+    """What an array's own code answers, whose errors can be any."""
+    try:
+        return question(x)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TypeError(f"{name}: found {type(x).__name__} that cannot be viewed: {error or repr(error)}") from error
+
+
+def _device_of(x: Any) -> tuple[int, int] | None:
+    """DLPack's type and number of the device of what says that it is on one."""
+    if hasattr(x, "__cuda_array_interface__"):
+        return _CUDA, 0
+    if not (hasattr(x, "__dlpack_device__") and hasattr(x, "__dlpack__")):
+        return None
+    kind, index = x.__dlpack_device__()
+    return int(kind), int(index)
+
+
+def _of_dlpack(x: Any) -> Array:
+    found = export(x)
+    dtype = BFLOAT16 if found.dtype == "bfloat16" else np.dtype(found.dtype)
+    strides = found.strides
+    if strides is not None and is_dense(found.shape, strides, dtype.itemsize):
+        strides = None
+    locked = _IMMUTABLE.get(type(x).__module__.partition(".")[0], "a read-only array" if found.read_only else "")
+    return Array(x, found.address, dtype, found.shape, strides, CPU, locked, found.capsule)
+
+
+def _buffer_of(x: Any) -> np.ndarray | None:
+    """What speaks the buffer protocol, as NumPy's array, which keeps the buffer as it is; None if it does not."""
+    if isinstance(x, (str, bytes, bytearray)):
+        return None
+    try:
+        buffer = memoryview(x)
+    except TypeError:
+        return None
+    return np.asarray(buffer)
+
+
+def is_dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:
+    """Whether elements lie one behind the other, the last axis innermost."""
+    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if n != 1 and stride != step:
+            return 0 in shape
+        step *= n
+    return True
+
+
+def _advice(x: Any) -> str:
+    """How to make an array of what is none."""
+    if hasattr(x, "to_numpy"):
+        return "; x.to_numpy(copy=True) makes one"
+    if isinstance(x, (list, tuple, float, int)):
+        return "; np.array(x, dtype) makes one"
+    if hasattr(x, "toarray"):
+        return "; x.toarray() makes one"
+    return "; np.array(x) makes one" if hasattr(x, "__array__") or hasattr(x, "__array_interface__") else ""
 
 
 def _of_cuda(x: Any, name: str) -> Array:
@@ -334,17 +438,17 @@ def check_writable(array: Array, name: str, purpose: str) -> None:
         raise ValueError(f"{name}: found a view whose elements share memory, expected distinct elements")
 
 
-def check_zeroed(grads: Sequence[Array], names: Sequence[str]) -> None:
-    """Whether gradients can be set to zero in the pass that reads them.
+def check_distinct(arrays: Sequence[Array], names: Sequence[str], purpose: str) -> None:
+    """Whether each element of arrays can be written once.
 
     Raises
     ------
     ValueError
-        One is read-only, or shares memory with itself or another, which would then be read as zero.
+        An array is read-only, or shares memory with itself or another, which would then be written twice.
     """
-    for array, name in zip(grads, names, strict=True):
-        check_writable(array, name, "set to zero")
-    check_overlap(grads, names, [True] * len(grads))
+    for array, name in zip(arrays, names, strict=True):
+        check_writable(array, name, purpose)
+    check_overlap(arrays, names, [True] * len(arrays))
 
 
 def _overlaps_itself(array: Array) -> bool:
@@ -391,7 +495,7 @@ def _share_memory(a: Array, b: Array) -> bool:
 
 def replace_shape(array: Array, shape: tuple[int, ...]) -> Array:
     """A contiguous array's elements in another shape."""
-    return Array(array.owner, array.address, array.dtype, shape, None, array.place, array.locked)
+    return Array(array.owner, array.address, array.dtype, shape, None, array.place, array.locked, array.pin)
 
 
 def row_stride(array: Array) -> int | None:

@@ -126,7 +126,7 @@ class Job:
     offsets: np.ndarray  # int64 [runs + 1]
     tensor_of: np.ndarray  # int32 [runs]
     parameter: np.ndarray  # int32 [tensors]
-    owners: list[Any] = field(repr=False)
+    owners: list[Array] = field(repr=False)  # views that keep the arrays, and their memory in place
     rows: Rows | None = None
     storage: Storage | None = None  # None: every array is of the dtype
     elements: np.ndarray | None = None  # int64 [runs]: the number of the run's first element, where storage needs it
@@ -184,7 +184,7 @@ class Gradients:
     addresses: np.ndarray
     strides: np.ndarray
     offsets: np.ndarray
-    owners: list[Any] = field(repr=False)
+    owners: list[Array] = field(repr=False)
     place: Place = CPU
 
 
@@ -273,7 +273,7 @@ def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str)
     strides = None if array.dense else array.strides[1:]
     owners = array.owner if isinstance(array.owner, np.ndarray) else [array.owner] * copies
     return [
-        Array(owners[k], array.address + k * stride, array.dtype, shape, strides, array.place, array.locked)
+        Array(owners[k], array.address + k * stride, array.dtype, shape, strides, array.place, array.locked, array.pin)
         for k in range(copies)
     ]
 
@@ -390,7 +390,7 @@ def make_row_job(parameters: Parameters, tensor: Tensor, rows: Rows) -> Job:
         np.array([0, rows.indices.size * rows.width]),
         np.zeros(1, np.int32),
         np.array([tensor.parameter], np.int32),
-        [a.owner for a in arrays],
+        list(arrays),
         rows,
         _storage(parameters, tensor, arrays),
         np.array([tensor.element]),
@@ -421,7 +421,7 @@ def _make_job(
                     f"{labels[1]}: found strides {grad.strides}, expected elements in the order in memory of "
                     f"{labels[0]}, whose strides are {tensor.arrays[0].strides}: its states are in blocks of neighbours"
                 )
-    owners = [a.owner for tensor in tensors for a in tensor.arrays]
+    owners = [a for tensor in tensors for a in tensor.arrays]
     place = tensors[0].arrays[0].place
     table = _by_column(addresses, place), strides, offsets, tensor_of, parameter, owners
     return Job(parameters, dtype, *table, None, storage, elements, place)
@@ -483,7 +483,7 @@ def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradie
         addresses, strides, offsets, _ = _table(members)
         if strides is None:
             strides = np.full(addresses.shape, dtype.itemsize, np.int64)
-        owners = [array.owner for (array,) in members]
+        owners = [array for (array,) in members]
         tables.append(Gradients(dtype, addresses, strides, offsets, owners, arrays[0].place))
     return tables
 

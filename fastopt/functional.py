@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import settings
-from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, view
+from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, view, weak_pins
 from .checks import check_integer, did_you_mean
 from .dispatch import Parameters, Runner, Tensor, choose_backend, frozen, hyper_row, make_jobs, split_copies
 from .norms import check_scale
@@ -35,7 +35,7 @@ class _Bound:
 
     __slots__ = (
         *("_address", "_cells", "_hyper", "_keys", "_parameters", "_runner", "_single", "_sizes", "_steps"),
-        *("jobs", "layouts", "place", "refs", "rule"),
+        *("jobs", "layouts", "pins", "place", "refs", "rule"),
     )
 
     def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: str | None) -> None:
@@ -53,7 +53,7 @@ class _Bound:
         for i, members in enumerate(zip(*lists, strict=True)):
             own = labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels]
             views = [view(members[0], own[0]), *map(view, members[2:], own[2:])]
-            tensor: list[Any] = [views[0], view_gradient(members[1], own[1])]
+            tensor: list[Any] = [views[0], view_gradient(members[1], own[1], views[0].shape)]
             called = list(own[:2])
             states: list[list[Array]] = [
                 split_copies(rule, len(row), array, views[0], name)
@@ -70,6 +70,7 @@ class _Bound:
         self.jobs = jobs
         # Of each address in the tables: where it is there, which of the arrays it is in, and how far behind its begin.
         self._cells: list[tuple[memoryview, int, int, int]] = []
+        self.pins: list[Any] = []  # of arrays that the caller holds
         self.refs: list[Any] = []
         self.layouts: list[Any] | None = None  # of arrays that their owner can lay out anew
 
@@ -283,6 +284,7 @@ def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> N
     except TypeError:  # an array that no weak reference can be made to
         return
     for job in bound.jobs:
+        bound.pins += weak_pins(job.owners)
         job.owners.clear()
     _cache[key] = bound
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from . import settings
-from .arrays import BFLOAT16, CPU, Array, Place
+from .arrays import BFLOAT16, CPU, Array, Place, check_distinct
 from .checks import as_float, check_number
 from .dispatch import Backend, Gradients, choose_backend, cpu_backend, load_backend, make_gradients
 from .sparse import RowSparse, view_gradient
-from .storage import compute_dtype
+from .storage import compute_dtype, numpy_dtype
 
 EPS = 1e-6  # as torch's clip_grad_norm_
 
@@ -164,14 +164,13 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
     Raises
     ------
     TypeError, ValueError
-        Something is no array, has another dtype or is read-only; `max_norm` is no number >= 0.
+        Something is no array, has another dtype, is read-only or shares memory with another, which would be scaled
+        twice; `max_norm` is no number >= 0.
     """
     most = check_max_norm(max_norm)
     gradients, names = _gradients(grads)
     arrays = [grad.values if isinstance(grad, RowSparse) else grad for grad in gradients]
-    for array, name in zip(arrays, names, strict=True):
-        if array.locked:
-            raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is scaled in place")
+    check_distinct(arrays, names, "scaled in place")
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
     norm = norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
     factor = clip_factor(norm, most)
@@ -180,9 +179,9 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
             if array.place.kind == "cuda":
                 cuda: Any = load_backend("numba-cuda")
                 cuda.scale(*make_gradients([array], [name]), factor)
-            elif isinstance(array.owner, np.ndarray) or array.dtype != BFLOAT16:
-                values, compute = array.numpy(), compute_dtype(array.dtype)
-                np.multiply(values, compute.type(factor), out=values, dtype=compute, casting="unsafe")
-            else:  # torch's bfloat16, which NumPy alone does not know
+            elif array.dtype == BFLOAT16 and hasattr(array.owner, "detach"):  # torch's: NumPy alone does not know it
                 array.owner.detach().mul_(factor)
+            else:
+                values, compute = array.numpy().view(numpy_dtype(array.dtype)), compute_dtype(array.dtype)
+                np.multiply(values, compute.type(factor), out=values, dtype=compute, casting="unsafe")
     return norm

@@ -24,11 +24,12 @@ from .arrays import (
     Array,
     address_of,
     check_device,
+    check_distinct,
     check_overlap,
     check_tensor,
-    check_zeroed,
     dtype_name,
     view,
+    weak_pins,
 )
 from .checkpoint import (
     COMPANIONS,
@@ -253,7 +254,7 @@ class _Bound:
     def _zeroing_runner(self) -> Runner:
         """The step that zeroes gradients too, made when it is first asked for."""
         if self._zeroing is None:
-            check_zeroed([grad for grad, _ in self.grads], [name for _, name in self.grads])
+            check_distinct([grad for grad, _ in self.grads], [name for _, name in self.grads], "set to zero")
             jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self.jobs]
             self._zeroing = self.backend.prepare(jobs)
         return self._zeroing
@@ -303,7 +304,12 @@ class _Last:
     def __init__(self, optimizer: Optimizer, grads: Sequence[Any], bound: _Bound) -> None:
         self.bound, jobs = bound, bound.jobs
         self._skipped = list(map(is_, grads, itertools.repeat(None)))
-        self._refs = _references(grads)
+        views = [array for array, _ in bound.grads]
+        own = dict(zip(bound.members, views, strict=True))
+        # What a view copied, as the values of a lazily negated tensor, is of this step only.
+        self._refs = [_reference(g) if g is None or own[i].owner is g else object for i, g in enumerate(grads)]
+        self._pins = weak_pins(views)
+        self.held: list[Array] = []  # during a step
         torch = sys.modules.get("torch")
         tensors = [x for x in (*optimizer._params, *grads) if torch is not None and isinstance(x, torch.Tensor)]
         self._torch: list[tuple[Any, int]] = [(weakref.ref(x), x.data_ptr()) for x in tensors]
@@ -339,9 +345,16 @@ class _Last:
             return all(ref().data_ptr() == address for ref, address in self._torch)
         return self._dense and self._take(grads)
 
+    def run(self, bound: _Bound, *how: Any) -> None:
+        """Does a step of what was bound, or of that with rows, and lets its gradients go."""
+        try:
+            bound.run(*how)
+        finally:
+            self.held = []
+
     def _take(self, grads: Sequence[Any]) -> bool:
         """Puts other gradients' addresses in the tables, if they are just like those before and overlap nothing."""
-        found = []
+        found, views = [], []
         for grad, (shape, dtype, _) in zip((g for g in grads if g is not None), self._kinds, strict=True):
             if getattr(grad, "shape", None) != shape or getattr(grad, "dtype", None) != dtype:
                 return False
@@ -349,26 +362,32 @@ class _Last:
                 if self._device != CPU.device or not grad.flags.c_contiguous:
                     return False
                 found.append(address_of(grad) if dtype in COMPUTE_DTYPES else grad.ctypes.data)
+                if grad.base is not None:
+                    views.append(view(grad, "grads"))
             else:
                 array = view(grad, "grads")
                 if array.place.device != self._device or not array.dense:
                     return False
                 found.append(array.address)
+                views.append(array)
         addresses = np.array(found, np.uint64)
         after = np.minimum(np.searchsorted(self._high, addresses, "right"), len(self._high) - 1)
         if ((self._low[after] < addresses + self._sizes) & (self._high[after] > addresses)).any():
             return False
         for column, order in self._columns:
             column[:] = addresses[order]
-        self._refs = _references(grads)
+        self._refs, self._pins, self.held = list(map(_reference, grads)), weak_pins(views), views
         return True
 
 
-def _split(grads: list[Any]) -> tuple[list[Any], list[tuple[int, RowSparse]]]:
+def _split(grads: list[Any], params: Sequence[Array]) -> tuple[list[Any], list[tuple[int, RowSparse]]]:
     """Dense gradients, with None in the others' places; and those of some rows, with their places."""
     if _PLAIN.issuperset(map(type, grads)):
         return grads, []
-    rows = [(i, as_row_sparse(grad, f"grads[{i}]" if len(grads) > 1 else "grads")) for i, grad in enumerate(grads)]
+    rows = [
+        (i, as_row_sparse(grad, f"grads[{i}]" if len(grads) > 1 else "grads", param.shape))
+        for i, (grad, param) in enumerate(zip(grads, params, strict=True))
+    ]
     dense = [grad if found is None else None for grad, (_, found) in zip(grads, rows, strict=True)]
     return dense, [(i, found) for i, found in rows if found is not None]
 
@@ -376,8 +395,16 @@ def _split(grads: list[Any]) -> tuple[list[Any], list[tuple[int, RowSparse]]]:
 _PLAIN = frozenset([np.ndarray, type(None)])
 
 
-def _references(grads: Sequence[Any]) -> list[Any]:
-    return [_none if grad is None else weakref.ref(grad) for grad in grads]
+def _reference(grad: Any) -> Callable[[], Any]:
+    """What returns a gradient for as long as it lives; a NumPy array cannot be resized meanwhile.
+
+    What exports its memory by a protocol may export other memory the next time: for that, it returns nothing known.
+    """
+    if grad is None:
+        return _none
+    if isinstance(grad, np.ndarray) or hasattr(grad, "data_ptr") or hasattr(grad, "__cuda_array_interface__"):
+        return weakref.ref(grad)
+    return object
 
 
 class Optimizer:
@@ -706,7 +733,7 @@ class Optimizer:
         BackendUnavailable
             The backend asked for, or one for the arrays' device, is not here.
         """
-        dense, rows = _split(self._read_grads(grads))
+        dense, rows = _split(self._read_grads(grads), self._views)
         return Plan(self, self._with_rows(self._bind(dense), rows))
 
     def _bind(self, grads: Sequence[Any]) -> _Bound:
@@ -795,11 +822,11 @@ class Optimizer:
         if last is not None and (zero_grads or last.bound.backend is not self._backend()):
             last = None
         if last is not None and last.fits(arrays):
-            last.bound.run(self, *how)
+            last.run(last.bound, self, *how)
             return
-        dense, rows = _split(arrays)
+        dense, rows = _split(arrays, self._views)
         if rows and last is not None and last.fits(dense):
-            self._with_rows(last.bound, rows).run(self, *how)
+            last.run(self._with_rows(last.bound, rows), self, *how)
             return
         self._last = None
         bound = self._bind(dense)

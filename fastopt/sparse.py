@@ -49,19 +49,51 @@ class RowSparse:
         An array is not what it must be; the message names it.
     """
 
-    __slots__ = ("__weakref__", "_source", "_weights", "duplicates", "indices", "values")
+    __slots__ = ("__weakref__", "_duplicates", "_indices", "_kept", "_shape", "_source", "_values", "_weights")
 
     def __init__(self, indices: Any, values: Any, *, duplicates: str = "sum") -> None:
-        self.indices = _integers(indices, "indices")
-        self.values = _rows(values)
-        self.duplicates = _check_duplicates(duplicates)
-        self._source: Any = None
-        self._weights: Any = None
-        if not self.values.shape or self.values.shape[0] != self.indices.size:
+        self._hold(_integers(indices, "indices"), _rows(values, "values"), duplicates)
+        if not self._values.shape or self._values.shape[0] != self._indices.size:
             raise ValueError(
-                f"values: found shape {self.values.shape}, expected ({self.indices.size}, ...), a row for each index"
+                f"values: found shape {self._values.shape}, expected ({self._indices.size}, ...), a row for each index"
             )
-        _check_together(self.values, indices=self.indices)
+        check_device([self._values, self._kept[0]], ["values", "indices"])
+
+    def _hold(
+        self,
+        indices: Array,
+        values: Array,
+        duplicates: str = "sum",
+        source: Any = None,
+        weights: Any = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> RowSparse:
+        """Takes its parts; `shape` is that of the whole gradient, where it is known."""
+        if duplicates not in DUPLICATES:
+            raise ValueError(f"duplicates: found {duplicates!r}, expected one of {', '.join(DUPLICATES)}")
+        self._kept = [indices]  # views that keep memory where it is
+        self._indices = _host_or_device(indices)
+        self._values = values
+        self._duplicates = duplicates
+        self._source = source
+        self._weights = weights
+        self._shape = shape
+        return self
+
+    @property
+    def indices(self) -> Any:
+        """The row that each of its rows is of: NumPy's array, or on a CUDA device a view of it."""
+        return self._indices if isinstance(self._indices, Array) else self._indices.view()
+
+    @property
+    def values(self) -> Array:
+        """The view of its rows."""
+        return self._values
+
+    @property
+    def duplicates(self) -> str:
+        """What a row that is named several times means."""
+        return self._duplicates
 
     @classmethod
     def bags(
@@ -98,38 +130,40 @@ class RowSparse:
         TypeError, ValueError
             An array is not what it must be; the message names it.
         """
-        self = cls.__new__(cls)
-        self.indices = _integers(indices, "indices")
-        self.values = _rows(values)
-        self.duplicates = _check_duplicates(duplicates)
-        given_offsets, count = _integers(offsets, "offsets"), self.indices.size
-        bags = self.values.shape[0] if self.values.shape else 0
+        self = cls.__new__(cls)._hold(_integers(indices, "indices"), _rows(values, "values"), duplicates)
+        offsets, count = _integers(offsets, "offsets"), self._indices.size
+        bags = self._values.shape[0] if self._values.shape else 0
         if mode not in ("sum", "mean"):
             raise ValueError(f"mode: found {mode!r}, expected 'sum' or 'mean'")
         if mode == "mean" and weights is not None:
             raise ValueError("weights: found some with mode 'mean', expected none: they go with mode 'sum'")
         given = None if weights is None else view(weights, "weights")
-        if given is not None and (given.shape != (count,) or given.dtype != self.values.dtype):
+        if given is not None and (given.shape != (count,) or given.dtype != self._values.dtype):
             raise ValueError(
-                f"weights: found {given.dtype} of shape {given.shape}, expected {self.values.dtype} of shape ({count},)"
+                f"weights: found {dtype_name(given.dtype)} of shape {given.shape}, expected "
+                f"{dtype_name(self._values.dtype)} of shape ({count},)"
             )
-        _check_together(self.values, indices=self.indices, offsets=given_offsets, weights=given)
-        if isinstance(given_offsets, Array):
-            self._find_bags(given_offsets, bags, given, mode)
+        arrays, names = [self._values, *self._kept, offsets], ["values", "indices", "offsets"]
+        if given is not None:
+            arrays, names = [*arrays, given], [*names, "weights"]
+            self._kept.append(given)
+        check_device(arrays, names)
+        if offsets.place.kind == "cuda":
+            self._find_bags(offsets, bags, given, mode)
             return self
-        begins = given_offsets.astype(np.int64)
+        begins = _host_or_device(offsets).astype(np.int64)
         if len(begins) == bags:
             begins = np.append(begins, count)
         sizes = np.diff(begins)
         if len(begins) != bags + 1 or begins[0] != 0 or begins[-1] != count or (sizes < 0).any():
             raise ValueError(
-                f"offsets: found {offsets!r}, expected {bags} or {bags + 1} of them (values has {bags} rows), from 0, "
-                f"never falling, to {count} at most"
+                f"offsets: found {_host_or_device(offsets)!r}, expected {bags} or {bags + 1} of them (values has "
+                f"{bags} rows), from 0, never falling, to {count} at most"
             )
         self._source = np.repeat(np.arange(bags), sizes)
         self._weights = None if given is None else floats_of(given)
         if mode == "mean":
-            shares = 1 / np.maximum(sizes, 1).astype(compute_dtype(self.values.dtype))
+            shares = 1 / np.maximum(sizes, 1).astype(compute_dtype(self._values.dtype))
             self._weights = np.repeat(shares, sizes)
         return self
 
@@ -137,36 +171,40 @@ class RowSparse:
         """The same on a CUDA device."""
         from .backends import numba_cuda
 
-        if offsets.size not in (bags, bags + 1) or (not bags and self.indices.size):
+        if offsets.size not in (bags, bags + 1) or (not bags and self._indices.size):
             raise ValueError(f"offsets: found {offsets.size} of them, expected {bags} or {bags + 1} as values has rows")
-        real = compute_dtype(self.values.dtype)
+        real = compute_dtype(self._values.dtype)
         if weights is not None and weights.dtype != real:
             raise TypeError(f"weights: found dtype {dtype_name(weights.dtype)}, expected {real} on a CUDA device")
-        self._source, shares = numba_cuda.find_bags(offsets, bags, self.indices.size, real if mode == "mean" else None)
+        self._source, shares = numba_cuda.find_bags(offsets, bags, self._indices.size, real if mode == "mean" else None)
         self._weights = weights or shares
 
     def coalesced(self) -> RowSparse:
         """The same gradient with each row once, in order, summed: as ``"sum"`` understands it."""
         from . import functional
 
-        if isinstance(self.indices, Array):
+        if isinstance(self._indices, Array):
             return self._on_host().coalesced()
-        unique, place = np.unique(self.indices, return_inverse=True)
-        summed = np.zeros((len(unique), *self.values.shape[1:]), compute_dtype(self.values.dtype))
-        lookups = RowSparse.__new__(RowSparse)
-        lookups.indices, lookups.values, lookups.duplicates = place.reshape(-1), self.values, "sum"
-        lookups._source, lookups._weights = self._source, self._weights
+        unique, place = np.unique(self._indices, return_inverse=True)
+        summed = np.zeros((len(unique), *self._values.shape[1:]), compute_dtype(self._values.dtype))
+        lookups = RowSparse.__new__(RowSparse)._hold(
+            view(place.reshape(-1), "indices"), self._values, "sum", self._source, self._weights
+        )
         vars(functional)["sgd"](summed, lookups, step=1, lr=1.0, maximize=True)
         return RowSparse(unique, summed)
 
     def _on_host(self) -> RowSparse:
         """A copy on the CPU, of a gradient on a CUDA device, once it is there."""
-        copy = RowSparse.__new__(RowSparse)
-        copy.indices, copy.duplicates = self.indices.host(), self.duplicates
-        copy.values = view(self.values.host(), "values")
-        copy._source = None if self._source is None else self._source.host()
-        copy._weights = None if self._weights is None else self._weights.host()
-        return copy
+        source, weights = (None if array is None else array.host() for array in (self._source, self._weights))
+        arrays = view(self._indices.host(), "indices"), view(self._values.host(), "values")
+        return RowSparse.__new__(RowSparse)._hold(*arrays, self._duplicates, source, weights, self._shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are built anew over the copied arrays: an address is no other array's."""
+        if isinstance(self._indices, Array):
+            raise TypeError("a RowSparse on a CUDA device cannot be copied or pickled: make it anew of copied arrays")
+        parts = self._indices, self._values.numpy(), self._duplicates, self._source, self._weights, self._shape
+        return _rebuild, parts
 
     def check(self, param: Array, names: Sequence[str]) -> tuple[Array, Rows]:
         """As backends take it: the array of rows, and which rows of the parameter they are.
@@ -177,44 +215,58 @@ class RowSparse:
             It does not fit the parameter: a row's shape, the dtype, or an index that is out of range.
         """
         name, of = names[1], names[0]
-        check_device([param, self.values], names[:2])
-        if self.values.shape[1:] != param.shape[1:]:
+        check_device([param, self._values], [of, name])
+        if self._shape is not None and self._shape != param.shape:
+            raise ValueError(f"{name}: found shape {self._shape}, expected {param.shape} as {of} has")
+        if self._values.shape[1:] != param.shape[1:]:
             raise ValueError(
-                f"{name}: found rows of shape {self.values.shape[1:]}, expected {param.shape[1:]} as {of} has"
+                f"{name}: found rows of shape {self._values.shape[1:]}, expected {param.shape[1:]} as {of} has"
             )
-        if compute_dtype(self.values.dtype) != compute_dtype(param.dtype):
-            found, expected = dtype_name(self.values.dtype), dtype_name(compute_dtype(param.dtype))
-            raise TypeError(f"{name}: found dtype {found}, expected {expected} beside {of}, which is {param.dtype}")
-        kind = DUPLICATES.index(self.duplicates)
+        if compute_dtype(self._values.dtype) != compute_dtype(param.dtype):
+            found, expected = dtype_name(self._values.dtype), dtype_name(compute_dtype(param.dtype))
+            own = dtype_name(param.dtype)
+            raise TypeError(f"{name}: found dtype {found}, expected {expected} beside {of}, which is {own}")
+        kind = DUPLICATES.index(self._duplicates)
         width = math.prod(param.shape[1:])
-        rows = Rows(param.shape[0], width, self.indices, kind, self._source, self._weights, (of, name))
-        if not isinstance(self.indices, Array):
+        rows = Rows(param.shape[0], width, self._indices, kind, self._source, self._weights, (of, name))
+        if not isinstance(self._indices, Array):
             rows.check_indices()
-        return self.values, rows
+        return self._values, rows
 
     def __repr__(self) -> str:
         return (
-            f"RowSparse({self.indices.size} of {self.values.dtype} rows of shape {self.values.shape[1:]}, "
-            f"duplicates={self.duplicates!r})"
+            f"RowSparse({self._indices.size} of {dtype_name(self._values.dtype)} rows of shape "
+            f"{self._values.shape[1:]}, duplicates={self._duplicates!r})"
         )
 
 
-def view_gradient(grad: Any, name: str) -> Array | RowSparse:
-    """A gradient of any kind: the view of an array, or a `RowSparse`.
+def _rebuild(indices: Any, values: Any, duplicates: str, source: Any, weights: Any, shape: Any) -> RowSparse:
+    arrays = _integers(indices, "indices"), _rows(values, "values")
+    return RowSparse.__new__(RowSparse)._hold(*arrays, duplicates, source, weights, shape)
+
+
+def view_gradient(grad: Any, name: str, shape: tuple[int, ...] | None = None) -> Array | RowSparse:
+    """A gradient of any kind: the view of an array, or a `RowSparse`; `shape` is the parameter's, if there is one.
 
     Raises
     ------
-    TypeError, BackendUnavailable
-        As `fastopt.arrays.view`.
+    TypeError, ValueError, BackendUnavailable
+        As `as_row_sparse` and `fastopt.arrays.view`.
     """
-    return as_row_sparse(grad, name) or view(grad, name)
+    return as_row_sparse(grad, name, shape) or view(grad, name)
 
 
-def as_row_sparse(grad: Any, name: str) -> RowSparse | None:
+def as_row_sparse(grad: Any, name: str, shape: tuple[int, ...] | None = None) -> RowSparse | None:
     """A gradient that is sparse, in whatever library's terms; None for one that is not.
 
-    torch's sparse COO tensors, with one sparse dimension, and ``scipy.sparse`` matrices: a matrix's rows that have
-    entries, or, where there is only one row, its entries as rows of a parameter of one dimension.
+    torch's sparse COO tensors, with one sparse dimension, and all that is ``scipy.sparse``: the rows that have entries,
+    entries that are there several times summed. Of one dimension, and of a matrix of one row unless the parameter's
+    `shape` is that too, the entries are the rows.
+
+    Raises
+    ------
+    TypeError
+        It has several sparse dimensions (torch's), or a dtype that gradients cannot have.
     """
     if isinstance(grad, RowSparse):
         return grad
@@ -224,36 +276,59 @@ def as_row_sparse(grad: Any, name: str) -> RowSparse | None:
             return None
         if grad.sparse_dim() != 1:
             raise TypeError(f"{name}: found {grad.sparse_dim()} sparse dimensions, expected 1: rows")
-        return RowSparse(grad._indices()[0], grad._values())
+        rows = _integers(grad._indices()[0], name), _rows(grad._values(), name)
+        return RowSparse.__new__(RowSparse)._hold(*rows, shape=tuple(grad.shape))
     sparse = sys.modules.get("scipy.sparse")
-    if sparse is not None and sparse.issparse(grad):
-        rows = grad.tocsr()
-        if rows.ndim == 1 or rows.shape[0] == 1:
-            return RowSparse(rows.indices, rows.data)
-        named = np.flatnonzero(np.diff(rows.indptr))
-        return RowSparse(named, rows[named].toarray())
-    return None
+    if sparse is None or not sparse.issparse(grad):
+        return None
+    whole = tuple(grad.shape)
+    if len(whole) == 1 or (len(whole) == 2 and whole[0] == 1 and (shape is None or len(shape) == 1)):
+        flat, whole = grad.reshape(1, -1).tocsr(), whole[-1:]
+        named, values = flat.indices, flat.data
+    else:
+        flat = grad.reshape(whole[0], -1).tocsr()
+        named = np.flatnonzero(np.diff(flat.indptr))
+        values = flat[named].toarray().reshape(-1, *whole[1:])
+    copied = _rows(values, name)._replace(locked="rows that are copied from a scipy.sparse array")
+    return RowSparse.__new__(RowSparse)._hold(_integers(named, name), copied, shape=whole)
 
 
-def _integers(x: Any, name: str) -> Any:
-    """NumPy's array of integers, or on a CUDA device the view of one."""
+def _integers(x: Any, name: str) -> Array:
+    """Integers in one dimension, of int32 or int64; on the CPU contiguous, and of others or in a list as int64."""
+    if isinstance(x, (list, tuple)):
+        x = _array_of(x, name)
     array = view(x, name)
-    if array.dtype not in (np.int32, np.int64) or not array.dtype.isnative:
-        raise TypeError(f"{name}: found dtype {array.dtype}, expected int32 or int64")
+    if array.dtype.kind not in "iu" or array.dtype == BFLOAT16:
+        raise TypeError(f"{name}: found dtype {dtype_name(array.dtype)}, expected int32 or int64")
     if len(array.shape) != 1:
         raise ValueError(f"{name}: found shape {array.shape}, expected one dimension")
-    if array.place.kind != "cuda":
-        return np.ascontiguousarray(array.numpy())
-    if not array.dense:
-        raise ValueError(f"{name}: found strides {array.strides}, expected a contiguous array on a CUDA device")
-    return array
+    known = array.dtype in (np.int32, np.int64)
+    if array.place.kind == "cuda":
+        if not known:
+            raise TypeError(f"{name}: found dtype {array.dtype}, expected int32 or int64 on a CUDA device")
+        if not array.dense:
+            raise ValueError(f"{name}: found strides {array.strides}, expected a contiguous array on a CUDA device")
+        return array
+    if array.dense and known:
+        return array
+    values = array.numpy()
+    if array.dtype.kind == "u" and array.size and int(values.max()) >= 2**63:
+        raise ValueError(f"{name}: found {values.max()}, expected integers below 2**63")
+    return view(np.array(values, None if known else np.int64), name)
 
 
-def _check_together(values: Array, **arrays: Any) -> None:
-    """Whether a gradient's arrays are on one device."""
-    given = {name: array for name, array in arrays.items() if array is not None}
-    places = [array if isinstance(array, Array) else view(array, name) for name, array in given.items()]
-    check_device([values, *places], ["values", *given])
+def _array_of(x: Any, name: str) -> np.ndarray:
+    """A list of integers as an array: an empty one too."""
+    try:
+        array = np.array(x)
+    except ValueError as error:
+        raise ValueError(f"{name}: found a {type(x).__name__} that is no array: {error}") from None
+    return array if array.size else array.astype(np.int64)
+
+
+def _host_or_device(array: Array) -> Any:
+    """An array as backends take it: NumPy's, one that nobody else can give another shape, or a device's."""
+    return array if array.place.kind == "cuda" else np.asarray(array.numpy()).view()
 
 
 def floats_of(array: Array) -> np.ndarray:
@@ -264,20 +339,16 @@ def floats_of(array: Array) -> np.ndarray:
     return values.astype(compute_dtype(array.dtype), copy=False)
 
 
-def _rows(values: Any) -> Array:
-    array = values if isinstance(values, Array) else view(values, "values")
+def _rows(values: Any, name: str) -> Array:
+    array = view(values, name)
     if array.dtype not in CODES:
-        raise TypeError(f"values: found dtype {array.dtype}, expected float32, float64, bfloat16 or float16")
+        raise TypeError(
+            f"{name}: found dtype {dtype_name(array.dtype)}, expected float32, float64, bfloat16 or float16"
+        )
     if row_stride(array) is not None:
         return array
     if array.place.kind == "cuda":
         raise ValueError(
-            f"values: found strides {array.strides}, expected rows whose elements are contiguous on a CUDA device"
+            f"{name}: found strides {array.strides}, expected rows whose elements are contiguous on a CUDA device"
         )
-    return view(np.ascontiguousarray(array.numpy()), "values")
-
-
-def _check_duplicates(duplicates: Any) -> str:
-    if duplicates not in DUPLICATES:
-        raise ValueError(f"duplicates: found {duplicates!r}, expected one of {', '.join(DUPLICATES)}")
-    return str(duplicates)
+    return view(np.ascontiguousarray(array.numpy()), name)

@@ -34,7 +34,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import norms, settings
 from .arguments import ARGUMENTS, EXECUTION, TorchArguments, read_call
-from .arrays import CPU, Array, Place, check_overlap, check_tensor, check_zeroed, dtype_name, view
+from .arrays import CPU, Array, Place, check_distinct, check_overlap, check_tensor, dtype_name, view
 from .checkpoint import torch_state_dict
 from .dispatch import (
     Gradients,
@@ -629,7 +629,7 @@ class _Bound:
         if self._sparse or self._zeroed is not self._addresses:
             dense = [(i, view(self._params[i].grad, self._names[i][1])) for i in self._places]
             found = [*dense, *((i, grad.values) for i, grad in self._sparse)]
-            check_zeroed([grad for _, grad in found], [self._names[i][1] for i, _ in found])
+            check_distinct([grad for _, grad in found], [self._names[i][1] for i, _ in found], "set to zero")
             self._zeroed = self._addresses
 
     def _zeroing_jobs(self) -> list[Job]:

@@ -34,6 +34,41 @@ def test_what_it_takes():
         fastopt.global_norm([np.ones(3, "i8")])
 
 
+def test_nothing_is_scaled_twice():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    import fastopt.torch as optim
+
+    g = np.full(6, 2.0, "f4")
+    once = fastopt.RowSparse([0, 1], g[:4].reshape(2, 2))
+    for grads, message in [
+        ([g, g], r"grads\[1\]: found memory shared with grads\[0\]"),
+        ({"a": g, "b": np.ones(2), "c": g[2:]}, r"grads\['c'\]: found memory shared with grads\['a'\]"),
+        ([once, g[3:]], r"grads\[1\]: found memory shared with grads\[0\]"),
+        ([once, once], r"grads\[1\]: found memory shared with grads\[0\]"),
+        (np.broadcast_to(g, (3, 6)), "grads: found a read-only array"),
+        (np.lib.stride_tricks.as_strided(g, (5, 2), (4, 4)), "grads: found a view whose elements share memory"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fastopt.clip_grad_norm_(grads, 1.0)
+    params = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    params[0].grad = params[1].grad = torch.from_numpy(g[:3])
+    with pytest.raises(ValueError, match=r"found memory shared with"):
+        optim.clip_grad_norm_(params, 1.0)
+    assert (g == 2).all()
+    assert fastopt.global_norm([g, g]) == pytest.approx(np.sqrt(2) * np.linalg.norm(g))
+    assert fastopt.clip_grad_norm_([g[:3], g[3:]], 1.0) == pytest.approx(np.linalg.norm(np.full(6, 2.0)))
+    np.testing.assert_allclose(g, 1 / np.sqrt(6), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "grads", ["abc", 1.0, [1.0, 2.0], {"a": object()}, [[np.ones(3)]], np.ones(3, "c8"), np.ma.ones(3)]
+)
+def test_bad_gradients_are_named(grads):
+    for call in (fastopt.global_norm, lambda g: fastopt.clip_grad_norm_(g, 1.0)):
+        with pytest.raises(TypeError, match=r"^grads(\[0\]|\['a'\])?: found"):
+            call(grads)
+
+
 def test_clipping_in_place_is_torchs():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     rng = np.random.default_rng(0)

@@ -1,7 +1,9 @@
 """Gradients of some rows: the dense rules on the rows named, by brute force; what repeated rows mean; bags."""
 
 import copy
+import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +351,163 @@ def test_rows_of_scipy_matrices():
         np.testing.assert_array_equal(b, -x.toarray())
 
 
+SCIPY_FORMATS = ["bsr", "coo", "csc", "csr", "dia", "dok", "lil"]
+
+
+@pytest.mark.parametrize("kind", ["array", "matrix"])
+@pytest.mark.parametrize("form", SCIPY_FORMATS)
+def test_every_format_of_scipy(form, kind):
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    dense = np.array([[0.0, 2, 0, 1], [0, 0, 0, 0], [3, 0, 0, 4]])
+    make = getattr(sparse, f"{form}_{kind}")
+    cases = [(make(dense), dense, (3, 4)), (make(dense[:1]), dense[:1], (1, 4)), (make(dense[:1]), dense[:1], (4,))]
+    cases += [(make(dense[:, :1]), dense[:, :1], (3, 1)), (make((3, 4)), 0 * dense, (3, 4))]
+    if kind == "array" and form in ("coo", "csr", "dok"):
+        cases.append((make(dense[2]), dense[2], (4,)))
+    for gradient, want, shape in cases:
+        for backend in BACKENDS:
+            p = np.zeros(shape)
+            functional.sgd(p, gradient, step=1, lr=1.0, backend=backend)
+            np.testing.assert_array_equal(p, -want.reshape(shape))
+        optimizer = fastopt.SGD([q := np.zeros(shape), np.zeros(2)], lr=1.0)
+        optimizer.step([gradient, np.zeros(2)])
+        np.testing.assert_array_equal(q, -want.reshape(shape))
+        assert fastopt.global_norm([gradient]) == pytest.approx(np.linalg.norm(want))
+
+
+def test_entries_that_are_there_twice_are_summed():
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    row, column, data = [0, 2, 0], [1, 0, 1], np.array([1.0, 2.0, 4.0])
+    doubled = sparse.csr_array((np.ones(3), np.array([1, 1, 0]), np.array([0, 2, 3])), (2, 2))
+    assert not doubled.has_canonical_format
+    whole = torch.sparse_coo_tensor([row], torch.from_numpy(data)[:, None], (3, 1), is_coalesced=False)
+    for gradient, want in [
+        (sparse.coo_array((data, (row, column)), (3, 2)), [[0, 5], [0, 0], [2, 0]]),
+        (sparse.coo_array((data, (row,)), (3,)), [5, 0, 2]),
+        (sparse.coo_array((data, ([0, 0, 0], row)), (1, 3)), [5, 0, 2]),
+        (
+            sparse.coo_array((data, (row, column, column)), (3, 2, 2)),
+            [[[0, 0], [0, 5]], np.zeros((2, 2)), [[2, 0], [0, 0]]],
+        ),
+        (doubled, [[0, 2], [1, 0]]),
+        (whole, [[5], [0], [2]]),
+    ]:
+        p = np.zeros(np.shape(want))
+        functional.sgd(p, gradient, step=1, lr=1.0)
+        np.testing.assert_array_equal(p, np.negative(want))
+
+
+def test_the_whole_shape_of_a_sparse_gradient():
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    coo = torch.sparse_coo_tensor([[0, 1]], torch.ones(2, 4, dtype=torch.float64), (9, 4))
+    for gradient, found, shape in [
+        (sparse.csr_array((9, 2)), (9, 2), (3, 2)),
+        (sparse.csr_array(np.ones((2, 2))), (2, 2), (3, 2)),
+        (sparse.csr_array(np.ones((1, 9))), (9,), (4,)),
+        (sparse.csr_array(np.ones((1, 3))), (3,), (4,)),
+        (sparse.csr_array(np.ones((1, 2))), (1, 2), (3, 2)),
+        (sparse.csr_array(np.ones((4, 1))), (4, 1), (4,)),
+        (sparse.csr_array(np.ones((3, 4))), (3, 4), (3, 2, 2)),
+        (coo, (9, 4), (3, 4)),
+        (coo, (9, 4), (9, 5)),
+    ]:
+        p = np.ones(shape)
+        optimizer = fastopt.Adam([p, np.ones(3)])
+        expected = re.escape(f": found shape {found}, expected {shape} as param")
+        for call in (
+            lambda g=gradient, p=p: functional.sgd(p, g, step=1, lr=1.0),
+            lambda g=gradient, o=optimizer: o.step([g, np.ones(3)]),
+            lambda g=gradient, o=optimizer: o.bind([g, np.ones(3)]),
+        ):
+            with pytest.raises(ValueError, match=expected):
+                call()
+        assert (p == 1).all() and optimizer.state[0]["step"] == 0
+    with pytest.raises(TypeError, match=r"grads\[1\]: found dtype int64, expected float32"):
+        fastopt.SGD([np.ones(3), np.ones((3, 2))], lr=1.0).step([None, sparse.csr_array(np.ones((3, 2), int))])
+
+
+def test_rows_that_were_copied_are_not_clipped_in_place():
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    with pytest.raises(ValueError, match="grads: found rows that are copied"):
+        fastopt.clip_grad_norm_(sparse.csr_array(np.ones((3, 2))), 0.1)
+
+
+# ---- what was checked stays ----
+
+
+def test_nothing_that_was_checked_can_be_set():
+    values = np.ones((2, 3))
+    for rows in (RowSparse([0, 1], values), RowSparse.bags([0, 1], [0, 1], values, np.ones(2))):
+        for name, value in [
+            ("indices", np.arange(10**6)),
+            ("values", np.ones((10**6, 3))),
+            ("duplicates", "bogus"),
+            ("weights", np.ones(1)),
+        ]:
+            with pytest.raises(AttributeError):
+                setattr(rows, name, value)
+        for name, value in [("shape", (10**6, 3)), ("address", 1), ("dtype", np.dtype("f8"))]:
+            with pytest.raises(AttributeError):
+                setattr(rows.values, name, value)
+        rows.indices.dtype = "i4"
+        values.shape = (6, 1)
+        p = np.zeros((5, 3))
+        functional.sgd(p, rows, step=1, lr=1.0)
+        np.testing.assert_array_equal(p, [[-1] * 3, [-1] * 3, [0] * 3, [0] * 3, [0] * 3])
+        values.shape = (2, 3)
+
+
+def test_memory_of_rows_cannot_be_moved():
+    arrays = {
+        "indices": np.array([0, 1]),
+        "values": np.ones((2, 3)),
+        "weights": np.ones(2),
+    }
+    rows = RowSparse.bags(arrays["indices"], [0, 1], arrays["values"], arrays["weights"])
+    plan = fastopt.SGD(np.zeros((5, 3)), lr=1.0).bind(rows)
+    for array in arrays.values():
+        with pytest.raises(ValueError, match="resize"):
+            array.resize(10**6, refcheck=False)
+    del plan, rows
+    arrays["values"].resize(10**6, refcheck=False)
+
+
+def test_copies_are_of_copied_arrays():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    weighted = RowSparse.bags([0, 1, 1], [0, 2], np.ones((2, 3)), np.array([1.0, 2.0, 3.0]), duplicates="sequential")
+    for rows in (
+        RowSparse([0, 3], np.ones((2, 3))),
+        weighted,
+        RowSparse([0, 1], torch.ones(2, 3, dtype=torch.bfloat16)),
+    ):
+        for copied in (copy.deepcopy(rows), pickle.loads(pickle.dumps(rows))):
+            assert repr(copied) == repr(rows)
+            assert copied.values.address != rows.values.address
+            arrays = [np.zeros((5, 3), "f4" if "bfloat16" in repr(rows) else "f8") for _ in range(2)]
+            for p, gradient in zip(arrays, (rows, copied), strict=True):
+                functional.sgd(p, gradient, step=1, lr=1.0)
+            assert_same_bits([arrays[0]], [arrays[1]])
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        copy.copy(rows.values)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i2", "u1", "u2", "u4", "u8", ">i4", ">u8", "list", "tuple", "torch.int16"])
+def test_integers_of_any_kind_are_indices(dtype):
+    if dtype == "torch.int16":
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        make = partial(torch.tensor, dtype=torch.int16)
+    else:
+        make = {"list": list, "tuple": tuple}.get(dtype, partial(np.array, dtype=dtype))
+    values = np.ones((3, 2))
+    for rows in (RowSparse(make([0, 3, 3]), values), RowSparse.bags(make([0, 3, 3]), make([0, 1, 2]), values)):
+        p = np.zeros((4, 2))
+        functional.sgd(p, rows, step=1, lr=1.0)
+        np.testing.assert_array_equal(p[:, 0], [-1, 0, 0, -2])
+    assert RowSparse([], np.ones((0, 2))).indices.size == 0
+
+
 # ---- large, and bad ----
 
 
@@ -377,6 +536,9 @@ def test_tables_beyond_2_to_the_31_elements(backend):
         ([0, 1], np.ones(()), ValueError, r"values: found shape \(\)"),
         ([0.0, 1.0], np.ones((2, 3)), TypeError, "indices: found dtype float64, expected int32 or int64"),
         ([[0], [1]], np.ones((2, 3)), ValueError, "indices: found shape .* expected one dimension"),
+        ([True, False], np.ones((2, 3)), TypeError, "indices: found dtype bool"),
+        ([1, "a"], np.ones((2, 3)), TypeError, "indices: found dtype <U"),
+        (np.array([1, 2**64 - 1], "u8"), np.ones((2, 3)), ValueError, "indices: found 18446744073709551615, expected"),
         (None, np.ones((2, 3)), TypeError, "indices: found NoneType"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from cuda.core.utils import StridedMemoryView
 
-from ...arrays import BFLOAT16, Array, Place
+from ...arrays import BFLOAT16, Array, Place, is_dense
 from . import driver
 
 
@@ -21,7 +21,7 @@ def view_cuda(x: Any, name: str) -> Array:
         It is of a dtype that NumPy has not, or its memory is no device's.
     """
     library = type(x).__module__.partition(".")[0]
-    stream = 0
+    stream, found = 0, None
     try:
         if hasattr(x, "__cuda_array_interface__"):
             interface = x.__cuda_array_interface__
@@ -33,12 +33,16 @@ def view_cuda(x: Any, name: str) -> Array:
             address, read_only, device = int(found.ptr), found.readonly, found.device_id
             shape, dtype, strides = tuple(found.shape), np.dtype(found.dtype), found.strides
             strides = None if strides is None else tuple(s * dtype.itemsize for s in strides)
-    except (BufferError, NotImplementedError, TypeError, ValueError) as error:
+        if min(shape, default=0) < 0 or (0 not in shape and not address):
+            raise ValueError(f"it tells of shape {shape} at address {address}")
+        if strides is not None and is_dense(shape, strides, dtype.itemsize):
+            strides = None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the array's own code raises
         raise TypeError(f"{name}: found a {library} array that cannot be viewed: {error}") from None
     if "bfloat16" in (dtype.name, str(getattr(x, "dtype", ""))):
         dtype = BFLOAT16
-    if strides is not None and _is_dense(shape, strides, dtype.itemsize):
-        strides = None
     for what, bytes_ in (("address", address or 0), *(("stride", stride) for stride in strides or ())):
         if bytes_ % dtype.itemsize:
             raise ValueError(
@@ -48,16 +52,7 @@ def view_cuda(x: Any, name: str) -> Array:
     if library in ("jax", "jaxlib"):
         locked = "a JAX array, which nothing may change"
     place = Place(f"cuda:{device}", library if library == "cupy" else "", stream)
-    return Array(x, address or 0, dtype, shape, strides, place, locked)
-
-
-def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:
-    """Whether elements lie one behind the other, the last axis innermost."""
-    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if n != 1 and stride != step:
-            return 0 in shape
-        step *= n
-    return True
+    return Array(x, address or 0, dtype, shape, strides, place, locked, found)
 
 
 def new_array(like: Any, array: Array, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> Any:
