@@ -22,7 +22,7 @@ from fastopt.errors import install_command
         ([3], 3, TypeError, "grads: found ndarray, expected a sequence of 1 arrays"),
         (3, [3, 3], TypeError, "grads: found list, expected one array"),
         ({"w": 3}, [3], TypeError, "grads: found list, expected a mapping"),
-        ({"w": 3}, {"v": 3}, ValueError, "'v', 'w'"),
+        ({"w": 3}, {"v": 3}, ValueError, "missing: 'w'; too many: 'v'"),
         ({"w": 3}, {"w": 4}, ValueError, r"grads\['w'\]: found shape \(4,\)"),
         ([{"params": [3]}, {"params": [4]}], [3, 4, 5], ValueError, "grads: found 3 entries"),
         ([{"params": [3]}, {"params": [4]}], [[3], [4, 4]], ValueError, r"grads\[1\]: found 2 gradients"),
@@ -54,7 +54,7 @@ def test_parameters_that_cannot_be():
         ([a, [a]], TypeError, r"params\[1\]: found list"),
         ({"w": np.ones(3, "i8")}, TypeError, r"params\['w'\]: found dtype int64"),
         ([{"params": a, "betas": 0.9}], TypeError, "betas: found 0.9, expected a pair"),
-        ([{"params": a, "rho": 0.9}], TypeError, r"params\[0\]: found 'rho'"),
+        ([{"params": a, "rho": 0.9}], ValueError, r"params\[0\]: found 'rho'"),
         (np.lib.stride_tricks.as_strided(a, (3, 3), (4, 4)), ValueError, "elements share memory"),
     ]:
         with pytest.raises(error, match=message):
