@@ -357,6 +357,24 @@ def test_control_c_ends_all_workers(processes):
     wait_for_the_end_of(child.pid)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_control_c_while_threads_start_leaves_none(monkeypatch, which, when):
+    start, begun = threading.Thread.start, []
+
+    def interrupted(thread):
+        begun.append(thread)
+        if when == "after" or len(begun) < which:
+            start(thread)
+        if len(begun) == which:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda order, lr: 0.0, 10, [], lr=1.0, workers=4)
+    assert not any(thread.is_alive() for thread in begun)
+
+
 def test_workers_go_when_their_parent_is_killed():
     code = INTERRUPTED.format(processes=True).replace("SharedArrays.create(w=np.zeros(3))", "SharedArrays.open(NAME)")
     with SharedArrays.create(w=np.zeros(3)) as shared:

@@ -1,6 +1,7 @@
 """The models: the right updates, the same bits from thread and process, and what several workers make of them."""
 
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -161,7 +162,10 @@ def test_every_form_of_matrix():
     want = LinearModel().fit(X, y, epochs=1)
     wide = X.copy()
     wide.indices, wide.indptr = X.indices.astype("i8"), X.indptr.astype("i8")
-    for other in (wide, X.astype("f8"), (X.indptr, X.indices, X.data), scipy_sparse.csr_array(X)):
+    arrays = X.indptr, X.indices, X.data
+    others = [wide, X.astype("f8"), arrays, scipy_sparse.csr_array(X), X.tocsc(), X.tocoo(), X.todok(), X.toarray()]
+    others += [(X.indptr.astype("u4"), X.indices.astype("i2"), X.data), X.toarray().tolist()]
+    for other in others:
         model = LinearModel().fit(other, y.astype("f8"), epochs=1)
         assert_same_bits([model.coef_], [want.coef_])
         assert np.array_equal(model.predict(other), want.predict(X))
@@ -210,8 +214,21 @@ def test_bad_input():
         (lambda: LinearModel(lr=0), ValueError, "lr: found 0"),
         (lambda: LinearModel(l2=-1), ValueError, "l2: found -1, expected a finite number >= 0"),
         (lambda: LinearModel(decay=2), ValueError, "decay: found 2"),
-        (lambda: fit(X.toarray(), y), TypeError, "X: found ndarray, expected a CSR matrix"),
-        (lambda: fit(X.tocsc(), y), TypeError, "X: found csc_matrix, expected a CSR matrix"),
+        (lambda: LinearModel("hinges"), ValueError, "did you mean 'hinge'"),
+        (
+            lambda: fit(X.toarray()[0], y),
+            TypeError,
+            r"X: found ndarray of dtype float32, shape \(20,\), expected a CSR",
+        ),
+        (lambda: fit([[1, 2], [3]], y), TypeError, "X: found list of dtype object"),
+        (lambda: fit([["a"]], y), TypeError, "X: found list of dtype <U1"),
+        (lambda: fit(X, y, features=21), ValueError, "features: found 21, expected 20 as X has"),
+        (lambda: fit((X.indptr, X.indices, X.data), y, features=3), ValueError, "X: found index .* below 3"),
+        (lambda: fit((X.indptr, X.indices, X.data), y, features="3"), TypeError, "features: found '3'"),
+        (lambda: LinearModel().set_params(l_2=1), ValueError, "set_params: found 'l_2', .*; did you mean 'l2'"),
+        (lambda: LinearModel().set_params(lr=-1), ValueError, "lr: found -1"),
+        (lambda: Factorization(2).fit([0, 1], [0, 1], [1, 2], shape=3), TypeError, "shape: found 3"),
+        (lambda: Factorization(2).fit([0, 1], [0, 1], [1, 2], shape=(2, 1)), ValueError, "j: found index 1"),
         (lambda: fit(nan, y), ValueError, "X: found NaN or infinity"),
         (lambda: fit((X.indptr, X.indices - 1, X.data), y), ValueError, "X: found column index -1"),
         (lambda: fit((X.indptr, X.indices.astype("f4"), X.data), y), TypeError, "X: found indices of dtype float32"),
@@ -241,6 +258,146 @@ def test_bad_input():
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+LIMITED = """
+import resource, numpy as np
+from fastopt.hogwild import Factorization, LinearModel
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+far = np.array([0, 2**31 - 1])
+for call in (
+    lambda: LinearModel().fit((np.array([0, 2]), far, np.ones(2)), [1]),
+    lambda: Factorization(4).fit(far, [0, 1], [1.0, 2.0]),
+    lambda: Factorization(4).fit([0, 1], far, [1.0, 2.0]),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_an_index_that_is_far_beyond_the_others_is_told_before_memory_is_taken():
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    for line, name, argument in zip(said, ("X", "i", "j"), ("features", "shape[0]", "shape[1]"), strict=True):
+        assert line.startswith(f"{name}: found index 2147483647 among 2 entries, expected indices below 16777216")
+        assert f"say {argument}" in line
+
+
+def test_sizes_may_be_said():
+    arrays = np.array([0, 1, 2]), np.array([0, 1]), np.ones(2)
+    model = LinearModel().fit(arrays, [1, -1], features=7)
+    assert model.coef_.shape == (7,)
+    assert model.n_features_in_ == 7
+    far = arrays[0], np.array([0, 2**24]), arrays[2]
+    assert LinearModel().fit(far, [1, -1], features=2**24 + 1).coef_.any()
+    model = Factorization(3).fit([0, 1], [1, 0], [1.0, 2.0], shape=(5, 4))
+    assert model.u_.shape == (5, 3)
+    assert model.v_.shape == (4, 3)
+
+
+@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_diverges_says_so_in_its_epoch(workers, processes):
+    """Each epoch multiplies the weight's distance by -99: it passes what float32 has in the 10th at the latest."""
+    X = scipy_sparse.csr_matrix(np.full((2, 1), 10.0, "f4"))
+    model = LinearModel("squared", lr=1, decay=1).fit(X, [1, 1], epochs=1)
+    before, run, told = model.coef_, model.run_, []
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch (\d+): .* smaller lr") as refused:
+        model.fit(
+            X, [1, 1], epochs=100, workers=workers, processes=processes, progress=lambda *event: told.append(event)
+        )
+    assert model.coef_ is before
+    assert model.run_ is run
+    assert int(re.search(r"epoch (\d+)", str(refused.value))[1]) == len(told) < 20
+    assert np.isfinite([loss for _, loss, _ in told[:-1]]).all()
+
+
+def test_a_factorization_that_diverges_says_so():
+    i, j, r = ratings(2000)
+    with pytest.raises(FloatingPointError, match="diverged in epoch"):
+        Factorization(4, "sgd", lr=100.0).fit(i, j, r)
+    assert not hasattr(Factorization(4), "u_")
+
+
+def test_what_the_last_update_makes_infinite_is_seen():
+    X = scipy_sparse.csr_matrix(np.full((1, 1), 1e30, "f4"))
+    with pytest.raises(FloatingPointError, match="diverged in epoch 1"):
+        LinearModel("squared", lr=1e20).fit(X, [1], epochs=1)
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_compiling_is_no_part_of_an_epoch(tmp_path, processes):
+    code = f"""
+import numpy as np, time
+from fastopt.hogwild import LinearModel, Factorization
+if __name__ == "__main__":
+    X, y = (np.arange(9), np.zeros(8, int), np.ones(8)), np.ones(8)
+    begin = time.perf_counter()
+    seconds = LinearModel().fit(X, y, epochs=2, processes={processes}).run_.seconds
+    seconds += Factorization(2).fit([0, 1], [1, 0], [1, 2], epochs=2, processes={processes}).run_.seconds
+    print(time.perf_counter() - begin, *seconds)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    whole, *seconds = map(float, done.stdout.split())
+    assert max(seconds) < 0.1 * whole
+
+
+def test_parameters_as_scikit_learn_wants_them():
+    lr = np.float64(0.25)
+    model = LinearModel("logistic", lr=lr)
+    assert model.get_params() == {
+        "loss": "logistic", "rule": "sgd", "lr": 0.25, "decay": 0.9, "l2": 0.0, "seed": 0,
+    }  # fmt: skip
+    assert model.get_params()["lr"] is lr
+    assert model.set_params(l2=0.5, loss="hinge") is model
+    assert (model.l2, model.loss) == (0.5, "hinge")
+    with pytest.raises(ValueError, match="decay"):
+        model.set_params(l2=0.1, decay=3)
+    assert model.l2 == 0.5
+    assert (
+        eval(repr(model).replace("np.", "np."), {"LinearModel": LinearModel, "np": np}).get_params()
+        == model.get_params()
+    )
+    model.lr = -1
+    with pytest.raises(ValueError, match="lr: found -1"):
+        model.fit(*text_like(10, 5, 2))
+    assert Factorization(3).get_params()["rank"] == 3
+
+
+def test_scikit_learns_tools():
+    sklearn = pytest.importorskip("sklearn")
+    from sklearn.base import is_classifier, is_regressor
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MaxAbsScaler
+
+    X, y = text_like(600, 50, 5)
+    model = LinearModel(l2=1e-3)
+    assert is_classifier(model)
+    assert is_regressor(LinearModel("squared"))
+    copy = sklearn.base.clone(model.fit(X, y))
+    assert copy.get_params() == model.get_params()
+    assert not hasattr(copy, "coef_")
+    assert sklearn.base.clone(Factorization(2)).rank == 2
+    search = GridSearchCV(model, {"lr": [0.1, 0.5], "loss": ["hinge", "logistic"]}, cv=3).fit(X, y, epochs=2)
+    assert search.best_score_ > 0.8
+    assert search.best_estimator_.run_.loss
+    assert cross_val_score(model, X, y, scoring="roc_auc", cv=2).min() > 0.8
+    assert cross_val_score(model, X.toarray(), y, scoring="accuracy", cv=2).min() > 0.8
+    assert make_pipeline(MaxAbsScaler(), model).fit(X, y).score(X, y) > 0.8
+    z = X @ model.coef_
+    assert cross_val_score(LinearModel("squared", lr=0.1), X, z, scoring="r2", cv=2).min() > 0.5
 
 
 def test_the_examples_in_readme(tmp_path):

@@ -17,9 +17,11 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+from numba import typeof
+from numba.core.dispatcher import Dispatcher
 
 from ..backends.numba_cache import compiled
-from ..checks import check_integer, check_number
+from ..checks import check_integer, check_number, wrong_type
 from ..settings import check_threads
 from .shared import SharedArrays
 
@@ -28,6 +30,14 @@ CHUNK = 16384
 
 Kernel = Callable[..., float]
 Progress = Callable[[int, float, float], None]
+
+
+class Compiled:
+    """A kernel that is compiled when first called, but not by Numba's dispatcher."""
+
+    def prepare(self, order: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
+        """Compiles for arguments of these types."""
+        raise NotImplementedError
 
 
 class WorkerDied(RuntimeError):
@@ -43,7 +53,7 @@ class Run:
     loss : tuple of float
         For each epoch the mean over the examples of what the kernel returned.
     seconds : tuple of float
-        For each epoch the time that it took, without starting the workers.
+        For each epoch the time that it took, without starting the workers and compiling the kernel.
     """
 
     loss: tuple[float, ...]
@@ -124,9 +134,7 @@ def run(
         raise TypeError(
             f"arrays: found a {type(arrays).__name__}, expected a SharedArrays for processes: SharedArrays.create(...)"
         )
-    show = _print_line if progress is True else progress or None
-    if show is not None and not callable(show):
-        raise TypeError(f"progress: found {progress!r}, expected True, False, None or a callable")
+    show = check_progress(progress)
     values = () if processes else tuple(arrays.values() if isinstance(arrays, Mapping) else arrays)
     shards = [Shard(examples, workers, worker, seed) for worker in range(workers)]
     team = _processes(kernel, arrays, shards) if processes else _threads(kernel, values, shards)
@@ -139,6 +147,20 @@ def run(
             if show is not None:
                 show(epoch + 1, losses[-1], seconds[-1])
     return Run(tuple(losses), tuple(seconds))
+
+
+def check_progress(progress: Any) -> Progress | None:
+    """What tells of epochs, None if nothing does.
+
+    Raises
+    ------
+    TypeError
+        `progress` cannot be called.
+    """
+    show = _print_line if progress is True else progress or None
+    if show is not None and not callable(show):
+        raise wrong_type("progress", progress, "True, False, None or a callable")
+    return show
 
 
 class Shard:
@@ -194,6 +216,17 @@ def _work(kernel: Kernel, shard: Shard, lr: float, arrays: Sequence[np.ndarray],
     return loss
 
 
+def _prepare(kernel: Kernel, arrays: Sequence[np.ndarray]) -> None:
+    """Compiles what epochs call, so that no epoch's time holds it. What goes wrong goes wrong again there."""
+    order = np.zeros(1, np.int64)
+    _shuffle(order, _random(0, 0))
+    with suppress(Exception):
+        if isinstance(kernel, Dispatcher):
+            kernel.compile(tuple(map(typeof, (order, 1.0, *arrays))))
+        elif isinstance(kernel, Compiled):
+            kernel.prepare(order, arrays)
+
+
 # ---- threads ----
 
 
@@ -227,16 +260,18 @@ def _threads(kernel: Kernel, arrays: Sequence[np.ndarray], shards: list[Shard]) 
                 raise result
         return results
 
-    for thread in others:
-        thread.start()
     try:
+        for thread in others:
+            thread.start()
+        _prepare(kernel, arrays)
         yield epoch_of
     finally:
         stop.set()
         for task in tasks:
             task.put(None)
         for thread in others:
-            thread.join()
+            with suppress(RuntimeError):  # it has not started; if it still does, None is its task
+                thread.join()
 
 
 # ---- processes ----
@@ -340,6 +375,7 @@ def _serve(kernel: Kernel, arrays: SharedArrays, shard: Shard, pipe: connection.
     """A worker process: an epoch for each lr that comes, until None comes or the parent is gone."""
     parent: Any = multiprocessing.parent_process()
     values = tuple(arrays.values())
+    _prepare(kernel, values)
     pipe.send(0.0)
     while pipe in connection.wait([pipe, parent.sentinel]):
         try:
