@@ -105,7 +105,7 @@ def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        Step counts are float32 tensors, states are tensors, and ``decoupled_weight_decay`` is torch's flag:
+        Step counts are float64 tensors, states are tensors, and ``decoupled_weight_decay`` is torch's flag:
         ``torch.save`` and ``torch.optim``'s ``load_state_dict`` take it.
 
     Raises
@@ -118,13 +118,24 @@ def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     def tensor(name: str, value: Any) -> Any:
-        if name == "step":
-            return torch.tensor(float(value))
+        if name == "step":  # torch's are of float32, which has whole numbers up to 2**24 only
+            return torch.tensor(float(value), dtype=torch.float64, device="cpu")
         return tensor_of(value) if isinstance(value, np.ndarray) else value
 
     states = {i: {key: tensor(key, x) for key, x in state.items()} for i, state in state_dict["state"].items()}
+    return {"state": states, _GROUPS: torch_groups(state_dict[_GROUPS])}
+
+
+def torch_groups(saved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of a NumPy class's state dict, or of torch's, as torch's classes have them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `torch_state_dict`.
+    """
     groups = []
-    for g, group in enumerate(state_dict[_GROUPS]):
+    for g, group in enumerate(saved):
         group = dict(group)
         for key, value in group.items():
             if callable(value):
@@ -138,7 +149,7 @@ def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 )
             group |= {"weight_decay": group["weight_decay"] or decoupled, "decoupled_weight_decay": bool(decoupled)}
         groups.append(group)
-    return {"state": states, _GROUPS: groups}
+    return groups
 
 
 def tensor_of(array: np.ndarray) -> Any:

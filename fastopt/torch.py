@@ -13,12 +13,15 @@ torch's class of the same name. Tensors are updated where they are, never copied
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, compress
-from operator import attrgetter, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,12 +33,14 @@ try:
 except ImportError as error:
     raise ImportError(f"fastopt.torch needs PyTorch ({error}): {install_command('torch')}") from None
 from torch.autograd.graph import increment_version
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import norms, settings
-from .arguments import ARGUMENTS, EXECUTION, TorchArguments, read_call
+from .arguments import ARGUMENTS, EXECUTION, TorchArguments, check_group, read_call
 from .arrays import CPU, Array, Place, check_distinct, check_overlap, check_tensor, dtype_name, view
-from .checkpoint import torch_state_dict
+from .checkpoint import COMPANIONS, read_state_dict, tensor_of, torch_groups
+from .checks import check_number, did_you_mean, wrong_value
 from .dispatch import (
     Gradients,
     Job,
@@ -50,9 +55,9 @@ from .dispatch import (
     make_row_job,
     split_copies,
 )
-from .rules import REQUIRED, Rule
+from .rules import REQUIRED, RULES, Rule
 from .sparse import RowSparse, as_row_sparse
-from .storage import ZERO_GRADS, blocks_of, new_array, set_to_zero
+from .storage import ZERO_GRADS, block_bytes, blocks_of, from_blocks, new_array, set_to_zero, to_blocks
 
 try:
     increment_version([])
@@ -63,8 +68,13 @@ except TypeError:  # older ones take a single tensor only
 
 _data_ptr: Callable[[Any], int] = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
+_is_neg = torch.Tensor.is_neg
 _nbytes = attrgetter("nbytes")
 _grad = attrgetter("grad")
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# All names that states have, others being the users'.
+_STATE_NAMES = {"step", "ema", *COMPANIONS, *chain.from_iterable((*r.states, *r.scalars) for r in RULES.values())}
 
 # What torch's classes have beside hyper-parameters: how torch computes, which fastopt takes no notice of, ...
 _EXECUTION = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
@@ -90,15 +100,24 @@ class Optimizer(torch.optim.Optimizer):
     arguments: ClassVar[TorchArguments]
     last_grad_norm: float | None = None
     last_step_skipped: bool = False
-    # torch.amp.GradScaler leaves unscaling, and skipping a step whose gradients are not finite, to `step`.
-    _step_supports_amp_scaling = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
         self._backend_name, self._threads, self._precision = call.backend, call.threads, call.precision
+        self._forget()
+        super().__init__(call.params, {**self.arguments.defaults, **call.options})
+
+    def _forget(self) -> None:
+        """Nothing has been checked yet, and no number stands in a table."""
         self._bound: _Bound | None = None
         self._recorded: list[Any] = []  # what CUDA graphs read and write, for as long as they may be replayed
-        super().__init__(call.params, {**self.arguments.defaults, **call.options})
+        self._tables: dict[tuple[str, bool], torch.Tensor] = {}
+        self._made: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `torch.amp.GradScaler` leaves unscaling to `step`, and skipping a step that is not finite."""
+        return any(group.get("fused") for group in self.param_groups)
 
     # ---- groups ----
 
@@ -112,6 +131,8 @@ class Optimizer(torch.optim.Optimizer):
         BackendUnavailable
             A parameter is on a device for which there is no backend.
         """
+        if isinstance(param_group, Mapping):
+            check_group(type(self), param_group, f"param_groups[{len(self.param_groups)}]")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -125,7 +146,7 @@ class Optimizer(torch.optim.Optimizer):
         self._bound = None
         if self.arguments.name == "Adagrad":  # torch's has its states from the start, and relies on them
             rule = self.arguments.rule(group)
-            for p in group["params"]:
+            for p in filter(_can_be_checked, group["params"]):
                 self._complete_state(p, rule, 1, group)
 
     def _check_group(self, group: Mapping[str, Any], params: Sequence[torch.Tensor]) -> None:
@@ -142,21 +163,27 @@ class Optimizer(torch.optim.Optimizer):
 
     def _place(self) -> Place:
         """Where the parameters are."""
-        return next((view(p, "params").place for group in self.param_groups for p in group["params"]), CPU)
+        return next((view(p, "params").place for p in filter(_can_be_checked, _params(self.param_groups))), CPU)
 
     def _check_params(self) -> None:
-        params = [p for group in self.param_groups for p in group["params"]]
-        labels = self._labels()
-        for p, label in zip(params, labels, strict=True):
-            if p.device != params[0].device:
+        """Checks the parameters; those that cannot be trained as they are, once they have a gradient."""
+        groups = [group for group in self.param_groups for _ in group["params"]]
+        found = [
+            (p, label, self._precision.of_group(group))
+            for p, label, group in zip(_params(self.param_groups), self._labels(), groups, strict=True)
+            if _can_be_checked(p)
+        ]
+        labels = [label for _, label, _ in found]
+        for p, label, _ in found:
+            if p.device != found[0][0].device:
                 raise ValueError(
-                    f"{label}: found device {p.device}, expected {params[0].device} as {labels[0]} has: one optimizer "
-                    "works on one device"
+                    f"{label}: found device {p.device}, expected {found[0][0].device} as {labels[0]} has: one "
+                    "optimizer works on one device"
                 )
-        views = [view(p, label) for p, label in zip(params, labels, strict=True)]
-        for array, label in zip(views, labels, strict=True):
+        views = [view(p, label) for p, label, _ in found]
+        for array, (_, label, precision) in zip(views, found, strict=True):
             check_tensor([array], [label])
-            self._precision.check(array, label)
+            precision.check(array, label)
         check_overlap(views, labels, [True] * len(views))
         if len({bool(group.get("capturable")) for group in self.param_groups}) > 1:
             raise ValueError("capturable: found True and False, expected the same in all groups")
@@ -177,38 +204,75 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def _counted(self) -> bool:
-        """Whether states hold a step count: torch's SGD has none, for all it needs to know is whether it has begun."""
-        return self.arguments.name != "SGD" or self._precision.counted
+        """Whether states have a step count: torch's SGD has none, for all it needs to know is whether it has begun."""
+        return self.arguments.name != "SGD" or any(
+            self._precision.of_group(group).counted for group in self.param_groups
+        )
 
-    def _has_state(self, p: torch.Tensor, rule: Rule) -> bool:
+    def _has_state(self, p: torch.Tensor, rule: Rule, group: Mapping[str, Any]) -> bool:
         """Whether anything is kept for a parameter."""
-        return self._counted or bool(self._precision.states(rule, view(p, "params"), 1))
+        return self._counted or bool(self._precision.of_group(group).states(rule, view(p, "params"), 1))
 
     def _complete_state(self, p: torch.Tensor, rule: Rule, copies: int, group: Mapping[str, Any]) -> dict:
         """The parameter's state, with what the rule needs and it lacks as before the first step."""
         state = self.state[p]
-        if self._counted:
-            state.setdefault("step", torch.zeros((), dtype=torch.int64))
-        for name, initial in rule.scalars.items():
-            state.setdefault(name, torch.full((), initial, dtype=torch.float64))
+        for name, initial in {**({"step": 0.0} if self._counted else {}), **rule.scalars}.items():
+            if state.get(name) is None:
+                state[name] = self._make_number(initial)
         param = view(p, "params")
-        for name, (dtype, shape) in self._precision.states(rule, param, copies).items():
-            if state.get(name) is not None:
-                continue
-            initial = float(group.get(rule.initial.get(name, ""), 0.0))
-            if dtype == np.uint8:
-                state[name] = p.new_zeros(shape, dtype=torch.uint8)
-                if initial:
-                    state[name][...] = torch.from_numpy(blocks_of(np.full(param.size, initial), name in rule.positive))
-            else:
-                state[name] = new_array(p, param, dtype, shape, initial)
-            if name in ("master", "ema"):
-                state[name].copy_(p.detach())
+        for name, (dtype, shape) in self._precision.of_group(group).states(rule, param, copies).items():
+            if state.get(name) is None:
+                initial = float(group.get(rule.initial.get(name, ""), 0.0))
+                state[name] = self._make_state(p, param, name, rule, dtype, shape, initial)
         return state
+
+    def _make_state(
+        self, p: torch.Tensor, param: Array, name: str, rule: Rule, dtype: np.dtype, shape: Any, initial: float
+    ) -> torch.Tensor:
+        if dtype != np.uint8:
+            made: torch.Tensor = new_array(p, param, dtype, shape, initial)
+            return made.copy_(p.detach()) if name in ("master", "ema") else made
+        blocks = p.detach().new_zeros(shape, dtype=torch.uint8)
+        if initial:
+            blocks[...] = torch.from_numpy(blocks_of(np.full(param.size, initial), name in rule.positive))
+        return blocks
+
+    def _make_number(self, value: float) -> torch.Tensor:
+        """A number of a state, which can stand in a table."""
+        with torch.inference_mode(False):
+            made = torch.full((), value, dtype=torch.float64, device="cpu")
+        self._made[id(made)] = made
+        return made
+
+    def _table(self, name: str, columns: int, on_device: torch.Tensor | None) -> torch.Tensor:
+        """A table of numbers of all parameters, which backends advance."""
+        key, rows = (name, on_device is not None), len(_params(self.param_groups))
+        table = self._tables.get(key)
+        # One that is shared with other processes is left to its users: what they hold is read and written there.
+        if table is None or len(table) != rows or (on_device is None and table.is_shared()):
+            with torch.inference_mode(False):
+                like = torch.empty(0, device="cpu") if on_device is None else on_device.detach()
+                table = self._tables[key] = like.new_zeros((rows, columns), dtype=torch.float64)
+        return table
+
+    def _move_number(self, state: dict[str, Any], name: str, cell: torch.Tensor, label: str) -> float | None:
+        """Puts a state's number into a table's cell; None where it stays where it is, as one that others share."""
+        number = state[name]
+        value = _number_of(number, f"{name!r} of {label}", name == "step")
+        if isinstance(number, torch.Tensor):
+            if number.data_ptr() == cell.data_ptr():
+                return value
+            if not (self._is_ours(number) or cell.is_cuda or number.is_cuda):
+                return None
+        with torch.no_grad():
+            cell.fill_(value)
+        state[name] = cell
+        self._made[id(cell)] = cell
+        return value
 
     # ---- steps ----
 
-    def step(
+    def _step(
         self,
         closure: Callable[[], Any] | None = None,
         *,
@@ -241,24 +305,6 @@ class Optimizer(torch.optim.Optimizer):
         TypeError, ValueError
             A gradient, a state or a hyper-parameter is not what it must be; no tensor has changed.
         """
-        how: dict[str, Any] = {"max_norm": max_norm, "skip_nonfinite": skip_nonfinite, "zero_grads": zero_grads}
-        if torch.compiler.is_compiling():
-            return self._uncompiled_step(closure, **how)
-        if (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
-        ):
-            return self._hooked_step(closure, **how)
-        return self._step(closure, **how)
-
-    # Torch wraps `step` to call hooks and to tell the profiler, which costs more than a small step: it does so only
-    # where it is needed.
-    step.hooked = True  # type: ignore[attr-defined]
-
-    def _step(self, closure: Callable[[], Any] | None, **how: Any) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -273,37 +319,49 @@ class Optimizer(torch.optim.Optimizer):
         if amp[0] is not None and not capturable:
             scale = 1.0 / float(amp[0])
         bound = self._bound
-        backend = choose_backend(self._backend_name, self._place() if bound is None else bound.place)
+        asked = settings.get_backend()
         recording = capturable and torch.cuda.is_current_stream_capturing()
-        if bound is None or bound.backend is not backend or bound.capturable != capturable or not bound.take(self):
+        if bound is None or bound.asked != asked or bound.capturable != capturable or not bound.take(self):
             if recording:
                 raise RuntimeError(
                     "a CUDA graph is being captured before the first step with these tensors, which makes states: do "
                     "one step before it"
                 )
             self._bound = None
-            place = self._place()
-            bound = self._bound = _Bound(self, choose_backend(self._backend_name, place), place)
+            bound = self._bound = _Bound(self, choose_backend(self._backend_name, self._place()))
         if capturable:
             bound.take_amp(*amp)
         if recording:
             self._recorded.append(bound.on_device())
-        bound.run(self, scale, self._threads or settings._threads, **how)
+        bound.run(self, scale, self._threads or settings._threads, max_norm, skip_nonfinite, zero_grads)
+        if amp[0] is not None and not self.last_step_skipped:
+            bound.unscale(amp[0], amp[1])
         return loss
 
+    _step.__name__, _step.__qualname__ = "step", "Optimizer.step"
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
     _uncompiled_step = torch._disable_dynamo(_hooked_step)
 
-    # ---- saving, loading, copying ----
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Documented as `_step`, which has its arguments."""
+        if torch.compiler.is_compiling():
+            return self._uncompiled_step(*args, **kwargs)
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        ):
+            return self._hooked_step(*args, **kwargs)
+        return self._step(*args, **kwargs)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state in torch's layout, which torch's class of the same name takes over; tensors are not copied."""
-        packed = super().state_dict()
-        states = {
-            index: {**state, "step": state["step"].to(torch.float32)} if "step" in state else state
-            for index, state in packed["state"].items()
-        }
-        return {**packed, "state": states}
+    functools.update_wrapper(step, _step)
+    # Torch wraps `step` to call hooks and to tell the profiler, which costs more than a small step: it does so only
+    # where it is needed.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    # ---- saving, loading, copying ----
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a state dict: of this class, of torch's, or of fastopt's NumPy class of the same name.
@@ -311,28 +369,28 @@ class Optimizer(torch.optim.Optimizer):
         Parameters
         ----------
         state_dict : mapping
-            In torch's layout. Its tensors are copied.
+            In torch's layout. Its tensors are copied, and converted to what this optimizer stores states in, be it
+            more or fewer bits; a ``compensation`` or ``master`` that it lacks begins at the parameter.
+            What is nobody's state here, as a user's own entries, is carried along.
 
         Raises
         ------
         TypeError, ValueError
-            Groups, parameters, state names, shapes or dtypes are not this optimizer's; nothing has changed.
+            Groups, parameters, step counts, state names, shapes or dtypes are not this optimizer's; nothing has
+            changed.
         """
         for key in ("state", "param_groups"):
             if not isinstance(state_dict, Mapping) or key not in state_dict:
                 raise ValueError(f"state_dict: found no {key!r}, expected what state_dict() returned")
-        taken: dict[str, Any] = {}
+        taken: dict[Any, Any] = {}
 
         def take(_: Any, incoming: Mapping[str, Any]) -> dict[str, Any]:
-            taken.update(self._incoming(incoming))
-            return taken
+            groups, states = self._incoming(incoming)
+            taken.update(states)
+            return {**incoming, "state": {}, "param_groups": groups}  # torch would convert states to its own dtypes
 
         def keep(_: Any) -> None:
-            """torch has made states of the parameters' dtype, whatever they were."""
-            for group, own in zip(taken["param_groups"], self.param_groups, strict=True):
-                for index, p in zip(group["params"], own["params"], strict=True):
-                    if index in taken["state"]:
-                        self.state[p] = taken["state"][index]
+            self.state.update(taken)
 
         # After the user's own hooks before loading, which may adapt it, and before those after loading.
         hooks = [
@@ -345,58 +403,91 @@ class Optimizer(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _incoming(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """A state dict in torch's layout, checked, with tensors of its own."""
-        incoming = torch_state_dict(state_dict)
-        groups = [self._completed(group) for group in incoming["param_groups"]]
-        sizes, expected = [[len(group["params"]) for group in gs] for gs in (groups, self.param_groups)]
-        if sizes != expected:
-            raise ValueError(f"state_dict: found groups of {sizes} parameters, expected {expected}")
-        states = {}
+    def _incoming(self, state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[Any, Any]]:
+        """A state dict's groups, checked, and the states that this optimizer is to have, with tensors of their own."""
+        found, groups = state_dict["state"], state_dict["param_groups"]
+        users: dict[Any, Any] = {}  # what is under other names than parameters have
+        if isinstance(found, Mapping):
+            users = {
+                key: x
+                for key, x in found.items()
+                if isinstance(key, str)
+                and not key.isdecimal()
+                and not (isinstance(x, Mapping) and _STATE_NAMES & set(x))
+            }
+            found = {key: x for key, x in found.items() if key not in users}
+        sizes = [len(group["params"]) for group in self.param_groups]
+        order, saved_groups, saved = read_state_dict({"state": found, "param_groups": groups}, sizes)
+        groups = list(map(self._completed, torch_groups(saved_groups), self.param_groups))
+        states: dict[Any, Any] = copy.deepcopy(users)
+        numbers = iter(order)
         for group, own in zip(groups, self.param_groups, strict=True):
             self._check_group(group, own["params"])
-            rule = self.arguments.rule(group)
-            copies = len(self.arguments.row(rule, group))
-            for index, p in zip(group["params"], own["params"], strict=True):
-                saved = {key: x for key, x in incoming["state"].get(index, {}).items() if x is not None}
-                if saved:
-                    self._check_saved(saved, p, rule, copies, f"state_dict['state'][{index}]")
-                    beside = self._precision.states(rule, view(p, "params"), copies)  # on the parameter's device
-                    states[index] = {
-                        key: _copy(x, p) if key in beside else x.clone()
-                        for key, x in ((key, torch.as_tensor(x)) for key, x in saved.items())
-                    }
-        return {**incoming, "state": states, "param_groups": groups}
+            for p in own["params"]:
+                number = next(numbers)
+                state = {key: x for key, x in saved.get(number, {}).items() if x is not None}
+                if state:
+                    states[p] = self._loaded(state, p, group, f"state_dict['state'][{number!r}]")
+        return groups, states
 
-    def _check_saved(self, saved: Mapping[str, Any], p: torch.Tensor, rule: Rule, copies: int, where: str) -> None:
-        states = self._precision.states(rule, view(p, "params"), copies)
-        expected = {*(["step"] if self._counted else []), *rule.scalars, *states}
-        found = set(saved) - {"step"} | (set(saved) & expected)  # a count does no harm where there need be none
-        if found != expected:
-            raise ValueError(f"{where}: found {sorted(found)}, expected {sorted(expected)} as {rule.name} has")
-        for name, (dtype, shape) in states.items():
-            x, of = saved[name], getattr(torch, dtype_name(dtype))
-            if tuple(x.shape) != shape:
-                raise ValueError(f"{where}[{name!r}]: found shape {tuple(x.shape)}, expected {shape}")
-            if x.dtype != of:
-                raise ValueError(
-                    f"{where}[{name!r}]: found dtype {x.dtype}, expected {of}, by the parameter's dtype and state_dtype"
-                )
-        if self._counted and not float(saved["step"]) >= 0:
-            raise ValueError(f"{where}['step']: found {saved['step']!r}, expected a number >= 0")
+    def _loaded(
+        self, saved: Mapping[str, Any], p: torch.Tensor, group: Mapping[str, Any], where: str
+    ) -> dict[str, Any]:
+        """A parameter's state from a saved one, checked and converted."""
+        rule = self.arguments.rule(group)
+        param = view(p, "params")
+        states = self._precision.of_group(group).states(rule, param, len(self.arguments.row(rule, group)))
+        numbers = {*(["step"] if self._counted else []), *rule.scalars}
+        expected = {*numbers, *states}
+        # A count does no harm where there need be none, and companions can begin now.
+        others = (set(saved) & _STATE_NAMES) - COMPANIONS - ({"step"} - expected)
+        if others != expected - COMPANIONS:
+            found, needed = sorted(set(saved) & _STATE_NAMES), sorted(expected)
+            raise ValueError(f"{where}: found {found}, expected {needed} as {rule.name} has")
+        loaded: dict[str, Any] = {}
+        for name, value in saved.items():
+            label = f"{where}[{name!r}]"
+            if name in numbers:
+                loaded[name] = self._make_number(_number_of(value, label, name == "step"))
+            elif name in states:
+                loaded[name] = _convert(value, p, param, *states[name], name in rule.positive, label)
+            elif name not in _STATE_NAMES:
+                loaded[name] = copy.deepcopy(value)
+        for name in states.keys() - saved.keys():
+            loaded[name] = self._make_state(p, param, name, rule, *states[name], 0.0)
+        return loaded
 
-    def _completed(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """A saved group with all of this class's arguments."""
-        group = {**self.defaults, **group}
+    def _completed(self, group: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved group with all of this class's arguments; what its states are stored in is this optimizer's."""
+        group = {key: value for key, value in {**self.defaults, **group}.items() if key != "state_dtype"}
+        if "state_dtype" in own:
+            group["state_dtype"] = own["state_dtype"]
         return {**group, "decoupled_weight_decay": True} if self.arguments.renamed else group
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_backend_name": self._backend_name, "_threads": self._threads, "_precision": self._precision}
-        return {**super().__getstate__(), **own}
+        # Numbers in a table would each be pickled with the whole of it.
+        states = {
+            p: {key: x.clone() if self._is_ours(x) else x for key, x in state.items()}
+            if isinstance(state, dict)
+            else state
+            for p, state in self.state.items()
+        }
+        names = ("_backend_name", "_threads", "_precision", "last_grad_norm", "last_step_skipped")
+        own = {name: getattr(self, name) for name in names}
+        return {**super().__getstate__(), "state": defaultdict(dict, states), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bound, self._recorded = None, []
+        self._forget()
+        names = {"step", *chain.from_iterable(rule.scalars for rule in self.arguments.rules)}
+        for kept in self.state.values():
+            for name in names.intersection(kept if isinstance(kept, dict) else ()):
+                if isinstance(kept[name], torch.Tensor) and not kept[name].is_shared():
+                    self._made[id(kept[name])] = kept[name]
+
+    def _is_ours(self, number: Any) -> bool:
+        """Whether a number of a state is one that `_make_number` made, and that no other process shares."""
+        return isinstance(number, torch.Tensor) and self._made.get(id(number)) is number and not number.is_shared()
 
 
 class _Bound:
@@ -405,35 +496,43 @@ class _Bound:
     It keeps no gradient alive. A parameter that has had no gradient yet, and so no state, is left out.
     """
 
-    def __init__(self, optimizer: Optimizer, backend: Any, place: Place) -> None:
-        self.backend, self.place = backend, place
+    def __init__(self, optimizer: Optimizer, backend: Any) -> None:
+        self.backend, self.asked = backend, settings.get_backend()
         self._optimizer = weakref.ref(optimizer)
         self._arguments = optimizer.arguments
         self._read = itemgetter(*optimizer.arguments.defaults)
         groups = optimizer.param_groups
         params = _params(groups)
-        grads = [p.grad for p in params]
+        grads = _readable([p.grad for p in params])
         group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
         self.capturable = optimizer._capturable
-        like = params[0].detach() if self.capturable else torch.empty(0)
-        self._steps = steps = like.new_zeros(len(params), dtype=torch.int64)
+        on_device = params[0] if self.capturable else None
+        self._table = optimizer._table("step", 1, on_device)
+        self._steps = np.zeros(len(params), np.int64)
+        tables: dict[str, torch.Tensor] = {}
         sets: dict[tuple[str, int], Parameters] = {}
         self._groups: list[Parameters] = []  # the set of each
+        self._scalars: dict[int, torch.Tensor] = {}
         for g, group in enumerate(groups):
             rule, row = self._rule_and_row(group)
             key = (rule.name, len(row))
             if key not in sets:
-                counts = None if self.capturable else steps.numpy()
-                sets[key] = Parameters.of(rule, len(row), len(params), len(groups), counts)
-                sets[key].group[:] = group_of
+                if rule.name not in tables:
+                    tables[rule.name] = optimizer._table(rule.name, len(rule.scalars), on_device)
+                made = sets[key] = Parameters.of(rule, len(row), len(params), len(groups), self._steps)
+                made.group[:] = group_of
+                self._scalars[id(made)] = tables[rule.name]
+                if not self.capturable:
+                    made.scalars = tables[rule.name].numpy()
             sets[key].hyper[g] = row
             self._groups.append(sets[key])
-        self._scalars = {id(own): torch.from_numpy(own.scalars) for own in sets.values()}
-        if self.capturable:
-            self._scalars = {key: _copy(x, like) for key, x in self._scalars.items()}
         set_of = {id(parameters): k for k, parameters in enumerate(sets.values())}
         known = [
-            grad is not None or not optimizer._has_state(p, self._groups[g].rule) or bool(optimizer.state.get(p))
+            grad is not None
+            or (
+                _can_be_checked(p)
+                and (not optimizer._has_state(p, self._groups[g].rule, groups[g]) or bool(optimizer.state.get(p)))
+            )
             for p, grad, g in zip(params, grads, group_of, strict=True)
         ]
         members = list(compress(range(len(params)), known))
@@ -446,21 +545,26 @@ class _Bound:
                 check_rows(self._groups[group_of[i]].rule, [param, as_row_sparse(grad, own[1])], own)
             arrays[i] = [param, _absent_like(param) if grad is None or grad.is_sparse else view(grad, own[1])]
             check_tensor(arrays[i], own)
-        tensors, self._names, self._precision = [], {}, optimizer._precision
-        self._elements = self._precision.elements([p.numel() for p in params])
-        before = {p: dict(state) for p, state in optimizer.state.items()}
+        tensors, self._names = [], {}
+        self._precisions = [optimizer._precision.of_group(group) for group in groups]
+        self._elements = optimizer._precision.elements([0 if is_lazy(p) else p.numel() for p in params])
+        before = {p: dict(state) if isinstance(state, dict) else state for p, state in optimizer.state.items()}
+        self._counted: list[int] = []  # whose count is in the table
+        # Numbers that stay where their users have them: whose, its name, the tensor, and the place that backends read.
+        self._foreign: list[tuple[int, str, torch.Tensor, np.ndarray, tuple[int, ...]]] = []
+        names: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # of whose states and numbers
         try:
             for i in members:  # once all have been checked
-                parameters, group = self._groups[group_of[i]], groups[group_of[i]]
-                kept = steps, self._scalars[id(parameters)]
-                arrays[i] += _states(optimizer, i, params[i], parameters, group, *kept, labels[i])
+                g = group_of[i]
+                names[i], states = self._take_state(optimizer, i, params[i], g, groups[g], labels[i])
+                arrays[i] += states
         except BaseException:  # there was no memory for all: then there are none
             optimizer.state.clear()
             optimizer.state.update(before)
             raise
         for i in members:
-            parameters = self._groups[group_of[i]]
-            tensors.append(Tensor.of(self._precision, set_of[id(parameters)], i, arrays[i], self._elements[i]))
+            g = group_of[i]
+            tensors.append(Tensor.of(self._precisions[g], set_of[id(self._groups[g])], i, arrays[i], self._elements[i]))
             called = [f"a state of {labels[i]}"] * (len(arrays[i]) - 2)
             self._names[i] = [labels[i], f"the gradient of {labels[i]}", *called]
         self._jobs = make_jobs(list(sets.values()), tensors, list(self._names.values()))
@@ -471,18 +575,76 @@ class _Bound:
             job.owners.clear()
         self._arrays = {i: [param, *states] for i, (param, _, *states) in arrays.items()}
         self._group_of = group_of
-        self._known = np.array(known, bool)
+        self._known, self._all_known = np.array(known, bool), all(known)
         self._params = params
         self._layouts = [
-            (_stride(x), _nbytes(x))
-            for x in (p if g is None or g.is_sparse else g for p, g in zip(params, grads, strict=True))
+            (_stride(x), _nbytes(x)) if known else ((), 0)
+            for x, known in zip(
+                (p if g is None or g.is_sparse else g for p, g in zip(params, grads, strict=True)), known, strict=True
+            )
         ]
-        self._where = _where(params, optimizer.state)
+        self._kept = list(optimizer.state.values())
+        self._states = [(params[i], optimizer.state[params[i]]) for i in names if any(names[i])]
+        self._state_entries = _Entries((optimizer.state[params[i]], names[i][0]) for i in names if names[i][0])
+        self._number_entries = _Entries((optimizer.state[params[i]], names[i][1]) for i in names if names[i][1])
+        self._numbers = self._number_entries.read()
+        self._tables = [self._table, *tables.values()]
+        self._where = self._addresses_of(params)
+        self._counts = None if self.capturable or not self._counted else self._table.numpy().reshape(-1)
+        self._seen = b"" if self._counts is None else self._counts.tobytes()
         self._values = [frozen(self._values_of(group)) for group in groups]
         self._present: list[bool] | None = []
         if not self.take(optimizer):
             raise RuntimeError("tensors moved while they were being checked")
         self._take_rates(groups)
+
+    def _take_state(
+        self, optimizer: Optimizer, i: int, p: torch.Tensor, g: int, group: Mapping[str, Any], label: str
+    ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Array]]:
+        """The names of a parameter's states and numbers, which move to where backends advance them, and the states as
+        backends take them.
+        """
+        parameters, param = self._groups[g], view(p, label)
+        rule = parameters.rule
+        states = self._precisions[g].states(rule, param, parameters.copies)
+        if not states and not optimizer._counted:
+            return ((), ()), []
+        begun = any(optimizer.state[p].get(name) is not None for name in states)
+        state = optimizer._complete_state(p, rule, parameters.copies, group)
+        if optimizer._counted:
+            self._take_number(optimizer, i, state, "step", self._table[i, 0], self._steps, (i,), label)
+        else:
+            self._steps[i] = int(begun)
+        table = self._scalars[id(parameters)]
+        for k, name in enumerate(rule.scalars):
+            self._take_number(optimizer, i, state, name, table[i, k], parameters.scalars, (i, k), label)
+        split = []
+        for name in rule.states:
+            called = f"{name!r} of {label}"
+            split.append(split_copies(rule, parameters.copies, view(state[name], called), param, called))
+        added = [view(state[name], f"{name!r} of {label}") for name in states if name not in rule.states]
+        numbers = (*(["step"] if optimizer._counted else []), *rule.scalars)
+        return (tuple(states), numbers), [*(arrays[k] for k in range(parameters.copies) for arrays in split), *added]
+
+    def _take_number(
+        self,
+        optimizer: Optimizer,
+        i: int,
+        state: dict[str, Any],
+        name: str,
+        cell: torch.Tensor,
+        array: np.ndarray,
+        at: tuple[int, ...],
+        label: str,
+    ) -> None:
+        """Moves a number to its cell in a table, or remembers that it is read and written where it is."""
+        value = optimizer._move_number(state, name, cell, label)
+        if value is None:
+            self._foreign.append((i, name, state[name], array, at))
+        else:
+            array[at] = value
+            if name == "step" and not self.capturable:
+                self._counted.append(i)
 
     def _values_of(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         """A group's hyper-parameters; where they are instead, of those that are read on the device."""
@@ -500,7 +662,7 @@ class _Bound:
 
     def on_device(self) -> tuple[Any, ...]:
         """What a step has on the device beside tensors that the user holds."""
-        return self._runner, self._zeroing, self._steps, self._scalars
+        return self._runner, self._zeroing, self._table, self._scalars
 
     def take_amp(self, scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
         """Takes over where `torch.amp.GradScaler` has put its scale, and whether the step is to be skipped."""
@@ -508,17 +670,24 @@ class _Bound:
             runner.scale = 0 if scale is None else scale.data_ptr()  # type: ignore[attr-defined]
             runner.skip = 0 if found_inf is None else found_inf.data_ptr()  # type: ignore[attr-defined]
 
+    def unscale(self, scale: torch.Tensor, found_inf: torch.Tensor | None) -> None:
+        """Unscales the gradients of a step that `torch.amp.GradScaler` left that to, as torch's fused classes do."""
+        if self.capturable and found_inf is not None:
+            scale = torch.where(found_inf > 0, torch.ones_like(scale), scale)
+        grads: list[Any] = [p.grad for p in self._stepped]
+        sparse: list[Any] = [self._params[i].grad for i, _ in self._sparse]
+        grads += [grad._values() for grad in sparse]
+        with torch.no_grad():
+            torch._foreach_div_(grads, scale)
+
     def take(self, optimizer: Optimizer) -> bool:
         """Takes over the gradients and hyper-parameters of this step; False where tensors must be checked anew."""
         groups = optimizer.param_groups
         params = _params(groups)
         self._sparse: list[tuple[int, RowSparse]] = []
-        grads, present = list(map(_grad, params)), None
-        try:
-            if _where(params, optimizer.state) != self._where:
-                return False
-        except TypeError:  # a state that is no tensor
+        if not self._unmoved(params, optimizer.state):
             return False
+        grads, present = list(map(_grad, params)), None
         try:
             addresses = list(map(_data_ptr, grads))
         except (TypeError, RuntimeError):  # there is None among them, or a sparse one
@@ -529,16 +698,65 @@ class _Bound:
             for i in np.flatnonzero(np.array(given) & ~np.array(present)).tolist():
                 self._sparse.append((i, as_row_sparse(grads[i], self._names[i][1])))  # type: ignore[arg-type]
             grads = list(compress(grads, present))
-            addresses = list(map(_data_ptr, grads))
+            try:
+                addresses = list(map(_data_ptr, grads))
+            except RuntimeError:  # one that has no memory
+                return False
         if present != self._present:
-            if present is None and not self._known.all():
+            if present is None and not self._all_known:
                 return False
             self._select(present)
+        if addresses.count(0) != self._empty or True in map(_is_neg, grads):
+            grads = self._copies = _readable(grads)
+            addresses = list(map(_data_ptr, grads))
+            if addresses.count(0) != self._empty:
+                return False
         if (list(map(_stride, grads)), list(map(_nbytes, grads))) != self._layout:
             return False
         if addresses != self._addresses:
             self._put(addresses)
         return self._take_groups(groups)
+
+    def _addresses_of(self, params: Sequence[torch.Tensor]) -> list[int]:
+        """Where parameters are, their states, and the tables of numbers."""
+        known: Iterable[torch.Tensor] = params if self._all_known else compress(params, self._known.tolist())
+        return list(map(_data_ptr, chain(known, self._state_entries.read(), self._tables)))
+
+    def _unmoved(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> bool:
+        """Whether parameters and states are where they were, and numbers the same tensors."""
+        kept = list(state.values())
+        if len(kept) != len(self._kept) or not all(map(is_, kept, self._kept)):
+            if not all(state.get(p) is own for p, own in self._states):
+                return False
+            self._kept = kept  # it was a user's own entry
+        try:
+            return (
+                len(params) == len(self._params)
+                and self._addresses_of(params) == self._where
+                and all(map(is_, self._number_entries.read(), self._numbers))
+            )
+        except (KeyError, TypeError, RuntimeError):  # an entry is missing, or no tensor with memory
+            return False
+
+    def _take_counts(self) -> None:
+        """Takes over numbers that were set by hand, and those that stay where their users have them."""
+        if self._counts is not None and self._counts.tobytes() != self._seen:
+            for i in self._counted:
+                self._steps[i] = _number_of(self._counts[i], f"'step' of {self._names[i][0]}", True)
+            self._seen = self._counts.tobytes()
+        for i, name, number, array, at in self._foreign:
+            array[at] = _number_of(number, f"{name!r} of {self._names[i][0]}", name == "step")
+
+    def _give_counts(self, before: Sequence[Any]) -> None:
+        """Tells states how far backends have counted; `before` are numbers that stay where their users have them."""
+        if self._counts is not None:
+            self._counts[...] = self._steps
+            self._seen = self._counts.tobytes()
+        if before:
+            with torch.no_grad():
+                for (_, name, number, array, at), last in zip(self._foreign, before, strict=True):
+                    if array[at] != last:  # counted as torch does, that no other process's count be lost
+                        number.add_(1) if name == "step" else number.fill_(array[at])
 
     def _take_groups(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Takes over hyper-parameters that have changed; False where a group has another rule now."""
@@ -579,6 +797,7 @@ class _Bound:
         self._stepped = [self._params[i] for i in self._places]
         chosen_layouts = list(compress(self._layouts, chosen.tolist()))
         self._layout = ([stride for stride, _ in chosen_layouts], [nbytes for _, nbytes in chosen_layouts])
+        self._empty = self._layout[1].count(0)
         self._addresses: list[int] | None = None
         self._zeroed: list[int] | None = None  # the addresses that were found fit to be zeroed
 
@@ -601,6 +820,7 @@ class _Bound:
         """Does the step."""
         if zero_grads:
             self._check_zeroed()
+        self._take_counts()
         runner, stepped = self._zeroing_runner() if zero_grads else self._runner, self._stepped
         if self._sparse:
             if self.capturable:
@@ -617,12 +837,16 @@ class _Bound:
             optimizer.last_step_skipped = skipped
             if skipped:
                 return
-        runner(scale, threads)
+        before = [array[at] for _, _, _, array, at in self._foreign] if self._foreign else []
+        try:
+            runner(scale, threads)
+        finally:  # an interrupt comes once it is done
+            self._give_counts(before)
         if zero_grads:
             for _, grad in self._sparse:
                 set_to_zero(grad.values)
             stepped = [*stepped, *(p.grad for p in stepped if p.grad is not None)]
-        increment_version(stepped)  # autograd shall know that they were changed in place
+        _increment_versions(stepped)
 
     def _check_zeroed(self) -> None:
         """Whether gradients can be zeroed, once for as long as they are where they are."""
@@ -648,12 +872,12 @@ class _Bound:
         if not self.capturable:
             return self.backend.prepare(jobs)
         scalars = {key: own.data_ptr() for key, own in self._scalars.items()}
-        return self.backend.CapturableRunner(jobs, self._steps.data_ptr(), scalars)
+        return self.backend.CapturableRunner(jobs, self._table.data_ptr(), scalars)
 
     def _row_job(self, i: int, grad: RowSparse) -> Job:
         arrays, rows = self._check_rows(i, grad)
-        tensor = Tensor.of(self._precision, 0, i, arrays, self._elements[i])
-        return make_row_job(self._groups[self._group_of[i]], tensor, rows)
+        g = self._group_of[i]
+        return make_row_job(self._groups[g], Tensor.of(self._precisions[g], 0, i, arrays, self._elements[i]), rows)
 
     def _check_rows(self, i: int, grad: RowSparse) -> tuple[list[Array], Rows]:
         param, *states = self._arrays[i]
@@ -664,9 +888,102 @@ def _params(groups: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
     return [p for group in groups for p in group["params"]]
 
 
-def _where(params: Sequence[torch.Tensor], state: Mapping[torch.Tensor, Any]) -> list[int]:
-    """Where parameters are, and all that is kept for them."""
-    return list(map(_data_ptr, chain(params, chain.from_iterable(map(dict.values, state.values())))))
+def _can_be_checked(p: torch.Tensor) -> bool:
+    """Whether a parameter can be trained as it is: one that cannot, as a frozen one of integers, one on the meta device
+    or a lazy module's, is checked once it has a gradient.
+    """
+    if is_lazy(p) or p.is_meta:
+        return False
+    return p.requires_grad or p.dtype in _FLOATS
+
+
+class _Entries:
+    """Entries of states by their names, read at once for all states that have the same names."""
+
+    def __init__(self, states: Iterable[tuple[dict[str, Any], tuple[str, ...]]]) -> None:
+        kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for state, names in states:
+            kinds.setdefault(names, []).append(state)
+        self._kinds = [(itemgetter(*names), len(names) == 1, members) for names, members in kinds.items()]
+
+    def read(self) -> list[Any]:
+        """The entries, in an order of their own."""
+        entries: list[Any] = []
+        for getter, single, members in self._kinds:
+            entries += map(getter, members) if single else chain.from_iterable(map(getter, members))
+        return entries
+
+
+def _readable(grads: Sequence[Any]) -> list[Any]:
+    """Gradients, with copies of those whose memory is not what they stand for."""
+
+    def readable(g: Any) -> Any:
+        if g is None or not (g.is_neg() or g._is_zerotensor()):
+            return g
+        return g.detach().resolve_neg() if g.is_neg() else torch.zeros(g.shape, dtype=g.dtype, device=g.device)
+
+    return list(map(readable, grads))
+
+
+def _increment_versions(tensors: Sequence[torch.Tensor]) -> None:
+    """Tells autograd that tensors were changed in place."""
+    try:
+        increment_version(tensors)
+    except RuntimeError:  # those made in inference mode have no version
+        increment_version([x for x in tensors if not x.is_inference()])
+
+
+def _number_of(number: Any, label: str, count: bool) -> float:
+    """A number of a state, checked; of a step count, one that float64 has exactly.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is something else; the message names it.
+    """
+    if not count:
+        return check_number(label, number)
+    expected = "a number >= 0, whole and below 2**53"
+    value = check_number(label, number, 0, 2**53, expected=expected)
+    if not value.is_integer():
+        raise wrong_value(label, number, expected)
+    return value
+
+
+def _convert(
+    value: Any, p: torch.Tensor, param: Array, dtype: np.dtype, shape: tuple[int, ...], positive: bool, label: str
+) -> torch.Tensor:
+    """A copy of a saved state as a parameter's is stored: in other floats, or in blocks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no such state; the message names it.
+    """
+    x = tensor_of(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fVui" else value
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{label}: found {type(value).__name__}, expected a tensor")
+    packed, packs = x.dtype == torch.uint8, dtype == np.uint8
+    copies = shape[:-1] if packs else shape[: max(0, len(shape) - len(param.shape))]
+    values, blocks = (*copies, *param.shape) if packs else shape, (*copies, block_bytes(param.size))
+    expected = blocks if packed else values
+    if tuple(x.shape) != expected:
+        raise ValueError(f"{label}: found shape {tuple(x.shape)}, expected {expected}")
+    if not packed and x.dtype not in _FLOATS:
+        raise ValueError(f"{label}: found dtype {x.dtype}, expected {dtype_name(dtype)} or other floats to convert")
+    x = x.detach()
+    if packs and not packed:
+        if not torch.isfinite(x).all():
+            raise ValueError(f"{label}: found infinity or NaN, expected numbers that 8-bit blocks can hold")
+        x = torch.from_numpy(to_blocks(x.to(torch.float32).cpu().numpy(), positive, param))
+    elif packed and not packs:
+        x = torch.from_numpy(from_blocks(x.cpu().numpy(), positive, param))
+    with torch.no_grad():
+        made = p.detach().new_empty(shape, dtype=x.dtype) if packs else new_array(p, param, dtype, shape, 0)
+        made.copy_(x)
+        if made.dtype == torch.float16 and torch.isinf(made).sum() > torch.isinf(x).sum():
+            raise ValueError(f"{label}: found numbers beyond what this optimizer's float16 can hold")
+    return made
 
 
 def _absent_like(param: Array) -> Array:
@@ -679,37 +996,6 @@ def _copy(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     copy = like.detach().new_empty(x.shape, dtype=x.dtype)
     copy.copy_(x)
     return copy
-
-
-def _states(
-    optimizer: Optimizer,
-    i: int,
-    p: torch.Tensor,
-    parameters: Parameters,
-    group: Mapping[str, Any],
-    steps: torch.Tensor,
-    scalars: torch.Tensor,
-    label: str,
-) -> list[Array]:
-    """A parameter's states as backends take them; its step count and scalars move to where backends advance them."""
-    rule = parameters.rule
-    if not optimizer._precision.states(rule, view(p, label), parameters.copies) and not optimizer._counted:
-        return []
-    begun = any(x is not None for x in optimizer.state[p].values())
-    state = optimizer._complete_state(p, rule, parameters.copies, group)
-    steps[i] = state["step"] if optimizer._counted else int(begun)
-    if optimizer._counted:
-        state["step"] = steps[i]
-    for k, name in enumerate(rule.scalars):
-        scalars[i, k] = state[name]
-        state[name] = scalars[i, k]
-    split, param = [], view(p, label)
-    for name in rule.states:
-        called = f"{name!r} of {label}"
-        split.append(split_copies(rule, parameters.copies, view(state[name], called), param, called))
-    added = [name for name in optimizer._precision.states(rule, param, parameters.copies) if name not in rule.states]
-    views = [view(state[name], f"{name!r} of {label}") for name in added]
-    return [*(arrays[k] for k in range(parameters.copies) for arrays in split), *views]
 
 
 # ---- the classes ----
@@ -823,11 +1109,15 @@ def clip_grad_norm_(
         raise ValueError(f"norm_type: found {norm_type!r}, expected 2.0 (others: torch.nn.utils.clip_grad_norm_)")
     if isinstance(parameters, torch.Tensor):
         parameters = [parameters]
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = []
+    for p in parameters:
+        if p.grad is not None and p.grad.is_neg():
+            p.grad = p.grad.resolve_neg()  # a lazily negated one cannot be scaled where it is
+        grads += [] if p.grad is None else [p.grad]
     if error_if_nonfinite and not np.isfinite(norms.global_norm(grads)):
         raise RuntimeError("the gradients' global norm is not finite, so they were not clipped")
     norm = norms.clip_grad_norm_(grads, max_norm)
-    increment_version(grads)
+    _increment_versions(grads)
     return grads[0].detach().new_tensor(norm) if grads else torch.tensor(norm)
 
 
@@ -835,4 +1125,12 @@ __all__ = [*CLASSES, "Optimizer", "clip_grad_norm_"]
 
 
 def __getattr__(name: str) -> Any:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    """Whatever there is no class of here is torch.optim's own."""
+    if not name.startswith("__") and hasattr(torch.optim, name):
+        return getattr(torch.optim, name)
+    near = did_you_mean(name, __dir__()) or f"; it has {', '.join(__all__)}, and what torch.optim has"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in dir(torch.optim) if not name.startswith("_"))})

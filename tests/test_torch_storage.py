@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import fastopt
+from fastopt.arrays import view
 from fastopt.checkpoint import numpy_of
+from fastopt.storage import from_blocks
 
 from .support import gradients, parameter
 
@@ -131,17 +133,91 @@ def test_bfloat16_is_as_near_to_torchs_own_as_rounding_allows():
         first.load_state_dict(second.state_dict())
 
 
-def test_a_state_of_another_dtype_is_refused_not_cast():
-    p = torch.zeros(5000, dtype=torch.bfloat16, requires_grad=True)
-    p.grad = torch.ones_like(p)
-    first = optim.Adam([p], state_dtype="float32")
-    first.step()
-    assert first.state[p]["exp_avg"].dtype == torch.float32
-    with pytest.raises(ValueError, match=r"\['exp_avg'\]: found dtype torch.float32, expected torch.bfloat16"):
-        optim.Adam([p]).load_state_dict(first.state_dict())
-    other = optim.Adam([p], state_dtype="float32")
-    other.load_state_dict(first.state_dict())
-    assert other.state[p]["exp_avg"].dtype == torch.float32
+STORED = {
+    "float32": (torch.float32, {}),
+    "float64": (torch.float64, {}),
+    "bfloat16": (torch.bfloat16, {"state_dtype": "bfloat16"}),
+    "float16": (torch.float16, {"state_dtype": "float16"}),
+    "8bit": (torch.float32, {"state_dtype": "8bit"}),
+    "master": (torch.bfloat16, {"state_dtype": "float32", "rounding": "master"}),
+}
+
+
+def _stepped(kind, name="Adam", grad=0.5):
+    dtype, options = STORED[kind]
+    p = torch.linspace(-1, 1, 5000).reshape(50, 100).to(dtype).t().requires_grad_()
+    optimizer = getattr(optim, name)([p], **options)
+    p.grad = torch.linspace(-grad, grad, 5000).reshape(50, 100).to(dtype).t()
+    optimizer.step()
+    return p, optimizer
+
+
+@pytest.mark.parametrize("into", STORED)
+@pytest.mark.parametrize("kind", STORED)
+def test_states_of_other_bits_are_converted(kind, into):
+    p, one = _stepped(kind)
+    q, other = _stepped(into, grad=0.1)
+    kept = {name: x.dtype for name, x in other.state[q].items()}
+    other.load_state_dict(one.state_dict())
+    assert {name: x.dtype for name, x in other.state[q].items()} == kept
+    assert float(other.state[q]["step"]) == 1 and other.param_groups[0]["lr"] == one.param_groups[0]["lr"]
+    coarse = {"8bit": 2**-4, "bfloat16": 2**-8, "master": 2**-8, "float16": 2**-9}
+    bound = max(coarse.get(kind, 0), coarse.get(into, 0), 1e-6)
+    for name, largest in (("exp_avg", 0.05), ("exp_avg_sq", 0.00025)):
+        found = [_values(x, optimizer, name) for x, optimizer in ((p, one), (q, other))]
+        assert np.abs(found[0] - found[1]).max() <= bound * largest
+    if into == "master" != kind:
+        assert torch.equal(other.state[q]["master"], q.float())
+    q.grad = torch.ones_like(q)
+    other.step()
+    assert float(other.state[q]["step"]) == 2
+
+
+def _values(p, optimizer, name):
+    state = optimizer.state[p][name]
+    if state.dtype != torch.uint8:
+        return state.double().numpy()
+    return from_blocks(state.numpy(), name == "exp_avg_sq", view(p, "p")).astype(np.float64)
+
+
+def test_states_are_not_converted_to_what_cannot_hold_them():
+    _, one = _stepped("float32", grad=1e10)
+    for into, said in (("float16", "beyond what this optimizer's float16 can hold"), ("8bit", "infinity or NaN")):
+        q, other = _stepped(into)
+        saved = one.state_dict()
+        if into == "8bit":
+            next(iter(saved["state"].values()))["exp_avg"][0, 0] = torch.nan
+        before = copy.deepcopy(other.state[q])
+        with pytest.raises(ValueError, match=said):
+            other.load_state_dict(saved)
+        assert all(torch.equal(x, before[name]) for name, x in other.state[q].items())
+    saved["state"][0]["exp_avg"] = torch.zeros(7, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"\['exp_avg'\]: found shape \(7,\), expected \(5200,\)"):
+        other.load_state_dict(saved)
+
+
+def test_a_group_has_states_of_its_own_dtype():
+    """8-bit states beside an embedding table that is updated by rows."""
+    dense, table = torch.zeros(5000, requires_grad=True), torch.nn.Embedding(5000, 2, sparse=True)
+    with torch.no_grad():
+        table.weight.zero_()
+    groups = [{"params": [dense]}, {"params": [table.weight], "state_dtype": torch.float32}]
+    optimizer = optim.Adam(groups, state_dtype="8bit")
+    (dense.sum() + table(torch.tensor([1, 3, 3])).sum()).backward()
+    optimizer.step()
+    assert optimizer.state[dense]["exp_avg"].dtype == torch.uint8
+    assert optimizer.state[table.weight]["exp_avg"].dtype == torch.float32
+    assert (table.weight[1] != 0).all() and (table.weight[2] == 0).all() and (dense != 0).all()
+    # It is the optimizer's that loads, not that of what is loaded.
+    other = optim.Adam([{"params": [dense]}, {"params": [table.weight], "state_dtype": "bfloat16"}])
+    other.load_state_dict(optimizer.state_dict())
+    assert other.state[dense]["exp_avg"].dtype == torch.float32
+    assert other.state[table.weight]["exp_avg"].dtype == torch.bfloat16
+    with pytest.raises(TypeError, match=r"found 8-bit blocks.*its group may have a state_dtype of its own"):
+        alone = optim.Adam([table.weight], state_dtype="8bit")
+        alone.step()
+    with pytest.raises(TypeError, match=r"param_groups\[0\]: found 'rounding' in a group"):
+        optim.Adam([{"params": [dense], "rounding": "kahan"}])
 
 
 def test_steps_are_skipped_and_gradients_zeroed():

@@ -9,6 +9,8 @@ from fastopt import functional
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+import fastopt.torch as optim  # noqa: E402
+
 
 def negated():
     """[-2, -4], whose memory holds [2, 4]."""
@@ -23,7 +25,12 @@ def _functional_step(p, g):
     functional.sgd(p, g, step=1, lr=1.0)
 
 
-STEPS = {"class": _class_step, "functional": _functional_step}
+def _torch_step(p, g):
+    p.grad = g
+    optim.SGD([p], lr=1.0).step()
+
+
+STEPS = {"class": _class_step, "functional": _functional_step, "torch": _torch_step}
 
 
 class Wrapper(torch.Tensor):
@@ -107,15 +114,29 @@ def test_a_negated_state_is_refused():
     state = negated()
     with pytest.raises(ValueError, match="momentum_buffer: found a lazily negated tensor"):
         functional.momentum(torch.zeros(2), torch.ones(2), state, step=2)
+    p = torch.zeros(2)
+    p.grad = torch.ones(2)
+    optimizer = optim.SGD([p], lr=1.0, momentum=0.9)
+    optimizer.step()
+    optimizer.state[p]["momentum_buffer"] = state
+    with pytest.raises(ValueError, match="found a lazily negated tensor"):
+        optimizer.step()
+    assert p.tolist() == [-1.0, -1.0] and state.tolist() == [-2.0, -4.0]
 
 
 def test_negated_gradients_are_read_by_norms_and_not_written():
+    # As rows too, and where a negated one is zeroed.
     assert fastopt.global_norm([negated(), torch.ones(2)]) == pytest.approx(22**0.5)
     with pytest.raises(ValueError, match=r"grads\[0\]: found a lazily negated tensor"):
         fastopt.clip_grad_norm_([negated()], 1.0)
     p = torch.zeros(2)
     fastopt.SGD([p], lr=1.0).step([fastopt.RowSparse(torch.tensor([0, 1]), negated())])
     assert p.tolist() == [2.0, 4.0]
+    p = torch.zeros(2)
+    p.grad = negated()
+    with pytest.raises(ValueError, match=r"the gradient of .* found a lazily negated tensor .* it is set to zero"):
+        optim.SGD([p], lr=1.0).step(zero_grads=True)
+    assert p.tolist() == [0.0, 0.0] and p.grad.tolist() == [-2.0, -4.0]
 
 
 @pytest.mark.parametrize("face", STEPS)
@@ -123,6 +144,11 @@ def test_negated_gradients_are_read_by_norms_and_not_written():
 def test_a_gradient_without_memory_is_refused(kind, face):
     make, said = WITHOUT_MEMORY[kind]
     p, grad = torch.zeros(2), make()
+    if face == "torch":
+        if kind in ("lazy", "nested"):
+            pytest.skip("torch takes none as a gradient")
+        p.grad = torch.ones(2)
+        p.grad = grad
     with pytest.raises(TypeError, match=f"grad.*{said}"):
         STEPS[face](p, grad)
     assert p.tolist() == [0.0, 0.0]

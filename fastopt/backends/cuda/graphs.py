@@ -29,7 +29,7 @@ class CapturableRunner:
     jobs : sequence of Job
         Of runs.
     steps : int
-        The address of the parameters' step counts, int64.
+        The address of the parameters' step counts, float64.
     scalars : mapping of int to int
         For the `id` of each set of parameters, the address of their scalars, float64.
 

@@ -435,8 +435,8 @@ def fold_steps(steps, scalars, hyper, rates, groups, parameters, rows, tensors, 
         grad_scale /= float64(load(scale, float32))
     at = int64(load(parameters + 4 * i, int32))
     group = int64(load(groups + 4 * at, int32))
-    step = load(steps + 8 * at, int64) + 1
-    store(steps + 8 * at, step)
+    step = int64(load(steps + 8 * at, float64)) + 1
+    store(steps + 8 * at, float64(step))
     store(row, step)
     for copy in range(COPIES):
         own = load_tuple(hyper + 8 * len(HYPER) * (group * COPIES + copy), HYPER)
