@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -142,7 +143,35 @@ def test_memory_that_is_not_there_is_found_out_at_once():
 
 
 @needs_shm
-@pytest.mark.parametrize("content", [b"", b"something else" * 100, None, "short"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"something else" * 100,
+        None,
+        "short",
+        *[
+            struct.pack("<8sQQ", b"fastopt1", len(head), 24 + len(head) + more) + head + bytes(more)
+            for more in (0, 64)
+            for head in (
+                b"[" * 100_000,
+                b"9" * 5000,
+                b"{}",
+                b'[["w", "<f4", [1.5]]]',
+                b'[["w", "<f4", [1e999]]]',
+                b'[["w", "<f4", [-1, -4]]]',
+                b'[["w", "f4,(,)", [1]]]',
+                b'[["w", "O", [1]]]',
+                b'[[[], "<f4", [1]]]',
+                b'[["w", "<f4", [NaN]]]',
+                b'[["w", "<f4", "4"]]',
+                b'[["w", "<f4", [[4]]]]',
+                b'[["w", "<f4", [99999999999999999999]]]',
+                b'[["w", 3, [1]]]',
+            )
+        ],
+    ],
+)
 def test_foreign_blocks(content):
     with SharedArrays.create(w=np.zeros(100)) as shared:
         whole = (SHM / shared.name).read_bytes()
@@ -410,6 +439,9 @@ def test_bad_arguments():
         ("decay", 1.5, ValueError, "decay: found 1.5, expected a finite number > 0 and <= 1"),
         ("seed", -1, ValueError, "seed: found -1"),
         ("progress", 3, TypeError, "progress: found 3"),
+        ("arrays", 3, TypeError, "arrays: found 3 of type int"),
+        ("arrays", "w", TypeError, "arrays: found 'w' of type str"),
+        ("processes", "no", TypeError, "processes: found 'no' of type str, expected True or False"),
         ("processes", True, TypeError, r"arrays: found a list, expected a SharedArrays .*SharedArrays.create"),
     ]:
         with pytest.raises(error, match=message):

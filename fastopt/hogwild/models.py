@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import typeof
 
-from ..checks import check_integer, check_name, check_number, did_you_mean, wrong_type, wrong_value
+from ..checks import check_flag, check_integer, check_name, check_number, did_you_mean, wrong_type, wrong_value
 from . import engine
 from .runner import Compiled, Progress, Run, check_progress, run
 from .shared import SharedArrays
@@ -82,6 +82,7 @@ class _Model:
     ) -> tuple[Run, list[np.ndarray]]:
         """A run, and the arrays that it wrote."""
         show = check_progress(how.pop("progress"))
+        processes = check_flag("processes", processes)
 
         def progress(epoch: int, loss: float, seconds: float) -> None:
             if show is not None:

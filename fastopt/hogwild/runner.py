@@ -21,7 +21,7 @@ from numba import typeof
 from numba.core.dispatcher import Dispatcher
 
 from ..backends.numba_cache import compiled
-from ..checks import check_integer, check_number, wrong_type
+from ..checks import check_flag, check_integer, check_number, wrong_type
 from ..settings import check_threads
 from .shared import SharedArrays
 
@@ -123,7 +123,10 @@ def run(
         ends all workers.
     """
     if not callable(kernel):
-        raise TypeError(f"kernel: found {kernel!r} of type {type(kernel).__name__}, expected a callable")
+        raise wrong_type("kernel", kernel, "a callable")
+    if not isinstance(arrays, (Mapping, Sequence)) or isinstance(arrays, (str, bytes)):
+        raise wrong_type("arrays", arrays, "a mapping of names to arrays, or a sequence of arrays")
+    processes = check_flag("processes", processes)
     examples = check_integer("examples", examples, 1, 2**32 - 1)
     workers = check_threads("workers", workers)
     epochs = check_integer("epochs", epochs, 1, 2**63 - 1)

@@ -224,7 +224,7 @@ def _views(name: str, memory: mmap.mmap, size: int) -> dict[str, np.ndarray]:
             key: np.ndarray(shape, kind, memory, offset)
             for (key, _, shape), kind, offset in zip(head, kinds, offsets, strict=True)
         }
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, ArithmeticError, RecursionError, SyntaxError):
         raise _foreign(name) from None
 
 
