@@ -17,6 +17,7 @@ import numpy as np
 
 from . import settings
 from .arrays import CPU, Array, Place, check_device, check_overlap, check_tensor, replace_shape, row_stride, runs_of
+from .checks import wrong_type
 from .errors import BackendUnavailable
 from .rules import MAX_COPIES, Rule
 from .storage import BLOCK, BLOCK_BYTES, CODES, Precision, Storage, block_bytes, code_of, compute_dtype
@@ -255,11 +256,15 @@ def count_copies(rule: Rule, values: Mapping[str, Any]) -> int:
     if rule.vector is None:
         return 1
     vector = values[rule.vector]
-    if isinstance(vector, (str, bytes)) or not hasattr(vector, "__len__"):
-        raise TypeError(f"{rule.vector}: found {vector!r}, expected {rule.hyper[rule.vector].domain}")
-    if not 1 <= len(vector) <= MAX_COPIES:
-        raise ValueError(f"{rule.vector}: found {len(vector)} values, expected 1 to {MAX_COPIES}")
-    return len(vector)
+    try:
+        copies = None if isinstance(vector, (str, bytes)) else len(vector)
+    except Exception:  # it has no length
+        copies = None
+    if copies is None:
+        raise wrong_type(rule.vector, vector, rule.hyper[rule.vector].domain)
+    if not 1 <= copies <= MAX_COPIES:
+        raise ValueError(f"{rule.vector}: found {copies} values, expected 1 to {MAX_COPIES}")
+    return copies
 
 
 def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str) -> list[Array]:

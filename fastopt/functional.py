@@ -20,7 +20,7 @@ import numpy as np
 
 from . import settings
 from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, view, weak_pins
-from .checks import check_integer, did_you_mean
+from .checks import check_integer, check_number, did_you_mean
 from .dispatch import Parameters, Runner, Tensor, choose_backend, frozen, hyper_row, make_jobs, split_copies
 from .norms import check_scale
 from .rules import RULES, Rule
@@ -125,7 +125,7 @@ def _equal(values: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
     """Whether hyper-parameters are numbers as before."""
     try:
         return values == before
-    except (TypeError, ValueError, RuntimeError):  # an array of several elements
+    except Exception:  # an array of several elements, or what cannot be compared
         return False
 
 
@@ -150,7 +150,7 @@ def _as_lists(rule: Rule, arrays: Sequence[Any]) -> list[Sequence[Any]]:
 def _scalars_before(rule: Rule, step: int, row: np.ndarray, given: Any) -> tuple[float, ...]:
     """The rule's scalars before `step`: as given, else what constant hyper-parameters lead to."""
     if given is not None:
-        return tuple(float(value) for value in given)
+        return tuple(check_number(name, value) for name, value in zip(rule.scalars, given, strict=True))
     scalars = tuple(rule.scalars.values())
     for t in range(1, step):
         advanced = rule.fold(float(t), row[0], *row[4:].tolist(), *scalars)[len(rule.coefficients) :]
@@ -176,12 +176,14 @@ def _update(
 ) -> None:
     """One call of a functional form."""
     limit = settings._threads if threads is None else settings.check_threads("threads", threads)
-    if grad_scale != 1.0:
+    if type(grad_scale) is not float or grad_scale != 1.0:
         grad_scale = check_scale(grad_scale)
+    if backend is not None and type(backend) is not str:
+        backend = settings.check_backend("backend", backend)
     members = arrays
     if type(arrays[0]) in (list, tuple):
         members = tuple(chain.from_iterable(_as_lists(rule, arrays)))
-    key = (rule.name, backend or settings._backend, *map(id, members))
+    key = (rule.name, settings._backend if backend is None else backend, *map(id, members))
     bound = _cache.get(key)
     if bound is not None and bound.layouts is None:
         for array in members:
