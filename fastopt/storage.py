@@ -122,7 +122,8 @@ class Precision:
     def states(self, rule: Rule, param: Array, copies: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         """The dtype and shape of each state array of a parameter, those that storage adds among them."""
         shape = rule.state_shape(param.shape, copies)
-        dtype = self.state_dtype or param.dtype
+        # In float16 a second moment is lost below 6e-8, and infinite above 65504.
+        dtype = self.state_dtype or (np.dtype(np.float32) if param.dtype == np.float16 else param.dtype)
         if dtype == np.uint8:
             if param.size >= SMALLEST_IN_BLOCKS and not rule.by_row and is_one_run(param):
                 shape = (*shape[: len(shape) - len(param.shape)], block_bytes(param.size))

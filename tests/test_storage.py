@@ -463,6 +463,23 @@ def test_gradients_are_zeroed_in_the_pass(kind):
         opts[0].step(g, zero_grads=True)
 
 
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_float16_parameters_have_float32_states(backend):
+    # A second moment of 1e-3*0.0015^2 is 0 in float16, one of 1e-3*60000^2 infinite.
+    p, wide = np.full(64, 0.58, "f2"), np.full(64, 0.58, "f2").astype("f4")
+    opt, reference = (fastopt.Adam(x, lr=1e-3, backend=backend) for x in (p, wide))
+    assert {array.dtype.name for name, array in opt.state[0].items() if name != "step"} == {"float32"}
+    for g in (-0.0015, -0.0015, -0.0015, 0.0, 60000.0, 1.0, 1.0):
+        for optimizer in (opt, reference):
+            optimizer.step(np.full(64, g, "f2"))
+    np.testing.assert_allclose(p, wide, atol=7 * 2.0**-12)
+    assert p[0] != 0.58
+    asked = fastopt.Adam(np.ones(3, "f2"), state_dtype="float16")
+    assert asked.state[0]["exp_avg"].dtype == np.float16
+    kept = fastopt.SGD(np.ones(3, "f2"), momentum=0.9, rounding="kahan").state[0]
+    assert (kept["momentum_buffer"].dtype, kept["compensation"].dtype) == (np.float32, np.float16)
+
+
 # ---- saving ----
 
 

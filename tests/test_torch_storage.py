@@ -288,3 +288,12 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_float16_parameters_have_float32_states():
+    p = torch.full((64,), 0.58, dtype=torch.float16, requires_grad=True)
+    for options, dtype in [({}, torch.float32), ({"state_dtype": torch.float16}, torch.float16)]:
+        optimizer = optim.Adam([p], **options)
+        p.grad = torch.full_like(p, 60000.0)
+        optimizer.step()
+        assert {optimizer.state[p][name].dtype for name in ("exp_avg", "exp_avg_sq")} == {dtype}
