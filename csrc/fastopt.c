@@ -35,6 +35,7 @@ static const struct {
     fastopt_rule rule;
     int kernel;
     fold_function fold;
+    int decoupled; /* weight_decay is, and there is no other */
     double scalars[FASTOPT_MAX_SCALARS]; /* before the first step */
 } rules[] = {FASTOPT_RULES};
 enum { RULES = sizeof rules / sizeof *rules };
@@ -114,10 +115,12 @@ int fastopt_set_hyper(int32_t rule, double *hyper, const char *name, double valu
 
 static void fold_into(int rule, double t, double grad_scale, const double *hyper, double *scalars, double *c)
 {
-    const double lr = hyper[0], weight_decay = hyper[1], decoupled = hyper[2], maximize = hyper[3];
+    const int one = rules[rule].decoupled;
+    const double lr = hyper[0], weight_decay = hyper[1], maximize = hyper[2];
+    const double decoupled = one ? weight_decay : hyper[rules[rule].rule.hyper - 1];
     c[0] = maximize ? -grad_scale : grad_scale;
-    c[1] = weight_decay;
-    c[2] = 1.0 - lr * decoupled;
+    c[1] = one ? 0.0 : weight_decay;
+    c[2] = decoupled ? 1.0 - lr * decoupled : 1.0;
     rules[rule].fold(t, hyper, scalars, c + 3);
 }
 

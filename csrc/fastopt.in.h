@@ -42,8 +42,8 @@
  *
  * The rules of this version, with the update of an element p by its gradient g at step t, and the order in which
  * states and hyper-parameters are laid out. Before each: g = grad_scale*g, its sign flipped by maximize;
- * g += weight_decay*p; p *= 1 - lr*decoupled_weight_decay (which is what adamw's paper calls weight_decay). NaN stands
- * for what has no default.
+ * g += weight_decay*p; p *= 1 - lr*decoupled_weight_decay. Where a rule's formula begins with a decay, as adamw's, its
+ * weight_decay is that one, and there is no other. NaN stands for what has no default.
  *
  * <rules>
  */

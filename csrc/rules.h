@@ -17,9 +17,10 @@ static inline real FN(maximum)(real a, real b) { return a >= b || a != a ? a : b
 
 static inline real FN(prologue)(real *p, real g, const FN(prologue_coefs) *c)
 {
-    g = c->grad_scale * g + c->weight_decay * *p;
+    g = c->grad_scale * g;
+    const real decayed = g + c->weight_decay * *p;
     *p = *p * c->decay;
-    return g;
+    return c->weight_decay == 0 ? g : decayed; /* a decay of 0 is none: 0*p is NaN where p is infinite */
 }
 
 /* ---- sgd ---- */
@@ -73,29 +74,29 @@ ROW(rowwise_adagrad, sgd)
 /* ---- adadelta ---- */
 UPDATE(adadelta)
 {
-    s->square_avg = c->rho * s->square_avg + c->rho_c * (g * g);
+    s->square_avg = c->rho * s->square_avg + c->rho_c * g * g;
     real delta = SQRT(s->acc_delta + c->eps) / SQRT(s->square_avg + c->eps) * g;
-    s->acc_delta = c->rho * s->acc_delta + c->rho_c * (delta * delta);
+    s->acc_delta = c->rho * s->acc_delta + c->rho_c * delta * delta;
     *p -= c->lr * delta;
 }
 
 /* ---- rmsprop ---- */
 UPDATE(rmsprop)
 {
-    s->square_avg = c->alpha * s->square_avg + c->alpha_c * (g * g);
+    s->square_avg = c->alpha * s->square_avg + c->alpha_c * g * g;
     *p -= c->lr * g / (SQRT(s->square_avg + c->eps_root) + c->eps);
 }
 
 UPDATE(rmsprop_momentum)
 {
-    s->square_avg = c->alpha * s->square_avg + c->alpha_c * (g * g);
+    s->square_avg = c->alpha * s->square_avg + c->alpha_c * g * g;
     s->momentum_buffer = c->momentum * s->momentum_buffer + c->gain * g / (SQRT(s->square_avg + c->eps_root) + c->eps);
     *p -= c->rate * s->momentum_buffer;
 }
 
 UPDATE(rmsprop_centered)
 {
-    s->square_avg = c->alpha * s->square_avg + c->alpha_c * (g * g);
+    s->square_avg = c->alpha * s->square_avg + c->alpha_c * g * g;
     s->grad_avg = c->alpha * s->grad_avg + c->alpha_c * g;
     real w = s->square_avg - s->grad_avg * s->grad_avg;
     w = w > 0 ? w : w - w; /* 0, and NaN where w is NaN */
@@ -104,7 +105,7 @@ UPDATE(rmsprop_centered)
 
 UPDATE(rmsprop_centered_momentum)
 {
-    s->square_avg = c->alpha * s->square_avg + c->alpha_c * (g * g);
+    s->square_avg = c->alpha * s->square_avg + c->alpha_c * g * g;
     s->grad_avg = c->alpha * s->grad_avg + c->alpha_c * g;
     real w = s->square_avg - s->grad_avg * s->grad_avg;
     w = w > 0 ? w : w - w; /* 0, and NaN where w is NaN */
@@ -115,28 +116,31 @@ UPDATE(rmsprop_centered_momentum)
 /* ---- ftrl ---- */
 UPDATE(ftrl)
 {
-    real root = SQRT(s->accumulator);
-    s->accumulator = s->accumulator + g * g;
-    real new_root = SQRT(s->accumulator);
-    s->linear = s->linear + (g - (new_root - root) * c->inverse_lr * *p);
-    real shrunk = (s->linear < 0 ? -c->l1 : c->l1) - s->linear;
-    *p = ABS(s->linear) <= c->l1 ? 0 : shrunk / (new_root * c->inverse_lr + c->curvature);
+    const real sum = s->accumulator + g * g, root = SQRT(sum), roots = SQRT(s->accumulator) + root;
+    const real growth = roots == 0 ? roots : g * (g / roots); /* root - sqrt(accumulator), of which no digit is lost */
+    const real drawn = s->linear + (g - (growth == 0 ? growth : growth * c->inverse_lr * *p));
+    const real shrunk = (drawn > c->l1 ? c->l1 : drawn < -c->l1 ? -c->l1 : drawn) - drawn;
+    const real after = shrunk == 0 ? shrunk : shrunk / (root * c->inverse_lr + c->curvature);
+    const int still = c->inverse_lr == 0;
+    *p = still ? *p : after;
+    s->accumulator = still ? s->accumulator : sum;
+    s->linear = still ? s->linear : drawn;
 }
 
 /* ---- adam ---- */
 UPDATE(adam)
 {
     s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
-    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
-    *p -= c->rate * s->exp_avg / (SQRT(s->exp_avg_sq * c->correction2 + c->eps_root) + c->eps);
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
+    *p -= c->rate * s->exp_avg / (SQRT(s->exp_avg_sq + c->eps_root) + c->eps);
 }
 
 UPDATE(amsgrad)
 {
     s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
-    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
     s->max_exp_avg_sq = FN(maximum)(s->max_exp_avg_sq, s->exp_avg_sq * c->correction2);
-    *p -= c->rate * s->exp_avg / (SQRT(s->max_exp_avg_sq * c->max_correction2 + c->eps_root) + c->eps);
+    *p -= c->rate * s->exp_avg / (SQRT(s->max_exp_avg_sq + c->eps_root) + c->eps);
 }
 
 /* ---- adamax ---- */
@@ -153,24 +157,23 @@ UPDATE(adamax)
 UPDATE(nadam)
 {
     s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
-    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
-    *p -= (c->rate_m * s->exp_avg + c->rate_g * g) / (SQRT(s->exp_avg_sq * c->correction2) + c->eps);
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
+    *p -= (c->rate_m * s->exp_avg + c->rate_g * g) / (SQRT(s->exp_avg_sq) + c->eps);
 }
 
 /* ---- qhadam ---- */
 UPDATE(qhadam)
 {
-    real square = g * g;
     s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
-    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * square;
-    *p -= (c->rate_m * s->exp_avg + c->rate_g * g) / (SQRT(c->weight_v * s->exp_avg_sq + c->weight_g * square) + c->eps);
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
+    *p -= (c->rate_m * s->exp_avg + c->rate_g * g) / (SQRT(c->weight_v * s->exp_avg_sq + c->weight_g * g * g) + c->eps);
 }
 
 /* ---- adabound ---- */
 UPDATE(adabound)
 {
     s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
-    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
     real r = c->rate / (SQRT(s->exp_avg_sq) + c->eps);
     r = r < c->lower ? c->lower : r > c->upper ? c->upper : r;
     *p -= r * s->exp_avg;
@@ -179,7 +182,7 @@ UPDATE(adabound)
 UPDATE(amsbound)
 {
     s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
-    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * (g * g);
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
     s->max_exp_avg_sq = FN(maximum)(s->max_exp_avg_sq, s->exp_avg_sq);
     real r = c->rate / (SQRT(s->max_exp_avg_sq) + c->eps);
     r = r < c->lower ? c->lower : r > c->upper ? c->upper : r;
@@ -271,36 +274,42 @@ FOLD(rmsprop_momentum)
 FOLD(ftrl)
 {
     (void)t, (void)scalars;
-    c->inverse_lr = 1.0 / h->lr;
+    c->inverse_lr = h->lr != 0 ? 1.0 / h->lr : 0.0;
     c->l1 = h->l1;
-    c->curvature = h->beta / h->lr + h->l2;
+    c->curvature = h->lr != 0 ? h->beta / h->lr + h->l2 : 0.0;
 }
 
-/* What adam and amsgrad share: their structures differ, these members' names do not. */
+/* What adam and amsgrad share: their structures differ, these members' names do not. v^ could be beyond the largest
+ * number where v is not: its correction is taken out of the quotient. */
 #define FOLD_ADAM                                                                                                     \
-    double correction1 = h->bias_correction ? 1.0 / (1.0 - pow(h->beta1, t)) : 1.0;                                   \
-    double correction2 = h->bias_correction ? 1.0 / (1.0 - pow(h->beta2, t)) : 1.0;                                   \
+    const double correction1 = h->bias_correction ? 1.0 - pow(h->beta1, t) : 1.0;                                     \
+    const double correction2 = h->bias_correction ? 1.0 - pow(h->beta2, t) : 1.0;                                     \
+    const double root = sqrt(correction2);                                                                            \
     c->beta1 = h->beta1;                                                                                              \
     c->beta1_c = 1.0 - h->beta1;                                                                                      \
     c->beta2 = h->beta2;                                                                                              \
     c->beta2_c = 1.0 - h->beta2;                                                                                      \
-    c->rate = h->lr * correction1;                                                                                    \
-    c->eps = h->eps_hat ? h->eps * sqrt(correction2) : h->eps;                                                        \
-    c->eps_root = h->eps_root;
+    c->rate = h->lr * root / correction1;                                                                             \
+    c->eps = h->eps_hat ? h->eps : h->eps * root;                                                                     \
+    c->eps_root = h->eps_root * correction2;
 
 FOLD(adam)
 {
     (void)scalars;
     FOLD_ADAM
-    c->correction2 = correction2;
 }
 
 FOLD(amsgrad)
 {
     (void)scalars;
     FOLD_ADAM
-    c->correction2 = h->max_corrected ? correction2 : 1.0;
-    c->max_correction2 = h->max_corrected ? 1.0 : correction2;
+    c->correction2 = 1.0;
+    if (h->max_corrected) {
+        c->rate /= root;
+        c->eps /= root;
+        c->eps_root /= correction2;
+        c->correction2 = 1.0 / correction2;
+    }
 }
 
 FOLD(adamax)
@@ -327,26 +336,29 @@ FOLD(nadam)
         c->rate_m = h->lr * mu_next / (1.0 - mu_product * mu_next);
         c->rate_g = h->lr * (1.0 - mu) / (1.0 - mu_product);
     }
+    const double root = sqrt(1.0 - pow(h->beta2, t)); /* as in FOLD_ADAM */
+    c->rate_m *= root;
+    c->rate_g *= root;
     c->beta1 = h->beta1;
     c->beta1_c = 1.0 - h->beta1;
     c->beta2 = h->beta2;
     c->beta2_c = 1.0 - h->beta2;
-    c->correction2 = 1.0 / (1.0 - pow(h->beta2, t));
-    c->eps = h->eps;
+    c->eps = h->eps * root;
 }
 
 FOLD(qhadam)
 {
     (void)scalars;
+    const double correction2 = 1.0 - pow(h->beta2, t), root = sqrt(correction2); /* as in FOLD_ADAM */
     c->beta1 = h->beta1;
     c->beta1_c = 1.0 - h->beta1;
     c->beta2 = h->beta2;
     c->beta2_c = 1.0 - h->beta2;
-    c->rate_m = h->lr * h->nu1 / (1.0 - pow(h->beta1, t));
-    c->rate_g = h->lr * (1.0 - h->nu1);
-    c->weight_v = h->nu2 / (1.0 - pow(h->beta2, t));
-    c->weight_g = 1.0 - h->nu2;
-    c->eps = h->eps;
+    c->rate_m = h->lr * h->nu1 * root / (1.0 - pow(h->beta1, t));
+    c->rate_g = h->lr * (1.0 - h->nu1) * root;
+    c->weight_v = h->nu2;
+    c->weight_g = (1.0 - h->nu2) * correction2;
+    c->eps = h->eps * root;
 }
 
 FOLD(adabound)
@@ -360,7 +372,7 @@ FOLD(adabound)
     c->rate = h->lr * sqrt(1.0 - pow(h->beta2, t)) / (1.0 - pow(h->beta1, t));
     c->eps = h->eps;
     c->lower = final * (1.0 - 1.0 / (h->gamma * t + 1.0));
-    c->upper = final * (1.0 + 1.0 / (h->gamma * t));
+    c->upper = final + final / (h->gamma * t);
 }
 
 #undef FOLD_ADAM

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from types import MappingProxyType
@@ -15,7 +15,7 @@ import numpy as np
 from . import settings
 from .checks import did_you_mean
 from .dispatch import hyper_row
-from .rules import RULES, Rule
+from .rules import RULES, Hyper, Rule, flag
 from .storage import Precision
 
 # torch gives these hyper-parameters as one pair.
@@ -38,23 +38,38 @@ class Arguments:
         The arguments with their defaults, ``lr`` first.
     choose : callable
         The name of the rule for a group.
-    renamed : mapping of str to str
-        Hyper-parameters that the class calls otherwise than the rules; "" for one that it does not have.
+    switches : mapping of str to Hyper
+        The arguments that choose it.
     """
 
     name: str
     rules: tuple[Rule, ...]
     defaults: Mapping[str, Any]
     choose: Callable[[Mapping[str, Any]], str]
-    renamed: Mapping[str, str]
+    switches: Mapping[str, Hyper]
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether weight_decay is decoupled, and there is no other."""
+        return all(rule.decoupled is not None for rule in self.rules)
 
     def rule(self, group: Mapping[str, Any]) -> Rule:
-        """The rule for a group."""
+        """The rule for a group.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument that chooses it is not what it must be; the message names it.
+        """
+        for name, hyper in self.switches.items():
+            value = group[name]
+            if hyper.flag or not callable(value):
+                hyper.check(name, value)
         return RULES[self.choose(group)]
 
     def names(self, group: Mapping[str, Any]) -> Mapping[str, str]:
-        """Which hyper-parameters a group calls otherwise, as `renamed`."""
-        return self.renamed
+        """Hyper-parameters that a group calls otherwise than the rules; "" for one that it does not have."""
+        return {}
 
     def values(self, rule: Rule, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """The rule's hyper-parameters at step t, from a group's."""
@@ -77,17 +92,17 @@ class Arguments:
             values[name] = value
         return values
 
-    def row(self, rule: Rule, group: Mapping[str, Any], t: int = 1) -> np.ndarray:
-        """The rule's hyper-parameters at step t, checked, as backends take them.
+    def row(self, rule: Rule, group: Mapping[str, Any], dtype: np.dtype, t: int = 1) -> np.ndarray:
+        """The rule's hyper-parameters at step t, checked, as backends take them that compute in `dtype`.
 
         Raises
         ------
         TypeError, ValueError
-            A value is no number, or outside its domain; the message names the argument.
+            A value is no number, or outside its domain, or `dtype` cannot hold it; the message names the argument.
         """
         places = self._places(rule, group).items()
         labels = {name: key if place is None else f"{key}[{place}]" for name, (key, place) in places}
-        return hyper_row(rule, self.values(rule, group, t), labels)
+        return hyper_row(rule, self.values(rule, group, t), labels, dtype, t)
 
     def at_step(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """A group's arguments as the numbers that they are at step t."""
@@ -147,10 +162,11 @@ class Arguments:
     def meanings(self) -> dict[str, str]:
         """What each argument means, in a line."""
         own = {key: hyper.meaning for rule in self.rules for key, hyper in rule.hyper.items()}
+        own |= {key: hyper.meaning for key, hyper in self.switches.items()}
         pairs: dict[str, list[str]] = {}
         for name, (pair, _) in _PAIRS.items():
             pairs.setdefault(pair, []).extend([own[name]] if name in own else [])
-        return {key: own.get(key) or "; ".join(pairs.get(key, [])) or "chooses the rule" for key in self.defaults}
+        return {key: own.get(key) or "; ".join(pairs.get(key, [])) for key in self.defaults}
 
 
 @dataclass(frozen=True)
@@ -161,22 +177,23 @@ class TorchArguments(Arguments):
     @classmethod
     def of(cls, arguments: Arguments) -> TorchArguments:
         """Those of the class of that name."""
-        flag = {"decoupled_weight_decay": "weight_decay" in arguments.renamed}
+        meaning = "weight_decay is of the parameter itself, times lr, as AdamW's, instead of L2"
+        decoupled = {"decoupled_weight_decay": flag(arguments.decoupled, meaning)}
         return cls(
             arguments.name,
             arguments.rules,
-            {**arguments.defaults, **flag},
+            {**arguments.defaults, **{name: hyper.default for name, hyper in decoupled.items()}},
             arguments.choose,
-            arguments.renamed,
+            {**arguments.switches, **decoupled},
         )
 
     def names(self, group: Mapping[str, Any]) -> Mapping[str, str]:
         """``weight_decay`` is the one decay or the other."""
-        return _DECOUPLED if group.get("decoupled_weight_decay") or self.renamed else {"decoupled_weight_decay": ""}
-
-
-# torch's AdamW calls the decoupled decay weight_decay, and has no L2; both decays together are Adam's.
-_DECOUPLED = MappingProxyType({"weight_decay": "", "decoupled_weight_decay": "weight_decay"})
+        if self.decoupled:
+            return {}
+        if group["decoupled_weight_decay"]:
+            return {"weight_decay": "", "decoupled_weight_decay": "weight_decay"}
+        return {"decoupled_weight_decay": ""}
 
 
 #: What every class takes beside hyper-parameters, with its default and what it means.
@@ -186,11 +203,11 @@ EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
             None,
             'what states are stored in: "float32", "bfloat16", "float16", or "8bit", blocks of 256 8-bit floats with a '
             "float32 scale each (parameters of fewer than 4096 elements, or with gaps between their elements, have "
-            "float32 states then); by default each parameter's own dtype, as in torch. Where it is given, 16-bit "
-            "states are rounded up or down in turns, as 8-bit ones always are, so that slow averages move; by default "
-            "to nearest, and then a second moment with beta2 = 0.999 in bfloat16 never falls. float16 loses second "
-            "moments below 6e-8, and with them a bound on the step. A group may have its own: parameters that are "
-            "updated by rows need one that is not in blocks",
+            "float32 states then); by default each parameter's own dtype, as in torch, but of a float16 one float32, "
+            "for float16 has no second moments below 6e-8 or above 65504. Where it is given, 16-bit states are rounded "
+            "up or down in turns, as 8-bit ones always are, so that slow averages move; by default to nearest, and "
+            "then a second moment with beta2 = 0.999 in bfloat16 never falls. A group may have its own: parameters "
+            "that are updated by rows need one that is not in blocks",
         ),
         "rounding": (
             "nearest",
@@ -332,23 +349,25 @@ def _choose_rmsprop(group: Mapping[str, Any]) -> str:
 
 
 # Classes that stand for several rules, as torch's do: the options that choose among them, and how.
-_SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Any], Callable[[Mapping[str, Any]], str]]] = {
-    "SGD": (("momentum", "nesterov", "sgd"), {"momentum": 0.0, "nesterov": False}, _choose_sgd),
+_MOMENTUM = replace(RULES["momentum"].hyper["momentum"], default=0.0)
+_CHOICE = flag(False, "chooses the rule")
+_SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Hyper], Callable[[Mapping[str, Any]], str]]] = {
+    "SGD": (("momentum", "nesterov", "sgd"), {"momentum": _MOMENTUM, "nesterov": _CHOICE}, _choose_sgd),
     "RMSprop": (
         ("rmsprop_momentum", "rmsprop_centered_momentum", "rmsprop_centered", "rmsprop"),
-        {"momentum": 0.0, "centered": False},
+        {"momentum": _MOMENTUM, "centered": _CHOICE},
         _choose_rmsprop,
     ),
-    "Adam": (("adam", "amsgrad"), {"amsgrad": False}, lambda group: "amsgrad" if group["amsgrad"] else "adam"),
+    "Adam": (("adam", "amsgrad"), {"amsgrad": _CHOICE}, lambda group: "amsgrad" if group["amsgrad"] else "adam"),
     "AdamW": (
         ("adamw", "adamw_amsgrad"),
-        {"amsgrad": False},
+        {"amsgrad": _CHOICE},
         lambda group: "adamw_amsgrad" if group["amsgrad"] else "adamw",
     ),
 }
 
 
-def _defaults(rules: Sequence[Rule], switches: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+def _defaults(rules: Sequence[Rule], switches: Mapping[str, Hyper]) -> dict[str, Any]:
     """A class's arguments: its rules' hyper-parameters, those that torch pairs as pairs, and switches."""
     defaults: dict[str, Any] = {}
     for rule in rules:
@@ -358,11 +377,7 @@ def _defaults(rules: Sequence[Rule], switches: Mapping[str, Any], renamed: Mappi
                 defaults.setdefault(name, hyper.default)
             elif place == 0:
                 defaults.setdefault(pair, (hyper.default, rule.own[name[:-1] + "2"].default))
-    defaults |= {name: hyper.default for name, hyper in rules[-1].common.items()} | dict(switches)
-    for own, argument in renamed.items():
-        if argument:
-            defaults[argument] = defaults.pop(own)
-    return defaults
+    return defaults | {name: hyper.default for name, hyper in {**rules[-1].common, **switches}.items()}
 
 
 def _arguments(name: str) -> Arguments:
@@ -372,8 +387,7 @@ def _arguments(name: str) -> Arguments:
         (only,) = (rule.name for rule in RULES.values() if rule.optimizer == name)
         names, switches, choose = (only,), {}, lambda group: only
     rules = tuple(RULES[rule] for rule in names)
-    renamed = _DECOUPLED if name == "AdamW" else {}
-    return Arguments(name, rules, _defaults(rules, switches, renamed), choose, renamed)
+    return Arguments(name, rules, _defaults(rules, switches), choose, switches)
 
 
 #: The arguments of every class by its name.

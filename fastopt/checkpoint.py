@@ -247,7 +247,7 @@ def group_from_torch(
             f"{where}: found {sorted(group)}, expected all hyper-parameters{differing(group, {*missing, *group})}"
         )
     flag = group.get("decoupled_weight_decay")
-    if "weight_decay" in arguments.renamed:
+    if arguments.decoupled:
         group.pop("decoupled_weight_decay", None)
     elif isinstance(flag, bool):
         decay = group.get("weight_decay", 0.0)

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import settings
 from .arrays import CPU, Array, Place, check_device, check_overlap, check_tensor, replace_shape, row_stride, runs_of
-from .checks import wrong_type
+from .checks import wrong_type, wrong_value
 from .errors import BackendUnavailable
 from .rules import MAX_COPIES, Rule
 from .storage import BLOCK, BLOCK_BYTES, CODES, Precision, Storage, block_bytes, code_of, compute_dtype
@@ -190,6 +190,8 @@ class Gradients:
 
 
 _DTYPES: dict[int, np.dtype] = {code: dtype for dtype, code in CODES.items()}
+FLOAT64 = np.dtype(np.float64)
+_LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in (np.dtype(np.float32), FLOAT64)}
 
 
 class Tensor(NamedTuple):
@@ -210,7 +212,13 @@ class Tensor(NamedTuple):
         return cls(which, parameter, arrays, precision.options(arrays[0]), decay, precision.seed, element)
 
 
-def hyper_row(rule: Rule, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> np.ndarray:
+def hyper_row(
+    rule: Rule,
+    values: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+    dtype: np.dtype = FLOAT64,
+    t: int = 1,
+) -> np.ndarray:
     """Checked hyper-parameters as backends take them, of shape (copies, row).
 
     Parameters
@@ -221,11 +229,15 @@ def hyper_row(rule: Rule, values: Mapping[str, Any], names: Mapping[str, str] | 
         Every hyper-parameter of the rule.
     names : mapping, optional
         What the caller calls them, where that differs.
+    dtype : numpy.dtype
+        In which updates are computed.
+    t : int
+        The step that they are for.
 
     Raises
     ------
     TypeError, ValueError
-        A value is no number, or outside its domain.
+        A value is no number, or outside its domain, or `dtype` cannot hold it or what becomes of it at step `t`.
     """
     names = names or {}
     for name in rule.initial.values():
@@ -241,6 +253,7 @@ def hyper_row(rule: Rule, values: Mapping[str, Any], names: Mapping[str, str] | 
             row[:, k] = [rule.hyper[name].check(f"{label}[{i}]", beta) for i, beta in enumerate(values[name])]
         else:
             row[:, k] = rule.hyper[name].check(names.get(name, name), values[name])
+    _check_range(rule, row.tolist(), names, dtype, t)
     return row
 
 
@@ -249,6 +262,28 @@ def frozen(values: Iterable[Any]) -> tuple[Any, ...] | None:
     fixed = tuple(tuple(value) if isinstance(value, (list, tuple)) else value for value in values)
     leaves = chain.from_iterable(value if isinstance(value, tuple) else (value,) for value in fixed)
     return fixed if all(value is None or isinstance(value, (Number, np.generic)) for value in leaves) else None
+
+
+def _check_range(rule: Rule, rows: list[list[float]], names: Mapping[str, str], dtype: np.dtype, t: int) -> None:
+    """Whether a dtype can hold hyper-parameters and the coefficients of step t: infinity times 0 would be NaN."""
+    largest = _LARGEST[dtype]
+    for row in rows:
+        coefficients, _ = rule.fold_row(float(t), row, tuple(rule.scalars.values()))
+        if max(map(abs, (*row, *coefficients))) <= largest:
+            continue
+        for name, value in zip(rule.row, row, strict=True):
+            if largest < abs(value) < math.inf:
+                raise wrong_value(
+                    names.get(name, name),
+                    value,
+                    f"a number that {dtype} holds, in which the update is computed: at most {largest:.8g}",
+                )
+        for name, value in zip(rule.coefficients, coefficients, strict=True):
+            if not abs(value) <= largest:
+                raise ValueError(
+                    f"{names.get('lr', 'lr')}: found {row[0]!r}, which with the other hyper-parameters makes {name} "
+                    f"{value:g} at step {t}, expected a number that {dtype} holds: at most {largest:.8g}"
+                )
 
 
 def count_copies(rule: Rule, values: Mapping[str, Any]) -> int:

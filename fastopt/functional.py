@@ -25,6 +25,7 @@ from .dispatch import Parameters, Runner, Tensor, choose_backend, frozen, hyper_
 from .norms import check_scale
 from .rules import RULES, Rule
 from .sparse import view_gradient
+from .storage import compute_dtype
 
 #: Steps are counted in 64 bits.
 MAX_STEP = 2**63 - 1
@@ -34,36 +35,35 @@ class _Bound:
     """Checked arrays under one rule, ready for any step and any hyper-parameters."""
 
     __slots__ = (
-        *("_address", "_cells", "_hyper", "_keys", "_parameters", "_runner", "_single", "_sizes", "_steps"),
+        *("_address", "_cells", "_hyper", "_keys", "_parameters", "_real", "_runner", "_single", "_sizes", "_steps"),
         *("jobs", "layouts", "pins", "place", "refs", "rule"),
     )
 
     def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: str | None) -> None:
         self.rule = rule
         self._keys = tuple(name for name in rule.hyper if name not in rule.initial.values())
-        row = hyper_row(rule, dict(zip(self._keys, values, strict=True)))
         lists = _as_lists(rule, arrays)
+        labels = ("param", "grad", *rule.states)
+        called = [labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels] for i in range(len(lists[0]))]
+        params = [view(param, own[0]) for param, own in zip(lists[0], called, strict=True)]
+        self._real = min((compute_dtype(param.dtype) for param in params), default=np.dtype(np.float64))
+        row = self._row(values)
         self._parameters = Parameters.of(rule, len(row), len(lists[0]), 1)
         self._parameters.hyper[0] = row
         self._hyper = frozen(values)
         self._steps = self._parameters.steps
         self._single = len(self._steps) == 1
         tensors, names = [], []
-        labels = ("param", "grad", *rule.states)
-        for i, members in enumerate(zip(*lists, strict=True)):
-            own = labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels]
-            views = [view(members[0], own[0]), *map(view, members[2:], own[2:])]
-            tensor: list[Any] = [views[0], view_gradient(members[1], own[1], views[0].shape)]
-            called = list(own[:2])
+        for i, (param, own, grad, *others) in enumerate(zip(params, called, *lists[1:], strict=True)):
+            tensor: list[Any] = [param, view_gradient(grad, own[1], param.shape)]
             states: list[list[Array]] = [
-                split_copies(rule, len(row), array, views[0], name)
-                for array, name in zip(views[1:], own[2:], strict=True)
+                split_copies(rule, len(row), view(array, name), param, name)
+                for array, name in zip(others, own[2:], strict=True)
             ]
             for k in range(len(row)):
                 tensor += [copies[k] for copies in states]
-                called += own[2:]
             tensors.append(Tensor(0, i, tensor))
-            names.append(called)
+            names.append([*own[:2], *(own[2:] * len(row))])
         jobs = make_jobs([self._parameters], tensors, names)
         self.place = tensors[0].arrays[0].place if tensors else CPU
         self._runner: Runner = choose_backend(backend, self.place).prepare(jobs)
@@ -73,6 +73,9 @@ class _Bound:
         self.pins: list[Any] = []  # of arrays that the caller holds
         self.refs: list[Any] = []
         self.layouts: list[Any] | None = None  # of arrays that their owner can lay out anew
+
+    def _row(self, values: tuple[Any, ...]) -> np.ndarray:
+        return hyper_row(self.rule, dict(zip(self._keys, values, strict=True)), dtype=self._real)
 
     def for_any(self, members: Sequence[np.ndarray]) -> _Bound:
         """The same, ready to `move`."""
@@ -102,7 +105,7 @@ class _Bound:
     def run(self, step: Any, values: tuple[Any, ...], grad_scale: float, threads: int, scalars: Any = None) -> None:
         """One step."""
         if self._hyper is None or not _equal(values, self._hyper):
-            row = hyper_row(self.rule, dict(zip(self._keys, values, strict=True)))
+            row = self._row(values)
             if len(row) != self._parameters.copies:
                 raise ValueError(
                     f"{self.rule.vector}: found {len(row)} values, expected {self._parameters.copies}, one for each "
@@ -153,7 +156,7 @@ def _scalars_before(rule: Rule, step: int, row: np.ndarray, given: Any) -> tuple
         return tuple(check_number(name, value) for name, value in zip(rule.scalars, given, strict=True))
     scalars = tuple(rule.scalars.values())
     for t in range(1, step):
-        advanced = rule.fold(float(t), row[0], *row[4:].tolist(), *scalars)[len(rule.coefficients) :]
+        _, advanced = rule.fold_row(float(t), row.tolist(), scalars)
         if advanced == scalars:  # a fixed point, once products have underflowed
             break
         scalars = advanced
@@ -328,7 +331,8 @@ def _make(rule: Rule) -> Callable[..., None]:
 
 def _documentation(rule: Rule, keys: Sequence[str]) -> str:
     lines = [f"One step of {rule.name}, in place.", "", "::", "", f"    {rule.formula}", ""]
-    lines += ["with g = grad_scale*grad + weight_decay*p, after p = p*(1 - lr*decoupled_weight_decay).", ""]
+    decays = " + weight_decay*p, after p = p*(1 - lr*decoupled_weight_decay)" if rule.decoupled is None else ""
+    lines += [f"with g = grad_scale*grad{decays}.", ""]
     lines += ([rule.notes, ""] if rule.notes else []) + [f"Source: {rule.source}.", "", "Parameters", "----------"]
     lines += ["param, grad" + "".join(f", {name}" for name in rule.states) + " : array, or list of arrays"]
     lines += [

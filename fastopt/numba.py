@@ -46,18 +46,20 @@ def _fold(rule: Rule) -> Any:
     arguments += ["grad_scale=1.0", *(f"{name}={initial!r}" for name, initial in rule.scalars.items())]
     values = [_single(name) if name == rule.vector else name for name in (*rule.folded, *rule.scalars)]
     flags = {name for name, hyper in rule.hyper.items() if hyper.flag}
-    folded = [name if name in flags else f"float({name})" for name in ("t", *values)]
+    numbers = {name: name if name in flags else f"float({name})" for name in ("t", "lr", *rule.common, *values)}
+    folded = [numbers[name] for name in ("t", *values)]
+    shared = [numbers[name] for name in rule.row if name == "lr" or name in rule.common]
     rounded = ", ".join(f"real(folded[{k}])" for k in range(len(rule.coefficients)))
     after = ", ".join(f"folded[{len(rule.coefficients) + k}]" for k in range(len(rule.scalars)))
     source = (
         f"def fold({', '.join(arguments)}):\n"
-        f"    scale = -float(grad_scale) if maximize else float(grad_scale)\n"
-        f"    decay = 1.0 - float(lr) * float(decoupled_weight_decay)\n"
+        f"    first = fold_prologue(float(lr), ({', '.join(shared)}), float(grad_scale))\n"
         f"    folded = rule_fold({', '.join(folded)})\n"
-        f"    c = (real(scale), real(weight_decay), real(decay), {rounded})\n"
+        f"    c = (real(first[0]), real(first[1]), real(first[2]), {rounded})\n"
         f"    return c{', ' + after if after else ''}\n"
     )
-    return _compiled(source, "fold", rule, rule_fold=numba_cpu.compile_fold(rule), nan=math.nan)
+    names = {"rule_fold": numba_cpu.compile_fold(rule), "fold_prologue": numba_cpu.compile_fold_prologue(rule)}
+    return _compiled(source, "fold", rule, **names, nan=math.nan)
 
 
 def _single(vector: str) -> str:

@@ -58,7 +58,7 @@ from .dispatch import (
 from .norms import check_scale, scale_of
 from .rules import REQUIRED, Rule
 from .sparse import RowSparse, as_row_sparse, floats_of
-from .storage import ZERO_GRADS, assign, blocks_of, from_blocks, new_array, numpy_dtype, set_to_zero
+from .storage import ZERO_GRADS, assign, blocks_of, compute_dtype, from_blocks, new_array, numpy_dtype, set_to_zero
 
 
 class _Checked(MutableMapping[str, Any]):
@@ -443,6 +443,7 @@ class Optimizer:
         check_overlap(self._views, self._names, [True] * len(self._views))
         self._place = self._views[0].place if self._views else CPU
         self._backend()
+        self._real = min((compute_dtype(array.dtype) for array in self._views), default=np.dtype(np.float64))
         self._steps = np.zeros(len(self._params), np.int64)
         self._elements = self._precision.elements([array.size for array in self._views])
         self._make_groups(groups, call.options)
@@ -540,7 +541,7 @@ class Optimizer:
                 f"param_groups[{g}]: found {len(found[str(rule.vector)])} {rule.vector}, expected "
                 f"{parameters.copies} as at construction; construct a new optimizer"
             )
-        return self.arguments.row(rule, values)
+        return self.arguments.row(rule, values, self._real)
 
     def _put_group(self, g: int, values: Mapping[str, Any], row: np.ndarray) -> None:
         """Has the next step use a group's checked hyper-parameters."""
@@ -562,7 +563,7 @@ class Optimizer:
                 key = (g, int(self._steps[i]) + 1)
                 if key not in rows:
                     rule = self._rules[g]
-                    rows[key] = self.arguments.row(rule, self.param_groups[g], key[1])
+                    rows[key] = self.arguments.row(rule, self.param_groups[g], self._real, key[1])
         for i in members:
             g = self._group_of[i]
             if g in self._varying:

@@ -154,7 +154,13 @@ class Optimizer(torch.optim.Optimizer):
         for flag, reason in _REFUSED.items():
             if group.get(flag) and not (flag == "capturable" and on_cuda):
                 raise ValueError(f"{flag}: found {group[flag]!r}, expected False: {reason}")
-        self.arguments.row(self.arguments.rule(group), group)
+        self.arguments.row(self.arguments.rule(group), group, self._real)
+
+    @property
+    def _real(self) -> np.dtype:
+        """In what the first parameter is updated."""
+        dtype = next((p.dtype for group in self.param_groups for p in group["params"]), torch.float64)
+        return np.dtype(np.float64 if dtype == torch.float64 else np.float32)
 
     @property
     def _capturable(self) -> bool:
@@ -436,7 +442,7 @@ class Optimizer(torch.optim.Optimizer):
         """A parameter's state from a saved one, checked and converted."""
         rule = self.arguments.rule(group)
         param = view(p, "params")
-        states = self._precision.of_group(group).states(rule, param, len(self.arguments.row(rule, group)))
+        states = self._precision.of_group(group).states(rule, param, len(self.arguments.row(rule, group, self._real)))
         numbers = {*(["step"] if self._counted else []), *rule.scalars}
         expected = {*numbers, *states}
         # A count does no harm where there need be none, and companions can begin now.
@@ -462,7 +468,7 @@ class Optimizer(torch.optim.Optimizer):
         group = {key: value for key, value in {**self.defaults, **group}.items() if key != "state_dtype"}
         if "state_dtype" in own:
             group["state_dtype"] = own["state_dtype"]
-        return {**group, "decoupled_weight_decay": True} if self.arguments.renamed else group
+        return {**group, "decoupled_weight_decay": True} if self.arguments.decoupled else group
 
     def __getstate__(self) -> dict[str, Any]:
         # Numbers in a table would each be pickled with the whole of it.
@@ -501,6 +507,7 @@ class _Bound:
         self._optimizer = weakref.ref(optimizer)
         self._arguments = optimizer.arguments
         self._read = itemgetter(*optimizer.arguments.defaults)
+        self._real = optimizer._real
         groups = optimizer.param_groups
         params = _params(groups)
         grads = _readable([p.grad for p in params])
@@ -658,7 +665,7 @@ class _Bound:
         if self.capturable and isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda:
             group = {**group, "lr": 0.0}  # it is read on the device
         rule = self._arguments.rule(group)
-        return rule, self._arguments.row(rule, group)
+        return rule, self._arguments.row(rule, group, self._real)
 
     def on_device(self) -> tuple[Any, ...]:
         """What a step has on the device beside tensors that the user holds."""
@@ -1006,7 +1013,7 @@ def _signature(arguments: TorchArguments) -> inspect.Signature:
     theirs = getattr(torch.optim, arguments.name, None)
     signature = arguments.signature() if theirs is None else inspect.signature(theirs)
     known = list(signature.parameters.values())
-    names = [parameter.name for parameter in known] + (["decoupled_weight_decay"] if arguments.renamed else [])
+    names = [parameter.name for parameter in known] + (["decoupled_weight_decay"] if arguments.decoupled else [])
     more = {**arguments.defaults, **_EXECUTION, **{key: default for key, (default, _) in EXECUTION.items()}}
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Signature(
@@ -1017,7 +1024,6 @@ def _signature(arguments: TorchArguments) -> inspect.Signature:
 def _documentation(arguments: TorchArguments, signature: inspect.Signature) -> str:
     meanings = {
         **arguments.meanings(),
-        "decoupled_weight_decay": "weight_decay is of the parameter itself, times lr, as AdamW's, instead of L2",
         **dict.fromkeys(("foreach", "fused"), "accepted, and without effect: every step is one fused pass"),
         **{flag: f"must be False: {reason}" for flag, reason in _REFUSED.items()},
         **{key: meaning for key, (_, meaning) in EXECUTION.items()},

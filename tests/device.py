@@ -7,7 +7,7 @@ import numpy as np
 
 from fastopt import RULES
 
-from .support import DECAY, VARIED, assert_same_bits, default_hyper
+from .support import VARIED, assert_same_bits, decay_of, default_hyper
 
 
 class DeviceArray:
@@ -55,7 +55,7 @@ def on_both(arrays, **layout):
 
 
 def hyper_of(name):
-    hyper = {**default_hyper(name), **VARIED[name], **DECAY}
+    hyper = {**default_hyper(name), **VARIED[name], **decay_of(name)}
     return {key: value for key, value in hyper.items() if key not in RULES[name].initial.values()}
 
 

@@ -62,10 +62,15 @@ def default_hyper(name):
     }
 
 
+def decay_of(name):
+    """The decays that a rule has."""
+    return {key: value for key, value in DECAY.items() if key in RULES[name].hyper}
+
+
 CASES = {
     **{f"{name}, defaults": (name, {**default_hyper(name), "weight_decay": 0.01}) for name in RULES},
-    **{f"{name}, varied": (name, {**default_hyper(name), **VARIED[name], **DECAY}) for name in RULES},
-    **{form: (name, {**default_hyper(name), **hyper, **DECAY}) for form, (name, hyper) in FORMS.items()},
+    **{f"{name}, varied": (name, {**default_hyper(name), **VARIED[name], **decay_of(name)}) for name in RULES},
+    **{form: (name, {**default_hyper(name), **hyper, **decay_of(name)}) for form, (name, hyper) in FORMS.items()},
 }
 
 

@@ -12,9 +12,12 @@ from fastopt.rules import RULES
 from .oracle import ORACLES
 from .support import (
     CASES,
+    VARIED,
     assert_near_the_oracle,
     assert_same_bits,
     copies_of,
+    decay_of,
+    default_hyper,
     gradients,
     make_states,
     misaligned,
@@ -159,6 +162,82 @@ def test_nonfinite_gradients_stay_in_their_element(name, backend):
             assert all(np.isnan(a[..., 7]).any() for a in got)
         others = np.arange(40) != 7
         assert_same_bits([a[..., others] for a in got], [a[..., others] for a in want])
+
+
+def without_decay(name):
+    """Other than default hyper-parameters, and no decay."""
+    return {**default_hyper(name), **VARIED[name], **dict.fromkeys(decay_of(name), 0.0)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", RULES)
+def test_infinite_parameters_stay_where_nothing_decays(name, dtype, isa):
+    hyper = without_decay(name)
+    p0, grads = parameter(203), gradients(203, 3)
+    p0[::3], p0[1::12], grads[:, ::3], grads[:, 1::12] = -np.inf, np.inf, 0.0, 0.0
+    if RULES[name].by_row:  # whose rows have elements of one kind
+        p0, grads = np.tile(p0[:, None], 4), np.tile(grads[..., None], 4)
+    want = run(name, hyper, p0, grads, dtype, backend="numba")
+    for level in native.isa_supported():
+        isa(level)
+        assert_same_bits(run(name, hyper, p0, grads, dtype, backend="native"), want)
+    assert not any(np.isnan(array).any() for array in want)
+    if name != "ftrl":  # what its parameters were at first is forgotten
+        np.testing.assert_array_equal(want[0][np.isinf(p0)], p0[np.isinf(p0)])
+        expected, _ = ORACLES[name](p0, grads, **hyper)
+        np.testing.assert_allclose(want[0], expected.astype(dtype), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", [name for name in RULES if name != "ftrl"])
+def test_infinite_parameters_stay_in_16_bits_and_in_rows(name, kind, backend):
+    kind = pytest.importorskip("ml_dtypes").bfloat16 if kind == "bfloat16" else kind
+    p = np.full((6, 32), -np.inf, "f4").astype(kind)
+    states = [state.astype("f4") for state in make_states(name, without_decay(name), p)]
+    step = getattr(fastopt.functional, name)
+    step(p, np.zeros((6, 32), "f4"), *states, step=1, **without_decay(name), backend=backend)
+    rows = fastopt.RowSparse(np.array([4, 1, 4]), np.zeros((3, 32), "f4"))
+    step(p, rows, *states, step=2, **without_decay(name), backend=backend)
+    assert (p == -np.inf).all()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_squares_are_as_large_as_their_averages(name, isa):
+    """Where states are within float32 the update is near the oracle's, though squares or corrected averages be not."""
+    hyper = {**without_decay(name), "eps": 1e-8} if "eps" in RULES[name].hyper else without_decay(name)
+    hyper |= {key: value for key, value in default_hyper(name).items() if key in ("beta1", "beta2", "alpha", "rho")}
+    hyper |= {"max_corrected": False} if "max_corrected" in hyper else {}  # else the state is the corrected average
+    p0, grads = np.ones(97), np.outer([1, -0.7, 0.4], np.geomspace(1e17, 3e20, 97))
+    _, states = ORACLES[name](p0, grads[:1], **hyper)
+    fits = np.logical_and.reduce([np.abs(state) < 1e38 for state in states.values()], initial=True)
+    fits = np.broadcast_to(fits.all(axis=0) if RULES[name].vector else fits, p0.shape)
+    expected, _ = ORACLES[name](p0, grads, **hyper)
+    want = run(name, hyper, p0, grads, "float32", backend="numba")
+    for level in native.isa_supported():
+        isa(level)
+        assert_same_bits(run(name, hyper, p0, grads, "float32", backend="native"), want)
+    np.testing.assert_allclose(want[0][fits], expected.astype("f4")[fits], rtol=1e-4)
+    if "beta2" in hyper and name != "adamax":
+        assert (fits & (grads[0] > 2e19)).any()  # whose squares are beyond float32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("change", [{"l1": 3e38}, dict.fromkeys(("l1", "l2", "beta"), 0.0), {"lr": 1e-5}, {"lr": 0.0}])
+def test_ftrl_at_its_limits(change, dtype, isa):
+    hyper = {**without_decay("ftrl"), "lr": 0.05, **change}
+    p0, grads = parameter(97), gradients(97, 20) * 1e-3
+    grads[0, 1::2] = 1.0
+    grads[:, ::17] = 0.0
+    want = run("ftrl", hyper, p0, grads, dtype, backend="numba")
+    for level in native.isa_supported():
+        isa(level)
+        assert_same_bits(run("ftrl", hyper, p0, grads, dtype, backend="native"), want)
+    expected, states = ORACLES["ftrl"](p0.astype(dtype), grads.astype(dtype), **hyper)
+    for got, exact in zip(want, (expected, states["accumulator"], states["linear"]), strict=True):
+        np.testing.assert_allclose(got, exact.astype(dtype), rtol=50 * np.finfo(dtype).eps, atol=1e-37)
+    if not hyper["lr"]:
+        np.testing.assert_array_equal(want[0], p0.astype(dtype))
 
 
 def test_copies_of_a_state_see_the_same_gradient_where_it_is_not_finite():

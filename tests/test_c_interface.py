@@ -15,7 +15,7 @@ import pytest
 import fastopt
 from fastopt import cli, functional, settings
 from fastopt.backends import native
-from fastopt.rules import COMMON, MAX_COPIES, PROLOGUE, REQUIRED, RULES
+from fastopt.rules import MAX_COPIES, PROLOGUE, REQUIRED, RULES
 
 from .support import CASES, VARIED
 
@@ -347,8 +347,18 @@ def test_the_header_has_every_rule():
             ", ".join(f"{name}={value:g}".replace("=nan", "=NaN") for name, value in zip(rule.row, row, strict=True))
         )
         assert all(state in entry for state in rule.states)
-        for name in {*rule.own, *COMMON}:
+        for name in rule.hyper:
             assert name in rule.initial.values() or f"\n * {name}: " in HEADER
+
+
+def test_a_decoupled_rule_has_one_decay():
+    number, row, coefficients = lib.fastopt_find_rule(b"adamw"), ffi.new("double[24]"), ffi.new("double[24]")
+    assert lib.fastopt_defaults(number, row, ffi.NULL) == 0
+    assert lib.fastopt_set_hyper(number, row, b"decoupled_weight_decay", 0.5) == lib.FASTOPT_BAD_HYPER
+    assert lib.fastopt_set_hyper(number, row, b"weight_decay", 0.5) == 0
+    assert lib.fastopt_set_hyper(number, row, b"lr", 0.1) == 0
+    assert lib.fastopt_fold(number, 1, 1.0, row, ffi.NULL, coefficients) == 0
+    assert list(coefficients)[:3] == [1.0, 0.0, 1 - 0.1 * 0.5]
 
 
 def test_limits_are_python_s():

@@ -54,6 +54,52 @@ def test_empty_and_zero_dimensional_arrays(name, backend):
     getattr(functional, name)([], [], *[[] for _ in RULES[name].states], step=1, **hyper, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.decoupled is not None])
+def test_weight_decay_of_a_rule_that_is_decoupled_is_that(name, backend):
+    param = np.ones(3)
+    states = make_states(name, {}, param)
+    step = getattr(functional, name)
+    step(param, np.zeros(3), *states, step=1, lr=0.1, weight_decay=0.5, backend=backend)
+    np.testing.assert_array_equal(param, 1 - 0.1 * 0.5)
+    assert not any(state.any() for state in states)
+    step(param, np.zeros(3), *states, step=2, backend=backend)
+    np.testing.assert_array_equal(param, (1 - 0.1 * 0.5) * (1 - 1e-3 * 1e-2))
+    with pytest.raises(TypeError, match="decoupled_weight_decay"):
+        step(param, np.zeros(3), *states, step=2, decoupled_weight_decay=0.5)
+    assert "decoupled_weight_decay" not in step.__doc__ and "L2" not in step.__doc__
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_hyper_parameters_are_numbers_of_the_type_of_computing(backend):
+    def step(name, dtype, **hyper):
+        param = np.ones(3, dtype)
+        states = make_states(name, hyper, param)
+        getattr(functional, name)(param, np.zeros(3, dtype), *states, step=1, **hyper, backend=backend)
+        assert np.isfinite(param).all()
+
+    for name, key, value in [
+        ("sgd", "lr", 1e39),
+        ("sgd", "weight_decay", 1e39),
+        ("ftrl", "l1", 1e39),
+        ("momentum", "dampening", -1e39),
+        ("adam", "eps", 1e300),
+    ]:
+        with pytest.raises(ValueError, match=rf"{key}: found .*, expected a number that float32 holds.*3.4028235e\+38"):
+            step(name, "f4", **{key: value})
+        with pytest.raises(ValueError, match=f"{key}: found"):
+            step(name, "f2", **{key: value})
+        step(name, "f8", **{key: value})
+    with pytest.raises(ValueError, match=r"lr: found 3e\+38, which with the other hyper-parameters makes rate 9.48"):
+        step("adam", "f4", lr=3e38, beta1=0.99)
+    with pytest.raises(ValueError, match=r"lr: found 1e-40, .* makes inverse_lr 1e\+40 at step 1, .* float32 holds"):
+        step("ftrl", "f4", lr=1e-40)
+    with pytest.raises(ValueError, match=r"lr: found .* float64"):
+        step("adam", "f8", lr=1e308, beta1=0.999999)
+    step("sgd", "f4", lr=3e38)
+    step("nadam", "f4", momentum_decay=np.inf)
+
+
 def test_kinds_of_arrays(tmp_path):
     want = call()[0]
     file = np.memmap(tmp_path / "p", "f4", "w+", shape=6)

@@ -1,5 +1,6 @@
 """fastopt.numba: the rules within kernels of one's own give the bits of every other backend."""
 
+import inspect
 import math
 import os
 import re
@@ -112,6 +113,15 @@ def test_folding_within_a_kernel():
         step(t, p, g, m, v)
     want = run("adamw", {"lr": 1.0, "beta1": 0.8, "maximize": True}, p0, grads, "f4", grad_scale=0.5)
     assert_same_bits([p, m, v], want)
+
+
+def test_a_decoupled_rule_has_one_decay():
+    c = kernels.adamw.fold(np.float64, 1, 0.1, weight_decay=0.5)
+    assert c[1:3] == (0.0, 1 - 0.1 * 0.5)
+    assert kernels.adamw.fold(np.float64, 1, 0.1)[1:3] == (0.0, 1 - 0.1 * 1e-2)
+    for name, rule in RULES.items():
+        arguments = inspect.signature(getattr(kernels, name).fold.py_func).parameters
+        assert ("decoupled_weight_decay" in arguments) == (rule.decoupled is None)
 
 
 def test_every_rule_is_documented():

@@ -212,6 +212,73 @@ def test_hyper_parameters_hold_from_the_next_step_and_are_checked_at_once():
     agg.param_groups[0]["betas"] = (0.5, 0.5)
 
 
+SWITCHES = [
+    *(("Adam", "amsgrad"), ("AdamW", "amsgrad"), ("SGD", "nesterov"), ("RMSprop", "centered")),
+    *((name, "maximize") for name in CLASSES),
+]
+
+
+@pytest.mark.parametrize(("name", "flag"), SWITCHES)
+def test_flags_are_true_or_false(name, flag):
+    options = {"momentum": 0.9} if flag == "nesterov" else {}
+    for bad in ("False", "", b"1", None, [], (), math.nan, 2, -1, 0.5, np.ones(2), lambda t: t > 3):
+        if callable(bad) and flag == "maximize":
+            continue
+        with pytest.raises((TypeError, ValueError), match=f"^{flag}: found .*, expected True or False"):
+            make(name, [np.ones((3, 2))], **options, **{flag: bad})
+    for good in (True, np.True_, 1, False, np.False_, 0):
+        make(name, [np.ones((3, 2))], **options, **{flag: good})
+    optimizer = make(name, [np.ones((3, 2))], **options)
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(TypeError, match=f"^{flag}: found 'no'"):
+        optimizer.param_groups[0][flag] = "no"
+    assert optimizer.param_groups[0] == before
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
+def test_a_momentum_that_is_none_is_refused(name):
+    for bad in (None, False, "", "0.9", [], -0.5, math.nan, math.inf):
+        with pytest.raises((TypeError, ValueError), match=r"^momentum: found .*, expected a finite number >= 0"):
+            make(name, [np.ones(3)], momentum=bad)
+    assert make(name, [np.ones(3)], momentum=1.5).state[0]["momentum_buffer"].shape == (3,)
+
+
+def test_hyper_parameters_are_numbers_of_the_type_of_computing():
+    p, q = np.ones(3, "f4"), np.ones(3, "f8")
+    for params in (p, [q, p], np.ones(3, "f2")):
+        with pytest.raises(ValueError, match=r"^lr: found 1e.39, expected a number that float32 holds"):
+            fastopt.SGD(params, lr=1e39)
+    fastopt.SGD(q, lr=1e39)
+    optimizer = fastopt.SGD(p)
+    with pytest.raises(ValueError, match=r"^weight_decay: found 1e.39, expected a number that float32 holds"):
+        optimizer.param_groups[0]["weight_decay"] = 1e39
+    scheduled = fastopt.SGD(p, lr=lambda t: 10.0 ** (38 * t - 37))
+    scheduled.step(np.zeros(3, "f4"))
+    with pytest.raises(ValueError, match=r"^lr: found 1e.39"):
+        scheduled.step(np.zeros(3, "f4"))
+    np.testing.assert_array_equal(p, 1)
+
+
+def test_ftrl_warms_up_from_zero():
+    p0, grads = parameter(40).astype("f4"), gradients(40, 6).astype("f4")
+    late, warm = p0.copy(), p0.copy()
+    first = fastopt.FTRL(late, lr=0.1)
+    second = fastopt.FTRL(warm, lr=lambda t: 0.0 if t < 3 else 0.1)
+    for t, g in enumerate(grads):
+        second.step(g)
+        if t < 2:
+            assert_same_bits([warm], [p0])
+        else:
+            first.step(g)
+    assert_same_bits([late], [warm])
+    assert_same_bits([first.state[0]["linear"]], [second.state[0]["linear"]])
+
+
+def test_adamw_is_documented_as_decoupled():
+    assert "L2" not in fastopt.AdamW.__doc__ and "decoupled_weight_decay" not in fastopt.AdamW.__doc__
+    assert "L2" in fastopt.Adam.__doc__
+
+
 def test_grad_scale_maximize_and_max_norm_fold_into_the_pass():
     p0, g = arrays(100, 100)
     a, b, c, d = (p0.copy() for _ in range(4))

@@ -33,11 +33,10 @@ def test_folds_have_the_same_bits_in_c_and_python(case):
         scalars = tuple(rule.scalars.values())
         c_scalars = ffi.new("double[]", [*scalars, 0.0])
         for t in (*range(1, 30), 1000, 10**7):
-            want = rule.fold(float(t), row[0], *row[4:].tolist(), *scalars)
-            want, scalars = want[: len(rule.coefficients)], want[len(rule.coefficients) :]
+            want, scalars = rule.fold_row(float(t), row.tolist(), scalars)
             got = ffi.new("double[]", 3 + len(rule.coefficients))
             assert lib.fastopt_fold(number, t, 0.25, ffi.from_buffer("double[]", row), c_scalars, got) == 0
-            assert list(got) == [*rule.prologue_coefficients(row, 0.25), *want], t
+            assert list(got) == [*rule.fold_prologue(row[0], row, 0.25), *want], t
             assert list(c_scalars)[: len(scalars)] == list(scalars)
 
 
@@ -45,7 +44,7 @@ def test_a_row_is_plain_python():
     name, hyper = CASES["rowwise_adagrad, varied"]
     rule = RULES[name]
     row = hyper_row(rule, hyper)[0]
-    before, coefs = rule.prologue_coefficients(row, 1.0), rule.fold(1.0, row[0], *row[4:].tolist())
+    before, (coefs, _) = rule.fold_prologue(row[0], row, 1.0), rule.fold_row(1.0, row.tolist())
     p, g = np.random.default_rng(0).random((2, 3, 16))
     s, want = np.full(3, 0.5), []
     for ps, gs in zip(p.tolist(), g.tolist(), strict=True):
@@ -61,12 +60,12 @@ def test_update_is_plain_python(name):
     """The rule's own function, element by element in Python's floats, gives the kernels' bits in float64."""
     name, hyper = CASES[f"{name}, varied"]
     rule = RULES[name]
-    row = hyper_row(rule, hyper)[0]
-    coefs = rule.fold(1.0, row[0], *row[4:].tolist(), *rule.scalars.values())[: len(rule.coefficients)]
+    row = hyper_row(rule, hyper)[0].tolist()
+    before, (coefs, _) = rule.fold_prologue(row[0], row, 1.0), rule.fold_row(1.0, row, tuple(rule.scalars.values()))
     p0, g0, *s0 = np.random.default_rng(0).random((2 + len(rule.states), 5))
     want = []
     for p, g, *s in zip(p0, g0, *s0, strict=True):
-        p, g = rules.prologue(float(p), float(g), *rule.prologue_coefficients(row, 1.0))
+        p, g = rules.prologue(float(p), float(g), *before)
         want.append(np.atleast_1d(rule.update(p, g, *map(float, s), *map(float, coefs))))
     if rule.vector:
         s0 = [s[None] for s in s0]
@@ -74,7 +73,7 @@ def test_update_is_plain_python(name):
         coefs = (coefs[0], hyper["lr"])
         want = []
         for p, g, s in zip(p0, g0, s0[0][0], strict=True):
-            p, g = rules.prologue(float(p), float(g), *rule.prologue_coefficients(row, 1.0))
+            p, g = rules.prologue(float(p), float(g), *before)
             want.append(rule.update(p, g, float(s), *coefs))
     getattr(fastopt.functional, name)(p0, g0, *s0, step=1, **hyper)
     np.testing.assert_array_equal(np.array([p0, *(s.reshape(5) for s in s0)]).T, np.array(want))

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 import warnings
 
@@ -747,3 +748,37 @@ def test_numpy_classes_and_functions_refuse_a_tensor_that_is_no_leaf():
             fastopt.functional.sgd(inner, torch.ones(3), step=1)
     fastopt.functional.sgd(p, p * 2, step=1, lr=1.0)  # as a gradient it may be
     assert p.tolist() == [-1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        *(("Adam", "amsgrad"), ("AdamW", "amsgrad"), ("SGD", "nesterov"), ("RMSprop", "centered")),
+        *((name, "maximize") for name in optim.CLASSES),
+        *((name, "decoupled_weight_decay") for name in optim.CLASSES if name != "AdamW"),
+    ],
+)
+def test_flags_are_true_or_false(name, flag):
+    options = {**REQUIRED.get(name, {}), **({"momentum": 0.9} if flag == "nesterov" else {})}
+    p = torch.ones(3, 2, requires_grad=True)
+    for bad in ("False", None, [], math.nan, 2):
+        with pytest.raises((TypeError, ValueError), match=f"^{flag}: found .*, expected True or False"):
+            getattr(optim, name)([p], **options, **{flag: bad})
+    optimizer = getattr(optim, name)([p], **options, **{flag: np.False_})
+    optimizer.param_groups[0][flag] = "False"
+    p.grad = torch.ones_like(p)
+    with pytest.raises(TypeError, match=f"^{flag}: found 'False'"):
+        optimizer.step()
+    assert torch.equal(p.detach(), torch.ones(3, 2))
+
+
+def test_hyper_parameters_are_numbers_of_the_type_of_computing():
+    p, q = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^lr: found 1e.39, expected a number that float32 holds"):
+        optim.SGD([p], lr=1e39)
+    optim.SGD([q], lr=1e39)
+    optimizer = optim.SGD([p], lr=1.0)
+    optimizer.param_groups[0]["lr"] = 1e39
+    p.grad = torch.zeros_like(p)
+    with pytest.raises(ValueError, match=r"^lr: found 1e.39, expected a number that float32 holds"):
+        optimizer.step()

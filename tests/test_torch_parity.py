@@ -14,11 +14,16 @@ CASES = [
     ("SGD", {"lr": 0.01, "weight_decay": 0.1, "maximize": True}),
     ("SGD", {"lr": 0.01, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1}),
     ("SGD", {"lr": 0.01, "momentum": 0.8, "nesterov": True, "weight_decay": 0.1}),
+    ("SGD", {"lr": 0.01, "momentum": 1.0}),
+    ("SGD", {"lr": 0.01, "momentum": 1.1, "nesterov": True}),
     ("Adagrad", {}),
     ("Adagrad", {"lr": 0.05, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2, "eps": 1e-6}),
     ("Adadelta", {}),
     ("Adadelta", {"lr": 0.5, "rho": 0.8, "eps": 1e-5, "weight_decay": 0.1}),
+    ("Adadelta", {"rho": 1.0}),
     ("RMSprop", {}),
+    ("RMSprop", {"alpha": 1.0, "eps": 1e-2}),
+    ("RMSprop", {"alpha": 1.0, "eps": 1e-2, "momentum": 1.0}),
     ("RMSprop", {"lr": 0.02, "alpha": 0.9, "eps": 1e-6, "weight_decay": 0.1, "maximize": True}),
     ("RMSprop", {"lr": 0.02, "alpha": 0.9, "momentum": 0.7, "weight_decay": 0.1}),
     ("RMSprop", {"lr": 0.02, "alpha": 0.9, "eps": 1e-2, "centered": True, "weight_decay": 0.1}),
@@ -72,6 +77,29 @@ def test_same_trajectory(name, options, dtype, backend):
             np.testing.assert_allclose(got, want, rtol=1e-3 if dtype == "float32" else 1e-9, atol=1e-12)
     expected = {k for k, v in state.items() if v is not None}  # torch keeps an unused momentum_buffer as None
     assert expected - {"step"} == set(optimizer.state[0]) - {"step"}
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("scale", [1e20, 1e-20])
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Adamax", "NAdam", "RMSprop", "Adadelta", "Adagrad"])
+def test_same_trajectory_of_gradients_near_the_ends_of_float32(name, foreach, scale, backend):
+    if name in ("Adadelta", "Adagrad"):  # whose sums of squares are larger
+        scale = min(scale, 1e18)
+    foreach = foreach or name == "NAdam"  # else torch corrects the average before its root, and has infinity
+    p0, grads = np.ones(5, "f4"), (np.outer(np.linspace(0.5, 1, 12), [1, -1, 0.5, 0.1, 0]) * scale).astype("f4")
+    theirs = torch.tensor(p0, requires_grad=True)
+    reference = getattr(torch.optim, name)([theirs], foreach=foreach)
+    ours = p0.copy()
+    optimizer = getattr(fastopt, name)([ours], backend=backend)
+    for g in grads:
+        theirs.grad = torch.tensor(g)
+        reference.step()
+        optimizer.step([g])
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-4)
+    assert np.isfinite(ours).all()
+    if scale > 1:
+        assert (ours[:4] != 1).all()
 
 
 def test_parameters_of_a_model_are_updated_in_place():

@@ -412,6 +412,11 @@ def compile_fold(rule: Rule) -> Any:
     return compile_one(rule.fold)
 
 
+def compile_fold_prologue(rule: Rule) -> Any:
+    """The fold of what comes before the rule, as an ``njit`` function."""
+    return njit(**_options)(rule.fold_prologue)
+
+
 def compile_by_row(rule: Rule) -> Any:
     """What the rule makes of a row's mean square, as an ``njit`` function."""
     assert rule.by_row is not None
@@ -736,9 +741,8 @@ def fold_rows(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
             rows[key] = len(folded)
             copies = []
             for hyper in parameters.hyper[parameters.group[at]].tolist():
-                result = rule.fold(t, hyper[0], *hyper[4:], *scalars)
-                own, advanced = result[: len(rule.coefficients)], result[len(rule.coefficients) :]
-                copies.append((*rule.prologue_coefficients(hyper, grad_scale), *own))
+                own, advanced = rule.fold_row(t, hyper, scalars)
+                copies.append((*rule.fold_prologue(hyper[0], hyper, grad_scale), *own))
             folded.append(copies)
             after.append(advanced)
         row_of[i] = rows[key]

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from .base import COMMON, EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, flag, fraction, nonnegative
+from .base import EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, flag, fraction, nonnegative
 from .primitives import isnan, maximum, sqrt, where
 
 
-def adam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, correction2, eps, eps_root):
+def adam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, eps, eps_root):
     exp_avg = beta1 * exp_avg + beta1_c * g
-    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
-    return p - rate * exp_avg / (sqrt(exp_avg_sq * correction2 + eps_root) + eps), exp_avg, exp_avg_sq
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
+    return p - rate * exp_avg / (sqrt(exp_avg_sq + eps_root) + eps), exp_avg, exp_avg_sq
 
 
 def fold_adam(t, lr, beta1, beta2, eps, eps_root, bias_correction, eps_hat):
-    correction1 = 1.0 / (1.0 - beta1**t) if bias_correction else 1.0
-    correction2 = 1.0 / (1.0 - beta2**t) if bias_correction else 1.0
-    eps = eps * sqrt(correction2) if eps_hat else eps
-    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, lr * correction1, correction2, eps, eps_root
+    # v^ could be beyond the largest number where v is not: its correction is taken out of the quotient.
+    correction1 = 1.0 - beta1**t if bias_correction else 1.0
+    correction2 = 1.0 - beta2**t if bias_correction else 1.0
+    root = sqrt(correction2)
+    eps = eps if eps_hat else eps * root
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, lr * root / correction1, eps, eps_root * correction2
 
 
 def amsgrad(
     p, g, exp_avg, exp_avg_sq, max_exp_avg_sq,
-    beta1, beta1_c, beta2, beta2_c, rate, correction2, max_correction2, eps, eps_root,
+    beta1, beta1_c, beta2, beta2_c, rate, eps, eps_root, correction2,
 ):  # fmt: skip
     exp_avg = beta1 * exp_avg + beta1_c * g
-    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
     max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq * correction2)
-    p = p - rate * exp_avg / (sqrt(max_exp_avg_sq * max_correction2 + eps_root) + eps)
+    p = p - rate * exp_avg / (sqrt(max_exp_avg_sq + eps_root) + eps)
     return p, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
 def fold_amsgrad(t, lr, beta1, beta2, eps, eps_root, bias_correction, eps_hat, max_corrected):
     c = fold_adam(t, lr, beta1, beta2, eps, eps_root, bias_correction, eps_hat)
-    return c[:5] + ((c[5], 1.0) if max_corrected else (1.0, c[5])) + c[6:]
+    correction2 = 1.0 - beta2**t if bias_correction and max_corrected else 1.0
+    root = sqrt(correction2)
+    return (*c[:4], c[4] / root, c[5] / root, c[6] / correction2, 1.0 / correction2)
 
 
 def adamax(p, g, exp_avg, exp_inf, beta1, beta1_c, beta2, eps_inside, eps_outside, rate):
@@ -48,10 +52,10 @@ def fold_adamax(t, lr, beta1, beta2, eps, eps_outside):
     return beta1, 1.0 - beta1, beta2, eps_inside, eps_outside, lr / (1.0 - beta1**t)
 
 
-def nadam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate_m, rate_g, correction2, eps):
+def nadam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate_m, rate_g, eps):
     exp_avg = beta1 * exp_avg + beta1_c * g
-    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
-    p = p - (rate_m * exp_avg + rate_g * g) / (sqrt(exp_avg_sq * correction2) + eps)
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
+    p = p - (rate_m * exp_avg + rate_g * g) / (sqrt(exp_avg_sq) + eps)
     return p, exp_avg, exp_avg_sq
 
 
@@ -66,27 +70,27 @@ def fold_nadam(t, lr, beta1, beta2, eps, momentum_decay, mu_product):
         mu_product = mu_product * mu
         rate_m = lr * mu_next / (1.0 - mu_product * mu_next)
         rate_g = lr * (1.0 - mu) / (1.0 - mu_product)
-    correction2 = 1.0 / (1.0 - beta2**t)
-    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate_m, rate_g, correction2, eps, mu_product
+    root = sqrt(1.0 - beta2**t)  # as in fold_adam
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate_m * root, rate_g * root, eps * root, mu_product
 
 
 def qhadam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate_m, rate_g, weight_v, weight_g, eps):
-    square = g * g
     exp_avg = beta1 * exp_avg + beta1_c * g
-    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * square
-    p = p - (rate_m * exp_avg + rate_g * g) / (sqrt(weight_v * exp_avg_sq + weight_g * square) + eps)
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
+    p = p - (rate_m * exp_avg + rate_g * g) / (sqrt(weight_v * exp_avg_sq + weight_g * g * g) + eps)
     return p, exp_avg, exp_avg_sq
 
 
 def fold_qhadam(t, lr, beta1, beta2, eps, nu1, nu2):
-    rate_m = lr * nu1 / (1.0 - beta1**t)
-    weight_v = nu2 / (1.0 - beta2**t)
-    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate_m, lr * (1.0 - nu1), weight_v, 1.0 - nu2, eps
+    correction2 = 1.0 - beta2**t
+    root = sqrt(correction2)  # as in fold_adam
+    rate_m, rate_g = lr * nu1 * root / (1.0 - beta1**t), lr * (1.0 - nu1) * root
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate_m, rate_g, nu2, (1.0 - nu2) * correction2, eps * root
 
 
 def adabound(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, eps, lower, upper):
     exp_avg = beta1 * exp_avg + beta1_c * g
-    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
     r = rate / (sqrt(exp_avg_sq) + eps)
     r = where(r < lower, lower, where(r > upper, upper, r))
     return p - r * exp_avg, exp_avg, exp_avg_sq
@@ -96,13 +100,13 @@ def fold_adabound(t, lr, beta1, beta2, eps, final_lr, gamma, base_lr):
     rate = lr * sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
     final = final_lr if isnan(base_lr) else final_lr * lr / base_lr  # None: lr is the base
     lower = final * (1.0 - 1.0 / (gamma * t + 1.0))
-    upper = final * (1.0 + 1.0 / (gamma * t))
+    upper = final + final / (gamma * t)
     return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate, eps, lower, upper
 
 
 def amsbound(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, eps, lower, upper):
     exp_avg = beta1 * exp_avg + beta1_c * g
-    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * (g * g)
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
     max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)
     r = rate / (sqrt(max_exp_avg_sq) + eps)
     r = where(r < lower, lower, where(r > upper, upper, r))
@@ -153,18 +157,17 @@ _amsgrad = Rule(
     notes="As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the paper's form, "
     f"``max_corrected=True`` optax's. {_EPS_HAT}",
 )  # fmt: skip
-_DECOUPLED = {**COMMON, "decoupled_weight_decay": nonnegative(1e-2, COMMON["decoupled_weight_decay"].meaning)}
 
 RULES = (
     _adam,
     _amsgrad,
     _adam.variant(
-        "adamw", "AdamW", common=_DECOUPLED,
+        "adamw", "AdamW", decoupled=1e-2,
         formula="p -= lr*weight_decay*p, then as adam",
         source="Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW",
     ),
     _amsgrad.variant(
-        "adamw_amsgrad", "AdamW", common=_DECOUPLED,
+        "adamw_amsgrad", "AdamW", decoupled=1e-2,
         formula="p -= lr*weight_decay*p, then as amsgrad",
         source="Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW(amsgrad=True)",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, flag, fraction, nonnegative
+from .base import EPS, EPS_ROOT, LR, Hyper, Rule, flag, nonnegative
 from .momentum import sgd
 from .primitives import sqrt, where
 
@@ -22,9 +22,9 @@ def rowwise_adagrad(square, sum, lr, eps, eps_root):
 
 
 def adadelta(p, g, square_avg, acc_delta, rho, rho_c, eps, lr):
-    square_avg = rho * square_avg + rho_c * (g * g)
+    square_avg = rho * square_avg + rho_c * g * g
     delta = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g
-    acc_delta = rho * acc_delta + rho_c * (delta * delta)
+    acc_delta = rho * acc_delta + rho_c * delta * delta
     return p - lr * delta, square_avg, acc_delta
 
 
@@ -33,7 +33,7 @@ def fold_adadelta(t, lr, rho, eps):
 
 
 def rmsprop(p, g, square_avg, alpha, alpha_c, eps, eps_root, lr):
-    square_avg = alpha * square_avg + alpha_c * (g * g)
+    square_avg = alpha * square_avg + alpha_c * g * g
     return p - lr * g / (sqrt(square_avg + eps_root) + eps), square_avg
 
 
@@ -42,7 +42,7 @@ def fold_rmsprop(t, lr, alpha, eps, eps_root):
 
 
 def rmsprop_momentum(p, g, square_avg, momentum_buffer, alpha, alpha_c, eps, eps_root, momentum, gain, rate):
-    square_avg = alpha * square_avg + alpha_c * (g * g)
+    square_avg = alpha * square_avg + alpha_c * g * g
     momentum_buffer = momentum * momentum_buffer + gain * g / (sqrt(square_avg + eps_root) + eps)
     return p - rate * momentum_buffer, square_avg, momentum_buffer
 
@@ -53,7 +53,7 @@ def fold_rmsprop_momentum(t, lr, alpha, eps, eps_root, momentum, lr_inside):
 
 
 def rmsprop_centered(p, g, square_avg, grad_avg, alpha, alpha_c, eps, eps_root, lr):
-    square_avg = alpha * square_avg + alpha_c * (g * g)
+    square_avg = alpha * square_avg + alpha_c * g * g
     grad_avg = alpha * grad_avg + alpha_c * g
     w = square_avg - grad_avg * grad_avg
     w = where(w > 0, w, w - w)  # a zero of w's own type, and NaN where w is NaN
@@ -63,7 +63,7 @@ def rmsprop_centered(p, g, square_avg, grad_avg, alpha, alpha_c, eps, eps_root, 
 def rmsprop_centered_momentum(
     p, g, square_avg, momentum_buffer, grad_avg, alpha, alpha_c, eps, eps_root, momentum, gain, rate
 ):
-    square_avg = alpha * square_avg + alpha_c * (g * g)
+    square_avg = alpha * square_avg + alpha_c * g * g
     grad_avg = alpha * grad_avg + alpha_c * g
     w = square_avg - grad_avg * grad_avg
     w = where(w > 0, w, w - w)  # a zero of w's own type, and NaN where w is NaN
@@ -72,17 +72,19 @@ def rmsprop_centered_momentum(
 
 
 def ftrl(p, g, accumulator, linear, inverse_lr, l1, curvature):
-    root = sqrt(accumulator)
-    accumulator = accumulator + g * g
-    new_root = sqrt(accumulator)
-    linear = linear + (g - (new_root - root) * inverse_lr * p)
-    shrunk = where(linear < 0, -l1, l1) - linear
-    zero = l1 - l1  # of l1's own type
-    return where(abs(linear) <= l1, zero, shrunk / (new_root * inverse_lr + curvature)), accumulator, linear
+    sum = accumulator + g * g
+    root = sqrt(sum)
+    roots = sqrt(accumulator) + root
+    growth = where(roots == 0, roots, g * (g / roots))  # root - sqrt(accumulator), of which no digit is lost
+    drawn = linear + (g - where(growth == 0, growth, growth * inverse_lr * p))
+    shrunk = where(drawn > l1, l1, where(drawn < -l1, -l1, drawn)) - drawn
+    after = where(shrunk == 0, shrunk, shrunk / (root * inverse_lr + curvature))
+    still = inverse_lr == 0
+    return where(still, p, after), where(still, accumulator, sum), where(still, linear, drawn)
 
 
 def fold_ftrl(t, lr, beta, l1, l2):
-    return 1.0 / lr, l1, beta / lr + l2
+    return (1.0 / lr, l1, beta / lr + l2) if lr else (0.0, l1, 0.0)
 
 
 _ADAGRAD = {
@@ -94,14 +96,14 @@ _ADAGRAD = {
 }
 _RMSPROP = {
     "lr": nonnegative(1e-2, LR),
-    "alpha": fraction(0.99, "decay rate of the averages"),
+    "alpha": nonnegative(0.99, "decay rate of the averages"),
     "initial_square_avg": nonnegative(0.0, "what the average of squares begins at: 1 in TensorFlow 1"),
     "eps": nonnegative(1e-8, EPS),
     "eps_root": nonnegative(0.0, EPS_ROOT),
 }
 _RMSPROP_MOMENTUM = {
     **_RMSPROP,
-    "momentum": fraction(0.9, "decay rate of the velocity"),
+    "momentum": nonnegative(0.9, "decay rate of the velocity"),
     "lr_inside": flag(False, "the velocity accumulates steps, lr and all (differs once lr changes)"),
 }
 _INITIAL = {"square_avg": "initial_square_avg"}
@@ -134,7 +136,7 @@ RULES = (
         "Zeiler 2012, arXiv:1212.5701; torch.optim.Adadelta",
         {
             "lr": nonnegative(1.0, LR),
-            "rho": fraction(0.9, "decay rate of both averages"),
+            "rho": Hyper(0.9, "decay rate of both averages", low=0.0, high=1.0),
             "eps": nonnegative(1e-6, "added under both square roots"),
         },
         adadelta, fold_adadelta, ("square_avg", "acc_delta"),
@@ -174,7 +176,7 @@ RULES = (
         "(sign(z)*l1 - z)/((beta + sqrt(n))/lr + l2)",
         "McMahan et al. 2013, Ad click prediction, algorithm 1",
         {
-            "lr": Hyper(1e-3, f"{LR} (alpha in the paper)", low=POSITIVE),
+            "lr": nonnegative(1e-3, f"{LR} (alpha in the paper)"),
             "initial_accumulator_value": nonnegative(0.0, "what n begins at"),
             "beta": nonnegative(1.0, "added to the square root of n"),
             "l1": nonnegative(0.0, "L1 penalty, which makes parameters exactly 0"),
@@ -182,6 +184,6 @@ RULES = (
         },
         ftrl, fold_ftrl, ("accumulator", "linear"), initial={"accumulator": "initial_accumulator_value"},
         notes="n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is forgotten, "
-        "but for its part in z. Keras's and TensorFlow's l2 is half of this one.",
+        "but for its part in z. At ``lr=0`` all stays as it is. Keras's and TensorFlow's l2 is half of this one.",
     ),
 )  # fmt: skip

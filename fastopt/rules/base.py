@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -115,7 +115,7 @@ LR = "learning rate"
 EPS = "added to the denominator"
 EPS_ROOT = "added under the square root"
 
-# What every rule takes. A row of hyper-parameters begins with lr and these, in this order, whatever the rule.
+# What every rule takes.
 COMMON = {
     "weight_decay": nonnegative(0.0, "L2 penalty: added to the gradient, times the parameter"),
     "decoupled_weight_decay": nonnegative(0.0, "decay of the parameter itself, times lr, before the update"),
@@ -123,6 +123,7 @@ COMMON = {
 }
 NEVER_NEGATIVE = frozenset(("sum", "square_avg", "acc_delta", "accumulator", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"))
 PROLOGUE = ("grad_scale", "weight_decay", "decay")
+OWN = 3  # where a rule's own hyper-parameters begin in a row of them, after lr
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ class Rule:
         Numbers kept for each parameter beside its step, with their initial values.
     initial : mapping of str to str
         For a state that does not begin at zero, the hyper-parameter that it begins at.
-    common : mapping of str to Hyper
-        Defaults of the hyper-parameters that every rule takes.
+    decoupled : float, optional
+        The default of ``weight_decay`` where that is of the parameter itself, times lr, and there is no other (AdamW).
     by_row : callable, optional
         For a rule whose states are of rows, an element each: ``by_row(square, *states, *coefficients) -> (*states,
         *update's coefficients)``, where `square` is the mean over the row of the squared gradient, after `prologue`.
@@ -171,7 +172,7 @@ class Rule:
     states: tuple[str, ...] = ()
     scalars: Mapping[str, float] = field(default_factory=dict)
     initial: Mapping[str, str] = field(default_factory=dict)
-    common: Mapping[str, Hyper] = field(default_factory=lambda: COMMON)
+    decoupled: float | None = None
     notes: str = ""
     by_row: Callable[..., Any] | None = None
 
@@ -218,9 +219,18 @@ class Rule:
         return (*names, "copies") if self.vector else tuple(names)
 
     @cached_property
+    def common(self) -> dict[str, Hyper]:
+        """The hyper-parameters that are not the rule's own."""
+        if self.decoupled is None:
+            return COMMON
+        decay = nonnegative(self.decoupled, COMMON["decoupled_weight_decay"].meaning)
+        return {"weight_decay": decay, "maximize": COMMON["maximize"]}
+
+    @cached_property
     def row(self) -> tuple[str, ...]:
-        """The layout of a row of hyper-parameters, as backends take it."""
-        return ("lr", *COMMON, *self.folded[1:])
+        """The layout of a row of hyper-parameters, as backends take it: what not all rules have comes last."""
+        last = [name for name in COMMON if name not in ("weight_decay", "maximize") and name in self.common]
+        return ("lr", "weight_decay", "maximize", *self.folded[1:], *last)
 
     @cached_property
     def hyper(self) -> dict[str, Hyper]:
@@ -242,21 +252,34 @@ class Rule:
             return (copies, *shape)
         return tuple(shape[:1]) if self.by_row else tuple(shape)
 
-    def prologue_coefficients(self, row: Any, grad_scale: float) -> tuple[float, float, float]:
-        """The coefficients of the prologue, from a row of hyper-parameters."""
-        return fold_prologue(row[0], row[1], row[2], row[3], grad_scale)
+    def fold_row(self, t: float, row: Sequence[float], scalars: Sequence[float] = ()) -> tuple[tuple, tuple]:
+        """The coefficients of step t and the scalars after it, from a row of hyper-parameters."""
+        found = self.fold(t, row[0], *row[OWN : OWN + len(self.folded) - 1], *scalars)
+        return found[: len(self.coefficients)], found[len(self.coefficients) :]
+
+    @property
+    def fold_prologue(self) -> Callable[..., tuple[float, float, float]]:
+        """``fold_prologue(lr, row, grad_scale)``: the coefficients of the prologue, from a row of hyper-parameters."""
+        return fold_both_decays if self.decoupled is None else fold_decoupled_decay
 
     def variant(self, name: str, optimizer: str, **changes: Any) -> Rule:
         """The same rule under another name, with other defaults."""
         return replace(self, name=name, optimizer=optimizer, **changes)
 
 
-def fold_prologue(lr, weight_decay, decoupled, maximize, grad_scale):
+def fold_both_decays(lr, row, grad_scale):
     """The coefficients of the prologue."""
-    return (-grad_scale if maximize else grad_scale), weight_decay, 1.0 - lr * decoupled
+    return (-grad_scale if row[2] else grad_scale), row[1], (1.0 - lr * row[-1] if row[-1] else 1.0)
+
+
+def fold_decoupled_decay(lr, row, grad_scale):
+    """The same where ``weight_decay`` is decoupled."""
+    return (-grad_scale if row[2] else grad_scale), 0.0, (1.0 - lr * row[1] if row[1] else 1.0)
 
 
 def prologue(p, g, grad_scale, weight_decay, decay):
     """What comes before every rule: scale, L2 decay, decoupled decay."""
-    g = grad_scale * g + weight_decay * p
-    return p * decay, g
+    g = grad_scale * g
+    decayed = g + weight_decay * p
+    # A decay of 0 is none: 0*p would make NaN of an infinite parameter.
+    return p * decay, (g if weight_decay == 0 else decayed)

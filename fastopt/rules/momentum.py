@@ -53,7 +53,7 @@ def fold_aggmo(t, lr, betas, copies):
 
 _MOMENTUM = {
     "lr": nonnegative(1e-3, LR),
-    "momentum": fraction(0.9, "decay rate of the velocity"),
+    "momentum": nonnegative(0.9, "decay rate of the velocity"),
     "dampening": number(0.0, "the gradient enters the velocity times 1 - dampening, from the second step on"),
     "lr_inside": flag(False, "the velocity accumulates lr*g instead of g (differs once lr changes)"),
 }

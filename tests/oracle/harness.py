@@ -53,7 +53,8 @@ def oracle(**state_names):
                         g = g + now(weight_decay) * p
 
                     # The parameter decays after its L2 term has been taken and before the update is subtracted.
-                    p = p * (1 - h.get("lr", 0) * now(decoupled_weight_decay))  # a missing lr is refused below
+                    if now(decoupled_weight_decay) != 0:
+                        p = p * (1 - h.get("lr", 0) * now(decoupled_weight_decay))  # a missing lr is refused below
                     update, *carried = step(t, g, *carried, **h, **({"p": p} if "p" in step.__kwdefaults__ else {}))
                     p = p - update
 

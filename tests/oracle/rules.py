@@ -4,8 +4,6 @@
 Options beyond a paper's own (`eps_root`, `dampening`, ...) stand where the implementation that has them puts them.
 """
 
-import functools
-
 import numpy as np
 
 from .harness import ORACLES, oracle
@@ -148,8 +146,12 @@ def ftrl(t, g, n, z, *, lr=1e-3, initial_accumulator_value=0.0, beta=1.0, l1=0.0
     """McMahan et al., 2013, algorithm 1, per coordinate."""
     if t == 1:
         n = initial_accumulator_value
-    sigma = (np.sqrt(n + g**2) - np.sqrt(n)) / lr
-    z = z + g - sigma * p
+    if lr == 0:  # no step: sigma and the curvature would be infinite
+        return np.zeros_like(p), n + np.zeros_like(p), z
+    # The paper's difference of roots, in the form that loses no digits.
+    roots = np.sqrt(n + g**2) + np.sqrt(n)
+    sigma = g**2 / np.where(roots == 0, 1, roots) / lr
+    z = z + g - np.where(sigma == 0, 0, sigma * p)
     n = n + g**2
     w = np.where(np.abs(z) <= l1, 0, -1 / ((beta + np.sqrt(n)) / lr + l2) * (z - np.sign(z) * l1))
     return p - w, n, z
@@ -170,8 +172,16 @@ def adam(t, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps_root=0.0,
     return lr * m_hat / (np.sqrt(v_hat + eps_root) + eps), m, v
 
 
-# Loshchilov and Hutter, 2019 (arXiv:1711.05101): Adam, and the decay apart from the gradient.
-ORACLES["adamw"] = functools.partial(adam, decoupled_weight_decay=1e-2)
+def decoupled(run):
+    """The rule with its decay apart from the gradient: Loshchilov and Hutter, 2019 (arXiv:1711.05101)."""
+
+    def run_decoupled(p0, grads, *, weight_decay=1e-2, **options):
+        return run(p0, grads, decoupled_weight_decay=weight_decay, **options)
+
+    return run_decoupled
+
+
+ORACLES["adamw"] = decoupled(adam)
 
 
 @oracle(m="exp_avg", v="exp_avg_sq", x="max_exp_avg_sq")
@@ -209,7 +219,7 @@ def amsgrad(
     return lr * (m / correction1) / (np.sqrt(v_hat + eps_root) + eps), m, v, x
 
 
-ORACLES["adamw_amsgrad"] = functools.partial(amsgrad, decoupled_weight_decay=1e-2)
+ORACLES["adamw_amsgrad"] = decoupled(amsgrad)
 
 
 @oracle(m="exp_avg", u="exp_inf")

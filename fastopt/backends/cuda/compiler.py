@@ -225,9 +225,11 @@ class Fold:
         names = {
             **self.update.bindings(),
             "HYPER": (0.0,) * len(rule.row),
+            "FOLDED": rules.OWN + len(rule.folded) - 1,
             "KEPT": len(rule.scalars),
             "WIDTH": self.update.width,
             "fold": rule.fold,
+            "fold_prologue": rule.fold_prologue,
             "fold_row": kernels.FOLD_ROW[len(rule.scalars)],
         }
         return rebound(kernels.fold_steps, names)[0]

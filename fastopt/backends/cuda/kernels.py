@@ -17,7 +17,8 @@ from numpy import float32, float64, int32, int64, uint8, uint16, uint32
 
 from ...arrays import BFLOAT16
 from ...dispatch import DUPLICATES as names_of_duplicates
-from ...rules.base import fold_prologue, prologue
+from ...rules.base import OWN as OWN_HYPER
+from ...rules.base import prologue
 from ...storage import (
     AVERAGE,
     BLOCK,
@@ -64,6 +65,7 @@ EVERYONE = 0xFFFFFFFF  # of a warp
 update: Any = None  # the rule's
 by_row: Any = None  # the rule's, where it is of rows
 fold: Any = None  # the rule's
+fold_prologue: Any = None  # the rule's
 REAL: Any = float32  # the compute type
 OWN = 0  # its number among `CODES`
 STORED: tuple[int, ...] = ()  # how each array is stored, by `CODES`
@@ -83,6 +85,7 @@ ROWS = False  # whether the gradient is of some rows
 DUPLICATES = 0  # what several lookups of one row mean, by `fastopt.dispatch.DUPLICATES`
 BY_ROW: tuple[int, ...] = ()  # how the state of a rule of rows is stored
 HYPER: tuple[float, ...] = ()  # as many zeros as a row of hyper-parameters has
+FOLDED = 0  # where those end in it that the rule's fold takes
 KEPT = 0  # numbers that the rule keeps from step to step
 WIDTH = 0  # coefficients of a copy, with the prologue's
 
@@ -444,7 +447,7 @@ def fold_steps(steps, scalars, hyper, rates, groups, parameters, rows, tensors, 
         if rate:
             lr = float64(load(rate, float32)) if load(rates + 16 * group + 8, int64) == 4 else load(rate, float64)
         to = row + 8 + copy * WIDTH * _size(OWN)
-        first = fold_prologue(lr, own[1], own[2], own[3], grad_scale)
+        first = fold_prologue(lr, own, grad_scale)
         for k in range(3):
             store(to + k * _size(OWN), REAL(first[k]))
         kept = scalars + 8 * KEPT * at
@@ -457,12 +460,12 @@ def fold_steps(steps, scalars, hyper, rates, groups, parameters, rows, tensors, 
 
 def fold_row0(t, lr, own, kept):
     """A rule's fold, from a row of hyper-parameters."""
-    return fold(t, lr, *own[4:])
+    return fold(t, lr, *own[OWN_HYPER:FOLDED])
 
 
 def fold_row1(t, lr, own, kept):
     """The same for a rule that keeps a number from step to step."""
-    return fold(t, lr, *own[4:], load(kept, float64))
+    return fold(t, lr, *own[OWN_HYPER:FOLDED], load(kept, float64))
 
 
 FOLD_ROW = (fold_row0, fold_row1)

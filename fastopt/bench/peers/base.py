@@ -121,10 +121,9 @@ def coefficients(task: Task) -> tuple[float, Iterator[list[list[float]]]]:
 
     def steps() -> Iterator[list[list[float]]]:
         scalars: tuple[float, ...] = tuple(rule.scalars.values())
-        width = len(rule.coefficients)
         for t in itertools.count(1):
-            folded = [rule.fold(float(t), row[0], *row[4:], *scalars) for row in rows.tolist()]
-            scalars = folded[-1][width:]
-            yield [list(own[:width]) for own in folded]
+            folded = [rule.fold_row(float(t), row, scalars) for row in rows.tolist()]
+            scalars = folded[-1][1]
+            yield [list(own) for own, _ in folded]
 
-    return rule.prologue_coefficients(rows[0], 1.0)[2], steps()
+    return rule.fold_prologue(rows[0][0], rows[0], 1.0)[2], steps()
