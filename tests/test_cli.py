@@ -119,7 +119,7 @@ def test_results_that_cannot_be_written(tmp_path):
     arguments = ["bench", "--rules", "sgd", "--size", "1e4", "--repeats", "1", "--peers", "none", "--no-digits"]
     done = run(*arguments, "--json", "/dev/full", FASTOPT_NUM_THREADS="1")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "fastopt bench: No space left on device"
+    assert done.stderr.splitlines()[-1] == "fastopt bench: /dev/full: No space left on device"
     assert "Traceback" not in done.stderr
     assert "sgd" in done.stdout
 

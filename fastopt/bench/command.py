@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -232,15 +233,28 @@ def bench(options: Options, outputs: Outputs, budget: float | None = None, comma
     return 130 if run.interrupted else 0
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Makes the system's errors say which file they are about."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _write(run: _Run, found: Mapping[str, Any], outputs: Outputs) -> Iterator[Path]:
     if outputs.json:
-        outputs.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        with _naming(outputs.json):
+            outputs.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
         yield outputs.json
     for part in run.parts:
         if outputs.plot and part.picture:
             path = outputs.plot.with_name(f"{outputs.plot.stem}-{part.section}{outputs.plot.suffix}")
-            part.picture().write(path)
+            with _naming(path):
+                part.picture().write(path)
             yield path
     if outputs.report:
         parts = [(part.tables, part.picture().svg() if part.picture else "") for part in run.parts]
-        yield report.write(outputs.report, run.configuration, parts, run.left_out)
+        with _naming(outputs.report):
+            path = report.write(outputs.report, run.configuration, parts, run.left_out)
+        yield path
