@@ -853,7 +853,7 @@ class _Bound:
             for _, grad in self._sparse:
                 set_to_zero(grad.values)
             stepped = [*stepped, *(p.grad for p in stepped if p.grad is not None)]
-        _increment_versions(stepped)
+        increment_version(stepped)
 
     def _check_zeroed(self) -> None:
         """Whether gradients can be zeroed, once for as long as they are where they are."""
@@ -930,14 +930,6 @@ def _readable(grads: Sequence[Any]) -> list[Any]:
         return g.detach().resolve_neg() if g.is_neg() else torch.zeros(g.shape, dtype=g.dtype, device=g.device)
 
     return list(map(readable, grads))
-
-
-def _increment_versions(tensors: Sequence[torch.Tensor]) -> None:
-    """Tells autograd that tensors were changed in place."""
-    try:
-        increment_version(tensors)
-    except RuntimeError:  # those made in inference mode have no version
-        increment_version([x for x in tensors if not x.is_inference()])
 
 
 def _number_of(number: Any, label: str, count: bool) -> float:
@@ -1123,7 +1115,7 @@ def clip_grad_norm_(
     if error_if_nonfinite and not np.isfinite(norms.global_norm(grads)):
         raise RuntimeError("the gradients' global norm is not finite, so they were not clipped")
     norm = norms.clip_grad_norm_(grads, max_norm)
-    _increment_versions(grads)
+    increment_version(grads)
     return grads[0].detach().new_tensor(norm) if grads else torch.tensor(norm)
 
 
