@@ -245,6 +245,17 @@ def _torch_address(x: Any) -> int | None:
     return address if address or x.numel() == 0 else None
 
 
+def is_tensor(x: Any) -> bool:
+    """Whether something is a tensor of torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def torch_layout(x: Any) -> tuple[Any, ...]:
+    """What tells that a tensor is where it was and laid out as it was, which its owner can change."""
+    return x.data_ptr(), x.stride(), x.nbytes, x.is_neg()
+
+
 def view(x: Any, name: str) -> Array:
     """The view of an array: NumPy's (``memmap`` and ``ml_dtypes`` too), torch's, CuPy's, Numba's on a CUDA device, or
     whatever speaks DLPack, ``__cuda_array_interface__`` or the buffer protocol. Nothing is copied.

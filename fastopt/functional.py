@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import settings
-from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, view, weak_pins
+from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, torch_layout, view, weak_pins
 from .checks import check_integer, check_number, did_you_mean
 from .dispatch import Parameters, Runner, Tensor, choose_backend, frozen, hyper_row, make_jobs, split_copies
 from .norms import check_scale
@@ -273,7 +273,7 @@ def _has_layout(array: Any) -> bool:
 def _layout(array: Any) -> Any:
     """What tells that an array is where it was: its owner can put it elsewhere."""
     if hasattr(array, "data_ptr"):  # torch's
-        return array.data_ptr(), array.shape, array.stride(), array.is_neg()
+        return torch_layout(array)
     interface = array.__cuda_array_interface__
     return interface["data"], interface["shape"], interface.get("strides")
 

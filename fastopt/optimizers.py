@@ -28,6 +28,8 @@ from .arrays import (
     check_overlap,
     check_tensor,
     dtype_name,
+    is_tensor,
+    torch_layout,
     view,
     weak_pins,
 )
@@ -263,9 +265,10 @@ class _Bound:
 class Plan:
     """A step with its arrays already checked: made by `Optimizer.bind`."""
 
-    def __init__(self, optimizer: Optimizer, bound: _Bound) -> None:
+    def __init__(self, optimizer: Optimizer, bound: _Bound, arrays: Sequence[Any]) -> None:
         self._optimizer = optimizer
         self._bound = bound
+        self._torch = [(x, torch_layout(x)) for x in arrays if is_tensor(x)]
 
     def step(
         self,
@@ -292,9 +295,14 @@ class Plan:
         Raises
         ------
         TypeError, ValueError
-            `grad_scale` is no finite number, `max_norm` no number >= 0, a schedule gave a value out of range, or
-            gradients to be zeroed are read-only or share memory.
+            `grad_scale` is no finite number, `max_norm` no number >= 0, a schedule gave a value out of range,
+            gradients to be zeroed are read-only or share memory, or a tensor of torch has been given other memory.
         """
+        for tensor, layout in self._torch:
+            if torch_layout(tensor) != layout:
+                raise ValueError(
+                    "plan: found a tensor that has other memory than at bind, expected the same: bind again"
+                )
         self._bound.run(self._optimizer, grad_scale, max_norm, skip_nonfinite, zero_grads)
 
 
@@ -310,9 +318,8 @@ class _Last:
         self._refs = [_reference(g) if g is None or own[i].owner is g else object for i, g in enumerate(grads)]
         self._pins = weak_pins(views)
         self.held: list[Array] = []  # during a step
-        torch = sys.modules.get("torch")
-        tensors = [x for x in (*optimizer._params, *grads) if torch is not None and isinstance(x, torch.Tensor)]
-        self._torch: list[tuple[Any, int]] = [(weakref.ref(x), x.data_ptr()) for x in tensors]
+        tensors = [x for x in (*optimizer._params, *grads) if is_tensor(x)]
+        self._torch = [(weakref.ref(x), torch_layout(x)) for x in tensors]
         tables = [table for table in bound.tables if not isinstance(table, RowSparse)]
         for owners in (*(job.owners for job in jobs), *(table.owners for table in tables)):
             owners.clear()
@@ -342,7 +349,7 @@ class _Last:
         if list(map(is_, grads, itertools.repeat(None))) != self._skipped:
             return False
         if all(map(is_, grads, [ref() for ref in self._refs])):
-            return all(ref().data_ptr() == address for ref, address in self._torch)
+            return all(torch_layout(ref()) == layout for ref, layout in self._torch)
         return self._dense and self._take(grads)
 
     def run(self, bound: _Bound, *how: Any) -> None:
@@ -735,7 +742,12 @@ class Optimizer:
             The backend asked for, or one for the arrays' device, is not here.
         """
         dense, rows = _split(self._read_grads(grads), self._views)
-        return Plan(self, self._with_rows(self._bind(dense), rows))
+        for i, grad in enumerate(dense):
+            if is_tensor(grad) and view(grad, "grads").owner is not grad:
+                raise ValueError(
+                    f"grads[{i}]: found {view(grad, 'grads').locked}, expected one that a plan can read again"
+                )
+        return Plan(self, self._with_rows(self._bind(dense), rows), [*self._params, *dense])
 
     def _bind(self, grads: Sequence[Any]) -> _Bound:
         tensors, names, members, views = [], [], [], []

@@ -172,3 +172,54 @@ def test_zeros_without_memory_are_zeros(face):
     assert fastopt.global_norm([torch._efficientzerotensor(2)]) == 0.0
     with pytest.raises(ValueError, match="found a tensor of zeros that has no memory, expected a writable"):
         fastopt.SGD([torch._efficientzerotensor(2)])
+
+
+# ---- tensors whose owner changes them between steps ----
+
+
+def _other_memory(x):
+    return torch.full_like(x, 3.0)
+
+
+def _transposed(x):
+    return x.t()
+
+
+CHANGES = {"negated": torch._neg_view, "other memory": _other_memory, "transposed": _transposed}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("face", ["class", "functional", "torch"])
+def test_a_gradient_that_changes_where_it_is(face, change):
+    p, g = torch.zeros(2, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    if face == "class":
+        optimizer = fastopt.SGD([p], lr=1.0)
+        steps = [lambda: optimizer.step([g])] * 2
+    elif face == "functional":
+        steps = [lambda: functional.sgd(p, g, step=1, lr=1.0)] * 2
+    else:
+        optimizer = optim.SGD([p], lr=1.0)
+        p.grad = g
+        steps = [optimizer.step] * 2
+    steps[0]()
+    p.zero_()
+    g.data = CHANGES[change](g.data)
+    want = -g.clone()
+    steps[1]()
+    assert torch.equal(p, want)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_plan_refuses_tensors_that_have_changed(which, change):
+    p, g = torch.zeros(2, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    plan = fastopt.SGD([p], lr=1.0).bind([g])
+    plan.step()
+    changed = (p, g)[which]
+    changed.data = CHANGES[change](changed.data)
+    before = p.clone()
+    with pytest.raises(ValueError, match="plan: found a tensor that has other memory than at bind"):
+        plan.step()
+    assert torch.equal(p, before)
+    with pytest.raises(ValueError, match=r"grads\[0\]: found a lazily negated tensor .* a plan can read again"):
+        fastopt.SGD([torch.zeros(2)], lr=1.0).bind([negated()])
