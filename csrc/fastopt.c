@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arithmetic.h"
 #include "kernels.h"
 #include "sizes.h"
 
@@ -62,8 +63,8 @@ const char *fastopt_message(int code)
         [FASTOPT_BAD_COPIES] = "a number of copies that the rule does not have",
         [FASTOPT_BAD_HYPER] = "a hyper-parameter that the rule does not have",
         [FASTOPT_BAD_VALUE] = "a hyper-parameter, grad_scale or option outside its domain, or one that must be set and was not",
-        [FASTOPT_BAD_STEP] = "a step below 1: steps are counted from 1",
-        [FASTOPT_BAD_SIZE] = "a size or number of arrays that is negative or larger than any memory",
+        [FASTOPT_BAD_STEP] = "a step below 1, for steps are counted from 1, or one beyond 2^63 - 1",
+        [FASTOPT_BAD_SIZE] = "a size, stride or number that is negative or larger than any memory, or a stride at which rows overlap",
         [FASTOPT_BAD_THREADS] = "a number of threads below 1 or above FASTOPT_MAX_THREADS",
         [FASTOPT_NULL_POINTER] = "a null pointer where there must be an array",
         [FASTOPT_NO_MEMORY] = "out of memory",
@@ -103,6 +104,7 @@ int fastopt_set_hyper(int32_t rule, double *hyper, const char *name, double valu
         return FASTOPT_BAD_RULE;
     if (!hyper || !name)
         return FASTOPT_NULL_POINTER;
+    IN_IEEE_ARITHMETIC;
     for (int i = 0; i < found->hyper; i++)
         if (!strcmp(name, found->hypers[i].name)) {
             if (!in_domain(&found->hypers[i], value))
@@ -113,7 +115,8 @@ int fastopt_set_hyper(int32_t rule, double *hyper, const char *name, double valu
     return FASTOPT_BAD_HYPER;
 }
 
-static void fold_into(int rule, double t, double grad_scale, const double *hyper, double *scalars, double *c)
+/* Apart from its callers, so that no operation of its is moved out of their arithmetic. */
+__attribute__((noinline)) static void fold_into(int rule, double t, double grad_scale, const double *hyper, double *scalars, double *c)
 {
     const int one = rules[rule].decoupled;
     const double lr = hyper[0], weight_decay = hyper[1], maximize = hyper[2];
@@ -134,6 +137,7 @@ int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const double *hyper
         return FASTOPT_NULL_POINTER;
     if (t < 1)
         return FASTOPT_BAD_STEP;
+    IN_IEEE_ARITHMETIC;
     for (int i = 0; i < found->hyper; i++)
         if (!in_domain(&found->hypers[i], hyper[i]))
             return FASTOPT_BAD_VALUE;
@@ -262,22 +266,54 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL
 /* The same for rows, of which some have many more lookups than others. */
 #define ROW_CHUNK 16384
 
-/* Shares out [0, n) among threads: at least `grain` for each, at most `chunk` at a time. */
+#ifdef _OPENMP
+static void *wait_for(void *started)
+{
+    pthread_mutex_lock(started);
+    pthread_mutex_unlock(started);
+    return NULL;
+}
+
+/* So many threads as there can be, of so many at most. Where there is none to be had OpenMP's library ends the process:
+ * the calling thread has not had so many yet, they are started once and ended, to see. */
+static int threads_to_be_had(int threads)
+{
+    static _Thread_local int had = 1;
+    pthread_t started[FASTOPT_MAX_THREADS];
+    pthread_mutex_t all = PTHREAD_MUTEX_INITIALIZER;
+    int others = 0;
+    if (threads <= had)
+        return threads;
+    pthread_mutex_lock(&all);
+    while (others < threads - 1 && !pthread_create(&started[others], NULL, wait_for, &all))
+        others++;
+    pthread_mutex_unlock(&all);
+    for (int i = 0; i < others; i++)
+        pthread_join(started[i], NULL);
+    return others + 1 > had ? had = others + 1 : had;
+}
+#endif
+
+/* Shares out [0, n) among threads: at least `grain` for each, at most `chunk` at a time. Those of OpenMP do arithmetic in
+ * the mode of whoever started them; the calling thread's is the caller's to set. */
 static void parallel(part_function function, void *context, int64_t n, int64_t grain, int64_t chunk, int64_t align,
                      int threads)
 {
     if (threads > n / grain)
         threads = (int)(n / grain);
 #ifdef _OPENMP
-    if (threads > 1 && !pool_lost) {
+    if (threads > 1 && !pool_lost && (threads = threads_to_be_had(threads)) > 1) {
         pool_started = 1;
         int64_t share = (n + threads - 1) / threads, next = 0;
         if (share > chunk)
             share = chunk;
         share = (share + align - 1) / align * align;
 #pragma omp parallel num_threads(threads)
-        for (int64_t begin; (begin = __atomic_fetch_add(&next, share, __ATOMIC_RELAXED)) < n;)
-            function(context, begin, begin + share < n ? begin + share : n);
+        {
+            IN_IEEE_ARITHMETIC;
+            for (int64_t begin; (begin = __atomic_fetch_add(&next, share, __ATOMIC_RELAXED)) < n;)
+                function(context, begin, begin + share < n ? begin + share : n);
+        }
         return;
     }
 #else
@@ -576,15 +612,34 @@ static int check_kind(int32_t rule, int32_t dtype, int32_t copies, int32_t threa
     return check_threads(threads);
 }
 
-static int check_rows(const fastopt_rows *rows, const int64_t *strides)
+/* More bytes than any process has addresses for: products of sizes that are below it do not overflow. */
+#define MEMORY ((int64_t)1 << 56)
+
+/* Whether so many things, each of so many bytes or at such a stride, are more than that. */
+static int beyond_memory(int64_t n, int64_t bytes)
 {
+    return n > 0 && (n > MEMORY || bytes > MEMORY / n || bytes < -(MEMORY / n));
+}
+
+static int check_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows, const int64_t *strides,
+                      const fastopt_storage *storage)
+{
+    const int arrays = all_arrays_of(rule, copies, storage), states = rules[rule].rule.by_row ? rules[rule].rule.states : 0;
     if (rows->rows < 0 || rows->width < 0 || rows->count < 0 || rows->rows > UINT32_MAX || rows->count > UINT32_MAX
-        || (rows->index_size != 4 && rows->index_size != 8))
+        || (rows->index_size != 4 && rows->index_size != 8) || rows->width > MEMORY
+        || beyond_memory(rows->rows, rows->width * 8) || beyond_memory(rows->count, rows->width * 8))
         return FASTOPT_BAD_SIZE;
     if (rows->duplicates < FASTOPT_SUM || rows->duplicates > FASTOPT_HOGWILD)
         return FASTOPT_BAD_VALUE;
     if (!strides || (rows->count && !rows->indices))
         return FASTOPT_NULL_POINTER;
+    for (int j = 0; j < arrays; j++) {
+        const int64_t width = j >= 2 && j < 2 + states ? 1 : rows->width;
+        const int64_t bytes = width * size_of(storage ? storage->dtypes[j] : dtype);
+        if (beyond_memory(j == 1 ? rows->count : rows->rows, strides[j])
+            || (j != 1 && rows->rows > 1 && strides[j] < bytes && strides[j] > -bytes))
+            return FASTOPT_BAD_SIZE;
+    }
     for (int64_t i = 0; i < rows->count; i++)
         if (row_at(rows, i) < 0 || row_at(rows, i) >= rows->rows)
             return FASTOPT_BAD_INDEX;
@@ -622,7 +677,8 @@ static int check_job(const fastopt_job *job)
     int error = check_kind(job->rule, job->dtype, job->copies, job->threads);
     if (error)
         return error;
-    if (job->runs < 0 || job->tensors < 0 || (job->runs && !job->tensors))
+    if (job->runs < 0 || job->tensors < 0 || (job->runs && !job->tensors) || job->tensors > INT32_MAX
+        || job->runs > MEMORY / (int64_t)sizeof(void *))
         return FASTOPT_BAD_SIZE;
     if (!job->offsets || (job->runs && (!job->addresses || !job->tensor_of)))
         return FASTOPT_NULL_POINTER;
@@ -630,6 +686,9 @@ static int check_job(const fastopt_job *job)
         && (!job->parameter || !job->group || !job->steps || !job->hyper || !job->coefficients || !job->row_of
             || (!job->scalars && rules[job->rule].rule.scalars)))
         return FASTOPT_NULL_POINTER;
+    for (int64_t i = 0; !job->advanced && i < job->tensors; i++)
+        if (job->steps[job->parameter[i]] < 0 || job->steps[job->parameter[i]] == INT64_MAX)
+            return FASTOPT_BAD_STEP;
     if (job->rows && (job->tensors != 1 || job->runs != 1))
         return FASTOPT_BAD_SIZE;
     if (job->begin < 0 || job->end < job->begin || job->end > job->offsets[job->runs])
@@ -639,7 +698,7 @@ static int check_job(const fastopt_job *job)
         return error;
     if (!job->rows)
         return rules[job->rule].rule.by_row ? FASTOPT_ROW_RULE : FASTOPT_OK;
-    return check_rows(job->rows, job->strides);
+    return check_rows(job->rule, job->dtype, job->copies, job->rows, job->strides, job->storage);
 }
 
 static void update_span(void *context, int64_t begin, int64_t end)
@@ -656,7 +715,7 @@ static void update(fastopt_job *job, int threads)
 
 int fastopt_step(fastopt_job *jobs, int64_t n)
 {
-    if (n < 0)
+    if (n < 0 || beyond_memory(n, sizeof *jobs))
         return FASTOPT_BAD_SIZE;
     if (n && !jobs)
         return FASTOPT_NULL_POINTER;
@@ -672,6 +731,7 @@ int fastopt_step(fastopt_job *jobs, int64_t n)
     fastopt_lookup *space = lookups ? lookup_space(lookups) : NULL;
     if (lookups && !space)
         return FASTOPT_NO_MEMORY;
+    IN_IEEE_ARITHMETIC;
     for (int64_t i = 0; i < n; i++) {
         if (!jobs[i].advanced)
             advance(&jobs[i]);
@@ -687,7 +747,7 @@ int fastopt_step(fastopt_job *jobs, int64_t n)
 /* Offsets of tensors whose arrays are all there. */
 static int find_offsets(int64_t tensors, const int64_t *sizes, void *const *arrays, int width, int64_t *offsets)
 {
-    const int64_t most = INT64_MAX / (width * (int64_t)sizeof(double)); /* so that bytes can be counted */
+    const int64_t most = MEMORY / (int64_t)sizeof(double);
     for (int64_t i = 0; i < tensors; i++) {
         if (sizes[i] < 0 || sizes[i] > most - offsets[i])
             return FASTOPT_BAD_SIZE;
@@ -726,6 +786,7 @@ static int update_tensors(int32_t rule, int32_t dtype, int32_t copies, int64_t t
         fastopt_job job = {.rule = rule, .dtype = dtype, .copies = copies, .runs = tensors, .addresses = arrays,
                            .offsets = offsets, .coefficients = (double *)coefficients, .storage = storage,
                            .tensor_of = zeros, .parameter = zeros, .row_of = zeros, .steps = &t, .end = offsets[tensors]};
+        IN_IEEE_ARITHMETIC;
         update(&job, threads);
     }
     free(offsets);
@@ -757,7 +818,7 @@ int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fasto
     if (!error && (!rows || !addresses || !coefficients))
         error = FASTOPT_NULL_POINTER;
     if (!error)
-        error = check_rows(rows, strides);
+        error = check_rows(rule, dtype, copies, rows, strides, NULL);
     if (error || !rows->count || !rows->width)
         return error;
     for (int j = 0; j < 2 + copies * rules[rule].rule.states; j++)
@@ -768,6 +829,7 @@ int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fasto
         return FASTOPT_NO_MEMORY;
     fastopt_job job = {.rule = rule, .dtype = dtype, .copies = copies, .threads = threads, .addresses = addresses,
                        .strides = strides, .coefficients = (double *)coefficients, .rows = rows};
+    IN_IEEE_ARITHMETIC;
     update_rows(&job, space);
     free(space);
     return FASTOPT_OK;
@@ -800,7 +862,7 @@ int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, con
 {
     if (dtype < FASTOPT_FLOAT32 || dtype > FASTOPT_FLOAT16)
         return FASTOPT_BAD_DTYPE;
-    if (runs < 0)
+    if (runs < 0 || beyond_memory(runs, sizeof *addresses))
         return FASTOPT_BAD_SIZE;
     if (runs && (!addresses || !strides || !offsets || !blocks || !sums))
         return FASTOPT_NULL_POINTER;
@@ -808,10 +870,16 @@ int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, con
     if (error)
         return error;
     norm_context context = {dtype, runs, addresses, strides, offsets, blocks, sums};
+    IN_IEEE_ARITHMETIC;
     if (runs)
         parallel(norm_part, &context, blocks[runs], GRAIN / FASTOPT_NORM_BLOCK, CHUNK, 1, threads);
     return FASTOPT_OK;
 }
+
+/* ---- arithmetic ---- */
+
+uint64_t fastopt_enter_ieee(void) { return enter_ieee(); }
+void fastopt_leave_ieee(uint64_t before) { leave_ieee(before); }
 
 /* ---- the ceiling ---- */
 
@@ -831,7 +899,7 @@ static void stream_part(void *context, int64_t begin, int64_t end)
 
 int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads)
 {
-    if (n < 0 || arrays < 2 || arrays > 5)
+    if (n < 0 || beyond_memory(n, sizeof **addresses) || arrays < 2 || arrays > 5)
         return FASTOPT_BAD_SIZE;
     for (int j = 0; j < arrays; j++)
         if (!addresses || (n && !addresses[j]))
@@ -849,10 +917,14 @@ static void row_stream_part(void *context, int64_t begin, int64_t end) { chosen-
 int fastopt_stream_rows(int64_t segments, const int64_t *rows, const int64_t *starts, const int64_t *places,
                         int64_t width, int32_t arrays, float *const *addresses, int32_t threads)
 {
-    if (segments < 0 || width < 1 || arrays < 2 || arrays > 5)
+    if (segments < 0 || beyond_memory(segments, sizeof *rows) || width < 1 || beyond_memory(width, sizeof **addresses)
+        || arrays < 2 || arrays > 5)
         return FASTOPT_BAD_SIZE;
     if (!rows || !starts || !places || !addresses)
         return FASTOPT_NULL_POINTER;
+    for (int j = 0; segments && j < arrays; j++)
+        if (!addresses[j])
+            return FASTOPT_NULL_POINTER;
     int error = check_threads(threads);
     if (error)
         return error;

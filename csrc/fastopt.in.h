@@ -32,7 +32,8 @@
  * Nothing is written unless all arguments passed the call's checks.
  *
  * Bits. An update gives the same bits on every instruction set and with any number of threads, and those of the Python
- * package, whose library this is.
+ * package, whose library this is. Where others have set a thread to round elsewhere than to nearest, or to flush
+ * subnormal numbers to zero, calls do without, and leave the setting as it was.
  *
  * Threads. Calls from several threads at once are safe as long as no array that one writes is used by another;
  * fastopt_set_isa alone is to be called while no update runs. The library's own threads are OpenMP's. A forked child
@@ -220,7 +221,8 @@ typedef struct {
 /* One step of some rows of one parameter, in place; the others are not touched, nor are their states.
  *
  * addresses    [2 + copies*states]: where the arrays' first rows are: parameter, gradient, states
- * strides      [2 + copies*states]: bytes from a row to the next; within a row elements are contiguous
+ * strides      [2 + copies*states]: bytes from a row to the next, which overlap in none but the gradient; within a row
+ *              elements are contiguous
  */
 FASTOPT_API int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows,
                                     void *const *addresses, const int64_t *strides, const double *coefficients,
@@ -277,7 +279,8 @@ typedef struct {
     int32_t advanced;           /* 1: step counts and coefficients are those that an earlier call left */
 } fastopt_job;
 
-/* One step: advances the tensors' step counts, folds hyper-parameters into coefficients, updates the arrays. */
+/* One step: advances the tensors' step counts, folds hyper-parameters into coefficients, updates the arrays.
+ * FASTOPT_BAD_STEP where a count is negative, or could not be advanced. */
 FASTOPT_API int fastopt_step(fastopt_job *jobs, int64_t n);
 
 /* Sums of squares over blocks of FASTOPT_NORM_BLOCK elements of each run, in float64; the same bits whatever the
@@ -285,6 +288,11 @@ FASTOPT_API int fastopt_step(fastopt_job *jobs, int64_t n);
 enum { FASTOPT_NORM_BLOCK = 4096 };
 FASTOPT_API int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, const int64_t *strides,
                                     const int64_t *offsets, const int64_t *blocks, double *sums, int32_t threads);
+
+/* Arithmetic between the two, in the calling thread, is IEEE 754's, as it is within all calls: see "Bits". The first
+ * returns what the second is to be given. */
+FASTOPT_API uint64_t fastopt_enter_ieee(void);
+FASTOPT_API void fastopt_leave_ieee(uint64_t before);
 
 /* The ceiling, for benchmarks: reads 2 to 5 float32 arrays of n elements and writes all but the second, with no more
  * arithmetic than keeps the compiler from leaving them out; `ahead` is how far to prefetch, in elements (0: not at

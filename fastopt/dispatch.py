@@ -6,6 +6,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
@@ -48,6 +49,10 @@ class Backend(Protocol):
         """The sums of squares of blocks of a set of gradients, in order."""
 
 
+#: The last that can be counted.
+MAX_STEP = 2**63 - 1
+
+
 @dataclass
 class Parameters:
     """What a set of parameters under one rule keeps beside arrays; rows are by parameter or by group.
@@ -73,6 +78,18 @@ class Parameters:
             np.tile(np.array(list(rule.scalars.values())), (parameters, 1)),
             np.zeros((rows, copies, len(rule.row))),
         )
+
+    def check_steps(self) -> None:
+        """Whether a step more of every parameter can be counted.
+
+        Raises
+        ------
+        ValueError
+            One has done as many as can be, or fewer than none.
+        """
+        for done in self.steps.tolist():
+            if not 0 <= done < MAX_STEP:
+                raise ValueError(f"step: found {done} steps done, expected 0 to {MAX_STEP - 1}, to count another")
 
 
 @dataclass
@@ -568,6 +585,15 @@ def cpu_backend() -> str:
             stacklevel=2,
         )
     return "numba"
+
+
+def ieee_arithmetic() -> AbstractContextManager[None]:
+    """Until the block's end this thread's arithmetic, Python's and NumPy's too, is IEEE 754's: it rounds to nearest and
+    keeps subnormal numbers, which others may have set it not to do.
+    """
+    backend: Any = load_backend(cpu_backend())
+    context: AbstractContextManager[None] = backend.ieee_arithmetic()
+    return context
 
 
 def choose_backend(name: str | None, place: Place = CPU) -> Backend:

@@ -21,14 +21,22 @@ import numpy as np
 from . import settings
 from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, torch_layout, view, weak_pins
 from .checks import check_integer, check_number, did_you_mean
-from .dispatch import Parameters, Runner, Tensor, choose_backend, frozen, hyper_row, make_jobs, split_copies
+from .dispatch import (
+    MAX_STEP,
+    Parameters,
+    Runner,
+    Tensor,
+    choose_backend,
+    frozen,
+    hyper_row,
+    ieee_arithmetic,
+    make_jobs,
+    split_copies,
+)
 from .norms import check_scale
 from .rules import RULES, Rule
 from .sparse import view_gradient
 from .storage import compute_dtype
-
-#: Steps are counted in 64 bits.
-MAX_STEP = 2**63 - 1
 
 
 class _Bound:
@@ -116,7 +124,8 @@ class _Bound:
         if type(step) is not int or not 1 <= step <= MAX_STEP:
             step = _check_step(step)
         if self.rule.scalars:
-            self._parameters.scalars[:] = _scalars_before(self.rule, step, self._parameters.hyper[0, 0], scalars)
+            with ieee_arithmetic():
+                self._parameters.scalars[:] = _scalars_before(self.rule, step, self._parameters.hyper[0, 0], scalars)
         if self._single:  # a quarter of the time of fill
             self._steps[0] = step - 1
         else:

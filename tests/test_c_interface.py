@@ -163,6 +163,77 @@ def test_rows_have_the_bits_of_python(name, duplicates):
         assert "fastopt_update_rows takes it" in message(lib.fastopt_update(rule, *call))
 
 
+class Rows:
+    """Three rows of a parameter with one state, and a call that updates them, some of its arguments changed."""
+
+    def __init__(self, name="adagrad"):
+        self.rule = lib.fastopt_find_rule(name.encode())
+        self.arrays = [np.full((20, 6), 1.0), np.full((3, 6), 2.0), np.full((20, 6), 3.0)]
+        if RULES[name].by_row:
+            self.arrays[2] = np.full(20, 3.0)
+        hyper, self.coefficients = ffi.new("double[24]"), ffi.new("double[24]")
+        assert lib.fastopt_defaults(self.rule, hyper, ffi.NULL) == 0
+        assert lib.fastopt_fold(self.rule, 1, 1.0, hyper, ffi.NULL, self.coefficients) == 0
+        self.indices = np.array([4, 0, 4])
+
+    def update(self, lost=(), stride=None, rows=None, **changed):
+        given = {"rows": 20, "width": 6, "count": 3, "index_size": 8, "indices": self.indices, **(rows or {})}
+        if given["indices"] is not None:
+            given["indices"] = ffi.cast("void *", given["indices"].ctypes.data)
+        addresses = [0 if k in lost else array.ctypes.data for k, array in enumerate(self.arrays)]
+        own = [array.strides[0] for array in self.arrays]
+        call = {
+            "rule": self.rule,
+            "dtype": lib.FASTOPT_FLOAT64,
+            "copies": 1,
+            "rows": ffi.new("fastopt_rows *", {key: ffi.NULL if x is None else x for key, x in given.items()}),
+            "addresses": ffi.new("void *[]", [ffi.cast("void *", address) for address in addresses]),
+            "strides": [(stride or {}).get(k, bytes_) for k, bytes_ in enumerate(own)],
+            "coefficients": self.coefficients,
+            "threads": 2,
+            **changed,
+        }
+        return lib.fastopt_update_rows(*[ffi.NULL if value is None else value for value in call.values()])
+
+
+BEYOND = "larger than any memory"
+
+
+@pytest.mark.parametrize("name", ["adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        *(({"rows": {"width": width}}, BEYOND) for width in (2**63 - 1, 2**62, 2**61, 2**60, 2**59, 2**53, 2**50, -1)),
+        *(({"rows": {"width": 2**50, "rows": rows}}, BEYOND) for rows in (2**32 - 1, 16, 9)),
+        *(({"rows": {"rows": rows}}, BEYOND) for rows in (2**63 - 1, 2**32, -1, -(2**63))),
+        *(({"rows": {"count": count}}, BEYOND) for count in (2**63 - 1, 2**32, -1, -(2**63))),
+        *(({"stride": {k: stride}}, BEYOND) for k in range(3) for stride in (2**63 - 1, 2**62, -(2**63), -(2**62))),
+        *(({"stride": {0: stride}}, "rows overlap") for stride in (0, 8, -8, 47, -47)),
+        ({"stride": {2: 7}}, "rows overlap"),
+        ({"rows": {"index_size": 0}}, "negative"),
+        ({"rows": {"indices": None}}, "null pointer"),
+        ({"rows": {"indices": np.array([4, 0, 20])}}, "an index below 0"),
+        ({"rows": {"indices": np.array([4, 0, -1])}}, "an index below 0"),
+        ({"rows": {"rows": 0}}, "an index below 0"),
+        *(({key: None}, "null pointer") for key in ("addresses", "strides", "coefficients")),
+        *(({"lost": (k,)}, "null pointer") for k in range(3)),
+        ({"threads": -1}, "number of threads"),
+        ({"rule": len(RULES)}, "unknown rule"),
+        ({"dtype": 2}, "unknown dtype"),
+        ({"copies": 9}, "number of copies"),
+    ],
+    ids=str,
+)
+def test_rows_refuse_and_write_nothing(name, changed, said):
+    tensor = Rows(name)
+    before = [array.copy() for array in tensor.arrays]
+    assert said in message(tensor.update(**changed))
+    for array, old in zip(tensor.arrays, before, strict=True):
+        np.testing.assert_array_equal(array, old)
+    assert tensor.update() == lib.FASTOPT_OK
+    assert (np.flatnonzero(tensor.arrays[0][:, 0] != 1) == [0, 4]).all()
+
+
 def built_for_race_detection(folder, monkeypatch):
     """tests/c/racing_rows.c with the library's own sources, instrumented."""
     import importlib.util
@@ -466,7 +537,8 @@ class Momentum:
         ({"copies": 2}, "number of copies"),
         ({"tensors": -1}, "negative"),
         ({"sizes": [5, -3]}, "negative"),
-        ({"sizes": [5, 2**63 - 1]}, "larger than any memory"),
+        *(({"sizes": [5, size]}, "larger than any memory") for size in (2**63 - 1, 2**62, 2**61, 2**60, 2**54)),
+        ({"sizes": [2**53, 1]}, "larger than any memory"),
         ({"tensors": 2**62}, "out of memory"),
         ({"threads": 0}, "number of threads"),
         ({"threads": -(2**31)}, "number of threads"),
@@ -515,6 +587,17 @@ def test_step_refuses_and_writes_nothing():
         setattr(job[0], key, value)
         assert lib.fastopt_step(job, 1) != lib.FASTOPT_OK, key
         setattr(job[0], key, before)
+    for key, value in (("tensors", 2**62), ("runs", 2**62), ("end", 5), ("begin", -1)):
+        before = getattr(job[0], key)
+        setattr(job[0], key, value)
+        assert lib.fastopt_step(job, 1) == lib.FASTOPT_BAD_SIZE, key
+        setattr(job[0], key, before)
+    assert lib.fastopt_step(job, 2**62) == lib.FASTOPT_BAD_SIZE
+    for steps in (2**63 - 1, -1, -(2**63)):
+        job[0].steps[0] = steps
+        assert lib.fastopt_step(job, 1) == lib.FASTOPT_BAD_STEP
+        assert job[0].steps[0] == steps
+    job[0].steps[0] = 0
     job[0].rule = lib.fastopt_find_rule(b"nadam")
     assert lib.fastopt_step(job, 1) == lib.FASTOPT_NULL_POINTER  # it has scalars
     assert (param == 1).all() and job[0].steps[0] == 0
@@ -527,7 +610,16 @@ def test_norm_and_stream_refuse():
     assert lib.fastopt_square_sums(0, 1, null, null, null, null, null, 1) == lib.FASTOPT_NULL_POINTER
     assert lib.fastopt_square_sums(0, 0, null, null, null, null, null, 0) == lib.FASTOPT_BAD_THREADS
     assert lib.fastopt_stream(8, 6, null, 0, 1) == lib.fastopt_stream(-1, 2, null, 0, 1) == lib.FASTOPT_BAD_SIZE
+    assert lib.fastopt_square_sums(0, 2**62, *[ffi.cast("void *", 8)] * 5, 1) == lib.FASTOPT_BAD_SIZE
+    assert lib.fastopt_stream(2**62, 2, null, 0, 1) == lib.FASTOPT_BAD_SIZE
     assert lib.fastopt_stream(8, 2, null, 0, 1) == lib.FASTOPT_NULL_POINTER
+    table = ffi.new("int64_t[]", [0, 0])
+    arrays = ffi.new("float *[]", [ffi.NULL, ffi.NULL])
+    for segments, width, count in ((-1, 1, 2), (2**62, 1, 2), (1, 0, 2), (1, 2**62, 2), (1, 1, 1), (1, 1, 6)):
+        code = lib.fastopt_stream_rows(segments, table, table, table, width, count, arrays, 1)
+        assert code == lib.FASTOPT_BAD_SIZE
+    assert lib.fastopt_stream_rows(1, table, table, table, 1, 2, arrays, 1) == lib.FASTOPT_NULL_POINTER
+    assert lib.fastopt_stream_rows(1, null, table, table, 1, 2, arrays, 1) == lib.FASTOPT_NULL_POINTER
     two = ffi.new("float *[]", [ffi.new("float[8]"), ffi.new("float[8]")])
     assert lib.fastopt_stream(0, 2, two, 0, 0) == lib.FASTOPT_BAD_THREADS
 

@@ -69,6 +69,18 @@ def has_openmp() -> bool:
     return bool(lib.fastopt_has_openmp())
 
 
+class ieee_arithmetic:
+    """Until the block's end this thread rounds to nearest and keeps subnormal numbers; then it is as it was."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = lib.fastopt_enter_ieee()
+
+    def __exit__(self, *_: object) -> None:
+        lib.fastopt_leave_ieee(self._before)
+
+
 def _pointer(kind: str, array: np.ndarray | None) -> Any:
     return ffi.NULL if array is None else ffi.cast(kind, array.ctypes.data)
 
@@ -169,10 +181,11 @@ class _Runner:
             self._check(code)
 
     def _check(self, code: int) -> None:
-        if code == lib.FASTOPT_BAD_INDEX:  # the rows can name it
-            for job in self._keep[0]:
-                if job.rows is not None:
-                    job.rows.check_indices()
+        for job in self._keep[0]:  # which can name what has been written since they were made
+            if code == lib.FASTOPT_BAD_INDEX and job.rows is not None:
+                job.rows.check_indices()
+            if code == lib.FASTOPT_BAD_STEP:
+                job.parameters.check_steps()
         _check(code)
 
 
