@@ -11,7 +11,15 @@ import numpy as np
 from . import settings
 from .arrays import BFLOAT16, CPU, Array, Place, check_distinct
 from .checks import as_float, check_number
-from .dispatch import Backend, Gradients, choose_backend, cpu_backend, load_backend, make_gradients
+from .dispatch import (
+    Backend,
+    Gradients,
+    choose_backend,
+    cpu_backend,
+    ieee_arithmetic,
+    load_backend,
+    make_gradients,
+)
 from .sparse import RowSparse, view_gradient
 from .storage import compute_dtype, numpy_dtype
 
@@ -55,7 +63,8 @@ def norm_of(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: 
         own = backend if summed.place == table.values.place else load_backend(cpu_backend())
         sums += [own.square_sums(dense, threads) for dense in make_gradients([summed], ["grads"])]
     try:
-        return math.sqrt(math.fsum(np.concatenate(sums).tolist())) if sums else 0.0
+        with ieee_arithmetic():
+            return math.sqrt(math.fsum(np.concatenate(sums).tolist())) if sums else 0.0
     except OverflowError:
         return math.inf
 
@@ -83,8 +92,9 @@ def scale_of(
         limit = check_max_norm(max_norm)
         norm = norm_of(tables, backend, threads)
         finite = math.isfinite(norm)
-        norm *= abs(scale)
-        scale *= clip_factor(norm, limit)
+        with ieee_arithmetic():
+            norm *= abs(scale)
+            scale *= clip_factor(norm, limit)
     elif skip_nonfinite:
         finite = all_finite(tables, backend, threads)
     return scale, norm, skip_nonfinite and not finite
@@ -183,5 +193,6 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
                 array.owner.detach().mul_(factor)
             else:
                 values, compute = array.numpy().view(numpy_dtype(array.dtype)), compute_dtype(array.dtype)
-                np.multiply(values, compute.type(factor), out=values, dtype=compute, casting="unsafe")
+                with ieee_arithmetic():
+                    np.multiply(values, compute.type(factor), out=values, dtype=compute, casting="unsafe")
     return norm

@@ -1,6 +1,7 @@
 """Forks, threads, signals, environment, caches: what a process does around an update."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -131,6 +132,63 @@ print("whole", caught)
 """
     )
     assert out.strip() == "whole 20"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there are no such signals here")
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_an_interrupt_ends_a_process_that_does_not_catch_it(backend):
+    code = f"""
+import os, signal, threading, time
+import numpy as np, fastopt
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+p, g = np.zeros({BIG}, "f4"), np.ones({BIG}, "f4")
+opt = fastopt.SGD(p, lr=1.0, backend="{backend}", threads=2)
+opt.step(g)
+threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+end = time.monotonic() + 20
+while time.monotonic() < end:
+    opt.step(g)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=100, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT, done.stderr
+
+
+STEPS = """
+import atexit, resource, sys
+import numpy as np, fastopt
+p, g, table = np.zeros({n}, "f4"), np.ones({n}, "f4"), np.zeros((20000, 50), "f4")
+rows = fastopt.RowSparse(np.arange(20000), np.ones((20000, 50), "f4"))
+opt = fastopt.SGD([p, table], lr=1.0, backend="{backend}", threads=1)
+opt.step([g, rows])
+opt.threads = 2
+def step():
+    opt.step([g, rows])
+    print(p.min(), p.max(), table.min(), table.max(), *(int(s["step"]) for s in opt.state), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as on Linux")
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_without_threads_to_be_had_a_step_is_done_by_one(backend):
+    """Here memory for their stacks is missing."""
+    out = python(
+        STEPS.format(n=BIG, backend=backend)
+        + """
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 1_900_000, resource.RLIM_INFINITY))
+step()
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+step()
+""",
+        OMP_STACKSIZE="",
+    )
+    assert out.splitlines() == ["-2.0 -2.0 -2.0 -2.0 2 2", "-3.0 -3.0 -3.0 -3.0 3 3"]
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_a_step_at_exit(backend):
+    out = python(STEPS.format(n=BIG, backend=backend) + "\natexit.register(step)")
+    assert out.splitlines() == ["-2.0 -2.0 -2.0 -2.0 2 2"]
 
 
 def test_the_environment_chooses():

@@ -197,22 +197,28 @@ def test_classes_take_rows_where_a_dense_gradient_may_stand():
         assert [int(s["step"]) for s in optimizer.state] == [5, 4]
 
 
-def test_a_plan_reads_what_its_arrays_hold():
-    p = np.zeros((5, 2), "f4")
-    indices, values = np.array([1, 1, 3]), np.ones((3, 2), "f4")
-    optimizer = fastopt.SGD({"table": p}, lr=1.0)
-    plan = optimizer.bind({"table": RowSparse(indices, values)})
+@pytest.mark.parametrize("duplicates", ["sum", "sequential", "hogwild"])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plan_reads_what_its_arrays_hold(backend, dtype, duplicates):
+    first, p = np.zeros((5, 2), "f4"), np.zeros((5, 2), "f4")
+    indices, values = np.array([1, 1, 3], dtype), np.ones((3, 2), "f4")
+    optimizer = fastopt.SGD({"first": first, "table": p}, lr=1.0, backend=backend)
+    good = RowSparse(np.array([0, 4]), np.ones((2, 2), "f4"))
+    plan = optimizer.bind({"first": good, "table": RowSparse(indices, values, duplicates=duplicates)})
     plan.step()
     indices[2], values[...] = 4, 2.0
     plan.step()
     np.testing.assert_array_equal(p[:, 0], [0, -6, 0, -1, -2])
-    for bad in (9, -1, 10**9, -(2**62)):
+    before = first.copy()
+    for bad in (5, 9, -1, 10**9, -(2**31), -(2**62))[: 5 if dtype == np.int32 else 6]:
         indices[0] = bad
         expected = rf"grads\['table'\]: found index {bad}, expected 0 to 4, as params\['table'\] has 5 rows"
         with pytest.raises(ValueError, match=expected):
             plan.step()
-        assert optimizer.state[0]["step"] == 2
+        assert optimizer.state[0]["step"] == optimizer.state[1]["step"] == 2
     np.testing.assert_array_equal(p[:, 0], [0, -6, 0, -1, -2])
+    np.testing.assert_array_equal(first, before)
 
 
 def test_norms_and_scaling():

@@ -16,15 +16,15 @@ import threading
 import types as pytypes
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .. import rules, storage
 from ..arrays import BFLOAT16
-from ..dispatch import DUPLICATES
+from ..dispatch import DUPLICATES, MAX_STEP
 from ..errors import BackendUnavailable
 from ..rules import primitives
 from ..storage import CODES
@@ -38,6 +38,7 @@ try:
     from numba.np.unsafe.ndarray import to_fixed_tuple
 
     from . import numba_memory, numba_storage, numba_tiles
+    from .numba_arithmetic import ieee_arithmetic
     from .numba_cache import compiled, compiled_callback
     from .numba_memory import OPTIONS as _options
     from .numba_memory import array_at, fetch_add, gather, load, scatter
@@ -241,10 +242,17 @@ DIGIT = 11  # bits: so many counters fit the first-level cache
 
 @compiled
 def _segments(indices, count, hogwild):
-    """Lookups ordered by row, each row's in their order: rows, places, and where a row's segment starts."""
+    """Lookups ordered by row, each row's in their order: rows, places, and where a row's segment starts.
+
+    An index that is none of a row, for it may have been written since it was checked, ends it: no segments at all.
+    """
     n = indices.size
-    rows, places = indices.astype(np.int64), np.arange(n)
+    rows, places = np.empty(n, np.int64), np.arange(n)
     starts = np.empty(n + 1, np.int64)
+    for i in range(n):
+        rows[i] = indices[i]
+        if rows[i] < 0 or rows[i] >= count:
+            return rows, places, starts[:0]
     if hogwild:
         for i in range(n + 1):
             starts[i] = i
@@ -564,7 +572,7 @@ def _parallel(
     kernel: Any, table: tuple[Any, ...], n: int, chunk: int, grain: int, align: int, threads: int, begin: int = 0
 ) -> None:
     """Runs a kernel over n elements from `begin` on in threads, the caller's own among them: each takes a part as it
-    comes free.
+    comes free. The others do arithmetic in the mode of whoever started them; the caller's is the caller's to set.
     """
     global _pool
     counter = np.array([begin])
@@ -575,10 +583,17 @@ def _parallel(
         return
     share = min(-(-n // threads), chunk)
     share = -(-share // align) * align
-    with _pool_lock:
+
+    def work() -> None:
+        with ieee_arithmetic():
+            kernel(*table, counter, share)
+
+    others = []
+    with _pool_lock, suppress(RuntimeError):  # no more threads to be had, or the interpreter ends: fewer do as well
         if _pool is None or _pool._max_workers < threads - 1:
             _pool = ThreadPoolExecutor(threads - 1, "fastopt")
-        others = [_pool.submit(lambda: kernel(*table, counter, share)) for _ in range(threads - 1)]
+        for _ in range(threads - 1):
+            others.append(_pool.submit(work))
     kernel(*table, counter, share)
     wait(others)
     for other in others:
@@ -587,18 +602,20 @@ def _parallel(
 
 @contextmanager
 def _whole() -> Iterator[None]:
-    """Holds back Ctrl-C until the block is done, so that a step is done whole or not at all."""
+    """Holds back Ctrl-C until the block is done, so that a step is done whole or not at all, in IEEE arithmetic."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield
+        with ieee_arithmetic():
+            yield
         return
     held: list[Any] = []
     before = signal.signal(signal.SIGINT, lambda *event: held.append(event))
     try:
-        yield
+        with ieee_arithmetic():
+            yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if held and callable(before):
-            before(*held[0])
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 # ---- the backend ----
@@ -608,45 +625,54 @@ class _Runner:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
         self._stored = [None if job.storage is None else _stored(job) for job in jobs]
-        self._advanced: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(jobs)
+        self._folded: list[Folded] = []
 
     def __call__(self, grad_scale: float, threads: int) -> None:
         with _whole():
+            folded = [fold(job, grad_scale) for job in self._jobs]
+            lookups = [_order(job) for job in self._jobs]
             for k, job in enumerate(self._jobs):
-                self._advanced[k] = advance(job, grad_scale)
-                self._update(k, 0, int(job.offsets[-1]), threads)
+                self._update(k, folded[k], lookups[k], 0, int(job.offsets[-1]), threads)
+            for job, own in zip(self._jobs, folded, strict=True):
+                own.advance(job)
 
     def advance(self, grad_scale: float) -> None:
         """Advances step counts and folds coefficients."""
         with _whole():
-            self._advanced = [advance(job, grad_scale) for job in self._jobs]
+            for job in self._jobs:
+                if job.rows is not None:
+                    job.rows.check_indices()
+            self._folded = [fold(job, grad_scale) for job in self._jobs]
+            for job, own in zip(self._jobs, self._folded, strict=True):
+                own.advance(job)
 
     def update(self, job: int, begin: int, end: int, threads: int) -> None:
         """Updates elements of a job with the coefficients that `advance` left."""
         with _whole():
-            self._update(job, begin, end, threads)
+            self._update(job, self._folded[job], _order(self._jobs[job]), begin, end, threads)
 
-    def _update(self, k: int, begin: int, end: int, threads: int) -> None:
-        job, stored, (coefficients, row_of) = self._jobs[k], self._stored[k], self._advanced[k]
+    def _update(self, k: int, folded: Folded, lookups: Lookups | None, begin: int, end: int, threads: int) -> None:
+        job, stored = self._jobs[k], self._stored[k]
         if begin >= end:
             return
-        if job.rows is not None:
-            _run_rows(job, stored, coefficients[0], threads)
+        coefficients = _for_kernel(job, folded.coefficients)
+        if lookups is not None:
+            _run_rows(job, stored, coefficients[0], lookups, int(folded.steps[0]), threads)
             return
         like = np.empty(0, job.dtype)
         table: tuple[Any, ...]
         if stored is None:
             function = kernel(job.parameters.rule.kernel, _fused(job))
             strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
-            table = (strides, job.offsets, job.tensor_of, row_of, coefficients, coefficients.shape[1], like)
+            table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients, coefficients.shape[1], like)
         else:
             function = stored_kernel(rows=False)
             codes = np.array(job.codes)
             sizes = np.where(codes == CODES[job.dtype], like.itemsize, 2)
             strides = job.strides if job.strides is not None else np.tile(sizes, (len(job.addresses), 1))
             elements = job.elements if job.elements is not None else job.offsets[:-1]
-            steps = job.parameters.steps[job.parameter]
-            table = (strides, job.offsets, job.tensor_of, row_of, coefficients, elements, steps, codes, stored, like)
+            table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients)
+            table = (*table, elements, folded.steps, codes, stored, like)
         _parallel(function, (job.addresses, *table, end), end - begin, CHUNK, GRAIN, ALIGN, threads, begin)
 
 
@@ -671,13 +697,27 @@ def _stored(job: Job) -> numba_tiles.Stored:
     )
 
 
-def _run_rows(job: Job, stored: numba_tiles.Stored | None, own: np.ndarray, threads: int) -> None:
+#: Rows and places of lookups in order, and where each row's start.
+Lookups = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _order(job: Job) -> Lookups | None:
+    """A job's lookups, ordered; None where it has none."""
+    if job.rows is None:
+        return None
+    rows = job.rows
+    named, places, starts = _segments(rows.indices, rows.count, DUPLICATES[rows.duplicates] == "hogwild")
+    if not starts.size:
+        rows.check_indices()
+    return named, places, starts
+
+
+def _run_rows(
+    job: Job, stored: numba_tiles.Stored | None, own: np.ndarray, lookups: Lookups, step: int, threads: int
+) -> None:
     assert job.rows is not None and job.strides is not None
-    rows, parameters = job.rows, job.parameters
-    if not rows.indices.size or not rows.width:
-        return
+    rows, parameters, (named, places, starts) = job.rows, job.parameters, lookups
     kind = DUPLICATES[rows.duplicates]
-    named, places, starts = _segments(rows.indices, rows.count, kind == "hogwild")
     source = np.empty(0, np.int64) if rows.source is None else rows.source
     weights = np.empty(0, job.dtype) if rows.weights is None else rows.weights
     table: tuple[Any, ...]
@@ -690,7 +730,7 @@ def _run_rows(job: Job, stored: numba_tiles.Stored | None, own: np.ndarray, thre
     else:
         assert job.elements is not None
         function = stored_kernel(rows=True)
-        numbers = int(job.elements[0]), int(parameters.steps[job.parameter[0]])
+        numbers = int(job.elements[0]), step
         codes = np.array(job.codes)
         updated = codes.copy()  # with the sum of a row's gradients, and without a rule of rows' state
         updated[1] = CODES[job.dtype]
@@ -700,41 +740,50 @@ def _run_rows(job: Job, stored: numba_tiles.Stored | None, own: np.ndarray, thre
     _parallel(function, table, len(starts) - 1, share, grain, 1, threads)
 
 
-def advance(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Advances step counts and folds, for the job's kernel.
+class Folded(NamedTuple):
+    """What the next step of a job's tensors is done with."""
 
-    Returns
-    -------
-    coefficients : numpy.ndarray, of the job's dtype, shape (rows, copies, 3 + coefficients)
-        The distinct ones; of shape (rows, 1, 3 + copies*coefficients) where the kernel has copies fused.
-    row_of : numpy.ndarray, int32, shape (tensors,)
-        The row of each tensor.
+    coefficients: np.ndarray  # float64 [rows, copies, 3 + coefficients]: the distinct ones
+    row_of: np.ndarray  # int32 [tensors]: the row of each tensor
+    steps: np.ndarray  # int64 [tensors]: the number of the step
+    scalars: np.ndarray  # float64 [tensors, scalars]: those after it
+
+    def advance(self, job: Job) -> None:
+        """Counts the step."""
+        job.parameters.steps[job.parameter] = self.steps
+        job.parameters.scalars[job.parameter] = self.scalars
+
+
+def _for_kernel(job: Job, folded: np.ndarray) -> np.ndarray:
+    """Rows of coefficients as the job's kernel takes them: of its dtype, and with its copies fused of the shape (rows,
+    1, 3 + copies*coefficients).
     """
-    folded, row_of = fold_rows(job, grad_scale)
     coefficients = folded.astype(job.dtype)
     if _fused(job) > 1:
         coefficients = np.concatenate([coefficients[:, :1, :3], coefficients[:, :, 3:].reshape(len(folded), 1, -1)], 2)
-    return coefficients, row_of
+    return coefficients
 
 
-def fold_rows(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Advances the tensors' step counts and scalars, and folds coefficients.
+def fold(job: Job, grad_scale: float) -> Folded:
+    """Folds the coefficients of the next step, which is not counted yet.
 
-    Returns
-    -------
-    coefficients : numpy.ndarray, float64, shape (rows, copies, 3 + coefficients)
-        The distinct ones.
-    row_of : numpy.ndarray, int32, shape (tensors,)
-        The row of each tensor.
+    Raises
+    ------
+    ValueError
+        The steps that a parameter has done cannot be counted further.
     """
     parameters, rule = job.parameters, job.parameters.rule
     rows: dict[tuple[Any, ...], int] = {}
     folded: list[list[tuple[float, ...]]] = []
     after: list[tuple[float, ...]] = []
     row_of = np.empty(len(job.parameter), np.int32)
+    steps = np.empty(len(job.parameter), np.int64)
     for i, at in enumerate(job.parameter):
-        parameters.steps[at] += 1
-        t = float(parameters.steps[at])
+        done = int(parameters.steps[at])
+        if not 0 <= done < MAX_STEP:
+            parameters.check_steps()
+        steps[i] = done + 1
+        t = float(steps[i])
         scalars = tuple(parameters.scalars[at].tolist())
         key = (t, int(parameters.group[at]), scalars)
         if key not in rows:
@@ -746,8 +795,18 @@ def fold_rows(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
             folded.append(copies)
             after.append(advanced)
         row_of[i] = rows[key]
-        parameters.scalars[at] = after[rows[key]]
-    return np.array(folded), row_of
+    kept = np.array([after[row] for row in row_of]).reshape(len(row_of), len(rule.scalars))
+    return Folded(np.array(folded), row_of, steps, kept)
+
+
+def fold_rows(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Folds the coefficients of the next step and counts it: rows of coefficients, in float64, and which of them each
+    tensor has.
+    """
+    with ieee_arithmetic():
+        folded = fold(job, grad_scale)
+        folded.advance(job)
+    return folded.coefficients, folded.row_of
 
 
 value: Any = None
@@ -793,5 +852,6 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     sums = np.empty(blocks[-1])
     like = np.empty(0, grads.dtype if grads.dtype.itemsize > 2 else np.uint16)
     table = (grads.addresses, grads.strides, grads.offsets, blocks, sums, like)
-    _parallel(_square_kernel(CODES[grads.dtype]), table, len(sums), len(sums), GRAIN // NORM_BLOCK, 1, threads)
+    with ieee_arithmetic():
+        _parallel(_square_kernel(CODES[grads.dtype]), table, len(sums), len(sums), GRAIN // NORM_BLOCK, 1, threads)
     return sums

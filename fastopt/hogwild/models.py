@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import typeof
 
+from ..backends.numba_arithmetic import ieee_arithmetic
 from ..checks import check_flag, check_integer, check_name, check_number, did_you_mean, wrong_type, wrong_value
 from . import engine
 from .runner import Compiled, Progress, Run, check_progress, run
@@ -225,7 +226,8 @@ class LinearModel(_Model):
             raise ValueError(f"y: found values such as {found}, expected -1 and 1 for the {self.loss} loss")
         degree = np.bincount(indices, minlength=features)
         l2 = float(self.l2)
-        strength = (l2 / np.maximum(degree, 1)).astype(np.float32)
+        with ieee_arithmetic():
+            strength = (l2 / np.maximum(degree, 1)).astype(np.float32)
         hot = min(features, engine.HOT) if workers != 1 and self.rule != "async_adagrad" else 0
         splits = starts[:-1]
         if hot:
@@ -265,7 +267,8 @@ class LinearModel(_Model):
         starts, indices, values, features = _csr(X, limited=False)
         if features > len(self.coef_):
             raise ValueError(f"X: found {features} features, expected at most the {len(self.coef_)} of the fit")
-        return engine.products(starts, indices, values, self.coef_)
+        with ieee_arithmetic():
+            return engine.products(starts, indices, values, self.coef_)
 
     def predict(self, X: Any) -> np.ndarray:
         """-1 or 1 for each example; with the squared loss w.x itself."""
@@ -400,7 +403,6 @@ class Factorization(_Model):
         if len(rows) != len(columns):
             raise ValueError(f"j: found {len(columns)} indices, expected as many as in i, {len(rows)}")
         ratings = _vector("r", r, len(rows))
-        mean = float(ratings.mean(dtype=np.float64))
         random = np.random.default_rng(self.seed)
         asked = shape or (None, None)
         sizes = [
@@ -409,12 +411,15 @@ class Factorization(_Model):
         ]
         states = engine.RULES[self.rule].states
         tables = [np.zeros((1 + states, size, int(self.rank)), np.float32) for size in sizes]
-        for table in tables:
-            table[0] = 0.1 * random.standard_normal(table[0].shape, np.float32)
+        with ieee_arithmetic():
+            mean = float(ratings.mean(dtype=np.float64))
+            ratings = ratings - np.float32(mean)
+            for table in tables:
+                table[0] = 0.1 * random.standard_normal(table[0].shape, np.float32)
         arrays = {
             "first": rows,
             "second": columns,
-            "ratings": ratings - np.float32(mean),
+            "ratings": ratings,
             "u": tables[0],
             "v": tables[1],
         }

@@ -20,6 +20,7 @@ import numpy as np
 from numba import typeof
 from numba.core.dispatcher import Dispatcher
 
+from ..backends.numba_arithmetic import ieee_arithmetic
 from ..backends.numba_cache import compiled
 from ..checks import check_flag, check_integer, check_number, wrong_type
 from ..settings import check_threads
@@ -145,7 +146,8 @@ def run(
     with team as epoch_of:
         for epoch in range(epochs):
             begin = time.perf_counter()
-            losses.append(sum(epoch_of(epoch, lr * decay**epoch)) / examples)
+            with ieee_arithmetic():
+                losses.append(sum(epoch_of(epoch, lr * decay**epoch)) / examples)
             seconds.append(time.perf_counter() - begin)
             if show is not None:
                 show(epoch + 1, losses[-1], seconds[-1])
@@ -210,12 +212,13 @@ def _shuffle(order, state):  # type: ignore[no-untyped-def]
 
 
 def _work(kernel: Kernel, shard: Shard, lr: float, arrays: Sequence[np.ndarray], stop: threading.Event | None) -> float:
-    """An epoch of one worker; the sum of the losses."""
+    """An epoch of one worker, in IEEE 754's arithmetic; the sum of the losses."""
     loss = 0.0
-    for order in shard.orders():
-        if stop is not None and stop.is_set():
-            break
-        loss += float(kernel(order, lr, *arrays))
+    with ieee_arithmetic():
+        for order in shard.orders():
+            if stop is not None and stop.is_set():
+                break
+            loss += float(kernel(order, lr, *arrays))
     return loss
 
 
