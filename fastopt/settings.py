@@ -6,9 +6,10 @@ import os
 import re
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
-from .checks import check_integer, check_name, wrong_value
+from .checks import check_integer, check_name, describe, wrong_value
 
 #: More than any machine has use for, and few enough to start.
 MAX_THREADS = 1024
@@ -58,7 +59,7 @@ def _environment_threads() -> int:
     if all(levels):
         return min(levels[0] or 1, _cpus())
     warnings.warn(
-        f"OMP_NUM_THREADS: found {text!r}, expected whole numbers >= 1, separated by commas; it is ignored",
+        f"OMP_NUM_THREADS: found {describe(text)}, expected whole numbers >= 1, separated by commas; it is ignored",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -76,8 +77,7 @@ _settings: Any = sys.modules[__name__]
 
 
 def __getattr__(name: str) -> Any:
-    """`_threads` and `_backend`, from the environment, when first asked for: where that is wrong, imports go well and
-    the first use says so."""
+    """`_threads` and `_backend`, from the environment, where that was wrong at import: this use says so."""
     if name == "_threads":
         value: Any = _environment_threads()
     elif name == "_backend":
@@ -86,6 +86,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     setattr(_settings, name, value)
     return value
+
+
+for _name in ("_threads", "_backend"):
+    with suppress(ValueError):
+        __getattr__(_name)
 
 
 def get_num_threads() -> int:
