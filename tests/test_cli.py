@@ -147,8 +147,12 @@ def test_results_that_cannot_be_written(tmp_path):
         (["bench", "--plot", "/nowhere/x.png"], "--plot: found '/nowhere/x.png'"),
     ],
 )
-def test_arguments_of_no_use(arguments, said):
-    assert said in refusal(run(*arguments), 2)
+def test_arguments_of_no_use(capsys, arguments, said):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 @pytest.mark.parametrize(
