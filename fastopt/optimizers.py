@@ -190,7 +190,11 @@ class _Fixed(tuple[Any, ...]):
             "own entries, as param_groups[0]['lr'] = 0.1, or construct a new optimizer"
         )
 
-    __setitem__ = __delitem__ = _refuse
+    def __setitem__(self, place: Any, value: Any) -> None:
+        if value is not self[place]:  # it is after ``groups[0] |= {"lr": 0.1}``, which has been done then
+            self._refuse()
+
+    __delitem__ = _refuse
     append = extend = insert = remove = pop = clear = sort = reverse = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -557,7 +557,7 @@ def test_groups_and_states_show_what_is_used():
         np.testing.assert_array_equal(p, np.float32(-lr))
         assert group["lr"] == lr == optimizer.state_dict()["param_groups"][0]["lr"] == optimizer.hyper()["lr"]
 
-    group |= {"lr": 0.25}
+    optimizer.param_groups[0] |= {"lr": 0.25}
     check(0.25)
     group.update(lr=0.125, weight_decay=0.0)
     check(0.125)
@@ -597,7 +597,7 @@ def test_a_states_entries_are_written_where_they_are_used(tmp_path):
         optimizer.step([g])
         state, array = optimizer.state[0], optimizer.state[0]["exp_avg"]
         state["exp_avg"] = np.zeros(3, "f4")
-        state |= {"exp_avg_sq": [4.0, 4.0, 4.0], "step": 7}
+        optimizer.state[0] |= {"exp_avg_sq": [4.0, 4.0, 4.0], "step": 7}
         assert state["exp_avg"] is array
         before = p.copy()
         optimizer.step([np.zeros(3, "f4")])
