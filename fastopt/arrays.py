@@ -253,7 +253,7 @@ def is_tensor(x: Any) -> bool:
 
 def torch_layout(x: Any) -> tuple[Any, ...]:
     """What tells that a tensor is where it was and laid out as it was, which its owner can change."""
-    return x.data_ptr(), x.stride(), x.nbytes, x.is_neg()
+    return x.data_ptr(), x.stride(), x.nbytes, x.is_neg(), x.untyped_storage().nbytes()
 
 
 def view(x: Any, name: str) -> Array:

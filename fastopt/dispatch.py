@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -594,6 +594,13 @@ def ieee_arithmetic() -> AbstractContextManager[None]:
     backend: Any = load_backend(cpu_backend())
     context: AbstractContextManager[None] = backend.ieee_arithmetic()
     return context
+
+
+def watch_writable(arrays: Sequence[np.ndarray]) -> Callable[[], int]:
+    """What tells whether arrays, which must live as long, all are writable still."""
+    native = _import("native")
+    watch = None if isinstance(native, BackendUnavailable) else native.watch(arrays)
+    return watch or (lambda: all(array.flags.writeable for array in arrays))
 
 
 def choose_backend(name: str | None, place: Place = CPU) -> Backend:

@@ -56,6 +56,7 @@ from .dispatch import (
     make_gradients,
     make_jobs,
     split_copies,
+    watch_writable,
 )
 from .norms import check_scale, scale_of
 from .rules import REQUIRED, Rule
@@ -211,14 +212,30 @@ class _Bound:
         members: Sequence[int],
         tables: Sequence[Gradients | RowSparse],
         grads: Sequence[tuple[Array, str]],
+        arrays: Sequence[tuple[Any, str]],
     ) -> None:
         self.backend = backend
         self.jobs = jobs
         self.members = members
         self.tables = tables
         self.grads = grads
+        # What its owner can change: arrays of NumPy become read-only, tensors of torch are put elsewhere.
+        self.written = [(x, name) for x, name in arrays if isinstance(x, np.ndarray)]
+        self.writable = watch_writable([x for x, _ in self.written])
+        self.tensors = [(weakref.ref(x), torch_layout(x), name) for x, name in arrays if is_tensor(x)]
         self._runner: Runner = backend.prepare(jobs)
         self._zeroing: Runner | None = None
+
+    def changed(self) -> str:
+        """What keeps arrays from being updated as they were bound, in words for an error; nothing if nothing does."""
+        if not self.writable():
+            name = next(name for array, name in self.written if not array.flags.writeable)
+            return f"{name}: found a read-only array, expected a writable one, for it is updated in place"
+        for ref, layout, name in self.tensors:
+            tensor = ref()
+            if tensor is None or torch_layout(tensor) != layout:
+                return f"{name}: found a tensor that has other memory than at bind, expected the same: bind again"
+        return ""
 
     def run(
         self, optimizer: Optimizer, grad_scale: float, max_norm: float | None, skip_nonfinite: bool, zero_grads: bool
@@ -263,16 +280,18 @@ class _Bound:
             check_distinct([grad for grad, _ in self.grads], [name for _, name in self.grads], "set to zero")
             jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self.jobs]
             self._zeroing = self.backend.prepare(jobs)
+        for grad, name in self.grads:
+            if isinstance(grad.owner, np.ndarray) and not grad.owner.flags.writeable:
+                raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is set to zero")
         return self._zeroing
 
 
 class Plan:
     """A step with its arrays already checked: made by `Optimizer.bind`."""
 
-    def __init__(self, optimizer: Optimizer, bound: _Bound, arrays: Sequence[Any]) -> None:
+    def __init__(self, optimizer: Optimizer, bound: _Bound) -> None:
         self._optimizer = optimizer
         self._bound = bound
-        self._torch = [(x, torch_layout(x)) for x in arrays if is_tensor(x)]
 
     def step(
         self,
@@ -299,15 +318,14 @@ class Plan:
         Raises
         ------
         TypeError, ValueError
-            `grad_scale` is no finite number, `max_norm` no number >= 0, a schedule gave a value out of range,
-            gradients to be zeroed are read-only or share memory, or a tensor of torch has been given other memory.
+            `grad_scale` is no finite number, `max_norm` no number >= 0, a schedule gave a value out of range, or
+            gradients to be zeroed are read-only or share memory; since it was bound a parameter has become read-only,
+            or a tensor of torch has been given other memory.
         """
-        for tensor, layout in self._torch:
-            if torch_layout(tensor) != layout:
-                raise ValueError(
-                    "plan: found a tensor that has other memory than at bind, expected the same: bind again"
-                )
-        self._bound.run(self._optimizer, grad_scale, max_norm, skip_nonfinite, zero_grads)
+        bound = self._bound
+        if (bound.tensors or not bound.writable()) and (changed := bound.changed()):
+            raise ValueError(changed)
+        bound.run(self._optimizer, grad_scale, max_norm, skip_nonfinite, zero_grads)
 
 
 class _Last:
@@ -317,13 +335,9 @@ class _Last:
         self.bound, jobs = bound, bound.jobs
         self._skipped = list(map(is_, grads, itertools.repeat(None)))
         views = [array for array, _ in bound.grads]
-        own = dict(zip(bound.members, views, strict=True))
-        # What a view copied, as the values of a lazily negated tensor, is of this step only.
-        self._refs = [_reference(g) if g is None or own[i].owner is g else object for i, g in enumerate(grads)]
-        self._pins = weak_pins(views)
+        given = [grad for grad in grads if grad is not None]
+        self._remember(grads, views, all(map(_stays, given, views)))
         self.held: list[Array] = []  # during a step
-        tensors = [x for x in (*optimizer._params, *grads) if is_tensor(x)]
-        self._torch = [(weakref.ref(x), torch_layout(x)) for x in tensors]
         tables = [table for table in bound.tables if not isinstance(table, RowSparse)]
         for owners in (*(job.owners for job in jobs), *(table.owners for table in tables)):
             owners.clear()
@@ -333,7 +347,7 @@ class _Last:
         arrays = [*optimizer._views, *itertools.chain.from_iterable(optimizer._state_views)]
         self._device = optimizer._place.device
         of_numpy = all(type(p) is np.ndarray for p in optimizer._params)
-        self._dense = not tensors and (of_numpy or optimizer._place.kind == "cuda")
+        self._dense = not bound.tensors and (of_numpy or optimizer._place.kind == "cuda")
         self._dense = self._dense and all(a.dense and a.size for a in arrays) and all(j.strides is None for j in jobs)
         extents = np.array(sorted(a.extent() for a in arrays), np.uint64).reshape(-1, 2)
         self._low, self._high = extents[:, 0], extents[:, 1]
@@ -348,13 +362,23 @@ class _Last:
             columns.append((table.addresses[:, 0], [k for k, dtype in enumerate(dtypes) if dtype == table.dtype]))
         self._columns = columns
 
+    def _remember(self, grads: Sequence[Any], views: Sequence[Array], stay: bool) -> None:
+        """Knows gradients again for as long as all of them live, if they stay where they are."""
+        ids = list(map(id, grads))
+
+        def forget(_: Any) -> None:
+            ids.clear()
+
+        self._ids = ids if stay else None
+        self._pins = weak_pins(views)
+        self._refs = [weakref.ref(grad, forget) for grad in grads if grad is not None] if stay else []
+
     def fits(self, grads: Sequence[Any]) -> bool:
         """Whether it is one for these gradients, or could be made so by their addresses alone."""
-        if list(map(is_, grads, itertools.repeat(None))) != self._skipped:
+        bound = self.bound
+        if (bound.tensors or not bound.writable()) and bound.changed():
             return False
-        if all(map(is_, grads, [ref() for ref in self._refs])):
-            return all(torch_layout(ref()) == layout for ref, layout in self._torch)
-        return self._dense and self._take(grads)
+        return list(map(id, grads)) == self._ids or (self._dense and self._take(grads))
 
     def run(self, bound: _Bound, *how: Any) -> None:
         """Does a step of what was bound, or of that with rows, and lets its gradients go."""
@@ -365,7 +389,9 @@ class _Last:
 
     def _take(self, grads: Sequence[Any]) -> bool:
         """Puts other gradients' addresses in the tables, if they are just like those before and overlap nothing."""
-        found, views = [], []
+        if list(map(is_, grads, itertools.repeat(None))) != self._skipped:
+            return False
+        found, views, stay = [], [], True
         for grad, (shape, dtype, _) in zip((g for g in grads if g is not None), self._kinds, strict=True):
             if getattr(grad, "shape", None) != shape or getattr(grad, "dtype", None) != dtype:
                 return False
@@ -381,14 +407,27 @@ class _Last:
                     return False
                 found.append(array.address)
                 views.append(array)
+                stay = stay and _stays(grad, array)
         addresses = np.array(found, np.uint64)
         after = np.minimum(np.searchsorted(self._high, addresses, "right"), len(self._high) - 1)
         if ((self._low[after] < addresses + self._sizes) & (self._high[after] > addresses)).any():
             return False
         for column, order in self._columns:
             column[:] = addresses[order]
-        self._refs, self._pins, self.held = list(map(_reference, grads)), weak_pins(views), views
+        self._remember(grads, views, stay)
+        self.held = views
         return True
+
+
+def _stays(x: Any, array: Array) -> bool:
+    """Whether an array is where its view is for as long as it lives, or says that it is not.
+
+    What a view copied, as the values of a lazily negated tensor, is of one step only, and what exports its memory by a
+    protocol may export other memory the next time.
+    """
+    if is_tensor(x):
+        return array.owner is x
+    return isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__")
 
 
 def _split(grads: list[Any], params: Sequence[Array]) -> tuple[list[Any], list[tuple[int, RowSparse]]]:
@@ -404,18 +443,6 @@ def _split(grads: list[Any], params: Sequence[Array]) -> tuple[list[Any], list[t
 
 
 _PLAIN = frozenset([np.ndarray, type(None)])
-
-
-def _reference(grad: Any) -> Callable[[], Any]:
-    """What returns a gradient for as long as it lives; a NumPy array cannot be resized meanwhile.
-
-    What exports its memory by a protocol may export other memory the next time: for that, it returns nothing known.
-    """
-    if grad is None:
-        return _none
-    if isinstance(grad, np.ndarray) or hasattr(grad, "data_ptr") or hasattr(grad, "__cuda_array_interface__"):
-        return weakref.ref(grad)
-    return object
 
 
 class Optimizer:
@@ -490,6 +517,8 @@ class Optimizer:
             first += len(arrays)
             read = _Weakly(self, Optimizer._read_group, g)
             made.append(ParamGroup({"params": tuple(arrays), **values}, f"param_groups[{g}]", self.arguments, read))
+        places: dict[int, int] = {}
+        self._which = [places.setdefault(id(own), k) for k, own in enumerate(self._sets)]  # a set's first group
         self._groups = _Fixed(made)
 
     @property
@@ -592,7 +621,6 @@ class Optimizer:
         if directory is not None or memory is not None:
             self._files = self._open_files(directory, memory, kinds)
         made: list[State] = []
-        self._state_views: list[list[Array]] = []
         for i, (g, param) in enumerate(zip(self._group_of, self._views, strict=True)):
             rule, parameters = self._rules[g], self._sets[g]
             state: dict[str, Any] = {"step": self._steps[i : i + 1].reshape(())}
@@ -607,9 +635,15 @@ class Optimizer:
                 if not np.isscalar(value):
                     assign(state[name], value)
             made.append(State(state, f"state[{i}]", _Weakly(self, Optimizer._write_state, i)))
-            views = [(view(state[name], name), name) for name in kinds[i]]
-            self._state_views.append(_by_copy(rule, copies[i], views, param))
         self._states = _Fixed(made)
+        self._state_views: list[list[Array]] = [self._view_states(i) for i in range(len(made))]
+
+    def _view_states(self, i: int) -> list[Array]:
+        """A parameter's state arrays as backends take them."""
+        rule = self._rules[self._group_of[i]]
+        counters = {"step", *rule.scalars}
+        views = [(view(x, name), name) for name, x in self.state[i].items() if name not in counters]
+        return _by_copy(rule, self._sets[self._group_of[i]].copies, views, self._views[i])
 
     def _initial(self, i: int, name: str, dtype: np.dtype) -> Any:
         """What a state begins at: a number, or an array of its shape."""
@@ -746,29 +780,41 @@ class Optimizer:
             The backend asked for, or one for the arrays' device, is not here.
         """
         dense, rows = _split(self._read_grads(grads), self._views)
-        for i, grad in enumerate(dense):
-            if is_tensor(grad) and view(grad, "grads").owner is not grad:
-                raise ValueError(
-                    f"grads[{i}]: found {view(grad, 'grads').locked}, expected one that a plan can read again"
-                )
-        return Plan(self, self._with_rows(self._bind(dense), rows), [*self._params, *dense])
+        bound = self._bind(dense)
+        given = [grad for grad in dense if grad is not None]
+        for grad, (array, name) in zip(given, bound.grads, strict=True):
+            if is_tensor(grad) and array.owner is not grad:
+                raise ValueError(f"{name}: found {array.locked}, expected one that a plan can read again")
+        return Plan(self, self._with_rows(bound, rows))
 
     def _bind(self, grads: Sequence[Any]) -> _Bound:
-        tensors, names, members, views = [], [], [], []
-        set_of = {id(p): k for k, p in enumerate(self._sets)}
-        for i, (g, grad) in enumerate(zip(self._group_of, grads, strict=True)):
+        tensors, names, members, views, arrays = [], [], [], [], []
+        for i, grad in enumerate(grads):
             if grad is None:
                 continue
             array = view(grad, f"grads[{i}]" if len(grads) > 1 else "grads")
-            arrays = [self._current_view(i), array, *self._state_views[i]]
-            tensors.append(Tensor.of(self._precisions[g], set_of[id(self._sets[g])], i, arrays, self._elements[i]))
-            names.append(self._labels(i, len(arrays)))
+            tensors.append(self._tensor(i, array))
+            names.append(self._labels(i, len(tensors[-1].arrays)))
             members.append(i)
             views.append(array)
+            arrays += [*self._owned(i), (None if isinstance(grad, np.ndarray) else grad, names[-1][1])]
         jobs = make_jobs(self._sets, tensors, names)
         labels = [n[1] for n in names]
         tables = make_gradients(views, labels)
-        return _Bound(self._backend(), jobs, members, tables, list(zip(views, labels, strict=True)))
+        return _Bound(self._backend(), jobs, members, tables, list(zip(views, labels, strict=True)), arrays)
+
+    def _tensor(self, i: int, grad: Any) -> Tensor:
+        """A parameter with its gradient and states, as it is now."""
+        g = self._group_of[i]
+        self._views[i], self._state_views[i] = view(self._params[i], self._names[i]), self._view_states(i)
+        arrays = [self._views[i], grad, *self._state_views[i]]
+        return Tensor.of(self._precisions[g], self._which[g], i, arrays, self._elements[i])
+
+    def _owned(self, i: int) -> list[tuple[Any, str]]:
+        """The parameter and its state arrays, which others can change."""
+        label, counters = self._names[i], {"step", *self._rules[self._group_of[i]].scalars}
+        states = [x for name, x in self.state[i].items() if name not in counters]
+        return [(self._params[i], label), *((x, f"state of {label}") for x in states)]
 
     def _labels(self, i: int, arrays: int) -> list[str]:
         """What a tensor's arrays are called in error messages."""
@@ -779,25 +825,16 @@ class Optimizer:
         """The same with some rows of other parameters."""
         if not rows:
             return bound
-        tensors, names = [], []
-        set_of = {id(p): k for k, p in enumerate(self._sets)}
-        for i, grad in rows:
-            arrays = [self._current_view(i), grad, *self._state_views[i]]
-            g = self._group_of[i]
-            which = set_of[id(self._sets[g])]
-            tensors.append(Tensor.of(self._precisions[g], which, i, arrays, self._elements[i]))
-            names.append(self._labels(i, len(arrays)))
+        tensors = [self._tensor(i, grad) for i, grad in rows]
+        names = [self._labels(tensor.parameter, len(tensor.arrays)) for tensor in tensors]
         jobs = [*bound.jobs, *make_jobs(self._sets, tensors, names)]
         tables = [*bound.tables, *(grad for _, grad in rows)]
         grads = [*bound.grads, *((grad.values, n[1]) for (_, grad), n in zip(rows, names, strict=True))]
-        return _Bound(bound.backend, jobs, [*bound.members, *(i for i, _ in rows)], tables, grads)
-
-    def _current_view(self, i: int) -> Array:
-        """The parameter's view, made anew for arrays whose memory can be replaced (torch's)."""
-        if isinstance(self._params[i], np.ndarray):
-            return self._views[i]
-        self._views[i] = view(self._params[i], self._names[i])
-        return self._views[i]
+        arrays = [*bound.written, *((ref(), name) for ref, _, name in bound.tensors)]
+        for i, _ in rows:
+            arrays += self._owned(i)
+        members = [*bound.members, *(i for i, _ in rows)]
+        return _Bound(bound.backend, jobs, members, tables, grads, arrays)
 
     def step(
         self,
@@ -990,10 +1027,6 @@ def _rebuild(cls: type[Optimizer], params: Any, options: dict, execution: dict, 
     optimizer = cls(params, **options, **execution)
     optimizer.load_state_dict(state_dict)
     return optimizer
-
-
-def _none() -> None:
-    return None
 
 
 def _by_copy(rule: Rule, copies: int, views: Sequence[tuple[Array, str]], param: Array) -> list[Array]:

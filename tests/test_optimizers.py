@@ -674,6 +674,89 @@ def test_a_hyper_parameter_within_an_array_is_read_at_each_step(kind):
     np.testing.assert_array_equal(p, -1.75)
 
 
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("how", ["step", "fresh", "max_norm", "plan", "rows", "numba"])
+def test_arrays_made_read_only_after_the_first_step_are_refused(how, watched, monkeypatch):
+    if not watched:  # as without the C library
+        native = pytest.importorskip("fastopt.backends.native", exc_type=ImportError)
+        monkeypatch.setattr(native, "watch", lambda arrays: None)
+    p, q, g = np.zeros((3, 2), "f4"), np.zeros((4, 2), "f4"), [np.ones((3, 2), "f4"), np.ones((4, 2), "f4")]
+    optimizer = fastopt.Adam([p, q], lr=1.0, backend="numba" if how == "numba" else None)
+    plan = optimizer.bind(g)
+    rows = fastopt.RowSparse(np.array([0]), np.ones((1, 2), "f4"))
+    step = {
+        "fresh": lambda: optimizer.step([x.copy() for x in g]),
+        "max_norm": lambda: optimizer.step(g, max_norm=1.0),
+        "plan": plan.step,
+        "rows": lambda: optimizer.step([rows, g[1]]),
+    }.get(how, lambda: optimizer.step(g))
+    step()
+    step()
+    for array, message in [
+        (q, r"params\[1\]: found a read-only array"),
+        (optimizer.state[0]["exp_avg_sq"], r"state of params\[0\]: found a read-only array"),
+    ]:
+        array.flags.writeable = False
+        before = pickle.dumps([p, q, optimizer.state_dict()])
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                step()
+        assert pickle.dumps([p, q, optimizer.state_dict()]) == before
+        array.flags.writeable = True
+        step()
+    if how == "plan":
+        plan.step(zero_grads=True)
+        g[0].flags.writeable = False
+        with pytest.raises(ValueError, match=r"grads\[0\]: found a read-only array, expected .* set to zero"):
+            plan.step(zero_grads=True)
+        plan.step()
+
+
+@pytest.mark.parametrize("which", ["param", "state", "grad"])
+@pytest.mark.parametrize("move", ["data", "resize_", "set_", "storage", "transpose", "neg"])
+def test_tensors_of_torchs_that_are_elsewhere_are_not_written(which, move):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    p, g = torch.zeros(4, 4), torch.ones(4, 4)
+    optimizer = fastopt.Adam([p], lr=0.1)
+    plan = optimizer.bind([g])
+    optimizer.step([g])
+    plan.step()
+    tensor = {"param": p, "state": optimizer.state[0]["exp_avg"], "grad": g}[which]
+    kept = tensor.clone()
+    if move == "data":
+        tensor.data = torch.full((4, 4), 2.0)
+    elif move == "resize_":
+        tensor.resize_(100, 100)
+    elif move == "set_":
+        tensor.set_(torch.full((4, 4), 2.0))
+    elif move == "storage":
+        tensor.untyped_storage().resize_(0)
+    elif move == "transpose":
+        tensor.t_()
+    else:
+        tensor.data = torch.complex(kept, kept).conj().imag
+    with pytest.raises(ValueError, match="found a tensor that has other memory than at bind"):
+        plan.step()
+    if move in ("resize_", "storage") or (move == "neg" and which != "grad"):
+        with pytest.raises((TypeError, ValueError), match="found"):
+            optimizer.step([g])
+    else:  # it is found anew
+        optimizer.step([g])
+        assert optimizer.state[0]["step"] == 3
+
+
+def test_a_plan_of_a_tensor_whose_values_are_elsewhere_is_refused():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    g = torch.tensor([1 + 2j, 3 + 4j]).conj().imag
+    p = np.zeros(2, "f4")
+    optimizer = fastopt.SGD([p], lr=1.0)
+    with pytest.raises(ValueError, match=r"grads\[0\]: found a lazily negated tensor"):
+        optimizer.bind([g])
+    for _ in range(2):
+        optimizer.step([g])
+    np.testing.assert_array_equal(p, [4, 8])
+
+
 def test_an_optimizer_ends_with_its_last_reference():
     gc.collect()
     gc.disable()

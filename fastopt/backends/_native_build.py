@@ -15,6 +15,19 @@ def _declarations(header: str) -> str:
     return re.sub(r"^#.*$", "", header, flags=re.M).replace("FASTOPT_API ", "")
 
 
+# What only the Python package needs.
+_OWN = """
+static int all_have(int64_t words, int32_t **where, int32_t bit)
+{
+    for (int64_t i = 0; i < words; i++)
+        if (!(*where[i] & bit))
+            return 0;
+    return 1;
+}
+"""
+
 ffi = FFI()
-ffi.cdef(_declarations(_HEADER))
-ffi.set_source("fastopt.backends._native", '#include "fastopt.h"', define_macros=[("Py_LIMITED_API", "0x030A0000")])
+ffi.cdef(_declarations(_HEADER) + "int all_have(int64_t words, int32_t **where, int32_t bit);")
+ffi.set_source(
+    "fastopt.backends._native", f'#include "fastopt.h"\n{_OWN}', define_macros=[("Py_LIMITED_API", "0x030A0000")]
+)
