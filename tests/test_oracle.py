@@ -114,7 +114,7 @@ def oracle_options(case, options):
     options = dict(options)
     if "betas" in options:
         options["beta1"], options["beta2"] = options.pop("betas")
-    if case.optimizer == "AdamW" or case.selector.get("decoupled_weight_decay"):
+    if case.selector.get("decoupled_weight_decay") or (case.optimizer, case.rule) == ("AdamW", "amsgrad"):
         options["decoupled_weight_decay"] = options.pop("weight_decay")
     return options
 
