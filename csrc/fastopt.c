@@ -1,6 +1,7 @@
 /* The library: folding, checks, the choice of instruction set, threads. Compiled for the baseline. */
 #include "fastopt.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -759,6 +760,16 @@ static int find_offsets(int64_t tensors, const int64_t *sizes, void *const *arra
     return FASTOPT_OK;
 }
 
+/* Whether the compute type can hold coefficients: infinity times a gradient of 0 would be NaN. */
+static int check_coefficients(int32_t rule, int32_t dtype, int32_t copies, const double *coefficients)
+{
+    const double largest = dtype == FASTOPT_FLOAT32 ? FLT_MAX : DBL_MAX;
+    for (int i = 0; i < copies * rules[rule].rule.coefficients; i++)
+        if (!(fabs(coefficients[i]) <= largest))
+            return FASTOPT_BAD_VALUE;
+    return FASTOPT_OK;
+}
+
 static int update_tensors(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
                           void *const *arrays, const double *coefficients, const fastopt_storage *storage, int64_t t,
                           int32_t threads)
@@ -776,6 +787,9 @@ static int update_tensors(int32_t rule, int32_t dtype, int32_t copies, int64_t t
         return FASTOPT_OK;
     if (!sizes || !arrays || !coefficients)
         return FASTOPT_NULL_POINTER;
+    error = check_coefficients(rule, dtype, copies, coefficients);
+    if (error)
+        return error;
     int64_t *offsets = calloc((size_t)tensors + 1, sizeof *offsets);
     int32_t *zeros = calloc((size_t)tensors, sizeof *zeros);
     if (!offsets || !zeros)
@@ -817,6 +831,8 @@ int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fasto
     int error = check_kind(rule, dtype, copies, threads);
     if (!error && (!rows || !addresses || !coefficients))
         error = FASTOPT_NULL_POINTER;
+    if (!error)
+        error = check_coefficients(rule, dtype, copies, coefficients);
     if (!error)
         error = check_rows(rule, dtype, copies, rows, strides, NULL);
     if (error || !rows->count || !rows->width)

@@ -172,7 +172,7 @@ FASTOPT_API int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const d
  *
  * dtype        of every array: FASTOPT_FLOAT32 or FASTOPT_FLOAT64 (others: fastopt_update_stored)
  * copies       1, or AggMo's number of betas
- * coefficients [copies][rule's coefficients], from fastopt_fold
+ * coefficients [copies][rule's coefficients], from fastopt_fold; FASTOPT_BAD_VALUE where the dtype cannot hold them
  * threads      at most so many, from 1 to FASTOPT_MAX_THREADS; small updates use fewer
  */
 FASTOPT_API int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,

@@ -261,17 +261,18 @@ def hyper_row(
         if name in values:
             rule.hyper[name].check(names.get(name, name), values[name])
     copies = count_copies(rule, values)
-    row = np.empty((copies, len(rule.row)))
-    for k, name in enumerate(rule.row):
+    columns: list[list[float]] = []
+    for name in rule.row:
         if name == "copies":
-            row[:, k] = copies
+            columns.append([copies] * copies)
         elif name == rule.vector:
             label = names.get(name, name)
-            row[:, k] = [rule.hyper[name].check(f"{label}[{i}]", beta) for i, beta in enumerate(values[name])]
+            columns.append([rule.hyper[name].check(f"{label}[{i}]", beta) for i, beta in enumerate(values[name])])
         else:
-            row[:, k] = rule.hyper[name].check(names.get(name, name), values[name])
-    _check_range(rule, row.tolist(), names, dtype, t)
-    return row
+            columns.append([rule.hyper[name].check(names.get(name, name), values[name])] * copies)
+    rows = list(zip(*columns, strict=True))
+    _check_range(rule, rows, names, dtype, t)
+    return np.array(rows, np.float64)
 
 
 def frozen(values: Iterable[Any]) -> tuple[Any, ...] | None:
@@ -281,20 +282,32 @@ def frozen(values: Iterable[Any]) -> tuple[Any, ...] | None:
     return fixed if all(value is None or isinstance(value, (Number, np.generic)) for value in leaves) else None
 
 
-def _check_range(rule: Rule, rows: list[list[float]], names: Mapping[str, str], dtype: np.dtype, t: int) -> None:
+def check_held(name: str, value: float, dtype: np.dtype) -> None:
+    """Whether a dtype can hold a number.
+
+    Raises
+    ------
+    ValueError
+        The number is finite, and beyond it.
+    """
+    if _LARGEST[dtype] < abs(value) < math.inf:
+        expected = f"a number that {dtype} holds, in which the update is computed: at most {_LARGEST[dtype]:.8g}"
+        raise wrong_value(name, value, expected)
+
+
+def _check_range(
+    rule: Rule, rows: Sequence[tuple[float, ...]], names: Mapping[str, str], dtype: np.dtype, t: int
+) -> None:
     """Whether a dtype can hold hyper-parameters and the coefficients of step t: infinity times 0 would be NaN."""
     largest = _LARGEST[dtype]
     for row in rows:
+        if row[0] > 1e-15 and max(row) < 1e15 and min(row) > -1e15:  # whose products and quotients all can hold
+            continue
         coefficients, _ = rule.fold_row(float(t), row, tuple(rule.scalars.values()))
         if max(map(abs, (*row, *coefficients))) <= largest:
             continue
         for name, value in zip(rule.row, row, strict=True):
-            if largest < abs(value) < math.inf:
-                raise wrong_value(
-                    names.get(name, name),
-                    value,
-                    f"a number that {dtype} holds, in which the update is computed: at most {largest:.8g}",
-                )
+            check_held(names.get(name, name), value, dtype)
         for name, value in zip(rule.coefficients, coefficients, strict=True):
             if not abs(value) <= largest:
                 raise ValueError(

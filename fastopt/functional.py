@@ -112,6 +112,8 @@ class _Bound:
 
     def run(self, step: Any, values: tuple[Any, ...], grad_scale: float, threads: int, scalars: Any = None) -> None:
         """One step."""
+        if type(grad_scale) is not float or grad_scale != 1.0:
+            grad_scale = check_scale(grad_scale, self._real)
         if self._hyper is None or not _equal(values, self._hyper):
             row = self._row(values)
             if len(row) != self._parameters.copies:
@@ -188,8 +190,6 @@ def _update(
 ) -> None:
     """One call of a functional form."""
     limit = settings._threads if threads is None else settings.check_threads("threads", threads)
-    if type(grad_scale) is not float or grad_scale != 1.0:
-        grad_scale = check_scale(grad_scale)
     if backend is not None and type(backend) is not str:
         backend = settings.check_backend("backend", backend)
     members = arrays

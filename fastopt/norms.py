@@ -14,6 +14,7 @@ from .checks import as_float, check_number
 from .dispatch import (
     Backend,
     Gradients,
+    check_held,
     choose_backend,
     cpu_backend,
     ieee_arithmetic,
@@ -100,15 +101,17 @@ def scale_of(
     return scale, norm, skip_nonfinite and not finite
 
 
-def check_scale(grad_scale: Any) -> float:
+def check_scale(grad_scale: Any, dtype: np.dtype) -> float:
     """`grad_scale` as a float.
 
     Raises
     ------
     TypeError, ValueError
-        It is no finite number.
+        It is no finite number, or `dtype`, in which updates are computed, cannot hold it.
     """
-    return check_number("grad_scale", grad_scale)
+    scale = check_number("grad_scale", grad_scale)
+    check_held("grad_scale", scale, dtype)
+    return scale
 
 
 def check_max_norm(max_norm: Any) -> float:

@@ -248,7 +248,7 @@ class _Bound:
             pager = None if optimizer._files is None else optimizer._files.pager
             reader = self.backend if pager is None else pager.reading(self.backend)
             grad_scale, norm, skipped = scale_of(
-                self.tables, reader, threads, check_scale(grad_scale), max_norm, skip_nonfinite
+                self.tables, reader, threads, check_scale(grad_scale, optimizer._real), max_norm, skip_nonfinite
             )
             optimizer.last_grad_norm = optimizer.last_grad_norm if norm is None else norm
             optimizer.last_step_skipped = skipped

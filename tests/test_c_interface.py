@@ -432,6 +432,26 @@ def test_a_decoupled_rule_has_one_decay():
     assert list(coefficients)[:3] == [1.0, 0.0, 1 - 0.1 * 0.5]
 
 
+def test_coefficients_are_numbers_of_the_dtype():
+    number, row, coefficients = lib.fastopt_find_rule(b"sgd"), ffi.new("double[24]"), ffi.new("double[24]")
+    lib.fastopt_defaults(number, row, ffi.NULL)
+    p, g, size = np.ones(3, "f4"), np.zeros(3, "f4"), ffi.new("int64_t[]", [3])
+    arrays = ffi.new("void *[]", [ffi.cast("void *", p.ctypes.data), ffi.cast("void *", g.ctypes.data)])
+    for lr, grad_scale, code in [
+        (3e38, 1.0, 0),
+        (1e39, 1.0, lib.FASTOPT_BAD_VALUE),
+        (0.1, -1e39, lib.FASTOPT_BAD_VALUE),
+    ]:
+        assert lib.fastopt_set_hyper(number, row, b"lr", lr) == 0
+        assert lib.fastopt_fold(number, 1, grad_scale, row, ffi.NULL, coefficients) == 0
+        assert lib.fastopt_update(number, lib.FASTOPT_FLOAT32, 1, 1, size, arrays, coefficients, 1) == code
+        rows = ffi.new("fastopt_rows *", {"rows": 1, "width": 3, "count": 1, "index_size": 8})
+        index, strides = ffi.new("int64_t[1]"), ffi.new("int64_t[]", [12, 12])
+        rows.indices = index
+        assert lib.fastopt_update_rows(number, lib.FASTOPT_FLOAT32, 1, rows, arrays, strides, coefficients, 1) == code
+        np.testing.assert_array_equal(p, 1)
+
+
 def test_limits_are_python_s():
     assert lib.FASTOPT_MAX_THREADS == settings.MAX_THREADS
     assert lib.FASTOPT_MAX_COPIES == MAX_COPIES

@@ -252,6 +252,10 @@ def test_hyper_parameters_are_numbers_of_the_type_of_computing():
     optimizer = fastopt.SGD(p)
     with pytest.raises(ValueError, match=r"^weight_decay: found 1e.39, expected a number that float32 holds"):
         optimizer.param_groups[0]["weight_decay"] = 1e39
+    with pytest.raises(ValueError, match=r"^grad_scale: found 1e.39, expected a number that float32 holds"):
+        optimizer.step(np.zeros(3, "f4"), grad_scale=1e39)
+    with pytest.raises(ValueError, match=r"^grad_scale: found -1e.39, expected a number that float32 holds"):
+        functional.sgd(p, np.zeros(3, "f4"), step=1, grad_scale=-1e39)
     scheduled = fastopt.SGD(p, lr=lambda t: 10.0 ** (38 * t - 37))
     scheduled.step(np.zeros(3, "f4"))
     with pytest.raises(ValueError, match=r"^lr: found 1e.39"):

@@ -782,3 +782,17 @@ def test_hyper_parameters_are_numbers_of_the_type_of_computing():
     p.grad = torch.zeros_like(p)
     with pytest.raises(ValueError, match=r"^lr: found 1e.39, expected a number that float32 holds"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_whatever_number_torch_takes_is_taken(name):
+    for key, default in getattr(torch.optim, name)([torch.ones(3)]).defaults.items():
+        if isinstance(default, bool) or not isinstance(default, (float, int, tuple)):
+            continue
+        for value in (0, 1e-30, 0.5, 1.0, 1.5, 1e9, -0.5):
+            options = {key: (value, value) if isinstance(default, tuple) else value}
+            try:
+                getattr(torch.optim, name)([torch.ones(3)], **options)
+            except ValueError:
+                continue
+            getattr(optim, name)([torch.ones(3)], **options)
