@@ -41,7 +41,8 @@ def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises
     ------
     TypeError
-        A hyper-parameter is a callable, which no file of arrays can hold.
+        A hyper-parameter is a callable, or an entry of the user's own is no text and no number, which no file of arrays
+        can hold.
     """
     flat = {}
     for index, state in state_dict["state"].items():
@@ -53,13 +54,17 @@ def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 values.view(np.uint16) if bfloat16 else values
             )
 
-    def refuse(value: Any) -> Any:
+    def number(value: Any) -> Any:
+        plain = _plain(value)
+        if plain is not value:
+            return plain
+        what = "callable" if callable(value) else type(value).__name__
         raise TypeError(
-            f"param_groups: found {value!r}, expected numbers: a file of arrays cannot hold a callable; "
+            f"param_groups: found {value!r}, expected numbers: a file of arrays cannot hold a {what}; "
             "pickle the state dict instead, or set a number"
         )
 
-    text = json.dumps(state_dict[_GROUPS], default=refuse)  # floats as their shortest exact form
+    text = json.dumps(state_dict[_GROUPS], default=number)  # floats as their shortest exact form
     flat[_GROUPS] = np.frombuffer(text.encode(), np.uint8)
     return flat
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
@@ -42,7 +43,7 @@ from .checkpoint import (
     state_from_torch,
     step_count,
 )
-from .checks import check_number, did_you_mean, differing
+from .checks import check_integer, check_number, did_you_mean, differing, wrong_type
 from .dispatch import (
     Backend,
     Gradients,
@@ -60,6 +61,7 @@ from .dispatch import (
 )
 from .norms import check_scale, scale_of
 from .rules import REQUIRED, Rule
+from .schedules import picklable, restored, schedules_in
 from .sparse import RowSparse, as_row_sparse, floats_of
 from .storage import ZERO_GRADS, assign, blocks_of, compute_dtype, from_blocks, new_array, numpy_dtype, set_to_zero
 
@@ -77,7 +79,11 @@ class _Checked(MutableMapping[str, Any]):
 
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Makes several changes at once: all of them, or none where one is not what it must be."""
-        self._change(dict(other, **more))
+        try:
+            changes = dict(other, **more)
+        except (TypeError, ValueError):
+            raise wrong_type(self._where, other, "a mapping of names to values") from None
+        self._change(changes)
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._change({key: value})
@@ -552,8 +558,13 @@ class Optimizer:
         dict
             Each argument of the class with its value. Where parameters of the group have made different numbers of
             steps it is that of the foremost.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no group of that number.
         """
-        span = self._spans[group]
+        span = self._spans[check_integer("group", group, 0, len(self._spans) - 1)]
         done = int(self._steps[span.start : span.stop].max(initial=0))
         return self.arguments.at_step(self.param_groups[group], done + 1)
 
@@ -901,10 +912,15 @@ class Optimizer:
         -------
         dict
             ``state``: for each parameter's index its state; ``param_groups``: hyper-parameters, with the indices of
-            the parameters as ``params``. Arrays are the optimizer's own, not copies.
+            the parameters as ``params``. Arrays are the optimizer's own, not copies. Of a schedule that pickle does not
+            find by name, as a lambda, a pickle of it holds the name only: see `fastopt.schedules`.
         """
+        own = self.arguments.defaults
         groups = [
-            {**{key: value for key, value in group.items() if key != "params"}, "params": list(span)}
+            {
+                **{key: picklable(value) if key in own else value for key, value in group.items() if key != "params"},
+                "params": list(span),
+            }
             for group, span in zip(self.param_groups, self._spans, strict=True)
         ]
         return {"state": {i: dict(state) for i, state in enumerate(self.state)}, "param_groups": groups}
@@ -936,6 +952,8 @@ class Optimizer:
             values = group_from_torch(saved, where, self.arguments, self.param_groups[g])
             for key in values:
                 self.arguments.check_key(key, where)
+                if key in self.arguments.defaults:
+                    values[key] = restored(values[key], self.param_groups[g][key], f"{where}[{key!r}]")
             values = {**self.param_groups[g], **values}
             taken.append((values, self._row(g, values)))
         writes = []
@@ -1004,7 +1022,24 @@ class Optimizer:
         write() if self._files is None else self._files.update(write)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles are built anew over the copied arrays: an address is no other array's."""
+        for group in self.param_groups:
+            for key in self.arguments.defaults:
+                if unpickled := schedules_in(picklable(group[key])):
+                    raise TypeError(
+                        f"{key}: found {unpickled[0]!r}, expected what pickle finds by name, a function of a module or "
+                        "an object such as fastopt.Demon, to pickle an optimizer; its state_dict() can be pickled"
+                    )
+        return _rebuild, self._parts()
+
+    def __copy__(self) -> Optimizer:
+        return _rebuild(*self._parts())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        memo[id(self)] = copied = _rebuild(*copy.deepcopy(self._parts(), memo))
+        return copied
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What copies and pickles are built anew from, over the copied arrays: an address is no other array's."""
         structures = self._structure if isinstance(self._structure, list) else [self._structure]
         groups = []
         for group, structure in zip(self.param_groups, structures, strict=True):
@@ -1013,7 +1048,7 @@ class Optimizer:
             groups.append({**group, "params": arrays[0] if structure is None else own})
         params = groups if isinstance(self._structure, list) else groups[0]["params"]
         options = {key: groups[0][key] for key in self.arguments.defaults} if groups else {}
-        return _rebuild, (type(self), params, options, self._execution, self.state_dict())
+        return type(self), params, options, self._execution, self.state_dict()
 
     def __repr__(self) -> str:
         groups = [
@@ -1120,12 +1155,15 @@ def _documentation(arguments: Arguments) -> str:
         "Parameters",
         "----------",
         "params : array, sequence, mapping, or list of group dicts",
-        "    float32, float64, bfloat16 (``ml_dtypes`` or torch) or float16 arrays, of one device, updated in place.",
+        "    The arrays themselves are held, and updated in place: write new values into them, as",
+        "    ``params['W'][...] = x``; another array in their place, as by ``params['W'] = x``, is none of this",
+        "    optimizer's. float32, float64, bfloat16 (``ml_dtypes`` or torch) or float16, of one device. A group's",
+        "    entries under names of your own, as ``name``, are kept.",
     ]
     for key, meaning in arguments.meanings().items():
         default = arguments.defaults[key]
         said = "required" if default is REQUIRED else f"default {default!r}"
-        lines += [f"{key} : number, or callable of the 1-based step; {said}", f"    {meaning}."]
+        lines += [f"{key} : number, array of one, or callable of the 1-based step; {said}", f"    {meaning}."]
     for key, (default, meaning) in {**EXECUTION, **FILES}.items():
         lines += [f"{key} : default {default!r}", f"    {meaning[0].upper()}{meaning[1:]}."]
     lines += [

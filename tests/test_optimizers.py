@@ -443,10 +443,10 @@ def test_state_dicts_that_do_not_fit_change_nothing(tmp_path):
         (broken(param_groups=[{**group, "betas": [0.9]}]), "betas: found"),
         (broken(param_groups=[{**group, "wieght_decay": 0.1}]), "did you mean 'weight_decay'"),
     ]:
-        for name in (None, "directory"):
+        for files in (False, True):
             other = optimizer
-            if name:
-                other = fastopt.Adam(p.copy(), lr=0.5, state_dir=tmp_path / name)
+            if files:
+                other = fastopt.Adam(p.copy(), lr=0.5, state_dir=tmp_path / str(len(list(tmp_path.iterdir()))))
                 other.load_state_dict(good)
             with pytest.raises((TypeError, ValueError), match=message):
                 other.load_state_dict(bad)
@@ -572,6 +572,8 @@ def test_groups_and_states_show_what_is_used():
         (lambda: group.update(weight_decay=0.1, lr=-1.0), ValueError, "lr: found -1.0"),
         (lambda: group.__ior__({"learning_rate": 0.1}), ValueError, "did you mean 'lr'"),
         (lambda: group.setdefault("betas", 0.1), ValueError, "found 'betas', expected one of lr"),
+        (lambda: group.update(3), TypeError, r"param_groups\[0\]: found 3 of type int, expected a mapping"),
+        (lambda: optimizer.hyper(2), ValueError, "group: found 2, expected an integer >= 0 and <= 1"),
         (lambda: group.pop("lr"), TypeError, "'lr' cannot be removed"),
         (lambda: group.popitem(), TypeError, "cannot be removed"),
         (lambda: group.clear(), TypeError, "cannot be removed"),
@@ -872,6 +874,60 @@ def test_callables_are_refused_by_files_of_arrays():
         fastopt.unflatten_state_dict({"x": np.ones(1)})
     with pytest.raises(ValueError, match=r"state\.<index>"):
         fastopt.unflatten_state_dict({"param_groups": np.ones(1, "u1"), "x": np.ones(1)})
+
+
+def constant(t):
+    return 0.25
+
+
+@pytest.mark.parametrize("schedule", [constant, fastopt.Demon(total=100, beta=0.5)])
+def test_schedules_that_pickle_finds_are_pickled(schedule):
+    p, g = arrays(5, 5)
+    optimizer = fastopt.SGD([p], lr=schedule)
+    optimizer.step([g])
+    for other in (pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer), fastopt.SGD([p.copy()], lr=1.0)):
+        other.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
+        assert other.param_groups[0]["lr"] == schedule
+        assert other.hyper()["lr"] == schedule(2)
+
+
+def test_of_other_schedules_a_state_dict_says_what_it_cannot_hold():
+    p, g = arrays(5, 5)
+    start, rate = p.copy(), lambda t: 0.5 / t
+    optimizer = fastopt.Adam([p], lr=rate, betas=(lambda t: 1 - 1 / t, 0.9))
+    optimizer.step([g])
+    assert optimizer.hyper() == {**optimizer.hyper(), "lr": 0.25, "betas": (0.5, 0.9)}
+    for other in (copy.copy(optimizer), copy.deepcopy(optimizer)):
+        assert other.param_groups[0]["lr"] is rate
+    with pytest.raises(TypeError, match=r"lr: found <schedule .*<lambda>>, expected what pickle finds by name"):
+        pickle.dumps(optimizer)
+    other = fastopt.Adam([start])
+    other.load_state_dict(optimizer.state_dict())  # within a process it is the same one
+    assert other.param_groups[0]["lr"] is rate
+    saved = pickle.loads(pickle.dumps(optimizer.state_dict()))
+    for options, key in [({}, "lr"), ({"lr": rate}, "betas"), ({"betas": (rate, rate)}, "lr")]:
+        other = fastopt.Adam([p.copy()], **options)
+        before = pickle.dumps(other.state_dict())
+        with pytest.raises(ValueError, match=rf"\['param_groups'\]\[0\]\['{key}'\]: found <schedule .*construct it"):
+            other.load_state_dict(saved)
+        assert pickle.dumps(other.state_dict()) == before
+    q = p.copy()
+    resumed = fastopt.Adam([q], lr=lambda t: 0.5 / t, betas=(lambda t: 1 - 1 / t, 0.9))
+    resumed.load_state_dict(saved)
+    for one in (optimizer, resumed):
+        one.step([g])
+    assert_same_bits([p], [q])
+    with pytest.raises(TypeError, match=r"found <schedule .*cannot hold a callable; pickle the state dict"):
+        fastopt.flatten_state_dict(optimizer.state_dict())
+
+
+def test_numbers_of_any_kind_go_into_files_of_arrays():
+    optimizer = fastopt.SGD([{"params": [np.ones(3)], "name": "a"}], lr=np.array(0.5), weight_decay=np.float32(0.25))
+    groups = fastopt.unflatten_state_dict(fastopt.flatten_state_dict(optimizer.state_dict()))["param_groups"]
+    assert (groups[0]["lr"], groups[0]["weight_decay"], groups[0]["name"]) == (0.5, 0.25, "a")
+    optimizer.param_groups[0]["name"] = {1, 2}
+    with pytest.raises(TypeError, match=r"found \{1, 2\}, expected numbers: .* cannot hold a set"):
+        fastopt.flatten_state_dict(optimizer.state_dict())
 
 
 def test_nag_is_the_literal_look_ahead():
