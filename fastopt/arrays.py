@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,7 +169,7 @@ def dtype_name(dtype: np.dtype) -> str:
     return "bfloat16" if dtype == BFLOAT16 else str(dtype)
 
 
-def _pin_of(x: np.ndarray) -> Any:
+def pin_of(x: np.ndarray) -> Any:
     """What keeps the memory of a NumPy array where it is, for as long as it lives itself and the array does.
 
     A weak reference forbids NumPy to resize the array that has the memory; a memoryview forbids that to what else has
@@ -186,9 +186,9 @@ def _pin_of(x: np.ndarray) -> Any:
         return None
 
 
-def weak_pins(arrays: Sequence[Array]) -> list[Any]:
-    """What keeps the memory of arrays in place without keeping any alive: of those that are NumPy's own."""
-    return [array.pin for array in arrays if isinstance(array.pin, weakref.ref)]
+def weak(pins: Iterable[Any]) -> list[Any]:
+    """Those that keep memory in place without keeping anything alive."""
+    return [pin for pin in pins if isinstance(pin, weakref.ref)]
 
 
 def _of_numpy(x: np.ndarray, name: str) -> Array:
@@ -199,7 +199,7 @@ def _of_numpy(x: np.ndarray, name: str) -> Array:
     if dtype.kind == "V" and dtype.isnative and dtype.name == "bfloat16":
         dtype = BFLOAT16
     locked = "" if flags.writeable else "a read-only array"
-    return Array(x, address, dtype, x.shape, None if flags.c_contiguous else x.strides, CPU, locked, _pin_of(x))
+    return Array(x, address, dtype, x.shape, None if flags.c_contiguous else x.strides, CPU, locked, pin_of(x))
 
 
 def _of_torch(x: Any, name: str) -> Array:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import settings
-from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, torch_layout, view, weak_pins
+from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, torch_layout, view, weak
 from .checks import check_integer, check_number, did_you_mean
 from .dispatch import (
     MAX_STEP,
@@ -298,7 +298,7 @@ def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> N
     except TypeError:  # an array that no weak reference can be made to
         return
     for job in bound.jobs:
-        bound.pins += weak_pins(job.owners)
+        bound.pins += weak(array.pin for array in job.owners)
         job.owners.clear()
     _cache[key] = bound
 

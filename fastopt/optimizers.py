@@ -30,9 +30,10 @@ from .arrays import (
     check_tensor,
     dtype_name,
     is_tensor,
+    pin_of,
     torch_layout,
     view,
-    weak_pins,
+    weak,
 )
 from .checkpoint import (
     COMPANIONS,
@@ -342,7 +343,7 @@ class _Last:
         self._skipped = list(map(is_, grads, itertools.repeat(None)))
         views = [array for array, _ in bound.grads]
         given = [grad for grad in grads if grad is not None]
-        self._remember(grads, views, all(map(_stays, given, views)))
+        self._remember(grads, [array.pin for array in views], all(map(_stays, given, views)))
         self.held: list[Array] = []  # during a step
         tables = [table for table in bound.tables if not isinstance(table, RowSparse)]
         for owners in (*(job.owners for job in jobs), *(table.owners for table in tables)):
@@ -368,7 +369,7 @@ class _Last:
             columns.append((table.addresses[:, 0], [k for k, dtype in enumerate(dtypes) if dtype == table.dtype]))
         self._columns = columns
 
-    def _remember(self, grads: Sequence[Any], views: Sequence[Array], stay: bool) -> None:
+    def _remember(self, grads: Sequence[Any], pins: Sequence[Any], stay: bool) -> None:
         """Knows gradients again for as long as all of them live, if they stay where they are."""
         ids = list(map(id, grads))
 
@@ -376,7 +377,7 @@ class _Last:
             ids.clear()
 
         self._ids = ids if stay else None
-        self._pins = weak_pins(views)
+        self._pins = weak(pins)
         self._refs = [weakref.ref(grad, forget) for grad in grads if grad is not None] if stay else []
 
     def fits(self, grads: Sequence[Any]) -> bool:
@@ -397,7 +398,7 @@ class _Last:
         """Puts other gradients' addresses in the tables, if they are just like those before and overlap nothing."""
         if list(map(is_, grads, itertools.repeat(None))) != self._skipped:
             return False
-        found, views, stay = [], [], True
+        found, pins, held, base, stay = [], [], [], None, True
         for grad, (shape, dtype, _) in zip((g for g in grads if g is not None), self._kinds, strict=True):
             if getattr(grad, "shape", None) != shape or getattr(grad, "dtype", None) != dtype:
                 return False
@@ -405,14 +406,15 @@ class _Last:
                 if self._device != CPU.device or not grad.flags.c_contiguous:
                     return False
                 found.append(address_of(grad) if dtype in COMPUTE_DTYPES else grad.ctypes.data)
-                if grad.base is not None:
-                    views.append(view(grad, "grads"))
+                if grad.base is not base:
+                    base = grad.base
+                    pins.append(pin_of(grad))
             else:
                 array = view(grad, "grads")
                 if array.place.device != self._device or not array.dense:
                     return False
                 found.append(array.address)
-                views.append(array)
+                held.append(array)
                 stay = stay and _stays(grad, array)
         addresses = np.array(found, np.uint64)
         after = np.minimum(np.searchsorted(self._high, addresses, "right"), len(self._high) - 1)
@@ -420,8 +422,8 @@ class _Last:
             return False
         for column, order in self._columns:
             column[:] = addresses[order]
-        self._remember(grads, views, stay)
-        self.held = views
+        self._remember(grads, pins, stay)
+        self.held = held
         return True
 
 

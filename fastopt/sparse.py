@@ -20,13 +20,17 @@ class RowSparse:
     The rows that it names are updated, with their states; the others are not touched, whatever the rule does to rows
     whose gradient is zero ("lazy": moments do not decay and weights do not either). Any rule will do.
 
+    It holds the arrays, not copies of them: a step reads what they hold then, and checks the indices again. What it was
+    made of cannot be replaced, nor its memory moved while it is there; make a new one for other arrays. Copied when it
+    is made are only lists, indices of another integer type than int32 and int64 or with gaps between them, and values
+    whose rows are not contiguous in themselves; of a bag, the offsets.
+
     Parameters
     ----------
-    indices : array of int32 or int64, shape (k,)
-        The row of the parameter that each of the k rows is of, in any order.
+    indices : array of integers, or list, shape (k,)
+        The row of the parameter that each of the k rows is of, in any order; on a CUDA device int32 or int64.
     values : array of float32, float64, bfloat16 or float16, shape (k, ...)
-        The rows, of the shape that the parameter's rows have; for a parameter of one dimension, numbers. They are
-        copied only where a row's own elements are not contiguous.
+        The rows, of the shape that the parameter's rows have; for a parameter of one dimension, numbers.
     duplicates : str
         What a row that is named several times means.
 
@@ -57,7 +61,7 @@ class RowSparse:
             raise ValueError(
                 f"values: found shape {self._values.shape}, expected ({self._indices.size}, ...), a row for each index"
             )
-        check_device([self._values, self._kept[0]], ["values", "indices"])
+        check_device(self._kept[1::-1], ["values", "indices"])
 
     def _hold(
         self,
@@ -71,7 +75,9 @@ class RowSparse:
         """Takes its parts; `shape` is that of the whole gradient, where it is known."""
         if duplicates not in DUPLICATES:
             raise ValueError(f"duplicates: found {duplicates!r}, expected one of {', '.join(DUPLICATES)}")
-        self._kept = [indices]  # views that keep memory where it is
+        self._kept: list[Any] = [indices, values]  # what keeps memory where it is
+        # A tensor can be given other memory: its own is kept by another tensor.
+        self._kept += [array.owner.detach() for array in self._kept if hasattr(array.owner, "detach")]
         self._indices = _host_or_device(indices)
         self._values = values
         self._duplicates = duplicates
@@ -110,9 +116,9 @@ class RowSparse:
 
         Parameters
         ----------
-        indices : array of int32 or int64, shape (k,)
+        indices : array of integers, or list, shape (k,)
             The rows that were looked up, bag after bag.
-        offsets : array of int32 or int64, shape (bags,)
+        offsets : array of integers, or list, shape (bags,)
             Where each bag begins in `indices`, from 0 on (as ``torch.nn.functional.embedding_bag``); a last entry of k
             more (as its ``include_last_offset``) is recognised by `values` having a row less. On a CUDA device their
             values are not checked.
@@ -143,10 +149,10 @@ class RowSparse:
                 f"weights: found {dtype_name(given.dtype)} of shape {given.shape}, expected "
                 f"{dtype_name(self._values.dtype)} of shape ({count},)"
             )
-        arrays, names = [self._values, *self._kept, offsets], ["values", "indices", "offsets"]
+        arrays, names = [*self._kept[1::-1], offsets], ["values", "indices", "offsets"]
         if given is not None:
             arrays, names = [*arrays, given], [*names, "weights"]
-            self._kept.append(given)
+            self._kept += [given, given.owner.detach() if hasattr(given.owner, "detach") else None]
         check_device(arrays, names)
         if offsets.place.kind == "cuda":
             self._find_bags(offsets, bags, given, mode)
@@ -216,6 +222,9 @@ class RowSparse:
         """
         name, of = names[1], names[0]
         check_device([param, self._values], [of, name])
+        for array, what in zip(self._kept, ("indices", "values"), strict=False):
+            if hasattr(array.owner, "data_ptr") and array.owner.data_ptr() != array.address:
+                raise ValueError(f"{name}: found {what} that were given other memory, expected a new RowSparse of them")
         if self._shape is not None and self._shape != param.shape:
             raise ValueError(f"{name}: found shape {self._shape}, expected {param.shape} as {of} has")
         if self._values.shape[1:] != param.shape[1:]:

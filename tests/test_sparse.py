@@ -480,6 +480,22 @@ def test_memory_of_rows_cannot_be_moved():
     arrays["values"].resize(10**6, refcheck=False)
 
 
+def test_tensors_of_rows_that_are_given_other_memory():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    for which, message in enumerate(["indices", "values"]):
+        tensors = [torch.tensor([0, 1] * 500), torch.ones(1000, 3)]
+        p = np.zeros((5, 3), "f4")
+        rows = RowSparse(*tensors)
+        plan = fastopt.SGD(p, lr=1.0).bind(rows)
+        tensors[which].data = tensors[which].new_zeros(1000, 3)[:, 0] if which == 0 else torch.zeros(1000, 3)
+        taken = [torch.full((1000, 3), 7.0) for _ in range(20)]
+        plan.step()
+        np.testing.assert_array_equal(p[:, 0], [-500, -500, 0, 0, 0])
+        with pytest.raises(ValueError, match=f"grad: found {message} that were given other memory"):
+            functional.sgd(p, rows, step=1, lr=1.0)
+        assert len(taken) == 20
+
+
 def test_copies_are_of_copied_arrays():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     weighted = RowSparse.bags([0, 1, 1], [0, 2], np.ones((2, 3)), np.array([1.0, 2.0, 3.0]), duplicates="sequential")
