@@ -24,7 +24,7 @@ NO_NUMBERS = [
     np.complex64(1),
     [1.0],
     {},
-    object(),
+    ...,
 ]
 NO_NUMBERS += [np.ones(1), np.ones(3), np.array("1"), np.timedelta64(1, "s"), np.array(None)]
 
