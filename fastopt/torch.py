@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +39,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import norms, settings
 from .arguments import ARGUMENTS, EXECUTION, TorchArguments, check_group, read_call
-from .arrays import CPU, Array, Place, check_distinct, check_overlap, check_tensor, dtype_name, view
+from .arrays import CPU, Array, Place, check_distinct, check_overlap, check_tensor, dtype_name, replace_shape, view
 from .checkpoint import COMPANIONS, read_state_dict, tensor_of, torch_groups
 from .checks import check_number, did_you_mean, wrong_value
 from .dispatch import (
@@ -174,10 +175,11 @@ class Optimizer(torch.optim.Optimizer):
     def _check_params(self) -> None:
         """Checks the parameters; those that cannot be trained as they are, once they have a gradient."""
         groups = [group for group in self.param_groups for _ in group["params"]]
+        params, labels = _params(self.param_groups), self._labels()
         found = [
-            (p, label, self._precision.of_group(group))
-            for p, label, group in zip(_params(self.param_groups), self._labels(), groups, strict=True)
-            if _can_be_checked(p)
+            (params[i], labels[i], self._precision.of_group(groups[i]))
+            for i in _firsts(params)[0]
+            if _can_be_checked(params[i])
         ]
         labels = [label for _, label, _ in found]
         for p, label, _ in found:
@@ -509,9 +511,12 @@ class _Bound:
         self._read = itemgetter(*optimizer.arguments.defaults)
         self._real = optimizer._real
         groups = optimizer.param_groups
-        params = _params(groups)
+        # One that is there several times, of which torch warns, is updated so many times.
+        self._firsts, self._times = _firsts(_params(groups))
+        params = self._params_of(groups)
         grads = _readable([p.grad for p in params])
-        group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
+        of_all = [g for g, group in enumerate(groups) for _ in group["params"]]
+        group_of = [of_all[i] for i in self._firsts]
         self.capturable = optimizer._capturable
         on_device = params[0] if self.capturable else None
         self._table = optimizer._table("step", 1, on_device)
@@ -543,13 +548,14 @@ class _Bound:
             for p, grad, g in zip(params, grads, group_of, strict=True)
         ]
         members = list(compress(range(len(params)), known))
-        labels = optimizer._labels()
+        named = optimizer._labels()
+        labels = [named[i] for i in self._firsts]
         arrays: dict[int, list[Any]] = {}
         for i in members:
             own = [labels[i], f"the gradient of {labels[i]}"]
             param, grad = view(params[i], own[0]), grads[i]
             if grad is not None and grad.is_sparse:
-                check_rows(self._groups[group_of[i]].rule, [param, as_row_sparse(grad, own[1])], own)
+                self._check_rows(self._groups[group_of[i]].rule, [param, _rows_of(grad, own[1])], own)
             arrays[i] = [param, _absent_like(param) if grad is None or grad.is_sparse else view(grad, own[1])]
             check_tensor(arrays[i], own)
         tensors, self._names = [], {}
@@ -597,7 +603,7 @@ class _Bound:
         self._numbers = self._number_entries.read()
         self._tables = [self._table, *tables.values()]
         self._where = self._addresses_of(params)
-        self._counts = None if self.capturable or not self._counted else self._table.numpy().reshape(-1)
+        self._counts = None if self.capturable or not self._counted else self._table.numpy()[: len(params), 0]
         self._seen = b"" if self._counts is None else self._counts.tobytes()
         self._values = [frozen(self._values_of(group)) for group in groups]
         self._present: list[bool] | None = []
@@ -653,6 +659,13 @@ class _Bound:
             if name == "step" and not self.capturable:
                 self._counted.append(i)
 
+    def _params_of(self, groups: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+        """The parameters, each once."""
+        params = _params(groups)
+        if len(params) != len(self._firsts) and len(params) == sum(self._times):
+            params = [params[i] for i in self._firsts]
+        return params
+
     def _values_of(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         """A group's hyper-parameters; where they are instead, of those that are read on the device."""
         values: tuple[Any, ...] = self._read(group)
@@ -669,11 +682,11 @@ class _Bound:
 
     def on_device(self) -> tuple[Any, ...]:
         """What a step has on the device beside tensors that the user holds."""
-        return self._runner, self._zeroing, self._table, self._scalars
+        return self._runner, self._zeroing, self._again, self._table, self._scalars
 
     def take_amp(self, scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
         """Takes over where `torch.amp.GradScaler` has put its scale, and whether the step is to be skipped."""
-        for runner in filter(None, (self._runner, self._zeroing)):
+        for runner in filter(None, (self._runner, self._zeroing, *self._again)):
             runner.scale = 0 if scale is None else scale.data_ptr()  # type: ignore[attr-defined]
             runner.skip = 0 if found_inf is None else found_inf.data_ptr()  # type: ignore[attr-defined]
 
@@ -690,7 +703,7 @@ class _Bound:
     def take(self, optimizer: Optimizer) -> bool:
         """Takes over the gradients and hyper-parameters of this step; False where tensors must be checked anew."""
         groups = optimizer.param_groups
-        params = _params(groups)
+        params = self._params_of(groups)
         self._sparse: list[tuple[int, RowSparse]] = []
         if not self._unmoved(params, optimizer.state):
             return False
@@ -703,7 +716,7 @@ class _Bound:
                 return False
             present = [g is not None and not g.is_sparse for g in grads]
             for i in np.flatnonzero(np.array(given) & ~np.array(present)).tolist():
-                self._sparse.append((i, as_row_sparse(grads[i], self._names[i][1])))  # type: ignore[arg-type]
+                self._sparse.append((i, _rows_of(grads[i], self._names[i][1])))
             grads = list(compress(grads, present))
             try:
                 addresses = list(map(_data_ptr, grads))
@@ -784,22 +797,27 @@ class _Bound:
             lrs = [group["lr"] for group in groups]
             on_device = [isinstance(lr, torch.Tensor) and lr.is_cuda for lr in lrs]
             rates = [(x.data_ptr(), x.element_size()) if own else (0, 0) for x, own in zip(lrs, on_device, strict=True)]
-            for runner in filter(None, (self._runner, self._zeroing)):
+            for runner in filter(None, (self._runner, self._zeroing, *self._again)):
                 runner.rates[:] = rates  # type: ignore[attr-defined]
 
     def _select(self, present: list[bool] | None) -> None:
         """Makes ready for gradients of some parameters, or of all."""
         self._present = present
         chosen = np.ones(len(self._params), bool) if present is None else np.array(present, bool)
-        jobs = [job for job in (job.of(chosen) for job in self._jobs) if len(job.parameter)]
+        more = [chosen & (np.array(self._times) > times) for times in range(1, max(self._times, default=1))]
+        jobs, *again = (
+            [job for job in (job.of(which) for job in self._jobs) if len(job.parameter)] for which in (chosen, *more)
+        )
         place = np.cumsum(chosen) - 1
         # For each job where its gradients' addresses go, which gradients they are of, and how far from their beginning.
         self._columns = [
-            (job.addresses[:, 1], place[job.parameter[job.tensor_of]], job.addresses[:, 1].copy()) for job in jobs
+            (job.addresses[:, 1], place[job.parameter[job.tensor_of]], job.addresses[:, 1].copy())
+            for job in chain(jobs, *again)
         ]
         self._selected = jobs
         self._zeroing: Runner | None = None
         self._runner: Runner = self._prepare(jobs)
+        self._again = list(map(self._prepare, again))
         self._places = np.flatnonzero(chosen).tolist()
         self._stepped = [self._params[i] for i in self._places]
         chosen_layouts = list(compress(self._layouts, chosen.tolist()))
@@ -832,6 +850,10 @@ class _Bound:
         if self._sparse:
             if self.capturable:
                 raise ValueError(f"{self._names[self._sparse[0][0]][1]}: found a sparse one, expected none: capturable")
+            if any(self._times[i] > 1 for i, _ in self._sparse):
+                raise ValueError(
+                    f"{self._names[self._sparse[0][0]][0]}: found several times, expected once with a sparse gradient"
+                )
             rows = [self._row_job(i, grad) for i, grad in self._sparse]
             dense = self._zeroing_jobs() if zero_grads else self._selected
             runner = self.backend.prepare([*dense, *rows])
@@ -846,6 +868,8 @@ class _Bound:
                 return
         before = [array[at] for _, _, _, array, at in self._foreign] if self._foreign else []
         try:
+            for again in self._again:
+                again(scale, threads)
             runner(scale, threads)
         finally:  # an interrupt comes once it is done
             self._give_counts(before)
@@ -882,17 +906,34 @@ class _Bound:
         return self.backend.CapturableRunner(jobs, self._table.data_ptr(), scalars)
 
     def _row_job(self, i: int, grad: RowSparse) -> Job:
-        arrays, rows = self._check_rows(i, grad)
         g = self._group_of[i]
+        param, *states = self._arrays[i]
+        arrays, rows = self._check_rows(self._groups[g].rule, [param, grad, *states], self._names[i])
         return make_row_job(self._groups[g], Tensor.of(self._precisions[g], 0, i, arrays, self._elements[i]), rows)
 
-    def _check_rows(self, i: int, grad: RowSparse) -> tuple[list[Array], Rows]:
-        param, *states = self._arrays[i]
-        return check_rows(self._groups[self._group_of[i]].rule, [param, grad, *states], self._names[i])
+    @staticmethod
+    def _check_rows(rule: Rule, arrays: list[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:
+        """Checks a tensor that is updated by rows; of several sparse dimensions, rows are what they name together."""
+        param, grad, *states = arrays
+        lead = 1 + len(param.shape) - len(grad.values.shape)
+        if lead > 1 and not rule.by_row and all(array.dense for array in (param, *states)):
+            shape = (-(-param.size // max(1, math.prod(param.shape[lead:]))), *param.shape[lead:])
+            param, *states = (
+                array if array.dtype == np.uint8 else replace_shape(array, shape) for array in (param, *states)
+            )
+        return check_rows(rule, [param, grad, *states], names)
 
 
 def _params(groups: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
     return [p for group in groups for p in group["params"]]
+
+
+def _firsts(params: Sequence[torch.Tensor]) -> tuple[list[int], list[int]]:
+    """Where each parameter is for the first time, and how many times it is there."""
+    places: dict[int, list[int]] = {}
+    for i, p in enumerate(params):
+        places.setdefault(id(p), []).append(i)
+    return [where[0] for where in places.values()], list(map(len, places.values()))
 
 
 def _can_be_checked(p: torch.Tensor) -> bool:
@@ -983,6 +1024,18 @@ def _convert(
         if made.dtype == torch.float16 and torch.isinf(made).sum() > torch.isinf(x).sum():
             raise ValueError(f"{label}: found numbers beyond what this optimizer's float16 can hold")
     return made
+
+
+def _rows_of(grad: Any, name: str) -> RowSparse:
+    """A sparse gradient's rows, numbered through all its sparse dimensions."""
+    if grad.layout is not torch.sparse_coo or grad.sparse_dim() == 1:
+        rows = as_row_sparse(grad, name)
+        assert rows is not None  # it was found to be sparse
+        return rows
+    first, *others = grad._indices()
+    for index, n in zip(others, grad.shape[1:], strict=False):
+        first = first * n + index
+    return RowSparse(first, grad._values())
 
 
 def _absent_like(param: Array) -> Array:

@@ -223,3 +223,33 @@ def test_a_plan_refuses_tensors_that_have_changed(which, change):
     assert torch.equal(p, before)
     with pytest.raises(ValueError, match=r"grads\[0\]: found a lazily negated tensor .* a plan can read again"):
         fastopt.SGD([torch.zeros(2)], lr=1.0).bind([negated()])
+
+
+# ---- gradients that are sparse in several dimensions ----
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam"])
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5)])
+def test_several_sparse_dimensions(shape, name):
+    indices, values = torch.tensor([[0, 2, 0, 0], [1, 0, 1, 3]]), torch.arange(1.0, 5.0)
+    for axis in shape[2:]:
+        values = values[..., None].expand(*values.shape, axis).contiguous()
+    params = [torch.ones(shape, requires_grad=True) for _ in range(2)]
+    theirs, ours = (getattr(m, name)([p], lr=0.1) for m, p in zip((torch.optim, optim), params, strict=True))
+    for t in range(3):
+        for p in params:
+            p.grad = torch.sparse_coo_tensor(indices, values + t, shape, check_invariants=True)
+        theirs.step()
+        ours.step(max_norm=1e9)
+        assert ours.last_grad_norm == pytest.approx(float(params[0].grad.to_dense().norm()), rel=1e-6)
+    torch.testing.assert_close(params[1], params[0])
+    # Elements that no index names stay, with their states.
+    assert (params[1][1] == 1).all()
+
+
+def test_several_sparse_dimensions_of_what_is_not_contiguous():
+    p = torch.ones(4, 3).t().requires_grad_()
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[0], [1]]), torch.ones(1), (3, 4), check_invariants=True)
+    with pytest.raises(ValueError, match="the gradient of"):
+        optim.SGD([p], lr=1.0).step()
+    assert (p == 1).all()
