@@ -357,7 +357,7 @@ class _Last:
         self._dense = not bound.tensors and (of_numpy or optimizer._place.kind == "cuda")
         self._dense = self._dense and all(a.dense and a.size for a in arrays) and all(j.strides is None for j in jobs)
         extents = np.array(sorted(a.extent() for a in arrays), np.uint64).reshape(-1, 2)
-        self._low, self._high = extents[:, 0], extents[:, 1]
+        self._low, self._high = np.append(extents[:, 0], np.iinfo(np.uint64).max), extents[:, 1].copy()
         sizes = [math.prod(shape) * dtype.itemsize for shape, _, dtype in self._kinds]
         self._sizes = np.array(sizes, np.uint64)
         place = {i: k for k, i in enumerate(bound.members)}
@@ -371,21 +371,33 @@ class _Last:
 
     def _remember(self, grads: Sequence[Any], pins: Sequence[Any], stay: bool) -> None:
         """Knows gradients again for as long as all of them live, if they stay where they are."""
-        ids = list(map(id, grads))
+        self._ids = list(map(id, grads)) if stay else None
+        self._refs = [weakref.ref(grad) for grad in grads if grad is not None] if stay else []
+        self._watched = False
+        self._pins = weak(pins)
+
+    def _watch(self, grads: Sequence[Any]) -> bool:
+        """Whether gradients with the identities of the last ones are these; then their identities do until one ends."""
+        given = [grad for grad in grads if grad is not None]
+        if not all(map(is_, given, [ref() for ref in self._refs])):
+            return False
+        self._ids = ids = list(map(id, grads))
 
         def forget(_: Any) -> None:
             ids.clear()
 
-        self._ids = ids if stay else None
-        self._pins = weak(pins)
-        self._refs = [weakref.ref(grad, forget) for grad in grads if grad is not None] if stay else []
+        self._refs = [weakref.ref(grad, forget) for grad in given]
+        self._watched = True
+        return True
 
     def fits(self, grads: Sequence[Any]) -> bool:
         """Whether it is one for these gradients, or could be made so by their addresses alone."""
         bound = self.bound
         if (bound.tensors or not bound.writable()) and bound.changed():
             return False
-        return list(map(id, grads)) == self._ids or (self._dense and self._take(grads))
+        if list(map(id, grads)) == self._ids and (self._watched or self._watch(grads)):
+            return True
+        return self._dense and self._take(grads)
 
     def run(self, bound: _Bound, *how: Any) -> None:
         """Does a step of what was bound, or of that with rows, and lets its gradients go."""
@@ -417,8 +429,8 @@ class _Last:
                 held.append(array)
                 stay = stay and _stays(grad, array)
         addresses = np.array(found, np.uint64)
-        after = np.minimum(np.searchsorted(self._high, addresses, "right"), len(self._high) - 1)
-        if ((self._low[after] < addresses + self._sizes) & (self._high[after] > addresses)).any():
+        after = np.searchsorted(self._high, addresses, "right")  # the first array that ends behind
+        if (self._low[after] < addresses + self._sizes).any():
             return False
         for column, order in self._columns:
             column[:] = addresses[order]
