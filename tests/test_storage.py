@@ -511,8 +511,6 @@ def test_training_goes_on_bit_for_bit(options):
     for g in grads[3:]:
         other.step([g.astype(BF16)])
     same(other._params[0], p[0])
-    with pytest.raises(ValueError, match="state_dict"):
-        fastopt.Adam([saved_p.copy()], state_dtype="float32").load_state_dict(dicts[0])
 
 
 # ---- bad input ----
