@@ -116,15 +116,16 @@ UPDATE(rmsprop_centered_momentum)
 /* ---- ftrl ---- */
 UPDATE(ftrl)
 {
-    const real sum = s->accumulator + g * g, root = SQRT(sum), roots = SQRT(s->accumulator) + root;
-    const real growth = roots == 0 ? roots : g * (g / roots); /* root - sqrt(accumulator), of which no digit is lost */
-    const real drawn = s->linear + (g - (growth == 0 ? growth : growth * c->inverse_lr * *p));
-    const real shrunk = (drawn > c->l1 ? c->l1 : drawn < -c->l1 ? -c->l1 : drawn) - drawn;
-    const real after = shrunk == 0 ? shrunk : shrunk / (root * c->inverse_lr + c->curvature);
     const int still = c->inverse_lr == 0;
+    const real sum = still ? s->accumulator : s->accumulator + g * g, root = SQRT(sum);
+    const real roots = SQRT(s->accumulator) + root;
+    const real growth = roots == 0 ? roots : g * (g / roots); /* root - sqrt(accumulator), of which no digit is lost */
+    const real pull = growth == 0 ? growth : growth * c->inverse_lr * *p;
+    s->linear = still ? s->linear : s->linear + (g - pull);
+    const real shrunk = (s->linear > c->l1 ? c->l1 : s->linear < -c->l1 ? -c->l1 : s->linear) - s->linear;
+    const real after = shrunk == 0 ? shrunk : shrunk / (root * c->inverse_lr + c->curvature);
     *p = still ? *p : after;
-    s->accumulator = still ? s->accumulator : sum;
-    s->linear = still ? s->linear : drawn;
+    s->accumulator = sum;
 }
 
 /* ---- adam ---- */

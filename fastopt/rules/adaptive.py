@@ -72,15 +72,16 @@ def rmsprop_centered_momentum(
 
 
 def ftrl(p, g, accumulator, linear, inverse_lr, l1, curvature):
-    sum = accumulator + g * g
+    still = inverse_lr == 0
+    sum = where(still, accumulator, accumulator + g * g)
     root = sqrt(sum)
     roots = sqrt(accumulator) + root
     growth = where(roots == 0, roots, g * (g / roots))  # root - sqrt(accumulator), of which no digit is lost
-    drawn = linear + (g - where(growth == 0, growth, growth * inverse_lr * p))
-    shrunk = where(drawn > l1, l1, where(drawn < -l1, -l1, drawn)) - drawn
+    pull = where(growth == 0, growth, growth * inverse_lr * p)
+    linear = where(still, linear, linear + (g - pull))
+    shrunk = where(linear > l1, l1, where(linear < -l1, -l1, linear)) - linear
     after = where(shrunk == 0, shrunk, shrunk / (root * inverse_lr + curvature))
-    still = inverse_lr == 0
-    return where(still, p, after), where(still, accumulator, sum), where(still, linear, drawn)
+    return where(still, p, after), sum, linear
 
 
 def fold_ftrl(t, lr, beta, l1, l2):
