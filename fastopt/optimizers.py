@@ -450,16 +450,23 @@ def _stays(x: Any, array: Array) -> bool:
     return isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__")
 
 
-def _split(grads: list[Any], params: Sequence[Array]) -> tuple[list[Any], list[tuple[int, RowSparse]]]:
+def _split(
+    grads: list[Any], params: Sequence[Array], names: Sequence[str]
+) -> tuple[list[Any], list[tuple[int, RowSparse]]]:
     """Dense gradients, with None in the others' places; and those of some rows, with their places."""
     if _PLAIN.issuperset(map(type, grads)):
         return grads, []
     rows = [
-        (i, as_row_sparse(grad, f"grads[{i}]" if len(grads) > 1 else "grads", param.shape))
-        for i, (grad, param) in enumerate(zip(grads, params, strict=True))
+        (i, as_row_sparse(grad, _gradient_of(name) if len(grads) > 1 else "grads", param.shape))
+        for i, (grad, param, name) in enumerate(zip(grads, params, names, strict=True))
     ]
     dense = [grad if found is None else None for grad, (_, found) in zip(grads, rows, strict=True)]
     return dense, [(i, found) for i, found in rows if found is not None]
+
+
+def _gradient_of(name: str) -> str:
+    """What the gradient of a parameter of that name is called."""
+    return f"grads{name.removeprefix('params')}"
 
 
 _PLAIN = frozenset([np.ndarray, type(None)])
@@ -804,7 +811,7 @@ class Optimizer:
         BackendUnavailable
             The backend asked for, or one for the arrays' device, is not here.
         """
-        dense, rows = _split(self._read_grads(grads), self._views)
+        dense, rows = _split(self._read_grads(grads), self._views, self._names)
         bound = self._bind(dense)
         given = [grad for grad in dense if grad is not None]
         for grad, (array, name) in zip(given, bound.grads, strict=True):
@@ -817,7 +824,7 @@ class Optimizer:
         for i, grad in enumerate(grads):
             if grad is None:
                 continue
-            array = view(grad, f"grads[{i}]" if len(grads) > 1 else "grads")
+            array = view(grad, _gradient_of(self._names[i]) if len(grads) > 1 else "grads")
             tensors.append(self._tensor(i, array))
             names.append(self._labels(i, len(tensors[-1].arrays)))
             members.append(i)
@@ -844,7 +851,7 @@ class Optimizer:
     def _labels(self, i: int, arrays: int) -> list[str]:
         """What a tensor's arrays are called in error messages."""
         label = self._names[i]
-        return [label, f"grads{label.removeprefix('params')}", *[f"state of {label}"] * (arrays - 2)]
+        return [label, _gradient_of(label), *[f"state of {label}"] * (arrays - 2)]
 
     def _with_rows(self, bound: _Bound, rows: Sequence[tuple[int, RowSparse]]) -> _Bound:
         """The same with some rows of other parameters."""
@@ -903,7 +910,7 @@ class Optimizer:
         if last is not None and last.fits(arrays):
             last.run(last.bound, self, *how)
             return
-        dense, rows = _split(arrays, self._views)
+        dense, rows = _split(arrays, self._views, self._names)
         if rows and last is not None and last.fits(dense):
             last.run(self._with_rows(last.bound, rows), self, *how)
             return
