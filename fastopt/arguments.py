@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import settings
-from .checks import did_you_mean
+from .checks import did_you_mean, wrong_type
 from .dispatch import hyper_row
 from .rules import RULES, Hyper, Rule, flag
 from .storage import Precision
@@ -85,7 +85,7 @@ class Arguments:
             value = at_step(group[key])
             if place is not None:
                 if not isinstance(value, (tuple, list)) or len(value) != 2:
-                    raise TypeError(f"{key}: found {value!r}, expected a pair of numbers")
+                    raise wrong_type(key, value, "a pair of numbers")
                 value = at_step(value[place])
             elif name == rule.vector and isinstance(value, (tuple, list)):
                 value = tuple(at_step(beta) for beta in value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arrays import BFLOAT16, Array, dtype_name, view
-from .checks import as_float, as_int, differing, wrong_type, wrong_value
+from .checks import as_float, as_int, describe, differing, wrong_type, wrong_value
 from .storage import block_bytes, from_blocks, numpy_dtype, to_blocks
 
 if TYPE_CHECKING:
@@ -42,11 +42,18 @@ def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     ------
     TypeError
         A hyper-parameter is a callable, or an entry of the user's own is no text and no number, which no file of arrays
-        can hold.
+        can hold; or a part is no mapping or array.
+    ValueError
+        A part is missing.
     """
     flat = {}
-    for index, state in state_dict["state"].items():
+    groups, states = _parts(state_dict)
+    for index, state in states.items():
         for name, value in state.items():
+            if not hasattr(value, "dtype") and as_float(value) is None:
+                raise wrong_type(
+                    f"state_dict['state'][{describe(index)}][{describe(name)}]", value, "an array or a number"
+                )
             array = view(value, name) if hasattr(value, "dtype") else None
             bfloat16 = array is not None and array.dtype == BFLOAT16  # which files of arrays do not know
             values = np.array(value) if array is None else np.array(array.host())
@@ -60,11 +67,11 @@ def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
             return plain
         what = "callable" if callable(value) else type(value).__name__
         raise TypeError(
-            f"param_groups: found {value!r}, expected numbers: a file of arrays cannot hold a {what}; "
+            f"param_groups: found {describe(value)}, expected numbers: a file of arrays cannot hold a {what}; "
             "pickle the state dict instead, or set a number"
         )
 
-    text = json.dumps(state_dict[_GROUPS], default=number)  # floats as their shortest exact form
+    text = json.dumps(groups, default=number)  # floats as their shortest exact form
     flat[_GROUPS] = np.frombuffer(text.encode(), np.uint8)
     return flat
 
@@ -79,24 +86,36 @@ def unflatten_state_dict(flat: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
-        The mapping has no ``param_groups``, or holds another name than `flatten_state_dict` gives.
+    TypeError, ValueError
+        It is no mapping, has no ``param_groups``, or holds something else than `flatten_state_dict` gives.
     """
+    if not isinstance(flat, Mapping):
+        raise wrong_type("flat", flat, "a mapping of names to arrays")
     if _GROUPS not in flat:
-        raise ValueError(f"flat: found {sorted(flat)}, expected 'param_groups' among them")
+        raise ValueError(f"flat: found {describe(list(flat))}, expected 'param_groups' among them")
     state: dict[int, dict[str, Any]] = {}
     for key in flat:
         if key == _GROUPS:
             continue
-        kind, _, rest = key.partition(".")
+        kind, _, rest = str(key).partition(".")
         number, _, name = rest.partition(".")
         if kind != "state" or not number.isdigit() or not name:
             raise ValueError(f"flat: found {key!r}, expected state.<index>.<name>")
         array = np.asarray(flat[key])
+        if array.dtype == object:
+            raise wrong_type(f"flat[{key!r}]", flat[key], "an array of numbers")
         if name.endswith(_BFLOAT16):
+            if array.dtype != np.uint16:
+                raise TypeError(f"flat[{key!r}]: found dtype {array.dtype}, expected uint16, the bits of bfloat16")
             name, array = name.removesuffix(_BFLOAT16), array.view(numpy_dtype(BFLOAT16))
         state.setdefault(int(number), {})[name] = array
-    return {"state": state, _GROUPS: json.loads(np.asarray(flat[_GROUPS]).tobytes())}
+    try:
+        groups = json.loads(np.asarray(flat[_GROUPS]).tobytes())
+    except (ValueError, RecursionError):
+        groups = None
+    if not isinstance(groups, list):
+        raise ValueError(f"flat['{_GROUPS}']: found {describe(flat[_GROUPS])}, expected the bytes of a list in JSON")
+    return {"state": state, _GROUPS: groups}
 
 
 def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,8 +146,9 @@ def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             return torch.tensor(float(value), dtype=torch.float64, device="cpu")
         return tensor_of(value) if isinstance(value, np.ndarray) else value
 
-    states = {i: {key: tensor(key, x) for key, x in state.items()} for i, state in state_dict["state"].items()}
-    return {"state": states, _GROUPS: torch_groups(state_dict[_GROUPS])}
+    groups, states = _parts(state_dict)
+    states = {i: {key: tensor(key, x) for key, x in state.items()} for i, state in states.items()}
+    return {"state": states, _GROUPS: torch_groups(groups)}
 
 
 def torch_groups(saved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -177,6 +197,32 @@ def numpy_of(tensor: Any) -> np.ndarray:
 COMPANIONS = frozenset(("master", "compensation"))
 
 
+def _parts(state_dict: Any) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Mapping[str, Any]]]:
+    """A state dict's groups, and its states by number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A part is missing or of the wrong kind.
+    """
+    for key in ("state", _GROUPS):
+        if not isinstance(state_dict, Mapping) or key not in state_dict:
+            raise ValueError(f"state_dict: found no {key!r}, expected what state_dict() returned")
+    groups, states = state_dict[_GROUPS], state_dict["state"]
+    if not isinstance(states, Mapping):
+        raise TypeError(f"state_dict['state']: found {type(states).__name__}, expected a mapping")
+    if not isinstance(groups, (list, tuple)):
+        raise TypeError(f"state_dict['{_GROUPS}']: found {type(groups).__name__}, expected a list of groups")
+    for g, group in enumerate(groups):
+        if not isinstance(group, Mapping):
+            raise TypeError(f"state_dict['{_GROUPS}'][{g}]: found {type(group).__name__}, expected a mapping")
+    for key, state in states.items():
+        if not isinstance(state, Mapping):
+            where = f"state_dict['state'][{describe(key)}]"
+            raise TypeError(f"{where}: found {type(state).__name__}, expected a mapping")
+    return groups, states
+
+
 def read_state_dict(
     state_dict: Any, sizes: Sequence[int]
 ) -> tuple[list[Any], list[Mapping[str, Any]], dict[Any, Mapping[str, Any]]]:
@@ -195,18 +241,11 @@ def read_state_dict(
         A part is missing or of the wrong kind, groups are of other sizes, a number is there twice, or a state is of a
         parameter that no group has.
     """
-    for key in ("state", _GROUPS):
-        if not isinstance(state_dict, Mapping) or key not in state_dict:
-            raise ValueError(f"state_dict: found no {key!r}, expected what state_dict() returned")
-    groups, states = state_dict[_GROUPS], state_dict["state"]
-    if not isinstance(states, Mapping):
-        raise TypeError(f"state_dict['state']: found {type(states).__name__}, expected a mapping")
-    if not isinstance(groups, (list, tuple)):
-        raise TypeError(f"state_dict['{_GROUPS}']: found {type(groups).__name__}, expected a list of groups")
+    groups, states = _parts(state_dict)
     order: list[Any] = []
     for g, group in enumerate(groups):
         where = f"state_dict['{_GROUPS}'][{g}]"
-        if not isinstance(group, Mapping) or "params" not in group:
+        if "params" not in group:
             raise TypeError(f"{where}: found {type(group).__name__}, expected a mapping with 'params'")
         if not isinstance(group["params"], (list, tuple, range)):
             raise wrong_type(f"{where}['params']", group["params"], "a list of numbers of parameters")

@@ -44,7 +44,7 @@ from .checkpoint import (
     state_from_torch,
     step_count,
 )
-from .checks import check_integer, check_number, did_you_mean, differing, wrong_type
+from .checks import check_flag, check_integer, check_number, describe, did_you_mean, differing, wrong_type
 from .dispatch import (
     Backend,
     Gradients,
@@ -95,7 +95,7 @@ class _Checked(MutableMapping[str, Any]):
     def __delitem__(self, key: str) -> None:
         if key not in self._values:
             raise KeyError(key)
-        raise TypeError(f"{self._where}: {key!r} cannot be removed")
+        raise TypeError(f"{self._where}: found {key!r} to be removed, expected it to stay: {key!r} cannot be removed")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -143,7 +143,8 @@ class ParamGroup(_Checked):
     def _change(self, changes: Mapping[str, Any]) -> None:
         if changes.get("params", self._values["params"]) is not self._values["params"]:
             raise ValueError(
-                f"{self._where}: found 'params' to be replaced; construct a new optimizer for other arrays"
+                f"{self._where}: found 'params' to be replaced, expected those of the construction; construct a new "
+                "optimizer for others"
             )
         for key in changes:
             if key != "params":
@@ -249,14 +250,18 @@ class _Bound:
     ) -> None:
         """Does one step of the optimizer that it was made for."""
         threads = optimizer._threads or settings._threads
+        if zero_grads is not False:
+            zero_grads = check_flag("zero_grads", zero_grads)
+        if skip_nonfinite is not False:
+            skip_nonfinite = check_flag("skip_nonfinite", skip_nonfinite)
+        if type(grad_scale) is not float or grad_scale != 1.0:
+            grad_scale = check_scale(grad_scale, optimizer._real)
         runner = self._zeroing_runner() if zero_grads else self._runner
         optimizer.last_step_skipped = False
         if grad_scale != 1.0 or max_norm is not None or skip_nonfinite:
             pager = None if optimizer._files is None else optimizer._files.pager
             reader = self.backend if pager is None else pager.reading(self.backend)
-            grad_scale, norm, skipped = scale_of(
-                self.tables, reader, threads, check_scale(grad_scale, optimizer._real), max_norm, skip_nonfinite
-            )
+            grad_scale, norm, skipped = scale_of(self.tables, reader, threads, grad_scale, max_norm, skip_nonfinite)
             optimizer.last_grad_norm = optimizer.last_grad_norm if norm is None else norm
             optimizer.last_step_skipped = skipped
             if skipped:
@@ -604,8 +609,8 @@ class Optimizer:
         chosen = self.arguments.rule(values)
         if chosen is not rule:
             raise ValueError(
-                f"param_groups[{g}]: this value would make the rule {chosen.name} of {rule.name}, whose states differ; "
-                "construct a new optimizer"
+                f"param_groups[{g}]: found values that make the rule {chosen.name}, expected {rule.name}, whose states "
+                "differ; construct a new optimizer"
             )
         found = self.arguments.values(rule, values, 1)
         if count_copies(rule, found) != parameters.copies:
@@ -698,7 +703,7 @@ class Optimizer:
 
         if directory is None:
             raise ValueError(
-                f"state_memory: found {memory!r}, expected None without state_dir: it is states in files that it bounds"
+                f"state_memory: found {describe(memory)}, expected None without state_dir: it bounds states in files"
             )
         if self._place.kind != "cpu":
             raise ValueError(
@@ -905,7 +910,7 @@ class Optimizer:
         how = (grad_scale, max_norm, skip_nonfinite, zero_grads)
         last = self._last
         # What is to be zeroed is checked for that anew.
-        if last is not None and (zero_grads or last.bound.backend is not self._backend()):
+        if last is not None and (zero_grads is not False or last.bound.backend is not self._backend()):
             last = None
         if last is not None and last.fits(arrays):
             last.run(last.bound, self, *how)
@@ -1156,7 +1161,9 @@ def _match(grads: Any, structure: Any, name: str) -> list[Any]:
         if not isinstance(grads, Mapping):
             raise TypeError(f"{name}: found {type(grads).__name__}, expected a mapping as params is")
         if grads.keys() != set(structure):
-            raise ValueError(f"{name}: found other keys than params has{differing(grads.keys(), set(structure))}")
+            raise ValueError(
+                f"{name}: found other keys than params has, expected the same{differing(grads.keys(), set(structure))}"
+            )
         return [grads[key] for key in structure]
     if isinstance(grads, Iterator):
         grads = list(grads)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import BFLOAT16, Array, check_device, dtype_name, row_stride, view
+from .checks import check_name, describe
 from .dispatch import DUPLICATES, Rows
 from .storage import CODES, compute_dtype
 
@@ -73,8 +74,7 @@ class RowSparse:
         shape: tuple[int, ...] | None = None,
     ) -> RowSparse:
         """Takes its parts; `shape` is that of the whole gradient, where it is known."""
-        if duplicates not in DUPLICATES:
-            raise ValueError(f"duplicates: found {duplicates!r}, expected one of {', '.join(DUPLICATES)}")
+        check_name("duplicates", duplicates, DUPLICATES)
         self._kept: list[Any] = [indices, values]  # what keeps memory where it is
         # A tensor can be given other memory: its own is kept by another tensor.
         self._kept += [array.owner.detach() for array in self._kept if hasattr(array.owner, "detach")]
@@ -139,8 +139,7 @@ class RowSparse:
         self = cls.__new__(cls)._hold(_integers(indices, "indices"), _rows(values, "values"), duplicates)
         offsets, count = _integers(offsets, "offsets"), self._indices.size
         bags = self._values.shape[0] if self._values.shape else 0
-        if mode not in ("sum", "mean"):
-            raise ValueError(f"mode: found {mode!r}, expected 'sum' or 'mean'")
+        check_name("mode", mode, ("sum", "mean"))
         if mode == "mean" and weights is not None:
             raise ValueError("weights: found some with mode 'mean', expected none: they go with mode 'sum'")
         given = None if weights is None else view(weights, "weights")
@@ -163,8 +162,8 @@ class RowSparse:
         sizes = np.diff(begins)
         if len(begins) != bags + 1 or begins[0] != 0 or begins[-1] != count or (sizes < 0).any():
             raise ValueError(
-                f"offsets: found {_host_or_device(offsets)!r}, expected {bags} or {bags + 1} of them (values has "
-                f"{bags} rows), from 0, never falling, to {count} at most"
+                f"offsets: found {describe(_host_or_device(offsets))}, expected {bags} or {bags + 1} of them (values "
+                f"has {bags} rows), from 0, never falling, to {count} at most"
             )
         self._source = np.repeat(np.arange(bags), sizes)
         self._weights = None if given is None else floats_of(given)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import BFLOAT16, Array, dtype_name
-from .checks import check_integer, check_name, check_number
+from .checks import check_integer, check_name, check_number, did_you_mean, wrong_value
 from .rules import Rule
 
 #: The numbers by which backends know how an array is stored.
@@ -144,10 +144,19 @@ def storage_dtype(value: Any) -> np.dtype | None:
     """The dtype that is meant by a name or by a dtype of NumPy, ml_dtypes or torch; that of bytes for "8bit"."""
     if value is None:
         return None
-    name = value if isinstance(value, str) else str(getattr(value, "__name__", value)).removeprefix("torch.")
+    name = value if isinstance(value, str) else _name_of(value).removeprefix("torch.")
     if name not in _STATE_DTYPES:
-        raise ValueError(f"state_dtype: found {value!r}, expected one of {', '.join(_STATE_DTYPES)}, or None")
+        meant = did_you_mean(name, _STATE_DTYPES) if isinstance(value, str) else ""
+        raise wrong_value("state_dtype", value, f"one of {', '.join(_STATE_DTYPES)}, or None{meant}")
     return _STATE_DTYPES[name]
+
+
+def _name_of(dtype: Any) -> str:
+    """The name of a library's dtype, or of its scalar type."""
+    try:
+        return str(getattr(dtype, "__name__", dtype))
+    except Exception:  # of what is no dtype
+        return ""
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:

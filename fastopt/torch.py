@@ -41,7 +41,7 @@ from . import norms, settings
 from .arguments import ARGUMENTS, EXECUTION, TorchArguments, check_group, read_call
 from .arrays import CPU, Array, Place, check_distinct, check_overlap, check_tensor, dtype_name, replace_shape, view
 from .checkpoint import COMPANIONS, read_state_dict, tensor_of, torch_groups
-from .checks import check_number, did_you_mean, wrong_value
+from .checks import as_float, check_flag, check_number, did_you_mean, wrong_type, wrong_value
 from .dispatch import (
     Gradients,
     Job,
@@ -106,7 +106,7 @@ class Optimizer(torch.optim.Optimizer):
         call = read_call(type(self), args, kwargs)
         self._backend_name, self._threads, self._precision = call.backend, call.threads, call.precision
         self._forget()
-        super().__init__(call.params, {**self.arguments.defaults, **call.options})
+        super().__init__(_given(call.params, "params"), {**self.arguments.defaults, **call.options})
 
     def _forget(self) -> None:
         """Nothing has been checked yet, and no number stands in a table."""
@@ -132,8 +132,11 @@ class Optimizer(torch.optim.Optimizer):
         BackendUnavailable
             A parameter is on a device for which there is no backend.
         """
-        if isinstance(param_group, Mapping):
-            check_group(type(self), param_group, f"param_groups[{len(self.param_groups)}]")
+        where = f"param_groups[{len(self.param_groups)}]"
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            raise wrong_type(where, param_group, "a dict with 'params'")
+        check_group(type(self), param_group, where)
+        param_group["params"] = _given(param_group["params"], f"{where}['params']")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -314,7 +317,13 @@ class Optimizer(torch.optim.Optimizer):
             A gradient, a state or a hyper-parameter is not what it must be; no tensor has changed.
         """
         loss = None
+        if zero_grads is not False:
+            zero_grads = check_flag("zero_grads", zero_grads)
+        if skip_nonfinite is not False:
+            skip_nonfinite = check_flag("skip_nonfinite", skip_nonfinite)
         if closure is not None:
+            if not callable(closure):
+                raise wrong_type("closure", closure, "a callable or None")
             with torch.enable_grad():
                 loss = closure()
         scale = 1.0
@@ -924,6 +933,34 @@ class _Bound:
         return check_rows(rule, [param, grad, *states], names)
 
 
+def _given(params: Any, name: str, leaves: bool = True) -> list[Any]:
+    """Parameters as they may be given: tensors, pairs of a name and a tensor, or group dicts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        One is none of these, or, where they are to be `leaves`, a tensor that is computed from others.
+    """
+    if isinstance(params, torch.Tensor) and name.startswith("param_groups"):
+        return [params]
+    expected = "an iterable of tensors, of pairs (name, tensor), or of group dicts"
+    if isinstance(params, (torch.Tensor, str, bytes, set, frozenset, Mapping)):  # sets have no order
+        raise wrong_type(name, params, expected)
+    try:
+        given = list(params)
+    except TypeError:
+        raise wrong_type(name, params, expected) from None
+    for i, member in enumerate(given):
+        tensor = member[1] if isinstance(member, tuple) and len(member) == 2 else member
+        if isinstance(tensor, dict):
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise wrong_type(f"{name}[{i}]", tensor, "a tensor")
+        if leaves and not (tensor.is_leaf or tensor.retains_grad):
+            raise ValueError(f"{name}[{i}]: found a non-leaf tensor, expected a leaf")
+    return given
+
+
 def _params(groups: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
     return [p for group in groups for p in group["params"]]
 
@@ -1153,13 +1190,14 @@ def clip_grad_norm_(
 
     Raises
     ------
-    ValueError
-        `norm_type` is another, or `max_norm` no number >= 0.
+    TypeError, ValueError
+        `norm_type` is another, `max_norm` no number >= 0, or something is no tensor.
     """
-    if float(norm_type) != 2.0:
-        raise ValueError(f"norm_type: found {norm_type!r}, expected 2.0 (others: torch.nn.utils.clip_grad_norm_)")
-    if isinstance(parameters, torch.Tensor):
-        parameters = [parameters]
+    if as_float(norm_type) != 2.0:
+        raise wrong_value("norm_type", norm_type, "2.0 (others: torch.nn.utils.clip_grad_norm_)")
+    norms.check_max_norm(max_norm)
+    error_if_nonfinite = check_flag("error_if_nonfinite", error_if_nonfinite)
+    parameters = [parameters] if isinstance(parameters, torch.Tensor) else _given(parameters, "parameters", False)
     grads = []
     for p in parameters:
         if p.grad is not None and p.grad.is_neg():

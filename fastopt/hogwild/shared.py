@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import wrong_type
+
 ALIGN = 64  # bytes: no two arrays share a cache line
 _MAGIC = b"fastopt1"
 _PREFIX = struct.Struct("<8sQQ")  # magic, bytes of the header, bytes of the block
@@ -110,7 +112,7 @@ class SharedArrays(Mapping[str, np.ndarray]):
             `name` cannot be a block's, or the block was not made by `create`, or is damaged.
         """
         if not isinstance(name, str):
-            raise TypeError(f"name: found {name!r} of type {type(name).__name__}, expected a string")
+            raise wrong_type("name", name, "a string")
         if not name or "/" in name or "\0" in name:
             raise ValueError(f"name: found {name!r}, expected the name of a SharedArrays")
         try:
