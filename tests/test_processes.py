@@ -341,6 +341,18 @@ fastopt.show_config()
     assert reason in told
 
 
+def test_a_library_of_other_sources_is_not_used():
+    code = """
+from fastopt.backends import _sources
+_sources.digest = lambda: "of other sources"
+import fastopt
+print(fastopt.available_backends()["native"])
+"""
+    reason = python(code)
+    assert "built from other sources" in reason
+    assert "pip install" in reason
+
+
 def test_numba_asked_for_is_no_surprise():
     step = "fastopt.SGD(np.ones(3), lr=1.0{}).step(np.ones(3))\n"
     asked = step.format(", backend='numba'") + "with fastopt.use_backend('numba'):\n    " + step.format("")

@@ -1,6 +1,7 @@
 """The cffi extension over libfastopt: its declarations are those of fastopt.h itself. Used by the build only."""
 
 import re
+import runpy
 from pathlib import Path
 
 from cffi import FFI
@@ -15,8 +16,14 @@ def _declarations(header: str) -> str:
     return re.sub(r"^#.*$", "", header, flags=re.M).replace("FASTOPT_API ", "")
 
 
+_SOURCES = runpy.run_path(str(Path(__file__).with_name("_sources.py")))["digest"]()
+
 # What only the Python package needs.
-_OWN = """
+_OWN = (
+    f"""
+static const char *built_from(void) {{ return "{_SOURCES}"; }}
+"""
+    + """
 static int all_have(int64_t words, int32_t **where, int32_t bit)
 {
     for (int64_t i = 0; i < words; i++)
@@ -25,9 +32,11 @@ static int all_have(int64_t words, int32_t **where, int32_t bit)
     return 1;
 }
 """
+)
 
 ffi = FFI()
-ffi.cdef(_declarations(_HEADER) + "int all_have(int64_t words, int32_t **where, int32_t bit);")
+ffi.cdef(_declarations(_HEADER))
+ffi.cdef("const char *built_from(void); int all_have(int64_t words, int32_t **where, int32_t bit);")
 ffi.set_source(
     "fastopt.backends._native", f'#include "fastopt.h"\n{_OWN}', define_macros=[("Py_LIMITED_API", "0x030A0000")]
 )

@@ -15,6 +15,7 @@ import numpy as np
 from ..checks import did_you_mean, wrong_value
 from ..errors import BackendUnavailable, install_command
 from ..storage import CODES
+from . import _sources
 
 if TYPE_CHECKING:
     from ..dispatch import Gradients, Job, Rows
@@ -26,6 +27,14 @@ except ImportError as error:
         f"the C extension cannot be loaded ({error}); build it with a C compiler (Debian: apt install "
         f"gcc): {install_command(options='--force-reinstall --no-deps')}"
     ) from None
+
+_sources_now = _sources.digest()
+if _sources_now and (not hasattr(lib, "built_from") or ffi.string(lib.built_from()).decode() != _sources_now):
+    raise BackendUnavailable(
+        "the C library was built from other sources than are here now, whose rules it may not know; build it again: "
+        + install_command(options="--no-deps")
+    )
+del _sources_now
 
 NORM_BLOCK: int = lib.FASTOPT_NORM_BLOCK
 
