@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, compress
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -574,7 +574,7 @@ class _Bound:
         self._counted: list[int] = []  # whose count is in the table
         # Numbers that stay where their users have them: whose, its name, the tensor, and the place that backends read.
         self._foreign: list[tuple[int, str, torch.Tensor, np.ndarray, tuple[int, ...]]] = []
-        names: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # of whose states and numbers
+        names: dict[int, tuple[str, ...]] = {}  # of whose states and numbers
         try:
             for i in members:  # once all have been checked
                 g = group_of[i]
@@ -605,13 +605,9 @@ class _Bound:
                 (p if g is None or g.is_sparse else g for p, g in zip(params, grads, strict=True)), known, strict=True
             )
         ]
-        self._kept = list(optimizer.state.values())
-        self._states = [(params[i], optimizer.state[params[i]]) for i in names if any(names[i])]
-        self._state_entries = _Entries((optimizer.state[params[i]], names[i][0]) for i in names if names[i][0])
-        self._number_entries = _Entries((optimizer.state[params[i]], names[i][1]) for i in names if names[i][1])
-        self._numbers = self._number_entries.read()
+        self._entries = _Entries(optimizer.state, {id(params[i]): own for i, own in names.items() if own})
         self._tables = [self._table, *tables.values()]
-        self._where = self._addresses_of(params)
+        self._where = self._addresses_of(params, optimizer.state)
         self._counts = None if self.capturable or not self._counted else self._table.numpy()[: len(params), 0]
         self._seen = b"" if self._counts is None else self._counts.tobytes()
         self._values = [frozen(self._values_of(group)) for group in groups]
@@ -622,7 +618,7 @@ class _Bound:
 
     def _take_state(
         self, optimizer: Optimizer, i: int, p: torch.Tensor, g: int, group: Mapping[str, Any], label: str
-    ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Array]]:
+    ) -> tuple[tuple[str, ...], list[Array]]:
         """The names of a parameter's states and numbers, which move to where backends advance them, and the states as
         backends take them.
         """
@@ -630,7 +626,7 @@ class _Bound:
         rule = parameters.rule
         states = self._precisions[g].states(rule, param, parameters.copies)
         if not states and not optimizer._counted:
-            return ((), ()), []
+            return (), []
         begun = any(optimizer.state[p].get(name) is not None for name in states)
         state = optimizer._complete_state(p, rule, parameters.copies, group)
         if optimizer._counted:
@@ -645,8 +641,8 @@ class _Bound:
             called = f"{name!r} of {label}"
             split.append(split_copies(rule, parameters.copies, view(state[name], called), param, called))
         added = [view(state[name], f"{name!r} of {label}") for name in states if name not in rule.states]
-        numbers = (*(["step"] if optimizer._counted else []), *rule.scalars)
-        return (tuple(states), numbers), [*(arrays[k] for k in range(parameters.copies) for arrays in split), *added]
+        names = (*states, *(["step"] if optimizer._counted else []), *rule.scalars)
+        return names, [*(arrays[k] for k in range(parameters.copies) for arrays in split), *added]
 
     def _take_number(
         self,
@@ -714,7 +710,10 @@ class _Bound:
         groups = optimizer.param_groups
         params = self._params_of(groups)
         self._sparse: list[tuple[int, RowSparse]] = []
-        if not self._unmoved(params, optimizer.state):
+        try:
+            if len(params) != len(self._params) or self._addresses_of(params, optimizer.state) != self._where:
+                return False
+        except (LookupError, TypeError, RuntimeError):  # an entry is missing, or no tensor with memory
             return False
         grads, present = list(map(_grad, params)), None
         try:
@@ -735,7 +734,7 @@ class _Bound:
             if present is None and not self._all_known:
                 return False
             self._select(present)
-        if addresses.count(0) != self._empty or True in map(_is_neg, grads):
+        if addresses.count(0) != self._empty or any(map(_is_neg, grads)):
             grads = self._copies = _readable(grads)
             addresses = list(map(_data_ptr, grads))
             if addresses.count(0) != self._empty:
@@ -746,26 +745,10 @@ class _Bound:
             self._put(addresses)
         return self._take_groups(groups)
 
-    def _addresses_of(self, params: Sequence[torch.Tensor]) -> list[int]:
-        """Where parameters are, their states, and the tables of numbers."""
+    def _addresses_of(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> list[int]:
+        """Where parameters are, their states and numbers, and the tables of numbers."""
         known: Iterable[torch.Tensor] = params if self._all_known else compress(params, self._known.tolist())
-        return list(map(_data_ptr, chain(known, self._state_entries.read(), self._tables)))
-
-    def _unmoved(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> bool:
-        """Whether parameters and states are where they were, and numbers the same tensors."""
-        kept = list(state.values())
-        if len(kept) != len(self._kept) or not all(map(is_, kept, self._kept)):
-            if not all(state.get(p) is own for p, own in self._states):
-                return False
-            self._kept = kept  # it was a user's own entry
-        try:
-            return (
-                len(params) == len(self._params)
-                and self._addresses_of(params) == self._where
-                and all(map(is_, self._number_entries.read(), self._numbers))
-            )
-        except (KeyError, TypeError, RuntimeError):  # an entry is missing, or no tensor with memory
-            return False
+        return list(map(_data_ptr, chain(known, *self._entries.read(state), self._tables)))
 
     def _take_counts(self) -> None:
         """Takes over numbers that were set by hand, and those that stay where their users have them."""
@@ -776,16 +759,12 @@ class _Bound:
         for i, name, number, array, at in self._foreign:
             array[at] = _number_of(number, f"{name!r} of {self._names[i][0]}", name == "step")
 
-    def _give_counts(self, before: Sequence[Any]) -> None:
-        """Tells states how far backends have counted; `before` are numbers that stay where their users have them."""
-        if self._counts is not None:
-            self._counts[...] = self._steps
-            self._seen = self._counts.tobytes()
-        if before:
-            with torch.no_grad():
-                for (_, name, number, array, at), last in zip(self._foreign, before, strict=True):
-                    if array[at] != last:  # counted as torch does, that no other process's count be lost
-                        number.add_(1) if name == "step" else number.fill_(array[at])
+    def _give_foreign(self, before: Sequence[Any]) -> None:
+        """Counts numbers that stay where their users have them, as `before`, as far as backends have."""
+        with torch.no_grad():
+            for (_, name, number, array, at), last in zip(self._foreign, before, strict=True):
+                if array[at] != last:  # counted as torch does, that no other process's count be lost
+                    number.add_(1) if name == "step" else number.fill_(array[at])
 
     def _take_groups(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Takes over hyper-parameters that have changed; False where a group has another rule now."""
@@ -854,7 +833,8 @@ class _Bound:
         """Does the step."""
         if zero_grads:
             self._check_zeroed()
-        self._take_counts()
+        if self._foreign or (self._counts is not None and self._counts.tobytes() != self._seen):
+            self._take_counts()
         runner, stepped = self._zeroing_runner() if zero_grads else self._runner, self._stepped
         if self._sparse:
             if self.capturable:
@@ -881,7 +861,11 @@ class _Bound:
                 again(scale, threads)
             runner(scale, threads)
         finally:  # an interrupt comes once it is done
-            self._give_counts(before)
+            if self._counts is not None:  # tells states how far backends have counted
+                self._counts[...] = self._steps
+                self._seen = self._counts.tobytes()
+            if before:
+                self._give_foreign(before)
         if zero_grads:
             for _, grad in self._sparse:
                 set_to_zero(grad.values)
@@ -983,19 +967,25 @@ def _can_be_checked(p: torch.Tensor) -> bool:
 
 
 class _Entries:
-    """Entries of states by their names, read at once for all states that have the same names."""
+    """Entries of states by their names, read at once for all states that have the same names.
 
-    def __init__(self, states: Iterable[tuple[dict[str, Any], tuple[str, ...]]]) -> None:
-        kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for state, names in states:
-            kinds.setdefault(names, []).append(state)
-        self._kinds = [(itemgetter(*names), len(names) == 1, members) for names, members in kinds.items()]
+    They are read from where states are kept, so that a state that was replaced shows as one whose entries were.
+    """
 
-    def read(self) -> list[Any]:
-        """The entries, in an order of their own."""
-        entries: list[Any] = []
-        for getter, single, members in self._kinds:
-            entries += map(getter, members) if single else chain.from_iterable(map(getter, members))
+    def __init__(self, state: Mapping[Any, Any], names: Mapping[int, tuple[str, ...]]) -> None:
+        """`names` are of whose states, by the parameter's `id`; what else is there, or comes later, is the users'."""
+        found = [names.get(id(p)) for p in state]
+        self._kinds = [
+            (itemgetter(*kind), len(kind) == 1, [own == kind for own in found])
+            for kind in dict.fromkeys(filter(None, found))
+        ]
+
+    def read(self, state: Mapping[Any, Any]) -> list[Iterable[Any]]:
+        """The entries, in an order of their own, as several iterables."""
+        entries: list[Iterable[Any]] = []
+        for getter, single, chosen in self._kinds:
+            read = map(getter, compress(state.values(), chosen))
+            entries.append(read if single else chain.from_iterable(read))
         return entries
 
 
