@@ -748,7 +748,7 @@ class _Bound:
     def _addresses_of(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> list[int]:
         """Where parameters are, their states and numbers, and the tables of numbers."""
         known: Iterable[torch.Tensor] = params if self._all_known else compress(params, self._known.tolist())
-        return list(map(_data_ptr, chain(known, *self._entries.read(state), self._tables)))
+        return list(map(_data_ptr, chain(known, self._entries.read(state), self._tables)))
 
     def _take_counts(self) -> None:
         """Takes over numbers that were set by hand, and those that stay where their users have them."""
@@ -975,18 +975,21 @@ class _Entries:
     def __init__(self, state: Mapping[Any, Any], names: Mapping[int, tuple[str, ...]]) -> None:
         """`names` are of whose states, by the parameter's `id`; what else is there, or comes later, is the users'."""
         found = [names.get(id(p)) for p in state]
-        self._kinds = [
-            (itemgetter(*kind), len(kind) == 1, [own == kind for own in found])
-            for kind in dict.fromkeys(filter(None, found))
+        kinds = dict.fromkeys(filter(None, found))
+        self._kinds: list[tuple[Callable[[Any], Iterable[Any]], itemgetter, list[bool]]] = [
+            (iter if len(kind) == 1 else chain.from_iterable, itemgetter(*kind), [own == kind for own in found])
+            for kind in kinds
         ]
+        self._alike = len(found) if len(kinds) == 1 and all(found) else -1  # how many, where none is of another kind
 
-    def read(self, state: Mapping[Any, Any]) -> list[Iterable[Any]]:
-        """The entries, in an order of their own, as several iterables."""
-        entries: list[Iterable[Any]] = []
-        for getter, single, chosen in self._kinds:
-            read = map(getter, compress(state.values(), chosen))
-            entries.append(read if single else chain.from_iterable(read))
-        return entries
+    def read(self, state: Mapping[Any, Any]) -> Iterable[Any]:
+        """The entries, in an order of their own."""
+        if len(state) == self._alike:
+            flatten, getter, _ = self._kinds[0]
+            return flatten(map(getter, state.values()))
+        return chain.from_iterable(
+            flatten(map(getter, compress(state.values(), chosen))) for flatten, getter, chosen in self._kinds
+        )
 
 
 def _readable(grads: Sequence[Any]) -> list[Any]:
