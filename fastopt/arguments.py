@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -95,6 +95,8 @@ class Arguments:
     def row(self, rule: Rule, group: Mapping[str, Any], dtype: np.dtype, t: int = 1) -> np.ndarray:
         """The rule's hyper-parameters at step t, checked, as backends take them that compute in `dtype`.
 
+        The class's arguments that this rule does not use are checked too.
+
         Raises
         ------
         TypeError, ValueError
@@ -102,7 +104,19 @@ class Arguments:
         """
         places = self._places(rule, group).items()
         labels = {name: key if place is None else f"{key}[{place}]" for name, (key, place) in places}
+        for key, hyper in self._idle[rule.name].items():
+            value = group.get(key, hyper.default)
+            hyper.check(key, value(t) if callable(value) else value)
         return hyper_row(rule, self.values(rule, group, t), labels, dtype, t)
+
+    @cached_property
+    def _idle(self) -> dict[str, dict[str, Hyper]]:
+        """By each rule's name, the arguments that only other rules of the class use."""
+        used = {name: hyper for rule in self.rules for name, hyper in rule.hyper.items() if name in self.defaults}
+        return {
+            rule.name: {name: used[name] for name in used.keys() - rule.hyper.keys() - self.switches.keys()}
+            for rule in self.rules
+        }
 
     def at_step(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """A group's arguments as the numbers that they are at step t."""
@@ -125,10 +139,10 @@ class Arguments:
         """
         if key in self.defaults or key == "state_dtype":
             return
-        meant = did_you_mean(key, self.defaults, 0.8)
-        parts = str(key).lower().split("_")
-        whole = any(set(name.split("_")) < set(parts) for name in self.defaults)  # as lr_scale has lr
-        if key in _everywhere() or (meant and not whole):
+        parts = set(str(key).lower().split("_"))
+        within = [name for name in self.defaults if set(name.split("_")) < parts]  # as lr_scale has lr
+        meant = did_you_mean(key, [name for name in self.defaults if name not in within], 0.8)
+        if key in _everywhere() or meant:
             raise ValueError(f"{where}: found {key!r}, expected one of {', '.join(self.defaults)}{meant}")
 
     def _places(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
@@ -194,6 +208,15 @@ class TorchArguments(Arguments):
         if group["decoupled_weight_decay"]:
             return {"weight_decay": "", "decoupled_weight_decay": "weight_decay"}
         return {"decoupled_weight_decay": ""}
+
+    def row(self, rule: Rule, group: Mapping[str, Any], dtype: np.dtype, t: int = 1) -> np.ndarray:
+        """The same; there are no schedules, for torch has its own."""
+        for key in self.defaults:
+            value = group.get(key)
+            for part in value if isinstance(value, (tuple, list)) else (value,):
+                if callable(part):
+                    raise wrong_type(key, part, "a number, which a torch.optim.lr_scheduler may change")
+        return super().row(rule, group, dtype, t)
 
 
 #: What every class takes beside hyper-parameters, with its default and what it means.

@@ -185,7 +185,7 @@ _ELSEWHERE = {
 def did_you_mean(name: object, known: Iterable[object], alike: float = 0.6) -> str:
     """The end of a message about an unknown name: ``"; did you mean 'lr'?"``, or nothing if none is as much `alike`."""
     names = {str(other).lower(): str(other) for other in known}
-    word = str(name).lower()
+    word = name.lower() if isinstance(name, str) else ""
     like = [_ELSEWHERE[word]] if _ELSEWHERE.get(word) in names else get_close_matches(word, names, 1, alike)
     return f"; did you mean {names[like[0]]!r}?" if like else ""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import settings
 from .arrays import BFLOAT16, CPU, Array, Place, check_distinct
-from .checks import as_float, check_number
+from .checks import as_float, check_number, wrong_type
 from .dispatch import (
     Backend,
     Gradients,
@@ -32,6 +32,8 @@ def _gradients(grads: Any) -> tuple[list[Array | RowSparse], list[str]]:
         items = [(f"grads[{key!r}]", grad) for key, grad in grads.items()]
     elif isinstance(grads, (list, tuple)):
         items = [(f"grads[{i}]", grad) for i, grad in enumerate(grads)]
+    elif grads is None:
+        raise wrong_type("grads", grads, "an array, a RowSparse, or a sequence or mapping of them")
     else:
         items = [("grads", grads)]
     items = [(name, grad) for name, grad in items if grad is not None]

@@ -136,16 +136,19 @@ class Optimizer(torch.optim.Optimizer):
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise wrong_type(where, param_group, "a dict with 'params'")
         check_group(type(self), param_group, where)
-        param_group["params"] = _given(param_group["params"], f"{where}['params']")
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        count, given = len(self.param_groups), dict(param_group)
         try:
+            param_group["params"] = _given(param_group["params"], f"{where}['params']")
+            super().add_param_group(param_group)
+            group = self.param_groups[-1]
             if group.get("base_lr", 0) is None:
-                group["base_lr"] = float(group["lr"])
+                group["base_lr"] = as_float(group["lr"])
             self._check_group(group, group["params"])
             self._check_params()
         except BaseException:
-            self.param_groups.pop()
+            del self.param_groups[count:]
+            param_group.clear()
+            param_group.update(given)
             raise
         self._bound = None
         if self.arguments.name == "Adagrad":  # torch's has its states from the start, and relies on them
@@ -770,7 +773,11 @@ class _Bound:
         """Takes over hyper-parameters that have changed; False where a group has another rule now."""
         for g, group in enumerate(groups):
             values = self._values_of(group)
-            if values != self._values[g]:
+            try:
+                changed = values != self._values[g]
+            except (ValueError, RuntimeError):  # an array or a tensor of several elements
+                changed = True
+            if changed:
                 parameters, (rule, row) = self._groups[g], self._rule_and_row(group)
                 if rule is not parameters.rule or len(row) != parameters.copies:
                     return False
@@ -1030,7 +1037,8 @@ def _convert(
     TypeError, ValueError
         It is no such state; the message names it.
     """
-    x = tensor_of(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fVui" else value
+    plain = isinstance(value, np.ndarray) and value.dtype.kind in "fVui" and value.dtype.names is None
+    x = tensor_of(value) if plain else value
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{label}: found {type(value).__name__}, expected a tensor")
     packed, packs = x.dtype == torch.uint8, dtype == np.uint8

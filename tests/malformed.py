@@ -251,9 +251,16 @@ LEGITIMATE: dict[str, dict[str, str]] = {
     "path": {**_ABSENT, "text": "a path", "number as text": "a path", "bytes": "a path"},
     "two": {},
     "callable": {"class": "a callable", "function": "a callable"},
-    "sequence": {"empty list": "no arrays", "list of None": "anything the kernel takes", "array": "its rows"},
+    "sequence": {
+        "empty list": "no arrays",
+        "empty dict": "no arrays",
+        "list of None": "anything the kernel takes",
+        "dict": "anything the kernel takes",
+        "range": "anything the kernel takes",
+        "array": "its rows",
+    },
     "progress": {**_ABSENT, "True": "prints", "function": "a callable", "class": "a callable"},
-    "anything of numbers": {},
+    "anything of numbers": dict.fromkeys(("NaN", "inf", "-1", "0", "1.5"), "a number"),
     "schedulable": {},
 }
 

@@ -11,7 +11,16 @@ import numpy as np
 from numba import typeof
 
 from ..backends.numba_arithmetic import ieee_arithmetic
-from ..checks import check_flag, check_integer, check_name, check_number, did_you_mean, wrong_type, wrong_value
+from ..checks import (
+    check_flag,
+    check_integer,
+    check_name,
+    check_number,
+    did_you_mean,
+    wrong_type,
+    wrong_value,
+)
+from ..settings import check_threads
 from . import engine
 from .runner import Compiled, Progress, Run, check_progress, run
 from .shared import SharedArrays
@@ -228,6 +237,7 @@ class LinearModel(_Model):
         l2 = float(self.l2)
         with ieee_arithmetic():
             strength = (l2 / np.maximum(degree, 1)).astype(np.float32)
+        workers = check_threads("workers", workers)
         hot = min(features, engine.HOT) if workers != 1 and self.rule != "async_adagrad" else 0
         splits = starts[:-1]
         if hot:
@@ -496,7 +506,7 @@ def _csr(X: Any, given: Any = None, limited: bool = True) -> tuple[np.ndarray, n
     """indptr as int64, indices as uint32, data as float32, and the number of columns; checked."""
     features = None
     if isinstance(X, tuple) and len(X) == 3:
-        indptr, indices, data = map(np.asarray, X)
+        indptr, indices, data = (_array("X", part) for part in X)
     else:
         indptr, indices, data, features = _as_csr(X)
         if given is not None and given != features:
@@ -511,7 +521,9 @@ def _csr(X: Any, given: Any = None, limited: bool = True) -> tuple[np.ndarray, n
             f"X: found data of dtype {data.dtype}, shape {data.shape}, expected real numbers, one per index"
         )
     if len(indptr) < 2 or indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr.astype(np.int64)) < 0).any():
-        raise ValueError("X: found an indptr that is not 0, ..., len(indices) in ascending order, of at least one row")
+        raise ValueError(
+            "X: found an indptr that is not 0, ..., len(indices) in ascending order, of at least one row; expected such"
+        )
     low, high = (int(indices.min()), int(indices.max())) if len(indices) else (0, -1)
     limit = features if features is not None else 2**31
     if low < 0 or high >= limit:
@@ -544,8 +556,15 @@ def _as_csr(X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     return np.concatenate([[0], np.cumsum(stored.sum(axis=1))]), np.nonzero(stored)[1], dense[stored], dense.shape[1]
 
 
+def _array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError):  # as of rows of several lengths
+        raise wrong_type(name, values, "an array_like of numbers") from None
+
+
 def _vector(name: str, values: Any, n: int) -> np.ndarray:
-    array = np.asarray(values)
+    array = _array(name, values)
     if array.dtype.kind not in "biuf" or array.shape != (n,):
         raise ValueError(f"{name}: found dtype {array.dtype}, shape {array.shape}, expected {n} real numbers")
     array = np.ascontiguousarray(array, np.float32)
@@ -555,7 +574,7 @@ def _vector(name: str, values: Any, n: int) -> np.ndarray:
 
 
 def _indices(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values)
+    array = _array(name, values)
     if array.dtype.kind not in "iu" or array.ndim != 1 or not array.size:
         raise TypeError(
             f"{name}: found dtype {array.dtype}, shape {array.shape}, expected integers, 1-dimensional, at least one"

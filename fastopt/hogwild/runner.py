@@ -162,8 +162,10 @@ def check_progress(progress: Any) -> Progress | None:
     TypeError
         `progress` cannot be called.
     """
-    show = _print_line if progress is True else progress or None
-    if show is not None and not callable(show):
+    if progress is None or progress is False:
+        return None
+    show = _print_line if progress is True else progress
+    if not callable(show):
         raise wrong_type("progress", progress, "True, False, None or a callable")
     return show
 

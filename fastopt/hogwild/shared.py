@@ -119,7 +119,8 @@ class SharedArrays(Mapping[str, np.ndarray]):
             descriptor = _posixshmem.shm_open(f"/{name}", os.O_RDWR, mode=0o600)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"name: found {name!r}, but there is no shared memory of that name: it was never created, or unlinked"
+                f"name: found {name!r}, expected the name of a SharedArrays; there is no shared memory of that name: "
+                "it was never created, or unlinked"
             ) from None
         try:
             size = os.fstat(descriptor).st_size
