@@ -52,7 +52,7 @@ def test_parameters_that_cannot_be():
         ([a, "b"], TypeError, r"params\[1\]: found str"),
         ([a, [a]], TypeError, r"params\[1\]: found list"),
         ({"w": np.ones(3, "i8")}, TypeError, r"params\['w'\]: found dtype int64"),
-        ([{"params": a, "betas": 0.9}], TypeError, "betas: found 0.9, expected a pair"),
+        ([{"params": a, "betas": 0.9}], TypeError, "betas: found 0.9 of type float, expected a pair"),
         ([{"params": a, "rho": 0.9}], ValueError, r"params\[0\]: found 'rho'"),
         (np.lib.stride_tricks.as_strided(a, (3, 3), (4, 4)), ValueError, "elements share memory"),
     ]:
