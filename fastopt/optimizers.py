@@ -44,7 +44,7 @@ from .checkpoint import (
     state_from_torch,
     step_count,
 )
-from .checks import check_flag, check_integer, check_number, describe, did_you_mean, differing, wrong_type
+from .checks import check_flag, check_integer, check_name, check_number, describe, did_you_mean, differing, wrong_type
 from .dispatch import (
     Backend,
     Gradients,
@@ -783,9 +783,11 @@ class Optimizer:
 
         Raises
         ------
-        KeyError
-            The parameter has no state of that name.
+        TypeError, ValueError
+            There is no such parameter, or it has no state of that name.
         """
+        i = check_integer("i", i, 0, len(self.state) - 1)
+        name = check_name("name", name, self.state[i])
         array, param = view(self.state[i][name], name), self._views[i]
         if array.dtype != np.uint8:
             return floats_of(array).copy()

@@ -550,6 +550,19 @@ def test_a_model_made_bfloat16_goes_on(rounding):
         fastopt.Adam([wide], ema_decay=0.9).load_state_dict(one.state_dict())
 
 
+def test_values_of_a_state_that_is_not_there():
+    optimizer = fastopt.Adam(np.zeros(3, "f4"))
+    for i, name, error, message in [
+        (1, "exp_avg", ValueError, "i: found 1, expected an integer >= 0 and <= 0"),
+        (-1, "exp_avg", ValueError, "i: found -1"),
+        ("x", "exp_avg", TypeError, "i: found 'x'"),
+        (0, "exp_average", ValueError, "name: found 'exp_average', .*did you mean 'exp_avg'"),
+        (0, 1, TypeError, "name: found 1"),
+    ]:
+        with pytest.raises(error, match=message):
+            optimizer.state_values(i, name)
+
+
 def test_groups_and_states_show_what_is_used():
     p, q, g = np.zeros(3, "f4"), np.zeros(3, "f4"), np.ones(3, "f4")
     optimizer = fastopt.SGD([{"params": [p]}, {"params": [q]}], lr=0.5, momentum=0.0)
