@@ -242,7 +242,8 @@ class Folder:
     def _without_arrays(job: Job) -> Job:
         none = np.empty(0, np.int64)
         if job.rows is not None and job.parameters.rule.by_row:
-            return replace(job, rows=replace(job.rows, indices=none, source=None, weights=None), storage=None)
+            rows = replace(job.rows, count=0, indices=none, source=None, weights=None)
+            return replace(job, rows=rows, storage=None)
         tables: dict[str, Any] = {"addresses": job.addresses[:0], "offsets": np.zeros(1, np.int64)}
         return replace(job, **tables, strides=None, elements=None, rows=None, storage=None)
 
