@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,14 @@ from .dispatch import (
     load_backend,
     make_gradients,
 )
-from .sparse import RowSparse, view_gradient
+from .sparse import RowSparse, is_mapping, view_gradient
 from .storage import compute_dtype, numpy_dtype
 
 EPS = 1e-6  # as torch's clip_grad_norm_
 
 
 def _gradients(grads: Any) -> tuple[list[Array | RowSparse], list[str]]:
-    if isinstance(grads, Mapping):
+    if is_mapping(grads):
         items = [(f"grads[{key!r}]", grad) for key, grad in grads.items()]
     elif isinstance(grads, (list, tuple)):
         items = [(f"grads[{i}]", grad) for i, grad in enumerate(grads)]

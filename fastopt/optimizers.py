@@ -63,7 +63,7 @@ from .dispatch import (
 from .norms import check_scale, scale_of
 from .rules import REQUIRED, Rule
 from .schedules import picklable, restored, schedules_in
-from .sparse import RowSparse, as_row_sparse, floats_of
+from .sparse import RowSparse, as_row_sparse, floats_of, is_mapping
 from .storage import ZERO_GRADS, assign, blocks_of, compute_dtype, from_blocks, new_array, numpy_dtype, set_to_zero
 
 
@@ -1140,7 +1140,7 @@ def _match(grads: Any, structure: Any, name: str) -> list[Any]:
         if not isinstance(grads, (list, tuple)):
             raise TypeError(f"{name}: found {type(grads).__name__}, expected a list as params is")
         total = sum(len(s) if isinstance(s, tuple) else 1 if s is None else s for s in structure)
-        if len(grads) == total and not any(isinstance(g, (list, tuple, Mapping)) for g in grads):
+        if len(grads) == total and not any(isinstance(g, (list, tuple)) or is_mapping(g) for g in grads):
             return list(grads)
         if len(grads) != len(structure):
             raise ValueError(
@@ -1149,18 +1149,18 @@ def _match(grads: Any, structure: Any, name: str) -> list[Any]:
             )
         found = []
         for g, (own, shape) in enumerate(zip(grads, structure, strict=True)):
-            if isinstance(own, Mapping) and "params" in own:
+            if is_mapping(own) and "params" in own:
                 own = own["params"]
             found += _match(own, shape, f"{name}[{g}]")
         return found
     if structure is None:
         if isinstance(grads, (list, tuple)) and len(grads) == 1:
             return list(grads)
-        if isinstance(grads, (list, tuple, Mapping)):
+        if isinstance(grads, (list, tuple)) or is_mapping(grads):
             raise TypeError(f"{name}: found {type(grads).__name__}, expected one array as params is")
         return [grads]
     if isinstance(structure, tuple):
-        if not isinstance(grads, Mapping):
+        if not is_mapping(grads):
             raise TypeError(f"{name}: found {type(grads).__name__}, expected a mapping as params is")
         if grads.keys() != set(structure):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -262,6 +262,11 @@ def view_gradient(grad: Any, name: str, shape: tuple[int, ...] | None = None) ->
         As `as_row_sparse` and `fastopt.arrays.view`.
     """
     return as_row_sparse(grad, name, shape) or view(grad, name)
+
+
+def is_mapping(grads: Any) -> bool:
+    """Whether these are gradients by name. (SciPy's dok arrays are mappings too, but each is one gradient.)"""
+    return isinstance(grads, Mapping) and not hasattr(grads, "tocsr")
 
 
 def as_row_sparse(grad: Any, name: str, shape: tuple[int, ...] | None = None) -> RowSparse | None:

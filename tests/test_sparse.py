@@ -378,7 +378,12 @@ def test_every_format_of_scipy(form, kind):
         optimizer = fastopt.SGD([q := np.zeros(shape), np.zeros(2)], lr=1.0)
         optimizer.step([gradient, np.zeros(2)])
         np.testing.assert_array_equal(q, -want.reshape(shape))
-        assert fastopt.global_norm([gradient]) == pytest.approx(np.linalg.norm(want))
+        for alone in (q := np.zeros(shape), [q], [{"params": q}]):
+            q[...] = 0
+            fastopt.SGD(alone, lr=1.0).step(gradient if alone is q else [gradient])
+            np.testing.assert_array_equal(q, -want.reshape(shape))
+        for grads in (gradient, [gradient], {"w": gradient}):
+            assert fastopt.global_norm(grads) == pytest.approx(np.linalg.norm(want))
 
 
 def test_entries_that_are_there_twice_are_summed():
