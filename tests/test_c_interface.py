@@ -17,10 +17,11 @@ from fastopt import cli, functional, settings
 from fastopt.backends import native
 from fastopt.rules import MAX_COPIES, PROLOGUE, REQUIRED, RULES
 
+from .pages import example as example_of
+from .pages import page
 from .support import CASES, VARIED
 
 ffi, lib = native.ffi, native.lib
-README = (Path(__file__).parents[1] / "README.md").read_text()
 HEADER = Path(fastopt.get_include(), "fastopt.h").read_text()
 LANGUAGES = {"c": ["gcc", "-std=c11"], "c++": ["g++", "-std=c++11", "-x", "c++"]}
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
@@ -311,7 +312,7 @@ def example():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_example_of_the_header_and_the_readme(tmp_path, language):
-    assert f"```c\n{example()}```" in README
+    assert f"```c\n{example()}```" in page("csrc")
     source = tmp_path / "train.c"
     source.write_text(example())
     said, _, numbers = output(compiled(tmp_path, source, language)).partition(": ")
@@ -761,12 +762,7 @@ def test_large_and_unaligned_tensors_on_several_threads(real):
             np.testing.assert_array_equal(a, b)
 
 
-# ---- ctypes and Numba, as README shows them ----
-
-
-def snippet(marker):
-    """README's Python block that holds the marker."""
-    return next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if marker in block)
+# ---- ctypes and Numba, as the page shows them ----
 
 
 def test_ctypes_reaches_the_library_that_python_uses():
@@ -777,7 +773,7 @@ def test_ctypes_reaches_the_library_that_python_uses():
 
 def test_the_ctypes_example():
     names = {}
-    exec(snippet("ctypes.CDLL"), names)
+    exec(example_of("csrc", "ctypes.CDLL"), names)
     want, m, v = np.ones(1000, "f4"), np.zeros(1000, "f4"), np.zeros(1000, "f4")
     functional.adamw(want, names["g"], m, v, step=1, lr=0.01)
     for got, b in zip((names["p"], names["m"], names["v"]), (want, m, v), strict=True):
@@ -786,7 +782,7 @@ def test_the_ctypes_example():
 
 def test_the_numba_example_in_two_threads():
     names = {}
-    exec(snippet("ctypes.CDLL") + snippet("def train(p, g, m, v"), names)
+    exec(example_of("csrc", "def train(p, g, m, v"), names)
     results = {}
 
     def work(seed):

@@ -15,6 +15,8 @@ import fastopt
 from fastopt import cli
 from fastopt.rules import RULES
 
+from .pages import page
+
 MAIN = "import sys; from fastopt.cli import main; sys.exit(main())"
 
 
@@ -49,9 +51,9 @@ def test_info():
         assert text in done.stdout
 
 
-def test_readme_has_the_table_of_rules(capsys):
+def test_the_rules_page_has_the_table(capsys):
     assert cli.main(["info", "--rules"]) == 0
-    assert capsys.readouterr().out.strip() in (Path(__file__).parents[1] / "README.md").read_text()
+    assert capsys.readouterr().out.strip() in page("fastopt/rules")
 
 
 def test_version():

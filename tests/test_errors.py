@@ -11,7 +11,7 @@ import pytest
 from fastopt import errors
 from fastopt.errors import install_command
 
-ROOT = Path(__file__).parents[1]
+from .pages import PAGES, ROOT
 
 
 @pytest.fixture
@@ -64,9 +64,8 @@ def test_without_an_address(installed, monkeypatch, where):
 
 def test_no_index_is_promised():
     """Neither ``pip install fastopt`` nor an extra of it: pip would find nothing, or another's package."""
-    pages = [ROOT / "README.md", *(ROOT / ".github").glob("*.md")]
     sources = [path for room in ("fastopt", "tests", "benchmarks") for path in (ROOT / room).rglob("*.py")]
     promise = re.compile(r"(?:pip|uv|conda) (?:install|add)[^\n`&;]*[\s\"']fastopt(?! @)(?:\[|[\s\"'`.]|$)")
     assert promise.search('pip install "fastopt[cuda]"') and promise.search("pip install -U fastopt\n")
-    found = {path: promise.findall(path.read_text()) for path in [*pages, *sources] if path != Path(__file__)}
+    found = {path: promise.findall(path.read_text()) for path in [*PAGES, *sources] if path != Path(__file__)}
     assert not {path: promises for path, promises in found.items() if promises}

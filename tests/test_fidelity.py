@@ -1,4 +1,4 @@
-"""README's table "Which option reproduces whom", line by line: whom it names, run beside what it says.
+"""The table "Which option reproduces whom" of fastopt/rules: whom each line names, run beside what it says.
 
 A line names an optimizer of torch, Keras or optax by its call, which is made; or a formula by its name, which is
 written here in float64, as the paper or the authors' code has it.
@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +18,10 @@ import pytest
 import fastopt
 from fastopt.optimizers import CLASSES
 
+from .pages import page
 from .support import assert_same_bits, gradients, parameter
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-SECTION = README.partition("## Which option reproduces whom\n")[2].partition("\n## ")[0]
+SECTION = page("fastopt/rules").partition("## Which option reproduces whom\n")[2].partition("\n## ")[0]
 ROWS = dict(re.findall(r"^\| `?([^`|]+?)`? \| `(.+)` \|$", SECTION, re.MULTILINE))
 LIBRARIES = ("torch", "keras", "optax")
 

@@ -3,10 +3,8 @@
 import inspect
 import math
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -16,6 +14,7 @@ import fastopt
 import fastopt.numba as kernels
 from fastopt.rules import RULES
 
+from .pages import example
 from .support import CASES, assert_same_bits, gradients, make_states, parameter, run
 
 STEPS = 6
@@ -134,12 +133,10 @@ def test_every_rule_is_documented():
         kernels.adma  # noqa: B018
 
 
-def test_the_engine_in_readme():
+def test_the_engine_of_the_page():
     """It learns a matrix of rank 4 from some of its entries."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    code = re.search(r"<!-- engine -->\n```python\n(.*?)```", readme, re.S)[1]
     names = {}
-    exec(code, names)
+    exec(example("fastopt", "adagrad.fold"), names)
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((n, 4)).astype("f4") for n in (120, 90))
     first, second = rng.integers(0, 120, 6000), rng.integers(0, 90, 6000)

@@ -1,33 +1,71 @@
-"""README and the contributors' pages: what they link to is there, what they say to install and to run can be."""
+"""The pages: what they link to is there, what they say to install and to run can be, and their examples run."""
 
 import re
-from pathlib import Path
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 
 import fastopt
 from fastopt.optimizers import CLASSES
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md"))]
-TEXTS = {path.name: path.read_text() for path in PAGES}
+from .pages import PAGES, ROOT, examples
+
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
 README = TEXTS["README.md"]
+EXAMPLES = [
+    pytest.param(code, printed, id=f"{name}-{k}")
+    for name, text in TEXTS.items()
+    for k, (code, printed) in enumerate(examples(text))
+]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_links_lead_to_files(page):
-    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
-    assert not missing
+def anchors(text):
+    """Where a link may lead within a page: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_files_that_are_named_are_there(page):
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_to_files(name):
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_files_that_are_named_are_there(name):
     """In code: ``tests/test_bits.py``, ``.ci/run``, ``csrc/``."""
-    code = " ".join(re.findall(r"`([^`\n]+)`", page.read_text()))
+    code = " ".join(re.findall(r"`([^`\n]+)`", TEXTS[name]))
     names = re.findall(r"(?<![\w/.])(?<!--plot )((?:tests|benchmarks|csrc|fastopt|\.ci|\.github)/[\w./*-]*)", code)
-    assert names or page.name == "SECURITY.md"
     assert not [name for name in names if not list(ROOT.glob(name.rstrip("/")))]
+
+
+@pytest.mark.parametrize(("code", "printed"), EXAMPLES)
+def test_examples_run_alone(code, printed, tmp_path):
+    for package in set(re.findall(r"^(?:from|import) (\w+)", code, re.M)) - {"fastopt"}:
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    script = tmp_path / "example.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not printed or done.stdout == printed
+
+
+def test_the_front_page_is_short():
+    assert README.count("\n") <= 150
+
+
+def test_every_room_has_its_door():
+    rooms = {name for name in TEXTS if name.endswith("README.md")} - {"README.md"}
+    links = re.findall(r"\]\(([^)#\s]+)", README)
+    assert rooms <= set(links)
 
 
 def test_extras_are_there():
@@ -54,12 +92,12 @@ def test_every_class_is_named():
 
 
 def test_the_changelog_knows_this_version():
-    newest = re.search(r"^### Changelog\n\n\*\*([\d.]+)\*\*", README, re.M)
+    newest = re.search(r"^## Changelog\n\n\*\*([\d.]+)\*\*", TEXTS[".github/CHANGELOG.md"], re.M)
     assert newest and newest[1] == fastopt.__version__
 
 
-def test_bounds_are_what_readme_says():
+def test_bounds_are_what_the_pages_say():
     settings = (ROOT / "pyproject.toml").read_text()
     for package, name in {"Python": "requires-python", "NumPy": "numpy", "Numba": "numba"}.items():
         bound = re.search(rf'{name}(?: = ")?>=([\d.]+)', settings)[1]
-        assert f"{package} ({bound})" in README
+        assert f"{package} ({bound})" in TEXTS[".github/CHANGELOG.md"]

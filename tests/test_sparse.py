@@ -4,7 +4,6 @@ import copy
 import pickle
 import re
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from fastopt import RowSparse, functional
 from fastopt.dispatch import DUPLICATES
 from fastopt.rules import RULES
 
+from .pages import example
 from .support import CASES, assert_same_bits, make_states, misaligned
 
 BACKENDS = ["native", "numba"]
@@ -266,15 +266,10 @@ def test_bags_are_their_expansion(mode, weighted, backend):
         assert_same_bits(arrays[2], arrays[0])
 
 
-def test_the_example_in_readme():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    code = re.search(r"<!-- rows -->\n```python\n(.*?)```", readme, re.S)[1]
-    rng = np.random.default_rng(0)
-    indices, values = rng.integers(0, 1_000_000, 100), rng.standard_normal((100, 64)).astype("f4")
-    names = {"np": np, "fastopt": fastopt, "indices": indices, "values": values}
-    names |= {"offsets": np.arange(0, 100, 10), "upstream": values[:10]}
-    exec(code, names)
-    assert set(np.flatnonzero(names["table"].any(axis=1))) == set(indices)
+def test_the_example_of_the_page():
+    names = {}
+    exec(example("fastopt/jobs", "RowSparse.bags"), names)
+    assert set(np.flatnonzero(names["table"].any(axis=1))) == set(names["indices"])
 
 
 # ---- other libraries ----

@@ -4,8 +4,6 @@ import copy
 import io
 import itertools
 import pickle
-import re
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +16,7 @@ from fastopt.rules import RULES
 from fastopt.storage import blocks_of, values_of
 
 from .oracle import storage as oracle
+from .pages import example
 from .support import CASES, assert_same_bits, default_hyper, gradients, make_states, parameter
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -552,19 +551,13 @@ def test_names_of_dtypes(dtype):
     assert opt.state[0]["exp_avg"].dtype == BF16
 
 
-def test_readmes_lines(tmp_path, monkeypatch):
+def test_the_pages_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    params = [parameter(5000).astype("f4"), np.zeros(7, "f4")]
-    names = {"fastopt": fastopt, "params": params, "bf16_params": [p.astype(BF16) for p in params]}
-    names["grads"] = [np.ones_like(p) for p in params]
-    for marker in ("bytes", "files"):
-        code = re.search(rf"<!-- {marker} -->\n```python\n(.*?)```", readme, re.S)[1]
-        before = params[0].copy()
-        exec(code, names)
-        assert (params[0] != before).all()
-        names["grads"] = [np.ones_like(p) for p in params]
-    assert int(names["opt"].state[0]["step"]) == 1
+    for room, mark in (("fastopt/jobs", "ema_decay"), ("fastopt/files", "state_dir")):
+        names = {}
+        exec(example(room, mark), names)
+        assert int(names["opt"].state[0]["step"]) == 1
+        assert all(p.all() for p in names["params"])
 
 
 def test_gradients_to_be_zeroed_share_no_memory():

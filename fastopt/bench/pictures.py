@@ -31,6 +31,7 @@ COLOURS = {
     "fastopt.torch": "#1ba3a8",
     "ceiling": GREY,
 }
+_LABELS = {"native": "fastopt", "numba": "fastopt, Numba"}
 _MARKERS = "os^vDPX*<>ph"
 _TINTED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 STYLE: Any = dict.fromkeys(_TINTED, GREY) | {
@@ -99,7 +100,7 @@ def curve(
     lows, mids, highs = zip(*spreads, strict=True)
     ceiling = {"linestyle": "--", "linewidth": 3} if who == "ceiling" else {"marker": _MARKERS[k % len(_MARKERS)]}
     colour = COLOURS.get(who, GREY)
-    axes.plot(x, mids, color=colour, label=label or who, markersize=5, **ceiling)
+    axes.plot(x, mids, color=colour, label=label or _LABELS.get(who, who), markersize=5, **ceiling)
     axes.fill_between(x, lows, highs, color=colour, alpha=0.2, linewidth=0)
 
 
@@ -141,7 +142,7 @@ def bars(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str]) -> N
         mine = [(i, row) for i, row in enumerate(rows) if who in row["times"]]
         places = [i + (k - (len(whom) - 1) / 2) * height for i, _ in mine]
         rates = [_rates(row, who)[1] for _, row in mine]
-        axes.barh(places, rates, height, color=COLOURS.get(who, GREY), label=who)
+        axes.barh(places, rates, height, color=COLOURS.get(who, GREY), label=_LABELS.get(who, who))
     tops = {i: _rates(row, "ceiling")[1] for i, row in enumerate(rows) if "ceiling" in row["times"]}
     ends = [i - 0.45 for i in tops], [i + 0.45 for i in tops]
     axes.vlines(list(tops.values()), *ends, color=GREY, linewidth=2, label="ceiling")
