@@ -157,6 +157,28 @@ def test_arguments_of_no_use(capsys, arguments, said):
     assert said in line
 
 
+def test_what_bench_is_asked(monkeypatch):
+    command = pytest.importorskip("fastopt.bench.command")
+    monkeypatch.setattr(command, "bench", lambda *asked: asked)
+
+    def asked(*arguments):
+        options, _, _, said = cli.main(["bench", *arguments])
+        assert said == " ".join(["fastopt", "bench", *arguments])
+        return options
+
+    usual = asked("--threads", "1024")
+    assert (usual.threads, usual.size, list(usual.sizes)) == (1024, 20_000_000, [])
+    decades = [f"{leading}e{exponent}" for exponent in range(2, 10) for leading in (1, 3)]
+    assert list(asked("--sizes").sizes) == [int(float(size)) for size in decades[:-1]]
+    assert list(asked("--sizes", "3e4,10").sizes) == [10, 30_000]
+    goals = asked("--goals")
+    assert (goals.size, list(goals.sizes)) == (10**8, [10**6, 10**7, 10**8, 10**9])
+    assert list(asked("--goals", "--sizes", "1e4").sizes) == [10_000]
+    assert (asked("--cuda").size, list(asked("--cuda").peers)) == (200_000_000, [])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/fastopt", "bench", "--size", "1e4"])
+    assert cli.main()[-1] == "fastopt bench --size 1e4"
+
+
 @pytest.mark.parametrize(
     "content",
     [

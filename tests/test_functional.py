@@ -33,7 +33,8 @@ def test_signature_is_the_contract():
     for name, rule in RULES.items():
         parameters = list(inspect.signature(getattr(functional, name)).parameters)
         assert tuple(parameters[: 2 + len(rule.states)]) == ("param", "grad", *rule.states)
-        assert rule.formula in getattr(functional, name).__doc__
+        documentation = getattr(functional, name).__doc__
+        assert all(text in documentation for text in (rule.formula, rule.notes, f"Source: {rule.source}."))
     with pytest.raises(AttributeError, match="the rules are sgd"):
         functional.adan  # noqa: B018
 

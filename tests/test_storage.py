@@ -339,6 +339,8 @@ def test_layouts(options):
             ValueError, match=r"grads: found strides .* expected elements in the order in memory of params"
         ):
             opt.step(g0)
+        with pytest.raises(ValueError, match=r"grads: found strides .* expected elements in the order in memory"):
+            fastopt.Adam(np.zeros((2, 4096), "f4"), **options).step(np.zeros((4, 4096), "f4")[::2])  # two runs
         opt.step(np.asfortranarray(g0))
         assert opt.state_values(0, "exp_avg").shape == (70, 65)
         np.testing.assert_allclose(opt.state_values(0, "exp_avg"), 0.1 * g0, rtol=0.1, atol=np.abs(g0).max() * 0.1)
