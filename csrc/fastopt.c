@@ -424,7 +424,7 @@ static void update_part(void *context, int64_t begin, int64_t end)
         const double *coefficients = job->coefficients + (int64_t)job->row_of[tensor] * row;
         pass.step = job->steps[job->parameter[tensor]];
         pass.element = (job->elements ? job->elements[r] : first + (storage ? storage->first_element : 0)) + start;
-        run(kernel, stop - start, arrays, all, addresses, strides, coefficients, row, &pass);
+        run(kernel, stop - start, all, addresses, strides, coefficients, row, &pass);
     }
 }
 

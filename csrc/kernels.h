@@ -23,8 +23,8 @@ typedef struct {
 } fastopt_pass;
 
 typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients, const fastopt_pass *pass);
-/* `arrays` counts those of the update, `all` also those that storage adds. */
-typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int arrays, int all, void *const *addresses,
+/* `arrays` counts those that storage adds too; `row` is how many coefficients there are. */
+typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses,
                                const int64_t *strides, const double *coefficients, int row, const fastopt_pass *pass);
 
 /* A lookup: the row that it is of, and its place among the lookups. Half as long as with 64 bits, and twice as fast to

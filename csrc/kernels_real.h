@@ -9,7 +9,6 @@
 #define AHEAD (2048 / (int)sizeof(real))
 #define STORED_AHEAD 2048
 
-
 #define COEFFICIENTS(rule, copies)                                                                                    \
     const struct { FN(prologue_coefs) prologue; FN(rule##_coefs) rule; } *c = coefficients;                           \
     const FN(prologue_coefs) prologue = c->prologue;                                                                  \
@@ -107,15 +106,15 @@ static void FN(move)(char *to, int64_t to_stride, const char *from, int64_t from
 }
 
 /* n elements of one run; coefficients still in float64, rounded here, once. */
-static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, int all, void *const *addresses,
-                    const int64_t *strides, const double *coefficients, int row, const fastopt_pass *pass)
+static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses, const int64_t *strides,
+                    const double *coefficients, int row, const fastopt_pass *pass)
 {
     const fastopt_storage *storage = pass->storage;
     real coefs[MAX_ROW];
     int sizes[MAX_STORED], dense = 1;
     for (int j = 0; j < row; j++)
         coefs[j] = (real)coefficients[j];
-    for (int j = 0; j < all; j++) {
+    for (int j = 0; j < arrays; j++) {
         const int dtype = storage ? storage->dtypes[j] : OWN;
         sizes[j] = FN(in_blocks)(dtype) ? 0 : FN(element_size)(dtype);
         if (sizes[j]) /* blocks have no strides, and conversions take any alignment */
@@ -132,7 +131,7 @@ static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, int all, void 
     own.prefetch = 0;
     for (int64_t i = 0; i < n; i += TILE) {
         const int64_t m = n - i < TILE ? n - i : TILE;
-        for (int j = 0; j < all; j++) {
+        for (int j = 0; j < arrays; j++) {
             const int64_t stride = strides ? strides[j] : sizes[j];
             tile[j] = sizes[j] ? (void *)tiles[j] : (char *)addresses[j] + FN(offset)(FASTOPT_BLOCKS_SIGNED, i);
             if (sizes[j])
@@ -140,7 +139,7 @@ static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, int all, void 
         }
         own.element = pass->element + i;
         kernel(m, tile, coefs, &own);
-        for (int j = 0; j < all; j++) {
+        for (int j = 0; j < arrays; j++) {
             const int64_t stride = strides ? strides[j] : sizes[j];
             if (sizes[j] && (j != 1 || zeroed))
                 FN(move)((char *)addresses[j] + i * stride, stride, (char *)tiles[j], sizes[j], m, sizes[j]);
