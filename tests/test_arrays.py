@@ -294,19 +294,44 @@ def test_what_to_do_about_what_cannot_be_updated():
             fastopt.SGD([odd], lr=1.0)
 
 
+class Plain:
+    """As arrays were before DLPack had versions."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, *, stream=None):
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda a: a,
+        lambda a: a.T,
+        lambda a: a[::2],
+        lambda a: a[:, ::3],
+        lambda a: a[::-1, ::-1],
+        lambda a: a[::2, :1],
+        lambda a: a[:1, 1:5],
+        lambda a: a[:0, ::2],
+        lambda a: a[:, None, 2],
+    ],
+)
+def test_exports_in_any_layout(layout):
+    """What the array itself would have, and nothing between its elements is written."""
+    memory, reference = np.arange(48.0).reshape(6, 8), np.arange(48.0).reshape(6, 8)
+    grads = np.random.default_rng(1).standard_normal((6, 8))
+    fastopt.Adam(Plain(layout(memory)), lr=0.1).step(Plain(layout(grads)))
+    fastopt.Adam(layout(reference), lr=0.1).step(layout(grads))
+    np.testing.assert_array_equal(memory, reference)
+    assert layout(memory).size == 0 or (memory != np.arange(48.0).reshape(6, 8)).sum() == layout(memory).size
+
+
 def test_exports_of_any_age_and_dtype():
-    class Plain:
-        """As arrays were before DLPack had versions."""
-
-        def __init__(self, array):
-            self.array = array
-
-        def __dlpack__(self, *, stream=None):
-            return self.array.__dlpack__()
-
-        def __dlpack_device__(self):
-            return (1, 0)
-
     p = np.ones((3, 4), "f4")
     fastopt.SGD([Plain(p)], lr=1.0).step([Plain(np.asfortranarray(p))])
     assert (p == 0).all()
