@@ -262,8 +262,6 @@ def read_state_dict(
                 f"state_dict['state']: found {key!r}, expected numbers of parameters, each once, as in "
                 f"'{_GROUPS}': {order}"
             )
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state_dict['state'][{key!r}]: found {type(state).__name__}, expected a mapping")
         by_number[_number(key)] = state
     return order, list(groups), by_number
 
