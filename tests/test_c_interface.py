@@ -645,6 +645,40 @@ def test_norm_and_stream_refuse():
     assert lib.fastopt_stream(0, 2, two, 0, 0) == lib.FASTOPT_BAD_THREADS
 
 
+MEMORY = 2**56  # bytes: as many as a call takes
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_largest_that_is_taken(more):
+    """What is as large as can be is refused for the null pointers only, or the bad index, that come with it."""
+    refused = lib.FASTOPT_BAD_SIZE if more else lib.FASTOPT_NULL_POINTER
+    null = ffi.NULL
+    assert lib.fastopt_step(null, MEMORY // ffi.sizeof("fastopt_job") + more) == refused
+    for key, most in (("runs", MEMORY // 8), ("tensors", 2**31 - 1)):
+        job = ffi.new("fastopt_job *", {"copies": 1, "threads": 1, "tensors": 1, key: most + more})
+        assert lib.fastopt_step(job, 1) == refused
+    assert lib.fastopt_square_sums(0, MEMORY // 8 + more, *[null] * 5, 1) == refused
+    assert lib.fastopt_stream(MEMORY // 4 + more, 2, null, 0, 1) == refused
+    assert lib.fastopt_stream_rows(MEMORY // 8 + more, null, null, null, 1, 2, null, 1) == refused
+    assert lib.fastopt_stream_rows(1, null, null, null, MEMORY // 4 + more, 2, null, 1) == refused
+    assert Momentum().update(sizes=[MEMORY // 8 - 3 + more, 3], lost=(3,)) == refused
+    tensor = Rows()
+    for rows in ({"rows": 2**32 - 1 + more}, {"count": 2**32 - 1 + more}):
+        assert tensor.update(rows=rows, strides=None) == refused
+    for key in ("rows", "count"):
+        assert tensor.update(rows={key: 2**31, "width": MEMORY // 2**34 + more}, strides=None) == refused
+    refused = lib.FASTOPT_BAD_SIZE if more else lib.FASTOPT_BAD_INDEX
+    for sign, k, n in ((1, 0, 16), (-1, 0, 16), (1, 1, 4), (-1, 1, 4), (1, 2, 16), (-1, 2, 16)):
+        rows = {"rows": 16, "count": 4, "indices": np.array([4, 0, 4, 16])}
+        assert tensor.update(rows=rows, stride={k: sign * (MEMORY // n + more)}) == refused
+
+
+def test_each_error_has_a_message():
+    said = [message(code) for code in range(15)]
+    assert len(set(said)) == 15 and "unknown error code" not in said
+    assert {message(code) for code in (-(2**31), -1, 15, 16, 2**31 - 1)} == {"unknown error code"}
+
+
 # ---- arrays of other dtypes ----
 
 

@@ -149,6 +149,22 @@ def test_summing_is_exact(rows, count, width, seed, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("duplicates", ["sum", "sequential"])
+@pytest.mark.parametrize("rows", [2**11, 2**20, 2**22 + 5])
+def test_lookups_that_crowd_in_a_large_table(rows, duplicates, backend):
+    """Rows are told apart by more bits than are sorted by at once, and each row's gradients stay in their order."""
+    rng = np.random.default_rng(0)
+    indices = np.concatenate([rng.integers(0, rows, 1000), rows - 1 - rng.integers(0, 1500, 3000)])
+    rng.shuffle(indices)
+    values = rng.standard_normal((4000, 1), np.float32)
+    want = np.zeros((rows, 1), "f4")
+    np.subtract.at(want, indices, values)
+    got = np.zeros((rows, 1), "f4")
+    functional.sgd(got, RowSparse(indices, values, duplicates=duplicates), step=1, lr=1.0, backend=backend)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts(backend):
     """Strided and misaligned rows, gradients of any layout, and indices that are views."""
     indices, values = lookups(20, 30, (6,), "f4")
