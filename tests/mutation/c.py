@@ -1,0 +1,372 @@
+"""Do the tests notice small changes to the C library? ``python -m tests.mutation.c --sample 100``.
+
+Of all changes of a few kinds a sample is made, one at a time, in a copy. The library is built there for an instruction
+set in whose code the change is, and takes the place of the other in a copy of the package; then the tests of the
+changed file run, nearest first. Changes that do not compile, or leave the machine code as it was, are counted apart.
+"""
+
+import argparse
+import importlib.util
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import setuptools
+
+from fastopt.backends import native
+from fastopt.rules import RULES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# For each file the tests that touch it, nearest first, and pytest's -k for them: one or two rules are enough for loops
+# that all share. `{rules}` stands for the rules that the changed line is of.
+_CHUNKS = [
+    ("test_storage.py", "combination and adam or blocks and adam or layouts or zeroed or master and adam or kahan"),
+    ("test_sizes.py", "parts or every_remainder or stored and aggmo"),
+    ("test_storage.py", "average or threads or finite or fair or goes_on"),
+    ("test_storage_bits.py", "float64 and adam or parts or rows or layouts and (adam or sgd)"),
+]
+_ROWS = [
+    ("test_sparse.py", "crowd or repeated or named and (adam or sgd or rowwise)"),
+    ("test_storage.py", "rows"),
+    ("test_c_interface.py", "rows"),
+    ("test_sparse.py", "threads_and or exact or layouts or plan or bags or norms"),
+    ("test_sizes.py", "whole_rows or rows and (adam or sgd)"),
+    ("test_storage_bits.py", "rows or bags"),
+]
+TESTS = {
+    "arithmetic.h": [("test_arithmetic.py", "not hogwild")],
+    "chunks.h": _CHUNKS,
+    "kernels.c": [("test_c_interface.py", "stream"), ("test_bench.py", "test_rows"), ("test_rules.py", "folds")],
+    "kernels_real.h": [
+        ("test_bits.py", "(oracle or layouts or many) and (adam or sgd) or axis or gaps"),
+        ("test_c_interface.py", "large"),
+        ("test_norms.py", ""),
+        *_ROWS,
+        ("test_storage.py", "layouts or norm"),
+        ("test_sizes.py", "norms or dense and adam"),
+        ("test_bits.py", "layouts"),
+    ],
+    "rules.h": [
+        ("test_rules.py", "{rules}"),
+        ("test_bits.py", "({rules}) and not threads and not many and not layouts"),
+    ],
+    "sizes.h": [*_CHUNKS, *_ROWS],
+    "storage.h": [("test_storage.py", "reading or nearest or blocks or stochastic or philox or finite"), *_CHUNKS],
+    "*.c": [
+        ("test_c_interface.py", "not training and not example"),
+        ("test_rules.py", ""),
+        ("test_norms.py", ""),
+        ("test_storage.py", "refused or threads_and"),
+        ("test_bits.py", "threads and adam or many and (adam or aggmo) or axis or copies"),
+        *_ROWS,
+        ("test_sizes.py", "shares or parts"),
+        ("test_functional.py", ""),
+        ("test_optimizers.py", ""),
+        ("test_processes.py", ""),
+        ("test_bench.py", "test_rows"),
+    ],
+}
+# What would only take time: other backends, what is installed, instrumented builds.
+LEFT_OUT = "not (numba or race or beyond or installed or environment_chooses)"
+
+_COMPARISONS = {"<": ["<=", ">="], "<=": ["<", ">"], ">": [">=", "<="], ">=": [">", "<"], "==": ["!="], "!=": ["=="]}
+_PAIRS = ["+ -", "* /", "&& ||", "& |", "<< >>", "+= -=", "*= /=", "&= |="]
+OTHERS = _COMPARISONS | {a: [b] for pair in _PAIRS for a, b in (pair.split(), reversed(pair.split()))} | {"%": ["/"]}
+# Binary operators stand between spaces, which a pointer's star or a sign does not.
+_OPERATOR = re.compile(f"(?<= )({'|'.join(map(re.escape, sorted(OTHERS, key=len, reverse=True)))})(?= |$)", re.M)
+_NOT = re.compile(r"!(?!=)")
+_NUMBER = re.compile(
+    r"(?<![\w.])(0x[0-9a-f]+(\.[0-9a-f]*)?(p[+-]?\d+)?|\d+(\.\d*)?(e[+-]?\d+)?)[uflUFL]*(?![\w.])", re.I
+)
+_STATEMENT = re.compile(r"(?<=[;{})\\:])(?:[ \\]*\n)[ ]*(?P<statement>[\w*(+-][^;{}\n\\]*;)(?=[ \\]*$)", re.M)
+# Declarations, loops and whatever else is no statement to be left out.
+_KEPT = re.compile(
+    r"return [^;]|return$|[\w ]*\b(const|static|typedef|struct|enum|for|while|else|case)\b|\w+ \**\w+( =|;|,|\[)"
+)
+_HIDDEN = re.compile(
+    r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\])*\"|^\s*#\s*(?!define)\w+[^\n]*|^\s*#\s*define \w+", re.S | re.M
+)
+
+
+class Change(NamedTuple):
+    """One change to the text of a file."""
+
+    file: Path
+    begin: int
+    end: int
+    to: str
+
+    def made(self, text):
+        return text[: self.begin] + self.to + text[self.end :]
+
+    def told(self, text):
+        line = text.count("\n", 0, self.begin) + 1
+        begin = text.rfind("\n", 0, self.begin) + 1
+        whole = text[begin : text.find("\n", self.begin)]
+        after = (
+            whole[: self.begin - begin] + f"[{text[self.begin : self.end]} -> {self.to}]" + whole[self.end - begin :]
+        )
+        return f"{self.file.name}:{line}: {after.rstrip(' ' + chr(92)).strip()}"
+
+
+def changes(file):
+    """All changes to a file."""
+    text = _HIDDEN.sub(lambda match: re.sub(r"[^\n]", "~", match[0]), file.read_text())
+    for match in _OPERATOR.finditer(text):
+        for other in OTHERS[match[0]]:
+            yield Change(file, *match.span(), other)
+    for match in _NOT.finditer(text):
+        yield Change(file, *match.span(), "")
+    for match in _NUMBER.finditer(text):
+        for sign in "+-":
+            yield Change(file, *match.span(), f"({match[0]} {sign} 1)")
+    for match in _STATEMENT.finditer(text):
+        statement = match["statement"]
+        if statement.count("(") == statement.count(")") and not _KEPT.match(statement):
+            yield Change(file, *match.span("statement"), ";")
+
+
+def rules_of(text, at):
+    """A choice, for pytest's -k, of the rules that the line of rules.h is of."""
+    heads = [*re.finditer(r"^(?:UPDATE|ROW|FOLD|#define|static inline real FN)[ (]+(\w+)", text, re.M)]
+    bodies = {}
+    for head, after in zip(heads, [*heads[1:], None], strict=True):
+        bodies.setdefault(head[1], []).append(text[head.start() : after.start() if after else len(text)])
+    names = {[head[1] for head in heads if head.start() <= at][-1]}
+    names |= {name for name, own in bodies.items() for body in own if any(re.search(rf"\b{n}\b", body) for n in names)}
+    found = [
+        name
+        for name, rule in RULES.items()
+        if names & {rule.kernel, rule.fold.__name__.removeprefix("fold_"), rule.update.__name__}
+    ]
+    return " or ".join(found) or "adam"
+
+
+def load_setup():
+    """setup.py as a module, which builds nothing."""
+    setuptools.setup = lambda **_: None
+    spec = importlib.util.spec_from_file_location("_fastopt_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Library:
+    """The library in a copy of the repository, for one instruction set; changed sources are in a second folder."""
+
+    def __init__(self, folder, isa):
+        self.csrc, self.changed, self.built, self.isa = folder / "csrc", folder / "changed", folder / isa, isa
+        self.library = folder / "fastopt/backends/libfastopt.so"
+        self.built.mkdir()
+        setup = load_setup()
+        table = setup.rule_table(setup.load_rules()).splitlines()
+        table = [line for line in table if not line.startswith("#define FASTOPT_LEVELS")]
+        (self.built / "rule_table.h").write_text("\n".join([*table, f"#define FASTOPT_LEVELS(X) X({isa})", ""]))
+        includes = [f"-I{self.built}", f"-I{folder / 'fastopt/include'}"]
+        # Half the time of -O3, which is what most of a change's time would go into.
+        self.flags = [*(flag for flag in setup.FLAGS if flag != "-O3"), "-O1", "-w", "-fopenmp", *includes]
+        self.own = [*setup.levels()[isa], f"-DFASTOPT_ISA={isa}"]
+        self.sources = [source.relative_to(self.csrc) for source in sorted(self.csrc.glob("**/*.c"))]
+        self.texts = {source: self.preprocessed(self.csrc, source) for source in self.sources}
+
+    def gcc(self, root, source, *more):
+        own = self.own if "FASTOPT_ISA" in (root / source).read_text() else []
+        command = ["gcc", *self.flags, f"-I{root}", *own, root / source, *more]
+        return subprocess.run(command, capture_output=True, check=False)
+
+    def preprocessed(self, root, source):
+        return self.gcc(root, source, "-E", "-P").stdout
+
+    def compiled(self, root, source):
+        """The object file of a source; None if it does not compile."""
+        to = self.built / f"{root.name}-{source.stem}.o"
+        return None if self.gcc(root, source, "-c", "-o", to).returncode else to
+
+    @cached_property
+    def objects(self):
+        """What the unchanged sources are compiled to."""
+        return {source: self.compiled(self.csrc, source) for source in self.sources}
+
+    def concerned(self):
+        """The sources in which this instruction set's compiler sees a change."""
+        return [source for source in self.sources if self.preprocessed(self.changed, source) != self.texts[source]]
+
+    def link(self, objects):
+        """The library of these objects and the unchanged others, in the package's place for it."""
+        new = self.built / "new.so"
+        options = ["-shared", "-fopenmp", f"-Wl,-soname,{self.library.name}", "-lm", "-o", new]
+        subprocess.run(["gcc", *(self.objects | objects).values(), *options], check=True)
+        new.replace(self.library)
+
+
+class Tests:
+    """Runs the tests in a folder's copy of the package."""
+
+    def __init__(self, folder, timeout):
+        self.folder, self.timeout = folder, timeout
+        # Plugins, of which these tests need none, take longer than most tests.
+        own = {"FASTOPT_BACKEND": "native", "OMP_WAIT_POLICY": "passive", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        self.environment = os.environ | own
+        self.names, self.sound = {}, set()
+
+    def run(self, *options):
+        """Return code, None for too long, and output."""
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-o",
+            "addopts=",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--tb=no",
+            *options,
+        ]
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = process.wait(self.timeout)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                if process.poll() is None or code is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            output.seek(0)
+            return code, output.read()
+
+    def chosen(self, library, file, choice):
+        """The names of a file's tests that are chosen."""
+        key = library.isa, file, choice
+        if key not in self.names:
+            library.link({})
+            both = f"({choice}) and {LEFT_OUT}" if choice else LEFT_OUT
+            _, output = self.run("--collect-only", "-k", both, f"tests/{file}")
+            self.names[key] = [line for line in output.splitlines() if line.startswith(f"tests/{file}::")]
+            if not self.names[key]:
+                sys.exit(f"there are no tests in {file} for -k {both!r}:\n{output}")
+        return self.names[key]
+
+    def noticed(self, library, objects, selection):
+        """What noticed a change: a test, or that it took too long; None if nothing did."""
+        names = [name for file, choice in selection for name in self.chosen(library, file, choice)]
+        arguments = self.folder / "arguments"
+        arguments.write_text("\n".join(dict.fromkeys(names)))
+        library.link(objects)
+        code, output = self.run("-x", f"@{arguments}")
+        if code == 0:
+            return None
+        if code is None:
+            return "too long"
+        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.M)
+        if failed is None:
+            return f"return code {code}"
+        test = failed[1].partition("[")[0]
+        if (library, test) not in self.sound:
+            library.link({})
+            if self.run(test)[0]:  # it asks for another instruction set, say
+                print(f"    left out, for it fails without a change: {test}")
+                for key, some in self.names.items():
+                    self.names[key] = [name for name in some if name.partition("[")[0] != test]
+                return self.noticed(library, objects, selection)
+            self.sound.add((library, test))
+        return failed[1]
+
+
+def selection_of(change, text):
+    tests = TESTS.get(change.file.name) or TESTS[f"*{change.file.suffix}"]
+    rules = rules_of(text, change.begin) if change.file.name == "rules.h" else ""
+    return [(file, choice.format(rules=rules)) for file, choice in tests]
+
+
+def verdict(change, text, libraries, tests):
+    """What becomes of a change: a kind, and what more there is to say."""
+    for library in libraries:
+        sources = library.concerned()
+        if sources:
+            break
+    else:
+        return "not compiled", "no instruction set of this machine"
+    objects = {source: library.compiled(library.changed, source) for source in sources}
+    if not all(objects.values()):
+        return "not compiled", "an error"
+    if all(objects[source].read_bytes() == library.objects[source].read_bytes() for source in sources):
+        return "same code", library.isa
+    noticed = tests.noticed(library, objects, selection_of(change, text))
+    return ("killed", noticed) if noticed else ("survived", library.isa)
+
+
+def copy(folder):
+    """A copy of the repository, with what is built of it."""
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in files.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    shutil.copytree(Path(native.__file__).parents[1], folder / "fastopt", dirs_exist_ok=True)
+    shutil.copytree(folder / "csrc", folder / "changed")
+
+
+def main():
+    """Makes the changes and prints what becomes of each."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation.c", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (0)")
+    parser.add_argument("--sample", type=int, default=20, help="how many changes, of all files together (20)")
+    parser.add_argument("--file", action="append", help="files to change, by name (all)")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for a change's tests (300)")
+    parser.add_argument("--line", type=int, help="all changes to one line only")
+    parser.add_argument("--list", action="store_true", help="print the changes and make none")
+    arguments = parser.parse_args()
+    csrc = ROOT / "csrc"
+    files = sorted(file for file in csrc.glob("**/*.[ch]") if not file.name.endswith(".in.h"))
+    files = [file for file in files if not arguments.file or file.name in arguments.file]
+    every = [change for file in files for change in changes(file)]
+    texts = {file: file.read_text() for file in files}
+    if arguments.line:
+        every = [c for c in every if texts[c.file].count("\n", 0, c.begin) + 1 == arguments.line]
+    random.Random(arguments.seed).shuffle(every)
+    sample = every[: arguments.sample]
+    if arguments.list:
+        for change in sample:
+            print(change.told(texts[change.file]))
+        return
+    counts, survived = Counter(), []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        copy(folder)
+        libraries = [Library(folder, isa) for isa in reversed(native.isa_supported())]
+        tests = Tests(folder, arguments.timeout)
+        for number, change in enumerate(sample, 1):
+            begun = time.perf_counter()
+            place = folder / "changed" / change.file.relative_to(csrc)
+            place.write_text(change.made(texts[change.file]))
+            kind, more = verdict(change, texts[change.file], libraries, tests)
+            place.write_text(texts[change.file])
+            counts[kind] += 1
+            line = f"{change.told(texts[change.file])}\n    {kind}: {more}"
+            if kind == "survived":
+                survived.append(line)
+            print(f"{number}. {line} ({time.perf_counter() - begun:.0f} s)", flush=True)
+    print(f"\n{len(sample)} of {len(every)} changes: {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
+    print(*survived, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
