@@ -796,6 +796,48 @@ def test_large_and_unaligned_tensors_on_several_threads(real):
             np.testing.assert_array_equal(a, b)
 
 
+# ---- the ceiling ----
+
+
+def floats(arrays):
+    return ffi.new("float *[]", [ffi.cast("float *", array.ctypes.data) for array in arrays])
+
+
+@pytest.mark.parametrize("ahead", [0, 512])
+@pytest.mark.parametrize("count", range(2, 6))
+def test_the_ceiling_has_the_traffic_of_an_update(count, ahead):
+    """All but the second array change, in every element, and nothing else."""
+    for n in (0, 1, 63, 64, 65, 100_003):
+        arrays = [np.arange(n + 16, dtype="f4") + j for j in range(count)]
+        want = [array.copy() for array in arrays]
+        for array in (want[0], *want[2:]):
+            array[:n] += want[1][:n]
+        assert lib.fastopt_stream(n, count, floats(arrays), ahead, 3) == lib.FASTOPT_OK
+        for got, array in zip(arrays, want, strict=True):
+            np.testing.assert_array_equal(got, array)
+
+
+@pytest.mark.parametrize("width", [1, 16, 33])
+@pytest.mark.parametrize("count", range(2, 6))
+def test_the_ceiling_of_rows_has_the_traffic_of_their_update(count, width):
+    """A row gets each of its gradients, its states the first: of the rows that are named, and no others."""
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 3000):
+        lookups = rng.integers(1, 4, n)
+        starts = np.concatenate([[0], np.cumsum(lookups)])
+        rows, places = 2 * rng.permutation(n), rng.permutation(int(starts[-1]))
+        arrays = [rng.integers(0, 99, (2 * n + 1, width)).astype("f4") for _ in range(count)]
+        arrays[1] = rng.integers(0, 99, (len(places) + 1, width)).astype("f4")
+        want = [array.copy() for array in arrays]
+        np.add.at(want[0], np.repeat(rows, lookups), arrays[1][places])
+        for array in want[2:]:
+            array[rows] += arrays[1][places[starts[:-1]]]
+        tables = [ffi.from_buffer("int64_t[]", np.ascontiguousarray(a, np.int64)) for a in (rows, starts, places)]
+        assert lib.fastopt_stream_rows(n, *tables, width, count, floats(arrays), 3) == lib.FASTOPT_OK
+        for got, array in zip(arrays, want, strict=True):
+            np.testing.assert_array_equal(got, array)
+
+
 # ---- ctypes and Numba, as the page shows them ----
 
 
