@@ -46,9 +46,10 @@ class _Child:
         self.path = path
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `end`)
         self.connection, other = Pipe()
-        command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--tb={config.option.tbstyle}"]
+        # Of whatever marks: which tests run is told one by one.
+        command = [sys.executable, "-m", "pytest", "-n0", "-m", "", "-p", "no:cacheprovider"]
         self.process = subprocess.Popen(
-            [*command, f"--rootdir={config.rootpath}", os.fspath(path)],
+            [*command, f"--tb={config.option.tbstyle}", f"--rootdir={config.rootpath}", os.fspath(path)],
             cwd=config.invocation_params.dir,
             env={**os.environ, _CHANNEL: " ".join(map(str, (other.fileno(), *compute_capability)))},
             pass_fds=[other.fileno()],

@@ -1,6 +1,9 @@
 """What the tests share: cases for every rule, data, and comparisons."""
 
+import itertools
+
 import numpy as np
+import pytest
 
 from fastopt import functional
 from fastopt.rules import REQUIRED, RULES
@@ -50,6 +53,17 @@ FORMS = {
     "amsgrad, Keras's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "eps": 1e-3, "eps_hat": True}),
     "amsgrad, optax's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "max_corrected": True}),
 }
+
+# One rule of each kind by which kernels differ in more than the update: these are compiled in every test, the others
+# where it takes seconds for each in slow ones.
+KINDS = {(len(rule.states), rule.vector, rule.by_row is not None): name for name, rule in reversed(RULES.items())}
+
+
+def compiled_for_each(names, backends):
+    """Parameters: each rule with each backend; slow where Numba would compile one more kernel of a kind."""
+    for name, backend in itertools.product(names, backends):
+        slow = backend == "numba" and name not in KINDS.values()
+        yield pytest.param(name, backend, marks=[pytest.mark.slow] * slow)
 
 
 def default_hyper(name):

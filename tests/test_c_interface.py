@@ -261,6 +261,7 @@ def built_for_race_detection(folder, monkeypatch):
     return folder / "racing"
 
 
+@pytest.mark.slow
 def test_threads_race_only_where_they_mean_to(tmp_path, monkeypatch):
     """Under ThreadSanitizer: rows of their own without a race; the same rows with races in the rows' updates alone."""
     if not shutil.which("gcc"):

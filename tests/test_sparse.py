@@ -16,7 +16,7 @@ from fastopt.dispatch import DUPLICATES
 from fastopt.rules import RULES
 
 from .pages import example
-from .support import CASES, assert_same_bits, make_states, misaligned
+from .support import CASES, assert_same_bits, compiled_for_each, make_states, misaligned
 
 BACKENDS = ["native", "numba"]
 WIDTHS = [
@@ -68,9 +68,8 @@ def brute_force(name, hyper, arrays, indices, values, duplicates, step):
         put_rows(name, arrays, [row], own)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("duplicates", DUPLICATES)
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("name", "backend"), compiled_for_each(RULES, BACKENDS))
 def test_the_dense_rule_on_the_rows_that_are_named(name, duplicates, backend):
     name, hyper = CASES[f"{name}, varied"]
     for width, dtype, index in zip(WIDTHS, ["f4", "f8", "f4", "f4", "f4"], ["i4", "i8", "i8", "i4", "i8"], strict=True):

@@ -46,6 +46,7 @@ def assert_picture(path):
     assert path.read_bytes().startswith(PICTURES[path.suffix])
 
 
+@pytest.mark.slow
 def test_torch_digits(tmp_path):
     picture = tmp_path / "losses.svg"
     packages = ("rich", "sklearn", "matplotlib", "torch")
@@ -63,6 +64,7 @@ def test_torch_digits(tmp_path):
     assert_picture(picture)
 
 
+@pytest.mark.slow
 def test_glove(tmp_path):
     picture = tmp_path / "losses.png"
     printed = run("glove", *TINY, "--plot", picture, cache=tmp_path)
@@ -76,6 +78,7 @@ def test_glove(tmp_path):
     assert_picture(picture)
 
 
+@pytest.mark.slow
 def test_text(tmp_path):
     picture = tmp_path / "losses.svg"
     printed = run("text", *TINY, "--rounds", 2, "--plot", picture, cache=tmp_path)
@@ -87,6 +90,7 @@ def test_text(tmp_path):
     assert_picture(picture)
 
 
+@pytest.mark.slow
 def test_ratings(tmp_path):
     picture = tmp_path / "losses.png"
     printed = run("ratings", *TINY, "--rounds", 1, "--plot", picture, cache=tmp_path)
@@ -98,6 +102,7 @@ def test_ratings(tmp_path):
     assert_picture(picture)
 
 
+@pytest.mark.slow
 def test_precision(tmp_path):
     picture = tmp_path / "losses.svg"
     packages = ("rich", "sklearn", "matplotlib", "torch")
@@ -129,6 +134,7 @@ def test_precision(tmp_path):
     assert_picture(picture)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="state_memory needs Linux")
 def test_beyond_memory(tmp_path):
     arguments = ("--states", 220, "--limit", 200, "--memory", 32, "--rounds", 1, "--folder", tmp_path)
