@@ -40,7 +40,7 @@ try:
     from . import numba_memory, numba_storage, numba_tiles
     from .numba_arithmetic import ieee_arithmetic
     from .numba_cache import compiled, compiled_callback
-    from .numba_memory import OPTIONS as _options
+    from .numba_memory import INNER as _inner
     from .numba_memory import array_at, fetch_add, gather, load, scatter
     from .numba_tiles import TILE, prologue
 except ImportError as error:
@@ -143,13 +143,13 @@ _APPLY_COPIES = {2: _apply_twice, 3: _apply_thrice}
 _LOOPS = (_loop0, _loop1, _loop2, _loop3)
 
 
-@njit(**_options)
+@njit(**_inner)
 def _passed(p, g, grad_scale, weight_decay, decay):
     """In the place of a prologue that has been."""
     return p, g
 
 
-@njit(**_options)
+@njit(**_inner)
 def _split_gradient(n, p, grad, g, c):
     """The prologue alone, for rules with several copies of their states: they share the gradient it leaves in g."""
     for i in range(n):
@@ -287,7 +287,7 @@ def _segments(indices, count, hogwild):
     return rows, places, starts[: segments + 1]
 
 
-@njit(**_options)
+@njit(**_inner)
 def _sum_gradients(tile, address, stride, n, places, source, weights, one):
     """The sum of what lookups have, each times its weight, in order; of each gradient's row n elements from where the
     first row's begin.
@@ -392,7 +392,7 @@ def _whole_row_kernel(
 # ---- a rule's kernel ----
 
 _primitives = {"sqrt": primitives.sqrt, "isnan": primitives.isnan}
-_primitives["where"] = njit(**_options)(primitives.where)
+_primitives["where"] = njit(**_inner)(primitives.where)
 
 
 def _bind(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
@@ -402,12 +402,12 @@ def _bind(function: Callable[..., Any], name: str, **names: Any) -> Callable[...
     return bound
 
 
-_primitives["maximum"] = njit(**_options)(_bind(primitives.maximum, "maximum", **_primitives))
+_primitives["maximum"] = njit(**_inner)(_bind(primitives.maximum, "maximum", **_primitives))
 
 
 def compile_update(rule: Rule) -> Any:
     """The rule's update as an ``njit`` function."""
-    return njit(**_options)(_bind(rule.update, rule.kernel, **_primitives))
+    return njit(**_inner)(_bind(rule.update, rule.kernel, **_primitives))
 
 
 def compile_fold(rule: Rule) -> Any:
@@ -415,20 +415,20 @@ def compile_fold(rule: Rule) -> Any:
 
     def compile_one(fold: Callable[..., Any]) -> Any:
         others = {name: compile_one(fold.__globals__[name]) for name in fold.__code__.co_names if "fold_" in name}
-        return njit(**_options)(_bind(fold, fold.__name__, **_primitives, **others))
+        return njit(**_inner)(_bind(fold, fold.__name__, **_primitives, **others))
 
     return compile_one(rule.fold)
 
 
 def compile_fold_prologue(rule: Rule) -> Any:
     """The fold of what comes before the rule, as an ``njit`` function."""
-    return njit(**_options)(rule.fold_prologue)
+    return njit(**_inner)(rule.fold_prologue)
 
 
 def compile_by_row(rule: Rule) -> Any:
     """What the rule makes of a row's mean square, as an ``njit`` function."""
     assert rule.by_row is not None
-    return njit(**_options)(_bind(rule.by_row, f"{rule.kernel}_by_row", **_primitives))
+    return njit(**_inner)(_bind(rule.by_row, f"{rule.kernel}_by_row", **_primitives))
 
 
 def _digest(rule: Rule) -> str:
@@ -456,28 +456,28 @@ def _bound_loops(name: str, copies: int) -> dict[str, Any]:
     count, width = (0, 1) if rule.by_row else (len(rule.states) * copies, len(rule.coefficients))
     once: Any = _APPLY[count] if copies == 1 else _APPLY_COPIES[copies]
     own = {key: slice(3 + k * width, 3 + (k + 1) * width) for k, key in enumerate(("first", "second", "third"))}
-    apply = njit(**_options)(_bind(once, f"apply_{name}_{copies}", update=compile_update(rule), **own))
-    loop = njit(**_options)(_bind(_LOOPS[count], f"loop_{name}_{copies}", apply=apply))
+    apply = njit(**_inner)(_bind(once, f"apply_{name}_{copies}", update=compile_update(rule), **own))
+    loop = njit(**_inner)(_bind(_LOOPS[count], f"loop_{name}_{copies}", apply=apply))
     loop_after = loop
     if rule.vector:
         after = _bind(_LOOPS[count], f"loop_after_{name}_{copies}", apply=apply, prologue=_passed)
-        loop_after = njit(**_options)(after)
+        loop_after = njit(**_inner)(after)
     at = _bind(
         _update_at,
         f"at_{name}_{copies}",
         loop=loop,
         loop_after=loop_after,
-        to_tuple=njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + width * copies)),
+        to_tuple=njit(**_inner)(_bind(_as_tuple, "as_tuple", width=3 + width * copies)),
         states=count,
     )
-    return {"update_at": njit(**_options)(at), "states": count, "width": 3 + width * copies, "digest": _digest(rule)}
+    return {"update_at": njit(**_inner)(at), "states": count, "width": 3 + width * copies, "digest": _digest(rule)}
 
 
 @cache
 def kernel(name: str, copies: int) -> Any:
     """The compiled kernel of a rule, by the kernel's name. Compiled for a dtype when first called with it."""
     loops = _bound_loops(name, copies)
-    part = njit(**_options)(_bind(_update_part, f"part_{name}_{copies}", **loops))
+    part = njit(**_inner)(_bind(_update_part, f"part_{name}_{copies}", **loops))
     return compiled(_bind(_kernel, f"{name}_{copies}_{loops['digest']}", update_part=part))
 
 
@@ -487,7 +487,7 @@ def row_kernel(name: str, copies: int) -> Any:
     rule = _rule_of(name)
     if rule.by_row:
         whole = {"by_row": compile_by_row(rule), "update": compile_update(rule)}
-        whole["to_tuple"] = njit(**_options)(_bind(_as_tuple, "as_tuple", width=3 + len(rule.coefficients)))
+        whole["to_tuple"] = njit(**_inner)(_bind(_as_tuple, "as_tuple", width=3 + len(rule.coefficients)))
         return compiled(_bind(_whole_row_kernel, f"rows_{name}_{_digest(rule)}", **whole))
     loops = _bound_loops(name, copies)
     return compiled(_bind(_row_kernel, f"rows_{name}_{copies}_{loops['digest']}", **loops))
@@ -533,7 +533,7 @@ def tile_by_row(name: str, dtype: np.dtype) -> Any:
     rule = _rule_of(name)
     width = 3 + len(rule.coefficients)
     names = {"real": dtype.type, "width": width, "by_row": compile_by_row(rule)}
-    names["to_tuple"] = njit(**_options)(_bind(_as_tuple, "as_tuple", width=width))
+    names["to_tuple"] = njit(**_inner)(_bind(_as_tuple, "as_tuple", width=width))
     bound = _bind(_tile_by_row, f"tile_by_row_{name}_{dtype.name}_{_digest(rule)}", **names)
     return compiled_callback(bound, _TILE_SIGNATURE)
 
@@ -833,7 +833,7 @@ def _square_sums(addresses, strides, offsets, blocks, sums, like, counter, share
         begin += 1
 
 
-@njit(**_options)
+@njit(**_inner)
 def _itself(x):
     return x
 

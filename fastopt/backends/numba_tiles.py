@@ -28,7 +28,7 @@ from ..storage import (
     ZERO_GRADS,
 )
 from .numba_memory import (
-    OPTIONS,
+    INNER,
     address_of,
     array_at,
     call,
@@ -67,7 +67,7 @@ GROUP = 128  # elements that have their random numbers from the same counters
 _COUNTERS = GROUP // 8
 _FLOAT32, _FLOAT64, _BFLOAT16 = CODES[np.dtype(np.float32)], CODES[np.dtype(np.float64)], CODES[BFLOAT16]
 
-prologue: Any = njit(**OPTIONS)(rules.prologue)
+prologue: Any = njit(**INNER)(rules.prologue)
 
 
 class Stored(NamedTuple):
@@ -94,7 +94,7 @@ class Space(NamedTuple):
     random: np.ndarray  # uint32 [words]: numbers of 16 bits, two in each
 
 
-@njit(inline="always", **OPTIONS)  # what is on the stack is its caller's
+@njit(inline="always", **INNER)  # what is on the stack is its caller's
 def _space(arrays, like):
     return Space(
         on_stack(arrays * TILE, like).reshape(arrays, TILE),
@@ -105,13 +105,13 @@ def _space(arrays, like):
     )
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _own(like):
     """The code of the compute type."""
     return _FLOAT32 if like.itemsize == 4 else _FLOAT64
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _size(code, like):
     """Bytes of an element that is not in a block."""
     return np.int64(like.itemsize) if code == _own(like) else 2
@@ -120,7 +120,7 @@ def _size(code, like):
 # ---- from memory to a tile, and back ----
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _load_block(tile, block, positive):
     scale = load(block, np.float32)
     codes = unaligned_at(block + 4, BLOCK, np.uint8)
@@ -137,7 +137,7 @@ def _load_block(tile, block, positive):
                 tile[k] = np.nan
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _store_block(tile, block, positive, element, step):
     most = 0
     for k in range(BLOCK):
@@ -163,7 +163,7 @@ def _store_block(tile, block, positive, element, step):
     store(block, scale)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _load_tile(code, tile, address, n):
     """Where n elements at an address are in the compute type: there, or in the tile, into which they are loaded."""
     if code == _own(tile):
@@ -186,7 +186,7 @@ def _load_tile(code, tile, address, n):
     return address_of(tile)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _store_tile(code, place, address, n, like):
     """Stores n elements, which are in the compute type at `place`, rounded to the nearest; not in blocks."""
     if place == address:
@@ -206,7 +206,7 @@ def _store_tile(code, place, address, n, like):
             h[i] = encode_float16(tile[i])
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _store_dithered(code, place, address, n, random, like):
     """The same for elements of 16 bits, to each of which a number of 16 bits is added before its lower bits go."""
     tile = array_at(place, n, like)
@@ -219,7 +219,7 @@ def _store_dithered(code, place, address, n, random, like):
             h[i] = dither_float16(tile[i], random[i])
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _store_blocks(code, tile, address, n, element, step):
     """Stores n elements of a tile, and zeros behind them, in whole blocks."""
     for i in range(n, -(-n // BLOCK) * BLOCK):
@@ -229,7 +229,7 @@ def _store_blocks(code, tile, address, n, element, step):
         _store_block(tile[i : i + BLOCK], block, code == POSITIVE, element + i, step)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _random(words, element, n, step, seed):
     """Random numbers of 16 bits for n elements."""
     first = element // GROUP
@@ -242,7 +242,7 @@ def _random(words, element, n, step, seed):
     return array_at(address_of(words) + element % GROUP * 2, n, np.uint16)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _dither(words, element, n, step):
     """The upper 16 bits of n elements' dither."""
     dither = array_at(address_of(words), n, np.uint16)
@@ -254,7 +254,7 @@ def _dither(words, element, n, step):
 # ---- a tile ----
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _load_param(n, at, codes, s, space):
     """The parameter with what its dtype could not hold; where it is."""
     tiles, arrays = space.tiles, s.arrays
@@ -268,7 +268,7 @@ def _load_param(n, at, codes, s, space):
     return place
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _store_param(n, at, codes, s, place, element, step, space):
     tiles, arrays, like = space.tiles, s.arrays, space.shared
     if s.options & MASTER:
@@ -285,7 +285,7 @@ def _store_param(n, at, codes, s, place, element, step, space):
         _store_tile(codes[arrays], address_of(lost), at[arrays], n, like)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _update_tile(n, at, codes, s, own, element, step, space):
     """Updates n elements, TILE of them at most, of contiguous arrays of any alignment that begin at the addresses `at`.
 
@@ -315,7 +315,7 @@ def _update_tile(n, at, codes, s, own, element, step, space):
             _store_tile(codes[j], places[j], at[j], n, like)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _move_in(raw, address, stride, n, size):
     if size == 2:
         gather(array_at(address_of(raw), n, np.uint16), address, stride, n)
@@ -324,7 +324,7 @@ def _move_in(raw, address, stride, n, size):
     return address_of(raw)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _move_out(raw, address, stride, n, size):
     if size == 2:
         scatter(array_at(address_of(raw), n, np.uint16), address, stride, n)
@@ -335,7 +335,7 @@ def _move_out(raw, address, stride, n, size):
 # ---- runs ----
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _prefetch(address, n):
     """Fetches n bytes, while others are worked on."""
     for line in range(0, n, 64):
@@ -385,7 +385,7 @@ def run_kernel(
 # ---- rows ----
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _sum_gradients(tile, converted, code, address, stride, n, places, source, weights):
     """The sum of what lookups have, each times its weight, in order; of each gradient's row n elements from where the
     first row's begin.
@@ -399,7 +399,7 @@ def _sum_gradients(tile, converted, code, address, stride, n, places, source, we
             tile[i] = y if q == 0 else tile[i] + y
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _find_row(at, addresses, strides, row, column, stored, like):
     """Where a row's elements from a column on are, of each array but the gradient and a rule of rows' state."""
     for j in range(len(at)):
@@ -408,7 +408,7 @@ def _find_row(at, addresses, strides, row, column, stored, like):
             at[j] = np.int64(addresses[k]) + row * strides[k] + column * _size(stored[k], like)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _add_squares(lanes, p, grads, n, c):
     """Adds the squares of gradients that have been through the prologue to sixteen partial sums."""
     for i in range(n):
