@@ -53,7 +53,7 @@ from ..numba_storage import (
     philox_of,
     scale_of,
 )
-from .memory import load, load_tuple, load_vector, store, store_vector
+from .memory import load, load_tuple, load_vector, store, store_vector, varying
 
 THREADS = 256  # of a thread block: each of its warps updates a block of 256 elements that share a scale at a time
 CHUNK = 4096  # elements that a thread block updates, of one run
@@ -302,7 +302,10 @@ def _parameter(x, k):
 def update_lane(k, x, c, i, n, decay, rest):
     """Updates lane k, which is of element i + k."""
     companion = 2 + COPIES * STATES
-    p, g = prologue(_parameter(x, k), x[1, k], c[0][0], c[0][1], c[0][2])
+    weight_decay = c[0][1]
+    if STATES == 0:
+        weight_decay = varying(weight_decay, x[1, k])
+    p, g = prologue(_parameter(x, k), x[1, k], c[0][0], weight_decay, c[0][2])
     p = apply(x, k, p, g, c)
     x[0, k] = p
     if OPTIONS & AVERAGE:

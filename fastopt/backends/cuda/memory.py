@@ -92,6 +92,21 @@ def load_tuple(typing, address, like):
     return like(types.int64, like), codegen
 
 
+@intrinsic
+def varying(typing, number, other):
+    """The number, of which the compiler cannot tell that it is the same for each `other`: of a loop as short as that of
+    SGD, with a choice by it, it would make two.
+    """
+    letter = {32: "f", 64: "d"}[number.bitwidth]
+
+    def codegen(context, builder, signature, args):
+        kind = context.get_data_type(number)
+        same = ir.FunctionType(kind, [kind, kind])
+        return builder.asm(same, f"mov.f{number.bitwidth} $0, $1;", f"={letter},{letter},{letter}", args, False)
+
+    return number(number, number), codegen
+
+
 def flat_count(kind):
     """How many elements a type of nested tuples has."""
     return len(kind) * flat_count(kind.dtype) if isinstance(kind, types.UniTuple) else 1
