@@ -10,6 +10,7 @@ import numpy as np
 
 from .arrays import BFLOAT16, Array, dtype_name, view
 from .checks import as_float, as_int, describe, differing, wrong_type, wrong_value
+from .dispatch import ieee_arithmetic
 from .storage import block_bytes, from_blocks, numpy_dtype, to_blocks
 
 if TYPE_CHECKING:
@@ -373,12 +374,13 @@ def converted_state(
     if from_bytes != in_blocks or (found.dtype != dtype and not in_blocks):
         values = from_blocks(found, positive, param) if from_bytes else found
         if in_blocks:
-            values = values.astype(np.float32)
+            with ieee_arithmetic():
+                values = values.astype(np.float32)
             if not np.isfinite(values).all():
                 raise ValueError(f"{where}: found infinity or NaN, expected numbers that 8-bit blocks can hold")
             found = to_blocks(values, positive, param)
         else:
-            with np.errstate(over="ignore", invalid="ignore"):
+            with ieee_arithmetic(), np.errstate(over="ignore", invalid="ignore"):
                 found = values.astype(dtype)
             if (np.isfinite(values) & ~np.isfinite(found)).any():
                 raise ValueError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import accumulate
 from typing import Any
 
@@ -186,6 +187,20 @@ def code_of(rule: Rule, state: str | None, array: Array) -> int:
     return CODES[array.dtype]
 
 
+def _in_ieee_arithmetic(convert: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """The same conversion, whatever the calling thread's arithmetic is set to."""
+
+    @wraps(convert)
+    def converted(*args: Any) -> np.ndarray:
+        from .dispatch import ieee_arithmetic  # which knows storage
+
+        with ieee_arithmetic():
+            return convert(*args)
+
+    return converted
+
+
+@_in_ieee_arithmetic
 def blocks_of(values: np.ndarray, positive: bool) -> np.ndarray:
     """Values in blocks of 8-bit floats, each rounded to the nearest.
 
@@ -216,6 +231,7 @@ def blocks_of(values: np.ndarray, positive: bool) -> np.ndarray:
     return blocks.reshape(-1)
 
 
+@_in_ieee_arithmetic
 def values_of(blocks: np.ndarray, positive: bool, size: int) -> np.ndarray:
     """The float32 values that blocks stand for, in order; see `blocks_of`."""
     table = blocks.reshape(-1, BLOCK_BYTES)

@@ -52,6 +52,7 @@ from .dispatch import (
     check_rows,
     choose_backend,
     frozen,
+    ieee_arithmetic,
     make_jobs,
     make_row_job,
     split_copies,
@@ -1053,12 +1054,15 @@ def _convert(
     if packs and not packed:
         if not torch.isfinite(x).all():
             raise ValueError(f"{label}: found infinity or NaN, expected numbers that 8-bit blocks can hold")
-        x = torch.from_numpy(to_blocks(x.to(torch.float32).cpu().numpy(), positive, param))
+        with ieee_arithmetic():
+            x = x.to(torch.float32)
+        x = torch.from_numpy(to_blocks(x.cpu().numpy(), positive, param))
     elif packed and not packs:
         x = torch.from_numpy(from_blocks(x.cpu().numpy(), positive, param))
     with torch.no_grad():
         made = p.detach().new_empty(shape, dtype=x.dtype) if packs else new_array(p, param, dtype, shape, 0)
-        made.copy_(x)
+        with ieee_arithmetic():
+            made.copy_(x)
         if made.dtype == torch.float16 and torch.isinf(made).sum() > torch.isinf(x).sum():
             raise ValueError(f"{label}: found numbers beyond what this optimizer's float16 can hold")
     return made

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import ctypes.util
+import functools
 import platform
 import threading
 
@@ -195,6 +196,38 @@ def test_hogwild():
             fits.append([model.coef_, model.decision_function((indptr, indices, values))])
     for got in fits[1:]:
         assert_same_bits(got, fits[0])
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_states_that_are_loaded(library):
+    """In other floats than they were saved in, in 8-bit blocks, and from these."""
+    source = fastopt.Adam(np.ones(5000), state_dtype="float64")
+    source.step(np.ones(5000))
+    for k, name in enumerate(("exp_avg", "exp_avg_sq")):
+        values = np.random.default_rng(k).standard_normal(5000) * np.resize([1, 1e-3, 3e-38, 1e-40], 5000)
+        values[-1000:] *= 1e-36  # whole blocks of numbers that are hardly normal
+        source.state[0][name][...] = values if name == "exp_avg" else abs(values)
+    saved = source.state_dict()
+    if library == "torch":
+        optim = pytest.importorskip("fastopt.torch", exc_type=ImportError)
+        ones, key, saved = optim.torch.ones, None, fastopt.torch_state_dict(saved)
+    else:
+        optim, ones, key = fastopt, functools.partial(np.ones, dtype="f4"), 0
+    results = []
+    for bits in (0, *MODES.values()):
+        found, state_dict = [], saved
+        for state_dtype in ("float32", "8bit", "float32"):
+            p = ones(5000)
+            opt = optim.Adam([p], state_dtype=state_dtype)
+            with mode(bits):
+                opt.load_state_dict(state_dict)
+            state_dict = opt.state_dict()
+            found += [np.asarray(opt.state[p if key is None else key][name]) for name in ("exp_avg", "exp_avg_sq")]
+        results.append(found)
+    for k in (0, 4):
+        assert ((np.abs(results[0][k]) < np.finfo("f4").tiny) & (results[0][k] != 0)).any()
+    for got in results[1:]:
+        assert_same_bits(got, results[0])
 
 
 def test_as_torch_sets_it():

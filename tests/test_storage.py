@@ -285,6 +285,22 @@ def test_average_of_the_parameters(kind):
     assert opt.state[0]["ema"].dtype == real
 
 
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])
+def test_averages_of_what_is_not_finite_are_torchs(decay, backend):
+    """As documented, decay*ema + (1 - decay)*p: a decay of 0 or 1 makes NaN of what is infinite and has no part."""
+    swa_utils = pytest.importorskip("torch.optim.swa_utils")
+    torch = pytest.importorskip("torch")
+    first, then = np.array(list(itertools.product([1.5, np.inf, -np.inf, np.nan], repeat=2)), "f4").T.copy()
+    p = first.copy()
+    opt = fastopt.SGD(p, lr=0.0, ema_decay=decay, backend=backend)
+    p[:] = then
+    opt.step(np.zeros_like(p))
+    average = swa_utils.get_ema_avg_fn(decay)
+    want = average(torch.from_numpy(first), torch.from_numpy(then), None).numpy()
+    assert_same_bits([opt.state[0]["ema"]], [want])
+
+
 # ---- numbering ----
 
 STORAGES = [
