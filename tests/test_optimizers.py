@@ -966,6 +966,21 @@ def test_nag_is_the_literal_look_ahead():
     assert np.linalg.norm(grad(theta)) < 0.1 * np.linalg.norm(grad(w0))
 
 
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_a_count_that_cannot_go_on(backend):
+    p, g = np.ones(4, "f4"), np.ones(4, "f4")
+    optimizer = fastopt.Adam(p, lr=0.1, backend=backend)
+    count = optimizer.state[0]["step"]
+    for done in (-1, 2**63 - 1):
+        count[...] = done
+        with pytest.raises(ValueError, match=f"step: found {done} steps done, expected 0 to {2**63 - 2}, to count"):
+            optimizer.step(g)
+        assert count == done and (p == 1).all()
+    count[...] = 2**63 - 2
+    optimizer.step(g)
+    assert count == 2**63 - 1 and (p < 1).all()
+
+
 def test_demon():
     demon = fastopt.Demon(total=10, beta=0.9)
     assert demon(10) == demon(11) == 0.0

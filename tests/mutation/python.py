@@ -10,8 +10,9 @@ replacement of the same operator is killed by what kills the first. Annotations,
 
 A change is tried with the tests that run its statement, those of the nearest file first, until one fails. What runs at
 import, or compiled by Numba, coverage.py does not see in a test: there it is all tests of the files that name the
-module or run anything of it. A change whose tests would take longer than --seconds is tried with as many as fit in it,
-from each test function first one, then another; the result says how many of how many those were.
+module or run anything of it. Elsewhere "no test" is said of a statement that no test runs. A change whose tests would
+take longer than --seconds is tried with as many as fit in it, from each test function first one, then another; the
+result says how many of how many those were.
 
 Nothing stale hides a change: no bytecode is written, and a module that uses Numba, or a constant, which may be compiled
 in, is tried with an empty cache. The C library is built anew for a changed rule, as it refuses to load with rules that
@@ -174,12 +175,11 @@ class Contexts:
             counts.update({test.split("::")[0] for test in tests})
         return counts
 
-    def select(self, mutant, lines, at_import):
-        """The tests of a change, the nearest first, and whether a test was seen to run it."""
-        seen = set().union(*(self.tests[mutant.file][line] for line in lines))
-        chosen, touched = set(seen), self.touched(mutant.file)
+    def select(self, mutant, lines, at_import, compiled):
+        """The tests of a change, the nearest first."""
+        chosen, touched = set().union(*(self.tests[mutant.file][line] for line in lines)), self.touched(mutant.file)
         name = Path(mutant.file).stem if Path(mutant.file).stem != "__init__" else Path(mutant.file).parent.name
-        if at_import or not seen:
+        if at_import or (compiled and not chosen):
             for file, tests in self.by_file.items():
                 if touched[file] or re.search(rf"\b{name}\b", (self.tree / file).read_text()):
                     chosen.update(tests)
@@ -194,7 +194,7 @@ class Contexts:
                 functions[test.split("[")[0]].append(test)
             ranked = [(k, self.seconds[test], test) for tests in functions.values() for k, test in enumerate(tests)]
             order += [test for _, _, test in sorted(ranked)]
-        return order, bool(seen)
+        return order
 
 
 # The changes.
@@ -286,26 +286,28 @@ def try_one(tree, numba_cache, mutant, contexts, seconds):
     lines = [k for k, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
     what = "".join(f"\n    {sign} {side[k].strip()}" for k in lines for sign, side in (("-", before), ("+", after)))
     at_import = not source.in_function(mutant.line)
-    tests, seen = contexts.select(mutant, source.statement(mutant.line), at_import)
-    if not tests:
-        return "no test", what
-    chosen, took = [], 0.0
-    for test in tests:
-        if took + contexts.seconds[test] <= seconds or not chosen:
-            chosen.append(test)
-            took += contexts.seconds[test]
     with tempfile.TemporaryDirectory() as scratch, changed(tree, mutant, text) as rebuilt:
-        cold = rebuilt or source.uses_numba or at_import or not seen
+        compiled = rebuilt or source.uses_numba
+        tests = contexts.select(mutant, source.statement(mutant.line), at_import, compiled)
+        if not tests:
+            return "no test", what
+        chosen, took = [], 0.0
+        for test in tests:
+            if took + contexts.seconds[test] <= seconds or not chosen:
+                chosen.append(test)
+                took += contexts.seconds[test]
         named = Path(scratch, "tests")
         named.write_text("\n".join(chosen))
-        env = environment(tree, Path(scratch, "numba") if cold else numba_cache)
+        env = environment(tree, Path(scratch, "numba") if at_import or compiled else numba_cache)
         began = time.monotonic()
-        status, output = pytest(tree, ["-x", f"@{named}"], env, 60 + (10 if cold else 4) * took)
+        status, output = pytest(tree, ["-x", f"@{named}"], env, 120 + 10 * took)
         took = time.monotonic() - began
     if status == 0:
         return "survived", f" {len(chosen)} of {len(tests)} tests in {took:.0f} s{what}"
+    if status is None:
+        return "out of time", f" after {took:.0f} s{what}"
     failed = re.search(r"^(FAILED|ERROR) (.+?)( - |$)", output, re.M)
-    by = "the time it takes" if status is None else failed[2] if failed else output.strip().splitlines()[-1]
+    by = failed[2] if failed else output.strip().splitlines()[-1]
     return "killed", f" in {took:.0f} s by {by}{what}"
 
 
@@ -333,7 +335,7 @@ def run(work, patterns, sample, seed, seconds, jobs):
 
     with ThreadPoolExecutor(jobs) as pool:
         counts = collections.Counter(pool.map(trial, chosen))
-    outcomes = "killed", "survived", "no test"
+    outcomes = "killed", "survived", "out of time", "no test"
     for file in sorted({file for file, _ in counts}):
         print(f"{file}: " + ", ".join(f"{counts[file, outcome]} {outcome}" for outcome in outcomes))
     total = {outcome: sum(counts[file, outcome] for file in files) for outcome in outcomes}
