@@ -6,10 +6,12 @@ changed file run, nearest first. Changes that do not compile, or leave the machi
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -213,40 +215,33 @@ class Library:
 class Tests:
     """Runs the tests in a folder's copy of the package."""
 
-    def __init__(self, folder, timeout):
-        self.folder, self.timeout = folder, timeout
+    def __init__(self, folder, seconds):
+        self.folder, self.seconds = folder, seconds
         # Plugins, of which these tests need none, take longer than most tests.
         own = {"FASTOPT_BACKEND": "native", "OMP_WAIT_POLICY": "passive", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         self.environment = os.environ | own
         self.names, self.sound = {}, set()
 
+    def limit(self):
+        resource.setrlimit(resource.RLIMIT_CPU, (self.seconds, self.seconds + 1))
+
     def run(self, *options):
         """Return code, None for too long, and output."""
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-o",
-            "addopts=",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--tb=no",
-            *options,
-        ]
+        own = ["-o", "addopts=", "-m", "not slow", "-q", "-p", "no:cacheprovider", "--tb=no"]
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT, text=True,
-                start_new_session=True,
+                [sys.executable, "-m", "pytest", *own, *options], cwd=self.folder, env=self.environment, text=True,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=self.limit,
             )  # fmt: skip
             try:
-                code = process.wait(self.timeout)
+                code = process.wait(20 * self.seconds)
+                code = None if code == -signal.SIGXCPU else code
             except subprocess.TimeoutExpired:
                 code = None
             finally:
-                if process.poll() is None or code is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and what it started
+                process.wait()
             output.seek(0)
             return code, output.read()
 
@@ -330,7 +325,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the sample (0)")
     parser.add_argument("--sample", type=int, default=20, help="how many changes, of all files together (20)")
     parser.add_argument("--file", action="append", help="files to change, by name (all)")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for a change's tests (300)")
+    parser.add_argument("--seconds", type=int, default=90, help="CPU time for a change's tests; more is a hang (90)")
     parser.add_argument("--line", type=int, help="all changes to one line only")
     parser.add_argument("--list", action="store_true", help="print the changes and make none")
     arguments = parser.parse_args()
@@ -352,7 +347,7 @@ def main():
         folder = Path(temporary)
         copy(folder)
         libraries = [Library(folder, isa) for isa in reversed(native.isa_supported())]
-        tests = Tests(folder, arguments.timeout)
+        tests = Tests(folder, arguments.seconds)
         for number, change in enumerate(sample, 1):
             begun = time.perf_counter()
             place = folder / "changed" / change.file.relative_to(csrc)
