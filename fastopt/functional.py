@@ -13,15 +13,16 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from operator import add, attrgetter, gt
 from typing import Any, NoReturn
 
 import numpy as np
 
 from . import settings
-from .arrays import COMPUTE_DTYPES, CPU, Array, address_of, torch_layout, view, weak
+from .arrays import CPU, Array, torch_layout, view
+from .binding.where import look
 from .checks import check_integer, check_number, did_you_mean
 from .dispatch import (
+    FLOAT64,
     MAX_STEP,
     Parameters,
     Runner,
@@ -42,14 +43,13 @@ from .storage import compute_dtype
 class _Bound:
     """Checked arrays under one rule, ready for any step and any hyper-parameters."""
 
-    __slots__ = (
-        *("_address", "_cells", "_hyper", "_keys", "_parameters", "_real", "_runner", "_single", "_sizes", "_steps"),
-        *("jobs", "layouts", "pins", "place", "refs", "rule"),
-    )
+    known: list[_Bound]  # where it waits for a next call
+    layouts: list[Any]  # of arrays that their owner can lay out anew
+    refs: list[Any]
+    addresses: bytes  # of the arrays that it is for now
 
     def __init__(self, rule: Rule, arrays: Sequence[Any], values: tuple[Any, ...], backend: str | None) -> None:
         self.rule = rule
-        self._keys = tuple(name for name in rule.hyper if name not in rule.initial.values())
         lists = _as_lists(rule, arrays)
         labels = ("param", "grad", *rule.states)
         called = [labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels] for i in range(len(lists[0]))]
@@ -76,45 +76,60 @@ class _Bound:
         self.place = tensors[0].arrays[0].place if tensors else CPU
         self._runner: Runner = choose_backend(backend, self.place).prepare(jobs)
         self.jobs = jobs
-        # Of each address in the tables: where it is there, which of the arrays it is in, and how far behind its begin.
-        self._cells: list[tuple[memoryview, int, int, int]] = []
-        self.pins: list[Any] = []  # of arrays that the caller holds
-        self.refs: list[Any] = []
-        self.layouts: list[Any] | None = None  # of arrays that their owner can lay out anew
 
     def _row(self, values: tuple[Any, ...]) -> np.ndarray:
-        return hyper_row(self.rule, dict(zip(self._keys, values, strict=True)), dtype=self._real)
+        return _row_of(self.rule, values, self._real)
 
-    def for_any(self, members: Sequence[np.ndarray]) -> _Bound:
-        """The same, ready to `move`."""
+    def make_movable(self, members: Sequence[np.ndarray], addresses: bytes) -> None:
+        """Prepares for `move`, from where its arrays are."""
+        self.addresses = addresses
         copies, states = self._parameters.copies, len(self.rule.states)
-        columns = [0, 1, *[2 + k for _ in range(copies) for k in range(states)]]  # the array of each column of a table
-        plain = all(array.dtype in COMPUTE_DTYPES for array in members)
-        self._address: Callable[[np.ndarray], int] = address_of if plain else attrgetter("ctypes.data")
-        begin = np.array(list(map(self._address, members)), np.uint64)
+        columns = np.array([0, 1, *[2 + k for _ in range(copies) for k in range(states)]])  # the arrays of a table's
+        at = np.frombuffer(addresses, np.uint64)
+        extents = np.array([view(array, "").extent() for array in members], np.uint64).reshape(-1, 2)
+        self._begins, self._ends = (extents - at[:, None]).astype(np.int64).T.tolist()
+        # Of each address in the tables: where it is there, which of the arrays it is in, and how far behind its begin.
+        self._cells: list[tuple[memoryview, int, int, int]] = []
         for job in self.jobs:
             cells = memoryview(job.addresses.reshape(-1))  # type: ignore[arg-type]
-            which = np.ravel(np.array(columns) * len(self._steps) + job.parameter[:, None])
-            beyond = job.addresses.reshape(-1) - begin[which]
-            self._cells += zip([cells] * len(cells), range(len(cells)), which.tolist(), beyond.tolist(), strict=True)
+            which = np.ravel(columns * len(self._steps) + job.parameter[job.tensor_of][:, None])
+            beyond = (job.addresses.reshape(-1) - at[which]).astype(np.int64)
             job.owners.clear()
-        self._sizes = [array.nbytes for array in members]
-        return self
+            self._cells += zip([cells] * len(cells), range(len(cells)), which.tolist(), beyond.tolist(), strict=True)
+        self._order = list(range(len(members)))
+        self.apart = self._are_apart(at.tolist())
 
-    def move(self, members: Sequence[np.ndarray]) -> bool:
-        """Takes over where other arrays of the same layouts are; False where some overlap, as gradients may."""
-        begin = list(map(self._address, members))
-        if any(map(gt, sorted(map(add, begin, self._sizes)), sorted(begin)[1:])):
+    def _are_apart(self, at: Sequence[int]) -> bool:
+        """Whether no two arrays would have a byte between them, as gradients and what is interleaved may."""
+        end = 0
+        for i in self._order:
+            if at[i] + self._begins[i] < end:
+                break
+            end = at[i] + self._ends[i]
+        else:
+            return True
+        before, self._order = self._order, sorted(self._order, key=lambda i: at[i] + self._begins[i])
+        return self._order != before and self._are_apart(at)
+
+    def move(self, addresses: bytes) -> bool:
+        """Takes over where other arrays of the same layouts are; False where some may overlap."""
+        at = memoryview(addresses).cast("Q").tolist()
+        if not self._are_apart(at):
             return False
         for cells, k, i, beyond in self._cells:
-            cells[k] = begin[i] + beyond
+            cells[k] = at[i] + beyond
+        self.addresses = addresses
         return True
 
     def run(self, step: Any, values: tuple[Any, ...], grad_scale: float, threads: int, scalars: Any = None) -> None:
         """One step."""
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = check_scale(grad_scale, self._real)
-        if self._hyper is None or not _equal(values, self._hyper):
+        try:
+            known = values == self._hyper
+        except Exception:  # an array of several elements, or what cannot be compared
+            known = False
+        if not known:
             row = self._row(values)
             if len(row) != self._parameters.copies:
                 raise ValueError(
@@ -135,12 +150,13 @@ class _Bound:
         self._runner(grad_scale, threads)
 
 
-def _equal(values: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
-    """Whether hyper-parameters are numbers as before."""
-    try:
-        return values == before
-    except Exception:  # an array of several elements, or what cannot be compared
-        return False
+def _keys_of(rule: Rule) -> list[str]:
+    """The hyper-parameters of a rule's function: those that states begin at are the caller's."""
+    return [name for name in rule.hyper if name not in rule.initial.values()]
+
+
+def _row_of(rule: Rule, values: tuple[Any, ...], dtype: np.dtype = FLOAT64) -> np.ndarray:
+    return hyper_row(rule, dict(zip(_keys_of(rule), values, strict=True)), dtype=dtype)
 
 
 def _check_step(step: Any) -> int:
@@ -174,10 +190,6 @@ def _scalars_before(rule: Rule, step: int, row: np.ndarray, given: Any) -> tuple
     return scalars
 
 
-# Bound arrays by their identities. Entries go when one of their arrays does, so that an identity is never another's.
-_cache: dict[tuple[Any, ...], _Bound] = {}
-
-
 def _update(
     rule: Rule,
     arrays: tuple[Any, ...],
@@ -195,82 +207,67 @@ def _update(
     members = arrays
     if type(arrays[0]) in (list, tuple):
         members = tuple(chain.from_iterable(_as_lists(rule, arrays)))
+    found = look(members)
+    if found is None:
+        bound = _of_others(rule, arrays, members, values, backend)
+        bound.run(step, values, grad_scale, limit, scalars)
+        return
+    layouts, addresses = found
+    key = (rule.name, settings._backend if backend is None else backend, layouts)
+    bound = _take(key, addresses) or _know(_Bound(rule, arrays, values, backend), key, members, addresses)
+    try:
+        bound.run(step, values, grad_scale, limit, scalars)
+    finally:
+        bound.known.append(bound)
+
+
+# What has been bound, by rule, backend and layouts: it serves all arrays of these layouts, wherever they are. What
+# cannot be moved, for its arrays interleave or share memory, is known by the arrays' addresses too. A call takes it
+# out for itself, for another thread may make one at the same time.
+_known: dict[tuple[Any, ...], list[_Bound]] = {}
+_MOST = 1 << 16  # arrays that are known
+
+
+def _take(key: tuple[Any, ...], addresses: bytes) -> _Bound | None:
+    """Takes out what is bound for arrays there."""
+    known = _known.get(key)
+    try:
+        if known is not None:
+            bound = known.pop()
+            if bound.addresses == addresses or bound.move(addresses):
+                return bound
+            known.append(bound)
+        return _known[(*key, addresses)].pop()
+    except LookupError:
+        return None
+
+
+def _know(bound: _Bound, key: tuple[Any, ...], members: tuple[Any, ...], addresses: bytes) -> _Bound:
+    """The same, which later calls find once it is back."""
+    if len(_known) * len(members) > _MOST:
+        _known.clear()
+    bound.make_movable(members, addresses)
+    bound.known = _known.setdefault(key if bound.apart else (*key, addresses), [])
+    return bound
+
+
+# Bound arrays on a CUDA device by their identities. Entries go when one of their arrays does, so that an identity is
+# never another's.
+_cache: dict[tuple[Any, ...], _Bound] = {}
+
+
+def _of_others(
+    rule: Rule, arrays: tuple[Any, ...], members: tuple[Any, ...], values: tuple[Any, ...], backend: str | None
+) -> _Bound:
+    """What is bound for arrays that are not NumPy's alone: anew for each call, or while they are on a CUDA device."""
     key = (rule.name, settings._backend if backend is None else backend, *map(id, members))
     bound = _cache.get(key)
-    if bound is not None and bound.layouts is None:
-        for array in members:
-            if not array.flags.writeable:  # its owner can change that at any time
-                bound = None
-    elif bound is not None and bound.layouts != list(map(_layout, members)):
-        bound = None
-    if bound is None:
-        _check_step(step)
-        if _run_alike(rule, key, arrays, members, (step, values, grad_scale, limit, scalars)):
-            return
+    if bound is None or bound.layouts != list(map(_layout, members)):
         bound = _Bound(rule, arrays, values, backend)
-        of_numpy = [type(array) is np.ndarray for array in members]
-        if members and all(of_numpy):
-            _remember(key, bound, members)
-        elif bound.place.kind == "cuda" and all(map(_has_layout, members)):
+        if bound.place.kind == "cuda" and all(map(_has_layout, members)):
             bound.layouts = list(map(_layout, members))
             _remember(key, bound, members)
-    bound.run(step, values, grad_scale, limit, scalars)
-
-
-# What was bound for arrays of some layouts and serves others of the same, by rule, backend and layouts. A call takes
-# it out for itself, for another thread may make one at the same time.
-_alike: dict[tuple[Any, ...], list[_Bound]] = {}
-# The arrays of such calls, by their identities: those that come again are bound for themselves, which is faster still.
-# Nothing where other arrays came with the same identities: then they are made for each call.
-_seen: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-_MOST = 1 << 16  # arrays that either of them knows of
-
-
-def _run_alike(
-    rule: Rule, key: tuple[Any, ...], arrays: tuple[Any, ...], members: tuple[Any, ...], how: tuple[Any, ...]
-) -> bool:
-    """One step with what was bound for arrays of the same layouts; False where there is none, or arrays may overlap.
-
-    All that a check of the arrays would find is found here too, for they are contiguous and of known shapes and dtypes.
-    """
-    tensors = len(members) // len(arrays)
-    layouts: list[Any] = [rule.name, key[1]]
-    for i, array in enumerate(members):
-        if type(array) is not np.ndarray:
-            return False
-        flags = array.flags
-        if not (flags.carray or (flags.c_contiguous and i // tensors == 1)):  # gradients may be read-only
-            return False
-        layouts += array.shape, array.dtype
-    alike = tuple(layouts)
-    waiting = _alike.get(alike)
-    if waiting is None:
-        if all(array.size for array in members):
-            if len(_alike) * len(members) > _MOST:
-                _alike.clear()
-            _alike[alike] = []
-        return False
-    before = _seen.get(key)
-    if before:
-        if all(ref() is array for ref, array in zip(before, members, strict=True)):
-            del _seen[key]
-            return False
-        _seen[key] = ()
-    elif before is None:
-        if len(_seen) * len(members) > _MOST:
-            _seen.clear()
-        _seen[key] = tuple(map(weakref.ref, members))
-    try:
-        bound = waiting.pop()
-    except IndexError:
-        bound = _Bound(rule, arrays, how[1], key[1]).for_any(members)
-    try:
-        if not bound.move(members):
-            return False
-        bound.run(*how)
-    finally:
-        waiting.append(bound)
-    return True
+    return bound
 
 
 def _has_layout(array: Any) -> bool:
@@ -298,7 +295,6 @@ def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> N
     except TypeError:  # an array that no weak reference can be made to
         return
     for job in bound.jobs:
-        bound.pins += weak(array.pin for array in job.owners)
         job.owners.clear()
     _cache[key] = bound
 
@@ -313,22 +309,32 @@ def _refuse(rule: Rule, unknown: Iterable[str]) -> NoReturn:
 def _make(rule: Rule) -> Callable[..., None]:
     """The function of a rule, with its own signature."""
     arrays = ("param", "grad", *rule.states)
-    keys = [name for name in rule.hyper if name not in rule.initial.values()]
+    keys = _keys_of(rule)
     defaults = rule.defaults()
     required = "".join(f", {key}" for key in keys if key not in defaults)
     optional = "".join(f", {key}=_defaults[{key!r}]" for key in keys if key in defaults)
     scalars = "".join(f", {name}=None" for name in rule.scalars)
     given = f"({', '.join(rule.scalars)},)" if rule.scalars else "None"
     given = f"None if {' or '.join(f'{name} is None' for name in rule.scalars)} else {given}" if rule.scalars else given
+    numbers = [key for key in keys if not rule.hyper[key].flag]
+    numbers_are_flags = " or ".join(f"{key} is True or {key} is False" for key in numbers)  # 1.0 == True
     source = (
         f"def {rule.name}({', '.join(arrays)}, *, step{required}{optional}{scalars}, grad_scale=1.0, backend=None, "
         f"threads=None, **unknown):\n"
         f"    if unknown:\n"
         f"        _refuse(_rule, unknown)\n"
+        f"    if {numbers_are_flags}:\n"
+        f"        _row_of(_rule, ({', '.join(keys)},))\n"
         f"    _update(_rule, ({', '.join(arrays)}), step, ({', '.join(keys)},), grad_scale, {given}, backend, "
         "threads)\n"
     )
-    namespace: dict[str, Any] = {"_update": _update, "_refuse": _refuse, "_rule": rule, "_defaults": defaults}
+    namespace: dict[str, Any] = {
+        "_update": _update,
+        "_refuse": _refuse,
+        "_row_of": _row_of,
+        "_rule": rule,
+        "_defaults": defaults,
+    }
     exec(compile(source, f"<fastopt.functional.{rule.name}>", "exec"), namespace)
     function = namespace[rule.name]
     function.__module__ = __name__

@@ -2,7 +2,9 @@
 
 import array
 import inspect
+import pickle
 import threading
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 import fastopt
 from fastopt import functional
+from fastopt.binding import where
 from fastopt.rules import RULES
 
 from .support import VARIED, assert_same_bits, default_hyper, make_states
@@ -248,8 +251,9 @@ def test_identities_of_dead_arrays_are_not_remembered():
         p, g = np.ones(n, "f4"), np.ones(n, "f4")
         functional.sgd(p, g, step=1, lr=1.0)
         assert not p.any()
+        refs = weakref.ref(p), weakref.ref(g)
         del p, g
-    assert len(functional._cache) < 20
+        assert [ref() for ref in refs] == [None, None]
 
 
 def flat_views(flat, n, count):
@@ -280,9 +284,9 @@ def test_fresh_views_are_bound_once_and_give_the_same_bits(name, backend, lists,
     )
     for t in range(1, 8):
         call([[*flat_views(flat, n, 2), *(s[:] for s in own)] for flat, own in zip(flats, states, strict=True)], t)
-    assert len(made) == 2
     for t in range(1, 8):
         call(kept, t)
+    assert len(made) == 1
     for flat, own, want in zip(flats[: 1 + lists], states, kept, strict=False):
         assert_same_bits([*flat_views(flat, n, 2), *own], want)
 
@@ -346,13 +350,77 @@ def test_fresh_views_are_checked_as_kept_arrays_are():
         assert not b.any()
 
 
-def test_kept_arrays_are_bound_for_themselves():
-    models = [[np.ones(100, "f4") for _ in range(4)] for _ in range(5)]
-    for _ in range(3):
-        for arrays in models:
-            functional.adam(*arrays, step=1)
-    remembered = {tuple(map(id, arrays)) for arrays in models} & {key[2:] for key in functional._cache}
-    assert len(remembered) == 5
+def test_arrays_that_interleave_or_are_not_contiguous_are_bound_once_too(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        functional, "_Bound", lambda *arguments, real=functional._Bound: made.append(0) or real(*arguments)
+    )
+    functional._known.clear()
+    memory = np.random.default_rng(0).standard_normal((3, 4, 10, 8)).astype("f4")
+    cuts = {
+        "interleaved": (3, [[model[i // 2, :, i % 2 :: 2] for i in range(4)] for model in memory]),
+        "backwards": (1, [[x[::-1] for x in model] for model in memory]),
+        "transposed": (1, [[x.T for x in model] for model in memory]),
+        "with gaps": (1, [[x[1:, 2:5] for x in model] for model in memory]),
+    }
+    for times, models in cuts.values():
+        memory[:, 3] = np.abs(memory[:, 3])
+        memory[:, 1, :, 1] = np.abs(memory[:, 1, :, 1])
+        made.clear()
+        for t in range(1, 5):
+            for model in models:
+                own = [x.copy() for x in model]
+                functional.adam(*model, step=t)
+                count = len(made)
+                functional.adam(*(x[:] for x in own), step=t, backend="numba")
+                del made[count:]
+                np.testing.assert_array_equal(model, own)
+        assert len(made) == times
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_arrays_are_asked_where_they_are(native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(functional, "look", where._ask)
+    root = np.ones((4, 100), "f4")
+    arrays = [x[:50] for x in root]
+    for move in (lambda x: x, lambda x: x.copy(), lambda x: x[::-1].copy()[::-1], lambda x: x.astype(">f4")):
+        moved = [move(x) for x in arrays]
+        before = moved[0].copy()
+        if moved[0].dtype.isnative:
+            functional.adam(*moved, step=1)
+            assert (moved[0] != before).all()
+        else:
+            with pytest.raises(TypeError, match="native byte order"):
+                functional.adam(*moved, step=1)
+            assert (moved[0] == before).all()
+    arrays[0].flags.writeable = False
+    with pytest.raises(ValueError, match="param: found a read-only"):
+        functional.adam(*arrays, step=1)
+    arrays[0] = np.ma.array(root[0, :50])
+    with pytest.raises(TypeError, match="masked"):
+        functional.adam(*arrays, step=1)
+
+
+def test_arrays_are_read_as_they_answer():
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((6, 7, 8))
+    arrays = [base.astype(kind) for kind in ("f4", "f8", "f2", "u1", ">f4", "i8", ml_dtypes.bfloat16)]
+    arrays += [base[::2], base[:, ::-1], base.T, base[:0], base[0, 0, 0:1].reshape(()), base[1:2, :, 3]]
+    unpickled = pickle.loads(pickle.dumps(arrays[0]))  # whose dtype is an object of its own
+    read, asked = where.look((unpickled, None)), where._ask((unpickled, None))
+    assert read[0] == where.look((arrays[0], None))[0]
+    assert read[1] == asked[1]
+    frozen = base[:]
+    frozen.flags.writeable = False
+    odd = np.frombuffer(bytearray(33), "f4", 8, 1)
+    arrays += [unpickled, frozen, odd, *(np.zeros((1,) * n, "f4") for n in range(30))]
+    for x in arrays:
+        for y in arrays:
+            assert (where.look((x,))[0] == where.look((y,))[0]) == (where._ask((x,))[0] == where._ask((y,))[0])
+    assert where.look(tuple(arrays))[1] == where._ask(tuple(arrays))[1]
+    for other in (np.ma.array(base), np.zeros(3, "S4"), np.zeros(3, "V2"), np.zeros(3, "M8[s]"), 1.0, "x"):
+        assert where.look((base, other)) is None
 
 
 def test_threads_may_update_views_of_the_same_layouts():
@@ -373,18 +441,14 @@ def test_threads_may_update_views_of_the_same_layouts():
     assert_same_bits(flat, [want] * 8)
 
 
-def test_what_is_remembered_stays_small(monkeypatch):
+def test_what_is_known_stays_small(monkeypatch):
     monkeypatch.setattr(functional, "_MOST", 100)
-    for known in (functional._alike, functional._seen):
-        known.clear()
+    functional._known.clear()
     for n in range(1, 100):
         flat = np.ones(4 * n, "f4")
-        kept = []
         for _ in range(4):
-            kept.append([flat[i * n : (i + 1) * n] for i in range(4)])
-            functional.adam(*kept[-1], step=1)
-        for known in (functional._alike, functional._seen):
-            assert len(known) <= 100 // 4 + 1
+            functional.adam(*(flat[i * n : (i + 1) * n] for i in range(4)), step=1)
+        assert len(functional._known) <= 100 // 4 + 1
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
