@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import os
 import sys
 import warnings
@@ -12,7 +11,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import partial
-from operator import is_
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -20,21 +18,17 @@ import numpy as np
 from . import settings
 from .arguments import ARGUMENTS, EXECUTION, FILES, Arguments, check_group, read_call
 from .arrays import (
-    COMPUTE_DTYPES,
     CPU,
     Array,
-    address_of,
     check_device,
-    check_distinct,
     check_overlap,
     check_tensor,
     dtype_name,
     is_tensor,
-    pin_of,
-    torch_layout,
     view,
-    weak,
 )
+from .binding.binding import Binding, Last, Watch
+from .binding.where import Look, look
 from .checkpoint import (
     COMPANIONS,
     converted_state,
@@ -46,8 +40,6 @@ from .checkpoint import (
 )
 from .checks import check_flag, check_integer, check_name, check_number, describe, did_you_mean, differing, wrong_type
 from .dispatch import (
-    Backend,
-    Gradients,
     Job,
     Parameters,
     Runner,
@@ -55,16 +47,14 @@ from .dispatch import (
     choose_backend,
     count_copies,
     frozen,
-    make_gradients,
     make_jobs,
     split_copies,
-    watch_writable,
 )
 from .norms import check_scale, scale_of
 from .rules import REQUIRED, Rule
 from .schedules import picklable, restored, schedules_in
 from .sparse import RowSparse, as_row_sparse, floats_of, is_mapping
-from .storage import ZERO_GRADS, assign, blocks_of, compute_dtype, from_blocks, new_array, numpy_dtype, set_to_zero
+from .storage import assign, blocks_of, compute_dtype, from_blocks, new_array, numpy_dtype, set_to_zero
 
 
 class _Checked(MutableMapping[str, Any]):
@@ -210,100 +200,13 @@ class _Fixed(tuple[Any, ...]):
         return list, (list(self),)
 
 
-class _Bound:
-    """Arrays of a step, checked and tabled for a backend. It knows of no optimizer, which may keep it."""
-
-    def __init__(
-        self,
-        backend: Backend,
-        jobs: Sequence[Job],
-        members: Sequence[int],
-        tables: Sequence[Gradients | RowSparse],
-        grads: Sequence[tuple[Array, str]],
-        arrays: Sequence[tuple[Any, str]],
-    ) -> None:
-        self.backend = backend
-        self.jobs = jobs
-        self.members = members
-        self.tables = tables
-        self.grads = grads
-        # What its owner can change: arrays of NumPy become read-only, tensors of torch are put elsewhere.
-        self.written = [(x, name) for x, name in arrays if isinstance(x, np.ndarray)]
-        self.writable = watch_writable([x for x, _ in self.written])
-        self.tensors = [(weakref.ref(x), torch_layout(x), name) for x, name in arrays if is_tensor(x)]
-        self._runner: Runner = backend.prepare(jobs)
-        self._zeroing: Runner | None = None
-
-    def changed(self) -> str:
-        """What keeps arrays from being updated as they were bound, in words for an error; nothing if nothing does."""
-        if not self.writable():
-            name = next(name for array, name in self.written if not array.flags.writeable)
-            return f"{name}: found a read-only array, expected a writable one, for it is updated in place"
-        for ref, layout, name in self.tensors:
-            tensor = ref()
-            if tensor is None or torch_layout(tensor) != layout:
-                return f"{name}: found a tensor that has other memory than at bind, expected the same: bind again"
-        return ""
-
-    def run(
-        self, optimizer: Optimizer, grad_scale: float, max_norm: float | None, skip_nonfinite: bool, zero_grads: bool
-    ) -> None:
-        """Does one step of the optimizer that it was made for."""
-        threads = optimizer._threads or settings._threads
-        if zero_grads is not False:
-            zero_grads = check_flag("zero_grads", zero_grads)
-        if skip_nonfinite is not False:
-            skip_nonfinite = check_flag("skip_nonfinite", skip_nonfinite)
-        if type(grad_scale) is not float or grad_scale != 1.0:
-            grad_scale = check_scale(grad_scale, optimizer._real)
-        runner = self._zeroing_runner() if zero_grads else self._runner
-        optimizer.last_step_skipped = False
-        if grad_scale != 1.0 or max_norm is not None or skip_nonfinite:
-            pager = None if optimizer._files is None else optimizer._files.pager
-            reader = self.backend if pager is None else pager.reading(self.backend)
-            grad_scale, norm, skipped = scale_of(self.tables, reader, threads, grad_scale, max_norm, skip_nonfinite)
-            optimizer.last_grad_norm = optimizer.last_grad_norm if norm is None else norm
-            optimizer.last_step_skipped = skipped
-            if skipped:
-                return
-        if optimizer._varying:
-            optimizer._read_varying(self.members)
-        if optimizer._files is None:
-            runner(grad_scale, threads)
-        else:
-            optimizer._files.update(partial(self._stream, optimizer._files.pager, runner, grad_scale, threads))
-        if zero_grads:
-            for table in self.tables:
-                if isinstance(table, RowSparse):
-                    set_to_zero(table.values)
-
-    def _stream(self, pager: Any, runner: Runner, grad_scale: float, threads: int) -> None:
-        """A step over states in files."""
-        if pager is None:
-            runner(grad_scale, threads)
-            return
-        chunks = pager.chunks(self.jobs, [job.units for job in self.jobs])
-        runner.advance(grad_scale)
-        pager.stream(chunks, lambda chunk: runner.update(chunk.job, chunk.begin, chunk.end, threads))
-
-    def _zeroing_runner(self) -> Runner:
-        """The step that zeroes gradients too, made when it is first asked for."""
-        if self._zeroing is None:
-            check_distinct([grad for grad, _ in self.grads], [name for _, name in self.grads], "set to zero")
-            jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self.jobs]
-            self._zeroing = self.backend.prepare(jobs)
-        for grad, name in self.grads:
-            if isinstance(grad.owner, np.ndarray) and not grad.owner.flags.writeable:
-                raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is set to zero")
-        return self._zeroing
-
-
 class Plan:
     """A step with its arrays already checked: made by `Optimizer.bind`."""
 
-    def __init__(self, optimizer: Optimizer, bound: _Bound) -> None:
+    def __init__(self, optimizer: Optimizer, bound: Binding) -> None:
         self._optimizer = optimizer
         self._bound = bound
+        self._watch = Watch(bound.arrays)
 
     def step(
         self,
@@ -334,130 +237,15 @@ class Plan:
             gradients to be zeroed are read-only or share memory; since it was bound a parameter has become read-only,
             or a tensor of torch has been given other memory.
         """
-        bound = self._bound
-        if (bound.tensors or not bound.writable()) and (changed := bound.changed()):
+        watch = self._watch
+        if (watch.tensors or not watch.writable()) and (changed := watch.changed()):
             raise ValueError(changed)
-        bound.run(self._optimizer, grad_scale, max_norm, skip_nonfinite, zero_grads)
-
-
-class _Last:
-    """What the last step was bound to, for a next one from the same arrays or others like them: it keeps none alive."""
-
-    def __init__(self, optimizer: Optimizer, grads: Sequence[Any], bound: _Bound) -> None:
-        self.bound, jobs = bound, bound.jobs
-        self._skipped = list(map(is_, grads, itertools.repeat(None)))
-        views = [array for array, _ in bound.grads]
-        given = [grad for grad in grads if grad is not None]
-        self._remember(grads, [array.pin for array in views], all(map(_stays, given, views)))
-        self.held: list[Array] = []  # during a step
-        tables = [table for table in bound.tables if not isinstance(table, RowSparse)]
-        for owners in (*(job.owners for job in jobs), *(table.owners for table in tables)):
-            owners.clear()
-        # Tables of dense arrays only, all NumPy's or all on a CUDA device, can take other gradients' addresses.
-        self._kinds = [(g.shape, getattr(g.owner, "dtype", g.dtype), g.dtype) for g, _ in bound.grads]
-        bound.grads = ()
-        arrays = [*optimizer._views, *itertools.chain.from_iterable(optimizer._state_views)]
-        self._device = optimizer._place.device
-        of_numpy = all(type(p) is np.ndarray for p in optimizer._params)
-        self._dense = not bound.tensors and (of_numpy or optimizer._place.kind == "cuda")
-        self._dense = self._dense and all(a.dense and a.size for a in arrays) and all(j.strides is None for j in jobs)
-        extents = np.array(sorted(a.extent() for a in arrays), np.uint64).reshape(-1, 2)
-        self._low, self._high = np.append(extents[:, 0], np.iinfo(np.uint64).max), extents[:, 1].copy()
-        sizes = [math.prod(shape) * dtype.itemsize for shape, _, dtype in self._kinds]
-        self._sizes = np.array(sizes, np.uint64)
-        place = {i: k for k, i in enumerate(bound.members)}
-        columns: list[tuple[Any, list[int]]] = (
-            [(job.addresses[:, 1], [place[i] for i in job.parameter]) for job in jobs] if self._dense else []
-        )
-        dtypes = [dtype for _, _, dtype in self._kinds]
-        for table in tables if self._dense else ():
-            columns.append((table.addresses[:, 0], [k for k, dtype in enumerate(dtypes) if dtype == table.dtype]))
-        self._columns = columns
-
-    def _remember(self, grads: Sequence[Any], pins: Sequence[Any], stay: bool) -> None:
-        """Knows gradients again for as long as all of them live, if they stay where they are."""
-        self._ids = list(map(id, grads)) if stay else None
-        self._refs = [weakref.ref(grad) for grad in grads if grad is not None] if stay else []
-        self._watched = False
-        self._pins = weak(pins)
-
-    def _watch(self, grads: Sequence[Any]) -> bool:
-        """Whether gradients with the identities of the last ones are these; then their identities do until one ends."""
-        given = [grad for grad in grads if grad is not None]
-        if not all(map(is_, given, [ref() for ref in self._refs])):
-            return False
-        self._ids = ids = list(map(id, grads))
-
-        def forget(_: Any) -> None:
-            ids.clear()
-
-        self._refs = [weakref.ref(grad, forget) for grad in given]
-        self._watched = True
-        return True
-
-    def fits(self, grads: Sequence[Any]) -> bool:
-        """Whether it is one for these gradients, or could be made so by their addresses alone."""
-        bound = self.bound
-        if (bound.tensors or not bound.writable()) and bound.changed():
-            return False
-        if list(map(id, grads)) == self._ids and (self._watched or self._watch(grads)):
-            return True
-        return self._dense and self._take(grads)
-
-    def run(self, bound: _Bound, *how: Any) -> None:
-        """Does a step of what was bound, or of that with rows, and lets its gradients go."""
-        try:
-            bound.run(*how)
-        finally:
-            self.held = []
-
-    def _take(self, grads: Sequence[Any]) -> bool:
-        """Puts other gradients' addresses in the tables, if they are just like those before and overlap nothing."""
-        if list(map(is_, grads, itertools.repeat(None))) != self._skipped:
-            return False
-        found, pins, held, base, stay = [], [], [], None, True
-        for grad, (shape, dtype, _) in zip((g for g in grads if g is not None), self._kinds, strict=True):
-            if getattr(grad, "shape", None) != shape or getattr(grad, "dtype", None) != dtype:
-                return False
-            if type(grad) is np.ndarray:
-                if self._device != CPU.device or not grad.flags.c_contiguous:
-                    return False
-                found.append(address_of(grad) if dtype in COMPUTE_DTYPES else grad.ctypes.data)
-                if grad.base is not base:
-                    base = grad.base
-                    pins.append(pin_of(grad))
-            else:
-                array = view(grad, "grads")
-                if array.place.device != self._device or not array.dense:
-                    return False
-                found.append(array.address)
-                held.append(array)
-                stay = stay and _stays(grad, array)
-        addresses = np.array(found, np.uint64)
-        after = np.searchsorted(self._high, addresses, "right")  # the first array that ends behind
-        if (self._low[after] < addresses + self._sizes).any():
-            return False
-        for column, order in self._columns:
-            column[:] = addresses[order]
-        self._remember(grads, pins, stay)
-        self.held = held
-        return True
-
-
-def _stays(x: Any, array: Array) -> bool:
-    """Whether an array is where its view is for as long as it lives, or says that it is not.
-
-    What a view copied, as the values of a lazily negated tensor, is of one step only, and what exports its memory by a
-    protocol may export other memory the next time.
-    """
-    if is_tensor(x):
-        return array.owner is x
-    return isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__")
+        self._optimizer._run(self._bound, (), grad_scale, max_norm, skip_nonfinite, zero_grads)
 
 
 def _split(
-    grads: list[Any], params: Sequence[Array], names: Sequence[str]
-) -> tuple[list[Any], list[tuple[int, RowSparse]]]:
+    grads: tuple[Any, ...], params: Sequence[Array], names: Sequence[str]
+) -> tuple[tuple[Any, ...], list[tuple[int, RowSparse]]]:
     """Dense gradients, with None in the others' places; and those of some rows, with their places."""
     if _PLAIN.issuperset(map(type, grads)):
         return grads, []
@@ -465,7 +253,7 @@ def _split(
         (i, as_row_sparse(grad, _gradient_of(name) if len(grads) > 1 else "grads", param.shape))
         for i, (grad, param, name) in enumerate(zip(grads, params, names, strict=True))
     ]
-    dense = [grad if found is None else None for grad, (_, found) in zip(grads, rows, strict=True)]
+    dense = tuple(grad if found is None else None for grad, (_, found) in zip(grads, rows, strict=True))
     return dense, [(i, found) for i, found in rows if found is not None]
 
 
@@ -497,7 +285,7 @@ class Optimizer:
         self._backend_name, self._threads, self._execution = call.backend, call.threads, call.execution
         self._precision = call.precision
         self._varying: set[int] = set()  # groups whose hyper-parameters are to be read at each step
-        self._last: _Last | None = None
+        self._last: Last | None = None
         self._structure, groups = _read_params(call.params)
         self._names = [name for names, _, _ in groups for name in names]
         self._params = [param for _, arrays, _ in groups for param in arrays]
@@ -673,7 +461,8 @@ class Optimizer:
                     assign(state[name], value)
             made.append(State(state, f"state[{i}]", _Weakly(self, Optimizer._write_state, i)))
         self._states = _Fixed(made)
-        self._state_views: list[list[Array]] = [self._view_states(i) for i in range(len(made))]
+        self._state_views: list[list[Array]] = [[] for _ in made]
+        self._looks: list[Look | None] = [None for _ in made]  # where parameters and states were, as they were viewed
 
     def _view_states(self, i: int) -> list[Array]:
         """A parameter's state arrays as backends take them."""
@@ -818,7 +607,7 @@ class Optimizer:
         BackendUnavailable
             The backend asked for, or one for the arrays' device, is not here.
         """
-        dense, rows = _split(self._read_grads(grads), self._views, self._names)
+        dense, rows = _split(tuple(self._read_grads(grads)), self._views, self._names)
         bound = self._bind(dense)
         given = [grad for grad in dense if grad is not None]
         for grad, (array, name) in zip(given, bound.grads, strict=True):
@@ -826,28 +615,36 @@ class Optimizer:
                 raise ValueError(f"{name}: found {array.locked}, expected one that a plan can read again")
         return Plan(self, self._with_rows(bound, rows))
 
-    def _bind(self, grads: Sequence[Any]) -> _Bound:
+    def _bind(self, grads: Sequence[Any]) -> Binding:
         tensors, names, members, views, arrays = [], [], [], [], []
         for i, grad in enumerate(grads):
             if grad is None:
                 continue
             array = view(grad, _gradient_of(self._names[i]) if len(grads) > 1 else "grads")
+            arrays += self._look(i)
             tensors.append(self._tensor(i, array))
             names.append(self._labels(i, len(tensors[-1].arrays)))
             members.append(i)
             views.append(array)
-            arrays += [*self._owned(i), (None if isinstance(grad, np.ndarray) else grad, names[-1][1])]
+            arrays.append((None if isinstance(grad, np.ndarray) else grad, names[-1][1]))
         jobs = make_jobs(self._sets, tensors, names)
         labels = [n[1] for n in names]
-        tables = make_gradients(views, labels)
-        return _Bound(self._backend(), jobs, members, tables, list(zip(views, labels, strict=True)), arrays)
+        return Binding(self._backend(), jobs, members, list(zip(views, labels, strict=True)), arrays)
 
     def _tensor(self, i: int, grad: Any) -> Tensor:
-        """A parameter with its gradient and states, as it is now."""
+        """A parameter with its gradient and states, once it was looked at."""
         g = self._group_of[i]
-        self._views[i], self._state_views[i] = view(self._params[i], self._names[i]), self._view_states(i)
         arrays = [self._views[i], grad, *self._state_views[i]]
         return Tensor.of(self._precisions[g], self._which[g], i, arrays, self._elements[i])
+
+    def _look(self, i: int) -> list[tuple[Any, str]]:
+        """Has views of a parameter and its states that are where these are now; returns both, for others to watch."""
+        owned = self._owned(i)
+        found = look(tuple(x for x, _ in owned))
+        if found is None or found != self._looks[i]:
+            self._views[i], self._state_views[i] = view(self._params[i], self._names[i]), self._view_states(i)
+            self._looks[i] = found
+        return owned
 
     def _owned(self, i: int) -> list[tuple[Any, str]]:
         """The parameter and its state arrays, which others can change."""
@@ -860,20 +657,15 @@ class Optimizer:
         label = self._names[i]
         return [label, _gradient_of(label), *[f"state of {label}"] * (arrays - 2)]
 
-    def _with_rows(self, bound: _Bound, rows: Sequence[tuple[int, RowSparse]]) -> _Bound:
+    def _with_rows(self, bound: Binding, rows: Sequence[tuple[int, RowSparse]]) -> Binding:
         """The same with some rows of other parameters."""
         if not rows:
             return bound
+        owned = [pair for i, _ in rows for pair in self._look(i)]
         tensors = [self._tensor(i, grad) for i, grad in rows]
         names = [self._labels(tensor.parameter, len(tensor.arrays)) for tensor in tensors]
-        jobs = [*bound.jobs, *make_jobs(self._sets, tensors, names)]
-        tables = [*bound.tables, *(grad for _, grad in rows)]
-        grads = [*bound.grads, *((grad.values, n[1]) for (_, grad), n in zip(rows, names, strict=True))]
-        arrays = [*bound.written, *((ref(), name) for ref, _, name in bound.tensors)]
-        for i, _ in rows:
-            arrays += self._owned(i)
-        members = [*bound.members, *(i for i, _ in rows)]
-        return _Bound(bound.backend, jobs, members, tables, grads, arrays)
+        named = [(i, grad, called[1]) for (i, grad), called in zip(rows, names, strict=True)]
+        return bound.with_rows(make_jobs(self._sets, tensors, names), named, owned)
 
     def step(
         self,
@@ -908,24 +700,81 @@ class Optimizer:
         BackendUnavailable
             The backend asked for, or one for the arrays' device, is not here.
         """
-        arrays = self._read_grads(grads)
+        arrays = tuple(self._read_grads(grads))
         how = (grad_scale, max_norm, skip_nonfinite, zero_grads)
         last = self._last
         # What is to be zeroed is checked for that anew.
-        if last is not None and (zero_grads is not False or last.bound.backend is not self._backend()):
+        if last is not None and (zero_grads is not False or last.asked != settings.get_backend()):
             last = None
-        if last is not None and last.fits(arrays):
-            last.run(last.bound, self, *how)
-            return
-        dense, rows = _split(arrays, self._views, self._names)
-        if rows and last is not None and last.fits(dense):
-            last.run(self._with_rows(last.bound, rows), self, *how)
-            return
+        try:
+            if last is not None and last.fits(arrays):
+                self._run(last.bound, arrays, *how)
+                return
+            dense, rows = _split(arrays, self._views, self._names)
+            if rows and last is not None and last.fits(dense):
+                self._run(self._with_rows(last.bound, rows), dense, *how)
+                return
+        finally:
+            if last is not None:
+                last.held = ()
         self._last = None
         bound = self._bind(dense)
-        self._with_rows(bound, rows).run(self, *how)
+        self._run(self._with_rows(bound, rows), dense, *how)
         with suppress(TypeError):  # an array that no weak reference can be made to
-            self._last = _Last(self, dense, bound)
+            for i, grad in enumerate(dense):
+                if grad is None:
+                    self._look(i)
+            written = [*self._views, *itertools.chain.from_iterable(self._state_views)]
+            can_move = self._place.kind == "cuda" or all(type(p) is np.ndarray for p in self._params)
+            self._last = Last(bound, dense, written, can_move)
+
+    def _run(
+        self,
+        bound: Binding,
+        grads: Sequence[Any],
+        grad_scale: float,
+        max_norm: float | None,
+        skip_nonfinite: bool,
+        zero_grads: bool,
+    ) -> None:
+        """Does one step of what was bound; `grads` are its dense gradients, where it does not keep them."""
+        threads = self._threads or settings._threads
+        if zero_grads is not False:
+            zero_grads = check_flag("zero_grads", zero_grads)
+        if skip_nonfinite is not False:
+            skip_nonfinite = check_flag("skip_nonfinite", skip_nonfinite)
+        if type(grad_scale) is not float or grad_scale != 1.0:
+            grad_scale = check_scale(grad_scale, self._real)
+        runner = bound.zeroing_runner() if zero_grads else bound.runner
+        self.last_step_skipped = False
+        if max_norm is not None or skip_nonfinite:
+            pager = None if self._files is None else self._files.pager
+            reader = bound.backend if pager is None else pager.reading(bound.backend)
+            tables = bound.tables(grads)
+            grad_scale, norm, skipped = scale_of(tables, reader, threads, grad_scale, max_norm, skip_nonfinite)
+            self.last_grad_norm = self.last_grad_norm if norm is None else norm
+            self.last_step_skipped = skipped
+            if skipped:
+                return
+        if self._varying:
+            self._read_varying(bound.members)
+        if self._files is None:
+            runner(grad_scale, threads)
+        else:
+            self._files.update(partial(self._stream, bound.jobs, runner, grad_scale, threads))
+        if zero_grads:
+            for rows in bound.rows:
+                set_to_zero(rows.values)
+
+    def _stream(self, jobs: Sequence[Job], runner: Runner, grad_scale: float, threads: int) -> None:
+        """A step over states in files."""
+        pager: Any = None if self._files is None else self._files.pager
+        if pager is None:
+            runner(grad_scale, threads)
+            return
+        chunks = pager.chunks(jobs, [job.units for job in jobs])
+        runner.advance(grad_scale)
+        pager.stream(chunks, lambda chunk: runner.update(chunk.job, chunk.begin, chunk.end, threads))
 
     def _read_grads(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters."""

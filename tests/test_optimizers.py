@@ -990,3 +990,32 @@ def test_demon():
         fastopt.Demon(total=0)
     with pytest.raises(ValueError, match="beta"):
         fastopt.Demon(total=5, beta=1.0)
+
+
+def test_norms_are_of_the_gradients_of_this_step():
+    rng = np.random.default_rng(0)
+    params = [np.zeros((4, 5), "f4"), np.zeros(3, "f4"), np.zeros(2, ml_dtypes.bfloat16), np.zeros(7, "f4")]
+    optimizer = fastopt.SGD(params, lr=1.0)
+    dtypes = ["f4", ml_dtypes.bfloat16, "f4", "f4"]
+    for t in range(8):
+        grads = [rng.standard_normal(p.shape).astype(dtype) for p, dtype in zip(params, dtypes, strict=True)]
+        grads[3] = None
+        if t == 6:
+            grads[3] = fastopt.RowSparse([1, 1], np.ones(2, "f4"))
+        optimizer.step(grads, max_norm=1.0 if t % 3 else None)
+        if t % 3:
+            assert optimizer.last_grad_norm == fastopt.global_norm(grads)
+
+
+def test_gradients_elsewhere_may_not_share_memory_with_what_is_updated():
+    p = np.zeros(4, "f4")
+    optimizer = fastopt.Adam([p, np.zeros(4, "f4")])
+    for _ in range(3):
+        optimizer.step([np.ones(4, "f4"), None])
+    for shared in (p, p[:], optimizer.state[0]["exp_avg"]):
+        before = p.copy()
+        with pytest.raises(ValueError, match=r"found memory shared"):
+            optimizer.step([shared, None])
+        np.testing.assert_array_equal(p, before)
+    optimizer.step([np.ones(4, "f4"), np.ones(4, "f4")])
+    assert [int(state["step"]) for state in optimizer.state] == [4, 1]

@@ -1,0 +1,230 @@
+"""A step's arrays, checked and tabled for a backend."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import settings
+from ..arrays import Array, check_distinct, is_tensor, torch_layout, view
+from ..dispatch import Backend, Gradients, Job, Runner, make_gradients, watch_writable
+from ..sparse import RowSparse
+from ..storage import ZERO_GRADS
+from .where import Columns, Same, look, look_at
+
+
+class Watch:
+    """What an owner of arrays can change: those of NumPy become read-only, tensors of torch are put elsewhere."""
+
+    def __init__(self, arrays: Sequence[tuple[Any, str]]) -> None:
+        self._written = [(x, name) for x, name in arrays if isinstance(x, np.ndarray)]
+        self.tensors = [(weakref.ref(x), torch_layout(x), name) for x, name in arrays if is_tensor(x)]
+        #: Whether the arrays of NumPy all can be written still.
+        self.writable: Callable[[], Any] = watch_writable([x for x, _ in self._written])
+
+    def changed(self) -> str:
+        """What keeps arrays from being updated as they were, in words for an error; nothing if nothing does."""
+        if not self.writable():
+            name = next(name for array, name in self._written if not array.flags.writeable)
+            return f"{name}: found a read-only array, expected a writable one, for it is updated in place"
+        for ref, layout, name in self.tensors:
+            tensor = ref()
+            if tensor is None or torch_layout(tensor) != layout:
+                return f"{name}: found a tensor that has other memory than at bind, expected the same: bind again"
+        return ""
+
+
+class Binding:
+    """Arrays of a step, checked and tabled for a backend. It knows of no optimizer, which may keep it.
+
+    Parameters
+    ----------
+    backend : Backend
+        What does the step.
+    jobs : sequence of Job
+        All tensors.
+    members : sequence of int
+        The parameters that have a dense gradient.
+    grads : sequence of (Array, str)
+        These gradients, and what they are called.
+    arrays : sequence of (array, str)
+        Whatever others can change, for a `Watch`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        jobs: Sequence[Job],
+        members: Sequence[int],
+        grads: Sequence[tuple[Array, str]],
+        arrays: Sequence[tuple[Any, str]],
+    ) -> None:
+        self.backend = backend
+        self.jobs = jobs
+        self.members = members
+        self.arrays = arrays
+        self.runner: Runner = backend.prepare(jobs)
+        self._grads = grads
+        self._rows: list[tuple[int, RowSparse, str]] = []
+        self._zeroing: Runner | None = None
+        self._base: Binding | None = None  # which has the tables of the dense gradients
+        self._tables: list[Gradients] | None = None
+        self._columns: Columns | None = None  # where gradients can be others than they were
+
+    def with_rows(
+        self, jobs: Sequence[Job], rows: Sequence[tuple[int, RowSparse, str]], arrays: Sequence[tuple[Any, str]]
+    ) -> Binding:
+        """The same with gradients of rows of other parameters."""
+        members = [*self.members, *(i for i, _, _ in rows)]
+        made = Binding(self.backend, [*self.jobs, *jobs], members, self._grads, [*self.arrays, *arrays])
+        made._rows, made._base = list(rows), self
+        return made
+
+    @property
+    def rows(self) -> list[RowSparse]:
+        """The gradients of rows."""
+        return [grad for _, grad, _ in self._rows]
+
+    @property
+    def grads(self) -> Sequence[tuple[Array, str]]:
+        """The views of the dense gradients, with what they are called, as long as they are kept."""
+        return self._grads
+
+    def zeroing_runner(self) -> Runner:
+        """The step that zeroes gradients too, made when it is first asked for."""
+        grads = [*self._grads, *((grad.values, name) for _, grad, name in self._rows)]
+        if self._zeroing is None:
+            check_distinct([grad for grad, _ in grads], [name for _, name in grads], "set to zero")
+            jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self.jobs]
+            self._zeroing = self.backend.prepare(jobs)
+        for grad, name in grads:
+            if isinstance(grad.owner, np.ndarray) and not grad.owner.flags.writeable:
+                raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is set to zero")
+        return self._zeroing
+
+    def tables(self, grads: Sequence[Any]) -> list[Gradients | RowSparse]:
+        """All gradients as norms read them; `grads` are the dense ones of this step, where they are not kept."""
+        return [*(self._base or self)._dense_tables(grads), *self.rows]
+
+    def _dense_tables(self, grads: Sequence[Any]) -> list[Gradients]:
+        """Made when they are first asked for."""
+        if self._tables is None:
+            found = self._grads or [(view(grads[i], "grads"), "grads") for i in self.members]
+            self._tables = make_gradients([array for array, _ in found], [name for _, name in found])
+            if self._columns is not None:
+                for table in self._tables:
+                    which = [i for i, (a, _) in zip(self.members, found, strict=True) if a.dtype == table.dtype]
+                    self._columns.add(table.addresses[:, 0], which, self._at)
+                    table.owners.clear()
+        return self._tables
+
+    def let_go(self, at: np.ndarray | None) -> None:
+        """Keeps no array any longer; the gradients of all parameters are `at` these addresses, and may `move`."""
+        self._grads, self.arrays, self._tables = (), (), None
+        for job in self.jobs:
+            job.owners.clear()
+        if at is not None:
+            self._at, self._columns = at, Columns()
+            for job in self.jobs:
+                self._columns.add(job.addresses[:, 1], job.parameter[job.tensor_of], at)
+
+    def move(self, at: np.ndarray) -> None:
+        """Takes over gradients that are laid out as those before, where they are."""
+        assert self._columns is not None  # it was told that they may
+        self._at = at
+        self._columns.put(at)
+
+
+class Last:
+    """The binding of the last step, for one with the same gradients or others like them: it keeps none alive.
+
+    Parameters
+    ----------
+    bound : Binding
+        Which keeps no array from now on.
+    grads : tuple of array or None
+        Of all parameters.
+    written : sequence of Array
+        All parameters and states, with which gradients may not share memory.
+    can_move : bool
+        Whether gradients may be elsewhere the next time.
+
+    Raises
+    ------
+    TypeError
+        No weak reference can be made to a gradient.
+    """
+
+    def __init__(self, bound: Binding, grads: tuple[Any, ...], written: Sequence[Array], can_move: bool) -> None:
+        self.bound, self.asked = bound, settings.get_backend()
+        self.held: Sequence[Any] = ()  # views during a step
+        self._watch = Watch(bound.arrays)
+        given = iter([array for array, _ in bound.grads])
+        views = [None if grad is None else next(given) for grad in grads]
+        found = look(grads)
+        self._same: Same | None = None
+        if found is None:  # not all are plain arrays of NumPy, which themselves tell where they are
+            found = look_at(views)
+            self._remember(grads, views)
+        self._layouts, self._addresses = found
+        self._kinds = list(map(_kind, grads))
+        arrays = [*written, *(array for array in views if array is not None)]
+        can_move = can_move and not self._watch.tensors and len({array.place.device for array in arrays}) == 1
+        self._moves = can_move and all(array.dense and array.size for array in arrays)
+        extents = np.array(sorted(array.extent() for array in written), np.uint64).reshape(-1, 2)
+        self._low, self._high = np.append(extents[:, 0], np.iinfo(np.uint64).max), extents[:, 1].copy()
+        self._sizes = np.array([0 if a is None else a.size * a.dtype.itemsize for a in views], np.uint64)
+        bound.let_go(np.frombuffer(self._addresses, np.uint64) if self._moves else None)
+
+    def _remember(self, grads: Sequence[Any], views: Sequence[Array | None]) -> None:
+        """Knows gradients again by their identities, if they stay where they are."""
+        stay = all(array is None or _stays(grad, array) for grad, array in zip(grads, views, strict=True))
+        self._same = Same(grads) if stay else None
+
+    def fits(self, grads: tuple[Any, ...]) -> bool:
+        """Whether it is one for these gradients, or can be made so by their addresses alone."""
+        watch = self._watch
+        if (watch.tensors or not watch.writable()) and watch.changed():
+            return False
+        found = look(grads)
+        if found is None:
+            if self._same is not None and self._same.are(grads):
+                return True
+            if not self._moves or list(map(_kind, grads)) != self._kinds:
+                return False
+            self.held = views = [None if grad is None else view(grad, "grads") for grad in grads]
+            found = look_at(views)
+        layouts, addresses = found
+        if layouts != self._layouts:
+            return False
+        if addresses != self._addresses:
+            if not self._moves:
+                return False
+            at = np.frombuffer(addresses, np.uint64)
+            after = np.searchsorted(self._high, at, "right")  # the first array that ends behind
+            if (self._low[after] < at + self._sizes).any():
+                return False
+            self.bound.move(at)
+            self._addresses = addresses
+        if self.held:
+            self._remember(grads, self.held)
+        return True
+
+
+def _kind(grad: Any) -> Any:
+    """What a gradient's view will be like, as its library tells it."""
+    return None if grad is None else (getattr(grad, "shape", None), getattr(grad, "dtype", None))
+
+
+def _stays(x: Any, array: Array) -> bool:
+    """Whether an array is where its view is for as long as it lives, or says that it is not.
+
+    What a view copied, as the values of a lazily negated tensor, is of one step only, and what exports its memory by a
+    protocol may export other memory the next time.
+    """
+    if is_tensor(x):
+        return array.owner is x
+    return isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__")
