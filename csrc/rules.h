@@ -117,15 +117,17 @@ UPDATE(rmsprop_centered_momentum)
 UPDATE(ftrl)
 {
     const int still = c->inverse_lr == 0;
-    const real sum = still ? s->accumulator : s->accumulator + g * g, root = SQRT(sum);
-    const real roots = SQRT(s->accumulator) + root;
-    const real growth = roots == 0 ? roots : g * (g / roots); /* root - sqrt(accumulator), of which no digit is lost */
-    const real pull = growth == 0 ? growth : growth * c->inverse_lr * *p;
-    s->linear = still ? s->linear : s->linear + (g - pull);
-    const real shrunk = (s->linear > c->l1 ? c->l1 : s->linear < -c->l1 ? -c->l1 : s->linear) - s->linear;
-    const real after = shrunk == 0 ? shrunk : shrunk / (root * c->inverse_lr + c->curvature);
+    const real square = g * g;
+    const real sum = still ? s->accumulator : s->accumulator + square, root = SQRT(sum);
+    /* g * (g / roots) is root - sqrt(accumulator), of which no digit is lost. */
+    const real roots = SQRT(s->accumulator) + root, drawn = g * (g / roots) * c->inverse_lr * *p;
+    const real moved = s->linear + (g - (square == 0 ? square : drawn));
+    const real low = moved < -c->l1 ? -c->l1 : moved;
+    const real shrunk = (low > c->l1 ? c->l1 : low) - moved;
+    const real quotient = shrunk / (root * c->inverse_lr + c->curvature), after = shrunk == 0 ? shrunk : quotient;
     *p = still ? *p : after;
     s->accumulator = sum;
+    s->linear = still ? s->linear : moved; /* chosen last: gcc would compute all that follows for both */
 }
 
 /* ---- adam ---- */

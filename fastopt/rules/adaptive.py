@@ -73,11 +73,12 @@ def rmsprop_centered_momentum(
 
 def ftrl(p, g, accumulator, linear, inverse_lr, l1, curvature):
     still = inverse_lr == 0
-    sum = where(still, accumulator, accumulator + g * g)
+    square = g * g
+    sum = where(still, accumulator, accumulator + square)
     root = sqrt(sum)
     roots = sqrt(accumulator) + root
-    growth = where(roots == 0, roots, g * (g / roots))  # root - sqrt(accumulator), of which no digit is lost
-    pull = where(growth == 0, growth, growth * inverse_lr * p)
+    # g*(g/roots) is root - sqrt(accumulator), of which no digit is lost.
+    pull = where(square == 0, square, g * (g / roots) * inverse_lr * p)
     linear = where(still, linear, linear + (g - pull))
     shrunk = where(linear > l1, l1, where(linear < -l1, -l1, linear)) - linear
     after = where(shrunk == 0, shrunk, shrunk / (root * inverse_lr + curvature))
