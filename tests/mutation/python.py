@@ -155,8 +155,12 @@ class Contexts:
         self.tree = work / "tree"
         self.seconds = {}
         self.tests = collections.defaultdict(lambda: collections.defaultdict(set))
+        package = digest([self.tree / file for file in package_files(self.tree)])
         for about in sorted(work.glob("contexts/*.json")):
-            self.seconds.update(json.loads(about.read_text())["seconds"])
+            found = json.loads(about.read_text())
+            if not found["stamp"].startswith(package):  # or a run was killed, and left its change
+                sys.exit(f"{about.stem}: found lines of another package, expected those of {self.tree}: gather again")
+            self.seconds.update(found["seconds"])
             data = CoverageData(os.fspath(about.with_suffix(".coverage")))
             data.read()
             for measured in data.measured_files():
