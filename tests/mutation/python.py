@@ -304,14 +304,14 @@ def try_one(tree, numba_cache, mutant, contexts, seconds):
         named.write_text("\n".join(chosen))
         env = environment(tree, Path(scratch, "numba") if at_import or compiled else numba_cache)
         began = time.monotonic()
-        status, output = pytest(tree, ["-x", f"@{named}"], env, 120 + 10 * took)
+        status, output = pytest(tree, ["-x", f"@{named}"], env, 60 + 6 * took)
         took = time.monotonic() - began
     if status == 0:
         return "survived", f" {len(chosen)} of {len(tests)} tests in {took:.0f} s{what}"
     if status is None:
         return "out of time", f" after {took:.0f} s{what}"
     failed = re.search(r"^(FAILED|ERROR) (.+?)( - |$)", output, re.M)
-    by = failed[2] if failed else output.strip().splitlines()[-1]
+    by = failed[2] if failed else f"signal {-status}" if status < 0 else output.strip().splitlines()[-1]
     return "killed", f" in {took:.0f} s by {by}{what}"
 
 
