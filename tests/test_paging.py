@@ -296,6 +296,25 @@ def test_what_fits_stays(tmp_path):
     assert big.stays - big.start == 12345 // mmap.PAGESIZE * mmap.PAGESIZE
 
 
+def test_what_is_ahead_is_neither_waited_for_nor_let_go(tmp_path, monkeypatch):
+    states = mapped(tmp_path / "states", 1 << 20, seed=0)
+    mapping = own(states)
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, place, length, advice: asked.append((place, place + length)))
+    call = paging._call
+
+    def recorded(function, *arguments, path):
+        if function.__name__ == "sync_file_range":
+            asked.append((arguments[1], arguments[1] + arguments[2]))
+        return call(function, *arguments, path=path)
+
+    monkeypatch.setattr(paging, "_call", recorded)
+    low, high = mapping.start + (1 << 20), mapping.start + (2 << 20)
+    mapping.write(low, high)
+    mapping.let_go(low, high)
+    assert asked == [(1 << 20, 2 << 20), (1 << 20, 2 << 20), (0, 2 << 20)]
+
+
 def test_pages_that_are_locked_stay(tmp_path):
     states = mapped(tmp_path / "states", 1 << 16, seed=0)
     libc = ctypes.CDLL(None, use_errno=True)
