@@ -237,27 +237,20 @@ def test_rows_refuse_and_write_nothing(name, changed, said):
 
 def built_for_race_detection(folder, monkeypatch):
     """tests/c/racing_rows.c with the library's own sources, instrumented."""
-    import importlib.util
-
-    import setuptools
-
     root = Path(__file__).parents[1]
-    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
-    spec = importlib.util.spec_from_file_location("_fastopt_setup", root / "setup.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    (folder / "rule_table.h").write_text(build.rule_table(build.load_rules()))
-    level = next(iter(build.levels()))
-    sources = [root / "tests/c/racing_rows.c", root / "csrc/fastopt.c", root / "csrc/kernels.c"]
-    command = ["gcc", "-std=gnu11", "-O1", "-g", "-fsanitize=thread", "-ffp-contract=off", f"-I{folder}"]
-    command += [f"-I{root / 'csrc'}", f"-I{fastopt.get_include()}", f"-DFASTOPT_ISA={level}"]
-    command += [f"-DFASTOPT_LEVELS(X)=X({level})", *map(str, sources), "-lm", "-pthread", "-o", str(folder / "racing")]
-    table = folder / "rule_table.h"
-    lines = [line for line in table.read_text().splitlines() if not line.startswith("#define FASTOPT_LEVELS")]
-    table.write_text("\n".join(lines) + "\n")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"ThreadSanitizer is not there: {done.stderr.strip().splitlines()[-1]}")
+    monkeypatch.syspath_prepend(str(root / "csrc"))
+    import generate
+    import library
+
+    flags = ["-std=gnu11", "-O1", "-g", "-fsanitize=thread", "-ffp-contract=off"]
+    lowest = dict([next(iter(library.levels().items()))])
+    (folder / "rule_table.h").write_text(generate.rule_table(generate.load_rules(), lowest))
+    try:
+        objects = library.compile_all(["gcc"], flags, lowest, [folder, fastopt.get_include()], folder)
+        program = ["-I", fastopt.get_include(), root / "tests/c/racing_rows.c", *objects, "-lm", "-pthread"]
+        subprocess.run(["gcc", *flags, *program, "-o", folder / "racing"], check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"ThreadSanitizer is not there: {error.stderr.decode().strip().splitlines()[-1]}")
     return folder / "racing"
 
 
@@ -598,31 +591,41 @@ def test_step_refuses_and_writes_nothing():
             [["param", "grad"]],
         )
     )
-    job = runner._jobs
-    assert lib.fastopt_step(job, -1) == lib.FASTOPT_BAD_SIZE
-    assert lib.fastopt_step(ffi.NULL, 0) == lib.FASTOPT_OK
-    assert lib.fastopt_step(ffi.NULL, 1) == lib.FASTOPT_NULL_POINTER
-    bad = {"rule": -1, "dtype": 9, "copies": 2, "threads": 0, "runs": -1, "tensors": -1}
+    jobs = runner._jobs
+
+    def step(n, jobs=jobs, threads=1):
+        return lib.fastopt_step(jobs, n, 1.0, threads)
+
+    def calls():
+        return step(1), lib.fastopt_advance(jobs, 1, 1.0), lib.fastopt_update_part(jobs, 0, 4, 1)
+
+    assert step(-1) == lib.FASTOPT_BAD_SIZE
+    assert step(0, ffi.NULL) == lib.FASTOPT_OK
+    assert step(1, ffi.NULL) == lib.FASTOPT_NULL_POINTER
+    assert step(1, threads=0) == lib.fastopt_update_part(jobs, 0, 4, 0) == lib.FASTOPT_BAD_THREADS
+    bad = {"rule": -1, "dtype": 9, "copies": 2, "runs": -1, "tensors": -1}
     tables = ("addresses", "offsets", "tensor_of", "parameter", "group", "steps", "hyper", "coefficients", "row_of")
     for key, value in {**bad, **dict.fromkeys(tables, ffi.NULL)}.items():
-        before = getattr(job[0], key)
-        setattr(job[0], key, value)
-        assert lib.fastopt_step(job, 1) != lib.FASTOPT_OK, key
-        setattr(job[0], key, before)
-    for key, value in (("tensors", 2**62), ("runs", 2**62), ("end", 5), ("begin", -1)):
-        before = getattr(job[0], key)
-        setattr(job[0], key, value)
-        assert lib.fastopt_step(job, 1) == lib.FASTOPT_BAD_SIZE, key
-        setattr(job[0], key, before)
-    assert lib.fastopt_step(job, 2**62) == lib.FASTOPT_BAD_SIZE
+        before = getattr(jobs[0], key)
+        setattr(jobs[0], key, value)
+        assert lib.FASTOPT_OK not in calls(), key
+        setattr(jobs[0], key, before)
+    for key in ("tensors", "runs"):
+        before = getattr(jobs[0], key)
+        setattr(jobs[0], key, 2**62)
+        assert set(calls()) == {lib.FASTOPT_BAD_SIZE}, key
+        setattr(jobs[0], key, before)
+    for begin, end in ((0, 5), (-1, 4), (3, 2)):
+        assert lib.fastopt_update_part(jobs, begin, end, 1) == lib.FASTOPT_BAD_SIZE
+    assert step(2**62) == lib.FASTOPT_BAD_SIZE
     for steps in (2**63 - 1, -1, -(2**63)):
-        job[0].steps[0] = steps
-        assert lib.fastopt_step(job, 1) == lib.FASTOPT_BAD_STEP
-        assert job[0].steps[0] == steps
-    job[0].steps[0] = 0
-    job[0].rule = lib.fastopt_find_rule(b"nadam")
-    assert lib.fastopt_step(job, 1) == lib.FASTOPT_NULL_POINTER  # it has scalars
-    assert (param == 1).all() and job[0].steps[0] == 0
+        jobs[0].steps[0] = steps
+        assert step(1) == lib.fastopt_advance(jobs, 1, 1.0) == lib.FASTOPT_BAD_STEP
+        assert jobs[0].steps[0] == steps
+    jobs[0].steps[0] = 0
+    jobs[0].rule = lib.fastopt_find_rule(b"nadam")
+    assert step(1) == lib.FASTOPT_NULL_POINTER  # it has scalars
+    assert (param == 1).all() and jobs[0].steps[0] == 0
 
 
 def test_norm_and_stream_refuse():
@@ -654,10 +657,10 @@ def test_the_largest_that_is_taken(more):
     """What is as large as can be is refused for the null pointers only, or the bad index, that come with it."""
     refused = lib.FASTOPT_BAD_SIZE if more else lib.FASTOPT_NULL_POINTER
     null = ffi.NULL
-    assert lib.fastopt_step(null, MEMORY // ffi.sizeof("fastopt_job") + more) == refused
+    assert lib.fastopt_step(null, MEMORY // ffi.sizeof("fastopt_job") + more, 1.0, 1) == refused
     for key, most in (("runs", MEMORY // 8), ("tensors", 2**31 - 1)):
-        job = ffi.new("fastopt_job *", {"copies": 1, "threads": 1, "tensors": 1, key: most + more})
-        assert lib.fastopt_step(job, 1) == refused
+        job = ffi.new("fastopt_job *", {"copies": 1, "tensors": 1, key: most + more})
+        assert lib.fastopt_step(job, 1, 1.0, 1) == refused
     assert lib.fastopt_square_sums(0, MEMORY // 8 + more, *[null] * 5, 1) == refused
     assert lib.fastopt_stream(MEMORY // 4 + more, 2, null, 0, 1) == refused
     assert lib.fastopt_stream_rows(MEMORY // 8 + more, null, null, null, 1, 2, null, 1) == refused

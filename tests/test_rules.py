@@ -99,9 +99,9 @@ def test_hyper_parameters_know_their_domain(name):
 def test_c_refuses_what_it_does_not_know():
     assert lib.fastopt_find_rule(b"nonesuch") == lib.fastopt_find_rule(ffi.NULL) == -1
     job = ffi.new("fastopt_job *", {"rule": 999})
-    assert ffi.string(lib.fastopt_message(lib.fastopt_step(job, 1))) == b"unknown rule"
+    assert ffi.string(lib.fastopt_message(lib.fastopt_step(job, 1, 1.0, 1))) == b"unknown rule"
     job = ffi.new("fastopt_job *", {"rule": 0, "dtype": 7})
-    assert ffi.string(lib.fastopt_message(lib.fastopt_step(job, 1))) == b"unknown dtype"
+    assert ffi.string(lib.fastopt_message(lib.fastopt_step(job, 1, 1.0, 1))) == b"unknown dtype"
     assert lib.fastopt_fold(-1, 1, 1.0, ffi.NULL, ffi.NULL, ffi.NULL) == lib.FASTOPT_BAD_RULE
     assert ffi.string(lib.fastopt_message(12345)) == b"unknown error code"
 

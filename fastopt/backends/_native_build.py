@@ -1,4 +1,4 @@
-"""The cffi extension over libfastopt: its declarations are those of fastopt.h itself. Used by the build only."""
+"""The cffi extension over libfastopt: its declarations are those of the headers themselves. Used by the build only."""
 
 import re
 import runpy
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-_HEADER = (Path(__file__).parents[2] / "csrc" / "fastopt.in.h").read_text()
+_HEADERS = [(Path(__file__).parents[2] / "csrc" / name).read_text() for name in ("fastopt.in.h", "internal.h")]
 
 
 def _declarations(header: str) -> str:
@@ -93,7 +93,7 @@ static int64_t read_arrays(uintptr_t arrays, uintptr_t type, int64_t most, uint6
 )
 
 ffi = FFI()
-ffi.cdef(_declarations(_HEADER))
+ffi.cdef("".join(map(_declarations, _HEADERS)))
 ffi.cdef(
     """
 const char *built_from(void);
@@ -102,5 +102,5 @@ int64_t read_arrays(uintptr_t arrays, uintptr_t type, int64_t most, uint64_t *wo
 """
 )
 ffi.set_source(
-    "fastopt.backends._native", f'#include "fastopt.h"\n{_OWN}', define_macros=[("Py_LIMITED_API", "0x030A0000")]
+    "fastopt.backends._native", f'#include "internal.h"\n{_OWN}', define_macros=[("Py_LIMITED_API", "0x030A0000")]
 )

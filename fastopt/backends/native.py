@@ -120,15 +120,13 @@ def _rows(rows: Rows) -> Any:
 
 
 class _Runner:
-    __slots__ = ("_count", "_grad_scale", "_jobs", "_keep", "_threads", "folded")
+    __slots__ = ("_count", "_jobs", "_keep", "folded")
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._count = len(jobs)
         self._jobs = ffi.new("fastopt_job[]", len(jobs))
         self._keep: list[Any] = [jobs]
         self.folded: list[tuple[np.ndarray, np.ndarray]] = []  # of each job, coefficients and the tensors' rows there
-        self._grad_scale = 1.0
-        self._threads = 1
         for c, job in zip(self._jobs, jobs, strict=True):
             parameters, rule = job.parameters, job.parameters.rule
             width = parameters.copies * (3 + len(rule.coefficients))
@@ -148,11 +146,8 @@ class _Runner:
             c.steps = _pointer("int64_t *", parameters.steps)
             c.scalars = _pointer("double *", parameters.scalars if rule.scalars else None)
             c.hyper = _pointer("double *", parameters.hyper)
-            c.grad_scale = self._grad_scale
-            c.threads = self._threads
             c.coefficients = _pointer("double *", coefficients)
             c.row_of = _pointer("int32_t *", row_of)
-            c.end = job.offsets[-1]
             c.elements = _pointer("int64_t *", job.elements)
             if job.rows is not None:
                 c.rows = self._kept(_rows(job.rows))
@@ -167,28 +162,14 @@ class _Runner:
 
     def advance(self, grad_scale: float) -> None:
         """Advances step counts and folds coefficients."""
-        ends = [c.end for c in self._jobs]
-        for c in self._jobs:
-            c.end = 0
-        self(grad_scale, 1)
-        for c, end in zip(self._jobs, ends, strict=True):
-            c.end = end
+        self._check(lib.fastopt_advance(self._jobs, self._count, grad_scale))
 
     def update(self, job: int, begin: int, end: int, threads: int) -> None:
         """Updates elements of a job with the coefficients that `advance` left."""
-        c = self._jobs[job]
-        before = c.begin, c.end, c.threads
-        c.begin, c.end, c.threads, c.advanced = begin, end, threads, 1
-        code = lib.fastopt_step(ffi.addressof(self._jobs, job), 1)
-        (c.begin, c.end, c.threads), c.advanced = before, 0
-        self._check(code)
+        self._check(lib.fastopt_update_part(ffi.addressof(self._jobs, job), begin, end, threads))
 
     def __call__(self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step) -> None:
-        if grad_scale != self._grad_scale or threads != self._threads:
-            for c in self._jobs:
-                c.grad_scale, c.threads = grad_scale, threads
-            self._grad_scale, self._threads = grad_scale, threads
-        code = _step(self._jobs, self._count)
+        code = _step(self._jobs, self._count, grad_scale, threads)
         if code:
             self._check(code)
 
@@ -292,7 +273,7 @@ class Folder:
 
     def __call__(self, grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
         """Of each job, rows of coefficients, in float64; which of them each tensor has; whether there are several."""
-        self._runner(grad_scale, 1)
+        self._runner.advance(grad_scale)
         return [(rows, row_of, bool(row_of[-1])) for rows, row_of in self._runner.folded]
 
 

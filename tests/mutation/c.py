@@ -7,7 +7,6 @@ changed file run, nearest first. Changes that do not compile, or leave the machi
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import random
 import re
@@ -23,12 +22,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import setuptools
-
 from fastopt.backends import native
 from fastopt.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "csrc"))
+
+import generate  # noqa: E402
+import library as build  # noqa: E402
 
 # For each file the tests that touch it, nearest first, and pytest's -k for them: one or two rules are enough for loops
 # that all share. `{rules}` stands for the rules that the changed line is of.
@@ -46,38 +47,43 @@ _ROWS = [
     ("test_sizes.py", "whole_rows or rows and (adam or sgd)"),
     ("test_storage_bits.py", "rows or bags"),
 ]
+_CALLS = [
+    ("test_c_interface.py", "not training and not example"),
+    ("test_rules.py", ""),
+    ("test_norms.py", ""),
+    ("test_storage.py", "refused or threads_and"),
+    ("test_bits.py", "threads and adam or many and (adam or aggmo) or axis or copies"),
+    *_ROWS,
+    ("test_sizes.py", "shares or parts"),
+    ("test_functional.py", ""),
+    ("test_optimizers.py", ""),
+    ("test_processes.py", ""),
+    ("test_bench.py", "test_rows"),
+]
 TESTS = {
     "arithmetic.h": [("test_arithmetic.py", "not hogwild")],
-    "chunks.h": _CHUNKS,
-    "kernels.c": [("test_c_interface.py", "stream"), ("test_bench.py", "test_rows"), ("test_rules.py", "folds")],
-    "kernels_real.h": [
-        ("test_bits.py", "(oracle or layouts or many) and (adam or sgd) or axis or gaps"),
-        ("test_c_interface.py", "large"),
-        ("test_norms.py", ""),
-        *_ROWS,
-        ("test_storage.py", "layouts or norm"),
-        ("test_sizes.py", "norms or dense and adam"),
-        ("test_bits.py", "layouts"),
-    ],
+    "convert.h": [("test_storage.py", "reading or nearest or blocks or stochastic or philox or finite"), *_CHUNKS],
+    "dense.h": [("test_bits.py", "(oracle or many) and (adam or sgd)"), ("test_sizes.py", "dense and adam")],
+    "kernels.dispatch.c": [("test_rules.py", "folds"), ("test_bits.py", "many and adam")],
+    "limits.h": [*_CHUNKS, *_ROWS],
+    "rows.h": _ROWS,
     "rules.h": [
         ("test_rules.py", "{rules}"),
         ("test_bits.py", "({rules}) and not threads and not many and not layouts"),
     ],
-    "sizes.h": [*_CHUNKS, *_ROWS],
-    "storage.h": [("test_storage.py", "reading or nearest or blocks or stochastic or philox or finite"), *_CHUNKS],
-    "*.c": [
-        ("test_c_interface.py", "not training and not example"),
-        ("test_rules.py", ""),
+    "squares.h": [("test_norms.py", ""), ("test_sizes.py", "norms"), *_ROWS],
+    "stored.h": _CHUNKS,
+    "stream.dispatch.c": [("test_c_interface.py", "stream"), ("test_bench.py", "test_rows")],
+    "tiles.h": [
+        ("test_bits.py", "layouts and (adam or sgd) or axis or gaps"),
+        ("test_c_interface.py", "large"),
         ("test_norms.py", ""),
-        ("test_storage.py", "refused or threads_and"),
-        ("test_bits.py", "threads and adam or many and (adam or aggmo) or axis or copies"),
+        ("test_storage.py", "layouts or norm"),
+        ("test_bits.py", "layouts"),
         *_ROWS,
-        ("test_sizes.py", "shares or parts"),
-        ("test_functional.py", ""),
-        ("test_optimizers.py", ""),
-        ("test_processes.py", ""),
-        ("test_bench.py", "test_rows"),
     ],
+    "*.h": _CALLS,
+    "*.c": _CALLS,
 }
 # What would only take time: other backends, what is installed, instrumented builds.
 LEFT_OUT = "not (numba or race or beyond or installed or environment_chooses)"
@@ -155,15 +161,6 @@ def rules_of(text, at):
     return " or ".join(found) or "adam"
 
 
-def load_setup():
-    """setup.py as a module, which builds nothing."""
-    setuptools.setup = lambda **_: None
-    spec = importlib.util.spec_from_file_location("_fastopt_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Library:
     """The library in a copy of the repository, for one instruction set; changed sources are in a second folder."""
 
@@ -171,38 +168,34 @@ class Library:
         self.csrc, self.changed, self.built, self.isa = folder / "csrc", folder / "changed", folder / isa, isa
         self.library = folder / "fastopt/backends/libfastopt.so"
         self.built.mkdir()
-        setup = load_setup()
-        table = setup.rule_table(setup.load_rules()).splitlines()
-        table = [line for line in table if not line.startswith("#define FASTOPT_LEVELS")]
-        (self.built / "rule_table.h").write_text("\n".join([*table, f"#define FASTOPT_LEVELS(X) X({isa})", ""]))
+        levels = {isa: build.levels()[isa]}
+        (self.built / "rule_table.h").write_text(generate.rule_table(generate.load_rules(), levels))
         includes = [f"-I{self.built}", f"-I{folder / 'fastopt/include'}"]
         # Half the time of -O3, which is what most of a change's time would go into.
-        self.flags = [*(flag for flag in setup.FLAGS if flag != "-O3"), "-O1", "-w", "-fopenmp", *includes]
-        self.own = [*setup.levels()[isa], f"-DFASTOPT_ISA={isa}"]
-        self.sources = [source.relative_to(self.csrc) for source in sorted(self.csrc.glob("**/*.c"))]
-        self.texts = {source: self.preprocessed(self.csrc, source) for source in self.sources}
+        self.flags = [*(flag for flag in build.FLAGS if flag != "-O3"), "-O1", "-w", "-fopenmp", *includes]
+        self.units = build.units(levels)
+        self.texts = {unit.object: self.preprocessed(self.csrc, unit) for unit in self.units}
 
-    def gcc(self, root, source, *more):
-        own = self.own if "FASTOPT_ISA" in (root / source).read_text() else []
-        command = ["gcc", *self.flags, f"-I{root}", *own, root / source, *more]
+    def gcc(self, root, unit, *more):
+        command = ["gcc", *self.flags, f"-I{root}", *unit.flags, root / unit.source, *more]
         return subprocess.run(command, capture_output=True, check=False)
 
-    def preprocessed(self, root, source):
-        return self.gcc(root, source, "-E", "-P").stdout
+    def preprocessed(self, root, unit):
+        return self.gcc(root, unit, "-E", "-P").stdout
 
-    def compiled(self, root, source):
-        """The object file of a source; None if it does not compile."""
-        to = self.built / f"{root.name}-{source.stem}.o"
-        return None if self.gcc(root, source, "-c", "-o", to).returncode else to
+    def compiled(self, root, unit):
+        """The object file of a unit; None if it does not compile."""
+        to = self.built / f"{root.name}-{unit.object}"
+        return None if self.gcc(root, unit, "-c", "-o", to).returncode else to
 
     @cached_property
     def objects(self):
         """What the unchanged sources are compiled to."""
-        return {source: self.compiled(self.csrc, source) for source in self.sources}
+        return {unit.object: self.compiled(self.csrc, unit) for unit in self.units}
 
     def concerned(self):
-        """The sources in which this instruction set's compiler sees a change."""
-        return [source for source in self.sources if self.preprocessed(self.changed, source) != self.texts[source]]
+        """The units in which this instruction set's compiler sees a change."""
+        return [unit for unit in self.units if self.preprocessed(self.changed, unit) != self.texts[unit.object]]
 
     def link(self, objects):
         """The library of these objects and the unchanged others, in the package's place for it."""
@@ -292,15 +285,15 @@ def selection_of(change, text):
 def verdict(change, text, libraries, tests):
     """What becomes of a change: a kind, and what more there is to say."""
     for library in libraries:
-        sources = library.concerned()
-        if sources:
+        units = library.concerned()
+        if units:
             break
     else:
         return "not compiled", "no instruction set of this machine"
-    objects = {source: library.compiled(library.changed, source) for source in sources}
+    objects = {unit.object: library.compiled(library.changed, unit) for unit in units}
     if not all(objects.values()):
         return "not compiled", "an error"
-    if all(objects[source].read_bytes() == library.objects[source].read_bytes() for source in sources):
+    if all(found.read_bytes() == library.objects[name].read_bytes() for name, found in objects.items()):
         return "same code", library.isa
     noticed = tests.noticed(library, objects, selection_of(change, text))
     return ("killed", noticed) if noticed else ("survived", library.isa)

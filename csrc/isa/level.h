@@ -1,6 +1,6 @@
-/* What one instruction-set level offers: the same table of functions from each instance of kernels.c. */
-#ifndef FASTOPT_KERNELS_H
-#define FASTOPT_KERNELS_H
+/* What one instruction-set level offers: tables of functions, the same from each level's instances of *.dispatch.c. */
+#ifndef FASTOPT_LEVEL_H
+#define FASTOPT_LEVEL_H
 
 #include <stdint.h>
 
@@ -58,16 +58,26 @@ typedef struct {
     float *const *addresses;
 } fastopt_row_stream;
 
+/* The loops for one compute type, from an instance of kernels.dispatch.c. */
 typedef struct {
-    const char *name;
-    fastopt_kernel kernels[KERNELS][FASTOPT_MAX_COPIES][2]; /* by kernel, copies - 1 and compute dtype */
-    fastopt_kernel stored[KERNELS][FASTOPT_MAX_COPIES][2];  /* the same for arrays as storage says */
-    fastopt_runner run[2];
-    fastopt_row_runner run_rows[2];
-    fastopt_row_fold row_folds[KERNELS][2]; /* by kernel; NULL for a rule of elements */
-    double (*square_sum[2])(int32_t dtype, int64_t n, const char *from, int64_t stride);
+    fastopt_kernel kernels[KERNELS][FASTOPT_MAX_COPIES]; /* by kernel and copies - 1 */
+    fastopt_kernel stored[KERNELS][FASTOPT_MAX_COPIES];  /* the same for arrays as storage says */
+    fastopt_runner run;
+    fastopt_row_runner run_rows;
+    fastopt_row_fold row_folds[KERNELS]; /* NULL for a rule of elements */
+    double (*square_sum)(int32_t dtype, int64_t n, const char *from, int64_t stride);
+} fastopt_loops;
+
+/* The ceiling's, from an instance of stream.dispatch.c. */
+typedef struct {
     void (*stream)(int64_t n, int arrays, float *const *addresses, int ahead);
     void (*stream_rows)(const fastopt_row_stream *s, int64_t begin, int64_t end);
+} fastopt_streams;
+
+typedef struct {
+    const char *name;
+    const fastopt_loops *loops[2]; /* by compute type: FASTOPT_FLOAT32, FASTOPT_FLOAT64 */
+    const fastopt_streams *streams;
 } fastopt_level;
 
 #endif

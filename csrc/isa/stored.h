@@ -1,10 +1,16 @@
-/* Updates of stored arrays, for one compute type: included by kernels_real.h.
+/* Updates of stored arrays, for one compute type: included by kernels.dispatch.c.
  *
  * A kernel takes the arrays of a tensor chunk by chunk: each is loaded into a chunk of the compute type, the rule's
  * update runs over it, each is stored again. One loop for each rule serves all combinations and options, asking anew for
  * every chunk what is stored how. That costs a third of the time in cache: the commonest combinations of dtypes, without
  * options, have a loop of their own for whole chunks, in which the answers are known and chunks stay in registers.
  */
+#ifdef FASTOPT_CONVERSIONS
+#include "convert.h"
+#endif
+
+/* How far ahead to prefetch, in bytes. */
+#define STORED_AHEAD 2048
 
 /* The arrays of an update, then those that storage adds: the parameter's companion (what its rounding lost, or its
  * master) and its average. */
@@ -22,8 +28,6 @@ typedef struct {
     randoms randoms;
 #endif
 } FN(stored);
-
-#define OWN (sizeof(real) == sizeof(float) ? FASTOPT_FLOAT32 : FASTOPT_FLOAT64)
 
 INLINE int FN(in_blocks)(int dtype)
 {
@@ -353,12 +357,3 @@ FASTOPT_INSTANCES(KNOWN)
         }                                                                                                             \
     }
 FASTOPT_INSTANCES(STORED_KERNEL)
-
-#undef UPDATE_CHUNK
-#undef LOAD
-#undef LOAD_STATE
-#undef STORE_STATE
-#undef KNOWN
-#undef TRY
-#undef KNOWN_COMBINATIONS
-#undef STORED_KERNEL

@@ -7,36 +7,16 @@
  * Each conversion is written once, with vectors that compilers make for every instruction set. For AVX-512 compilers
  * find no good way of rounding and packing: for it the hot ones are spelled out beside. Both give the same bits.
  */
-#ifndef FASTOPT_STORAGE_H
-#define FASTOPT_STORAGE_H
-
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
 #ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
-
-#include "fastopt.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "16-bit elements are split and joined as on little-endian machines"
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
-/* Kept out of the loops, which would grow by what is seldom done. */
-#define APART static __attribute__((noinline))
-
-/* Said of a loop over arrays that do not overlap: in an inlined function gcc forgets what `restrict` told it. */
-#ifdef __clang__
-#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define INDEPENDENT _Pragma("GCC ivdep")
-#endif
-
 /* LANES are those of the instruction set's vectors: compilers take wider ones apart badly. */
-enum { CHUNK = 32, HALF = CHUNK / 2 };
+enum { HALF = CHUNK / 2 };
 #if defined(__AVX512BW__)
 #define LANES 16
 #define EVENS {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
@@ -508,5 +488,3 @@ APART void store_block(int32_t dtype, const float *elements, char *block, uint64
     }
     memcpy(block, &scale, sizeof scale);
 }
-
-#endif

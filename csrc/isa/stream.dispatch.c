@@ -1,35 +1,6 @@
-/* Every loop over elements, compiled once for each instruction-set level with FASTOPT_ISA naming it. */
-#include <math.h>
-#include <string.h>
-
-#include "kernels.h"
-#include "sizes.h"
-#include "storage.h"
-
-#define PASTE_(a, b) a##b
-#define PASTE(a, b) PASTE_(a, b)
-#define QUOTE_(a) #a
-#define QUOTE(a) QUOTE_(a)
-/* To the second-level cache, for reading: measured faster than to the first, and than with intent to write. */
-#define PREFETCH(address) __builtin_prefetch(address, 0, 2)
-
-#define real float
-#define FN(name) PASTE(name, _f32)
-#define SQRT sqrtf
-#define ABS fabsf
-#define FASTOPT_CONVERSIONS
-#include "kernels_real.h"
-#undef FASTOPT_CONVERSIONS
-#undef real
-#undef FN
-#undef SQRT
-#undef ABS
-
-#define real double
-#define FN(name) PASTE(name, _f64)
-#define SQRT sqrt
-#define ABS fabs
-#include "kernels_real.h"
+/* The loops that benchmarks compare with, compiled once for each instruction-set level with FASTOPT_ISA naming it. */
+#include "compiler.h"
+#include "level.h"
 
 /* The ceiling's loops: the traffic of a rule with as many arrays, and next to no arithmetic. */
 #define STREAM(count, pointers, prefetches, body)                                                                     \
@@ -69,8 +40,6 @@ static void stream(int64_t n, int arrays, float *const *a, int ahead)
     streams[arrays - 2](n, a, ahead);
 }
 
-#define ENTRY(rule, copies) [number_##rule][copies - 1] = {run_##rule##_##copies##_f32, run_##rule##_##copies##_f64},
-#define STORED(rule, copies) [number_##rule][copies - 1] = {stored_##rule##_##copies##_f32, stored_##rule##_##copies##_f64},
 /* The ceiling of updates of rows: each of a row's gradients is added to the row, the first to its states' rows too. */
 static void stream_rows(const fastopt_row_stream *s, int64_t begin, int64_t end)
 {
@@ -94,15 +63,4 @@ static void stream_rows(const fastopt_row_stream *s, int64_t begin, int64_t end)
         }
 }
 
-/* The elements of a rule of rows are updated by another's kernel. */
-#define ROW_KERNEL(rule, update) [number_##rule][0] = {run_##update##_1_f32, run_##update##_1_f64},
-#define ROW_STORED(rule, update) [number_##rule][0] = {stored_##update##_1_f32, stored_##update##_1_f64},
-#define ROW_ENTRY(rule, update) [number_##rule] = {fold_row_##rule##_f32, fold_row_##rule##_f64},
-const fastopt_level PASTE(fastopt_level_, FASTOPT_ISA) = {
-    QUOTE(FASTOPT_ISA),
-    {FASTOPT_INSTANCES(ENTRY) FASTOPT_ROW_RULES(ROW_KERNEL)},
-    {FASTOPT_INSTANCES(STORED) FASTOPT_ROW_RULES(ROW_STORED)},
-    {run_f32, run_f64}, {run_rows_f32, run_rows_f64},
-    {FASTOPT_ROW_RULES(ROW_ENTRY)},
-    {square_sum_f32, square_sum_f64}, stream, stream_rows,
-};
+const fastopt_streams PASTE(fastopt_streams_, FASTOPT_ISA) = {stream, stream_rows};

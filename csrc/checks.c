@@ -1,0 +1,104 @@
+/* What calls are refused for, before anything is written. */
+#include "library.h"
+
+#include <float.h>
+#include <math.h>
+
+int check_threads(int threads)
+{
+    return threads < 1 || threads > FASTOPT_MAX_THREADS ? FASTOPT_BAD_THREADS : FASTOPT_OK;
+}
+
+int check_kind(int32_t rule, int32_t dtype, int32_t copies, int32_t threads)
+{
+    if (!fastopt_get_rule(rule))
+        return FASTOPT_BAD_RULE;
+    if (dtype != FASTOPT_FLOAT32 && dtype != FASTOPT_FLOAT64)
+        return FASTOPT_BAD_DTYPE;
+    if (copies < 1 || copies > rules[rule].rule.max_copies)
+        return FASTOPT_BAD_COPIES;
+    return check_threads(threads);
+}
+
+int check_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows, const int64_t *strides,
+               const fastopt_storage *storage)
+{
+    const int arrays = all_arrays_of(rule, copies, storage), states = rules[rule].rule.by_row ? rules[rule].rule.states : 0;
+    if (rows->rows < 0 || rows->width < 0 || rows->count < 0 || rows->rows > UINT32_MAX || rows->count > UINT32_MAX
+        || (rows->index_size != 4 && rows->index_size != 8) || rows->width > MEMORY
+        || beyond_memory(rows->rows, rows->width * 8) || beyond_memory(rows->count, rows->width * 8))
+        return FASTOPT_BAD_SIZE;
+    if (rows->duplicates < FASTOPT_SUM || rows->duplicates > FASTOPT_HOGWILD)
+        return FASTOPT_BAD_VALUE;
+    if (!strides || (rows->count && !rows->indices))
+        return FASTOPT_NULL_POINTER;
+    for (int j = 0; j < arrays; j++) {
+        const int64_t width = j >= 2 && j < 2 + states ? 1 : rows->width;
+        const int64_t bytes = width * size_of(storage ? storage->dtypes[j] : dtype);
+        if (beyond_memory(j == 1 ? rows->count : rows->rows, strides[j])
+            || (j != 1 && rows->rows > 1 && strides[j] < bytes && strides[j] > -bytes))
+            return FASTOPT_BAD_SIZE;
+    }
+    for (int64_t i = 0; i < rows->count; i++)
+        if (row_at(rows, i) < 0 || row_at(rows, i) >= rows->rows)
+            return FASTOPT_BAD_INDEX;
+    return FASTOPT_OK;
+}
+
+int check_storage(const fastopt_storage *storage, int32_t rule, int32_t dtype, int32_t copies, int rows)
+{
+    if (!storage)
+        return FASTOPT_OK;
+    if (!storage->dtypes)
+        return FASTOPT_NULL_POINTER;
+    const int arrays = arrays_of(rule, copies), all = all_arrays_of(rule, copies, storage), options = storage->options;
+    const int kept = options & (FASTOPT_STOCHASTIC | FASTOPT_KAHAN | FASTOPT_MASTER);
+    const int32_t *dtypes = storage->dtypes, param = dtypes[0];
+    if (options & ~63 || kept & (kept - 1) || (kept && param != FASTOPT_BFLOAT16 && param != FASTOPT_FLOAT16)
+        || (rows && options & FASTOPT_ZERO_GRADS) || !(storage->average_decay >= 0 && storage->average_decay <= 1))
+        return FASTOPT_BAD_STORAGE;
+    for (int j = 0; j < all; j++) {
+        if (dtypes[j] < FASTOPT_FLOAT32 || dtypes[j] > FASTOPT_BLOCKS_POSITIVE)
+            return FASTOPT_BAD_DTYPE;
+        if ((dtypes[j] == FASTOPT_FLOAT64) != (dtype == FASTOPT_FLOAT64)
+            || (in_blocks(dtypes[j]) && (j < 2 || j >= arrays || rows)))
+            return FASTOPT_BAD_STORAGE;
+    }
+    if ((options & FASTOPT_MASTER && dtypes[arrays] != dtype) || (options & FASTOPT_KAHAN && dtypes[arrays] != param)
+        || (options & FASTOPT_AVERAGE && dtypes[all - 1] != dtype))
+        return FASTOPT_BAD_STORAGE;
+    return FASTOPT_OK;
+}
+
+int check_job(const fastopt_job *job, int threads)
+{
+    int error = check_kind(job->rule, job->dtype, job->copies, threads);
+    if (error)
+        return error;
+    if (job->runs < 0 || job->tensors < 0 || (job->runs && !job->tensors) || job->tensors > INT32_MAX
+        || job->runs > MEMORY / (int64_t)sizeof(void *))
+        return FASTOPT_BAD_SIZE;
+    if (!job->offsets || (job->runs && (!job->addresses || !job->tensor_of)))
+        return FASTOPT_NULL_POINTER;
+    if (job->tensors
+        && (!job->parameter || !job->group || !job->steps || !job->hyper || !job->coefficients || !job->row_of
+            || (!job->scalars && rules[job->rule].rule.scalars)))
+        return FASTOPT_NULL_POINTER;
+    if (job->rows && (job->tensors != 1 || job->runs != 1))
+        return FASTOPT_BAD_SIZE;
+    error = check_storage(job->storage, job->rule, job->dtype, job->copies, job->rows != NULL);
+    if (error)
+        return error;
+    if (!job->rows)
+        return rules[job->rule].rule.by_row ? FASTOPT_ROW_RULE : FASTOPT_OK;
+    return check_rows(job->rule, job->dtype, job->copies, job->rows, job->strides, job->storage);
+}
+
+int check_coefficients(int32_t rule, int32_t dtype, int32_t copies, const double *coefficients)
+{
+    const double largest = dtype == FASTOPT_FLOAT32 ? FLT_MAX : DBL_MAX;
+    for (int i = 0; i < copies * rules[rule].rule.coefficients; i++)
+        if (!(fabs(coefficients[i]) <= largest))
+            return FASTOPT_BAD_VALUE;
+    return FASTOPT_OK;
+}

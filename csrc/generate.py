@@ -1,0 +1,184 @@
+"""The C that is written from the rule table: rule_table.h, and fastopt.h from fastopt.in.h. Used by the build only."""
+
+import importlib
+import math
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+CSRC = Path(__file__).resolve().parent
+
+
+def load_rules():
+    """The rule table, out of a package of another name: the one that is about to be built is not imported."""
+    package = ModuleType("_fastopt")
+    package.__path__ = [str(CSRC.parent / "fastopt")]
+    sys.modules[package.__name__] = package
+    return importlib.import_module("_fastopt.rules")
+
+
+# ---- text ----
+
+
+def macro(name, *lines):
+    """A macro of as many lines."""
+    return " \\\n    ".join([f"#define {name}", *lines])
+
+
+def struct(name, fields, real):
+    """A structure of numbers, under their names."""
+    return f"typedef struct {{ {real} {', '.join(fields) or 'unused'}; }} {name};"
+
+
+def number(value):
+    """A float64, in digits that stand for no other."""
+    return "NAN" if math.isnan(value) else "INFINITY" if math.isinf(value) else repr(float(value))
+
+
+# ---- hyper-parameters ----
+
+
+def c_hypers(module, rule):
+    """A rule's row of hyper-parameters for C, where all are numbers: of AggMo's betas that of one copy."""
+    copies = module.Hyper(module.REQUIRED, "how many betas there are, a whole number", low=1, high=module.MAX_COPIES)
+    hypers = {"copies": copies}
+    for name, hyper in rule.hyper.items():
+        hypers[name] = replace(hyper, default=module.REQUIRED, vector=False) if hyper.vector else hyper
+    return {name: hypers[name] for name in rule.row}
+
+
+def c_default(hyper):
+    """Its default, NaN where there is none."""
+    return float(hyper.default) if isinstance(hyper.default, (int, float)) else math.nan
+
+
+def c_domain(hyper):
+    """The numbers that `Hyper.check` takes, as a closed interval."""
+    if hyper.flag:
+        return 0.0, 1.0
+    high = math.nextafter(hyper.high, hyper.low) if hyper.below_high else hyper.high
+    try:
+        hyper.check("", high)
+    except ValueError:
+        high = sys.float_info.max
+    return max(hyper.low, -sys.float_info.max), high
+
+
+# ---- rule_table.h ----
+
+
+def structures(module, kernels):
+    """The structures that csrc/rules.h names: coefficients and states by compute type, hyper-parameters by fold."""
+    for real, suffix in (("float", "f32"), ("double", "f64")):
+        yield struct(f"prologue_coefs_{suffix}", module.PROLOGUE, real)
+        for name, rule in kernels.items():
+            yield struct(f"{name}_coefs_{suffix}", rule.coefficients, real)
+            yield struct(f"{name}_states_{suffix}", rule.states, real)
+    for fold, rule in {fold_of(rule): rule for rule in kernels.values()}.items():
+        yield struct(f"{fold}_hyper", rule.row, "double")
+
+
+def fold_of(rule):
+    """The name in C of the rule's fold."""
+    return rule.fold.__name__.removeprefix("fold_")
+
+
+def instance(name, states, copies):
+    """What the loops of a rule with so many copies of its states need: pointers, prefetches, the update."""
+    pointers = [(f"{s}_{k}", 2 + k * len(states) + j) for k in range(copies) for j, s in enumerate(states)]
+    updates = []
+    for k in range(copies):
+        load = ", ".join(f"{s}_{k}[i]" for s in states) or "0"
+        updates.append(f"{{ FN({name}_states) s = {{{load}}};")
+        updates.append(f"  FN({name})(&p, g, &s, &coefs[{k}]);")
+        updates += [f"  {s}_{k}[i] = s.{s};" for s in states]
+        updates[-1] += " }"
+    yield f"enum {{ ARRAYS_{name}_{copies} = {2 + len(pointers)} }};"
+    yield macro(f"STATES_{name}_{copies}(X)", *(f"X({j})" for _, j in pointers))
+    yield macro(f"POINTERS_{name}_{copies}", *(f"real *restrict {p} = arrays[{j}];" for p, j in pointers))
+    yield macro(f"PREFETCH_{name}_{copies}(i)", *(f"PREFETCH({p} + (i));" for p, _ in pointers))
+    yield macro(f"UPDATE_{name}_{copies}", *updates)
+
+
+def row_rule(name, states):
+    """How the fold of a rule of rows gets at the states of its row."""
+    yield macro(f"LOAD_{name}", f"{{{', '.join(f's[{k}]' for k in range(len(states)))}}}")
+    yield macro(f"STORE_{name}", *(f"s[{k}] = own.{state};" for k, state in enumerate(states)))
+
+
+def table_entry(module, rule):
+    """The lines of a rule's entry in the table of csrc/rules.c."""
+    lengths = f"{len(rule.states)}, {len(rule.row)}, {len(module.PROLOGUE + rule.coefficients)}, {len(rule.scalars)}"
+    copies = module.MAX_COPIES if rule.vector else 1
+    states = ", ".join([*(f'"{state}"' for state in rule.states), "NULL"])
+    yield f'{{{{"{rule.name}", {lengths}, {copies}, {int(rule.by_row is not None)}, (const char *const[]){{{states}}},'
+    yield "  (const fastopt_hyper[]){"
+    for name, hyper in c_hypers(module, rule).items():
+        numbers = ", ".join(map(number, (c_default(hyper), *c_domain(hyper))))
+        yield f'    {{"{name}", {numbers}, {int(hyper.flag or name == "copies")}, {int(hyper.optional)}}},'
+    scalars = ", ".join(map(number, rule.scalars.values())) or "0"
+    decoupled = int(rule.decoupled is not None)
+    yield f"  }}}}, number_{rule.kernel}, folded_{rule.kernel}, {decoupled}, {{{scalars}}}}},"
+
+
+def rule_table(module, levels):
+    """The text of rule_table.h: the rule table as the C files see it, for a library of so many instruction sets."""
+    rules, kernels = module.RULES.values(), {}
+    for rule in rules:
+        kernels.setdefault(rule.kernel, rule)
+    lines = ["/* Written by csrc/generate.py from fastopt/rules. */", *structures(module, kernels)]
+    instances, row_rules = [], []
+    for name, rule in kernels.items():
+        if rule.by_row:
+            row_rules.append(f"X({name}, {rule.update.__name__})")
+            lines += ["", *row_rule(name, rule.states)]
+            continue
+        for copies in range(1, module.MAX_COPIES + 1 if rule.vector else 2):
+            instances.append(f"X({name}, {copies})")
+            lines += ["", *instance(name, rule.states, copies)]
+    lines += [
+        "",
+        macro("FASTOPT_KERNELS(X)", *(f"X({name}, {fold_of(rule)})" for name, rule in kernels.items())),
+        macro("FASTOPT_INSTANCES(X)", *instances),
+        macro("FASTOPT_ROW_RULES(X)", *row_rules),
+        macro("FASTOPT_RULES", *(line for rule in rules for line in table_entry(module, rule))),
+        macro("FASTOPT_LEVELS(X)", *(f"X({level})" for level in levels)),
+        "",
+    ]
+    longest = {
+        "HYPER": max(len(rule.row) for rule in rules),
+        "COEFFICIENTS": max(len(module.PROLOGUE + rule.coefficients) for rule in rules),
+        "SCALARS": max(len(rule.scalars) for rule in rules),
+        "COPIES": module.MAX_COPIES,
+    }
+    lines += [f'_Static_assert({n} <= FASTOPT_MAX_{of}, "raise it in fastopt.in.h");' for of, n in longest.items()]
+    return "\n".join(lines) + "\n"
+
+
+# ---- fastopt.h ----
+
+
+def header(module, version):
+    """The text of fastopt.h: fastopt.in.h with the version and the rules written in."""
+    lines, meanings = [], {}
+    for rule in module.RULES.values():
+        hypers = c_hypers(module, rule)
+        values = ", ".join(f"{name}={c_default(hyper):g}".replace("nan", "NaN") for name, hyper in hypers.items())
+        of_rows = " (one element for each row)" if rule.by_row else ""
+        states = [
+            f"{s}{of_rows} (may begin at {rule.hyper[rule.initial[s]].domain})" if s in rule.initial else s
+            for s in rule.states
+        ]
+        lines += [f"{rule.name}: {rule.formula}", f"    states: {', '.join(states) or 'none'}", f"    {values}", ""]
+        for name, hyper in hypers.items():
+            meaning = f"{name}: {hyper.domain}; {hyper.meaning}"
+            meanings[meaning.replace("True or False", "0 or 1").replace("None", "NaN")] = None
+    lines += ["The hyper-parameters:", "", *sorted(meanings)]
+    wrapped = [part for line in lines for part in textwrap.wrap(line, 115, subsequent_indent=8 * " ") or [""]]
+    major, minor = version.split(".")[:2]
+    defines = f'#define FASTOPT_VERSION "{version}"\n'
+    defines += f"#define FASTOPT_VERSION_MAJOR {major}\n#define FASTOPT_VERSION_MINOR {minor}"
+    text = (CSRC / "fastopt.in.h").read_text().replace("/* <version> */", defines)
+    return text.replace(" * <rules>", "\n".join(f" * {part}".rstrip() for part in wrapped))

@@ -1,0 +1,74 @@
+/* The choice of instruction set: at first the highest that the processor has. */
+#include "library.h"
+
+#include <string.h>
+
+#define DECLARE(level)                                                                                                \
+    extern const fastopt_loops fastopt_loops_##level##_f32, fastopt_loops_##level##_f64;                              \
+    extern const fastopt_streams fastopt_streams_##level;
+FASTOPT_LEVELS(DECLARE)
+
+/* From the lowest to the highest. */
+#define LEVEL(level) {#level, {&fastopt_loops_##level##_f32, &fastopt_loops_##level##_f64}, &fastopt_streams_##level},
+static const fastopt_level levels[] = {FASTOPT_LEVELS(LEVEL)};
+enum { LEVELS = sizeof levels / sizeof *levels };
+
+const fastopt_level *chosen;
+
+static int supported(const char *name)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    if (!strcmp(name, "avx2"))
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(name, "avx512"))
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return !strcmp(name, levels[0].name);
+}
+
+int fastopt_set_isa(const char *name)
+{
+    for (int i = LEVELS - 1; i >= 0; i--)
+        if ((!name || !*name || !strcmp(name, levels[i].name)) && supported(levels[i].name)) {
+            chosen = &levels[i];
+            return FASTOPT_OK;
+        }
+    return FASTOPT_BAD_ISA;
+}
+
+static char compiled_names[64], supported_names[64];
+
+static void append(char *names, const char *name)
+{
+    if (names[0])
+        strcat(names, ",");
+    strcat(names, name);
+}
+
+/* When the library is loaded, before there are threads that could race for it. */
+__attribute__((constructor)) static void find_levels(void)
+{
+    for (int i = 0; i < LEVELS; i++) {
+        append(compiled_names, levels[i].name);
+        if (supported(levels[i].name))
+            append(supported_names, levels[i].name);
+    }
+    fastopt_set_isa(NULL);
+}
+
+const char *fastopt_isa(void) { return chosen->name; }
+const char *fastopt_isa_compiled(void) { return compiled_names; }
+const char *fastopt_isa_supported(void) { return supported_names; }
+
+/* Whether software prefetch pays for so many bytes: not in cache, and not on AMD's processors, whose own prefetchers
+ * do better alone: on Zen 4, Adam over 10^8 float32 elements is 27 % slower with it in one thread, 3 % in two. Elsewhere
+ * it gained 10 %. */
+int prefetch_pays(int64_t bytes)
+{
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+    if (__builtin_cpu_is("amd"))
+        return 0;
+#endif
+    return bytes > 4 << 20;
+}

@@ -1,0 +1,48 @@
+/* The loops over arrays of the compute type: one for each rule. */
+
+/* So many elements that a step of the inner loop is whole vectors on every level, and so few that prefetching keeps
+ * pace. */
+#define STRIP (4 * LINE)
+/* How far ahead to prefetch: 2 KB, measured best for Adam's traffic. */
+#define AHEAD (2048 / (int)sizeof(real))
+
+#define COEFFICIENTS(rule, copies)                                                                                    \
+    const struct { FN(prologue_coefs) prologue; FN(rule##_coefs) rule; } *c = coefficients;                           \
+    const FN(prologue_coefs) prologue = c->prologue;                                                                  \
+    FN(rule##_coefs) coefs[copies];                                                                                   \
+    for (int k = 0; k < copies; k++)                                                                                  \
+        coefs[k] = c[k].rule;
+
+/* One loop for every rule. Each array is its own `restrict` pointer; `last` is where whole strips end. */
+#define KERNEL(rule, copies)                                                                                          \
+    static void FN(run_##rule##_##copies)(int64_t n, void *const *arrays, const void *coefficients,                   \
+                                          const fastopt_pass *pass)                                                   \
+    {                                                                                                                 \
+        COEFFICIENTS(rule, copies)                                                                                    \
+        const int prefetch = pass->prefetch;                                                                          \
+        real *restrict param = arrays[0];                                                                             \
+        const real *restrict grad = arrays[1];                                                                        \
+        POINTERS_##rule##_##copies                                                                                    \
+        int64_t i = 0, last = n - n % STRIP;                                                                          \
+        while (i < last) {                                                                                            \
+            for (int line = 0; prefetch && line < STRIP; line += LINE) {                                              \
+                PREFETCH(param + i + line + AHEAD);                                                                   \
+                PREFETCH(grad + i + line + AHEAD);                                                                    \
+                PREFETCH_##rule##_##copies(i + line + AHEAD)                                                          \
+            }                                                                                                         \
+            for (int64_t end = i + STRIP; i < end; i++)                                                               \
+                ELEMENT(UPDATE_##rule##_##copies)                                                                     \
+        }                                                                                                             \
+        for (; i < n; i++)                                                                                            \
+            ELEMENT(UPDATE_##rule##_##copies)                                                                         \
+    }
+
+#define ELEMENT(update)                                                                                               \
+    {                                                                                                                 \
+        real p = param[i];                                                                                            \
+        real g = FN(prologue)(&p, grad[i], &prologue);                                                                \
+        update                                                                                                        \
+        param[i] = p;                                                                                                 \
+    }
+
+FASTOPT_INSTANCES(KERNEL)

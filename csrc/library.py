@@ -1,0 +1,62 @@
+"""How the C library is made: what is compiled, for which instruction sets, with which flags."""
+
+import os
+import platform
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+CSRC = Path(__file__).resolve().parent
+
+# No contraction, no errno, no fast-math: the same bits on every level. Loops are what is compiled: -O3, but not each
+# anew for coefficients of 0, which would make the library a third larger.
+FLAGS = ["-std=c11", "-O3", "-fno-unswitch-loops", "-g0", "-fPIC", "-ffp-contract=off", "-fno-math-errno",
+         "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra"]  # fmt: skip
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+
+
+def levels(machine=None):
+    """The instruction-set levels of a kind of machine, by default this one's, from the lowest, with their flags."""
+    machine = (machine or platform.machine()).lower()
+    if machine in ("x86_64", "amd64"):
+        return {"sse2": [], "avx2": AVX2, "avx512": AVX512}
+    return {"neon" if machine in ("aarch64", "arm64") else "baseline": []}
+
+
+class Unit(NamedTuple):
+    """What the compiler is called for."""
+
+    source: str
+    object: str
+    flags: list[str]
+
+
+def units(levels):
+    """All there is to compile for these levels; what takes longest comes first."""
+    found = []
+    for bits in (32, 64):
+        for level, flags in levels.items():
+            own = [*flags, f"-DFASTOPT_ISA={level}", f"-DFASTOPT_BITS={bits}"]
+            found.append(Unit("isa/kernels.dispatch.c", f"kernels-{level}-{bits}.o", own))
+    for level, flags in levels.items():
+        found.append(Unit("isa/stream.dispatch.c", f"stream-{level}.o", [*flags, f"-DFASTOPT_ISA={level}"]))
+    return found + [Unit(path.name, f"{path.stem}.o", []) for path in sorted(CSRC.glob("*.c"))]
+
+
+def compile_all(compiler, flags, levels, include, folder):
+    """Compiles all units, as many at a time as there are CPUs; returns their objects, which are in `folder`.
+
+    Paths are told relative to the working folder, so that a compiler's cache serves other clones too.
+    """
+    include = [f"-I{os.path.relpath(path)}" for path in (CSRC, *include)]
+
+    def compile_unit(unit):
+        target = os.path.relpath(Path(folder) / unit.object)
+        command = [*compiler, *flags, *unit.flags, *include, "-c", os.path.relpath(CSRC / unit.source), "-o", target]
+        subprocess.run(command, check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_unit, units(levels)))

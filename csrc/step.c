@@ -1,0 +1,180 @@
+/* One step of jobs: advances step counts, folds hyper-parameters into coefficients, updates elements. */
+#include "library.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Advances every tensor and folds its coefficients, once for neighbours that share group, step and scalars. */
+static void advance(const fastopt_job *job, double grad_scale)
+{
+    const fastopt_rule *rule = &rules[job->rule].rule;
+    const int scalars = rule->scalars, copies = job->copies;
+    const int row = copies * rule->coefficients, hyper = copies * rule->hyper;
+    double before[FASTOPT_MAX_SCALARS] = {0};
+    int32_t rows = 0, last = -1;
+    for (int64_t i = 0; i < job->tensors; i++) {
+        int32_t at = job->parameter[i];
+        double *own = scalars ? job->scalars + (int64_t)at * scalars : NULL;
+        int64_t t = ++job->steps[at];
+        if (last >= 0 && job->group[at] == job->group[last] && t == job->steps[last]
+            && (!scalars || !memcmp(own, before, scalars * sizeof(double)))) {
+            if (scalars)
+                memcpy(own, job->scalars + (int64_t)last * scalars, scalars * sizeof(double));
+        } else {
+            if (scalars)
+                memcpy(before, own, scalars * sizeof(double));
+            for (int k = 0; k < copies; k++)
+                fold_into(job->rule, (double)t, grad_scale, job->hyper + (int64_t)job->group[at] * hyper + k * rule->hyper, own,
+                          job->coefficients + (int64_t)rows * row + k * rule->coefficients);
+            rows++;
+        }
+        job->row_of[i] = rows - 1;
+        last = at;
+    }
+}
+
+/* Whether any of a job's arrays is in blocks, which are updated whole. */
+static int has_blocks(const fastopt_storage *storage, int arrays)
+{
+    for (int j = 2; storage && j < arrays; j++)
+        if (in_blocks(storage->dtypes[j]))
+            return 1;
+    return 0;
+}
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Elements [begin, end) of a job; of a run in blocks, the blocks that begin there. */
+static void update_runs(const fastopt_job *job, int64_t begin, int64_t end)
+{
+    const fastopt_loops *loops = chosen->loops[job->dtype];
+    const fastopt_storage *storage = job->storage;
+    const int row = job->copies * rules[job->rule].rule.coefficients, kernel_of = rules[job->rule].kernel;
+    const int arrays = arrays_of(job->rule, job->copies), all = all_arrays_of(job->rule, job->copies, storage);
+    const fastopt_kernel kernel = (storage ? loops->stored : loops->kernels)[kernel_of][job->copies - 1];
+    const int64_t block = has_blocks(storage, arrays) ? FASTOPT_BLOCK : 1;
+    int64_t bytes = 0;
+    for (int j = 0; j < all; j++)
+        bytes += storage ? in_blocks(storage->dtypes[j]) ? 1 : size_of(storage->dtypes[j]) : size_of(job->dtype);
+    fastopt_pass pass = {.prefetch = prefetch_pays(job->offsets[job->runs] * bytes), .storage = storage};
+    void *addresses[MAX_STORED];
+    for (int64_t r = find_run(job->offsets, job->runs, begin); r < job->runs && job->offsets[r] < end; r++) {
+        const int64_t first = job->offsets[r], length = job->offsets[r + 1] - first;
+        const int64_t start = round_up(begin > first ? begin - first : 0, block);
+        const int64_t stop = round_up(end - first, block) < length ? round_up(end - first, block) : length;
+        if (start >= stop)
+            continue;
+        const int64_t *strides = job->strides ? job->strides + r * all : NULL;
+        for (int j = 0; j < all; j++) {
+            const int32_t dtype = storage ? storage->dtypes[j] : job->dtype;
+            const int64_t beyond = in_blocks(dtype) ? start / FASTOPT_BLOCK * FASTOPT_BLOCK_BYTES
+                                                    : start * (strides ? strides[j] : size_of(dtype));
+            addresses[j] = (char *)job->addresses[r * all + j] + beyond;
+        }
+        const int32_t tensor = job->tensor_of[r];
+        const double *coefficients = job->coefficients + (int64_t)job->row_of[tensor] * row;
+        pass.step = job->steps[job->parameter[tensor]];
+        pass.element = (job->elements ? job->elements[r] : first + (storage ? storage->first_element : 0)) + start;
+        loops->run(kernel, stop - start, all, addresses, strides, coefficients, row, &pass);
+    }
+}
+
+typedef struct {
+    const fastopt_job *job;
+    int64_t begin;
+} part_of_job;
+
+static void update_share(void *context, int64_t begin, int64_t end)
+{
+    const part_of_job *part = context;
+    update_runs(part->job, part->begin + begin, part->begin + end);
+}
+
+void update_elements(const fastopt_job *job, int64_t begin, int64_t end, int threads)
+{
+    part_of_job part = {job, begin};
+    parallel(update_share, &part, end - begin, GRAIN, SHARE, ALIGN, threads);
+}
+
+/* ---- the calls ---- */
+
+static int check_steps(const fastopt_job *job)
+{
+    for (int64_t i = 0; i < job->tensors; i++)
+        if (job->steps[job->parameter[i]] < 0 || job->steps[job->parameter[i]] == INT64_MAX)
+            return FASTOPT_BAD_STEP;
+    return FASTOPT_OK;
+}
+
+static int check_jobs(const fastopt_job *jobs, int64_t n, int threads)
+{
+    if (n < 0 || beyond_memory(n, sizeof *jobs))
+        return FASTOPT_BAD_SIZE;
+    if (n && !jobs)
+        return FASTOPT_NULL_POINTER;
+    for (int64_t i = 0; i < n; i++) {
+        int error = check_job(&jobs[i], threads);
+        if (!error)
+            error = check_steps(&jobs[i]);
+        if (error)
+            return error;
+    }
+    return FASTOPT_OK;
+}
+
+/* How many lookups a job has that there is something to do for. */
+static int64_t lookups_of(const fastopt_job *job) { return job->rows && job->rows->width ? job->rows->count : 0; }
+
+int fastopt_step(fastopt_job *jobs, int64_t n, double grad_scale, int32_t threads)
+{
+    int error = check_jobs(jobs, n, threads);
+    if (error)
+        return error;
+    int64_t lookups = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (lookups_of(&jobs[i]) > lookups)
+            lookups = lookups_of(&jobs[i]);
+    fastopt_lookup *space = lookups ? lookup_space(lookups) : NULL;
+    if (lookups && !space)
+        return FASTOPT_NO_MEMORY;
+    IN_IEEE_ARITHMETIC;
+    for (int64_t i = 0; i < n; i++) {
+        advance(&jobs[i], grad_scale);
+        if (lookups_of(&jobs[i]))
+            update_rows(&jobs[i], space, threads);
+        else if (!jobs[i].rows)
+            update_elements(&jobs[i], 0, jobs[i].offsets[jobs[i].runs], threads);
+    }
+    free(space);
+    return FASTOPT_OK;
+}
+
+int fastopt_advance(fastopt_job *jobs, int64_t n, double grad_scale)
+{
+    int error = check_jobs(jobs, n, 1);
+    if (error)
+        return error;
+    IN_IEEE_ARITHMETIC;
+    for (int64_t i = 0; i < n; i++)
+        advance(&jobs[i], grad_scale);
+    return FASTOPT_OK;
+}
+
+int fastopt_update_part(const fastopt_job *job, int64_t begin, int64_t end, int32_t threads)
+{
+    int error = check_job(job, threads);
+    if (error)
+        return error;
+    if (begin < 0 || end < begin || end > job->offsets[job->runs])
+        return FASTOPT_BAD_SIZE;
+    fastopt_lookup *space = lookups_of(job) ? lookup_space(lookups_of(job)) : NULL;
+    if (lookups_of(job) && !space)
+        return FASTOPT_NO_MEMORY;
+    IN_IEEE_ARITHMETIC;
+    if (space)
+        update_rows(job, space, threads);
+    else if (!job->rows)
+        update_elements(job, begin, end, threads);
+    free(space);
+    return FASTOPT_OK;
+}
