@@ -1,4 +1,4 @@
-"""Conversions of one element between float32 and fewer bits, as csrc/storage.h has them, bit for bit.
+"""Conversions of one element between float32 and fewer bits, as csrc/isa/convert.h has them, bit for bit.
 
 Plain functions that Numba compiles wherever they are called from, on whatever device. Bits are computed with as int64,
 in which nothing overflows, and cast to the width they have: of mixed widths Numba would make floats.
