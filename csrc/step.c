@@ -42,7 +42,8 @@ static int has_blocks(const fastopt_storage *storage, int arrays)
     return 0;
 }
 
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+/* To a multiple of a power of two. */
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) & -to; }
 
 /* Elements [begin, end) of a job; of a run in blocks, the blocks that begin there. */
 static void update_runs(const fastopt_job *job, int64_t begin, int64_t end)
