@@ -234,7 +234,10 @@ class StateFiles:
             if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
                 return descriptor
             os.close(descriptor)
-            found = "a file of several names (hard links)" if stat.S_ISREG(status.st_mode) else "a special file"
+            if stat.S_ISREG(status.st_mode):
+                found = "a file of several names (hard links)"
+            else:
+                found = "a directory" if stat.S_ISDIR(status.st_mode) else "a special file"
         raise ValueError(f"state_dir: found {found} at {path}, expected a file of its own; {_REMEDY}")
 
     def _lock(self) -> None:

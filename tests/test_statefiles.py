@@ -250,9 +250,19 @@ def test_damages_are_refused(tmp_path, damage):
 NAMES = ("states", "progress", "manifest.json")
 
 
-@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "FIFO", "socket", "directory", "device"])
+@pytest.mark.parametrize(
+    ("kind", "called"),
+    [
+        ("symbolic link", "a symbolic link"),
+        ("hard link", r"a file of several names \(hard links\)"),
+        ("FIFO", "a special file"),
+        ("socket", "a special file"),
+        ("directory", "a directory"),
+        ("device", "a special file"),
+    ],
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_file_of_its_own_is_refused(tmp_path, name, kind):
+def test_what_is_no_file_of_its_own_is_refused(tmp_path, name, kind, called):
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     open_files(folder).close()
     (folder / name).rename(elsewhere)
@@ -272,7 +282,7 @@ def test_what_is_no_file_of_its_own_is_refused(tmp_path, name, kind):
         if os.getuid():
             pytest.skip("only root makes devices")
         os.mknod(folder / name, stat.S_IFCHR | 0o600, os.makedev(1, 5))
-    with pytest.raises(ValueError, match=rf"state_dir: found a .* at {folder / name}, expected a file of its own"):
+    with pytest.raises(ValueError, match=rf"state_dir: found {called} at {folder / name}, expected a file of its own"):
         open_files(folder)
     assert elsewhere.read_bytes() == before
 

@@ -5,6 +5,7 @@ import inspect
 import io
 import math
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -483,6 +484,29 @@ def test_closures():
 
     with torch.no_grad():
         assert [float(optimizer.step(closure)) for _ in range(3)] == [10.0, 2.5, 0.625]
+
+
+@pytest.mark.parametrize("name", optim.CLASSES)
+def test_every_argument_is_documented(name):
+    made = getattr(optim, name)
+    for key in inspect.signature(made).parameters:
+        assert re.search(rf"^ *{key} : .+\n +.*\w", made.__doc__, re.M), key
+
+
+def test_sgd_counts_steps_only_where_rounding_needs_them():
+    for options, counts in (
+        ({}, False),
+        ({"state_dtype": "float32"}, False),
+        ({"state_dtype": "bfloat16"}, True),
+        ({"state_dtype": "8bit"}, True),
+        ({"rounding": "stochastic"}, True),
+        ({"rounding": "kahan"}, False),
+    ):
+        (p,) = leaves([torch.ones(4)])
+        p.grad = torch.ones(4)
+        optimizer = optim.SGD([p], lr=0.1, momentum=0.9, **options)
+        optimizer.step()
+        assert set(optimizer.state[p]) == ({"momentum_buffer", "step"} if counts else {"momentum_buffer"})
 
 
 def test_groups_added_later():
