@@ -186,6 +186,28 @@ step()
     assert out.splitlines() == ["-2.0 -2.0 -2.0 -2.0 2 2", "-3.0 -3.0 -3.0 -3.0 3 3"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as on Linux")
+@pytest.mark.skipif(not native.has_openmp(), reason="the library was built without threads")
+def test_a_step_has_the_threads_that_it_is_given():
+    """None for little work, and no more than were asked for."""
+    out = python("""
+import os
+import numpy as np
+from fastopt import RowSparse, functional
+def step(n, threads):
+    functional.sgd(np.ones(n), np.ones(n), step=1, lr=0.1, threads=threads, backend="native")
+    return len(os.listdir("/proc/self/task")) - before
+def rows(n, threads):
+    gradient = RowSparse(np.arange(n), np.ones((n, 64)))
+    functional.sgd(np.ones((n, 64)), gradient, step=1, lr=0.1, threads=threads, backend="native")
+    return len(os.listdir("/proc/self/task")) - before
+before = len(os.listdir("/proc/self/task"))
+print(step(1000, 4), step(400_000, 1), rows(10, 4), rows(8000, 1))
+print(step(400_000, 2), rows(8000, 3), step(400_000, 4), step(1000, 8), step(400_000, 5))
+""")
+    assert out.splitlines() == ["0 0 0 0", "1 2 3 3 4"]
+
+
 @pytest.mark.parametrize("backend", ["native", "numba"])
 def test_a_step_at_exit(backend):
     out = python(STEPS.format(n=BIG, backend=backend) + "\natexit.register(step)")

@@ -148,6 +148,19 @@ def test_summing_is_exact(rows, count, width, seed, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("duplicates", DUPLICATES)
+@pytest.mark.parametrize("name", ["sgd", "rowwise_adagrad"])
+def test_rows_longer_than_a_thread_s_share(name, duplicates, backend):
+    indices = np.array([3, 0, 1])
+    values = np.random.default_rng(0).standard_normal((3, 300_000), np.float32)
+    want, got = (table(name, {}, 4, (300_000,), "f4") for _ in range(2))
+    brute_force(name, {"lr": 0.1}, want, indices, values, duplicates, 1)
+    gradient = RowSparse(indices, values, duplicates=duplicates)
+    getattr(functional, name)(got[0], gradient, *got[1:], step=1, lr=0.1, backend=backend, threads=2)
+    assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("duplicates", ["sum", "sequential"])
 @pytest.mark.parametrize("rows", [2**11, 2**20, 2**22 + 5])
 def test_lookups_that_crowd_in_a_large_table(rows, duplicates, backend):
