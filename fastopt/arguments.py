@@ -166,21 +166,13 @@ class Arguments:
             + [parameter(k, parameter.KEYWORD_ONLY, default=v) for k, v in more.items()]
         )
 
-    def formulas(self) -> list[str]:
-        """The head of the class's documentation: sources and formulas."""
-        lines = [f"{self.name}: " + "; or ".join(dict.fromkeys(rule.source for rule in self.rules)) + ".", ""]
-        for rule in self.rules:
-            lines += [f"``{rule.name}``::", "", f"    {rule.formula}", "", *([rule.notes, ""] if rule.notes else [])]
-        return lines
-
-    def meanings(self) -> dict[str, str]:
-        """What each argument means, in a line."""
-        own = {key: hyper.meaning for rule in self.rules for key, hyper in rule.hyper.items()}
-        own |= {key: hyper.meaning for key, hyper in self.switches.items()}
-        pairs: dict[str, list[str]] = {}
+    def hypers(self) -> dict[str, list[Hyper]]:
+        """What each argument stands for: a hyper-parameter, or a pair of them."""
+        own = {name: hyper for rule in self.rules for name, hyper in rule.hyper.items()} | dict(self.switches)
+        pairs: dict[str, list[Hyper]] = {}
         for name, (pair, _) in _PAIRS.items():
             pairs.setdefault(pair, []).extend([own[name]] if name in own else [])
-        return {key: own.get(key) or "; ".join(pairs.get(key, [])) for key in self.defaults}
+        return {key: [own[key]] if key in own else pairs[key] for key in self.defaults}
 
 
 @dataclass(frozen=True)
@@ -191,7 +183,7 @@ class TorchArguments(Arguments):
     @classmethod
     def of(cls, arguments: Arguments) -> TorchArguments:
         """Those of the class of that name."""
-        meaning = "weight_decay is of the parameter itself, times lr, as AdamW's, instead of L2"
+        meaning = "the decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty"
         decoupled = {"decoupled_weight_decay": flag(arguments.decoupled, meaning)}
         return cls(
             arguments.name,
@@ -219,71 +211,23 @@ class TorchArguments(Arguments):
         return super().row(rule, group, dtype, t)
 
 
-#: What every class takes beside hyper-parameters, with its default and what it means.
+#: What every class takes beside hyper-parameters, with its default and its type. `fastopt.Optimizer` documents these.
 EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
-        "state_dtype": (
-            None,
-            'what states are stored in: "float32", "bfloat16", "float16", or "8bit", blocks of 256 8-bit floats with a '
-            "float32 scale each (parameters of fewer than 4096 elements, or with gaps between their elements, have "
-            "float32 states then); by default each parameter's own dtype, as in torch, but of a float16 one float32, "
-            "for float16 has no second moments below 6e-8 or above 65504. Where it is given, 16-bit states are rounded "
-            "up or down in turns, as 8-bit ones always are, so that slow averages move; by default to nearest, and "
-            "then a second moment with beta2 = 0.999 in bfloat16 never falls. A group may have its own: parameters "
-            "that are updated by rows need one that is not in blocks",
-        ),
-        "rounding": (
-            "nearest",
-            "what becomes of the bits of an updated bfloat16 or float16 parameter that it cannot hold: "
-            '"nearest" drops them; "stochastic" rounds up or down at random, in proportion; "kahan" keeps them in the '
-            'state ``compensation``, of the parameter\'s dtype; "master" keeps the parameter in float32, as the state '
-            "``master``, of which it is a rounded copy. Other parameters are updated as ever",
-        ),
-        "seed": (
-            0,
-            "of stochastic rounding, which draws from Philox4x32-10 by seed, step and number of the element, and so "
-            "rounds alike on every backend, with any number of threads",
-        ),
-        "first_element": (
-            0,
-            "the number of the first parameter's first element; the others' follow, parameter by parameter. For one "
-            "who holds a part of something larger, whose elements are then rounded as in the whole (8-bit states, if "
-            "it is cut at multiples of 256)",
-        ),
-        "ema_decay": (
-            None,
-            "a number in [0, 1] keeps the state ``ema``, an exponential moving average of the parameter that begins at "
-            "it: ema = ema_decay*ema + (1 - ema_decay)*p, of the updated p before it is rounded to its dtype",
-        ),
-        "backend": (
-            None,
-            "``native``, ``numba`` or ``numba-cuda``; by default the process's choice, else by the arrays: on a CUDA "
-            "device ``numba-cuda``, on the CPU ``native`` where it is built",
-        ),
-        "threads": (None, "at most so many threads; by default `fastopt.get_num_threads`. Not for a CUDA device"),
+        "state_dtype": (None, "StateDtype | None"),
+        "rounding": ("nearest", 'Literal["nearest", "stochastic", "kahan", "master"]'),
+        "seed": (0, "SupportsIndex"),
+        "first_element": (0, "SupportsIndex"),
+        "ema_decay": (None, "Number | None"),
+        "backend": (None, "str | None"),
+        "threads": (None, "SupportsIndex | None"),
     }
 )
 
 
 #: The same of states in files, which the classes for arrays take.
 FILES: Mapping[str, tuple[Any, str]] = MappingProxyType(
-    {
-        "state_dir": (
-            None,
-            "a directory for the states, which are memory maps of a file there, allocated at once. One that is new or "
-            "empty begins anew; one that holds whole states of the same rules, shapes and dtypes is resumed, "
-            "with their step counts; one that a crash left half changed is refused, as is that of another "
-            "optimizer. Parameters are not kept there: save them yourself, and construct the optimizer with those that "
-            "go with the states; a warning tells after which step these are. After each step the directory is whole if "
-            "the process is killed; `sync` makes it so for a power failure too",
-        ),
-        "state_memory": (
-            None,
-            "at most so many bytes of the states in ``state_dir``, and of parameters and gradients that are memory "
-            "maps, are in memory: a step streams them, reading ahead and writing behind while it computes. By default "
-            "the system decides",
-        ),
-    }
+    {"state_dir": (None, "str | PathLike[str] | None"), "state_memory": (None, "SupportsIndex | None")}
 )
 
 
@@ -373,7 +317,7 @@ def _choose_rmsprop(group: Mapping[str, Any]) -> str:
 
 # Classes that stand for several rules, as torch's do: the options that choose among them, and how.
 _MOMENTUM = replace(RULES["momentum"].hyper["momentum"], default=0.0)
-_CHOICE = flag(False, "chooses the rule")
+_CHOICE = flag(False, "chooses the rule, as above")
 _SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Hyper], Callable[[Mapping[str, Any]], str]]] = {
     "SGD": (("momentum", "nesterov", "sgd"), {"momentum": _MOMENTUM, "nesterov": _CHOICE}, _choose_sgd),
     "RMSprop": (

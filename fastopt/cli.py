@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 from . import settings
 from .checks import did_you_mean
 from .dispatch import load_backend
+from .documentation import listing, table
 from .errors import BackendUnavailable, install_command
-from .info import __version__, compiler_flags, rule_list, rule_table, show_config
+from .info import __version__, compiler_flags, show_config
 from .rules import RULES
 
 _ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
@@ -276,9 +277,9 @@ def _info(options: argparse.Namespace) -> int:
     elif not options.rules:
         show_config()
     elif sys.stdout is not None and sys.stdout.isatty():
-        print(rule_list(shutil.get_terminal_size().columns))
+        print(listing(shutil.get_terminal_size().columns))
     else:
-        print(rule_table())
+        print(table())
     return 0
 
 

@@ -4,7 +4,25 @@ Every rule of `fastopt.RULES` has its function here, made from the table, such a
 
     adam(param, grad, exp_avg, exp_avg_sq, *, step, lr=1e-3, beta1=0.9, ...)
 
-``param`` and the others are arrays, or equally long lists of arrays: one call updates them all.
+``param`` and the others are arrays, or equally long lists of arrays: one call updates them all. All functions take:
+
+param, grad, states : array, or list of arrays
+    Of one shape; all but ``grad`` are written. Each is float32, bfloat16 or float16, in any combination, and the update
+    is computed in float32; or all are float64. A state may be in blocks of 8-bit floats: bytes as `fastopt.Adam` with
+    ``state_dtype="8bit"`` keeps them. ``grad`` may be a `fastopt.RowSparse`.
+step : int
+    The 1-based number of this step.
+hyper-parameters : float or bool
+    By keyword. There are no schedules: each call has its own values.
+grad_scale : float, default 1.0
+    What the gradient is multiplied by, within the pass.
+backend : str, optional
+    "native", "numba" or "numba-cuda"; by default the process's choice, else by the arrays.
+threads : int, optional
+    At most so many threads; by default `fastopt.get_num_threads`.
+
+What is wrong is a ValueError or TypeError before any byte is written; the message names the argument, what was found
+and what would do.
 """
 
 from __future__ import annotations
@@ -34,6 +52,7 @@ from .dispatch import (
     make_jobs,
     split_copies,
 )
+from .documentation import function_text
 from .norms import check_scale
 from .rules import RULES, Rule
 from .sparse import view_gradient
@@ -340,41 +359,8 @@ def _make(rule: Rule) -> Callable[..., None]:
     function.__module__ = __name__
     *known, _ = inspect.signature(function).parameters.values()
     function.__signature__ = inspect.Signature(known)
-    function.__doc__ = _documentation(rule, keys)
+    function.__doc__ = function_text(rule)
     return function
-
-
-def _documentation(rule: Rule, keys: Sequence[str]) -> str:
-    lines = [f"One step of {rule.name}, in place.", "", "::", "", f"    {rule.formula}", ""]
-    decays = " + weight_decay*p, after p = p*(1 - lr*decoupled_weight_decay)" if rule.decoupled is None else ""
-    lines += [f"with g = grad_scale*grad{decays}.", ""]
-    lines += ([rule.notes, ""] if rule.notes else []) + [f"Source: {rule.source}.", "", "Parameters", "----------"]
-    lines += ["param, grad" + "".join(f", {name}" for name in rule.states) + " : array, or list of arrays"]
-    lines += [
-        "    Of one shape; all but grad are written. States begin at zero. Each is float32, bfloat16 or float16, in any"
-    ]
-    lines += [
-        "    combination, and the update is computed in float32; or all are float64. A state may be in blocks of 8-bit"
-    ]
-    lines += ['    floats: bytes as `fastopt.Adam` with ``state_dtype="8bit"`` keeps them.']
-    lines += ["    ``grad`` may be a `fastopt.RowSparse`."]
-    lines += ["step : int", "    The 1-based number of this step."]
-    for key in keys:
-        hyper = rule.hyper[key]
-        default = "" if key not in rule.defaults() else f", default {hyper.default!r}"
-        lines += [f"{key} : {hyper.domain}{default}", f"    {hyper.meaning}."]
-    for name in rule.scalars:
-        lines += [f"{name} : float, optional", "    Its value before this step; by default that of constant "]
-        lines[-1] += "hyper-parameters."
-    lines += ["grad_scale : float, default 1.0", "    What the gradient is multiplied by, within the pass."]
-    lines += [
-        "backend : str, optional",
-        '    ``"native"``, ``"numba"`` or ``"numba-cuda"``; by default the process\'s choice, else by the arrays.',
-    ]
-    lines += ["threads : int, optional", "    At most so many threads; by default `fastopt.get_num_threads`.", ""]
-    lines += ["Raises", "------", "TypeError, ValueError", "    Before any byte is written; the message names the "]
-    lines[-1] += "argument, what was found and what would do."
-    return "\n".join(lines)
 
 
 _FUNCTIONS = {name: _make(rule) for name, rule in RULES.items()}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import platform
-import re
 import shlex
 import sys
-import textwrap
 from pathlib import Path
 
 from . import settings
 from .dispatch import available_backends, load_backend
-from .rules import RULES
 
 __version__ = "0.1.0"
 
@@ -49,26 +46,6 @@ def configuration() -> dict[str, str]:
         lines[f"backend {name}"] = status
     lines["backend chosen"] = settings.get_backend() or "by the arrays"
     return lines
-
-
-def rule_table() -> str:
-    """The rules with their formulas and sources, as a table in Markdown."""
-    lines = ["| class | function | update of an element | source |", "|---|---|---|---|"]
-    for rule in RULES.values():
-        formula = re.sub(r"\|(\w)\|", r"abs(\1)", rule.formula).replace("*", "\\*")
-        lines.append(f"| `{rule.optimizer}` | `{rule.name}` | {formula} | {rule.source} |")
-    return "\n".join(lines)
-
-
-def rule_list(width: int) -> str:
-    """The same as lines of at most so many characters."""
-    wrapper = textwrap.TextWrapper(max(width, 20), "  ", "    ", break_on_hyphens=False)
-    lines = []
-    for rule in RULES.values():
-        lines.append(f"{rule.optimizer}, {rule.name}")
-        for text in (rule.formula, rule.source):
-            lines += wrapper.wrap(text)
-    return "\n".join(lines)
 
 
 def get_include() -> str:

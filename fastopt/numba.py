@@ -27,6 +27,7 @@ from typing import Any
 from numba import njit
 
 from .backends import numba_cpu
+from .documentation import numba_text
 from .rules import REQUIRED, RULES, Rule
 
 
@@ -96,82 +97,8 @@ def _compiled(source: str, name: str, rule: Rule, **names: Any) -> Any:
     exec(compile(source, f"<fastopt.numba.{rule.name}.{name}>", "exec"), names)
     function = names[name]
     function.__module__ = f"{__name__}.{rule.name}"
-    function.__doc__ = _DOCUMENTATION[name].format(
-        rule=rule.name,
-        formula=rule.formula,
-        states="".join(f", {state}" for state in rule.states),
-        scalars="".join(f", and {scalar} after the step" for scalar in rule.scalars),
-        more=_OF_ONE_COPY.get(name, "") if rule.vector else _OF_A_ROW.get(name, "") if rule.by_row else "",
-    )
+    function.__doc__ = numba_text(rule, name)
     return njit(error_model="numpy", nogil=True)(function)
-
-
-_DOCUMENTATION = {
-    "fold": """The coefficients of one step of {rule}{scalars}.
-
-    Parameters
-    ----------
-    real : type
-        ``np.float32`` or ``np.float64``: what the arrays hold.
-    t : int
-        The 1-based step.
-    lr, ... : float or bool
-        Hyper-parameters under the names of `fastopt.functional.{rule}`; NaN stands for None.
-    grad_scale : float
-        What gradients are multiplied by.
-{more}
-    Returns
-    -------
-    tuple{scalars}
-        Of `real`; outside kernels, of Python's floats. Nothing is checked: a value out of range gives what the formula
-        makes of it.
-    """,
-    "update": """The update of one element::
-
-        {formula}
-
-    Parameters
-    ----------
-    p, g{states} : float
-        The parameter, its gradient{states}.
-    c : tuple
-        From ``fold``.
-{more}
-    Returns
-    -------
-    p{states}
-        After the step.
-    """,
-    "by_row": """What {rule} makes of a row's states, once for each row.
-
-    Parameters
-    ----------
-    square : float
-        The mean over the row of the squared gradient, after ``prologue``.
-    {states} : float
-        The row's states.
-    c : tuple
-        From ``fold``.
-
-    Returns
-    -------
-    {states}, rate
-        The states after the step, and what ``update`` takes.
-    """,
-    "prologue": """What comes before {rule}'s update: the gradient scaled and with its L2 decay, the parameter decayed.
-
-    Returns
-    -------
-    p, g
-    """,
-}
-_OF_ONE_COPY = {
-    "fold": "    copies : int\n        How many copies of its states the rule has; this folds for one of them.\n",
-    "update": "\n    This is for one copy of the states. Call ``prologue`` once, then this for each copy.\n",
-}
-_OF_A_ROW = {
-    "update": "    rate : float\n        From ``by_row``. It takes and returns no states, which are of rows.\n"
-}
 
 
 def _namespace(rule: Rule) -> ModuleType:

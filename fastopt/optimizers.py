@@ -50,8 +50,9 @@ from .dispatch import (
     make_jobs,
     split_copies,
 )
+from .documentation import class_text
 from .norms import check_scale, scale_of
-from .rules import REQUIRED, Rule
+from .rules import Rule
 from .schedules import picklable, restored, schedules_in
 from .sparse import RowSparse, as_row_sparse, floats_of, is_mapping
 from .storage import assign, blocks_of, compute_dtype, from_blocks, new_array, numpy_dtype, set_to_zero
@@ -266,19 +267,94 @@ _PLAIN = frozenset([np.ndarray, type(None)])
 
 
 class Optimizer:
-    """What every optimizer class does; the classes themselves come from the rule table.
+    """What every optimizer class does and takes. The classes themselves come from the rule table.
+
+    A step updates parameters and states in place, in one pass over them.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays of NumPy, torch, CuPy or Numba, or with DLPack, ``__cuda_array_interface__`` or the buffer protocol, of
+        one device; float32, float64, bfloat16 (``ml_dtypes`` or torch) or float16. The arrays themselves are held,
+        and updated in place: write new values into them, as ``params['W'][...] = x``; another array in their place, as
+        by ``params['W'] = x``, is none of this optimizer's. A group is a mapping with ``"params"`` and the
+        hyper-parameters of its own; entries under names of your own, as ``name``, are kept.
+    hyper-parameters : float, bool, or callable of the 1-based step
+        Those of the class, all but ``lr`` by keyword. Numbers may be arrays or tensors of one element. A callable is
+        a schedule: it is called at each step, and gives the value for that step; see `fastopt.schedules`.
+    state_dtype : str or dtype, optional
+        What states are stored in: "float32", "bfloat16", "float16", or "8bit", blocks of 256 8-bit floats with a
+        float32 scale each (parameters of fewer than 4096 elements, or with gaps between their elements, have float32
+        states then); by default each parameter's own dtype, as in torch, but of a float16 one float32, for float16 has
+        no second moments below 6e-8 or above 65504. Where it is given, 16-bit states are rounded up or down in turns,
+        as 8-bit ones always are, so that slow averages move; by default to nearest, and then a second moment with
+        beta2 = 0.999 in bfloat16 never falls. A group may have its own: parameters that are updated by rows need one
+        that is not in blocks.
+    rounding : str, default "nearest"
+        What becomes of the bits of an updated bfloat16 or float16 parameter that it cannot hold: "nearest" drops them;
+        "stochastic" rounds up or down at random, in proportion; "kahan" keeps them in the state ``compensation``, of
+        the parameter's dtype; "master" keeps the parameter in float32, as the state ``master``, of which it is a
+        rounded copy. Other parameters are updated as ever.
+    seed : int, default 0
+        Of stochastic rounding, which draws from Philox4x32-10 by seed, step and number of the element, and so rounds
+        alike on every backend, with any number of threads.
+    first_element : int, default 0
+        The number of the first parameter's first element; the others' follow, parameter by parameter. For one who
+        holds a part of something larger, whose elements are then rounded as in the whole (8-bit states, if it is cut
+        at multiples of 256).
+    ema_decay : float, optional
+        A number in [0, 1] keeps the state ``ema``, an exponential moving average of the parameter that begins at it:
+        ema = ema_decay*ema + (1 - ema_decay)*p, of the updated p before it is rounded to its dtype.
+    backend : str, optional
+        "native", "numba" or "numba-cuda"; by default the process's choice, else by the arrays: on a CUDA device
+        "numba-cuda", on the CPU "native" where it is built.
+    threads : int, optional
+        At most so many threads; by default `fastopt.get_num_threads`. Not for a CUDA device.
+    state_dir : path, optional
+        A directory for the states, which are memory maps of a file there, allocated at once. One that is new or empty
+        begins anew; one that holds whole states of the same rules, shapes and dtypes is resumed, with their step
+        counts; one that a crash left half changed is refused, as is that of another optimizer. Parameters are not kept
+        there: save them yourself, and construct the optimizer with those that go with the states; a warning tells after
+        which step these are. After each step the directory is whole if the process is killed; `sync` makes it so for a
+        power failure too.
+    state_memory : int, optional
+        At most so many bytes of the states in ``state_dir``, and of parameters and gradients that are memory maps, are
+        in memory: a step streams them, reading ahead and writing behind while it computes. By default the system
+        decides.
 
     Attributes
     ----------
+    param_groups : sequence of ParamGroup
+        Parameters with their hyper-parameters: ``opt.param_groups[0]["lr"] = x`` holds from the next step.
+    state : sequence of State
+        For each parameter its state arrays, under torch's names.
     last_grad_norm : float or None
         The global norm of the gradients at the last step that clipped, before clipping.
     last_step_skipped : bool
         Whether the last step did nothing, as ``skip_nonfinite`` asks for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing has been written.
+    BackendUnavailable
+        The backend asked for, or one for the arrays' device, is not here.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> params = {"w": np.ones((2, 2)), "b": np.zeros(2)}
+    >>> opt = fastopt.Adam(params, lr=lambda t: 0.1 / t)
+    >>> opt.step({"w": 2 * params["w"], "b": None}, max_norm=1.0)
+    >>> params["w"].round(6).tolist(), opt.last_grad_norm
+    ([[0.9, 0.9], [0.9, 0.9]], 4.0)
     """
 
     arguments: ClassVar[Arguments]
     last_grad_norm: float | None = None
+    """The global norm of the gradients at the last step that clipped, before clipping."""
     last_step_skipped: bool = False
+    """Whether the last step did nothing, as ``skip_nonfinite`` asks for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
@@ -1028,38 +1104,12 @@ def _match(grads: Any, structure: Any, name: str) -> list[Any]:
 # ---- the classes, from the rule table ----
 
 
-def _documentation(arguments: Arguments) -> str:
-    lines = [
-        *arguments.formulas(),
-        "Parameters",
-        "----------",
-        "params : array, sequence, mapping, or list of group dicts",
-        "    The arrays themselves are held, and updated in place: write new values into them, as",
-        "    ``params['W'][...] = x``; another array in their place, as by ``params['W'] = x``, is none of this",
-        "    optimizer's. float32, float64, bfloat16 (``ml_dtypes`` or torch) or float16, of one device. A group's",
-        "    entries under names of your own, as ``name``, are kept.",
-    ]
-    for key, meaning in arguments.meanings().items():
-        default = arguments.defaults[key]
-        said = "required" if default is REQUIRED else f"default {default!r}"
-        lines += [f"{key} : number, array of one, or callable of the 1-based step; {said}", f"    {meaning}."]
-    for key, (default, meaning) in {**EXECUTION, **FILES}.items():
-        lines += [f"{key} : default {default!r}", f"    {meaning[0].upper()}{meaning[1:]}."]
-    lines += [
-        "",
-        "Raises",
-        "------",
-        "TypeError, ValueError",
-        "    An array or a hyper-parameter is not what it must be; the message names it.",
-    ]
-    return "\n".join(lines)
-
-
 def _define(arguments: Arguments) -> type:
+    execution = {key: default for key, (default, _) in {**EXECUTION, **FILES}.items()}
     namespace = {
-        "__doc__": _documentation(arguments),
+        "__doc__": class_text(arguments, execution),
         "__module__": "fastopt",
-        "__signature__": arguments.signature({key: default for key, (default, _) in {**EXECUTION, **FILES}.items()}),
+        "__signature__": arguments.signature(execution),
         "arguments": arguments,
     }
     return type(arguments.name, (Optimizer,), namespace)

@@ -57,7 +57,8 @@ from .dispatch import (
     make_row_job,
     split_copies,
 )
-from .rules import REQUIRED, RULES, Rule
+from .documentation import torch_text
+from .rules import RULES, Rule
 from .sparse import RowSparse, as_row_sparse
 from .storage import ZERO_GRADS, block_bytes, blocks_of, from_blocks, new_array, set_to_zero, to_blocks
 
@@ -88,20 +89,54 @@ _REFUSED = {
 
 
 class Optimizer(torch.optim.Optimizer):
-    """What the classes do beside what torch.optim.Optimizer does; they themselves come from the rule table.
+    """What every class does and takes beside what is torch.optim.Optimizer's. The classes come from the rule table.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        float32, float64, bfloat16 or float16 tensors, of one device, updated in place.
+    hyper-parameters : float, bool or Tensor
+        Those of the class: torch's, and by keyword what its rule has beyond them. Schedules are torch's, as
+        ``torch.optim.lr_scheduler``.
+    state_dtype, rounding, seed, first_element, ema_decay, backend, threads : optional
+        By keyword, as those of `fastopt.Optimizer`, which is the same for arrays without torch.
 
     Attributes
     ----------
+    param_groups : list of dict
+        Parameters with their hyper-parameters, as torch's.
+    state : mapping
+        For each parameter its state tensors, under torch's names.
     last_grad_norm : float or None
         The global norm of the gradients at the last ``step(max_norm=...)``, before clipping.
     last_step_skipped : bool
         Whether the last step did nothing, for a gradient was not finite: see ``step(skip_nonfinite=True)``; and
         `torch.amp.GradScaler` too has steps skipped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A tensor or a hyper-parameter is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Adam([{"params": [w], "lr": 0.1}])
+    >>> w.square().sum().backward()
+    >>> opt.step(max_norm=1.0)
+    >>> [round(x, 6) for x in w.tolist()], round(opt.last_grad_norm, 6)
+    ([0.9, 0.9], 2.828427)
     """
 
     arguments: ClassVar[TorchArguments]
     last_grad_norm: float | None = None
+    """The global norm of the gradients at the last ``step(max_norm=...)``, before clipping."""
     last_step_skipped: bool = False
+    """Whether the last step did nothing, for a gradient was not finite."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
@@ -1108,41 +1143,13 @@ def _signature(arguments: TorchArguments) -> inspect.Signature:
     )
 
 
-def _documentation(arguments: TorchArguments, signature: inspect.Signature) -> str:
-    meanings = {
-        **arguments.meanings(),
-        **dict.fromkeys(("foreach", "fused"), "accepted, and without effect: every step is one fused pass"),
-        **{flag: f"must be False: {reason}" for flag, reason in _REFUSED.items()},
-        **{key: meaning for key, (_, meaning) in EXECUTION.items()},
-    }
-    lines = [
-        *arguments.formulas(),
-        f"A `torch.optim.Optimizer`; for arrays without torch see `fastopt.{arguments.rules[0].optimizer}`.",
-        "",
-        "Parameters",
-        "----------",
-        "params : iterable of tensors, of (name, tensor) pairs, or of group dicts",
-        "    float32, float64, bfloat16 or float16 tensors, of one device, updated in place.",
-    ]
-    for key, parameter in list(signature.parameters.items())[1:]:
-        said = "required" if parameter.default is REQUIRED else f"default {parameter.default!r}"
-        lines += [f"{key} : {said}", f"    {meanings[key]}."]
-    lines += [
-        "",
-        "Raises",
-        "------",
-        "TypeError, ValueError",
-        "    A tensor or a hyper-parameter is not what it must be; the message names it.",
-        "BackendUnavailable",
-        "    A tensor is on a device for which there is no backend.",
-    ]
-    return "\n".join(lines)
-
-
 def _define(arguments: TorchArguments) -> type[Optimizer]:
     signature = _signature(arguments)
+    ignored = dict.fromkeys(("foreach", "fused"), "accepted, and without effect: every step is one fused pass")
+    more = {**ignored, **{flag: f"must be False: {reason}" for flag, reason in _REFUSED.items()}}
+    defaults = {key: p.default for key, p in list(signature.parameters.items())[1:] if key not in EXECUTION}
     namespace = {
-        "__doc__": _documentation(arguments, signature),
+        "__doc__": torch_text(arguments, defaults, more, EXECUTION),
         "__module__": __name__,
         "__signature__": signature,
         "arguments": arguments,

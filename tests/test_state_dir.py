@@ -205,7 +205,7 @@ def test_resuming_tells_that_parameters_are_not_there(tmp_path):
     with pytest.warns(UserWarning, match=f"after step 3 are resumed from {tmp_path}.* no parameters") as told:
         assert fastopt.Adam(p, state_dir=tmp_path).state[0]["step"] == 3
     assert told[0].filename == __file__
-    assert "Parameters are not kept there" in " ".join(fastopt.Adam.__doc__.split())
+    assert "Parameters are not kept there" in " ".join(fastopt.Optimizer.__doc__.split())
 
 
 def test_a_with_block_without_files():

@@ -143,19 +143,24 @@ _MAX_MOMENTS = (*_MOMENTS, "max_exp_avg_sq")
 
 _adam = Rule(
     "adam", "Adam",
+    "The average gradient over the root of the average squared gradient, both corrected for their start at 0",
     "m = beta1*m + (1 - beta1)*g; v = beta2*v + (1 - beta2)*g^2; p -= lr*m^/(sqrt(v^ + eps_root) + eps), "
     "m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)",
     "Kingma and Ba 2015, arXiv:1412.6980; torch.optim.Adam",
     _ADAM, adam, fold_adam, _MOMENTS,
-    notes=_EPS_HAT,
+    notes=(_EPS_HAT,),
 )  # fmt: skip
 _amsgrad = Rule(
     "amsgrad", "AMSGrad",
+    "Adam with the largest average of squares so far, so that no element's rate grows again",
     "as adam, with x = max(x, v) in place of v",
     "Reddi et al. 2018, arXiv:1904.09237; torch.optim.Adam(amsgrad=True)",
     _AMSGRAD, amsgrad, fold_amsgrad, _MAX_MOMENTS,
-    notes="As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the paper's form, "
-    f"``max_corrected=True`` optax's. {_EPS_HAT}",
+    notes=(
+        "As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the paper's form, "
+        "``max_corrected=True`` optax's.",
+        _EPS_HAT,
+    ),
 )  # fmt: skip
 
 RULES = (
@@ -163,16 +168,19 @@ RULES = (
     _amsgrad,
     _adam.variant(
         "adamw", "AdamW", decoupled=1e-2,
+        summary="Adam with decoupled weight decay: each step shrinks the parameter by lr*weight_decay of itself",
         formula="p -= lr*weight_decay*p, then as adam",
         source="Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW",
     ),
     _amsgrad.variant(
         "adamw_amsgrad", "AdamW", decoupled=1e-2,
+        summary="AMSGrad with decoupled weight decay",
         formula="p -= lr*weight_decay*p, then as amsgrad",
         source="Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW(amsgrad=True)",
     ),
     Rule(
         "adamax", "Adamax",
+        "Adam with a decaying maximum of the gradient's magnitude in place of the root of the average square",
         "m = beta1*m + (1 - beta1)*g; u = max(beta2*u, |g| + eps); p -= lr/(1 - beta1^t)*m/u",
         "Kingma and Ba 2015, section 7.1; torch.optim.Adamax",
         {
@@ -182,11 +190,14 @@ RULES = (
             "eps_outside": flag(False, "add eps to the maximum instead"),
         },
         adamax, fold_adamax, ("exp_avg", "exp_inf"),
-        notes="``eps=0`` is the paper's form; there u = 0 gives a zero update. ``eps_outside=True`` is Keras's: "
-        "u = max(beta2*u, |g|); p -= lr/(1 - beta1^t)*m/(u + eps).",
+        notes=(
+            "``eps=0`` is the paper's form; there u = 0 gives a zero update. ``eps_outside=True`` is Keras's: "
+            "u = max(beta2*u, |g|); p -= lr/(1 - beta1^t)*m/(u + eps).",
+        ),
     ),
     Rule(
         "nadam", "NAdam",
+        "Adam with Nesterov's momentum, under a schedule of its own",
         "m, v as adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); "
         "p -= lr*(mu_{t+1}*m/(1 - prod mu_{<=t+1}) + (1 - mu_t)*g/(1 - prod mu_{<=t}))/(sqrt(v^) + eps)",
         "Dozat 2016; torch.optim.NAdam",
@@ -200,11 +211,14 @@ RULES = (
             ),
         },
         nadam, fold_nadam, _MOMENTS, scalars={"mu_product": 1.0},
-        notes="``momentum_decay=1`` is Keras's form, ``math.inf``, a constant momentum, optax's; with ``None`` "
-        "p -= lr*(beta1*m^ + (1 - beta1)*g/(1 - beta1^t))/(sqrt(v^) + eps), the form of Ruder's overview.",
+        notes=(
+            "``momentum_decay=1`` is Keras's form, ``math.inf``, a constant momentum, optax's; with ``None`` "
+            "p -= lr*(beta1*m^ + (1 - beta1)*g/(1 - beta1^t))/(sqrt(v^) + eps), the form of Ruder's overview.",
+        ),
     ),
     Rule(
         "qhadam", "QHAdam",
+        "Quasi-hyperbolic Adam: weighted means of the gradient and its average, and of their squares",
         "as adam, with (1 - nu1)*g + nu1*m^ in place of m^ and (1 - nu2)*g^2 + nu2*v^ in place of v^",
         "Ma and Yarats 2019, arXiv:1810.06801",
         {
@@ -215,10 +229,11 @@ RULES = (
             "nu2": Hyper(1.0, "weight of the average against the squared gradient", low=0.0, high=1.0),
         },
         qhadam, fold_qhadam, _MOMENTS,
-        notes="nus = (1, 1) is Adam; the paper recommends (0.7, 1) with betas (0.995, 0.999).",
+        notes=("nus = (1, 1) is Adam; the paper recommends (0.7, 1) with betas (0.995, 0.999).",),
     ),
     Rule(
         "adabound", "AdaBound",
+        "Adam whose rates are clamped between bounds that close in on the rate of an SGD",
         "m, v as adam; r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to "
         "[f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr; p -= r*m",
         "Luo et al. 2019, arXiv:1902.09843; the authors' package adabound",
@@ -226,6 +241,7 @@ RULES = (
     ),
     Rule(
         "amsbound", "AMSBound",
+        "AdaBound with the largest average of squares so far",
         "as adabound, with x = max(x, v) in place of v",
         "Luo et al. 2019, arXiv:1902.09843; the authors' package adabound (amsbound=True)",
         _ADABOUND, amsbound, fold_adabound, _MAX_MOMENTS,

@@ -119,6 +119,7 @@ _GRAVES = "Graves 2013, arXiv:1308.0850"
 RULES = (
     Rule(
         "adagrad", "Adagrad",
+        "The gradient over the root of the sum of all squared gradients",
         "s += g^2; p -= lr_t*g/(sqrt(s + eps_root) + eps), lr_t = lr/(1 + (t - 1)*lr_decay)",
         "Duchi et al. 2011; torch.optim.Adagrad",
         _ADAGRAD,
@@ -126,14 +127,16 @@ RULES = (
     ),
     Rule(
         "rowwise_adagrad", "RowwiseAdagrad",
+        "Adagrad with one sum of squares for each row, for embedding tables",
         "s += mean of g^2 over the row; p -= lr_t/(sqrt(s + eps_root) + eps)*g, lr_t = lr/(1 + (t - 1)*lr_decay)",
         "Duchi et al. 2011, by row as FBGEMM's EXACT_ROWWISE_ADAGRAD",
         _ADAGRAD,
         sgd, fold_adagrad, ("sum",), initial={"sum": "initial_accumulator_value"}, by_row=rowwise_adagrad,
-        notes="The state has one element for each row of the parameter (its first axis).",
+        notes=("The state has one element for each row of the parameter (its first axis).",),
     ),
     Rule(
         "adadelta", "Adadelta",
+        "The gradient times the root of the average squared step over that of the average squared gradient",
         "s = rho*s + (1 - rho)*g^2; d = sqrt(u + eps)/sqrt(s + eps)*g; u = rho*u + (1 - rho)*d^2; p -= lr*d",
         "Zeiler 2012, arXiv:1212.5701; torch.optim.Adadelta",
         {
@@ -145,35 +148,40 @@ RULES = (
     ),
     Rule(
         "rmsprop", "RMSprop",
+        "The gradient over the root of the average squared gradient",
         "s = alpha*s + (1 - alpha)*g^2; p -= lr*g/(sqrt(s + eps_root) + eps)",
         f"{_TIELEMAN}; torch.optim.RMSprop",
         _RMSPROP, rmsprop, fold_rmsprop, ("square_avg",), initial=_INITIAL,
     ),
     Rule(
         "rmsprop_momentum", "RMSprop",
+        "RMSprop with momentum: a decaying sum of its steps",
         "s = alpha*s + (1 - alpha)*g^2; b = momentum*b + g/(sqrt(s + eps_root) + eps); p -= lr*b",
         f"{_TIELEMAN}; torch.optim.RMSprop(momentum=)",
         _RMSPROP_MOMENTUM, rmsprop_momentum, fold_rmsprop_momentum, ("square_avg", "momentum_buffer"),
         initial=_INITIAL,
-        notes=_LR_INSIDE,
+        notes=(_LR_INSIDE,),
     ),
     Rule(
         "rmsprop_centered", "RMSprop",
+        "RMSprop with the gradient's variance in place of its mean square",
         "as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s",
         f"{_GRAVES}; torch.optim.RMSprop(centered=True)",
         _RMSPROP, rmsprop_centered, fold_rmsprop, ("square_avg", "grad_avg"), initial=_INITIAL,
-        notes=_CLAMPED,
+        notes=(_CLAMPED,),
     ),
     Rule(
         "rmsprop_centered_momentum", "RMSprop",
+        "Centered RMSprop with momentum: a decaying sum of its steps",
         "as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s",
         f"{_GRAVES}; torch.optim.RMSprop(centered=True, momentum=)",
         _RMSPROP_MOMENTUM, rmsprop_centered_momentum, fold_rmsprop_momentum,
         ("square_avg", "momentum_buffer", "grad_avg"), initial=_INITIAL,
-        notes=f"{_LR_INSIDE} {_CLAMPED}",
+        notes=(_LR_INSIDE, _CLAMPED),
     ),
     Rule(
         "ftrl", "FTRL",
+        "Follow the regularised leader: Adagrad's rates, and parameters that an L1 penalty makes exactly 0",
         "z += g - (sqrt(n + g^2) - sqrt(n))/lr*p; n += g^2; p = 0 where |z| <= l1, else "
         "(sign(z)*l1 - z)/((beta + sqrt(n))/lr + l2)",
         "McMahan et al. 2013, Ad click prediction, algorithm 1",
@@ -185,7 +193,9 @@ RULES = (
             "l2": nonnegative(0.0, "L2 penalty, on the parameter that the sums lead to"),
         },
         ftrl, fold_ftrl, ("accumulator", "linear"), initial={"accumulator": "initial_accumulator_value"},
-        notes="n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is forgotten, "
-        "but for its part in z. At ``lr=0`` all stays as it is. Keras's and TensorFlow's l2 is half of this one.",
+        notes=(
+            "n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is forgotten, "
+            "but for its part in z. At ``lr=0`` all stays as it is. Keras's and TensorFlow's l2 is half of this one.",
+        ),
     ),
 )  # fmt: skip

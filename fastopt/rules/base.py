@@ -136,6 +136,8 @@ class Rule:
         The rule's name: of its functional form, of its C twin, on the command line.
     optimizer : str
         The name of the class that stands for it.
+    summary : str
+        What it does, in a line for the documentation.
     formula : str
         The update of one element, in the notation of the documentation.
     source : str
@@ -156,6 +158,8 @@ class Rule:
         For a state that does not begin at zero, the hyper-parameter that it begins at.
     decoupled : float, optional
         The default of ``weight_decay`` where that is of the parameter itself, times lr, and there is no other (AdamW).
+    notes : tuple of str
+        More for the documentation, a paragraph each: other forms, and where torch's or others' differ.
     by_row : callable, optional
         For a rule whose states are of rows, an element each: ``by_row(square, *states, *coefficients) -> (*states,
         *update's coefficients)``, where `square` is the mean over the row of the squared gradient, after `prologue`.
@@ -164,6 +168,7 @@ class Rule:
 
     name: str
     optimizer: str
+    summary: str
     formula: str
     source: str
     own: Mapping[str, Hyper]
@@ -173,7 +178,7 @@ class Rule:
     scalars: Mapping[str, float] = field(default_factory=dict)
     initial: Mapping[str, str] = field(default_factory=dict)
     decoupled: float | None = None
-    notes: str = ""
+    notes: tuple[str, ...] = ()
     by_row: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:

@@ -61,6 +61,7 @@ _MOMENTUM = {
 RULES = (
     Rule(
         "sgd", "SGD",
+        "Stochastic gradient descent: a step against the gradient",
         "p -= lr*g",
         "Robbins and Monro 1951; torch.optim.SGD",
         {"lr": nonnegative(1e-3, LR)},
@@ -68,23 +69,28 @@ RULES = (
     ),
     Rule(
         "momentum", "Momentum",
+        "Gradient descent with momentum: a step against a decaying sum of the gradients",
         "b = momentum*b + (1 - dampening)*g, the first step b = g; p -= lr*b",
         "Polyak 1964; torch.optim.SGD(momentum=)",
         _MOMENTUM,
         momentum, fold_momentum, ("momentum_buffer",),
-        notes="``lr_inside=True`` is the form of Ruder's overview and of Keras: b = momentum*b + lr*g; p -= b.",
+        notes=("``lr_inside=True`` is the form of Ruder's overview and of Keras: b = momentum*b + lr*g; p -= b.",),
     ),
     Rule(
         "nesterov", "NAG",
+        "Nesterov's accelerated gradient: momentum, with the gradient at the point ahead",
         "b = momentum*b + (1 - dampening)*g, the first step b = g; p -= lr*(g + momentum*b)",
         "Nesterov 1983, in the form of Sutskever et al. 2013; torch.optim.SGD(nesterov=True)",
         _MOMENTUM,
         nesterov, fold_nesterov, ("momentum_buffer",),
-        notes="The parameter array holds the look-ahead point theta - momentum*v of the literal form "
-        "v = momentum*v + lr*grad(theta - momentum*v); theta -= v, at which the gradient is to be taken.",
+        notes=(
+            "The parameter array holds the look-ahead point theta - momentum*v of the literal form "
+            "v = momentum*v + lr*grad(theta - momentum*v); theta -= v, at which the gradient is to be taken.",
+        ),
     ),
     Rule(
         "qhm", "QHM",
+        "Quasi-hyperbolic momentum: a step against a weighted mean of the gradient and its average",
         "b = momentum*b + (1 - momentum)*g; p -= lr*(nu*b + (1 - nu)*g)",
         "Ma and Yarats 2019, arXiv:1810.06801",
         {
@@ -96,6 +102,7 @@ RULES = (
     ),
     Rule(
         "aggmo", "AggMo",
+        "Aggregated momentum: a step against the mean of several velocities, each with its own decay rate",
         "b_k = beta_k*b_k + g for each k; p -= lr/K * sum of b_k",
         "Lucas et al. 2019, arXiv:1804.00325",
         {
@@ -103,6 +110,6 @@ RULES = (
             "betas": fraction((0.0, 0.9, 0.99), "decay rates of the K velocities", vector=True),
         },
         aggmo, fold_aggmo, ("momentum_buffer",),
-        notes="The state has shape (K, *shape of the parameter). Velocities are subtracted one after the other.",
+        notes=("The state has shape (K, *shape of the parameter). Velocities are subtracted one after the other.",),
     ),
 )  # fmt: skip

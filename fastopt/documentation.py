@@ -1,0 +1,383 @@
+"""Text about rules, all from the rule table: docstrings, tables, the C header's comments.
+
+It imports the rules only, so that the build can make the C header before the package is there.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from .rules import REQUIRED, RULES, Hyper, Rule, prologue
+
+if TYPE_CHECKING:
+    from .arguments import Arguments
+
+WIDTH = 96  # of docstrings, which pydoc indents further
+START = [1.0, -2.0]  # the parameter of the examples
+GRADIENT = [2 * p for p in START]  # of the sum of its squares
+
+_INVALID = ("TypeError, ValueError", "    An argument is not what it must be; the message names it.")
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """A docstring's lines. (textwrap takes ten times as long, and docstrings are made at import.)"""
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + 1 + len(word) > WIDTH:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}" if line else indent + word
+    return [*lines, line]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _section(title: str, lines: Iterable[str]) -> list[str]:
+    return ["", title, "-" * len(title), *lines]
+
+
+def _entry(names: str, kind: str, text: str) -> list[str]:
+    """A parameter's lines."""
+    return [f"{names} : {kind}", *wrapped(text, "    ")]
+
+
+# ---- one rule ----
+
+
+def _formulas(rule: Rule, told: set[str]) -> list[str]:
+    """The update of an element, an assignment a line, and those of rules that it refers to and are not `told` yet."""
+    told.add(rule.name)
+    lines = ["", "::", "", *(f"    {line}" for line in rule.formula.split("; "))]
+    for name in re.findall(r"\bas (\w+)", rule.formula):
+        if name not in told:
+            lines += ["", f"and {name} is", *_formulas(RULES[name], told)]
+    return lines
+
+
+def _notes(rules: list[Rule]) -> list[str]:
+    """What there is to say of other forms, and the sources."""
+    lines: list[str] = []
+    for note in dict.fromkeys(note for rule in rules for note in rule.notes):
+        lines += ["", *wrapped(note)]
+    sources = dict.fromkeys(source for rule in rules for source in rule.source.split("; "))
+    return [*lines, "", *wrapped(f"Source: {'; '.join(sources)}.")]
+
+
+def _states(rule: Rule) -> str:
+    """The state arrays, with their shapes where these are not the parameter's."""
+    shape = (
+        " (an element a row)" if rule.by_row else f" (of shape (number of {rule.vector}, ...))" if rule.vector else ""
+    )
+    return ", ".join(f"``{name}``" for name in rule.states) + shape if rule.states else "none"
+
+
+def _kind(hypers: list[Hyper], default: Any, schedules: bool) -> str:
+    """The type of an argument, in numpydoc's words, with its default."""
+    words = "bool" if hypers[0].flag else "float or callable" if schedules else "float"
+    words = f"pair of {words}" if len(hypers) > 1 else f"sequence of {words}" if hypers[0].vector else words
+    words += " or None" if hypers[0].optional else ""
+    return words if default is REQUIRED else f"{words}, default {default!r}"
+
+
+def _meaning(hypers: list[Hyper]) -> str:
+    """What an argument means, and which values it takes."""
+    words = _sentence("; ".join(hyper.meaning for hyper in hypers))
+    if hypers[0].flag or hypers[0].domain == "a finite number":
+        return words
+    domain = hypers[0].domain.removeprefix("a sequence of one or more values, ").removesuffix(" or None")
+    return f"{words} {_sentence(f'each {domain}' if len(hypers) > 1 else domain)}"
+
+
+def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
+    """What the examples' parameter is after the rule's first step."""
+    single = {name: hyper.check(name, values[name]) for name, hyper in rule.hyper.items() if not hyper.vector}
+    vector = values[rule.vector] if rule.vector else (0.0,)
+    states = [single[rule.initial[state]] if state in rule.initial else 0.0 for state in rule.states]
+    found = []
+    for p, g in zip(START, GRADIENT, strict=True):
+        for k, value in enumerate(vector):
+            own = {**single, "copies": len(vector), str(rule.vector): value}
+            row = [own[name] for name in rule.row]
+            coefficients, _ = rule.fold_row(1.0, row, tuple(rule.scalars.values()))
+            if k == 0:
+                p, g = prologue(p, g, *rule.fold_prologue(row[0], row, 1.0))
+            if rule.by_row:
+                p = rule.update(p, g, *rule.by_row(g * g, *states, *coefficients)[len(states) :])
+            else:
+                after = rule.update(p, g, *states, *coefficients)
+                p = after[0] if states else after
+        found.append(round(p, 6))
+    return str(found)
+
+
+# ---- classes ----
+
+
+def choices(arguments: Arguments) -> dict[str, str]:
+    """The rules that a class stands for, the default first, with the arguments that choose them."""
+    values = {name: True if hyper.flag else 0.9 for name, hyper in arguments.switches.items()}
+    found: dict[str, str] = {}
+    for count in range(len(values) + 1):
+        for names in combinations(values, count):
+            chosen = {name: values[name] for name in names}
+            try:
+                rule = arguments.choose({**arguments.defaults, **chosen})
+            except ValueError:  # values that do not go together
+                continue
+            found.setdefault(rule, ", ".join(f"{name}={value!r}" for name, value in chosen.items()))
+    return found
+
+
+def _class(
+    arguments: Arguments, before: str, parameters: Iterable[str], raised: Iterable[str], example: Iterable[str]
+) -> str:
+    """The docstring of a class."""
+    chosen = choices(arguments)
+    rules = [RULES[name] for name in chosen]
+    lines, told, states = [], set[str](), []
+    for rule, given in zip(rules, chosen.values(), strict=True):
+        summary = _sentence(rule.summary)
+        lines += ["", *wrapped(f"With ``{given}``: {summary}")] if given else wrapped(summary)
+        lines += _formulas(rule, told)
+        states.append(_states(rule) + (f" with ``{given}``" if given else ""))
+    lines += ["", *wrapped(before), *_notes(rules)]
+    lines += _section("Parameters", parameters)
+    counters = dict.fromkeys(["step", *(scalar for rule in rules for scalar in rule.scalars)])
+    text = f"Of each: {' and '.join(f'``{name}``' for name in counters)}, and arrays: {'; '.join(states)}."
+    lines += _section("Attributes", _entry("state", "a mapping for each parameter", text))
+    lines += _section("Raises", (*_INVALID, *raised))
+    lines += _section("Examples", example)
+    return "\n".join(lines)
+
+
+def _hypers(arguments: Arguments, defaults: Mapping[str, Any], schedules: bool) -> Iterator[str]:
+    """The lines of a class's hyper-parameters."""
+    hypers = arguments.hypers()
+    for name, default in defaults.items():
+        own = hypers[name]
+        yield from _entry(name, _kind(own, default, schedules and name not in arguments.switches), _meaning(own))
+
+
+def _shared(names: Iterable[str], where: str) -> list[str]:
+    """The line for the arguments that all classes have, which are documented once."""
+    text = f"{', '.join(f'``{name}``' for name in names)}: `{where}` has these, and the methods."
+    return _entry("more", "optional, by keyword", text)
+
+
+def _example(arguments: Arguments, defaults: Mapping[str, Any]) -> str:
+    """What the first step of a class leads to."""
+    group = {**arguments.defaults, **defaults, "lr": 0.1}
+    rule = RULES[arguments.choose(group)]
+    return _after_a_step(rule, arguments.values(rule, group, 1))
+
+
+def class_text(arguments: Arguments, shared: Iterable[str]) -> str:
+    """The docstring of a class for arrays.
+
+    Parameters
+    ----------
+    arguments : Arguments
+        The class's.
+    shared : iterable of str
+        The other arguments, which `fastopt.Optimizer` documents.
+    """
+    before = "Here g is grad_scale*grad, its sign flipped by ``maximize``"
+    if arguments.decoupled:
+        before += "."
+    else:
+        before += ", + weight_decay*p; then p *= 1 - lr*decoupled_weight_decay; then comes the above."
+    parameters = [
+        *_entry("params", "array, sequence, mapping, or list of group dicts", "Arrays that are updated in place."),
+        *_hypers(arguments, arguments.defaults, schedules=True),
+        *_shared(shared, "fastopt.Optimizer"),
+    ]
+    example = [
+        ">>> import numpy as np, fastopt",
+        f">>> p = np.array({START})",
+        f">>> opt = fastopt.{arguments.name}(p, lr=0.1)",
+        ">>> opt.step(2 * p)  # the gradient of the sum of p**2",
+        ">>> p.round(6).tolist()",
+        _example(arguments, {}),
+    ]
+    return _class(arguments, before, parameters, (), example)
+
+
+def torch_text(
+    arguments: Arguments, defaults: Mapping[str, Any], more: Mapping[str, str], shared: Iterable[str]
+) -> str:
+    """The docstring of a class for torch.
+
+    Parameters
+    ----------
+    arguments : Arguments
+        The class's.
+    defaults : mapping
+        The arguments after ``params``, in their order.
+    more : mapping of str to str
+        What those of them mean that are no hyper-parameters.
+    shared : iterable of str
+        The other arguments, which `fastopt.torch.Optimizer` documents.
+    """
+    before = "Here g is the gradient, its sign flipped by ``maximize``"
+    if arguments.decoupled:
+        before += "."
+    else:
+        before += (
+            ", + weight_decay*p. With ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - "
+            "lr*weight_decay comes before the above."
+        )
+    kind = "iterable of tensors, of (name, tensor) pairs, or of group dicts"
+    parameters = _entry("params", kind, "Tensors that are updated in place.")
+    for name, default in defaults.items():
+        if name in more:
+            parameters += _entry(name, f"bool, default {default!r}", _sentence(more[name]))
+        else:
+            parameters += _hypers(arguments, {name: default}, schedules=False)
+    raised = ("BackendUnavailable", "    A tensor is on a device for which there is no backend.")
+    example = [
+        ">>> import torch",
+        ">>> from fastopt import torch as optim",
+        f">>> p = torch.tensor({START}, dtype=torch.float64, requires_grad=True)",
+        f">>> opt = optim.{arguments.name}([p], lr=0.1)",
+        ">>> p.square().sum().backward()",
+        ">>> opt.step()",
+        ">>> [round(x, 6) for x in p.tolist()]",
+        _example(arguments, defaults),
+    ]
+    return _class(arguments, before, [*parameters, *_shared(shared, "fastopt.torch.Optimizer")], raised, example)
+
+
+# ---- functions ----
+
+
+def function_text(rule: Rule) -> str:
+    """The docstring of a rule's functional form."""
+    lines = [f"One step of {rule.name}, in place.", "", *wrapped(_sentence(rule.summary)), *_formulas(rule, set())]
+    decays = ", + weight_decay*p; then p *= 1 - lr*decoupled_weight_decay; then comes the above"
+    decays = decays if rule.decoupled is None else ""
+    lines += ["", *wrapped(f"Here g is grad_scale*grad, its sign flipped by ``maximize``{decays}."), *_notes([rule])]
+    parameters = _entry("param, grad", "array, or list of arrays", "The parameter, which is updated, and its gradient.")
+    if rule.states:
+        begins = [f", {state} at the class's {rule.initial[state]}" for state in rule.states if state in rule.initial]
+        text = f"Updated too: {_states(rule)}. States begin at zero{''.join(begins)}."
+        parameters += _entry(", ".join(rule.states), "array, or list of arrays", text)
+    parameters += _entry("step", "int", "The 1-based number of this step.")
+    for name, hyper in rule.hyper.items():
+        if name not in rule.initial.values():
+            parameters += _entry(name, _kind([hyper], hyper.default, schedules=False), _meaning([hyper]))
+    for name in rule.scalars:
+        text = "Its value before this step; by default that of constant hyper-parameters."
+        parameters += _entry(name, "float, optional", text)
+    text = "``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays may be."
+    parameters += _entry("more", "optional", text)
+    lines += _section("Parameters", parameters)
+    lines += _section("Raises", (*_INVALID[:1], _INVALID[1][:-1] + ", and nothing is written."))
+    given = {**rule.defaults(), "lr": 0.1}
+    shape = f"({len(given[rule.vector])}, {len(START)})" if rule.vector else len(START)
+    names = ", ".join(("p", *rule.states))
+    values = ", ".join((f"np.array({START})", *[f"np.zeros({shape})"] * len(rule.states)))
+    example = [
+        ">>> import numpy as np, fastopt",
+        f">>> {names} = {values}",
+        f">>> fastopt.functional.{rule.name}(p, 2 * {names}, step=1, lr=0.1)",
+        ">>> p.round(6).tolist()",
+        _after_a_step(rule, {**given, **dict.fromkeys(rule.initial.values(), 0.0)}),
+    ]
+    return "\n".join((*lines, *_section("Examples", example)))
+
+
+def numba_text(rule: Rule, name: str) -> str:
+    """The docstring of one of a rule's functions for Numba kernels: fold, update, by_row or prologue."""
+    return "\n".join(_NUMBA[name](rule))
+
+
+def _numba_fold(rule: Rule) -> list[str]:
+    after = "".join(f", and {scalar} after the step" for scalar in rule.scalars)
+    of_one = "How many copies of its states the rule has; this folds for one of them."
+    text = (
+        "Of `real`; outside kernels, of Python's floats. Nothing is checked: a value out of range gives what the "
+        "formula makes of it."
+    )
+    parameters = [
+        *_entry("real", "type", "``np.float32`` or ``np.float64``: what the arrays hold."),
+        *_entry("t", "int", "The 1-based step."),
+        *(_entry("copies", "int", of_one) if rule.vector else []),
+        *_entry("lr, ...", "float or bool", f"As of `fastopt.functional.{rule.name}`; NaN stands for None."),
+        *_entry("grad_scale", "float, default 1.0", "What gradients are multiplied by."),
+    ]
+    returned = [f"tuple{after}", *wrapped(text, "    ")]
+    return [
+        f"The coefficients of one step of {rule.name}{after}.",
+        *_section("Parameters", parameters),
+        *_section("Returns", returned),
+    ]
+
+
+def _numba_update(rule: Rule) -> list[str]:
+    states = "" if rule.by_row else "".join(f", {state}" for state in rule.states)
+    of_one = ["", "This is for one copy of the states. Call ``prologue`` once, then this for each copy."]
+    of_rows = "From ``by_row``. This takes and returns no states, which are of rows."
+    parameters = [
+        *_entry(f"p, g{states}", "float", "The parameter, its gradient" + (", its states." if states else ".")),
+        *_entry("c", "tuple", "From ``fold``."),
+        *(_entry("rate", "float", of_rows) if rule.by_row else []),
+    ]
+    return [
+        f"The update of one element by {rule.name}.",
+        *_formulas(rule, set()),
+        *(of_one if rule.vector else []),
+        *_section("Parameters", parameters),
+        *_section("Returns", (f"p{states}", "    After the step.")),
+    ]
+
+
+def _numba_by_row(rule: Rule) -> list[str]:
+    states = ", ".join(rule.states)
+    parameters = [
+        *_entry("square", "float", "The mean over the row of the squared gradient, after ``prologue``."),
+        *_entry(states, "float", "The row's states."),
+        *_entry("c", "tuple", "From ``fold``."),
+    ]
+    return [
+        f"The states of a row after a step of {rule.name}: to be called once for each row.",
+        *_section("Parameters", parameters),
+        *_section("Returns", (f"{states}, rate", "    The states after the step, and what ``update`` takes.")),
+    ]
+
+
+def _numba_prologue(rule: Rule) -> list[str]:
+    text = f"Comes before {rule.name}'s update: scales the gradient, adds its L2 decay, decays the parameter."
+    parameters = [*_entry("p, g", "float", "The parameter, its gradient."), *_entry("c", "tuple", "From ``fold``.")]
+    return [text, *_section("Parameters", parameters), *_section("Returns", ("p, g", "    For ``update``."))]
+
+
+_NUMBA = {"fold": _numba_fold, "update": _numba_update, "by_row": _numba_by_row, "prologue": _numba_prologue}
+
+
+# ---- tables ----
+
+
+def table() -> str:
+    """The rules with their formulas and sources, as a table in Markdown."""
+    lines = ["| class | function | update of an element | source |", "|---|---|---|---|"]
+    for rule in RULES.values():
+        formula = re.sub(r"\|(\w)\|", r"abs(\1)", rule.formula).replace("*", "\\*")
+        lines.append(f"| `{rule.optimizer}` | `{rule.name}` | {formula} | {rule.source} |")
+    return "\n".join(lines)
+
+
+def listing(width: int) -> str:
+    """The rules with their formulas and sources, as lines of at most so many characters."""
+    wrapper = textwrap.TextWrapper(max(width, 20), "  ", "    ", break_on_hyphens=False)
+    lines = []
+    for rule in RULES.values():
+        lines.append(f"{rule.optimizer}, {rule.name}")
+        for text in (rule.formula, rule.source):
+            lines += wrapper.wrap(text)
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""The text of rules: docstrings of classes and functions, whose examples run, and tables."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+
+import pytest
+
+import fastopt
+from fastopt import documentation, functional
+from fastopt.rules import RULES
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+CLASSES = {name: getattr(fastopt, name) for name in {rule.optimizer for rule in RULES.values()}}
+FUNCTIONS = {f"functional.{name}": getattr(functional, name) for name in RULES}
+OTHERS = {"Optimizer": fastopt.Optimizer, "Demon": fastopt.Demon}
+if torch is not None:
+    from fastopt import torch as optim
+
+    CLASSES |= {f"torch.{name}": cls for name, cls in optim.CLASSES.items()}
+    OTHERS["torch.Optimizer"] = optim.Optimizer
+DOCUMENTED = {**CLASSES, **FUNCTIONS, **OTHERS}
+
+
+def run_examples(text, name):
+    """How many examples there are in a docstring, and what those print that print something else."""
+    test = doctest.DocTestParser().get_doctest(text, {"Demon": fastopt.Demon}, name, None, 0)
+    output = []
+    result = doctest.DocTestRunner().run(test, out=output.append)
+    assert not result.failed, "".join(output)
+    return result.attempted
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_examples_run(name):
+    assert run_examples(DOCUMENTED[name].__doc__, name) >= 1
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *FUNCTIONS])
+def test_each_argument_is_documented(name):
+    documented = DOCUMENTED[name]
+    text = inspect.getdoc(documented)
+    parameters = text[text.index("Parameters\n---") : text.index("\nRaises\n---")]
+    names = set(re.findall(r"\w+", " ".join(re.findall(r"^\w.*? : |``\w+``", parameters, re.M))))
+    assert set(inspect.signature(documented).parameters) <= names
+    formulas = {f"    {part}" for rule in RULES.values() for part in rule.formula.split("; ")}
+    assert all(
+        len(line) <= documentation.WIDTH for line in text.splitlines() if line[:3] != ">>>" and line not in formulas
+    )
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_all_classes_share_stands_once(name):
+    text, shared = CLASSES[name].__doc__, CLASSES[name].__mro__[1]
+    assert f"`fastopt.{name.removesuffix(CLASSES[name].__name__)}Optimizer`" in text
+    assert "Philox" not in text and "Philox" in fastopt.Optimizer.__doc__
+    assert len(text.splitlines()) <= 110
+    for attribute in ("state", "param_groups", "last_grad_norm", "last_step_skipped"):
+        assert re.search(rf"^ *{attribute} : ", shared.__doc__, re.M)
+
+
+def test_each_public_member_has_a_docstring():
+    for cls in (fastopt.Optimizer, fastopt.Plan, fastopt.RowSparse, fastopt.Rule):
+        for name, member in vars(cls).items():
+            if not name.startswith("_") and (callable(member) or isinstance(member, (property, classmethod))):
+                assert inspect.getdoc(member), f"{cls.__name__}.{name}"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_says_what_it_does(name):
+    cls = CLASSES[name]
+    text = " ".join(cls.__doc__.split())
+    chosen = documentation.choices(cls.arguments)
+    assert set(chosen) == {rule.name for rule in cls.arguments.rules}
+    for rule in cls.arguments.rules:
+        assert rule.summary in text and all(" ".join(source.split()) in text for source in rule.source.split("; "))
+        assert all(part in cls.__doc__ for part in rule.formula.split("; "))
+        for referred in re.findall(r"\bas (\w+)", rule.formula):
+            assert all(part in cls.__doc__ for part in RULES[referred].formula.split("; "))
+    decoupled = cls.arguments.rules[0].decoupled is not None
+    assert ("L2 penalty" in text) != decoupled
+    assert not decoupled or "weight_decay*p" in text
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
+def test_the_arguments_that_choose_a_rule_do(name):
+    cls = getattr(fastopt, name)
+    for rule, given in documentation.choices(cls.arguments).items():
+        arguments = eval(f"dict({given})")
+        assert cls.arguments.choose({**cls.arguments.defaults, **arguments}) == rule
+        assert not given or f"With ``{given}``:" in cls.__doc__
+
+
+def test_an_example_says_what_a_step_does():
+    """Of a rule whose kernel did something else, the example would fail."""
+    text = fastopt.AdamW.__doc__
+    assert "[0.899, -1.898]" in text
+    with pytest.raises(AssertionError, match=re.escape("[0.899, -1.898]")):
+        run_examples(text.replace("[0.899, -1.898]", "[0.9, -1.9]"), "AdamW")
+
+
+def test_lines_are_wrapped():
+    assert documentation.wrapped("a b") == ["a b"]
+    long = "word " * 100
+    assert " ".join(documentation.wrapped(long, "  ")).split() == long.split()
+    assert all(len(line) <= documentation.WIDTH for line in documentation.wrapped(long, "  "))
