@@ -61,6 +61,10 @@ def test_what_all_classes_share_stands_once(name):
     assert f"`fastopt.{name.removesuffix(CLASSES[name].__name__)}Optimizer`" in text
     assert "Philox" not in text and "Philox" in fastopt.Optimizer.__doc__
     assert len(text.splitlines()) <= 110
+    once = re.search(r"^more : optional, by keyword\n((?: {4}.*\n)+)", text, re.M)[1]
+    for argument in re.findall(r"``(\w+)``", once):
+        assert re.search(rf"^ {{4}}{argument} : .+\n +\S", fastopt.Optimizer.__doc__, re.M), argument
+        assert re.search(rf"^ {{4}}(\w+, )*{argument}(, \w+)* : .+\n +\S", shared.__doc__, re.M), argument
     for attribute in ("state", "param_groups", "last_grad_norm", "last_step_skipped"):
         assert re.search(rf"^ *{attribute} : ", shared.__doc__, re.M)
 

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 
 import fastopt
 from fastopt import functional
-from fastopt.arguments import EXECUTION
 from fastopt.optimizers import CLASSES
 
 from .support import assert_same_bits, gradients, parameter
@@ -282,17 +281,6 @@ def test_ftrl_warms_up_from_zero():
 def test_adamw_is_documented_as_decoupled():
     assert "L2" not in fastopt.AdamW.__doc__ and "decoupled_weight_decay" not in fastopt.AdamW.__doc__
     assert "L2" in fastopt.Adam.__doc__
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_every_argument_is_documented(name):
-    made = getattr(fastopt, name)
-    documentation = " ".join(made.__doc__.split())
-    meanings = {key: meaning for key, (_, meaning) in EXECUTION.items()}
-    for key in inspect.signature(made).parameters:
-        assert f" {key} : " in documentation
-        meaning = " ".join(meanings.get(key, "").split())
-        assert f"{meaning[:1].upper()}{meaning[1:]}" in documentation
 
 
 def test_grad_scale_maximize_and_max_norm_fold_into_the_pass():
