@@ -14,7 +14,7 @@ import numpy as np
 
 from . import settings
 from .checks import did_you_mean, wrong_type
-from .dispatch import hyper_row
+from .dispatch import count_copies, hyper_row
 from .rules import RULES, Hyper, Rule, flag
 from .storage import Precision
 
@@ -74,23 +74,26 @@ class Arguments:
     def values(self, rule: Rule, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """The rule's hyper-parameters at step t, from a group's."""
 
-        def at_step(value: Any) -> Any:
-            return value(t) if callable(value) else value
-
         values = {}
         for name, (key, place) in self._places(rule, group).items():
             if key not in group:
                 values[name] = rule.hyper[name].default
                 continue
-            value = at_step(group[key])
+            value = group[key]
+            value = value(t) if callable(value) else value
             if place is not None:
                 if not isinstance(value, (tuple, list)) or len(value) != 2:
                     raise wrong_type(key, value, "a pair of numbers")
-                value = at_step(value[place])
+                value = value[place]
+                value = value(t) if callable(value) else value
             elif name == rule.vector and isinstance(value, (tuple, list)):
-                value = tuple(at_step(beta) for beta in value)
+                value = tuple(beta(t) if callable(beta) else beta for beta in value)
             values[name] = value
         return values
+
+    def copies(self, rule: Rule, group: Mapping[str, Any]) -> int:
+        """How many copies of its states the rule has for a group."""
+        return 1 if rule.vector is None else count_copies(rule, self.values(rule, group, 1))
 
     def row(self, rule: Rule, group: Mapping[str, Any], dtype: np.dtype, t: int = 1) -> np.ndarray:
         """The rule's hyper-parameters at step t, checked, as backends take them that compute in `dtype`.

@@ -400,7 +400,8 @@ def check_tensor(
             "native byte order"
         )
     fitting = COMPUTE_DTYPES[1:] if param.dtype == np.float64 else _STORED_DTYPES
-    check_device(arrays, names)
+    if len(arrays) > 1:
+        check_device(arrays, names)
     for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
         expected = param.shape if shape is None or j <= max(read_only, 0) else shape
         if j < len(shapes) and shapes[j] is not None and array.dtype == np.uint8:

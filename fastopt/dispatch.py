@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import chain
 from numbers import Number
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -277,9 +276,18 @@ def hyper_row(
 
 def frozen(values: Iterable[Any]) -> tuple[Any, ...] | None:
     """Hyper-parameters to compare with later ones; None where one may change unseen: an array, or a callable."""
-    fixed = tuple(tuple(value) if isinstance(value, (list, tuple)) else value for value in values)
-    leaves = chain.from_iterable(value if isinstance(value, tuple) else (value,) for value in fixed)
-    return fixed if all(value is None or isinstance(value, (Number, np.generic)) for value in leaves) else None
+    fixed = []
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            value = tuple(value)
+        for leaf in value if isinstance(value, tuple) else (value,):
+            if not isinstance(leaf, _FIXED):
+                return None
+        fixed.append(value)
+    return tuple(fixed)
+
+
+_FIXED = (type(None), int, float, np.generic, Number)
 
 
 def check_held(name: str, value: float, dtype: np.dtype) -> None:

@@ -45,7 +45,6 @@ from .dispatch import (
     Runner,
     Tensor,
     choose_backend,
-    count_copies,
     frozen,
     make_jobs,
     split_copies,
@@ -129,7 +128,6 @@ class ParamGroup(_Checked):
         super().__init__(values, where)
         self._arguments = arguments
         self._read = read
-        read(self._values)
 
     def _change(self, changes: Mapping[str, Any]) -> None:
         if changes.get("params", self._values["params"]) is not self._values["params"]:
@@ -377,7 +375,8 @@ class Optimizer:
         check_overlap(self._views, self._names, [True] * len(self._views))
         self._place = self._views[0].place if self._views else CPU
         self._backend()
-        self._real = min((compute_dtype(array.dtype) for array in self._views), default=np.dtype(np.float64))
+        dtypes = {array.dtype for array in self._views}
+        self._real = min(map(compute_dtype, dtypes), default=np.dtype(np.float64))
         self._steps = np.zeros(len(self._params), np.int64)
         self._elements = self._precision.elements([array.size for array in self._views])
         self._make_groups(groups, call.options)
@@ -403,7 +402,7 @@ class Optimizer:
                 lr = values["lr"](1) if callable(values["lr"]) else values["lr"]
                 values["base_lr"] = self.arguments.rules[0].hyper["lr"].check("lr", lr)
             rule = self.arguments.rule(values)
-            copies = count_copies(rule, self.arguments.values(rule, values, 1))
+            copies = self.arguments.copies(rule, values)
             key = (rule.name, copies)
             if key not in shared:
                 shared[key] = Parameters.of(rule, copies, len(self._params), rows, self._steps)
@@ -412,7 +411,9 @@ class Optimizer:
             self._spans.append(range(first, first + len(arrays)))
             first += len(arrays)
             read = _Weakly(self, Optimizer._read_group, g)
-            made.append(ParamGroup({"params": tuple(arrays), **values}, f"param_groups[{g}]", self.arguments, read))
+            values = {"params": tuple(arrays), **values}
+            made.append(ParamGroup(values, f"param_groups[{g}]", self.arguments, read))
+            self._put_group(g, values, self.arguments.row(rule, values, self._real))
         places: dict[int, int] = {}
         self._which = [places.setdefault(id(own), k) for k, own in enumerate(self._sets)]  # a set's first group
         self._groups = _Fixed(made)
@@ -476,10 +477,10 @@ class Optimizer:
                 f"param_groups[{g}]: found values that make the rule {chosen.name}, expected {rule.name}, whose states "
                 "differ; construct a new optimizer"
             )
-        found = self.arguments.values(rule, values, 1)
-        if count_copies(rule, found) != parameters.copies:
+        copies = self.arguments.copies(rule, values)
+        if copies != parameters.copies:
             raise ValueError(
-                f"param_groups[{g}]: found {len(found[str(rule.vector)])} {rule.vector}, expected "
+                f"param_groups[{g}]: found {copies} {rule.vector}, expected "
                 f"{parameters.copies} as at construction; construct a new optimizer"
             )
         return self.arguments.row(rule, values, self._real)
@@ -487,7 +488,7 @@ class Optimizer:
     def _put_group(self, g: int, values: Mapping[str, Any], row: np.ndarray) -> None:
         """Has the next step use a group's checked hyper-parameters."""
         parameters, span = self._sets[g], self._spans[g]
-        if frozen(values[key] for key in self.arguments.defaults) is None:
+        if frozen(map(values.__getitem__, self.arguments.defaults)) is None:
             self._varying.add(g)
             parameters.group[span.start : span.stop] = len(self._spans) + np.arange(span.start, span.stop)
         else:
@@ -513,10 +514,9 @@ class Optimizer:
     # ---- states ----
 
     def _make_states(self, directory: Any, memory: int | None) -> None:
-        copies = [self._sets[g].copies for g in self._group_of]
         kinds = [
-            self._precisions[g].states(self._rules[g], param, k)
-            for g, param, k in zip(self._group_of, self._views, copies, strict=True)
+            self._precisions[g].states(self._rules[g], param, self._sets[g].copies)
+            for g, param in zip(self._group_of, self._views, strict=True)
         ]
         self._files = None
         if directory is not None or memory is not None:
@@ -537,8 +537,8 @@ class Optimizer:
                     assign(state[name], value)
             made.append(State(state, f"state[{i}]", _Weakly(self, Optimizer._write_state, i)))
         self._states = _Fixed(made)
-        self._state_views: list[list[Array]] = [[] for _ in made]
-        self._looks: list[Look | None] = [None for _ in made]  # where parameters and states were, as they were viewed
+        self._state_views: list[list[Array]] = [[]] * len(made)
+        self._looks: list[Look | None] = [None] * len(made)  # where parameters and states were, as they were viewed
 
     def _view_states(self, i: int) -> list[Array]:
         """A parameter's state arrays as backends take them."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import BFLOAT16, Array, dtype_name
+from .arrays import BFLOAT16, CPU, Array, dtype_name
 from .checks import check_integer, check_name, check_number, did_you_mean, wrong_value
 from .rules import Rule
 
@@ -286,8 +286,8 @@ def new_array(like: Any, array: Array, dtype: np.dtype, shape: tuple[int, ...], 
             if shape == array.shape
             else like.new_full(shape, value, dtype=kind)
         )
-    real = numpy_dtype(dtype)
-    if array.place.kind == "cuda":
+    real = numpy_dtype(dtype) if dtype == BFLOAT16 else dtype
+    if array.place is not CPU:
         from .backends import numba_cuda
 
         return numba_cuda.new_array(like, array, real, shape, value)

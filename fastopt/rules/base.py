@@ -80,8 +80,8 @@ class Hyper:
         if value is None and self.optional:
             return math.nan
         if self.flag:
-            return float(check_flag(name, value))
-        number = as_float(value)
+            return float(value if type(value) is bool else check_flag(name, value))
+        number = value if type(value) is float else as_float(value)
         if number is None:
             raise wrong_type(name, value, self.domain)
         inside = self.low <= number <= self.high and (self.infinite or math.isfinite(number))
