@@ -7,8 +7,7 @@ import itertools
 import os
 import sys
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, NoReturn
@@ -28,6 +27,8 @@ from .arrays import (
     view,
 )
 from .binding.binding import Binding, Last, Watch
+from .binding.groups import Fixed, ParamGroup, State, Weakly
+from .binding.structure import gradient_of, match, read_params, split_rows
 from .binding.where import Look, look
 from .checkpoint import (
     COMPANIONS,
@@ -38,7 +39,7 @@ from .checkpoint import (
     state_from_torch,
     step_count,
 )
-from .checks import check_flag, check_integer, check_name, check_number, describe, did_you_mean, differing, wrong_type
+from .checks import check_flag, check_integer, check_name, check_number, describe, did_you_mean, differing
 from .dispatch import (
     Job,
     Parameters,
@@ -53,150 +54,8 @@ from .documentation import class_text
 from .norms import check_scale, scale_of
 from .rules import Rule
 from .schedules import picklable, restored, schedules_in
-from .sparse import RowSparse, as_row_sparse, floats_of, is_mapping
+from .sparse import RowSparse, floats_of
 from .storage import assign, blocks_of, compute_dtype, from_blocks, new_array, numpy_dtype, set_to_zero
-
-
-class _Checked(MutableMapping[str, Any]):
-    """A mapping whose changes an optimizer checks: all of one change are made, or none."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self._values = dict(values)
-        self._where = where
-
-    def _change(self, changes: Mapping[str, Any]) -> None:
-        """Makes checked changes."""
-        raise NotImplementedError
-
-    def update(self, other: Any = (), /, **more: Any) -> None:
-        """Makes several changes at once: all of them, or none where one is not what it must be."""
-        try:
-            changes = dict(other, **more)
-        except (TypeError, ValueError):
-            raise wrong_type(self._where, other, "a mapping of names to values") from None
-        self._change(changes)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._change({key: value})
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __delitem__(self, key: str) -> None:
-        if key not in self._values:
-            raise KeyError(key)
-        raise TypeError(f"{self._where}: found {key!r} to be removed, expected it to stay: {key!r} cannot be removed")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return repr(self._values)
-
-    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        return self._values | dict(other)
-
-    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(other) | self._values
-
-    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
-        self.update(other)
-        return self
-
-    def copy(self) -> dict[str, Any]:
-        """A plain dict: a change to it changes no optimizer."""
-        return dict(self._values)
-
-    __copy__ = copy
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (self._values,)
-
-
-class ParamGroup(_Checked):
-    """Parameters that share hyper-parameters: ``group["lr"] = 1e-4`` is checked at once and holds from the next step.
-
-    A mapping under torch's names; ``group["params"]`` are the arrays. Entries under names of your own are kept.
-    """
-
-    def __init__(
-        self, values: Mapping[str, Any], where: str, arguments: Arguments, read: Callable[[Mapping[str, Any]], None]
-    ) -> None:
-        super().__init__(values, where)
-        self._arguments = arguments
-        self._read = read
-
-    def _change(self, changes: Mapping[str, Any]) -> None:
-        if changes.get("params", self._values["params"]) is not self._values["params"]:
-            raise ValueError(
-                f"{self._where}: found 'params' to be replaced, expected those of the construction; construct a new "
-                "optimizer for others"
-            )
-        for key in changes:
-            if key != "params":
-                self._arguments.check_key(key, self._where)
-        own = self._arguments.defaults
-        fixed = {
-            key: tuple(value) if isinstance(value, list) and key in own else value for key, value in changes.items()
-        }
-        values = self._values | fixed
-        self._read(values)
-        self._values = values
-
-    def __delitem__(self, key: str) -> None:
-        if key == "params" or key in self._arguments.defaults:
-            super().__delitem__(key)
-        del self._values[key]
-
-
-class State(_Checked):
-    """A parameter's state arrays: ``state["exp_avg"] = x`` writes the values of `x` into the array that is used."""
-
-    def __init__(self, values: Mapping[str, Any], where: str, write: Callable[[Mapping[str, Any]], None]) -> None:
-        super().__init__(values, where)
-        self._write = write
-
-    def _change(self, changes: Mapping[str, Any]) -> None:
-        self._write(changes)
-
-
-class _Weakly:
-    """A method of an optimizer, with its first argument, that does not keep the optimizer alive."""
-
-    def __init__(self, optimizer: Optimizer, method: Callable[..., None], first: int) -> None:
-        self._optimizer = weakref.ref(optimizer)
-        self._method = method
-        self._first = first
-
-    def __call__(self, changes: Mapping[str, Any]) -> None:
-        optimizer = self._optimizer()
-        if optimizer is not None:
-            self._method(optimizer, self._first, changes)
-
-
-class _Fixed(tuple[Any, ...]):
-    """As many groups, or states, as an optimizer has, each its own for good."""
-
-    __slots__ = ()
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError(
-            "param_groups and state cannot be replaced, nor have entries added or removed: set a group's or a state's "
-            "own entries, as param_groups[0]['lr'] = 0.1, or construct a new optimizer"
-        )
-
-    def __setitem__(self, place: Any, value: Any) -> None:
-        if value is not self[place]:  # it is after ``groups[0] |= {"lr": 0.1}``, which has been done then
-            self._refuse()
-
-    __delitem__ = _refuse
-    append = extend = insert = remove = pop = clear = sort = reverse = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)
 
 
 class Plan:
@@ -240,28 +99,6 @@ class Plan:
         if (watch.tensors or not watch.writable()) and (changed := watch.changed()):
             raise ValueError(changed)
         self._optimizer._run(self._bound, (), grad_scale, max_norm, skip_nonfinite, zero_grads)
-
-
-def _split(
-    grads: tuple[Any, ...], params: Sequence[Array], names: Sequence[str]
-) -> tuple[tuple[Any, ...], list[tuple[int, RowSparse]]]:
-    """Dense gradients, with None in the others' places; and those of some rows, with their places."""
-    if _PLAIN.issuperset(map(type, grads)):
-        return grads, []
-    rows = [
-        (i, as_row_sparse(grad, _gradient_of(name) if len(grads) > 1 else "grads", param.shape))
-        for i, (grad, param, name) in enumerate(zip(grads, params, names, strict=True))
-    ]
-    dense = tuple(grad if found is None else None for grad, (_, found) in zip(grads, rows, strict=True))
-    return dense, [(i, found) for i, found in rows if found is not None]
-
-
-def _gradient_of(name: str) -> str:
-    """What the gradient of a parameter of that name is called."""
-    return f"grads{name.removeprefix('params')}"
-
-
-_PLAIN = frozenset([np.ndarray, type(None)])
 
 
 class Optimizer:
@@ -360,7 +197,7 @@ class Optimizer:
         self._precision = call.precision
         self._varying: set[int] = set()  # groups whose hyper-parameters are to be read at each step
         self._last: Last | None = None
-        self._structure, groups = _read_params(call.params)
+        self._structure, groups = read_params(call.params)
         self._names = [name for names, _, _ in groups for name in names]
         self._params = [param for _, arrays, _ in groups for param in arrays]
         self._views = [view(param, name) for param, name in zip(self._params, self._names, strict=True)]
@@ -410,13 +247,13 @@ class Optimizer:
             self._sets.append(shared[key])
             self._spans.append(range(first, first + len(arrays)))
             first += len(arrays)
-            read = _Weakly(self, Optimizer._read_group, g)
+            read = Weakly(self, Optimizer._read_group, g)
             values = {"params": tuple(arrays), **values}
             made.append(ParamGroup(values, f"param_groups[{g}]", self.arguments, read))
             self._put_group(g, values, self.arguments.row(rule, values, self._real))
         places: dict[int, int] = {}
         self._which = [places.setdefault(id(own), k) for k, own in enumerate(self._sets)]  # a set's first group
-        self._groups = _Fixed(made)
+        self._groups = Fixed(made)
 
     @property
     def param_groups(self) -> Sequence[ParamGroup]:
@@ -425,7 +262,7 @@ class Optimizer:
 
     @param_groups.setter
     def param_groups(self, _: Any) -> NoReturn:
-        self._groups._refuse()
+        self._groups.refuse()
 
     @property
     def state(self) -> Sequence[State]:
@@ -434,7 +271,7 @@ class Optimizer:
 
     @state.setter
     def state(self, _: Any) -> NoReturn:
-        self._states._refuse()
+        self._states.refuse()
 
     def hyper(self, group: int = 0) -> dict[str, Any]:
         """The hyper-parameters that a group's next step will use: schedules as the numbers that they give for it.
@@ -535,8 +372,8 @@ class Optimizer:
                 state[name] = new_array(self._params[i], param, dtype, shape, value if np.isscalar(value) else 0)
                 if not np.isscalar(value):
                     assign(state[name], value)
-            made.append(State(state, f"state[{i}]", _Weakly(self, Optimizer._write_state, i)))
-        self._states = _Fixed(made)
+            made.append(State(state, f"state[{i}]", Weakly(self, Optimizer._write_state, i)))
+        self._states = Fixed(made)
         self._state_views: list[list[Array]] = [[]] * len(made)
         self._looks: list[Look | None] = [None] * len(made)  # where parameters and states were, as they were viewed
 
@@ -683,7 +520,7 @@ class Optimizer:
         BackendUnavailable
             The backend asked for, or one for the arrays' device, is not here.
         """
-        dense, rows = _split(tuple(self._read_grads(grads)), self._views, self._names)
+        dense, rows = split_rows(tuple(self._read_grads(grads)), self._views, self._names)
         bound = self._bind(dense)
         given = [grad for grad in dense if grad is not None]
         for grad, (array, name) in zip(given, bound.grads, strict=True):
@@ -696,7 +533,7 @@ class Optimizer:
         for i, grad in enumerate(grads):
             if grad is None:
                 continue
-            array = view(grad, _gradient_of(self._names[i]) if len(grads) > 1 else "grads")
+            array = view(grad, gradient_of(self._names[i]) if len(grads) > 1 else "grads")
             arrays += self._look(i)
             tensors.append(self._tensor(i, array))
             names.append(self._labels(i, len(tensors[-1].arrays)))
@@ -731,7 +568,7 @@ class Optimizer:
     def _labels(self, i: int, arrays: int) -> list[str]:
         """What a tensor's arrays are called in error messages."""
         label = self._names[i]
-        return [label, _gradient_of(label), *[f"state of {label}"] * (arrays - 2)]
+        return [label, gradient_of(label), *[f"state of {label}"] * (arrays - 2)]
 
     def _with_rows(self, bound: Binding, rows: Sequence[tuple[int, RowSparse]]) -> Binding:
         """The same with some rows of other parameters."""
@@ -786,7 +623,7 @@ class Optimizer:
             if last is not None and last.fits(arrays):
                 self._run(last.bound, arrays, *how)
                 return
-            dense, rows = _split(arrays, self._views, self._names)
+            dense, rows = split_rows(arrays, self._views, self._names)
             if rows and last is not None and last.fits(dense):
                 self._run(self._with_rows(last.bound, rows), dense, *how)
                 return
@@ -854,7 +691,7 @@ class Optimizer:
 
     def _read_grads(self, grads: Any) -> list[Any]:
         """Gradients in the order of the parameters."""
-        return _match(grads, self._structure, "grads")
+        return match(grads, self._structure, "grads")
 
     # ---- saving and loading ----
 
@@ -1022,83 +859,6 @@ def _by_copy(rule: Rule, copies: int, views: Sequence[tuple[Array, str]], param:
     own, added = views[: len(rule.states)], views[len(rule.states) :]
     split = [split_copies(rule, copies, array, param, name) for array, name in own]
     return [arrays[k] for k in range(copies) for arrays in split] + [array for array, _ in added]
-
-
-# ---- the structure of params and grads ----
-
-
-def _is_group_list(params: Any) -> bool:
-    return (
-        isinstance(params, (list, tuple))
-        and len(params) > 0
-        and all(isinstance(group, Mapping) and "params" in group for group in params)
-    )
-
-
-def _read_params(params: Any) -> tuple[Any, list[tuple[list[str], list[Any], dict[str, Any]]]]:
-    """The structure of params, and each group's names, arrays and own hyper-parameters."""
-    if _is_group_list(params):
-        structures, groups = [], []
-        for g, group in enumerate(params):
-            structure, names, arrays = _read_arrays(group["params"], f"params[{g}]['params']")
-            structures.append(structure)
-            groups.append((names, arrays, {key: value for key, value in group.items() if key != "params"}))
-        return structures, groups
-    structure, names, arrays = _read_arrays(params, "params")
-    return structure, [(names, arrays, {})]
-
-
-def _read_arrays(params: Any, name: str) -> tuple[Any, list[str], list[Any]]:
-    """A structure is the keys of a mapping, the length of a sequence, or None for a single array."""
-    if isinstance(params, Mapping):
-        return tuple(params), [f"{name}[{key!r}]" for key in params], list(params.values())
-    if isinstance(params, Iterator):
-        params = list(params)
-    if isinstance(params, (list, tuple)):
-        return len(params), [f"{name}[{i}]" for i in range(len(params))], list(params)
-    return None, [name], [params]
-
-
-def _match(grads: Any, structure: Any, name: str) -> list[Any]:
-    """Gradients in the order of the parameters, or an error that says where the structures differ."""
-    if isinstance(structure, list):  # groups
-        if not isinstance(grads, (list, tuple)):
-            raise TypeError(f"{name}: found {type(grads).__name__}, expected a list as params is")
-        total = sum(len(s) if isinstance(s, tuple) else 1 if s is None else s for s in structure)
-        if len(grads) == total and not any(isinstance(g, (list, tuple)) or is_mapping(g) for g in grads):
-            return list(grads)
-        if len(grads) != len(structure):
-            raise ValueError(
-                f"{name}: found {len(grads)} entries, expected one for each of {len(structure)} groups or "
-                f"each of {total} parameters"
-            )
-        found = []
-        for g, (own, shape) in enumerate(zip(grads, structure, strict=True)):
-            if is_mapping(own) and "params" in own:
-                own = own["params"]
-            found += _match(own, shape, f"{name}[{g}]")
-        return found
-    if structure is None:
-        if isinstance(grads, (list, tuple)) and len(grads) == 1:
-            return list(grads)
-        if isinstance(grads, (list, tuple)) or is_mapping(grads):
-            raise TypeError(f"{name}: found {type(grads).__name__}, expected one array as params is")
-        return [grads]
-    if isinstance(structure, tuple):
-        if not is_mapping(grads):
-            raise TypeError(f"{name}: found {type(grads).__name__}, expected a mapping as params is")
-        if grads.keys() != set(structure):
-            raise ValueError(
-                f"{name}: found other keys than params has, expected the same{differing(grads.keys(), set(structure))}"
-            )
-        return [grads[key] for key in structure]
-    if isinstance(grads, Iterator):
-        grads = list(grads)
-    if not isinstance(grads, (list, tuple)):
-        raise TypeError(f"{name}: found {type(grads).__name__}, expected a sequence of {structure} arrays")
-    if len(grads) != structure:
-        raise ValueError(f"{name}: found {len(grads)} gradients, expected {structure}, one for each parameter")
-    return list(grads)
 
 
 # ---- the classes, from the rule table ----
