@@ -37,7 +37,7 @@ import numpy as np
 
 from . import settings
 from .arrays import CPU, Array, torch_layout, view
-from .binding.where import look
+from .binding.where import Columns, look
 from .checks import check_integer, check_number, did_you_mean
 from .dispatch import (
     FLOAT64,
@@ -107,14 +107,11 @@ class _Bound:
         at = np.frombuffer(addresses, np.uint64)
         extents = np.array([view(array, "").extent() for array in members], np.uint64).reshape(-1, 2)
         self._begins, self._ends = (extents - at[:, None]).astype(np.int64).T.tolist()
-        # Of each address in the tables: where it is there, which of the arrays it is in, and how far behind its begin.
-        self._cells: list[tuple[memoryview, int, int, int]] = []
+        self._columns = Columns()
         for job in self.jobs:
-            cells = memoryview(job.addresses.reshape(-1))  # type: ignore[arg-type]
             which = np.ravel(columns * len(self._steps) + job.parameter[job.tensor_of][:, None])
-            beyond = (job.addresses.reshape(-1) - at[which]).astype(np.int64)
+            self._columns.add(job.addresses.reshape(-1), which, at)
             job.owners.clear()
-            self._cells += zip([cells] * len(cells), range(len(cells)), which.tolist(), beyond.tolist(), strict=True)
         self._order = list(range(len(members)))
         self.apart = self._are_apart(at.tolist())
 
@@ -132,11 +129,10 @@ class _Bound:
 
     def move(self, addresses: bytes) -> bool:
         """Takes over where other arrays of the same layouts are; False where some may overlap."""
-        at = memoryview(addresses).cast("Q").tolist()
-        if not self._are_apart(at):
+        at = np.frombuffer(addresses, np.uint64)
+        if not self._are_apart(at.tolist()):
             return False
-        for cells, k, i, beyond in self._cells:
-            cells[k] = at[i] + beyond
+        self._columns.put(at)
         self.addresses = addresses
         return True
 

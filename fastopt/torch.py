@@ -40,6 +40,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from . import norms, settings
 from .arguments import ARGUMENTS, EXECUTION, TorchArguments, check_group, read_call
 from .arrays import CPU, Array, Place, check_distinct, check_overlap, check_tensor, dtype_name, replace_shape, view
+from .binding.where import Columns
 from .checkpoint import COMPANIONS, read_state_dict, tensor_of, torch_groups
 from .checks import as_float, check_flag, check_number, did_you_mean, wrong_type, wrong_value
 from .dispatch import (
@@ -651,6 +652,7 @@ class _Bound:
         self._seen = b"" if self._counts is None else self._counts.tobytes()
         self._values = [frozen(self._values_of(group)) for group in groups]
         self._present: list[bool] | None = []
+        self._addresses: list[int] | None = None
         if not self.take(optimizer):
             raise RuntimeError("tensors moved while they were being checked")
         self._take_rates(groups)
@@ -781,7 +783,8 @@ class _Bound:
         if (list(map(_stride, grads)), list(map(_nbytes, grads))) != self._layout:
             return False
         if addresses != self._addresses:
-            self._put(addresses)
+            self._columns.put(np.array(addresses, np.uint64))
+            self._addresses = addresses
         return self._take_groups(groups)
 
     def _addresses_of(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> list[int]:
@@ -840,11 +843,9 @@ class _Bound:
             [job for job in (job.of(which) for job in self._jobs) if len(job.parameter)] for which in (chosen, *more)
         )
         place = np.cumsum(chosen) - 1
-        # For each job where its gradients' addresses go, which gradients they are of, and how far from their beginning.
-        self._columns = [
-            (job.addresses[:, 1], place[job.parameter[job.tensor_of]], job.addresses[:, 1].copy())
-            for job in chain(jobs, *again)
-        ]
+        self._columns, nowhere = Columns(), np.zeros(int(chosen.sum()), np.uint64)
+        for job in chain(jobs, *again):
+            self._columns.add(job.addresses[:, 1], place[job.parameter[job.tensor_of]], nowhere)
         self._selected = jobs
         self._zeroing: Runner | None = None
         self._runner: Runner = self._prepare(jobs)
@@ -854,15 +855,8 @@ class _Bound:
         chosen_layouts = list(compress(self._layouts, chosen.tolist()))
         self._layout = ([stride for stride, _ in chosen_layouts], [nbytes for _, nbytes in chosen_layouts])
         self._empty = self._layout[1].count(0)
-        self._addresses: list[int] | None = None
+        self._addresses = None
         self._zeroed: list[int] | None = None  # the addresses that were found fit to be zeroed
-
-    def _put(self, addresses: list[int]) -> None:
-        """Writes gradients' addresses into the tables."""
-        where = np.array(addresses, np.uint64)
-        for column, which, beyond in self._columns:
-            np.add(where[which], beyond, out=column)
-        self._addresses = addresses
 
     def run(
         self,
