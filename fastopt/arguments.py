@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import chain
@@ -90,6 +90,16 @@ class Arguments:
                 value = tuple(beta(t) if callable(beta) else beta for beta in value)
             values[name] = value
         return values
+
+    def complete(self, group: MutableMapping[str, Any]) -> None:
+        """Sets the arguments that by default are what another is."""
+        if group.get("base_lr", 0) is None:
+            lr = group["lr"]
+            group["base_lr"] = self.rules[0].hyper["lr"].check("lr", lr(1) if callable(lr) else lr)
+
+    def begin(self, rule: Rule, group: Mapping[str, Any], name: str) -> float:
+        """The number that a state begins at."""
+        return float(self.values(rule, group, 1)[rule.initial[name]]) if name in rule.initial else 0.0
 
     def copies(self, rule: Rule, group: Mapping[str, Any]) -> int:
         """How many copies of its states the rule has for a group."""

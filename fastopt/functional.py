@@ -36,7 +36,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import settings
-from .arrays import CPU, Array, torch_layout, view
+from .arrays import CPU, torch_layout, view
+from .binding.states import by_copy
 from .binding.where import Columns, look
 from .checks import check_integer, check_number, did_you_mean
 from .dispatch import (
@@ -50,7 +51,6 @@ from .dispatch import (
     hyper_row,
     ieee_arithmetic,
     make_jobs,
-    split_copies,
 )
 from .documentation import function_text
 from .norms import check_scale
@@ -82,13 +82,8 @@ class _Bound:
         self._single = len(self._steps) == 1
         tensors, names = [], []
         for i, (param, own, grad, *others) in enumerate(zip(params, called, *lists[1:], strict=True)):
-            tensor: list[Any] = [param, view_gradient(grad, own[1], param.shape)]
-            states: list[list[Array]] = [
-                split_copies(rule, len(row), view(array, name), param, name)
-                for array, name in zip(others, own[2:], strict=True)
-            ]
-            for k in range(len(row)):
-                tensor += [copies[k] for copies in states]
+            views = [(view(array, name), name) for array, name in zip(others, own[2:], strict=True)]
+            tensor = [param, view_gradient(grad, own[1], param.shape), *by_copy(rule, len(row), views, param)]
             tensors.append(Tensor(0, i, tensor))
             names.append([*own[:2], *(own[2:] * len(row))])
         jobs = make_jobs([self._parameters], tensors, names)

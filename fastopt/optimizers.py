@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ from .arrays import (
 )
 from .binding.binding import Binding, Last, Watch
 from .binding.groups import Fixed, ParamGroup, State, Weakly
+from .binding.states import by_copy, initial, new_state
 from .binding.structure import gradient_of, match, read_params, split_rows
 from .binding.where import Look, look
 from .checkpoint import (
@@ -48,14 +48,13 @@ from .dispatch import (
     choose_backend,
     frozen,
     make_jobs,
-    split_copies,
 )
 from .documentation import class_text
 from .norms import check_scale, scale_of
 from .rules import Rule
 from .schedules import picklable, restored, schedules_in
 from .sparse import RowSparse, floats_of
-from .storage import assign, blocks_of, compute_dtype, from_blocks, new_array, numpy_dtype, set_to_zero
+from .storage import assign, compute_dtype, from_blocks, numpy_dtype, set_to_zero
 
 
 class Plan:
@@ -235,9 +234,7 @@ class Optimizer:
             for name in options:
                 if isinstance(values[name], list):
                     values[name] = tuple(values[name])
-            if values.get("base_lr", 0) is None:
-                lr = values["lr"](1) if callable(values["lr"]) else values["lr"]
-                values["base_lr"] = self.arguments.rules[0].hyper["lr"].check("lr", lr)
+            self.arguments.complete(values)
             rule = self.arguments.rule(values)
             copies = self.arguments.copies(rule, values)
             key = (rule.name, copies)
@@ -368,10 +365,8 @@ class Optimizer:
                 if self._files is not None:
                     state[name] = self._files.arrays[i][name]
                     continue
-                value = self._initial(i, name, dtype)
-                state[name] = new_array(self._params[i], param, dtype, shape, value if np.isscalar(value) else 0)
-                if not np.isscalar(value):
-                    assign(state[name], value)
+                begin = self.arguments.begin(rule, self.param_groups[g], name)
+                state[name] = new_state(self._params[i], param, rule, name, dtype, shape, begin)
             made.append(State(state, f"state[{i}]", Weakly(self, Optimizer._write_state, i)))
         self._states = Fixed(made)
         self._state_views: list[list[Array]] = [[]] * len(made)
@@ -382,22 +377,15 @@ class Optimizer:
         rule = self._rules[self._group_of[i]]
         counters = {"step", *rule.scalars}
         views = [(view(x, name), name) for name, x in self.state[i].items() if name not in counters]
-        return _by_copy(rule, self._sets[self._group_of[i]].copies, views, self._views[i])
+        return by_copy(rule, self._sets[self._group_of[i]].copies, views, self._views[i])
 
     def _initial(self, i: int, name: str, dtype: np.dtype) -> Any:
         """What a state begins at: a number, or an array of its shape."""
-        rule = self._rules[self._group_of[i]]
-        if name in ("master", "ema"):
-            param = self._params[i]
-            return param.detach() if hasattr(param, "detach") else param
-        if name not in rule.initial:
-            return rule.scalars.get(name, 0.0)
-        group = self.param_groups[self._group_of[i]]
-        value = float(self.arguments.values(rule, group, 1)[rule.initial[name]])
-        if dtype != np.uint8 or value == 0.0:
-            return value
-        blocks = blocks_of(np.full(self._views[i].size, value), name in rule.positive)
-        return sys.modules["torch"].from_numpy(blocks) if hasattr(self._params[i], "detach") else blocks
+        rule, group = self._rules[self._group_of[i]], self.param_groups[self._group_of[i]]
+        if name in rule.scalars:
+            return rule.scalars[name]
+        begin = self.arguments.begin(rule, group, name)
+        return initial(self._params[i], self._views[i], rule, name, dtype, begin)
 
     def _open_files(self, directory: Any, memory: int | None, kinds: Sequence[Mapping[str, Any]]) -> Any:
         """The files of states, begun anew or resumed."""
@@ -852,13 +840,6 @@ def _rebuild(cls: type[Optimizer], params: Any, options: dict, execution: dict, 
     optimizer = cls(params, **options, **execution)
     optimizer.load_state_dict(state_dict)
     return optimizer
-
-
-def _by_copy(rule: Rule, copies: int, views: Sequence[tuple[Array, str]], param: Array) -> list[Array]:
-    """States in the order of a backend's table: all of the first copy, all of the second, ..., what storage adds."""
-    own, added = views[: len(rule.states)], views[len(rule.states) :]
-    split = [split_copies(rule, copies, array, param, name) for array, name in own]
-    return [arrays[k] for k in range(copies) for arrays in split] + [array for array, _ in added]
 
 
 # ---- the classes, from the rule table ----

@@ -40,6 +40,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from . import norms, settings
 from .arguments import ARGUMENTS, EXECUTION, TorchArguments, check_group, read_call
 from .arrays import CPU, Array, Place, check_distinct, check_overlap, check_tensor, dtype_name, replace_shape, view
+from .binding.states import by_copy, new_state
 from .binding.where import Columns
 from .checkpoint import COMPANIONS, read_state_dict, tensor_of, torch_groups
 from .checks import as_float, check_flag, check_number, did_you_mean, wrong_type, wrong_value
@@ -56,12 +57,11 @@ from .dispatch import (
     ieee_arithmetic,
     make_jobs,
     make_row_job,
-    split_copies,
 )
 from .documentation import torch_text
 from .rules import RULES, Rule
 from .sparse import RowSparse, as_row_sparse
-from .storage import ZERO_GRADS, block_bytes, blocks_of, from_blocks, new_array, set_to_zero, to_blocks
+from .storage import ZERO_GRADS, block_bytes, from_blocks, new_array, set_to_zero, to_blocks
 
 try:
     increment_version([])
@@ -178,8 +178,7 @@ class Optimizer(torch.optim.Optimizer):
             param_group["params"] = _given(param_group["params"], f"{where}['params']")
             super().add_param_group(param_group)
             group = self.param_groups[-1]
-            if group.get("base_lr", 0) is None:
-                group["base_lr"] = as_float(group["lr"])
+            self.arguments.complete(group)
             self._check_group(group, group["params"])
             self._check_params()
         except BaseException:
@@ -273,20 +272,8 @@ class Optimizer(torch.optim.Optimizer):
         param = view(p, "params")
         for name, (dtype, shape) in self._precision.of_group(group).states(rule, param, copies).items():
             if state.get(name) is None:
-                initial = float(group.get(rule.initial.get(name, ""), 0.0))
-                state[name] = self._make_state(p, param, name, rule, dtype, shape, initial)
+                state[name] = new_state(p, param, rule, name, dtype, shape, self.arguments.begin(rule, group, name))
         return state
-
-    def _make_state(
-        self, p: torch.Tensor, param: Array, name: str, rule: Rule, dtype: np.dtype, shape: Any, initial: float
-    ) -> torch.Tensor:
-        if dtype != np.uint8:
-            made: torch.Tensor = new_array(p, param, dtype, shape, initial)
-            return made.copy_(p.detach()) if name in ("master", "ema") else made
-        blocks = p.detach().new_zeros(shape, dtype=torch.uint8)
-        if initial:
-            blocks[...] = torch.from_numpy(blocks_of(np.full(param.size, initial), name in rule.positive))
-        return blocks
 
     def _make_number(self, value: float) -> torch.Tensor:
         """A number of a state, which can stand in a table."""
@@ -511,7 +498,7 @@ class Optimizer(torch.optim.Optimizer):
             elif name not in _STATE_NAMES:
                 loaded[name] = copy.deepcopy(value)
         for name in states.keys() - saved.keys():
-            loaded[name] = self._make_state(p, param, name, rule, *states[name], 0.0)
+            loaded[name] = new_state(p, param, rule, name, *states[name], 0.0)
         return loaded
 
     def _completed(self, group: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -677,13 +664,10 @@ class _Bound:
         table = self._scalars[id(parameters)]
         for k, name in enumerate(rule.scalars):
             self._take_number(optimizer, i, state, name, table[i, k], parameters.scalars, (i, k), label)
-        split = []
-        for name in rule.states:
-            called = f"{name!r} of {label}"
-            split.append(split_copies(rule, parameters.copies, view(state[name], called), param, called))
-        added = [view(state[name], f"{name!r} of {label}") for name in states if name not in rule.states]
+        named = [(name, f"{name!r} of {label}") for name in states]
+        views = [(view(state[name], called), called) for name, called in named]
         names = (*states, *(["step"] if optimizer._counted else []), *rule.scalars)
-        return names, [*(arrays[k] for k in range(parameters.copies) for arrays in split), *added]
+        return names, by_copy(rule, parameters.copies, views, param)
 
     def _take_number(
         self,

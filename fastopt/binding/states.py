@@ -1,0 +1,59 @@
+"""States of a parameter: what they begin at, new ones, and their order in a backend's table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays import Array
+from ..dispatch import split_copies
+from ..rules import Rule
+from ..storage import assign, blocks_of, new_array
+
+
+def initial(like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, begin: float) -> Any:
+    """What a state of a parameter `like` that begins at: a number, or an array of its shape.
+
+    Parameters
+    ----------
+    like : array
+        The parameter.
+    param : Array
+        Its view.
+    rule : Rule
+        The rule.
+    name : str
+        The state's name.
+    dtype : numpy.dtype
+        In which the state is stored; that of bytes for blocks.
+    begin : float
+        The number that the rule's hyper-parameters say.
+    """
+    if name in ("master", "ema"):
+        return like.detach() if hasattr(like, "detach") else like
+    if dtype != np.uint8 or begin == 0.0:
+        return begin
+    blocks = blocks_of(np.full(param.size, begin), name in rule.positive)
+    return sys.modules["torch"].from_numpy(blocks) if hasattr(like, "detach") else blocks
+
+
+def new_state(
+    like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, shape: tuple[int, ...], begin: float
+) -> Any:
+    """A new state array as before the first step, of the parameter's kind: see `initial`."""
+    value = initial(like, param, rule, name, dtype, begin)
+    if np.isscalar(value):
+        return new_array(like, param, dtype, shape, value)
+    made = new_array(like, param, dtype, shape, 0)
+    assign(made, value)
+    return made
+
+
+def by_copy(rule: Rule, copies: int, views: Sequence[tuple[Array, str]], param: Array) -> list[Array]:
+    """States in the order of a backend's table: all of the first copy, all of the second, ..., what storage adds."""
+    own, added = views[: len(rule.states)], views[len(rule.states) :]
+    split = [split_copies(rule, copies, array, param, name) for array, name in own]
+    return [arrays[k] for k in range(copies) for arrays in split] + [array for array, _ in added]
