@@ -97,9 +97,10 @@ class Arguments:
             lr = group["lr"]
             group["base_lr"] = self.rules[0].hyper["lr"].check("lr", lr(1) if callable(lr) else lr)
 
-    def begin(self, rule: Rule, group: Mapping[str, Any], name: str) -> float:
-        """The number that a state begins at."""
-        return float(self.values(rule, group, 1)[rule.initial[name]]) if name in rule.initial else 0.0
+    def begins(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, float]:
+        """The numbers that states begin at, of those that do not begin at 0."""
+        values = self.values(rule, group, 1) if rule.initial else {}
+        return {name: float(values[key]) for name, key in rule.initial.items()}
 
     def copies(self, rule: Rule, group: Mapping[str, Any]) -> int:
         """How many copies of its states the rule has for a group."""

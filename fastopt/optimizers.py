@@ -361,12 +361,12 @@ class Optimizer:
             state: dict[str, Any] = {"step": self._steps[i : i + 1].reshape(())}
             for k, name in enumerate(rule.scalars):
                 state[name] = parameters.scalars[i : i + 1, k].reshape(())
+            begins = self.arguments.begins(rule, self._groups[g])
             for name, (dtype, shape) in kinds[i].items():
                 if self._files is not None:
                     state[name] = self._files.arrays[i][name]
                     continue
-                begin = self.arguments.begin(rule, self.param_groups[g], name)
-                state[name] = new_state(self._params[i], param, rule, name, dtype, shape, begin)
+                state[name] = new_state(self._params[i], param, rule, name, dtype, shape, begins.get(name, 0.0))
             made.append(State(state, f"state[{i}]", Weakly(self, Optimizer._write_state, i)))
         self._states = Fixed(made)
         self._state_views: list[list[Array]] = [[]] * len(made)
@@ -384,7 +384,7 @@ class Optimizer:
         rule, group = self._rules[self._group_of[i]], self.param_groups[self._group_of[i]]
         if name in rule.scalars:
             return rule.scalars[name]
-        begin = self.arguments.begin(rule, group, name)
+        begin = self.arguments.begins(rule, group).get(name, 0.0)
         return initial(self._params[i], self._views[i], rule, name, dtype, begin)
 
     def _open_files(self, directory: Any, memory: int | None, kinds: Sequence[Mapping[str, Any]]) -> Any:

@@ -269,10 +269,10 @@ class Optimizer(torch.optim.Optimizer):
         for name, initial in {**({"step": 0.0} if self._counted else {}), **rule.scalars}.items():
             if state.get(name) is None:
                 state[name] = self._make_number(initial)
-        param = view(p, "params")
+        param, begins = view(p, "params"), self.arguments.begins(rule, group)
         for name, (dtype, shape) in self._precision.of_group(group).states(rule, param, copies).items():
             if state.get(name) is None:
-                state[name] = new_state(p, param, rule, name, dtype, shape, self.arguments.begin(rule, group, name))
+                state[name] = new_state(p, param, rule, name, dtype, shape, begins.get(name, 0.0))
         return state
 
     def _make_number(self, value: float) -> torch.Tensor:

@@ -13,6 +13,8 @@ from ..dispatch import split_copies
 from ..rules import Rule
 from ..storage import assign, blocks_of, new_array
 
+_OF_PARAM = ("master", "ema")  # which begin at the parameter
+
 
 def initial(like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, begin: float) -> Any:
     """What a state of a parameter `like` that begins at: a number, or an array of its shape.
@@ -32,7 +34,7 @@ def initial(like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, beg
     begin : float
         The number that the rule's hyper-parameters say.
     """
-    if name in ("master", "ema"):
+    if name in _OF_PARAM:
         return like.detach() if hasattr(like, "detach") else like
     if dtype != np.uint8 or begin == 0.0:
         return begin
@@ -44,11 +46,10 @@ def new_state(
     like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, shape: tuple[int, ...], begin: float
 ) -> Any:
     """A new state array as before the first step, of the parameter's kind: see `initial`."""
-    value = initial(like, param, rule, name, dtype, begin)
-    if np.isscalar(value):
-        return new_array(like, param, dtype, shape, value)
+    if name not in _OF_PARAM and (dtype != np.uint8 or begin == 0.0):
+        return new_array(like, param, dtype, shape, begin)
     made = new_array(like, param, dtype, shape, 0)
-    assign(made, value)
+    assign(made, initial(like, param, rule, name, dtype, begin))
     return made
 
 
