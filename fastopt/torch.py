@@ -190,7 +190,9 @@ class Optimizer(torch.optim.Optimizer):
         if self.arguments.name == "Adagrad":  # torch's has its states from the start, and relies on them
             rule = self.arguments.rule(group)
             for p in filter(_can_be_checked, group["params"]):
-                self._complete_state(p, rule, 1, group)
+                param = view(p, "params")
+                states = self._precision.of_group(group).states(rule, param, 1)
+                self._complete_state(p, param, rule, states, group)
 
     def _check_group(self, group: Mapping[str, Any], params: Sequence[torch.Tensor]) -> None:
         on_cuda = all(p.is_cuda for p in params)
@@ -263,14 +265,21 @@ class Optimizer(torch.optim.Optimizer):
         """Whether anything is kept for a parameter."""
         return self._counted or bool(self._precision.of_group(group).states(rule, view(p, "params"), 1))
 
-    def _complete_state(self, p: torch.Tensor, rule: Rule, copies: int, group: Mapping[str, Any]) -> dict:
+    def _complete_state(
+        self,
+        p: torch.Tensor,
+        param: Array,
+        rule: Rule,
+        states: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+        group: Mapping[str, Any],
+    ) -> dict:
         """The parameter's state, with what the rule needs and it lacks as before the first step."""
         state = self.state[p]
-        for name, initial in {**({"step": 0.0} if self._counted else {}), **rule.scalars}.items():
+        for name, begin in {**({"step": 0.0} if self._counted else {}), **rule.scalars}.items():
             if state.get(name) is None:
-                state[name] = self._make_number(initial)
-        param, begins = view(p, "params"), self.arguments.begins(rule, group)
-        for name, (dtype, shape) in self._precision.of_group(group).states(rule, param, copies).items():
+                state[name] = self._make_number(begin)
+        begins = self.arguments.begins(rule, group)
+        for name, (dtype, shape) in states.items():
             if state.get(name) is None:
                 state[name] = new_state(p, param, rule, name, dtype, shape, begins.get(name, 0.0))
         return state
@@ -552,7 +561,7 @@ class _Bound:
         params = self._params_of(groups)
         grads = _readable([p.grad for p in params])
         of_all = [g for g, group in enumerate(groups) for _ in group["params"]]
-        group_of = [of_all[i] for i in self._firsts]
+        self._group_of = group_of = [of_all[i] for i in self._firsts]
         self.capturable = optimizer._capturable
         on_device = params[0] if self.capturable else None
         self._table = optimizer._table("step", 1, on_device)
@@ -605,7 +614,7 @@ class _Bound:
         try:
             for i in members:  # once all have been checked
                 g = group_of[i]
-                names[i], states = self._take_state(optimizer, i, params[i], g, groups[g], labels[i])
+                names[i], states = self._take_state(optimizer, i, params[i], arrays[i][0], groups[g], labels[i])
                 arrays[i] += states
         except BaseException:  # there was no memory for all: then there are none
             optimizer.state.clear()
@@ -623,7 +632,6 @@ class _Bound:
             job.addresses[:, 1] -= begin[job.parameter[job.tensor_of]]  # now from where a gradient begins
             job.owners.clear()
         self._arrays = {i: [param, *states] for i, (param, _, *states) in arrays.items()}
-        self._group_of = group_of
         self._known, self._all_known = np.array(known, bool), all(known)
         self._params = params
         self._layouts = [
@@ -645,18 +653,18 @@ class _Bound:
         self._take_rates(groups)
 
     def _take_state(
-        self, optimizer: Optimizer, i: int, p: torch.Tensor, g: int, group: Mapping[str, Any], label: str
+        self, optimizer: Optimizer, i: int, p: torch.Tensor, param: Array, group: Mapping[str, Any], label: str
     ) -> tuple[tuple[str, ...], list[Array]]:
         """The names of a parameter's states and numbers, which move to where backends advance them, and the states as
         backends take them.
         """
-        parameters, param = self._groups[g], view(p, label)
+        parameters = self._groups[self._group_of[i]]
         rule = parameters.rule
-        states = self._precisions[g].states(rule, param, parameters.copies)
+        states = self._precisions[self._group_of[i]].states(rule, param, parameters.copies)
         if not states and not optimizer._counted:
             return (), []
         begun = any(optimizer.state[p].get(name) is not None for name in states)
-        state = optimizer._complete_state(p, rule, parameters.copies, group)
+        state = optimizer._complete_state(p, param, rule, states, group)
         if optimizer._counted:
             self._take_number(optimizer, i, state, "step", self._table[i, 0], self._steps, (i,), label)
         else:
