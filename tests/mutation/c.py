@@ -50,15 +50,9 @@ _ROWS = [
 _CALLS = [
     ("test_c_interface.py", "not training and not example"),
     ("test_rules.py", ""),
-    ("test_norms.py", ""),
     ("test_storage.py", "refused or threads_and"),
-    ("test_bits.py", "threads and adam or many and (adam or aggmo) or axis or copies"),
-    *_ROWS,
-    ("test_sizes.py", "shares or parts"),
-    ("test_functional.py", ""),
-    ("test_optimizers.py", ""),
-    ("test_processes.py", ""),
-    ("test_bench.py", "test_rows"),
+    ("test_bits.py", "threads and adam or many and (sgd or adam) or axis"),
+    *_ROWS[:3],
 ]
 TESTS = {
     "arithmetic.h": [("test_arithmetic.py", "not hogwild")],
@@ -72,8 +66,18 @@ TESTS = {
         ("test_bits.py", "({rules}) and not threads and not many and not layouts"),
     ],
     "squares.h": [("test_norms.py", ""), ("test_sizes.py", "norms"), *_ROWS],
+    "step.c": [
+        *_CALLS,
+        ("test_sizes.py", "shares or parts"),
+        ("test_optimizers.py", "groups or missing or mixed or schedules and native or fresh"),
+        ("test_functional.py", "empty or fresh_views_of"),
+    ],
     "stored.h": _CHUNKS,
-    "stream.dispatch.c": [("test_c_interface.py", "stream"), ("test_bench.py", "test_rows")],
+    "rows.c": _ROWS,
+    "norm.c": [("test_norms.py", ""), ("test_sizes.py", "norms"), ("test_storage.py", "norm")],
+    "threads.c": [("test_processes.py", "fork or threads or omp"), *_CALLS],
+    "stream.c": [("test_c_interface.py", "stream or ceiling or largest")],
+    "stream.dispatch.c": [("test_c_interface.py", "ceiling")],
     "tiles.h": [
         ("test_bits.py", "layouts and (adam or sgd) or axis or gaps"),
         ("test_c_interface.py", "large"),
