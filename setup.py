@@ -10,6 +10,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 ROOT = Path(__file__).resolve().parent
+GENERATED = ROOT / "build/generated"  # what is made of the rules, left there to be read
 sys.path.insert(0, str(ROOT / "csrc"))
 
 import generate
@@ -21,33 +22,44 @@ class BuildLibrary(build_ext):
 
     def build_extension(self, ext):
         self.folder = Path(self.get_ext_fullpath(ext.name)).parents[1]
-        for path in self.made():
-            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        self.write_texts()
         self.build_library()
-        ext.library_dirs.append(str(self.folder / "backends"))
+        ext.library_dirs.append(str(self.folder / "lib"))
         ext.libraries.append("fastopt")
         ext.include_dirs += [str(self.folder / "include"), str(ROOT / "csrc")]
         origin = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
-        ext.extra_link_args.append(f"-Wl,-rpath,{origin}")
+        ext.extra_link_args.append(f"-Wl,-rpath,{origin}/../lib")
         super().build_extension(ext)
 
-    def made(self):
-        """What is made beside the extension, by its place in the package: the header and the library."""
-        return ["include/fastopt.h", f"backends/libfastopt.{'dylib' if sys.platform == 'darwin' else 'so'}"]
+    def library(self):
+        """The library's place in the package."""
+        return f"lib/{library.file_name(self.distribution.get_version())}"
+
+    def texts(self):
+        """The texts that are installed beside the library, by their places in the package."""
+        version = self.distribution.get_version()
+        texts = generate.package_files(version, library.series(version), Path(self.library()).name)
+        texts["include/fastopt.h"] = generate.header(generate.load_rules(), version)
+        if sys.platform != "darwin":
+            # What -lfastopt finds: a link would do, which wheels cannot hold.
+            texts["lib/libfastopt.so"] = f"INPUT({Path(self.library()).name})\n"
+        return texts
+
+    def write_texts(self):
+        GENERATED.mkdir(parents=True, exist_ok=True)
+        for place, text in self.texts().items():
+            (self.folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / place).write_text(text)
+        self.copy_file(str(self.folder / "include/fastopt.h"), str(GENERATED))
+        (GENERATED / "rule_table.h").write_text(generate.rule_table(generate.load_rules(), library.levels()))
 
     def build_library(self):
-        temp, generated = Path(self.build_temp), ROOT / "build/generated"
-        for folder in (temp, generated):
-            folder.mkdir(parents=True, exist_ok=True)
-        public, built = (self.folder / path for path in self.made())
-        rules, levels = generate.load_rules(), library.levels()
-        (generated / "rule_table.h").write_text(generate.rule_table(rules, levels))
-        (generated / "fastopt.h").write_text(generate.header(rules, self.distribution.get_version()))
-        self.copy_file(str(generated / "fastopt.h"), str(public))
+        temp, built = Path(self.build_temp), self.folder / self.library()
+        temp.mkdir(parents=True, exist_ok=True)
         openmp = self.openmp_flags()
         flags = [*library.FLAGS, *openmp]
         try:
-            objects = library.compile_all(self.compiler.compiler_so, flags, levels, [generated], temp)
+            objects = library.compile_all(self.compiler.compiler_so, flags, library.levels(), [GENERATED], temp)
         except (OSError, subprocess.CalledProcessError) as error:
             raise CompileError(str(error)) from error
         darwin = sys.platform == "darwin"
@@ -67,12 +79,16 @@ class BuildLibrary(build_ext):
                 return []
         return ["-fopenmp"]
 
+    def made(self):
+        """The places in the package of all that is made beside the extension."""
+        return [self.library(), *self.texts()]
+
     def copy_extensions_to_source(self):
-        """An editable installation finds header and library in their places too."""
+        """An editable installation finds all in its place too."""
         super().copy_extensions_to_source()
         source = Path(self.get_finalized_command("build_py").get_package_dir("fastopt"))
         for path in self.made():
-            (source / path).parent.mkdir(exist_ok=True)
+            (source / path).parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(self.folder / path), str(source / path))
 
     def get_outputs(self):

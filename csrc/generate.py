@@ -1,4 +1,4 @@
-"""The C that is written from the rule table: rule_table.h, and fastopt.h from fastopt.in.h. Used by the build only."""
+"""The C that is written from the rule table, and what tells builds of others where it is. Used by the build only."""
 
 import importlib
 import math
@@ -182,3 +182,22 @@ def header(module, version):
     defines += f"#define FASTOPT_VERSION_MAJOR {major}\n#define FASTOPT_VERSION_MINOR {minor}"
     text = (CSRC / "fastopt.in.h").read_text().replace("/* <version> */", defines)
     return text.replace(" * <rules>", "\n".join(f" * {part}".rstrip() for part in wrapped))
+
+
+# ---- for pkg-config and CMake ----
+
+
+def package_files(version, series, library):
+    """The texts of what pkg-config and CMake find the library by, by their places in the package."""
+    texts = {
+        "lib/pkgconfig/fastopt.pc": "fastopt.in.pc",
+        "lib/cmake/fastopt/fastopt-config.cmake": "fastopt-config.in.cmake",
+        "lib/cmake/fastopt/fastopt-config-version.cmake": "fastopt-config-version.in.cmake",
+    }
+    values = {"<version>": version, "<series>": series.replace(".", "\\\\."), "<library>": library}
+    for place, name in texts.items():
+        text = (CSRC / name).read_text()
+        for mark, value in values.items():
+            text = text.replace(mark, value)
+        texts[place] = text
+    return texts

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,17 @@ def levels(machine=None):
     if machine in ("x86_64", "amd64"):
         return {"sse2": [], "avx2": AVX2, "avx512": AVX512}
     return {"neon" if machine in ("aarch64", "arm64") else "baseline": []}
+
+
+def series(version):
+    """The versions that one program can be run with: while the first number is 0, the second may break a caller."""
+    major, minor = version.split(".")[:2]
+    return f"0.{minor}" if major == "0" else major
+
+
+def file_name(version):
+    """The library's file: where its format has names for that, the series is in it."""
+    return "libfastopt.dylib" if sys.platform == "darwin" else f"libfastopt.so.{series(version)}"
 
 
 class Unit(NamedTuple):

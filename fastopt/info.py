@@ -69,8 +69,10 @@ def get_library() -> str:
         The C library was not built here, or cannot be loaded.
     """
     load_backend("native")
-    suffix = "dylib" if sys.platform == "darwin" else "so"
-    return str(Path(__file__).parent / "backends" / f"libfastopt.{suffix}")
+    major, minor = __version__.split(".")[:2]
+    series = f"0.{minor}" if major == "0" else major
+    name = "libfastopt.dylib" if sys.platform == "darwin" else f"libfastopt.so.{series}"
+    return str(Path(__file__).parent / "lib" / name)
 
 
 def compiler_flags(cflags: bool, libs: bool) -> str:
@@ -87,7 +89,9 @@ def _places() -> dict[str, str]:
     backends = available_backends()
     lines: dict[str, str] = {}
     if backends["native"] == "available":
-        lines |= {"C library": get_library(), "C header": str(Path(get_include()) / "fastopt.h")}
+        library = Path(get_library())
+        lines |= {"C library": str(library), "C header": str(Path(get_include()) / "fastopt.h")}
+        lines |= {"for pkg-config": str(library.parent / "pkgconfig"), "for CMake": str(library.parents[1])}
     if backends["numba"] == "available":
         from .backends import numba_cache
 
@@ -97,7 +101,7 @@ def _places() -> dict[str, str]:
 
 def show_config() -> None:
     """Prints version, instruction sets, threads, the backends, with the reason why one is missing, and where the C
-    library, its header and the cache of compiled kernels are.
+    library, its header and the cache of compiled kernels are, with the paths that pkg-config and CMake are to search.
     """
     lines = configuration()
     chosen = lines.popitem()

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import cli, functional, settings
+from fastopt import cli, functional, info, settings
 from fastopt.backends import native
 from fastopt.rules import MAX_COPIES, PROLOGUE, REQUIRED, RULES
 
@@ -315,6 +316,71 @@ def test_the_example_of_the_header_and_the_readme(tmp_path, language):
     for t in range(1, 101):
         functional.adamw(p, 2 * p, m, v, step=t, lr=0.1)
     assert numbers.split() == [f"{value:g}" for value in p]
+
+
+def place_for(heading):
+    """A line of `fastopt info`."""
+    return info._places()[heading]
+
+
+def test_the_example_by_pkg_config(tmp_path):
+    if not (shutil.which("pkg-config") and shutil.which("gcc")):
+        pytest.skip("no pkg-config or gcc here")
+    (tmp_path / "train.c").write_text(example())
+    environment = os.environ | {"PKG_CONFIG_PATH": place_for("for pkg-config")}
+
+    def ask(*flags):
+        done = subprocess.run(["pkg-config", *flags, "fastopt"], env=environment, capture_output=True, check=True)
+        return done.stdout.decode().split()
+
+    assert ask("--modversion") == [fastopt.__version__]
+    command = ["gcc", "train.c", *ask("--cflags", "--libs"), "-o", "train"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert output(tmp_path / "train").startswith("no error: ")
+
+
+@pytest.mark.parametrize(("version", "found"), [("", True), (fastopt.__version__, True), ("9.9", False)])
+def test_the_example_by_cmake(tmp_path, version, found):
+    if not (shutil.which("cmake") and shutil.which("gcc") and (shutil.which("make") or shutil.which("ninja"))):
+        pytest.skip("no CMake, or no make or gcc here")
+    (tmp_path / "train.c").write_text(example())
+    (tmp_path / "CMakeLists.txt").write_text(f"""
+cmake_minimum_required(VERSION 3.15)
+project(train C)
+find_package(fastopt {version} REQUIRED)
+add_executable(train train.c)
+target_link_libraries(train fastopt::fastopt)
+""")
+    own = [f"-DCMAKE_PREFIX_PATH={place_for('for CMake')}", *(["-GNinja"] if not shutil.which("make") else [])]
+    done = subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path, *own], capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == found, done.stderr
+    if found:
+        subprocess.run(["cmake", "--build", tmp_path], capture_output=True, check=True)
+        assert output(tmp_path / "train").startswith("no error: ")
+    else:
+        assert "version" in done.stderr
+
+
+def test_the_library_has_its_series_in_its_name():
+    """So that a program linked with one is not run with another, which may break it."""
+    if sys.platform != "linux" or not shutil.which("readelf"):
+        pytest.skip("not Linux, or no readelf here")
+    library = Path(fastopt.get_library())
+    series = fastopt.__version__.rsplit(".", 1)[0] if fastopt.__version__.startswith("0.") else "1"
+    assert library.name == f"libfastopt.so.{series}"
+    told = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert f"soname: [{library.name}]" in told
+
+
+def test_the_library_shows_what_its_headers_declare():
+    if sys.platform != "linux" or not shutil.which("nm"):
+        pytest.skip("not Linux, or no nm here")
+    told = subprocess.run(
+        ["nm", "-D", "--defined-only", fastopt.get_library()], capture_output=True, text=True, check=True
+    )
+    assert {line.split()[-1] for line in told.stdout.splitlines()} == {
+        name for name in dir(lib) if name.startswith("fastopt_")
+    }
 
 
 @pytest.mark.parametrize("compiler", [["gcc", "-std=c99"], ["g++", "-std=c++20"]], ids=lambda command: command[0])

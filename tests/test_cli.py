@@ -71,6 +71,8 @@ def test_info_says_where_things_are(tmp_path):
     found = dict(line.split(": ", 1) for line in run("info", NUMBA_CACHE_DIR=str(tmp_path)).stdout.splitlines())
     assert Path(found["C library"].strip()).samefile(fastopt.get_library())
     assert Path(found["C header"].strip()).read_text().startswith("/*")
+    assert Path(found["for pkg-config"].strip(), "fastopt.pc").is_file()
+    assert Path(found["for CMake"].strip(), "lib/cmake/fastopt/fastopt-config.cmake").is_file()
     assert found["Numba's cache"].strip().startswith(str(tmp_path))
 
 

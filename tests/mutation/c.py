@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import fastopt
 from fastopt.backends import native
 from fastopt.rules import RULES
 
@@ -170,7 +171,7 @@ class Library:
 
     def __init__(self, folder, isa):
         self.csrc, self.changed, self.built, self.isa = folder / "csrc", folder / "changed", folder / isa, isa
-        self.library = folder / "fastopt/backends/libfastopt.so"
+        self.library = folder / "fastopt/lib" / Path(fastopt.get_library()).name
         self.built.mkdir()
         levels = {isa: build.levels()[isa]}
         (self.built / "rule_table.h").write_text(generate.rule_table(generate.load_rules(), levels))
