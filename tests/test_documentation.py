@@ -17,7 +17,7 @@ try:
 except ImportError:
     torch = None
 
-CLASSES = {name: getattr(fastopt, name) for name in {rule.optimizer for rule in RULES.values()}}
+CLASSES = {name: getattr(fastopt, name) for name in dict.fromkeys(rule.optimizer for rule in RULES.values())}
 FUNCTIONS = {f"functional.{name}": getattr(functional, name) for name in RULES}
 OTHERS = {"Optimizer": fastopt.Optimizer, "Demon": fastopt.Demon}
 if torch is not None:
