@@ -4,13 +4,15 @@
  * is. The structures come from the rule table in Python (rule_table.h, written by the build): s-> has the states,
  * h-> the hyper-parameters, c-> the coefficients, under the same names. g has been through the prologue. A rule whose
  * states are of rows has, in place of an update, what a row's mean square makes of them: the coefficients of another
- * rule's update, which the row's elements are then given. Choices are
- * written as c ? a : b on values already computed, so that compilers vectorise them.
+ * rule's update, which the row's elements are then given. Choices are written as c ? a : b on values already computed, so
+ * that compilers vectorise them.
  */
 #define UPDATE(rule) static inline void FN(rule)(real *p, real g, FN(rule##_states) *s, const FN(rule##_coefs) *c)
 #define ROW(rule, update)                                                                                             \
     static inline FN(update##_coefs) FN(rule)(real square, FN(rule##_states) *s, const FN(rule##_coefs) *c)
-#define FOLD(rule) static void fold_##rule(double t, const rule##_hyper *h, double *scalars, rule##_coefs_f64 *c)
+#define SELDOM __attribute__((unused)) /* few folds look at the step, and fewer at scalars */
+#define FOLD(rule)                                                                                                    \
+    static void fold_##rule(SELDOM double t, const rule##_hyper *h, SELDOM double *scalars, rule##_coefs_f64 *c)
 
 /* NaN if either is NaN. */
 static inline real FN(maximum)(real a, real b) { return a >= b || a != a ? a : b; }
@@ -194,15 +196,16 @@ UPDATE(amsbound)
 
 #ifdef FASTOPT_FOLDS
 
+/* A coefficient that is a hyper-parameter, and what it leaves of one. */
+#define WITH_REST(name) (c->name = h->name, c->name##_c = 1.0 - h->name)
+
 FOLD(sgd)
 {
-    (void)t, (void)scalars;
     c->lr = h->lr;
 }
 
 FOLD(momentum)
 {
-    (void)scalars;
     double gain = t == 1.0 ? 1.0 : 1.0 - h->dampening;
     c->mu = h->momentum;
     c->gain = h->lr_inside ? gain * h->lr : gain;
@@ -211,7 +214,6 @@ FOLD(momentum)
 
 FOLD(nesterov)
 {
-    (void)scalars;
     double gain = t == 1.0 ? 1.0 : 1.0 - h->dampening;
     c->mu = h->momentum;
     c->gain = h->lr_inside ? gain * h->lr : gain;
@@ -221,7 +223,6 @@ FOLD(nesterov)
 
 FOLD(qhm)
 {
-    (void)t, (void)scalars;
     c->beta = h->momentum;
     c->beta_c = 1.0 - h->momentum;
     c->rate_g = h->lr * (1.0 - h->nu);
@@ -230,14 +231,12 @@ FOLD(qhm)
 
 FOLD(aggmo)
 {
-    (void)t, (void)scalars;
     c->beta = h->betas;
     c->rate = h->lr / h->copies;
 }
 
 FOLD(adagrad)
 {
-    (void)scalars;
     c->lr = h->lr / (1.0 + (t - 1.0) * h->lr_decay);
     c->eps = h->eps;
     c->eps_root = h->eps_root;
@@ -245,18 +244,14 @@ FOLD(adagrad)
 
 FOLD(adadelta)
 {
-    (void)t, (void)scalars;
-    c->rho = h->rho;
-    c->rho_c = 1.0 - h->rho;
+    WITH_REST(rho);
     c->eps = h->eps;
     c->lr = h->lr;
 }
 
 FOLD(rmsprop)
 {
-    (void)t, (void)scalars;
-    c->alpha = h->alpha;
-    c->alpha_c = 1.0 - h->alpha;
+    WITH_REST(alpha);
     c->eps = h->eps;
     c->eps_root = h->eps_root;
     c->lr = h->lr;
@@ -264,9 +259,7 @@ FOLD(rmsprop)
 
 FOLD(rmsprop_momentum)
 {
-    (void)t, (void)scalars;
-    c->alpha = h->alpha;
-    c->alpha_c = 1.0 - h->alpha;
+    WITH_REST(alpha);
     c->eps = h->eps;
     c->eps_root = h->eps_root;
     c->momentum = h->momentum;
@@ -276,7 +269,6 @@ FOLD(rmsprop_momentum)
 
 FOLD(ftrl)
 {
-    (void)t, (void)scalars;
     c->inverse_lr = h->lr != 0 ? 1.0 / h->lr : 0.0;
     c->l1 = h->l1;
     c->curvature = h->lr != 0 ? h->beta / h->lr + h->l2 : 0.0;
@@ -288,23 +280,19 @@ FOLD(ftrl)
     const double correction1 = h->bias_correction ? 1.0 - pow(h->beta1, t) : 1.0;                                     \
     const double correction2 = h->bias_correction ? 1.0 - pow(h->beta2, t) : 1.0;                                     \
     const double root = sqrt(correction2);                                                                            \
-    c->beta1 = h->beta1;                                                                                              \
-    c->beta1_c = 1.0 - h->beta1;                                                                                      \
-    c->beta2 = h->beta2;                                                                                              \
-    c->beta2_c = 1.0 - h->beta2;                                                                                      \
+    WITH_REST(beta1);                                                                                                 \
+    WITH_REST(beta2);                                                                                                 \
     c->rate = h->lr * root / correction1;                                                                             \
     c->eps = h->eps_hat ? h->eps : h->eps * root;                                                                     \
     c->eps_root = h->eps_root * correction2;
 
 FOLD(adam)
 {
-    (void)scalars;
     FOLD_ADAM
 }
 
 FOLD(amsgrad)
 {
-    (void)scalars;
     FOLD_ADAM
     c->correction2 = 1.0;
     if (h->max_corrected) {
@@ -317,9 +305,7 @@ FOLD(amsgrad)
 
 FOLD(adamax)
 {
-    (void)scalars;
-    c->beta1 = h->beta1;
-    c->beta1_c = 1.0 - h->beta1;
+    WITH_REST(beta1);
     c->beta2 = h->beta2;
     c->eps_inside = h->eps_outside ? 0.0 : h->eps;
     c->eps_outside = h->eps_outside ? h->eps : 0.0;
@@ -342,21 +328,16 @@ FOLD(nadam)
     const double root = sqrt(1.0 - pow(h->beta2, t)); /* as in FOLD_ADAM */
     c->rate_m *= root;
     c->rate_g *= root;
-    c->beta1 = h->beta1;
-    c->beta1_c = 1.0 - h->beta1;
-    c->beta2 = h->beta2;
-    c->beta2_c = 1.0 - h->beta2;
+    WITH_REST(beta1);
+    WITH_REST(beta2);
     c->eps = h->eps * root;
 }
 
 FOLD(qhadam)
 {
-    (void)scalars;
     const double correction2 = 1.0 - pow(h->beta2, t), root = sqrt(correction2); /* as in FOLD_ADAM */
-    c->beta1 = h->beta1;
-    c->beta1_c = 1.0 - h->beta1;
-    c->beta2 = h->beta2;
-    c->beta2_c = 1.0 - h->beta2;
+    WITH_REST(beta1);
+    WITH_REST(beta2);
     c->rate_m = h->lr * h->nu1 * root / (1.0 - pow(h->beta1, t));
     c->rate_g = h->lr * (1.0 - h->nu1) * root;
     c->weight_v = h->nu2;
@@ -366,21 +347,13 @@ FOLD(qhadam)
 
 FOLD(adabound)
 {
-    (void)scalars;
     double final = isnan(h->base_lr) ? h->final_lr : h->final_lr * h->lr / h->base_lr;
-    c->beta1 = h->beta1;
-    c->beta1_c = 1.0 - h->beta1;
-    c->beta2 = h->beta2;
-    c->beta2_c = 1.0 - h->beta2;
+    WITH_REST(beta1);
+    WITH_REST(beta2);
     c->rate = h->lr * sqrt(1.0 - pow(h->beta2, t)) / (1.0 - pow(h->beta1, t));
     c->eps = h->eps;
     c->lower = final * (1.0 - 1.0 / (h->gamma * t + 1.0));
     c->upper = final + final / (h->gamma * t);
 }
 
-#undef FOLD_ADAM
 #endif
-
-#undef UPDATE
-#undef ROW
-#undef FOLD
