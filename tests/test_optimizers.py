@@ -981,6 +981,25 @@ def test_a_count_that_cannot_go_on(backend):
     assert count == 2**63 - 1 and (p < 1).all()
 
 
+def test_gradients_that_cannot_be_zeroed_are_refused_after_steps_too():
+    p, g = np.ones(4, "f4"), np.ones(4, "f4")
+    optimizer = fastopt.SGD(p, lr=0.25)
+    g.flags.writeable = False
+    optimizer.step(g)
+    with pytest.raises(ValueError, match="grads: found a read-only array, expected a writable one"):
+        optimizer.step(g, zero_grads=True)
+    assert (g == 1).all() and (p == 0.75).all()
+
+
+def test_a_group_of_torchs_that_tells_of_no_decay_has_none():
+    optimizer = fastopt.Adam(np.ones(4, "f4"), weight_decay=0.1)
+    saved = optimizer.state_dict()
+    group = {key: value for key, value in saved["param_groups"][0].items() if key != "weight_decay"}
+    group |= {"decoupled_weight_decay": False, "foreach": None}
+    optimizer.load_state_dict({**saved, "param_groups": [group]})
+    assert optimizer.param_groups[0]["weight_decay"] == 0.0
+
+
 def test_demon():
     demon = fastopt.Demon(total=10, beta=0.9)
     assert demon(10) == demon(11) == 0.0

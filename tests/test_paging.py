@@ -169,6 +169,16 @@ def test_a_piece_has_the_pages_of_its_elements(tmp_path):
         assert sum(r.high - r.low for r in ranges) <= pager.piece
 
 
+def test_the_pages_at_a_pieces_edges_count(tmp_path):
+    n = 1 << 20
+    arrays = [mapped(tmp_path / name, n + 1)[1:] for name in "pg12345"]
+    states = mapped(tmp_path / "states", n)
+    pager = Pager(own(states), SMALLEST)
+    chunks = pager.chunks([job(arrays)], [[(4, 1)] * len(arrays)])
+    assert_covers(chunks, 0, n)
+    assert all(sum(r.high - r.low for r in chunk.ranges) <= pager.piece for chunk in chunks)
+
+
 def test_strides(tmp_path):
     table = mapped(tmp_path / "p", (100_000, 6))
     column, backwards = table[:, 2], table[::-1, 4]

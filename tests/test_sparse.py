@@ -409,6 +409,24 @@ def test_every_format_of_scipy(form, kind):
             assert fastopt.global_norm(grads) == pytest.approx(np.linalg.norm(want))
 
 
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_a_row_that_is_not_finite_skips_the_step(backend):
+    p, q = np.ones((5, 2), "f4"), np.ones(3, "f4")
+    optimizer = fastopt.SGD([p, q], lr=1.0, backend=backend)
+
+    def step(last):
+        rows = np.array([[1.0, 2.0], [3.0, last]], "f4")
+        optimizer.step([fastopt.RowSparse(np.array([1, 3]), rows), np.ones(3, "f4")], skip_nonfinite=True)
+        return optimizer.last_step_skipped
+
+    for bad in (np.nan, np.inf, -np.inf):
+        assert step(bad)
+        assert (p == 1).all() and (q == 1).all()
+    assert not step(4.0)
+    np.testing.assert_array_equal(p, [[1, 1], [0, -1], [1, 1], [-2, -3], [1, 1]])
+    np.testing.assert_array_equal(q, np.zeros(3))
+
+
 def test_entries_that_are_there_twice_are_summed():
     sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -419,6 +437,7 @@ def test_entries_that_are_there_twice_are_summed():
     for gradient, want in [
         (sparse.coo_array((data, (row, column)), (3, 2)), [[0, 5], [0, 0], [2, 0]]),
         (sparse.coo_array((data, (row,)), (3,)), [5, 0, 2]),
+        (sparse.coo_array((0,)), []),
         (sparse.coo_array((data, ([0, 0, 0], row)), (1, 3)), [5, 0, 2]),
         (
             sparse.coo_array((data, (row, column, column)), (3, 2, 2)),

@@ -92,7 +92,20 @@ def environment(tree, numba_cache, **more):
 
 def pytest(tree, arguments, env, seconds=None):
     """Exit status and output of pytest in the copy; None if it took longer."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "--tb=no", "-p", "no:cacheprovider", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-q",
+        "--tb=no",
+        "-m",
+        "",
+        "-p",
+        "no:cacheprovider",
+        *arguments,
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=tree, env=env, text=True, start_new_session=True, **pipes) as process:
         try:
