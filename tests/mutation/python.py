@@ -284,7 +284,7 @@ def changed(tree, mutant, text):
                 shutil.copy2(file, Path(kept, str(k)))
             if rebuilt:
                 command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-                subprocess.run(command, cwd=tree, check=True, capture_output=True)
+                subprocess.run(command, cwd=tree, check=True, stdout=subprocess.DEVNULL)
             yield rebuilt
             for k, file in enumerate(built):
                 shutil.copy2(Path(kept, str(k)), file)
