@@ -285,7 +285,7 @@ def test_threads_race_only_where_they_mean_to(tmp_path, monkeypatch):
     assert meant.returncode == 0, meant.stderr
 
 
-def test_a_c_program_prints_the_same_bits_on_every_instruction_set(tmp_path):
+def test_a_program_in_c_prints_the_same_bits_on_every_instruction_set(tmp_path):
     program = compiled(tmp_path, Path(__file__).parent / "c" / "bits.c", "c")
     first, *others = (output(program, isa) for isa in native.isa_supported())
     assert {line.split()[0] for line in first.splitlines()} == set(RULES)
