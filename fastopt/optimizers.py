@@ -25,7 +25,7 @@ from .arrays import (
     is_tensor,
     view,
 )
-from .binding.binding import Binding, Last, Watch
+from .binding.binding import Binding, Last, Watch, read_gradients
 from .binding.groups import Fixed, ParamGroup, State, Weakly
 from .binding.states import by_copy, initial, new_state
 from .binding.structure import gradient_of, match, read_params, split_rows
@@ -50,7 +50,7 @@ from .dispatch import (
     make_jobs,
 )
 from .documentation import class_text
-from .norms import check_scale, scale_of
+from .norms import check_scale
 from .rules import Rule
 from .schedules import picklable, restored, schedules_in
 from .sparse import RowSparse, floats_of
@@ -652,10 +652,8 @@ class Optimizer:
             pager = None if self._files is None else self._files.pager
             reader = bound.backend if pager is None else pager.reading(bound.backend)
             tables = bound.tables(grads)
-            grad_scale, norm, skipped = scale_of(tables, reader, threads, grad_scale, max_norm, skip_nonfinite)
-            self.last_grad_norm = self.last_grad_norm if norm is None else norm
-            self.last_step_skipped = skipped
-            if skipped:
+            grad_scale = read_gradients(self, tables, reader, threads, grad_scale, max_norm, skip_nonfinite)
+            if self.last_step_skipped:
                 return
         if self._varying:
             self._read_varying(bound.members)

@@ -40,6 +40,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from . import norms, settings
 from .arguments import ARGUMENTS, EXECUTION, TorchArguments, check_group, read_call
 from .arrays import CPU, Array, Place, check_distinct, check_overlap, check_tensor, dtype_name, replace_shape, view
+from .binding.binding import read_gradients
 from .binding.states import by_copy, new_state
 from .binding.where import Columns
 from .checkpoint import COMPANIONS, read_state_dict, tensor_of, torch_groups
@@ -879,10 +880,8 @@ class _Bound:
         if max_norm is not None or skip_nonfinite:
             tables: list[Gradients | RowSparse] = [job.gradients() for job in self._selected]
             tables += [grad for _, grad in self._sparse]
-            scale, norm, skipped = norms.scale_of(tables, self.backend, threads, scale, max_norm, skip_nonfinite)
-            optimizer.last_grad_norm = optimizer.last_grad_norm if norm is None else norm
-            optimizer.last_step_skipped = skipped
-            if skipped:
+            scale = read_gradients(optimizer, tables, self.backend, threads, scale, max_norm, skip_nonfinite)
+            if optimizer.last_step_skipped:
                 return
         before = [array[at] for _, _, _, array, at in self._foreign] if self._foreign else []
         try:

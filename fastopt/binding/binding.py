@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from .. import settings
 from ..arrays import Array, check_distinct, is_tensor, torch_layout, view
 from ..dispatch import Backend, Gradients, Job, Runner, make_gradients, watch_writable
+from ..norms import scale_of
 from ..sparse import RowSparse
 from ..storage import ZERO_GRADS
 from .where import Columns, Same, look, look_at
+
+
+class Told(Protocol):
+    """What steps say afterwards: an optimizer's attributes."""
+
+    last_grad_norm: float | None
+    last_step_skipped: bool
+
+
+def read_gradients(
+    optimizer: Told,
+    tables: Sequence[Gradients | RowSparse],
+    backend: Backend,
+    threads: int,
+    scale: float,
+    max_norm: float | None,
+    skip_nonfinite: bool,
+) -> float:
+    """The scale of gradients once they are clipped; their norm, and whether to skip the step, go to the optimizer."""
+    scale, norm, skipped = scale_of(tables, backend, threads, scale, max_norm, skip_nonfinite)
+    if norm is not None:
+        optimizer.last_grad_norm = norm
+    optimizer.last_step_skipped = skipped
+    return scale
 
 
 class Watch:
