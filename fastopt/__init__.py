@@ -47,3 +47,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # the classes come from the rule table, which type checkers do not run
     raise AttributeError(f"module 'fastopt' has no attribute {name!r}{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -161,7 +161,7 @@ def _hypers(arguments: Arguments, defaults: Mapping[str, Any], schedules: bool) 
     hypers = arguments.hypers()
     for name, default in defaults.items():
         own = hypers[name]
-        yield from _entry(name, _kind(own, default, schedules and name not in arguments.switches), _meaning(own))
+        yield from _entry(name, _kind(own, default, schedules), _meaning(own))
 
 
 def _shared(names: Iterable[str], where: str) -> list[str]:

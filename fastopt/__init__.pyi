@@ -1,0 +1,1666 @@
+"""Optimizer updates at the speed of memory, on any array, with the same bits on every backend."""
+
+# Written by: python -m fastopt.generate
+
+from os import PathLike
+from typing import Literal, SupportsIndex
+
+from ._types import Number, Params, StateDtype, Value, ValuePair, Values
+from . import functional as functional, schedules as schedules
+from .checkpoint import flatten_state_dict as flatten_state_dict, torch_state_dict as torch_state_dict, unflatten_state_dict as unflatten_state_dict
+from .dispatch import available_backends as available_backends
+from .errors import BackendUnavailable as BackendUnavailable
+from .info import __version__ as __version__, get_include as get_include, get_library as get_library, show_config as show_config
+from .norms import clip_grad_norm_ as clip_grad_norm_, global_norm as global_norm
+from .optimizers import Optimizer as Optimizer, Plan as Plan
+from .rules import RULES as RULES, Rule as Rule
+from .schedules import Demon as Demon
+from .settings import get_num_threads as get_num_threads, set_num_threads as set_num_threads, use_backend as use_backend
+from .sparse import RowSparse as RowSparse
+
+__all__ = ['AMSBound', 'AMSGrad', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'Momentum', 'NAG', 'NAdam', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rule', 'SGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: a step against the gradient.
+
+    ::
+
+        p -= lr*g
+
+    With ``momentum=0.9``: Gradient descent with momentum: a step against a decaying sum of the
+    gradients.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*b
+
+    With ``momentum=0.9, nesterov=True``: Nesterov's accelerated gradient: momentum, with the
+    gradient at the point ahead.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*(g + momentum*b)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``lr_inside=True`` is the form of Ruder's overview and of Keras: b = momentum*b + lr*g; p -= b.
+
+    The parameter array holds the look-ahead point theta - momentum*v of the literal form v =
+    momentum*v + lr*grad(theta - momentum*v); theta -= v, at which the gradient is to be taken.
+
+    Source: Robbins and Monro 1951; torch.optim.SGD; Polyak 1964; torch.optim.SGD(momentum=);
+    Nesterov 1983, in the form of Sutskever et al. 2013; torch.optim.SGD(nesterov=True).
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float or callable, default 0.0
+        Decay rate of the velocity. A finite number >= 0.
+    dampening : float or callable, default 0.0
+        The gradient enters the velocity times 1 - dampening, from the second step on.
+    lr_inside : bool, default False
+        The velocity accumulates lr*g instead of g (differs once lr changes).
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    nesterov : bool, default False
+        Chooses the rule, as above.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: none; ``momentum_buffer`` with ``momentum=0.9``;
+        ``momentum_buffer`` with ``momentum=0.9, nesterov=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.SGD(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        momentum: Value = 0.0,
+        dampening: Value = 0.0,
+        lr_inside: bool = False,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        nesterov: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Momentum(Optimizer):
+    """Gradient descent with momentum: a step against a decaying sum of the gradients.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*b
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``lr_inside=True`` is the form of Ruder's overview and of Keras: b = momentum*b + lr*g; p -= b.
+
+    Source: Polyak 1964; torch.optim.SGD(momentum=).
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float or callable, default 0.9
+        Decay rate of the velocity. A finite number >= 0.
+    dampening : float or callable, default 0.0
+        The gradient enters the velocity times 1 - dampening, from the second step on.
+    lr_inside : bool, default False
+        The velocity accumulates lr*g instead of g (differs once lr changes).
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.Momentum(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        momentum: Value = 0.9,
+        dampening: Value = 0.0,
+        lr_inside: bool = False,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class NAG(Optimizer):
+    """Nesterov's accelerated gradient: momentum, with the gradient at the point ahead.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*(g + momentum*b)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    The parameter array holds the look-ahead point theta - momentum*v of the literal form v =
+    momentum*v + lr*grad(theta - momentum*v); theta -= v, at which the gradient is to be taken.
+
+    Source: Nesterov 1983, in the form of Sutskever et al. 2013; torch.optim.SGD(nesterov=True).
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float or callable, default 0.9
+        Decay rate of the velocity. A finite number >= 0.
+    dampening : float or callable, default 0.0
+        The gradient enters the velocity times 1 - dampening, from the second step on.
+    lr_inside : bool, default False
+        The velocity accumulates lr*g instead of g (differs once lr changes).
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.NAG(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.62, -1.24]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        momentum: Value = 0.9,
+        dampening: Value = 0.0,
+        lr_inside: bool = False,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class QHM(Optimizer):
+    """Quasi-hyperbolic momentum: a step against a weighted mean of the gradient and its average.
+
+    ::
+
+        b = momentum*b + (1 - momentum)*g
+        p -= lr*(nu*b + (1 - nu)*g)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Ma and Yarats 2019, arXiv:1810.06801.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable
+        Learning rate. A finite number >= 0.
+    momentum : float or callable, default 0.999
+        Decay rate of the gradient's average (beta in the paper). A number in [0, 1).
+    nu : float or callable, default 0.7
+        Weight of the average against the gradient. A number in [0, 1].
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.QHM(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.93986, -1.87972]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value,
+        *,
+        momentum: Value = 0.999,
+        nu: Value = 0.7,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AggMo(Optimizer):
+    """Aggregated momentum: a step against the mean of several velocities, each with its own decay
+    rate.
+
+    ::
+
+        b_k = beta_k*b_k + g for each k
+        p -= lr/K * sum of b_k
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    The state has shape (K, *shape of the parameter). Velocities are subtracted one after the other.
+
+    Source: Lucas et al. 2019, arXiv:1804.00325.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : sequence of float or callable, default (0.0, 0.9, 0.99)
+        Decay rates of the K velocities. Each a number in [0, 1).
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``momentum_buffer`` (of shape (number of betas, ...)).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.AggMo(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        betas: Values = (0.0, 0.9, 0.99),
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adagrad(Optimizer):
+    """The gradient over the root of the sum of all squared gradients.
+
+    ::
+
+        s += g^2
+        p -= lr_t*g/(sqrt(s + eps_root) + eps), lr_t = lr/(1 + (t - 1)*lr_decay)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Duchi et al. 2011; torch.optim.Adagrad.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.01
+        Learning rate. A finite number >= 0.
+    lr_decay : float or callable, default 0.0
+        Decay of the learning rate with the step. A finite number >= 0.
+    initial_accumulator_value : float or callable, default 0.0
+        What the sum of squares begins at. A finite number >= 0.
+    eps : float or callable, default 1e-10
+        Added to the denominator. A finite number >= 0.
+    eps_root : float or callable, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``sum``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adagrad(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.01,
+        *,
+        lr_decay: Value = 0.0,
+        initial_accumulator_value: Value = 0.0,
+        eps: Value = 1e-10,
+        eps_root: Value = 0.0,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class RowwiseAdagrad(Optimizer):
+    """Adagrad with one sum of squares for each row, for embedding tables.
+
+    ::
+
+        s += mean of g^2 over the row
+        p -= lr_t/(sqrt(s + eps_root) + eps)*g, lr_t = lr/(1 + (t - 1)*lr_decay)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    The state has one element for each row of the parameter (its first axis).
+
+    Source: Duchi et al. 2011, by row as FBGEMM's EXACT_ROWWISE_ADAGRAD.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.01
+        Learning rate. A finite number >= 0.
+    lr_decay : float or callable, default 0.0
+        Decay of the learning rate with the step. A finite number >= 0.
+    initial_accumulator_value : float or callable, default 0.0
+        What the sum of squares begins at. A finite number >= 0.
+    eps : float or callable, default 1e-10
+        Added to the denominator. A finite number >= 0.
+    eps_root : float or callable, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``sum`` (an element a row).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.RowwiseAdagrad(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.01,
+        *,
+        lr_decay: Value = 0.0,
+        initial_accumulator_value: Value = 0.0,
+        eps: Value = 1e-10,
+        eps_root: Value = 0.0,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adadelta(Optimizer):
+    """The gradient times the root of the average squared step over that of the average squared
+    gradient.
+
+    ::
+
+        s = rho*s + (1 - rho)*g^2
+        d = sqrt(u + eps)/sqrt(s + eps)*g
+        u = rho*u + (1 - rho)*d^2
+        p -= lr*d
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Zeiler 2012, arXiv:1212.5701; torch.optim.Adadelta.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 1.0
+        Learning rate. A finite number >= 0.
+    rho : float or callable, default 0.9
+        Decay rate of both averages. A number in [0, 1].
+    eps : float or callable, default 1e-06
+        Added under both square roots. A finite number >= 0.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``square_avg``, ``acc_delta``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adadelta(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.999684, -1.999684]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 1.0,
+        *,
+        rho: Value = 0.9,
+        eps: Value = 1e-06,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class RMSprop(Optimizer):
+    """The gradient over the root of the average squared gradient.
+
+    ::
+
+        s = alpha*s + (1 - alpha)*g^2
+        p -= lr*g/(sqrt(s + eps_root) + eps)
+
+    With ``momentum=0.9``: RMSprop with momentum: a decaying sum of its steps.
+
+    ::
+
+        s = alpha*s + (1 - alpha)*g^2
+        b = momentum*b + g/(sqrt(s + eps_root) + eps)
+        p -= lr*b
+
+    With ``centered=True``: RMSprop with the gradient's variance in place of its mean square.
+
+    ::
+
+        as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
+
+    With ``momentum=0.9, centered=True``: Centered RMSprop with momentum: a decaying sum of its
+    steps.
+
+    ::
+
+        as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``lr_inside=True`` is the form of Graves, Keras, optax and TensorFlow: b = momentum*b +
+    lr*g/(...); p -= b.
+
+    torch does not clamp the variance at 0, and gives NaN where rounding makes it negative.
+
+    Source: Tieleman and Hinton 2012, lecture 6.5; torch.optim.RMSprop;
+    torch.optim.RMSprop(momentum=); Graves 2013, arXiv:1308.0850;
+    torch.optim.RMSprop(centered=True); torch.optim.RMSprop(centered=True, momentum=).
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.01
+        Learning rate. A finite number >= 0.
+    alpha : float or callable, default 0.99
+        Decay rate of the averages. A finite number >= 0.
+    initial_square_avg : float or callable, default 0.0
+        What the average of squares begins at: 1 in TensorFlow 1. A finite number >= 0.
+    eps : float or callable, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float or callable, default 0.0
+        Added under the square root. A finite number >= 0.
+    momentum : float or callable, default 0.0
+        Decay rate of the velocity. A finite number >= 0.
+    lr_inside : bool, default False
+        The velocity accumulates steps, lr and all (differs once lr changes).
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    centered : bool, default False
+        Chooses the rule, as above.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``square_avg``; ``square_avg``, ``momentum_buffer`` with
+        ``momentum=0.9``; ``square_avg``, ``grad_avg`` with ``centered=True``; ``square_avg``,
+        ``momentum_buffer``, ``grad_avg`` with ``momentum=0.9, centered=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.RMSprop(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.0, -1.0]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.01,
+        *,
+        alpha: Value = 0.99,
+        initial_square_avg: Value = 0.0,
+        eps: Value = 1e-08,
+        eps_root: Value = 0.0,
+        momentum: Value = 0.0,
+        lr_inside: bool = False,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        centered: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class FTRL(Optimizer):
+    """Follow the regularised leader: Adagrad's rates, and parameters that an L1 penalty makes exactly
+    0.
+
+    ::
+
+        z += g - (sqrt(n + g^2) - sqrt(n))/lr*p
+        n += g^2
+        p = 0 where |z| <= l1, else (sign(z)*l1 - z)/((beta + sqrt(n))/lr + l2)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is
+    forgotten, but for its part in z. At ``lr=0`` all stays as it is. Keras's and TensorFlow's l2 is
+    half of this one.
+
+    Source: McMahan et al. 2013, Ad click prediction, algorithm 1.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate (alpha in the paper). A finite number >= 0.
+    initial_accumulator_value : float or callable, default 0.0
+        What n begins at. A finite number >= 0.
+    beta : float or callable, default 1.0
+        Added to the square root of n. A finite number >= 0.
+    l1 : float or callable, default 0.0
+        L1 penalty, which makes parameters exactly 0. A finite number >= 0.
+    l2 : float or callable, default 0.0
+        L2 penalty, on the parameter that the sums lead to. A finite number >= 0.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``accumulator``, ``linear``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.FTRL(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.6, -1.52]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        initial_accumulator_value: Value = 0.0,
+        beta: Value = 1.0,
+        l1: Value = 0.0,
+        l2: Value = 0.0,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adam(Optimizer):
+    """The average gradient over the root of the average squared gradient, both corrected for their
+    start at 0.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    With ``amsgrad=True``: Adam with the largest average of squares so far, so that no element's
+    rate grows again.
+
+    ::
+
+        as adam, with x = max(x, v) in place of v
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the
+    paper's form, ``max_corrected=True`` optax's.
+
+    Source: Kingma and Ba 2015, arXiv:1412.6980; torch.optim.Adam; Reddi et al. 2018,
+    arXiv:1904.09237; torch.optim.Adam(amsgrad=True).
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float or callable, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float or callable, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    max_corrected : bool, default False
+        Take the maximum over v^, not over v, which is then corrected.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    amsgrad : bool, default False
+        Chooses the rule, as above.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+        ``max_exp_avg_sq`` with ``amsgrad=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adam(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-08,
+        eps_root: Value = 0.0,
+        bias_correction: bool = True,
+        eps_hat: bool = False,
+        max_corrected: bool = False,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        amsgrad: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AMSGrad(Optimizer):
+    """Adam with the largest average of squares so far, so that no element's rate grows again.
+
+    ::
+
+        as adam, with x = max(x, v) in place of v
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the
+    paper's form, ``max_corrected=True`` optax's.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    Source: Reddi et al. 2018, arXiv:1904.09237; torch.optim.Adam(amsgrad=True).
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float or callable, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float or callable, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    max_corrected : bool, default False
+        Take the maximum over v^, not over v, which is then corrected.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.AMSGrad(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-08,
+        eps_root: Value = 0.0,
+        bias_correction: bool = True,
+        eps_hat: bool = False,
+        max_corrected: bool = False,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay: each step shrinks the parameter by lr*weight_decay of itself.
+
+    ::
+
+        p -= lr*weight_decay*p, then as adam
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    With ``amsgrad=True``: AMSGrad with decoupled weight decay.
+
+    ::
+
+        p -= lr*weight_decay*p, then as amsgrad
+
+    and amsgrad is
+
+    ::
+
+        as adam, with x = max(x, v) in place of v
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the
+    paper's form, ``max_corrected=True`` optax's.
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW;
+    torch.optim.AdamW(amsgrad=True).
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float or callable, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float or callable, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    max_corrected : bool, default False
+        Take the maximum over v^, not over v, which is then corrected.
+    weight_decay : float or callable, default 0.01
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    amsgrad : bool, default False
+        Chooses the rule, as above.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+        ``max_exp_avg_sq`` with ``amsgrad=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.AdamW(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.899, -1.898]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-08,
+        eps_root: Value = 0.0,
+        bias_correction: bool = True,
+        eps_hat: bool = False,
+        max_corrected: bool = False,
+        weight_decay: Value = 0.01,
+        maximize: bool = False,
+        amsgrad: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adamax(Optimizer):
+    """Adam with a decaying maximum of the gradient's magnitude in place of the root of the average
+    square.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        u = max(beta2*u, |g| + eps)
+        p -= lr/(1 - beta1^t)*m/u
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``eps=0`` is the paper's form; there u = 0 gives a zero update. ``eps_outside=True`` is Keras's:
+    u = max(beta2*u, |g|); p -= lr/(1 - beta1^t)*m/(u + eps).
+
+    Source: Kingma and Ba 2015, section 7.1; torch.optim.Adamax.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.002
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float or callable, default 1e-08
+        Added to |g| in the maximum. A finite number >= 0.
+    eps_outside : bool, default False
+        Add eps to the maximum instead.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_inf``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adamax(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.002,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-08,
+        eps_outside: bool = False,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class NAdam(Optimizer):
+    """Adam with Nesterov's momentum, under a schedule of its own.
+
+    ::
+
+        m, v as adam
+        mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2)
+        p -= lr*(mu_{t+1}*m/(1 - prod mu_{<=t+1}) + (1 - mu_t)*g/(1 - prod mu_{<=t}))/(sqrt(v^) + eps)
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``momentum_decay=1`` is Keras's form, ``math.inf``, a constant momentum, optax's; with ``None``
+    p -= lr*(beta1*m^ + (1 - beta1)*g/(1 - beta1^t))/(sqrt(v^) + eps), the form of Ruder's overview.
+
+    Source: Dozat 2016; torch.optim.NAdam.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.002
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float or callable, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    momentum_decay : float or callable or None, default 0.004
+        Psi; infinity: a constant momentum, beta1; None: the same in Ruder's form. A finite number
+        >= 0, infinity.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step`` and ``mu_product``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.NAdam(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.894355, -1.894355]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.002,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-08,
+        momentum_decay: Value | None = 0.004,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class QHAdam(Optimizer):
+    """Quasi-hyperbolic Adam: weighted means of the gradient and its average, and of their squares.
+
+    ::
+
+        as adam, with (1 - nu1)*g + nu1*m^ in place of m^ and (1 - nu2)*g^2 + nu2*v^ in place of v^
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    nus = (1, 1) is Adam; the paper recommends (0.7, 1) with betas (0.995, 0.999).
+
+    Source: Ma and Yarats 2019, arXiv:1810.06801.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float or callable, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    nus : pair of float or callable, default (1.0, 1.0)
+        Weight of the average against the gradient; weight of the average against the squared
+        gradient. Each a number in [0, 1].
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.QHAdam(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-08,
+        nus: ValuePair = (1.0, 1.0),
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AdaBound(Optimizer):
+    """Adam whose rates are clamped between bounds that close in on the rate of an SGD.
+
+    ::
+
+        m, v as adam
+        r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
+        p -= r*m
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Luo et al. 2019, arXiv:1902.09843; the authors' package adabound.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float or callable, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    final_lr : float or callable, default 0.1
+        The learning rate of the SGD that the rule goes over into. A finite number >= 0.
+    gamma : float or callable, default 0.001
+        How fast the bounds close. A finite number > 0.
+    base_lr : float or callable or None, default None
+        The lr that final_lr belongs to; None: lr itself. A finite number > 0.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.AdaBound(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-08,
+        final_lr: Value = 0.1,
+        gamma: Value = 0.001,
+        base_lr: Value | None = None,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AMSBound(Optimizer):
+    """AdaBound with the largest average of squares so far.
+
+    ::
+
+        as adabound, with x = max(x, v) in place of v
+
+    and adabound is
+
+    ::
+
+        m, v as adam
+        r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
+        p -= r*m
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Luo et al. 2019, arXiv:1902.09843; the authors' package adabound (amsbound=True).
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float or callable, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    final_lr : float or callable, default 0.1
+        The learning rate of the SGD that the rule goes over into. A finite number >= 0.
+    gamma : float or callable, default 0.001
+        How fast the bounds close. A finite number > 0.
+    base_lr : float or callable or None, default None
+        The lr that final_lr belongs to; None: lr itself. A finite number > 0.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
+        methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.AMSBound(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-08,
+        final_lr: Value = 0.1,
+        gamma: Value = 0.001,
+        base_lr: Value | None = None,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...

@@ -1,0 +1,1815 @@
+"""The rules as functions: one call, one step, in place, no objects.
+
+Every rule of `fastopt.RULES` has its function here, made from the table, such as::
+
+    adam(param, grad, exp_avg, exp_avg_sq, *, step, lr=1e-3, beta1=0.9, ...)
+
+``param`` and the others are arrays, or equally long lists of arrays: one call updates them all. All functions take:
+
+param, grad, states : array, or list of arrays
+    Of one shape; all but ``grad`` are written. Each is float32, bfloat16 or float16, in any combination, and the update
+    is computed in float32; or all are float64. A state may be in blocks of 8-bit floats: bytes as `fastopt.Adam` with
+    ``state_dtype="8bit"`` keeps them. ``grad`` may be a `fastopt.RowSparse`.
+step : int
+    The 1-based number of this step.
+hyper-parameters : float or bool
+    By keyword. There are no schedules: each call has its own values.
+grad_scale : float, default 1.0
+    What the gradient is multiplied by, within the pass.
+backend : str, optional
+    "native", "numba" or "numba-cuda"; by default the process's choice, else by the arrays.
+threads : int, optional
+    At most so many threads; by default `fastopt.get_num_threads`.
+
+What is wrong is a ValueError or TypeError before any byte is written; the message names the argument, what was found
+and what would do."""
+
+# Written by: python -m fastopt.generate
+
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+from ._types import Array, Gradient, Number, Numbers
+
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound']
+
+def sgd(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of sgd, in place.
+
+    Stochastic gradient descent: a step against the gradient.
+
+    ::
+
+        p -= lr*g
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Robbins and Monro 1951; torch.optim.SGD.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> fastopt.functional.sgd(p, 2 * p, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+def momentum(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    momentum_buffer: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    momentum: Number = 0.9,
+    dampening: Number = 0.0,
+    lr_inside: bool = False,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of momentum, in place.
+
+    Gradient descent with momentum: a step against a decaying sum of the gradients.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*b
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``lr_inside=True`` is the form of Ruder's overview and of Keras: b = momentum*b + lr*g; p -= b.
+
+    Source: Polyak 1964; torch.optim.SGD(momentum=).
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    momentum_buffer : array, or list of arrays
+        Updated too: ``momentum_buffer``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the velocity. A finite number >= 0.
+    dampening : float, default 0.0
+        The gradient enters the velocity times 1 - dampening, from the second step on.
+    lr_inside : bool, default False
+        The velocity accumulates lr*g instead of g (differs once lr changes).
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, momentum_buffer = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.momentum(p, 2 * p, momentum_buffer, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+def nesterov(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    momentum_buffer: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    momentum: Number = 0.9,
+    dampening: Number = 0.0,
+    lr_inside: bool = False,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of nesterov, in place.
+
+    Nesterov's accelerated gradient: momentum, with the gradient at the point ahead.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*(g + momentum*b)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    The parameter array holds the look-ahead point theta - momentum*v of the literal form v =
+    momentum*v + lr*grad(theta - momentum*v); theta -= v, at which the gradient is to be taken.
+
+    Source: Nesterov 1983, in the form of Sutskever et al. 2013; torch.optim.SGD(nesterov=True).
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    momentum_buffer : array, or list of arrays
+        Updated too: ``momentum_buffer``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the velocity. A finite number >= 0.
+    dampening : float, default 0.0
+        The gradient enters the velocity times 1 - dampening, from the second step on.
+    lr_inside : bool, default False
+        The velocity accumulates lr*g instead of g (differs once lr changes).
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, momentum_buffer = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.nesterov(p, 2 * p, momentum_buffer, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.62, -1.24]
+    """
+
+def qhm(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    momentum_buffer: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number,
+    momentum: Number = 0.999,
+    nu: Number = 0.7,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of qhm, in place.
+
+    Quasi-hyperbolic momentum: a step against a weighted mean of the gradient and its average.
+
+    ::
+
+        b = momentum*b + (1 - momentum)*g
+        p -= lr*(nu*b + (1 - nu)*g)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Ma and Yarats 2019, arXiv:1810.06801.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    momentum_buffer : array, or list of arrays
+        Updated too: ``momentum_buffer``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.999
+        Decay rate of the gradient's average (beta in the paper). A number in [0, 1).
+    nu : float, default 0.7
+        Weight of the average against the gradient. A number in [0, 1].
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, momentum_buffer = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.qhm(p, 2 * p, momentum_buffer, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.93986, -1.87972]
+    """
+
+def aggmo(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    momentum_buffer: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    betas: Numbers = (0.0, 0.9, 0.99),
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of aggmo, in place.
+
+    Aggregated momentum: a step against the mean of several velocities, each with its own decay
+    rate.
+
+    ::
+
+        b_k = beta_k*b_k + g for each k
+        p -= lr/K * sum of b_k
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    The state has shape (K, *shape of the parameter). Velocities are subtracted one after the other.
+
+    Source: Lucas et al. 2019, arXiv:1804.00325.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    momentum_buffer : array, or list of arrays
+        Updated too: ``momentum_buffer`` (of shape (number of betas, ...)). States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : sequence of float, default (0.0, 0.9, 0.99)
+        Decay rates of the K velocities. Each a number in [0, 1).
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, momentum_buffer = np.array([1.0, -2.0]), np.zeros((3, 2))
+    >>> fastopt.functional.aggmo(p, 2 * p, momentum_buffer, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+def adagrad(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    sum: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    lr_decay: Number = 0.0,
+    eps: Number = 1e-10,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adagrad, in place.
+
+    The gradient over the root of the sum of all squared gradients.
+
+    ::
+
+        s += g^2
+        p -= lr_t*g/(sqrt(s + eps_root) + eps), lr_t = lr/(1 + (t - 1)*lr_decay)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Duchi et al. 2011; torch.optim.Adagrad.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    sum : array, or list of arrays
+        Updated too: ``sum``. States begin at zero, sum at the class's initial_accumulator_value.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    lr_decay : float, default 0.0
+        Decay of the learning rate with the step. A finite number >= 0.
+    eps : float, default 1e-10
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, sum = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.adagrad(p, 2 * p, sum, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def rowwise_adagrad(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    sum: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    lr_decay: Number = 0.0,
+    eps: Number = 1e-10,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of rowwise_adagrad, in place.
+
+    Adagrad with one sum of squares for each row, for embedding tables.
+
+    ::
+
+        s += mean of g^2 over the row
+        p -= lr_t/(sqrt(s + eps_root) + eps)*g, lr_t = lr/(1 + (t - 1)*lr_decay)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    The state has one element for each row of the parameter (its first axis).
+
+    Source: Duchi et al. 2011, by row as FBGEMM's EXACT_ROWWISE_ADAGRAD.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    sum : array, or list of arrays
+        Updated too: ``sum`` (an element a row). States begin at zero, sum at the class's
+        initial_accumulator_value.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    lr_decay : float, default 0.0
+        Decay of the learning rate with the step. A finite number >= 0.
+    eps : float, default 1e-10
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, sum = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.rowwise_adagrad(p, 2 * p, sum, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def adadelta(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    square_avg: Array | Sequence[Array],
+    acc_delta: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 1.0,
+    rho: Number = 0.9,
+    eps: Number = 1e-06,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adadelta, in place.
+
+    The gradient times the root of the average squared step over that of the average squared
+    gradient.
+
+    ::
+
+        s = rho*s + (1 - rho)*g^2
+        d = sqrt(u + eps)/sqrt(s + eps)*g
+        u = rho*u + (1 - rho)*d^2
+        p -= lr*d
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Zeiler 2012, arXiv:1212.5701; torch.optim.Adadelta.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    square_avg, acc_delta : array, or list of arrays
+        Updated too: ``square_avg``, ``acc_delta``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 1.0
+        Learning rate. A finite number >= 0.
+    rho : float, default 0.9
+        Decay rate of both averages. A number in [0, 1].
+    eps : float, default 1e-06
+        Added under both square roots. A finite number >= 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, square_avg, acc_delta = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.adadelta(p, 2 * p, square_avg, acc_delta, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.999684, -1.999684]
+    """
+
+def rmsprop(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    square_avg: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    alpha: Number = 0.99,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of rmsprop, in place.
+
+    The gradient over the root of the average squared gradient.
+
+    ::
+
+        s = alpha*s + (1 - alpha)*g^2
+        p -= lr*g/(sqrt(s + eps_root) + eps)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Tieleman and Hinton 2012, lecture 6.5; torch.optim.RMSprop.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    square_avg : array, or list of arrays
+        Updated too: ``square_avg``. States begin at zero, square_avg at the class's
+        initial_square_avg.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    alpha : float, default 0.99
+        Decay rate of the averages. A finite number >= 0.
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, square_avg = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.rmsprop(p, 2 * p, square_avg, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.0, -1.0]
+    """
+
+def rmsprop_momentum(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    square_avg: Array | Sequence[Array],
+    momentum_buffer: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    alpha: Number = 0.99,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    momentum: Number = 0.9,
+    lr_inside: bool = False,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of rmsprop_momentum, in place.
+
+    RMSprop with momentum: a decaying sum of its steps.
+
+    ::
+
+        s = alpha*s + (1 - alpha)*g^2
+        b = momentum*b + g/(sqrt(s + eps_root) + eps)
+        p -= lr*b
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``lr_inside=True`` is the form of Graves, Keras, optax and TensorFlow: b = momentum*b +
+    lr*g/(...); p -= b.
+
+    Source: Tieleman and Hinton 2012, lecture 6.5; torch.optim.RMSprop(momentum=).
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    square_avg, momentum_buffer : array, or list of arrays
+        Updated too: ``square_avg``, ``momentum_buffer``. States begin at zero, square_avg at the
+        class's initial_square_avg.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    alpha : float, default 0.99
+        Decay rate of the averages. A finite number >= 0.
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the velocity. A finite number >= 0.
+    lr_inside : bool, default False
+        The velocity accumulates steps, lr and all (differs once lr changes).
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, square_avg, momentum_buffer = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.rmsprop_momentum(p, 2 * p, square_avg, momentum_buffer, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.0, -1.0]
+    """
+
+def rmsprop_centered(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    square_avg: Array | Sequence[Array],
+    grad_avg: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    alpha: Number = 0.99,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of rmsprop_centered, in place.
+
+    RMSprop with the gradient's variance in place of its mean square.
+
+    ::
+
+        as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
+
+    and rmsprop is
+
+    ::
+
+        s = alpha*s + (1 - alpha)*g^2
+        p -= lr*g/(sqrt(s + eps_root) + eps)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    torch does not clamp the variance at 0, and gives NaN where rounding makes it negative.
+
+    Source: Graves 2013, arXiv:1308.0850; torch.optim.RMSprop(centered=True).
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    square_avg, grad_avg : array, or list of arrays
+        Updated too: ``square_avg``, ``grad_avg``. States begin at zero, square_avg at the class's
+        initial_square_avg.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    alpha : float, default 0.99
+        Decay rate of the averages. A finite number >= 0.
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, square_avg, grad_avg = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.rmsprop_centered(p, 2 * p, square_avg, grad_avg, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [-0.005038, -0.994962]
+    """
+
+def rmsprop_centered_momentum(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    square_avg: Array | Sequence[Array],
+    momentum_buffer: Array | Sequence[Array],
+    grad_avg: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    alpha: Number = 0.99,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    momentum: Number = 0.9,
+    lr_inside: bool = False,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of rmsprop_centered_momentum, in place.
+
+    Centered RMSprop with momentum: a decaying sum of its steps.
+
+    ::
+
+        as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
+
+    and rmsprop_momentum is
+
+    ::
+
+        s = alpha*s + (1 - alpha)*g^2
+        b = momentum*b + g/(sqrt(s + eps_root) + eps)
+        p -= lr*b
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``lr_inside=True`` is the form of Graves, Keras, optax and TensorFlow: b = momentum*b +
+    lr*g/(...); p -= b.
+
+    torch does not clamp the variance at 0, and gives NaN where rounding makes it negative.
+
+    Source: Graves 2013, arXiv:1308.0850; torch.optim.RMSprop(centered=True, momentum=).
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    square_avg, momentum_buffer, grad_avg : array, or list of arrays
+        Updated too: ``square_avg``, ``momentum_buffer``, ``grad_avg``. States begin at zero,
+        square_avg at the class's initial_square_avg.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    alpha : float, default 0.99
+        Decay rate of the averages. A finite number >= 0.
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the velocity. A finite number >= 0.
+    lr_inside : bool, default False
+        The velocity accumulates steps, lr and all (differs once lr changes).
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, square_avg, momentum_buffer, grad_avg = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.rmsprop_centered_momentum(p, 2 * p, square_avg, momentum_buffer, grad_avg, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [-0.005038, -0.994962]
+    """
+
+def ftrl(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    accumulator: Array | Sequence[Array],
+    linear: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta: Number = 1.0,
+    l1: Number = 0.0,
+    l2: Number = 0.0,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of ftrl, in place.
+
+    Follow the regularised leader: Adagrad's rates, and parameters that an L1 penalty makes exactly
+    0.
+
+    ::
+
+        z += g - (sqrt(n + g^2) - sqrt(n))/lr*p
+        n += g^2
+        p = 0 where |z| <= l1, else (sign(z)*l1 - z)/((beta + sqrt(n))/lr + l2)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is
+    forgotten, but for its part in z. At ``lr=0`` all stays as it is. Keras's and TensorFlow's l2 is
+    half of this one.
+
+    Source: McMahan et al. 2013, Ad click prediction, algorithm 1.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    accumulator, linear : array, or list of arrays
+        Updated too: ``accumulator``, ``linear``. States begin at zero, accumulator at the class's
+        initial_accumulator_value.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate (alpha in the paper). A finite number >= 0.
+    beta : float, default 1.0
+        Added to the square root of n. A finite number >= 0.
+    l1 : float, default 0.0
+        L1 penalty, which makes parameters exactly 0. A finite number >= 0.
+    l2 : float, default 0.0
+        L2 penalty, on the parameter that the sums lead to. A finite number >= 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, accumulator, linear = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.ftrl(p, 2 * p, accumulator, linear, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.6, -1.52]
+    """
+
+def adam(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adam, in place.
+
+    The average gradient over the root of the average squared gradient, both corrected for their
+    start at 0.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    Source: Kingma and Ba 2015, arXiv:1412.6980; torch.optim.Adam.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq : array, or list of arrays
+        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.adam(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def amsgrad(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    max_exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    max_corrected: bool = False,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of amsgrad, in place.
+
+    Adam with the largest average of squares so far, so that no element's rate grows again.
+
+    ::
+
+        as adam, with x = max(x, v) in place of v
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the
+    paper's form, ``max_corrected=True`` optax's.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    Source: Reddi et al. 2018, arXiv:1904.09237; torch.optim.Adam(amsgrad=True).
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq, max_exp_avg_sq : array, or list of arrays
+        Updated too: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    max_corrected : bool, default False
+        Take the maximum over v^, not over v, which is then corrected.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq, max_exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.amsgrad(p, 2 * p, exp_avg, exp_avg_sq, max_exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def adamw(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    weight_decay: Number = 0.01,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adamw, in place.
+
+    Adam with decoupled weight decay: each step shrinks the parameter by lr*weight_decay of itself.
+
+    ::
+
+        p -= lr*weight_decay*p, then as adam
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq : array, or list of arrays
+        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    weight_decay : float, default 0.01
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.adamw(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.899, -1.898]
+    """
+
+def adamw_amsgrad(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    max_exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    max_corrected: bool = False,
+    weight_decay: Number = 0.01,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adamw_amsgrad, in place.
+
+    AMSGrad with decoupled weight decay.
+
+    ::
+
+        p -= lr*weight_decay*p, then as amsgrad
+
+    and amsgrad is
+
+    ::
+
+        as adam, with x = max(x, v) in place of v
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the
+    paper's form, ``max_corrected=True`` optax's.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW(amsgrad=True).
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq, max_exp_avg_sq : array, or list of arrays
+        Updated too: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    max_corrected : bool, default False
+        Take the maximum over v^, not over v, which is then corrected.
+    weight_decay : float, default 0.01
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq, max_exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.adamw_amsgrad(p, 2 * p, exp_avg, exp_avg_sq, max_exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.899, -1.898]
+    """
+
+def adamax(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_inf: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.002,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    eps_outside: bool = False,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adamax, in place.
+
+    Adam with a decaying maximum of the gradient's magnitude in place of the root of the average
+    square.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        u = max(beta2*u, |g| + eps)
+        p -= lr/(1 - beta1^t)*m/u
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``eps=0`` is the paper's form; there u = 0 gives a zero update. ``eps_outside=True`` is Keras's:
+    u = max(beta2*u, |g|); p -= lr/(1 - beta1^t)*m/(u + eps).
+
+    Source: Kingma and Ba 2015, section 7.1; torch.optim.Adamax.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_inf : array, or list of arrays
+        Updated too: ``exp_avg``, ``exp_inf``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.002
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to |g| in the maximum. A finite number >= 0.
+    eps_outside : bool, default False
+        Add eps to the maximum instead.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_inf = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.adamax(p, 2 * p, exp_avg, exp_inf, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def nadam(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.002,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    momentum_decay: Number | None = 0.004,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    mu_product: Number | None = None,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of nadam, in place.
+
+    Adam with Nesterov's momentum, under a schedule of its own.
+
+    ::
+
+        m, v as adam
+        mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2)
+        p -= lr*(mu_{t+1}*m/(1 - prod mu_{<=t+1}) + (1 - mu_t)*g/(1 - prod mu_{<=t}))/(sqrt(v^) + eps)
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``momentum_decay=1`` is Keras's form, ``math.inf``, a constant momentum, optax's; with ``None``
+    p -= lr*(beta1*m^ + (1 - beta1)*g/(1 - beta1^t))/(sqrt(v^) + eps), the form of Ruder's overview.
+
+    Source: Dozat 2016; torch.optim.NAdam.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq : array, or list of arrays
+        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.002
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    momentum_decay : float or None, default 0.004
+        Psi; infinity: a constant momentum, beta1; None: the same in Ruder's form. A finite number
+        >= 0, infinity.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    mu_product : float, optional
+        Its value before this step; by default that of constant hyper-parameters.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.nadam(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.894355, -1.894355]
+    """
+
+def qhadam(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    nu1: Number = 1.0,
+    nu2: Number = 1.0,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of qhadam, in place.
+
+    Quasi-hyperbolic Adam: weighted means of the gradient and its average, and of their squares.
+
+    ::
+
+        as adam, with (1 - nu1)*g + nu1*m^ in place of m^ and (1 - nu2)*g^2 + nu2*v^ in place of v^
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    nus = (1, 1) is Adam; the paper recommends (0.7, 1) with betas (0.995, 0.999).
+
+    Source: Ma and Yarats 2019, arXiv:1810.06801.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq : array, or list of arrays
+        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    nu1 : float, default 1.0
+        Weight of the average against the gradient. A number in [0, 1].
+    nu2 : float, default 1.0
+        Weight of the average against the squared gradient. A number in [0, 1].
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.qhadam(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def adabound(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    final_lr: Number = 0.1,
+    gamma: Number = 0.001,
+    base_lr: Number | None = None,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adabound, in place.
+
+    Adam whose rates are clamped between bounds that close in on the rate of an SGD.
+
+    ::
+
+        m, v as adam
+        r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
+        p -= r*m
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Luo et al. 2019, arXiv:1902.09843; the authors' package adabound.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq : array, or list of arrays
+        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    final_lr : float, default 0.1
+        The learning rate of the SGD that the rule goes over into. A finite number >= 0.
+    gamma : float, default 0.001
+        How fast the bounds close. A finite number > 0.
+    base_lr : float or None, default None
+        The lr that final_lr belongs to; None: lr itself. A finite number > 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.adabound(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def amsbound(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    max_exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    final_lr: Number = 0.1,
+    gamma: Number = 0.001,
+    base_lr: Number | None = None,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of amsbound, in place.
+
+    AdaBound with the largest average of squares so far.
+
+    ::
+
+        as adabound, with x = max(x, v) in place of v
+
+    and adabound is
+
+    ::
+
+        m, v as adam
+        r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
+        p -= r*m
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Luo et al. 2019, arXiv:1902.09843; the authors' package adabound (amsbound=True).
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq, max_exp_avg_sq : array, or list of arrays
+        Updated too: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``. States begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    final_lr : float, default 0.1
+        The learning rate of the SGD that the rule goes over into. A finite number >= 0.
+    gamma : float, default 0.001
+        How fast the bounds close. A finite number > 0.
+    base_lr : float or None, default None
+        The lr that final_lr belongs to; None: lr itself. A finite number > 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    more : optional
+        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
+        may be.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq, max_exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.amsbound(p, 2 * p, exp_avg, exp_avg_sq, max_exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """

@@ -1,0 +1,2193 @@
+"""Optimizers for PyTorch: under torch's names and with torch's arguments, so that the import line is all that changes.
+
+::
+
+    from fastopt import torch as optim  # was: from torch import optim
+
+    optimizer = optim.AdamW(model.parameters(), lr=1e-3)
+
+Every class is a `torch.optim.Optimizer`: parameter groups, closures, hooks, every ``torch.optim.lr_scheduler``,
+``torch.amp.GradScaler``, copying and pickling work as they do there, and state dicts go both ways between a class and
+torch's class of the same name. Tensors are updated where they are, never copied."""
+
+# Written by: python -m fastopt.generate
+
+# of torch 2.13
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, SupportsIndex
+
+import torch
+from torch.optim import ASGD as ASGD, Adafactor as Adafactor, LBFGS as LBFGS, RAdam as RAdam, Rprop as Rprop, lr_scheduler as lr_scheduler, swa_utils as swa_utils
+from torch.optim.optimizer import ParamsT
+
+from ._types import Number, NumberPair, Numbers, StateDtype
+
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'ASGD', 'Adafactor', 'LBFGS', 'RAdam', 'Rprop', 'lr_scheduler', 'swa_utils']
+
+class Optimizer(torch.optim.Optimizer):
+    """What every class does and takes beside what is torch.optim.Optimizer's. The classes come from the rule table.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        float32, float64, bfloat16 or float16 tensors, of one device, updated in place.
+    hyper-parameters : float, bool or Tensor
+        Those of the class: torch's, and by keyword what its rule has beyond them. Schedules are torch's, as
+        ``torch.optim.lr_scheduler``.
+    state_dtype, rounding, seed, first_element, ema_decay, backend, threads : optional
+        By keyword, as those of `fastopt.Optimizer`, which is the same for arrays without torch.
+
+    Attributes
+    ----------
+    param_groups : list of dict
+        Parameters with their hyper-parameters, as torch's.
+    state : mapping
+        For each parameter its state tensors, under torch's names.
+    last_grad_norm : float or None
+        The global norm of the gradients at the last ``step(max_norm=...)``, before clipping.
+    last_step_skipped : bool
+        Whether the last step did nothing, for a gradient was not finite: see ``step(skip_nonfinite=True)``; and
+        `torch.amp.GradScaler` too has steps skipped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A tensor or a hyper-parameter is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Adam([{"params": [w], "lr": 0.1}])
+    >>> w.square().sum().backward()
+    >>> opt.step(max_norm=1.0)
+    >>> [round(x, 6) for x in w.tolist()], round(opt.last_grad_norm, 6)
+    ([0.9, 0.9], 2.828427)
+    """
+
+    last_grad_norm: float | None
+    last_step_skipped: bool
+    def add_param_group(
+        self,
+        param_group: dict[str, Any],
+    ) -> None:
+        """Adds parameters with hyper-parameters of their own, as torch's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A parameter or a hyper-parameter is not what it must be; the message names it, and nothing has changed.
+        BackendUnavailable
+            A parameter is on a device for which there is no backend.
+        """
+
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+    ) -> Any:
+        """Updates every parameter that has a gradient, in one pass.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Computes the loss again, and its gradients.
+        max_norm : float, optional
+            Clips the gradients to this global norm within the pass, in place of ``clip_grad_norm_``, and without
+            changing them; see ``last_grad_norm``.
+        skip_nonfinite : bool
+            Does nothing where a gradient is not finite, which a reading pass finds out first; see
+            ``last_step_skipped``. (Nor where one's square is beyond float64.)
+        zero_grads : bool
+            Sets the gradients to zero, within the pass, in place of ``zero_grad(set_to_none=False)``; they may not
+            share memory then.
+
+        Returns
+        -------
+        The closure's result, or None.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient, a state or a hyper-parameter is not what it must be; no tensor has changed.
+        """
+
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+    ) -> None:
+        """Takes over a state dict: of this class, of torch's, or of fastopt's NumPy class of the same name.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            In torch's layout. Its tensors are copied, and converted to what this optimizer stores states in, be it
+            more or fewer bits; a ``compensation`` or ``master`` that it lacks begins at the parameter.
+            What is nobody's state here, as a user's own entries, is carried along.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Groups, parameters, step counts, state names, shapes or dtypes are not this optimizer's; nothing has
+            changed.
+        """
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: a step against the gradient.
+
+    ::
+
+        p -= lr*g
+
+    With ``momentum=0.9``: Gradient descent with momentum: a step against a decaying sum of the
+    gradients.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*b
+
+    With ``momentum=0.9, nesterov=True``: Nesterov's accelerated gradient: momentum, with the
+    gradient at the point ahead.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*(g + momentum*b)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    ``lr_inside=True`` is the form of Ruder's overview and of Keras: b = momentum*b + lr*g; p -= b.
+
+    The parameter array holds the look-ahead point theta - momentum*v of the literal form v =
+    momentum*v + lr*grad(theta - momentum*v); theta -= v, at which the gradient is to be taken.
+
+    Source: Robbins and Monro 1951; torch.optim.SGD; Polyak 1964; torch.optim.SGD(momentum=);
+    Nesterov 1983, in the form of Sutskever et al. 2013; torch.optim.SGD(nesterov=True).
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0
+        Decay rate of the velocity. A finite number >= 0.
+    dampening : float, default 0
+        The gradient enters the velocity times 1 - dampening, from the second step on.
+    weight_decay : float, default 0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    nesterov : bool, default False
+        Chooses the rule, as above.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    lr_inside : bool, default False
+        The velocity accumulates lr*g instead of g (differs once lr changes).
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: none; ``momentum_buffer`` with ``momentum=0.9``;
+        ``momentum_buffer`` with ``momentum=0.9, nesterov=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.SGD([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        momentum: Number = 0,
+        dampening: Number = 0,
+        weight_decay: Number = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        lr_inside: bool = False,
+        decoupled_weight_decay: bool = False,
+        capturable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Momentum(Optimizer):
+    """Gradient descent with momentum: a step against a decaying sum of the gradients.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*b
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    ``lr_inside=True`` is the form of Ruder's overview and of Keras: b = momentum*b + lr*g; p -= b.
+
+    Source: Polyak 1964; torch.optim.SGD(momentum=).
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the velocity. A finite number >= 0.
+    dampening : float, default 0.0
+        The gradient enters the velocity times 1 - dampening, from the second step on.
+    lr_inside : bool, default False
+        The velocity accumulates lr*g instead of g (differs once lr changes).
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Momentum([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        momentum: Number = 0.9,
+        dampening: Number = 0.0,
+        lr_inside: bool = False,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class NAG(Optimizer):
+    """Nesterov's accelerated gradient: momentum, with the gradient at the point ahead.
+
+    ::
+
+        b = momentum*b + (1 - dampening)*g, the first step b = g
+        p -= lr*(g + momentum*b)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    The parameter array holds the look-ahead point theta - momentum*v of the literal form v =
+    momentum*v + lr*grad(theta - momentum*v); theta -= v, at which the gradient is to be taken.
+
+    Source: Nesterov 1983, in the form of Sutskever et al. 2013; torch.optim.SGD(nesterov=True).
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the velocity. A finite number >= 0.
+    dampening : float, default 0.0
+        The gradient enters the velocity times 1 - dampening, from the second step on.
+    lr_inside : bool, default False
+        The velocity accumulates lr*g instead of g (differs once lr changes).
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.NAG([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.62, -1.24]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        momentum: Number = 0.9,
+        dampening: Number = 0.0,
+        lr_inside: bool = False,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class QHM(Optimizer):
+    """Quasi-hyperbolic momentum: a step against a weighted mean of the gradient and its average.
+
+    ::
+
+        b = momentum*b + (1 - momentum)*g
+        p -= lr*(nu*b + (1 - nu)*g)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    Source: Ma and Yarats 2019, arXiv:1810.06801.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.999
+        Decay rate of the gradient's average (beta in the paper). A number in [0, 1).
+    nu : float, default 0.7
+        Weight of the average against the gradient. A number in [0, 1].
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.QHM([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.93986, -1.87972]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number,
+        *,
+        momentum: Number = 0.999,
+        nu: Number = 0.7,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AggMo(Optimizer):
+    """Aggregated momentum: a step against the mean of several velocities, each with its own decay
+    rate.
+
+    ::
+
+        b_k = beta_k*b_k + g for each k
+        p -= lr/K * sum of b_k
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    The state has shape (K, *shape of the parameter). Velocities are subtracted one after the other.
+
+    Source: Lucas et al. 2019, arXiv:1804.00325.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : sequence of float, default (0.0, 0.9, 0.99)
+        Decay rates of the K velocities. Each a number in [0, 1).
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``momentum_buffer`` (of shape (number of betas, ...)).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.AggMo([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: Numbers = (0.0, 0.9, 0.99),
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adagrad(Optimizer):
+    """The gradient over the root of the sum of all squared gradients.
+
+    ::
+
+        s += g^2
+        p -= lr_t*g/(sqrt(s + eps_root) + eps), lr_t = lr/(1 + (t - 1)*lr_decay)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    Source: Duchi et al. 2011; torch.optim.Adagrad.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    lr_decay : float, default 0
+        Decay of the learning rate with the step. A finite number >= 0.
+    weight_decay : float, default 0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    initial_accumulator_value : float, default 0
+        What the sum of squares begins at. A finite number >= 0.
+    eps : float, default 1e-10
+        Added to the denominator. A finite number >= 0.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``sum``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Adagrad([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.01,
+        lr_decay: Number = 0,
+        weight_decay: Number = 0,
+        initial_accumulator_value: Number = 0,
+        eps: Number = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        eps_root: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        capturable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class RowwiseAdagrad(Optimizer):
+    """Adagrad with one sum of squares for each row, for embedding tables.
+
+    ::
+
+        s += mean of g^2 over the row
+        p -= lr_t/(sqrt(s + eps_root) + eps)*g, lr_t = lr/(1 + (t - 1)*lr_decay)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    The state has one element for each row of the parameter (its first axis).
+
+    Source: Duchi et al. 2011, by row as FBGEMM's EXACT_ROWWISE_ADAGRAD.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    lr_decay : float, default 0.0
+        Decay of the learning rate with the step. A finite number >= 0.
+    initial_accumulator_value : float, default 0.0
+        What the sum of squares begins at. A finite number >= 0.
+    eps : float, default 1e-10
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``sum`` (an element a row).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.RowwiseAdagrad([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.01,
+        *,
+        lr_decay: Number = 0.0,
+        initial_accumulator_value: Number = 0.0,
+        eps: Number = 1e-10,
+        eps_root: Number = 0.0,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adadelta(Optimizer):
+    """The gradient times the root of the average squared step over that of the average squared
+    gradient.
+
+    ::
+
+        s = rho*s + (1 - rho)*g^2
+        d = sqrt(u + eps)/sqrt(s + eps)*g
+        u = rho*u + (1 - rho)*d^2
+        p -= lr*d
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    Source: Zeiler 2012, arXiv:1212.5701; torch.optim.Adadelta.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 1.0
+        Learning rate. A finite number >= 0.
+    rho : float, default 0.9
+        Decay rate of both averages. A number in [0, 1].
+    eps : float, default 1e-06
+        Added under both square roots. A finite number >= 0.
+    weight_decay : float, default 0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``square_avg``, ``acc_delta``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Adadelta([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.999684, -1.999684]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1.0,
+        rho: Number = 0.9,
+        eps: Number = 1e-06,
+        weight_decay: Number = 0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        decoupled_weight_decay: bool = False,
+        fused: bool | None = None,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class RMSprop(Optimizer):
+    """The gradient over the root of the average squared gradient.
+
+    ::
+
+        s = alpha*s + (1 - alpha)*g^2
+        p -= lr*g/(sqrt(s + eps_root) + eps)
+
+    With ``momentum=0.9``: RMSprop with momentum: a decaying sum of its steps.
+
+    ::
+
+        s = alpha*s + (1 - alpha)*g^2
+        b = momentum*b + g/(sqrt(s + eps_root) + eps)
+        p -= lr*b
+
+    With ``centered=True``: RMSprop with the gradient's variance in place of its mean square.
+
+    ::
+
+        as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
+
+    With ``momentum=0.9, centered=True``: Centered RMSprop with momentum: a decaying sum of its
+    steps.
+
+    ::
+
+        as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    ``lr_inside=True`` is the form of Graves, Keras, optax and TensorFlow: b = momentum*b +
+    lr*g/(...); p -= b.
+
+    torch does not clamp the variance at 0, and gives NaN where rounding makes it negative.
+
+    Source: Tieleman and Hinton 2012, lecture 6.5; torch.optim.RMSprop;
+    torch.optim.RMSprop(momentum=); Graves 2013, arXiv:1308.0850;
+    torch.optim.RMSprop(centered=True); torch.optim.RMSprop(centered=True, momentum=).
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    alpha : float, default 0.99
+        Decay rate of the averages. A finite number >= 0.
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    weight_decay : float, default 0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    momentum : float, default 0
+        Decay rate of the velocity. A finite number >= 0.
+    centered : bool, default False
+        Chooses the rule, as above.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    initial_square_avg : float, default 0.0
+        What the average of squares begins at: 1 in TensorFlow 1. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    lr_inside : bool, default False
+        The velocity accumulates steps, lr and all (differs once lr changes).
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``square_avg``; ``square_avg``, ``momentum_buffer`` with
+        ``momentum=0.9``; ``square_avg``, ``grad_avg`` with ``centered=True``; ``square_avg``,
+        ``momentum_buffer``, ``grad_avg`` with ``momentum=0.9, centered=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.RMSprop([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.0, -1.0]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.01,
+        alpha: Number = 0.99,
+        eps: Number = 1e-08,
+        weight_decay: Number = 0,
+        momentum: Number = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        initial_square_avg: Number = 0.0,
+        eps_root: Number = 0.0,
+        lr_inside: bool = False,
+        decoupled_weight_decay: bool = False,
+        fused: bool | None = None,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class FTRL(Optimizer):
+    """Follow the regularised leader: Adagrad's rates, and parameters that an L1 penalty makes exactly
+    0.
+
+    ::
+
+        z += g - (sqrt(n + g^2) - sqrt(n))/lr*p
+        n += g^2
+        p = 0 where |z| <= l1, else (sign(z)*l1 - z)/((beta + sqrt(n))/lr + l2)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is
+    forgotten, but for its part in z. At ``lr=0`` all stays as it is. Keras's and TensorFlow's l2 is
+    half of this one.
+
+    Source: McMahan et al. 2013, Ad click prediction, algorithm 1.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate (alpha in the paper). A finite number >= 0.
+    initial_accumulator_value : float, default 0.0
+        What n begins at. A finite number >= 0.
+    beta : float, default 1.0
+        Added to the square root of n. A finite number >= 0.
+    l1 : float, default 0.0
+        L1 penalty, which makes parameters exactly 0. A finite number >= 0.
+    l2 : float, default 0.0
+        L2 penalty, on the parameter that the sums lead to. A finite number >= 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``accumulator``, ``linear``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.FTRL([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.6, -1.52]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        initial_accumulator_value: Number = 0.0,
+        beta: Number = 1.0,
+        l1: Number = 0.0,
+        l2: Number = 0.0,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adam(Optimizer):
+    """The average gradient over the root of the average squared gradient, both corrected for their
+    start at 0.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    With ``amsgrad=True``: Adam with the largest average of squares so far, so that no element's
+    rate grows again.
+
+    ::
+
+        as adam, with x = max(x, v) in place of v
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the
+    paper's form, ``max_corrected=True`` optax's.
+
+    Source: Kingma and Ba 2015, arXiv:1412.6980; torch.optim.Adam; Reddi et al. 2018,
+    arXiv:1904.09237; torch.optim.Adam(amsgrad=True).
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    weight_decay : float, default 0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    amsgrad : bool, default False
+        Chooses the rule, as above.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    max_corrected : bool, default False
+        Take the maximum over v^, not over v, which is then corrected.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+        ``max_exp_avg_sq`` with ``amsgrad=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Adam([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        weight_decay: Number = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        eps_root: Number = 0.0,
+        bias_correction: bool = True,
+        eps_hat: bool = False,
+        max_corrected: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AMSGrad(Optimizer):
+    """Adam with the largest average of squares so far, so that no element's rate grows again.
+
+    ::
+
+        as adam, with x = max(x, v) in place of v
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the
+    paper's form, ``max_corrected=True`` optax's.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    Source: Reddi et al. 2018, arXiv:1904.09237; torch.optim.Adam(amsgrad=True).
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    max_corrected : bool, default False
+        Take the maximum over v^, not over v, which is then corrected.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.AMSGrad([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        eps_root: Number = 0.0,
+        bias_correction: bool = True,
+        eps_hat: bool = False,
+        max_corrected: bool = False,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay: each step shrinks the parameter by lr*weight_decay of itself.
+
+    ::
+
+        p -= lr*weight_decay*p, then as adam
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    With ``amsgrad=True``: AMSGrad with decoupled weight decay.
+
+    ::
+
+        p -= lr*weight_decay*p, then as amsgrad
+
+    and amsgrad is
+
+    ::
+
+        as adam, with x = max(x, v) in place of v
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the
+    paper's form, ``max_corrected=True`` optax's.
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW;
+    torch.optim.AdamW(amsgrad=True).
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    weight_decay : float, default 0.01
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    amsgrad : bool, default False
+        Chooses the rule, as above.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default False
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    max_corrected : bool, default False
+        Take the maximum over v^, not over v, which is then corrected.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+        ``max_exp_avg_sq`` with ``amsgrad=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.AdamW([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.899, -1.898]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        weight_decay: Number = 0.01,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        eps_root: Number = 0.0,
+        bias_correction: bool = True,
+        eps_hat: bool = False,
+        max_corrected: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adamax(Optimizer):
+    """Adam with a decaying maximum of the gradient's magnitude in place of the root of the average
+    square.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        u = max(beta2*u, |g| + eps)
+        p -= lr/(1 - beta1^t)*m/u
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    ``eps=0`` is the paper's form; there u = 0 gives a zero update. ``eps_outside=True`` is Keras's:
+    u = max(beta2*u, |g|); p -= lr/(1 - beta1^t)*m/(u + eps).
+
+    Source: Kingma and Ba 2015, section 7.1; torch.optim.Adamax.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.002
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to |g| in the maximum. A finite number >= 0.
+    weight_decay : float, default 0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    eps_outside : bool, default False
+        Add eps to the maximum instead.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_inf``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Adamax([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.002,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        weight_decay: Number = 0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        eps_outside: bool = False,
+        decoupled_weight_decay: bool = False,
+        fused: bool | None = None,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class NAdam(Optimizer):
+    """Adam with Nesterov's momentum, under a schedule of its own.
+
+    ::
+
+        m, v as adam
+        mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2)
+        p -= lr*(mu_{t+1}*m/(1 - prod mu_{<=t+1}) + (1 - mu_t)*g/(1 - prod mu_{<=t}))/(sqrt(v^) + eps)
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    ``momentum_decay=1`` is Keras's form, ``math.inf``, a constant momentum, optax's; with ``None``
+    p -= lr*(beta1*m^ + (1 - beta1)*g/(1 - beta1^t))/(sqrt(v^) + eps), the form of Ruder's overview.
+
+    Source: Dozat 2016; torch.optim.NAdam.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.002
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    weight_decay : float, default 0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    momentum_decay : float or None, default 0.004
+        Psi; infinity: a constant momentum, beta1; None: the same in Ruder's form. A finite number
+        >= 0, infinity.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step`` and ``mu_product``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.NAdam([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.894355, -1.894355]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.002,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        weight_decay: Number = 0,
+        momentum_decay: Number | None = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class QHAdam(Optimizer):
+    """Quasi-hyperbolic Adam: weighted means of the gradient and its average, and of their squares.
+
+    ::
+
+        as adam, with (1 - nu1)*g + nu1*m^ in place of m^ and (1 - nu2)*g^2 + nu2*v^ in place of v^
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    nus = (1, 1) is Adam; the paper recommends (0.7, 1) with betas (0.995, 0.999).
+
+    Source: Ma and Yarats 2019, arXiv:1810.06801.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    nus : pair of float, default (1.0, 1.0)
+        Weight of the average against the gradient; weight of the average against the squared
+        gradient. Each a number in [0, 1].
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.QHAdam([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        nus: NumberPair = (1.0, 1.0),
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AdaBound(Optimizer):
+    """Adam whose rates are clamped between bounds that close in on the rate of an SGD.
+
+    ::
+
+        m, v as adam
+        r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
+        p -= r*m
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    Source: Luo et al. 2019, arXiv:1902.09843; the authors' package adabound.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    final_lr : float, default 0.1
+        The learning rate of the SGD that the rule goes over into. A finite number >= 0.
+    gamma : float, default 0.001
+        How fast the bounds close. A finite number > 0.
+    base_lr : float or None, default None
+        The lr that final_lr belongs to; None: lr itself. A finite number > 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.AdaBound([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        final_lr: Number = 0.1,
+        gamma: Number = 0.001,
+        base_lr: Number | None = None,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AMSBound(Optimizer):
+    """AdaBound with the largest average of squares so far.
+
+    ::
+
+        as adabound, with x = max(x, v) in place of v
+
+    and adabound is
+
+    ::
+
+        m, v as adam
+        r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
+        p -= r*m
+
+    and adam is
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    Source: Luo et al. 2019, arXiv:1902.09843; the authors' package adabound (amsbound=True).
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    final_lr : float, default 0.1
+        The learning rate of the SGD that the rule goes over into. A finite number >= 0.
+    gamma : float, default 0.001
+        How fast the bounds close. A finite number > 0.
+    base_lr : float or None, default None
+        The lr that final_lr belongs to; None: lr itself. A finite number > 0.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.AMSBound([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        final_lr: Number = 0.1,
+        gamma: Number = 0.001,
+        base_lr: Number | None = None,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class SparseAdam(Optimizer):
+    """The average gradient over the root of the average squared gradient, both corrected for their
+    start at 0.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    With ``amsgrad=True``: Adam with the largest average of squares so far, so that no element's
+    rate grows again.
+
+    ::
+
+        as adam, with x = max(x, v) in place of v
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    ``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: p -=
+    lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps).
+
+    As torch: the maximum is over the raw v and then corrected. ``bias_correction=False`` is the
+    paper's form, ``max_corrected=True`` optax's.
+
+    Source: Kingma and Ba 2015, arXiv:1412.6980; torch.optim.Adam; Reddi et al. 2018,
+    arXiv:1904.09237; torch.optim.Adam(amsgrad=True).
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    bias_correction : bool, default True
+        Divide the averages by 1 - beta^t.
+    eps_hat : bool, default True
+        Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
+    max_corrected : bool, default False
+        Take the maximum over v^, not over v, which is then corrected.
+    weight_decay : float, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    amsgrad : bool, default False
+        Chooses the rule, as above.
+    foreach : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    fused : bool, default None
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Must be False: CUDA graphs record no update on the CPU.
+    differentiable : bool, default False
+        Must be False: the update is done in place and autograd does not see it.
+    more : optional, by keyword
+        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
+        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+
+    Attributes
+    ----------
+    state : a mapping for each parameter
+        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+        ``max_exp_avg_sq`` with ``amsgrad=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.SparseAdam([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        maximize: bool = False,
+        *,
+        eps_root: Number = 0.0,
+        bias_correction: bool = True,
+        eps_hat: bool = True,
+        max_corrected: bool = False,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        amsgrad: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+def clip_grad_norm_(
+    parameters: torch.Tensor | Iterable[torch.Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    """Scales gradients in place so that their global norm is at most `max_norm`: torch.nn.utils.clip_grad_norm_.
+
+    ``optimizer.step(max_norm=...)`` has the same effect without a pass that writes the gradients.
+
+    Parameters
+    ----------
+    parameters : tensor or iterable of tensors
+        Those without a gradient are skipped.
+    max_norm : float
+        At least 0.
+    norm_type : float
+        2, the only one there is.
+    error_if_nonfinite : bool
+        Raises RuntimeError, and changes nothing, where the norm is not finite.
+    foreach : bool, optional
+        Accepted, and without effect.
+
+    Returns
+    -------
+    torch.Tensor
+        The norm before clipping, summed in float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `norm_type` is another, `max_norm` no number >= 0, or something is no tensor.
+    """
