@@ -3,11 +3,12 @@
 from typing import Any
 
 from . import functional, schedules
+from ._version import __version__
 from .checkpoint import flatten_state_dict, torch_state_dict, unflatten_state_dict
 from .checks import did_you_mean
 from .dispatch import available_backends
 from .errors import BackendUnavailable
-from .info import __version__, get_include, get_library, show_config
+from .info import get_include, get_library, show_config
 from .norms import clip_grad_norm_, global_norm
 from .optimizers import CLASSES as _CLASSES
 from .optimizers import Optimizer, Plan

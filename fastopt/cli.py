@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import settings
+from ._version import __version__
 from .checks import did_you_mean
 from .dispatch import load_backend
 from .documentation import listing, table
 from .errors import BackendUnavailable, install_command
-from .info import __version__, compiler_flags, show_config
+from .info import compiler_flags, show_config
 from .rules import RULES
 
 _ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]

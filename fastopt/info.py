@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 from . import settings
+from ._version import __version__
 from .dispatch import available_backends, load_backend
-
-__version__ = "0.1.0"
 
 
 def cpu_name() -> str:

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from . import paging
+from ._version import __version__
 from .checks import describe, wrong_type, wrong_value
-from .info import __version__
 
 FORMAT = 1  # of the directory: another number for what these lines could not read
 _MANIFEST, _STATES, _PROGRESS = "manifest.json", "states", "progress"
