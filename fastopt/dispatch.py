@@ -124,6 +124,9 @@ class Rows:
             raise ValueError(f"{name}: found index {found}, expected {expected}, as {of} has {self.count} rows")
 
 
+#: The elements of a run whose squares are added up together: part of what a norm is.
+NORM_BLOCK = 4096
+
 #: What several lookups of one row can mean.
 DUPLICATES = ("sum", "sequential", "hogwild")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastopt.backends import native
 from fastopt.backends.cuda import kernels
-from fastopt.backends.numba_cpu import fold_rows
+from fastopt.backends.fold import fold_rows
 from fastopt.storage import AVERAGE, DITHER, STOCHASTIC, ZERO_GRADS
 
 from .test_storage_bits import BF16, F4, F8, same, trained

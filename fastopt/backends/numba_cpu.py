@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import rules, storage
 from ..arrays import BFLOAT16
-from ..dispatch import DUPLICATES, MAX_STEP
+from ..dispatch import DUPLICATES, NORM_BLOCK
 from ..errors import BackendUnavailable
 from ..rules import primitives
 from ..storage import CODES
@@ -38,6 +38,7 @@ try:
     from numba.np.unsafe.ndarray import to_fixed_tuple
 
     from . import numba_memory, numba_storage, numba_tiles
+    from .fold import Folded, fold
     from .numba_arithmetic import ieee_arithmetic
     from .numba_cache import compiled, compiled_callback
     from .numba_memory import INNER as _inner
@@ -50,8 +51,6 @@ GRAIN = 65536  # elements for each thread, below which starting it costs more th
 ALIGN = 64
 CHUNK = 262144  # elements that a thread takes at a time, as it comes free
 ROW_CHUNK = 16384  # the same for rows, of which some have many more lookups than others
-NORM_BLOCK = 4096
-AHEAD = 2048  # bytes to prefetch ahead
 
 # ---- the loops, one for each number of states; `apply` is bound to a rule's ----
 
@@ -740,20 +739,6 @@ def _run_rows(
     _parallel(function, table, len(starts) - 1, share, grain, 1, threads)
 
 
-class Folded(NamedTuple):
-    """What the next step of a job's tensors is done with."""
-
-    coefficients: np.ndarray  # float64 [rows, copies, 3 + coefficients]: the distinct ones
-    row_of: np.ndarray  # int32 [tensors]: the row of each tensor
-    steps: np.ndarray  # int64 [tensors]: the number of the step
-    scalars: np.ndarray  # float64 [tensors, scalars]: those after it
-
-    def advance(self, job: Job) -> None:
-        """Counts the step."""
-        job.parameters.steps[job.parameter] = self.steps
-        job.parameters.scalars[job.parameter] = self.scalars
-
-
 def _for_kernel(job: Job, folded: np.ndarray) -> np.ndarray:
     """Rows of coefficients as the job's kernel takes them: of its dtype, and with its copies fused of the shape (rows,
     1, 3 + copies*coefficients).
@@ -762,51 +747,6 @@ def _for_kernel(job: Job, folded: np.ndarray) -> np.ndarray:
     if _fused(job) > 1:
         coefficients = np.concatenate([coefficients[:, :1, :3], coefficients[:, :, 3:].reshape(len(folded), 1, -1)], 2)
     return coefficients
-
-
-def fold(job: Job, grad_scale: float) -> Folded:
-    """Folds the coefficients of the next step, which is not counted yet.
-
-    Raises
-    ------
-    ValueError
-        The steps that a parameter has done cannot be counted further.
-    """
-    parameters, rule = job.parameters, job.parameters.rule
-    rows: dict[tuple[Any, ...], int] = {}
-    folded: list[list[tuple[float, ...]]] = []
-    after: list[tuple[float, ...]] = []
-    row_of = np.empty(len(job.parameter), np.int32)
-    steps = np.empty(len(job.parameter), np.int64)
-    for i, at in enumerate(job.parameter):
-        done = int(parameters.steps[at])
-        if not 0 <= done < MAX_STEP:
-            parameters.check_steps()
-        steps[i] = done + 1
-        t = float(steps[i])
-        scalars = tuple(parameters.scalars[at].tolist())
-        key = (t, int(parameters.group[at]), scalars)
-        if key not in rows:
-            rows[key] = len(folded)
-            copies = []
-            for hyper in parameters.hyper[parameters.group[at]].tolist():
-                own, advanced = rule.fold_row(t, hyper, scalars)
-                copies.append((*rule.fold_prologue(hyper[0], hyper, grad_scale), *own))
-            folded.append(copies)
-            after.append(advanced)
-        row_of[i] = rows[key]
-    kept = np.array([after[row] for row in row_of]).reshape(len(row_of), len(rule.scalars))
-    return Folded(np.array(folded), row_of, steps, kept)
-
-
-def fold_rows(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Folds the coefficients of the next step and counts it: rows of coefficients, in float64, and which of them each
-    tensor has.
-    """
-    with ieee_arithmetic():
-        folded = fold(job, grad_scale)
-        folded.advance(job)
-    return folded.coefficients, folded.row_of
 
 
 value: Any = None

@@ -17,6 +17,7 @@ from numpy import float32, float64, int32, int64, uint8, uint16, uint32
 
 from ...arrays import BFLOAT16
 from ...dispatch import DUPLICATES as names_of_duplicates
+from ...dispatch import NORM_BLOCK
 from ...rules.base import OWN as OWN_HYPER
 from ...rules.base import prologue
 from ...storage import (
@@ -32,7 +33,6 @@ from ...storage import (
     STOCHASTIC,
     ZERO_GRADS,
 )
-from ..numba_cpu import NORM_BLOCK
 from ..numba_storage import (
     LARGEST_FINITE,
     bits_of,

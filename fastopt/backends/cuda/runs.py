@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...dispatch import load_backend
-from ...errors import BackendUnavailable
-from ..numba_cpu import NORM_BLOCK, fold_rows
+from ...dispatch import NORM_BLOCK
+from ..fold import folder
 from . import driver
 from .compiler import Plain, Update, integers, ptx_of, scale_of, squares_of
 from .kernels import CHUNK, THREADS
@@ -27,7 +26,7 @@ class Runner:
     """Jobs made ready for a device."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._fold = _folder(jobs)
+        self._fold = folder(jobs)
         self._updates = [RunUpdate(job) if job.rows is None else RowsUpdate(job) for job in jobs]
 
     def __call__(self, grad_scale: float, threads: int) -> None:
@@ -36,22 +35,6 @@ class Runner:
         folded = self._fold(grad_scale)
         for update, stream, rows in zip(self._updates, streams, folded, strict=True):
             update.launch(stream, *rows)
-
-
-def _folder(jobs: Sequence[Job]) -> Any:
-    """What advances the jobs' step counts and folds: rows of coefficients of each, which of them each tensor has, and
-    whether there are several.
-    """
-    try:
-        native: Any = load_backend("native")
-    except BackendUnavailable:
-
-        def fold(grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
-            folded = [fold_rows(job, grad_scale) for job in jobs]
-            return [(rows.reshape(len(rows), -1), row_of, len(rows) > 1) for rows, row_of in folded]
-
-        return fold
-    return native.Folder(jobs)
 
 
 class RunUpdate:

@@ -1,0 +1,92 @@
+"""The first part of a step, on the host: step counts advanced, hyper-parameters folded into coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..dispatch import MAX_STEP
+from ..errors import BackendUnavailable
+from .numba_arithmetic import ieee_arithmetic
+
+if TYPE_CHECKING:
+    from ..dispatch import Job
+
+
+class Folded(NamedTuple):
+    """What the next step of a job's tensors is done with."""
+
+    coefficients: np.ndarray  # float64 [rows, copies, 3 + coefficients]: the distinct ones
+    row_of: np.ndarray  # int32 [tensors]: the row of each tensor
+    steps: np.ndarray  # int64 [tensors]: the number of the step
+    scalars: np.ndarray  # float64 [tensors, scalars]: those after it
+
+    def advance(self, job: Job) -> None:
+        """Counts the step."""
+        job.parameters.steps[job.parameter] = self.steps
+        job.parameters.scalars[job.parameter] = self.scalars
+
+
+def fold(job: Job, grad_scale: float) -> Folded:
+    """Folds the coefficients of the next step, which is not counted yet.
+
+    Raises
+    ------
+    ValueError
+        The steps that a parameter has done cannot be counted further.
+    """
+    parameters, rule = job.parameters, job.parameters.rule
+    rows: dict[tuple[Any, ...], int] = {}
+    folded: list[list[tuple[float, ...]]] = []
+    after: list[tuple[float, ...]] = []
+    row_of = np.empty(len(job.parameter), np.int32)
+    steps = np.empty(len(job.parameter), np.int64)
+    for i, at in enumerate(job.parameter):
+        done = int(parameters.steps[at])
+        if not 0 <= done < MAX_STEP:
+            parameters.check_steps()
+        steps[i] = done + 1
+        t = float(steps[i])
+        scalars = tuple(parameters.scalars[at].tolist())
+        key = (t, int(parameters.group[at]), scalars)
+        if key not in rows:
+            rows[key] = len(folded)
+            copies = []
+            for hyper in parameters.hyper[parameters.group[at]].tolist():
+                own, advanced = rule.fold_row(t, hyper, scalars)
+                copies.append((*rule.fold_prologue(hyper[0], hyper, grad_scale), *own))
+            folded.append(copies)
+            after.append(advanced)
+        row_of[i] = rows[key]
+    kept = np.array([after[row] for row in row_of]).reshape(len(row_of), len(rule.scalars))
+    return Folded(np.array(folded), row_of, steps, kept)
+
+
+def fold_rows(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Folds the coefficients of the next step and counts it: rows of coefficients, in float64, and which of them each
+    tensor has.
+    """
+    with ieee_arithmetic():
+        folded = fold(job, grad_scale)
+        folded.advance(job)
+    return folded.coefficients, folded.row_of
+
+
+def folder(jobs: Sequence[Job]) -> Callable[[float], list[tuple[np.ndarray, np.ndarray, bool]]]:
+    """What advances the jobs' step counts and folds, for a backend that does the rest: the C library where it is built.
+
+    Called with `grad_scale`, it returns for each job rows of coefficients, in float64; which of them each tensor has;
+    whether there are several.
+    """
+    try:
+        from .native import Folder
+    except BackendUnavailable:
+
+        def fold(grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+            folded = [fold_rows(job, grad_scale) for job in jobs]
+            return [(rows.reshape(len(rows), -1), row_of, len(rows) > 1) for rows, row_of in folded]
+
+        return fold
+    return Folder(jobs)
