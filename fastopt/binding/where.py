@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from functools import cache
 from operator import is_
 from typing import Any
 
@@ -28,6 +29,7 @@ def _ask(arrays: Sequence[Any]) -> Look | None:
     return tuple(layouts), np.array(addresses, np.uint64).tobytes()
 
 
+@cache
 def _looker() -> Callable[[Sequence[Any]], Look | None]:
     try:
         native: Any = load_backend("native")
@@ -36,11 +38,13 @@ def _looker() -> Callable[[Sequence[Any]], Look | None]:
     return native.read_arrays if native.can_read_arrays() else _ask
 
 
-#: Looks where NumPy arrays are; nothing of them is kept.
-#:
-#: Layouts are equal where dtypes, shapes, strides, alignment and being writable are. None among the arrays stands for
-#: itself; subclasses and arrays of other libraries give None, for they may have memory of another kind.
-look = _looker()
+def look(arrays: Sequence[Any], _looker: Callable[[], Callable[[Sequence[Any]], Look | None]] = _looker) -> Look | None:
+    """Looks where NumPy arrays are; nothing of them is kept.
+
+    Layouts are equal where dtypes, shapes, strides, alignment and being writable are. None among the arrays stands for
+    itself; subclasses and arrays of other libraries give None, for they may have memory of another kind.
+    """
+    return _looker()(arrays)
 
 
 def look_at(views: Sequence[Array | None]) -> Look:
