@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import settings
-from .checks import did_you_mean, wrong_type
+from .checks import check_number, did_you_mean, wrong_type
 from .dispatch import count_copies, hyper_row
 from .rules import RULES, Hyper, Rule, flag
 from .storage import Precision
@@ -92,10 +92,16 @@ class Arguments:
         return values
 
     def complete(self, group: MutableMapping[str, Any]) -> None:
-        """Sets the arguments that by default are what another is."""
+        """Sets the arguments that by default are what another is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The other is nothing that they can be; the message names it, for it alone was given.
+        """
         if group.get("base_lr", 0) is None:
-            lr = group["lr"]
-            group["base_lr"] = self.rules[0].hyper["lr"].check("lr", lr(1) if callable(lr) else lr)
+            lr, expected = group["lr"], "a finite number > 0, or a base_lr beside it"
+            group["base_lr"] = check_number("lr", lr(1) if callable(lr) else lr, 0.0, above=True, expected=expected)
 
     def begins(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, float]:
         """The numbers that states begin at, of those that do not begin at 0."""

@@ -193,7 +193,7 @@ class Optimizer(torch.optim.Optimizer):
             for p in filter(_can_be_checked, group["params"]):
                 param = view(p, "params")
                 states = self._precision.of_group(group).states(rule, param, 1)
-                self._complete_state(p, param, rule, states, group)
+                self._complete_state(p, param, rule, states, group, where)
 
     def _check_group(self, group: Mapping[str, Any], params: Sequence[torch.Tensor]) -> None:
         on_cuda = all(p.is_cuda for p in params)
@@ -273,10 +273,16 @@ class Optimizer(torch.optim.Optimizer):
         rule: Rule,
         states: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
         group: Mapping[str, Any],
+        label: str,
     ) -> dict:
         """The parameter's state, with what the rule needs and it lacks as before the first step."""
         state = self.state[p]
-        for name, begin in {**({"step": 0.0} if self._counted else {}), **rule.scalars}.items():
+        numbers = {**({"step": 0.0} if self._counted else {}), **rule.scalars}
+        for name in (*numbers, *states):
+            # torch's own SGD has None for a buffer that is still to begin.
+            if name in state and state[name] is None and name != "momentum_buffer":
+                raise wrong_type(f"{name!r} of {label}", None, "a tensor, or no such entry before the first step")
+        for name, begin in numbers.items():
             if state.get(name) is None:
                 state[name] = self._make_number(begin)
         begins = self.arguments.begins(rule, group)
@@ -604,7 +610,8 @@ class _Bound:
                 self._check_rows(self._groups[group_of[i]].rule, [param, _rows_of(grad, own[1])], own)
             arrays[i] = [param, _absent_like(param) if grad is None or grad.is_sparse else view(grad, own[1])]
             check_tensor(arrays[i], own)
-        tensors, self._names = [], {}
+        tensors = []
+        self._names = {i: [labels[i], f"the gradient of {labels[i]}"] for i in members}
         self._precisions = [optimizer._precision.of_group(group) for group in groups]
         self._elements = optimizer._precision.elements([0 if is_lazy(p) else p.numel() for p in params])
         before = {p: dict(state) if isinstance(state, dict) else state for p, state in optimizer.state.items()}
@@ -616,7 +623,8 @@ class _Bound:
             for i in members:  # once all have been checked
                 g = group_of[i]
                 names[i], states = self._take_state(optimizer, i, params[i], arrays[i][0], groups[g], labels[i])
-                arrays[i] += states
+                arrays[i] += [array for array, _ in states]
+                self._names[i] += [called for _, called in states]
         except BaseException:  # there was no memory for all: then there are none
             optimizer.state.clear()
             optimizer.state.update(before)
@@ -624,8 +632,6 @@ class _Bound:
         for i in members:
             g = group_of[i]
             tensors.append(Tensor.of(self._precisions[g], set_of[id(self._groups[g])], i, arrays[i], self._elements[i]))
-            called = [f"a state of {labels[i]}"] * (len(arrays[i]) - 2)
-            self._names[i] = [labels[i], f"the gradient of {labels[i]}", *called]
         self._jobs = make_jobs(list(sets.values()), tensors, list(self._names.values()))
         begin = np.zeros(len(params), np.uint64)
         begin[members] = [arrays[i][1].address for i in members]
@@ -655,9 +661,9 @@ class _Bound:
 
     def _take_state(
         self, optimizer: Optimizer, i: int, p: torch.Tensor, param: Array, group: Mapping[str, Any], label: str
-    ) -> tuple[tuple[str, ...], list[Array]]:
+    ) -> tuple[tuple[str, ...], list[tuple[Array, str]]]:
         """The names of a parameter's states and numbers, which move to where backends advance them, and the states as
-        backends take them.
+        backends take them, each with what messages call it.
         """
         parameters = self._groups[self._group_of[i]]
         rule = parameters.rule
@@ -665,7 +671,7 @@ class _Bound:
         if not states and not optimizer._counted:
             return (), []
         begun = any(optimizer.state[p].get(name) is not None for name in states)
-        state = optimizer._complete_state(p, param, rule, states, group)
+        state = optimizer._complete_state(p, param, rule, states, group, label)
         if optimizer._counted:
             self._take_number(optimizer, i, state, "step", self._table[i, 0], self._steps, (i,), label)
         else:
@@ -676,7 +682,9 @@ class _Bound:
         named = [(name, f"{name!r} of {label}") for name in states]
         views = [(view(state[name], called), called) for name, called in named]
         names = (*states, *(["step"] if optimizer._counted else []), *rule.scalars)
-        return names, by_copy(rule, parameters.copies, views, param)
+        called = [label for _, label in views]
+        of_arrays = called[: len(rule.states)] * parameters.copies + called[len(rule.states) :]
+        return names, list(zip(by_copy(rule, parameters.copies, views, param), of_arrays, strict=True))
 
     def _take_number(
         self,

@@ -581,6 +581,7 @@ def _of_torch_step() -> list[Target]:
             state,
             {
                 "exp_avg": lambda: {**SCALARS, "shape": torch.ones(7), "dtype": torch.ones(3, 2, dtype=torch.int32)},
+                "exp_avg_sq": lambda: {"None": None, "shape": torch.ones(7)},
                 "step": lambda: {k: v for k, v in SCALARS.items() if k != "0"},
             },
         ),
@@ -1019,11 +1020,7 @@ def offenders(target: Target) -> Iterator[tuple[str, str]]:
             yield str(call), problem
 
 
-#: What holds. Of the other targets ``python -m tests.test_messages`` prints the calls that are still to be mended.
-HOLDING = [target for target in TARGETS if target.name != "fastopt.torch.Adam.state, step"]
-
-
-@pytest.mark.parametrize("target", HOLDING, ids=str)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_what_is_wrong_is_said(target, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # names of files are among what is tried
     assert list(offenders(target)) == []
@@ -1050,6 +1047,24 @@ def test_attributes_of_row_sparse_stay(name):
 def test_unknown_names_are_answered_with_the_right_one(module, name, meant):
     with pytest.raises(AttributeError, match=f"'{name}'.*did you mean '{meant}'"):
         getattr(module, name)
+
+
+@pytest.mark.parametrize("module", [fastopt, fo], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("name", ["AdaBound", "AMSBound"])
+def test_a_base_lr_that_is_taken_from_lr_is_not_blamed(module, name):
+    params = [ones()] if module is fastopt else tensors()
+    with pytest.raises(ValueError, match=r"^lr: found 0, expected a finite number > 0, or a base_lr beside it$"):
+        getattr(module, name)(params, lr=0)
+    assert getattr(module, name)(params, lr=0, base_lr=0.1).param_groups[0]["lr"] == 0
+
+
+def test_a_buffer_of_torch_s_sgd_that_has_not_begun_is_none():
+    """As torch itself leaves it."""
+    (p, _) = params = tensors()
+    opt = fo.SGD(params, lr=0.1, momentum=0.9)
+    opt.state[p]["momentum_buffer"] = None
+    opt.step()
+    torch.testing.assert_close(opt.state[p]["momentum_buffer"], p.grad)
 
 
 def test_a_refused_group_stays_as_it_was():
