@@ -7,10 +7,11 @@ from typing import Literal, SupportsIndex
 
 from ._types import Number, Params, StateDtype, Value, ValuePair, Values
 from . import functional as functional, schedules as schedules
+from ._version import __version__ as __version__
 from .checkpoint import flatten_state_dict as flatten_state_dict, torch_state_dict as torch_state_dict, unflatten_state_dict as unflatten_state_dict
 from .dispatch import available_backends as available_backends
 from .errors import BackendUnavailable as BackendUnavailable
-from .info import __version__ as __version__, get_include as get_include, get_library as get_library, show_config as show_config
+from .info import get_include as get_include, get_library as get_library, show_config as show_config
 from .norms import clip_grad_norm_ as clip_grad_norm_, global_norm as global_norm
 from .optimizers import Optimizer as Optimizer, Plan as Plan
 from .rules import RULES as RULES, Rule as Rule
