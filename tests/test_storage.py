@@ -569,7 +569,7 @@ def test_names_of_dtypes(dtype):
     assert opt.state[0]["exp_avg"].dtype == BF16
 
 
-def test_the_pages_lines(tmp_path, monkeypatch):
+def test_the_examples_of_the_pages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for room, mark in (("fastopt/jobs", "ema_decay"), ("fastopt/files", "state_dir")):
         names = {}
