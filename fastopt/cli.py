@@ -130,7 +130,7 @@ def _results(text: str) -> dict[str, Any]:
     except ModuleNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected what fastopt bench --json wrote: {error}") from None
     except (TypeError, AttributeError, KeyError):
         whole = False
     if not whole:
@@ -155,6 +155,12 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--libs", action="store_true", help="prints what linking it needs; both go together")
     _add_bench(commands)
     return parser
+
+
+def _options(parser: argparse.ArgumentParser, command: str) -> list[str]:
+    """The names of a command's options."""
+    (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    return list(commands[command]._option_string_actions)
 
 
 def _add_bench(commands: Any) -> None:
@@ -239,7 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         argument or a variable of the environment is of no use; 130 after Ctrl-C; 141 where nobody reads on.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [name for name in _options(parser, options.command) if name.startswith("--")]
+        parser.error(
+            f"{options.command}: found {unknown[0]!r}, expected some of {', '.join(known)}"
+            f"{did_you_mean(unknown[0].partition('=')[0], known)}"
+        )
     if options.command == "info" and options.rules and (options.cflags or options.libs):
         parser.error("info: found --rules with --cflags or --libs, expected one or the other")
     command = shlex.join(["fastopt", *(sys.argv[1:] if arguments is None else arguments)])

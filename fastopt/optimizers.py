@@ -99,6 +99,9 @@ class Plan:
             raise ValueError(changed)
         self._optimizer._run(self._bound, (), grad_scale, max_norm, skip_nonfinite, zero_grads)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("found a Plan, expected its optimizer: a plan is of arrays where they are, and is bound anew")
+
 
 class Optimizer:
     """What every optimizer class does and takes. The classes themselves come from the rule table.

@@ -203,3 +203,57 @@ def test_a_baseline_that_is_none(tmp_path, capsys, content):
         cli.main(["bench", "--baseline", str(file)])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("fastopt bench: argument --baseline: ")
+
+
+# ---- wrong words ----
+
+WORDS = [
+    "", " ", "x", "-1", "0", "1.5", "nan", "inf", "-inf", "1e400", "9" * 400, ",", "1,", "adam,,sgd", "x" * 5000, "é",
+    "\udcff", "/", "/proc/nothing/x", "/dev/null/x", "a\nb",
+]  # fmt: skip
+RIGHT = {  # where a word is none that is wrong
+    "--budget": ["1.5"],
+    "--json": [*WORDS[1:9], *WORDS[9:10], *WORDS[11:14], "é", "\udcff", "a\nb"],
+    "--report": [*WORDS[1:9], *WORDS[9:10], *WORDS[11:14], "é", "\udcff", "/", "a\nb"],
+}  # fmt: skip
+
+
+def options():
+    parser = cli._parser()
+    return [(command, name) for command in ("info", "bench") for name in cli._options(parser, command)]
+
+
+@pytest.mark.parametrize(("command", "option"), [pair for pair in options() if pair[1] not in ("-h", "--help")])
+def test_a_wrong_word_for_an_option_is_a_line(command, option, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for word in WORDS:
+        if word in RIGHT.get(option, ()):
+            continue
+        with pytest.raises(SystemExit) as ended:
+            cli._parser().parse_args([command, f"{option}={word}"])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert said.startswith(f"fastopt {command}: argument {option}: ")
+        assert said.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "fastopt: the following arguments are required: command"),
+        (["bnech"], "fastopt: argument command: invalid choice: 'bnech'"),
+        (["bench", "--ruels", "adam"], "fastopt: bench: found '--ruels', expected some of "),
+        (["bench", "--ruels=adam"], "; did you mean '--rules'?"),
+        (["info", "--size", "3"], "fastopt: info: found '--size', expected some of "),
+        (["bench", "adam"], "fastopt: bench: found 'adam', expected some of "),
+        (["bench", "--size"], "fastopt bench: argument --size: expected one argument"),
+    ],
+)
+def test_wrong_words_are_a_line(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    found = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said in found
+    assert found.count("\n") == 1

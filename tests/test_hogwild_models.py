@@ -285,6 +285,17 @@ def test_an_index_that_is_far_beyond_the_others_is_told_before_memory_is_taken()
         assert f"say {argument}" in line
 
 
+def test_columns_that_a_matrix_only_declares_are_told_before_memory_is_taken():
+    scipy_sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    wide = scipy_sparse.csr_matrix((np.ones(2), [0, 1], [0, 1, 2]), shape=(2, 2**31 - 1))
+    with pytest.raises(
+        ValueError, match=r"X: found 2147483647 columns and 2 entries, .* at most 16777216 .* say features"
+    ):
+        LinearModel().fit(wide, [1, -1])
+    wide = scipy_sparse.csr_matrix((np.ones(2), [0, 1], [0, 1, 2]), shape=(2, 2**24 + 1))
+    assert LinearModel().fit(wide, [1, -1], features=2**24 + 1).coef_.any()
+
+
 def test_sizes_may_be_said():
     arrays = np.array([0, 1, 2]), np.array([0, 1]), np.ones(2)
     model = LinearModel().fit(arrays, [1, -1], features=7)

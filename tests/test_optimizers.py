@@ -1038,3 +1038,10 @@ def test_gradients_elsewhere_may_not_share_memory_with_what_is_updated():
         np.testing.assert_array_equal(p, before)
     optimizer.step([np.ones(4, "f4"), np.ones(4, "f4")])
     assert [int(state["step"]) for state in optimizer.state] == [4, 1]
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_plan_is_of_arrays_where_they_are(make):
+    plan = fastopt.Adam(np.ones(3, "f4")).bind(np.ones(3, "f4"))
+    with pytest.raises(TypeError, match="found a Plan, expected its optimizer"):
+        make(plan)

@@ -487,6 +487,11 @@ def _check_common(rule: Any, lr: Any, decay: Any, l2: Any, seed: Any) -> None:
     check_integer("seed", seed, 0)
 
 
+def _most(entries: int) -> int:
+    """How many rows or columns there are at most that nobody has said there are."""
+    return max(2**24, 16 * entries)
+
+
 def _extent(name: str, highest: int, entries: int, given: Any, argument: str) -> int:
     """How many rows, columns or features there are: as many as given, else as the highest index says."""
     if given is not None:
@@ -494,7 +499,7 @@ def _extent(name: str, highest: int, entries: int, given: Any, argument: str) ->
         if highest >= size:
             raise ValueError(f"{name}: found index {highest}, expected indices below {size}, as {argument} says")
         return size
-    if highest >= (limit := max(2**24, 16 * entries)):
+    if highest >= (limit := _most(entries)):
         raise ValueError(
             f"{name}: found index {highest} among {entries} entries, expected indices below {limit}: "
             f"parameters would be made for all of them; say {argument} if there are so many"
@@ -511,6 +516,11 @@ def _csr(X: Any, given: Any = None, limited: bool = True) -> tuple[np.ndarray, n
         indptr, indices, data, features = _as_csr(X)
         if given is not None and given != features:
             raise wrong_value("features", given, f"{features} as X has, or None")
+        if limited and given is None and features > (most := _most(len(indices))):
+            raise ValueError(
+                f"X: found {features} columns and {len(indices)} entries, expected at most {most} columns: parameters "
+                "would be made for all of them; say features if there are so many"
+            )
     for name, array in (("indptr", indptr), ("indices", indices)):
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise TypeError(
