@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 
 import pytest
+from packaging.requirements import Requirement
 
 import fastopt
 from fastopt.optimizers import CLASSES
@@ -76,6 +78,17 @@ def test_extras_are_there():
     named = set(re.findall(r"install_command\(['\"](\w+)", " ".join(sources)))
     asked = set(re.findall(r'"\.\[(\w+)\]"', " ".join(TEXTS.values()))) | named
     assert {"bench", "test", "cuda", "torch", "peers"} <= asked <= extras
+
+
+def test_what_cuda_kernels_are_compiled_with_is_what_the_extra_asks_for():
+    """numba-cuda compiles nothing under a NumPy that is newer than it knows."""
+    if find_spec("numba_cuda") is None:
+        pytest.skip("numba-cuda is not installed")
+    requirements = map(Requirement, metadata.requires("fastopt"))
+    asked = [needed for needed in requirements if needed.marker and needed.marker.evaluate({"extra": "cuda"})]
+    assert {"numpy", "numba-cuda"} <= {needed.name for needed in asked}
+    for needed in asked:
+        assert needed.specifier.contains(metadata.version(needed.name)), needed
 
 
 def test_commands_install_in_place():

@@ -253,3 +253,18 @@ def test_several_sparse_dimensions_of_what_is_not_contiguous():
     with pytest.raises(ValueError, match="the gradient of"):
         optim.SGD([p], lr=1.0).step()
     assert (p == 1).all()
+
+
+def test_a_distributed_tensor_is_refused(tmp_path):
+    distributed = pytest.importorskip("torch.distributed", reason="this torch has no torch.distributed")
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    from torch.distributed.tensor import distribute_tensor, init_device_mesh
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        whole = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)))
+        with pytest.raises(TypeError, match=r"DTensor.*DTensor is not supported"):
+            optim.Adam([torch.nn.Parameter(whole)])
+    finally:
+        distributed.destroy_process_group()
