@@ -1,4 +1,4 @@
-"""What holds for the whole process: the number of threads and the backend."""
+"""The number of threads, which holds for the process, and the backend, which holds for the thread or task."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from .checks import check_integer, check_name, describe, wrong_value
@@ -74,6 +75,7 @@ def _environment_backend() -> str | None:
 _threads: int
 _backend: str | None
 _settings: Any = sys.modules[__name__]
+_chosen: ContextVar[str | None] = ContextVar("fastopt backend")
 
 
 def __getattr__(name: str) -> Any:
@@ -125,12 +127,15 @@ def set_num_threads(n: int) -> None:
 
 
 def get_backend() -> str | None:
-    """The backend chosen for the process, None where each call chooses by its arrays."""
-    return _settings._backend
+    """The backend chosen for this thread or task, else by the environment; None where calls choose by their arrays."""
+    return _chosen.get(_settings._backend)
 
 
 class use_backend:
-    """Chooses the backend for the process, or for a ``with`` block.
+    """Chooses the backend for this thread or task, or for a ``with`` block in it.
+
+    Other threads go by ``FASTOPT_BACKEND``, or what they chose themselves; a task of asyncio begins with the choice of
+    what created it.
 
     Parameters
     ----------
@@ -146,18 +151,16 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
-        global _backend
         chosen = check_backend("name", name)
         if chosen is not None:
             from .dispatch import load_backend
 
             load_backend(chosen)
-        self._before = _settings._backend
-        _backend = chosen
+        self._before = get_backend()
+        _chosen.set(chosen)
 
     def __enter__(self) -> use_backend:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        global _backend
-        _backend = self._before
+        _chosen.set(self._before)

@@ -1,5 +1,6 @@
 """Forks, threads, signals, environment, caches: what a process does around an update."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import settings
+from fastopt import hogwild, settings
 from fastopt.backends import native
 
 BIG = 400_000
@@ -320,6 +321,38 @@ def test_use_backend():
     np.testing.assert_allclose(p, 0.8)
     with pytest.raises(ValueError, match="name: found 'cuda'"):
         fastopt.use_backend("cuda")
+
+
+def test_a_backend_is_chosen_for_the_thread_or_task():
+    def chosen(*_):
+        optimizer = fastopt.SGD(np.ones(4), lr=0.1)
+        seen.append(optimizer.bind(np.ones(4))._bound.backend.__name__.rpartition(".")[2])
+        return 0.0
+
+    async def task(name):
+        with fastopt.use_backend(name):
+            await asyncio.sleep(0)  # the other one chooses
+            chosen()
+
+    async def both():
+        await asyncio.gather(task("numba"), task("native"))
+
+    seen = []
+    with fastopt.use_backend("numba"):
+        thread = threading.Thread(target=chosen)
+        thread.start()
+        thread.join()
+        assert seen == ["native"]
+        seen.clear()
+        hogwild.run(chosen, 4, [], lr=1.0, workers=2)  # its threads are for what was chosen here
+        assert set(seen) == {"numba_cpu"}
+        fastopt.use_backend("native")
+        chosen()
+        assert seen[-1] == "native"
+    seen.clear()
+    asyncio.run(both())
+    chosen()
+    assert seen == ["numba_cpu", "native", "native"]
 
 
 def test_numba_kernels_are_cached_across_processes(tmp_path):

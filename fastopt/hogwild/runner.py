@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from multiprocessing import connection
 from queue import SimpleQueue
@@ -254,7 +255,7 @@ def _threads(kernel: Kernel, arrays: Sequence[np.ndarray], shards: list[Shard]) 
                 done.put(error)
 
     others = [
-        threading.Thread(target=serve, args=pair, name=f"hogwild-{k}", daemon=True)
+        threading.Thread(target=copy_context().run, args=(serve, *pair), name=f"hogwild-{k}", daemon=True)
         for k, pair in enumerate(zip(tasks, shards[1:], strict=True), 1)
     ]
 
