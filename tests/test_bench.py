@@ -105,7 +105,7 @@ def test_without_its_extra(package):
         (["--json", "/nowhere/at/all"], "No such file"),
         (["--plot", "x.pdf"], "found 'x.pdf', expected a name ending in .png or .svg"),
         (["--baseline", "/nowhere/at/all"], "No such file"),
-        (["--baseline", __file__], "test_bench.py: "),
+        (["--baseline", __file__], "test_bench.py', expected what fastopt bench --json wrote: "),
     ],
 )
 def test_refusals(capsys, arguments, said):
