@@ -628,7 +628,7 @@ def watch_writable(arrays: Sequence[np.ndarray]) -> Callable[[], int]:
 
 
 def choose_backend(name: str | None, place: Place = CPU) -> Backend:
-    """The backend asked for by the call, else for the process, else the first that is available for arrays there.
+    """The backend that the call asks for, else the thread or task, else the first that is there for such arrays.
 
     Raises
     ------

@@ -17,7 +17,7 @@ hyper-parameters : float or bool
 grad_scale : float, default 1.0
     What the gradient is multiplied by, within the pass.
 backend : str, optional
-    "native", "numba" or "numba-cuda"; by default the process's choice, else by the arrays.
+    "native", "numba" or "numba-cuda"; by default what `fastopt.use_backend` chose, else by the arrays.
 threads : int, optional
     At most so many threads; by default `fastopt.get_num_threads`.
 
@@ -223,7 +223,7 @@ def _update(
         bound.run(step, values, grad_scale, limit, scalars)
         return
     layouts, addresses = found
-    key = (rule.name, settings._backend if backend is None else backend, layouts)
+    key = (rule.name, settings.get_backend() if backend is None else backend, layouts)
     bound = _take(key, addresses) or _know(_Bound(rule, arrays, values, backend), key, members, addresses)
     try:
         bound.run(step, values, grad_scale, limit, scalars)
@@ -270,7 +270,7 @@ def _of_others(
     rule: Rule, arrays: tuple[Any, ...], members: tuple[Any, ...], values: tuple[Any, ...], backend: str | None
 ) -> _Bound:
     """What is bound for arrays that are not NumPy's alone: anew for each call, or while they are on a CUDA device."""
-    key = (rule.name, settings._backend if backend is None else backend, *map(id, members))
+    key = (rule.name, settings.get_backend() if backend is None else backend, *map(id, members))
     bound = _cache.get(key)
     if bound is None or bound.layouts != list(map(_layout, members)):
         bound = _Bound(rule, arrays, values, backend)

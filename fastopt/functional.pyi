@@ -17,7 +17,7 @@ hyper-parameters : float or bool
 grad_scale : float, default 1.0
     What the gradient is multiplied by, within the pass.
 backend : str, optional
-    "native", "numba" or "numba-cuda"; by default the process's choice, else by the arrays.
+    "native", "numba" or "numba-cuda"; by default what `fastopt.use_backend` chose, else by the arrays.
 threads : int, optional
     At most so many threads; by default `fastopt.get_num_threads`.
 

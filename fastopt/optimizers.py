@@ -143,7 +143,7 @@ class Optimizer:
         A number in [0, 1] keeps the state ``ema``, an exponential moving average of the parameter that begins at it:
         ema = ema_decay*ema + (1 - ema_decay)*p, of the updated p before it is rounded to its dtype.
     backend : str, optional
-        "native", "numba" or "numba-cuda"; by default the process's choice, else by the arrays: on a CUDA device
+        "native", "numba" or "numba-cuda"; by default what `use_backend` chose, else by the arrays: on a CUDA device
         "numba-cuda", on the CPU "native" where it is built.
     threads : int, optional
         At most so many threads; by default `fastopt.get_num_threads`. Not for a CUDA device.

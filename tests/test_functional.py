@@ -514,3 +514,18 @@ def test_nadam_at_a_later_step_knows_its_product():
     np.testing.assert_array_equal(p, q)
     functional.nadam(q, g, n, w, step=10**9)
     assert np.isfinite(q).all()
+
+
+def test_a_backend_that_is_chosen_later_is_taken(monkeypatch):
+    """What was bound before for arrays of the same layouts is of another backend."""
+    from fastopt.backends import numba_cpu
+
+    made = []
+    prepare = numba_cpu.prepare
+    monkeypatch.setattr(numba_cpu, "prepare", lambda jobs: made.append(jobs) or prepare(jobs))
+    for _ in range(2):
+        functional.sgd(np.ones(13), np.ones(13), step=1, lr=0.1)
+    assert not made
+    with fastopt.use_backend("numba"):
+        functional.sgd(np.ones(13), np.ones(13), step=1, lr=0.1)
+    assert len(made) == 1

@@ -12,6 +12,7 @@ import pytest
 from fastopt.hogwild import Factorization, LinearModel, engine
 from fastopt.hogwild.runner import Shard
 
+from .pages import examples, page
 from .support import assert_same_bits
 
 scipy_sparse = pytest.importorskip("scipy.sparse")
@@ -408,3 +409,15 @@ def test_scikit_learns_tools():
     assert make_pipeline(MaxAbsScaler(), model).fit(X, y).score(X, y) > 0.8
     z = X @ model.coef_
     assert cross_val_score(LinearModel("squared", lr=0.1), X, z, scoring="r2", cv=2).min() > 0.5
+
+
+@pytest.mark.parametrize(("code", "_"), examples(page("fastopt/hogwild")), ids=["models", "kernel"])
+def test_the_examples_of_the_page_learn(code, _, tmp_path):
+    """As a user would run them: each a script of its own."""
+    script = tmp_path / "example.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    first, *_ = done.stdout.splitlines()
+    losses = [float(number) for number in re.findall(r"[\d.e-]+", first.split(")")[0])]
+    assert losses[-1] < 0.7 * losses[0]

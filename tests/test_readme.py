@@ -19,6 +19,7 @@ README = TEXTS["README.md"]
 EXAMPLES = [
     pytest.param(code, printed, id=f"{name}-{k}")
     for name, text in TEXTS.items()
+    if name != "fastopt/hogwild/README.md"  # whose test_hogwild_models runs, and looks at what they learn
     for k, (code, printed) in enumerate(examples(text))
 ]
 
