@@ -51,7 +51,7 @@ def test_files_that_are_named_are_there(name):
 
 @pytest.mark.parametrize(("code", "printed"), EXAMPLES)
 def test_examples_run_alone(code, printed, tmp_path):
-    for package in set(re.findall(r"^(?:from|import) (\w+)", code, re.M)) - {"fastopt"}:
+    for package in set(re.findall(r"^(?:from|import) (?:fastopt import )?(\w+)", code, re.M)) - {"fastopt"}:
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     script = tmp_path / "example.py"
