@@ -846,6 +846,16 @@ def test_stored_arrays_refused(changed, said):
     assert tensors.untouched()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is protected as on Linux")
+@pytest.mark.parametrize("edge", ["begin", "end"])
+def test_calls_touch_nothing_outside_their_arrays(edge):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "tests.guarded", edge]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr or f"ended by signal {-done.returncode}"
+    assert int(done.stdout) > 600
+
+
 # ---- updates beyond the small ----
 
 

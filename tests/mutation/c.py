@@ -35,6 +35,7 @@ import library as build  # noqa: E402
 # For each file the tests that touch it, nearest first, and pytest's -k for them: one or two rules are enough for loops
 # that all share. `{rules}` stands for the rules that the changed line is of.
 _CHUNKS = [
+    ("test_c_interface.py", "outside"),
     ("test_storage.py", "combination and adam or blocks and adam or layouts or zeroed or master and adam or kahan"),
     ("test_sizes.py", "parts or every_remainder or stored and aggmo"),
     ("test_storage.py", "average or threads or finite or fair or goes_on"),
@@ -43,7 +44,7 @@ _CHUNKS = [
 _ROWS = [
     ("test_sparse.py", "crowd or repeated or named and (adam or sgd or rowwise)"),
     ("test_storage.py", "rows"),
-    ("test_c_interface.py", "rows"),
+    ("test_c_interface.py", "rows or outside"),
     ("test_sparse.py", "threads_and or exact or layouts or plan or bags or norms"),
     ("test_sizes.py", "whole_rows or rows and (adam or sgd)"),
     ("test_storage_bits.py", "rows or bags"),
@@ -75,7 +76,12 @@ TESTS = {
     ],
     "stored.h": _CHUNKS,
     "rows.c": _ROWS,
-    "norm.c": [("test_norms.py", ""), ("test_sizes.py", "norms"), ("test_storage.py", "norm")],
+    "norm.c": [
+        ("test_c_interface.py", "outside"),
+        ("test_norms.py", ""),
+        ("test_sizes.py", "norms"),
+        ("test_storage.py", "norm"),
+    ],
     "threads.c": [("test_processes.py", "fork or threads or omp"), *_CALLS],
     "stream.c": [("test_c_interface.py", "stream or ceiling or largest")],
     "stream.dispatch.c": [("test_c_interface.py", "ceiling")],
