@@ -2,8 +2,11 @@
 #include "library.h"
 
 #ifdef _OPENMP
+#include <ctype.h>
 #include <omp.h>
 #include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
 #endif
 
 int fastopt_has_openmp(void)
@@ -27,38 +30,69 @@ int32_t fastopt_default_threads(void)
 }
 
 #ifdef _OPENMP
-/* A forked child inherits OpenMP's books but none of its threads, and would wait for them for ever: where the parent
+/* A forked child inherits OpenMP's bookkeeping but none of its threads, and would wait for them for ever. If the parent
  * had started them, the child works with one thread. */
 static int pool_started, pool_lost;
 static void after_fork(void) { pool_lost = pool_started; }
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork); }
-#endif
 
-#ifdef _OPENMP
-static void *wait_for(void *started)
+/* The stack size of OpenMP's threads in bytes; 0 is the system's default. */
+static size_t stack_size;
+
+/* Reads a value of OMP_STACKSIZE: a number with a unit of B, K, M or G, K by default. Returns 0 for what is none. */
+static size_t parse_stack_size(const char *text)
 {
-    pthread_mutex_lock(started);
-    pthread_mutex_unlock(started);
+    static const char units[] = "bkmg";
+    char *end;
+    const unsigned long long number = strtoull(text, &end, 10);
+    while (isspace((unsigned char)*end))
+        end++;
+    const char *unit = *end ? strchr(units, tolower((unsigned char)*end)) : units + 1;
+    if (!unit || number > SIZE_MAX >> 10 * (unit - units))
+        return 0;
+    return (size_t)number << 10 * (unit - units);
+}
+
+/* Runs when the library is loaded. OpenMP's runtime reads the environment then too. */
+__attribute__((constructor)) static void prepare_threads(void)
+{
+    static const char *const variables[] = {"OMP_STACKSIZE", "GOMP_STACKSIZE"};
+    for (int i = 0; i < 2 && !stack_size; i++)
+        if (getenv(variables[i]))
+            stack_size = parse_stack_size(getenv(variables[i]));
+    pthread_atfork(NULL, NULL, after_fork);
+}
+
+static void *wait_for(void *mutex)
+{
+    pthread_mutex_lock(mutex);
+    pthread_mutex_unlock(mutex);
     return NULL;
 }
 
-/* So many threads as there can be, of so many at most. Where there is none to be had OpenMP's library ends the process:
- * the calling thread has not had so many yet, they are started once and ended, to see. */
-static int threads_to_be_had(int threads)
+/* The number of threads that can be had, at most `wanted`. OpenMP's runtime ends the process if a thread cannot be
+ * started. So the first time that the calling thread wants so many, they are started here with stacks of the same size,
+ * and ended again. */
+static int available_threads(int wanted)
 {
-    static _Thread_local int had = 1;
+    static _Thread_local int most = 1;
     pthread_t started[FASTOPT_MAX_THREADS];
     pthread_mutex_t all = PTHREAD_MUTEX_INITIALIZER;
+    pthread_attr_t attributes;
     int others = 0;
-    if (threads <= had)
-        return threads;
+    if (wanted <= most)
+        return wanted;
+    if (pthread_attr_init(&attributes))
+        return most;
+    if (stack_size)
+        pthread_attr_setstacksize(&attributes, stack_size); /* a size too small is refused, here as by the runtime */
     pthread_mutex_lock(&all);
-    while (others < threads - 1 && !pthread_create(&started[others], NULL, wait_for, &all))
+    while (others < wanted - 1 && !pthread_create(&started[others], &attributes, wait_for, &all))
         others++;
     pthread_mutex_unlock(&all);
     for (int i = 0; i < others; i++)
         pthread_join(started[i], NULL);
-    return others + 1 > had ? had = others + 1 : had;
+    pthread_attr_destroy(&attributes);
+    return others + 1 > most ? most = others + 1 : most;
 }
 #endif
 
@@ -66,7 +100,7 @@ static int threads_to_be_had(int threads)
 void share_out(part_function function, void *context, int64_t n, int64_t share, int64_t align, int threads)
 {
 #ifdef _OPENMP
-    if (!pool_lost && (threads = threads_to_be_had(threads)) > 1) {
+    if (!pool_lost && (threads = available_threads(threads)) > 1) {
         pool_started = 1;
         int64_t each = (n + threads - 1) / threads, next = 0;
         if (each < share)

@@ -160,12 +160,20 @@ import atexit, resource, sys
 import numpy as np, fastopt
 p, g, table = np.zeros({n}, "f4"), np.ones({n}, "f4"), np.zeros((20000, 50), "f4")
 rows = fastopt.RowSparse(np.arange(20000), np.ones((20000, 50), "f4"))
-opt = fastopt.SGD([p, table], lr=1.0, backend="{backend}", threads=1)
+fastopt.set_num_threads(1)
+opt = fastopt.SGD([p, table], lr=1.0, backend="{backend}")
 opt.step([g, rows])
-opt.threads = 2
+fastopt.set_num_threads(2)
 def step():
     opt.step([g, rows])
     print(p.min(), p.max(), table.min(), table.max(), *(int(s["step"]) for s in opt.state), flush=True)
+"""
+
+
+LIMITED = """
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {room}, resource.RLIM_INFINITY))
+step()
 """
 
 
@@ -175,16 +183,34 @@ def test_without_threads_to_be_had_a_step_is_done_by_one(backend):
     """Here memory for their stacks is missing."""
     out = python(
         STEPS.format(n=BIG, backend=backend)
+        + LIMITED.format(room=1_900_000)
         + """
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 1_900_000, resource.RLIM_INFINITY))
-step()
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 step()
 """,
         OMP_STACKSIZE="",
     )
     assert out.splitlines() == ["-2.0 -2.0 -2.0 -2.0 2 2", "-3.0 -3.0 -3.0 -3.0 3 3"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as on Linux")
+@pytest.mark.skipif(not native.has_openmp(), reason="the library was built without threads")
+@pytest.mark.parametrize(
+    ("variable", "size", "started"),
+    [
+        *[("OMP_STACKSIZE", size, 0) for size in ("64M", "65536", " 65536 K ", "67108864b", "17179869183G")],
+        *[("OMP_STACKSIZE", size, 1) for size in ("4M", "64x", "M", "17179869184G")],
+        ("GOMP_STACKSIZE", "64M", 0),
+    ],
+)
+def test_threads_are_to_be_had_with_the_stacks_that_they_will_have(variable, size, started):
+    """There is room for one of 8 MB, the default, and none of 64 MB. OpenMP ends a process where there is no room."""
+    count = "\nprint(len(__import__('os').listdir('/proc/self/task')))\n"
+    code = STEPS.format(n=BIG, backend="native") + count + LIMITED.format(room=30_000_000) + count
+    environment = {"OMP_STACKSIZE": "", "GOMP_STACKSIZE": "", variable: size}
+    before, step, after = python(code, **environment).splitlines()
+    assert step == "-2.0 -2.0 -2.0 -2.0 2 2"
+    assert int(after) - int(before) == started
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as on Linux")
@@ -207,6 +233,27 @@ print(step(1000, 4), step(400_000, 1), rows(10, 4), rows(8000, 1))
 print(step(400_000, 2), rows(8000, 3), step(400_000, 4), step(1000, 8), step(400_000, 5))
 """)
     assert out.splitlines() == ["0 0 0 0", "1 2 3 3 4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is mapped as on Linux")
+@pytest.mark.skipif(not native.has_openmp(), reason="the library was built without threads")
+def test_threads_that_have_ended_leave_no_memory_mapped():
+    """Each caller's first step starts as many as it will use, to see whether there are so many to be had."""
+    out = python("""
+import threading
+import numpy as np
+from fastopt import functional
+p, g = np.ones(400_000), np.ones(400_000)
+def mapped_after(callers):
+    for _ in range(callers):
+        options = {"step": 1, "lr": 0.1, "threads": 3, "backend": "native"}
+        caller = threading.Thread(target=functional.sgd, args=(p, g), kwargs=options)
+        caller.start()
+        caller.join()
+    return len(open("/proc/self/maps").readlines())
+print(-mapped_after(5) + mapped_after(60))
+""")
+    assert int(out) < 30
 
 
 @pytest.mark.parametrize("backend", ["native", "numba"])
