@@ -1,0 +1,127 @@
+"""Nested parameters as a flat list of arrays: names, copies, writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..arrays import BFLOAT16, Array, check_writable, dtype_name, view
+from ..checks import differing
+from ..sparse import floats_of
+from ..storage import assign, compute_dtype, numpy_dtype
+
+
+class Leaf(NamedTuple):
+    """An array in nested mappings and sequences."""
+
+    key: str  # the path with dots, as "layers.0.weight": the name in files and states
+    name: str  # as messages have it: "params['layers'][0]['weight']"
+    array: Array
+
+
+def walk(params: Any, name: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Key, name and value of each leaf of nested mappings and sequences, in order."""
+    if isinstance(params, Mapping):
+        for k, value in params.items():
+            yield from walk(value, f"{name}[{k!r}]", f"{key}.{k}" if key else str(k))
+    elif isinstance(params, (list, tuple, Iterator)):
+        for k, value in enumerate(params):
+            yield from walk(value, f"{name}[{k}]", f"{key}.{k}" if key else str(k))
+    else:
+        yield key or name, name, params
+
+
+def leaves(params: Any, name: str = "params") -> list[Leaf]:
+    """The arrays of nested parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        There is none, a leaf is no array, or two have the same path.
+    """
+    found = [Leaf(key, label, view(value, label)) for key, label, value in walk(params, name)]
+    if not found:
+        raise ValueError(f"{name}: found no array, expected at least one")
+    keys: dict[str, str] = {}
+    for key, label, _ in found:
+        if key in keys:
+            raise ValueError(f"{label}: found the path {key!r} of {keys[key]} too, expected distinct ones")
+        keys[key] = label
+    return found
+
+
+def check_written(found: Sequence[Leaf], purpose: str) -> None:
+    """Refuse arrays that cannot be written.
+
+    Raises
+    ------
+    ValueError
+        One is read-only or overlaps itself.
+    """
+    for leaf in found:
+        check_writable(leaf.array, leaf.name, purpose)
+
+
+def kept_dtype(array: Array) -> np.dtype:
+    """The dtype of a copy: float32 of 16-bit floats, which loses no bit, the array's own elsewhere."""
+    return compute_dtype(array.dtype) if array.dtype == BFLOAT16 or array.dtype.kind == "f" else array.dtype
+
+
+def copy_of(array: Array) -> np.ndarray:
+    """A copy of an array's elements on the CPU."""
+    if kept_dtype(array) != array.dtype:
+        return floats_of(array).reshape(array.shape)
+    return np.array(array.host(), order="C")
+
+
+def write(array: Array, values: np.ndarray) -> None:
+    """Write all elements of an array, each rounded to the nearest that it can hold."""
+    owner = array.owner
+    if hasattr(owner, "detach"):
+        import torch
+
+        owner.detach().copy_(torch.from_numpy(values))
+    elif array.place.kind == "cpu":
+        target = array.numpy()
+        if array.dtype == BFLOAT16:
+            target = target.view(numpy_dtype(BFLOAT16))
+        with np.errstate(over="ignore"):
+            target[...] = values
+    else:
+        assign(owner, values)
+
+
+def read_copies(saved: Any, name: str) -> dict[str, np.ndarray]:
+    """Copies of arrays by their paths, as a state dict or a file has them.
+
+    Raises
+    ------
+    TypeError
+        It is no mapping, or holds something else than arrays.
+    """
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"{name}: found {type(saved).__name__}, expected a mapping of paths to arrays")
+    return {str(key): copy_of(view(value, f"{name}[{key!r}]")) for key, value in saved.items()}
+
+
+def check_fit(found: Sequence[Leaf], copies: Mapping[str, np.ndarray], where: str) -> None:
+    """Refuse copies that are of other arrays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Paths, shapes or dtypes differ.
+    """
+    keys = [leaf.key for leaf in found]
+    if set(keys) != set(copies):
+        raise ValueError(f"{where}: found other arrays than params has{differing(copies, keys)}")
+    for key, name, array in found:
+        if copies[key].shape != array.shape:
+            raise ValueError(f"{where}[{key!r}]: found shape {copies[key].shape}, expected {array.shape} as {name} has")
+        if copies[key].dtype != kept_dtype(array):
+            raise TypeError(
+                f"{where}[{key!r}]: found dtype {copies[key].dtype}, expected {kept_dtype(array)}, as {name} is "
+                f"{dtype_name(array.dtype)}"
+            )
