@@ -21,14 +21,14 @@ class BuildLibrary(build_ext):
     """Builds libfastopt, a plain C library, and beside it the cffi extension that is linked to it."""
 
     def build_extension(self, ext):
-        self.folder = Path(self.get_ext_fullpath(ext.name)).parents[1]
+        self.folder = Path(self.get_ext_fullpath(ext.name)).parents[2]
         self.write_texts()
         self.build_library()
         ext.library_dirs.append(str(self.folder / "lib"))
         ext.libraries.append("fastopt")
         ext.include_dirs += [str(self.folder / "include"), str(ROOT / "csrc")]
         origin = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
-        ext.extra_link_args.append(f"-Wl,-rpath,{origin}/../lib")
+        ext.extra_link_args.append(f"-Wl,-rpath,{origin}/../../lib")
         super().build_extension(ext)
 
     def library(self):
@@ -93,11 +93,11 @@ class BuildLibrary(build_ext):
 
     def get_outputs(self):
         extensions = super().get_outputs()
-        return [*extensions, *(str(Path(extensions[0]).parents[1] / path) for path in self.made())]
+        return [*extensions, *(str(Path(extensions[0]).parents[2] / path) for path in self.made())]
 
 
 setup(
-    cffi_modules=["fastopt/backends/_native_build.py:ffi"],
+    cffi_modules=["fastopt/backends/native/build.py:ffi"],
     cmdclass={"build_ext": BuildLibrary},
     options={
         "bdist_wheel": {"py_limited_api": "cp310"},

@@ -4,18 +4,18 @@ from typing import Any
 
 from . import functional, schedules
 from ._version import __version__
-from .checkpoint import flatten_state_dict, torch_state_dict, unflatten_state_dict
+from .backends.choice import available_backends, use_backend
+from .binding.norms import clip_grad_norm_, global_norm
+from .binding.sparse import RowSparse
 from .checks import did_you_mean
-from .dispatch import available_backends
 from .errors import BackendUnavailable
 from .info import get_include, get_library, show_config
-from .norms import clip_grad_norm_, global_norm
 from .optimizers import CLASSES as _CLASSES
 from .optimizers import Optimizer, Plan
 from .rules import RULES, Rule
 from .schedules import Demon
-from .settings import get_num_threads, set_num_threads, use_backend
-from .sparse import RowSparse
+from .settings import get_num_threads, set_num_threads
+from .statedict import flatten_state_dict, torch_state_dict, unflatten_state_dict
 
 globals().update(_CLASSES)
 

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 from . import settings
 from ._version import __version__
+from .backends.choice import get_backend, load_backend
 from .checks import did_you_mean
-from .dispatch import load_backend
 from .documentation import listing, table
 from .errors import BackendUnavailable, install_command
 from .info import compiler_flags, show_config
@@ -299,7 +299,7 @@ def _info(options: argparse.Namespace) -> int:
 def _check_environment() -> None:
     """Raises ValueError where a variable of the environment is of no use."""
     settings.get_num_threads()
-    settings.get_backend()
+    get_backend()
     with suppress(BackendUnavailable):
         load_backend("native")  # by which FASTOPT_ISA is read
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .rules import REQUIRED, RULES, Hyper, Rule, prologue
 
 if TYPE_CHECKING:
-    from .arguments import Arguments
+    from .binding.options import Arguments
 
 WIDTH = 96  # of docstrings, which pydoc indents further
 START = [1.0, -2.0]  # the parameter of the examples

@@ -36,27 +36,21 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import settings
-from .arrays import CPU, torch_layout, view
+from .arrays.array import CPU
+from .arrays.dtypes import compute_dtype
+from .arrays.libraries import layout_of, view
+from .backends import Runner
+from .backends.choice import choose_backend, get_backend, ieee_arithmetic
+from .binding.norms import check_scale
+from .binding.sparse import view_gradient
 from .binding.states import by_copy
 from .binding.where import Columns, look
 from .checks import check_integer, check_number, did_you_mean
-from .dispatch import (
-    FLOAT64,
-    MAX_STEP,
-    Parameters,
-    Runner,
-    Tensor,
-    choose_backend,
-    frozen,
-    hyper_row,
-    ieee_arithmetic,
-    make_jobs,
-)
 from .documentation import function_text
-from .norms import check_scale
+from .jobs.job import MAX_STEP, Parameters
+from .jobs.tables import Tensor, make_jobs
 from .rules import RULES, Rule
-from .sparse import view_gradient
-from .storage import compute_dtype
+from .rules.hyper import FLOAT64, frozen, hyper_row
 
 
 class _Bound:
@@ -211,7 +205,7 @@ def _update(
     threads: int | None,
 ) -> None:
     """One call of a functional form."""
-    limit = settings._threads if threads is None else settings.check_threads("threads", threads)
+    limit = settings.threads if threads is None else settings.check_threads("threads", threads)
     if backend is not None and type(backend) is not str:
         backend = settings.check_backend("backend", backend)
     members = arrays
@@ -223,7 +217,7 @@ def _update(
         bound.run(step, values, grad_scale, limit, scalars)
         return
     layouts, addresses = found
-    key = (rule.name, settings.get_backend() if backend is None else backend, layouts)
+    key = (rule.name, get_backend() if backend is None else backend, layouts)
     bound = _take(key, addresses) or _know(_Bound(rule, arrays, values, backend), key, members, addresses)
     try:
         bound.run(step, values, grad_scale, limit, scalars)
@@ -270,28 +264,15 @@ def _of_others(
     rule: Rule, arrays: tuple[Any, ...], members: tuple[Any, ...], values: tuple[Any, ...], backend: str | None
 ) -> _Bound:
     """What is bound for arrays that are not NumPy's alone: anew for each call, or while they are on a CUDA device."""
-    key = (rule.name, settings.get_backend() if backend is None else backend, *map(id, members))
+    key = (rule.name, get_backend() if backend is None else backend, *map(id, members))
     bound = _cache.get(key)
-    if bound is None or bound.layouts != list(map(_layout, members)):
+    if bound is None or bound.layouts != list(map(layout_of, members)):
         bound = _Bound(rule, arrays, values, backend)
-        if bound.place.kind == "cuda" and all(map(_has_layout, members)):
-            bound.layouts = list(map(_layout, members))
+        layouts = list(map(layout_of, members)) if bound.place.kind == "cuda" else [None]
+        if all(layouts):
+            bound.layouts = layouts
             _remember(key, bound, members)
     return bound
-
-
-def _has_layout(array: Any) -> bool:
-    if hasattr(array, "data_ptr"):  # a lazily negated one was copied for this call
-        return not array.is_neg()
-    return hasattr(array, "__cuda_array_interface__")
-
-
-def _layout(array: Any) -> Any:
-    """What tells that an array is where it was: its owner can put it elsewhere."""
-    if hasattr(array, "data_ptr"):  # torch's
-        return torch_layout(array)
-    interface = array.__cuda_array_interface__
-    return interface["data"], interface["shape"], interface.get("strides")
 
 
 def _remember(key: tuple[Any, ...], bound: _Bound, arrays: tuple[Any, ...]) -> None:

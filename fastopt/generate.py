@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import documentation, functional, optimizers
-from .arguments import EXECUTION, FILES, Arguments
+from .binding.options import EXECUTION, FILES, Arguments
 from .rules import RULES, Hyper
 
 FOLDER = Path(__file__).parent

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import settings
 from ._version import __version__
-from .dispatch import available_backends, load_backend
+from .backends.choice import available_backends, get_backend, load_backend
 
 
 def cpu_name() -> str:
@@ -29,7 +29,7 @@ def configuration() -> dict[str, str]:
     backends = available_backends()
     lines = {
         "fastopt": f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
-        "processor": f"{cpu_name()}, {settings._cpus()} CPUs for this process",
+        "processor": f"{cpu_name()}, {settings.cpus()} CPUs for this process",
         "threads": str(settings.get_num_threads()),
     }
     if backends["native"] == "available":
@@ -43,7 +43,7 @@ def configuration() -> dict[str, str]:
         lines["native library"] = f"{native.compiler()}, {threads}"
     for name, status in backends.items():
         lines[f"backend {name}"] = status
-    lines["backend chosen"] = settings.get_backend() or "by the arrays"
+    lines["backend chosen"] = get_backend() or "by the arrays"
     return lines
 
 

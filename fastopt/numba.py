@@ -26,7 +26,7 @@ from typing import Any
 
 from numba import njit
 
-from .backends import numba_cpu
+from .backends.numba_cpu import compiler
 from .documentation import numba_text
 from .rules import REQUIRED, RULES, Rule
 
@@ -59,7 +59,7 @@ def _fold(rule: Rule) -> Any:
         f"    c = (real(first[0]), real(first[1]), real(first[2]), {rounded})\n"
         f"    return c{', ' + after if after else ''}\n"
     )
-    names = {"rule_fold": numba_cpu.compile_fold(rule), "fold_prologue": numba_cpu.compile_fold_prologue(rule)}
+    names = {"rule_fold": compiler.compile_fold(rule), "fold_prologue": compiler.compile_fold_prologue(rule)}
     return _compiled(source, "fold", rule, **names, nan=math.nan)
 
 
@@ -71,26 +71,26 @@ def _single(vector: str) -> str:
 def _update(rule: Rule) -> Any:
     if rule.by_row:
         source = "def update(p, g, c, rate):\n    return rule_update(*prologue(p, g, c[0], c[1], c[2]), rate)\n"
-        names = {"rule_update": numba_cpu.compile_update(rule), "prologue": numba_cpu.prologue}
+        names = {"rule_update": compiler.compile_update(rule), "prologue": compiler.prologue}
         return _compiled(source, "update", rule, **names)
     states = "".join(f", {name}" for name in rule.states)
     own = ", ".join(f"c[{3 + k}]" for k in range(len(rule.coefficients)))
     before = "" if rule.vector else "    p, g = prologue(p, g, c[0], c[1], c[2])\n"
     source = f"def update(p, g{states}, c):\n{before}    return rule_update(p, g{states}, {own})\n"
-    update = numba_cpu.compile_update(rule)
-    return _compiled(source, "update", rule, rule_update=update, prologue=numba_cpu.prologue)
+    update = compiler.compile_update(rule)
+    return _compiled(source, "update", rule, rule_update=update, prologue=compiler.prologue)
 
 
 def _by_row(rule: Rule) -> Any:
     states = ", ".join(rule.states)
     own = ", ".join(f"c[{3 + k}]" for k in range(len(rule.coefficients)))
     source = f"def by_row(square, {states}, c):\n    return rule_by_row(square, {states}, {own})\n"
-    return _compiled(source, "by_row", rule, rule_by_row=numba_cpu.compile_by_row(rule))
+    return _compiled(source, "by_row", rule, rule_by_row=compiler.compile_by_row(rule))
 
 
 def _prologue(rule: Rule) -> Any:
     source = "def prologue(p, g, c):\n    return shared(p, g, c[0], c[1], c[2])\n"
-    return _compiled(source, "prologue", rule, shared=numba_cpu.prologue)
+    return _compiled(source, "prologue", rule, shared=compiler.prologue)
 
 
 def _compiled(source: str, name: str, rule: Rule, **names: Any) -> Any:

@@ -14,47 +14,30 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from . import settings
-from .arguments import ARGUMENTS, EXECUTION, FILES, Arguments, check_group, read_call
-from .arrays import (
-    CPU,
-    Array,
-    check_device,
-    check_overlap,
-    check_tensor,
-    dtype_name,
-    is_tensor,
-    view,
-)
+from .arrays.array import CPU, Array
+from .arrays.checks import check_device, check_overlap, check_tensor
+from .arrays.dtypes import compute_dtype, dtype_name, numpy_dtype
+from .arrays.libraries import assign, floats_of, numpy_of, set_to_zero, to_host, view
+from .arrays.libraries.torch import is_tensor
+from .backends import Runner
+from .backends.choice import choose_backend, get_backend
 from .binding.binding import Binding, Last, Watch, read_gradients
+from .binding.blocks import from_blocks
 from .binding.groups import Fixed, ParamGroup, State, Weakly
+from .binding.norms import check_scale
+from .binding.options import ARGUMENTS, EXECUTION, FILES, Arguments, check_group, read_call
+from .binding.sparse import RowSparse
 from .binding.states import by_copy, initial, new_state
 from .binding.structure import gradient_of, match, read_params, split_rows
 from .binding.where import Look, look
-from .checkpoint import (
-    COMPANIONS,
-    converted_state,
-    group_from_torch,
-    numpy_of,
-    read_state_dict,
-    state_from_torch,
-    step_count,
-)
 from .checks import check_flag, check_integer, check_name, check_number, describe, did_you_mean, differing
-from .dispatch import (
-    Job,
-    Parameters,
-    Runner,
-    Tensor,
-    choose_backend,
-    frozen,
-    make_jobs,
-)
 from .documentation import class_text
-from .norms import check_scale
+from .jobs.job import Job, Parameters
+from .jobs.tables import Tensor, make_jobs
 from .rules import Rule
+from .rules.hyper import frozen
 from .schedules import picklable, restored, schedules_in
-from .sparse import RowSparse, floats_of
-from .storage import assign, compute_dtype, from_blocks, numpy_dtype, set_to_zero
+from .statedict import COMPANIONS, converted_state, group_from_torch, read_state_dict, state_from_torch, step_count
 
 
 class Plan:
@@ -392,7 +375,7 @@ class Optimizer:
 
     def _open_files(self, directory: Any, memory: int | None, kinds: Sequence[Mapping[str, Any]]) -> Any:
         """The files of states, begun anew or resumed."""
-        from .statefiles import ParameterStates, StateArray, StateFiles  # of Unix only, and for few
+        from .files.statefiles import ParameterStates, StateArray, StateFiles  # of Unix only, and for few
 
         if directory is None:
             raise ValueError(
@@ -409,7 +392,7 @@ class Optimizer:
             for name, (dtype, shape) in kinds[i].items():
                 kind = "8bit" if dtype == np.uint8 else dtype_name(dtype)
                 value = self._initial(i, name, dtype)
-                value = numpy_of(value) if hasattr(value, "detach") else value
+                value = numpy_of(value) if is_tensor(value) else value
                 order = param.order if shape == param.shape else None
                 if rule.vector and name in rule.states and dtype != np.uint8:  # copies, each as the parameter lies
                     order = (0, *(axis + 1 for axis in param.order))
@@ -484,7 +467,7 @@ class Optimizer:
         array, param = view(self.state[i][name], name), self._views[i]
         if array.dtype != np.uint8:
             return floats_of(array).copy()
-        return from_blocks(array.host(), name in self._rules[self._group_of[i]].positive, param)
+        return from_blocks(to_host(array), name in self._rules[self._group_of[i]].positive, param)
 
     # ---- steps ----
 
@@ -608,7 +591,7 @@ class Optimizer:
         how = (grad_scale, max_norm, skip_nonfinite, zero_grads)
         last = self._last
         # What is to be zeroed is checked for that anew.
-        if last is not None and (zero_grads is not False or last.asked != settings.get_backend()):
+        if last is not None and (zero_grads is not False or last.asked != get_backend()):
             last = None
         try:
             if last is not None and last.fits(arrays):
@@ -642,7 +625,7 @@ class Optimizer:
         zero_grads: bool,
     ) -> None:
         """Does one step of what was bound; `grads` are its dense gradients, where it does not keep them."""
-        threads = self._threads or settings._threads
+        threads = self._threads or settings.threads
         if zero_grads is not False:
             zero_grads = check_flag("zero_grads", zero_grads)
         if skip_nonfinite is not False:
@@ -796,7 +779,7 @@ class Optimizer:
                     if self._files is None or not own.ndim:
                         assign(own, value)
                     else:
-                        self._files.write(i, name, numpy_of(value) if hasattr(value, "detach") else value)
+                        self._files.write(i, name, numpy_of(value) if is_tensor(value) else value)
 
         write() if self._files is None else self._files.update(write)
 

@@ -1,4 +1,4 @@
-"""The number of threads, which holds for the process, and the backend, which holds for the thread or task."""
+"""Settings of the process: the number of threads, and what the environment asks for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import sys
 import warnings
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import Any
 
 from .checks import check_integer, check_name, describe, wrong_value
@@ -17,7 +16,7 @@ MAX_THREADS = 1024
 BACKENDS = ("native", "numba", "numba-cuda")
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """The CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -55,16 +54,16 @@ def _environment_threads() -> int:
         return number
     text = os.environ.get("OMP_NUM_THREADS", "").strip()
     if not text:
-        return _cpus()
+        return cpus()
     levels = [_whole(level) for level in text.split(",")]  # a number for each level of nested parallel regions
     if all(levels):
-        return min(levels[0] or 1, _cpus())
+        return min(levels[0] or 1, cpus())
     warnings.warn(
         f"OMP_NUM_THREADS: found {describe(text)}, expected whole numbers >= 1, separated by commas; it is ignored",
         RuntimeWarning,
         stacklevel=2,
     )
-    return _cpus()
+    return cpus()
 
 
 def _environment_backend() -> str | None:
@@ -72,17 +71,16 @@ def _environment_backend() -> str | None:
     return check_backend("FASTOPT_BACKEND", os.environ.get("FASTOPT_BACKEND") or None)
 
 
-_threads: int
-_backend: str | None
+threads: int
+backend: str | None
 _settings: Any = sys.modules[__name__]
-_chosen: ContextVar[str | None] = ContextVar("fastopt backend")
 
 
 def __getattr__(name: str) -> Any:
-    """`_threads` and `_backend`, from the environment, where that was wrong at import: this use says so."""
-    if name == "_threads":
+    """`threads` and `backend`, from the environment, where that was wrong at import: this use says so."""
+    if name == "threads":
         value: Any = _environment_threads()
-    elif name == "_backend":
+    elif name == "backend":
         value = _environment_backend()
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -90,7 +88,7 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-for _name in ("_threads", "_backend"):
+for _name in ("threads", "backend"):
     with suppress(ValueError):
         __getattr__(_name)
 
@@ -106,7 +104,7 @@ def get_num_threads() -> int:
     ValueError
         ``FASTOPT_NUM_THREADS`` is no number of threads.
     """
-    return _settings._threads
+    return _settings.threads
 
 
 def set_num_threads(n: int) -> None:
@@ -122,45 +120,5 @@ def set_num_threads(n: int) -> None:
     TypeError, ValueError
         `n` is no integer >= 1.
     """
-    global _threads
-    _threads = check_threads("n", n)
-
-
-def get_backend() -> str | None:
-    """The backend chosen for this thread or task, else by the environment; None where calls choose by their arrays."""
-    return _chosen.get(_settings._backend)
-
-
-class use_backend:
-    """Chooses the backend for this thread or task, or for a ``with`` block in it.
-
-    Other threads go by ``FASTOPT_BACKEND``, or what they chose themselves; a task of asyncio begins with the choice of
-    what created it.
-
-    Parameters
-    ----------
-    name : str
-        ``"native"``, ``"numba"``, ``"numba-cuda"`` or ``"auto"``.
-
-    Raises
-    ------
-    ValueError
-        There is no backend of that name.
-    BackendUnavailable
-        The backend is not available here.
-    """
-
-    def __init__(self, name: str) -> None:
-        chosen = check_backend("name", name)
-        if chosen is not None:
-            from .dispatch import load_backend
-
-            load_backend(chosen)
-        self._before = get_backend()
-        _chosen.set(chosen)
-
-    def __enter__(self) -> use_backend:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        _chosen.set(self._before)
+    global threads
+    threads = check_threads("n", n)

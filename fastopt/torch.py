@@ -37,32 +37,30 @@ from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from . import norms, settings
-from .arguments import ARGUMENTS, EXECUTION, TorchArguments, check_group, read_call
-from .arrays import CPU, Array, Place, check_distinct, check_overlap, check_tensor, dtype_name, replace_shape, view
+from . import settings
+from .arrays.array import CPU, Array, Place, replace_shape
+from .arrays.blocks import block_bytes
+from .arrays.checks import check_distinct, check_overlap, check_tensor
+from .arrays.dtypes import dtype_name
+from .arrays.libraries import new_array, set_to_zero, view
+from .arrays.libraries.torch import tensor_of
+from .backends import Runner
+from .backends.choice import choose_backend, get_backend, ieee_arithmetic
+from .binding import norms
 from .binding.binding import read_gradients
+from .binding.blocks import from_blocks, to_blocks
+from .binding.options import ARGUMENTS, EXECUTION, TorchArguments, check_group, read_call
+from .binding.sparse import RowSparse, as_row_sparse
 from .binding.states import by_copy, new_state
 from .binding.where import Columns
-from .checkpoint import COMPANIONS, read_state_dict, tensor_of, torch_groups
 from .checks import as_float, check_flag, check_number, did_you_mean, wrong_type, wrong_value
-from .dispatch import (
-    Gradients,
-    Job,
-    Parameters,
-    Rows,
-    Runner,
-    Tensor,
-    check_rows,
-    choose_backend,
-    frozen,
-    ieee_arithmetic,
-    make_jobs,
-    make_row_job,
-)
 from .documentation import torch_text
+from .jobs.job import Gradients, Job, Parameters, Rows
+from .jobs.storage import ZERO_GRADS
+from .jobs.tables import Tensor, check_rows, make_jobs, make_row_job
 from .rules import RULES, Rule
-from .sparse import RowSparse, as_row_sparse
-from .storage import ZERO_GRADS, block_bytes, from_blocks, new_array, set_to_zero, to_blocks
+from .rules.hyper import frozen
+from .statedict import COMPANIONS, read_state_dict, torch_groups
 
 try:
     increment_version([])
@@ -379,7 +377,7 @@ class Optimizer(torch.optim.Optimizer):
         if amp[0] is not None and not capturable:
             scale = 1.0 / float(amp[0])
         bound = self._bound
-        asked = settings.get_backend()
+        asked = get_backend()
         recording = capturable and torch.cuda.is_current_stream_capturing()
         if bound is None or bound.asked != asked or bound.capturable != capturable or not bound.take(self):
             if recording:
@@ -393,7 +391,7 @@ class Optimizer(torch.optim.Optimizer):
             bound.take_amp(*amp)
         if recording:
             self._recorded.append(bound.on_device())
-        bound.run(self, scale, self._threads or settings._threads, max_norm, skip_nonfinite, zero_grads)
+        bound.run(self, scale, self._threads or settings.threads, max_norm, skip_nonfinite, zero_grads)
         if amp[0] is not None and not self.last_step_skipped:
             bound.unscale(amp[0], amp[1])
         return loss
@@ -557,7 +555,7 @@ class _Bound:
     """
 
     def __init__(self, optimizer: Optimizer, backend: Any) -> None:
-        self.backend, self.asked = backend, settings.get_backend()
+        self.backend, self.asked = backend, get_backend()
         self._optimizer = weakref.ref(optimizer)
         self._arguments = optimizer.arguments
         self._read = itemgetter(*optimizer.arguments.defaults)

@@ -10,9 +10,9 @@ import types
 import numpy as np
 
 from fastopt.backends import native
-from fastopt.backends.cuda import kernels
 from fastopt.backends.fold import fold_rows
-from fastopt.storage import AVERAGE, DITHER, STOCHASTIC, ZERO_GRADS
+from fastopt.backends.numba_cuda import kernels
+from fastopt.jobs.storage import AVERAGE, DITHER, STOCHASTIC, ZERO_GRADS
 
 from .test_storage_bits import BF16, F4, F8, same, trained
 
@@ -93,7 +93,7 @@ def simulated(job):
     from numba.cuda import compiler as simulated_compiler
 
     simulated_compiler._compile_pyfunc_with_fixup = None  # it compiles nothing, and has no such name
-    from fastopt.backends.cuda.compiler import Update, unrolled
+    from fastopt.backends.numba_cuda.compiler import Update, unrolled
 
     storage, parameters = job.storage, job.parameters
     kind = Update(parameters.rule.kernel, parameters.copies, job.dtype, job.codes, storage.options if storage else 0)

@@ -9,7 +9,8 @@ import pytest
 
 import fastopt
 from fastopt import functional
-from fastopt.arrays import runs_of, view
+from fastopt.arrays.libraries import view
+from fastopt.arrays.runs import runs_of
 from fastopt.errors import install_command
 
 
@@ -211,7 +212,7 @@ def failing(error):
 
 def capsule(shape=(3,), strides=None, *, data=None, code=2, bits=32, lanes=1, ndim=None, name=b"dltensor"):
     """A DLPack capsule of whatever it is told, with the memory that it needs as attributes."""
-    from fastopt.dlpack import _Tensor
+    from fastopt.arrays.libraries.dlpack import _Tensor
 
     kept = [(ctypes.c_int64 * len(x))(*x) if x is not None else None for x in (shape, strides)]
     tensor = _Tensor(data, (1, 0), len(shape) if ndim is None else ndim, code, bits, lanes, *map(_pointer, kept), 0)

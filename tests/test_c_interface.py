@@ -15,7 +15,10 @@ import pytest
 
 import fastopt
 from fastopt import cli, functional, info, settings
+from fastopt.arrays import libraries
 from fastopt.backends import native
+from fastopt.jobs.job import Parameters
+from fastopt.jobs.tables import Tensor, make_jobs
 from fastopt.rules import MAX_COPIES, PROLOGUE, REQUIRED, RULES
 
 from .pages import example as example_of
@@ -419,7 +422,8 @@ def test_info_prints_flags_and_nothing_else(capsys, flags):
 
 
 def test_without_the_library_the_way_out_is_told():
-    code = "import sys; sys.modules['fastopt.backends._native'] = None; from fastopt.cli import main; sys.exit(main())"
+    hidden = "sys.modules['fastopt.backends.native._native'] = None"
+    code = f"import sys; {hidden}; from fastopt.cli import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, "info", "--cflags"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pip install" in done.stderr and "Traceback" not in done.stderr
@@ -524,7 +528,7 @@ def test_coefficients_are_numbers_of_the_dtype():
 def test_limits_are_python_s():
     assert lib.FASTOPT_MAX_THREADS == settings.MAX_THREADS
     assert lib.FASTOPT_MAX_COPIES == MAX_COPIES
-    assert 1 <= lib.fastopt_default_threads() <= settings._cpus()
+    assert 1 <= lib.fastopt_default_threads() <= settings.cpus()
 
 
 # ---- errors ----
@@ -659,9 +663,9 @@ def test_nothing_to_update_is_no_error():
 def test_step_refuses_and_writes_nothing():
     param, grad = np.ones(4), np.ones(4)
     runner = native.prepare(
-        fastopt.dispatch.make_jobs(
-            [fastopt.dispatch.Parameters.of(RULES["sgd"], 1, 1, 1)],
-            [fastopt.dispatch.Tensor(0, 0, [fastopt.arrays.view(param, "param"), fastopt.arrays.view(grad, "grad")])],
+        make_jobs(
+            [Parameters.of(RULES["sgd"], 1, 1, 1)],
+            [Tensor(0, 0, [libraries.view(param, "param"), libraries.view(grad, "grad")])],
             [["param", "grad"]],
         )
     )

@@ -7,7 +7,7 @@ import pytest
 
 import fastopt
 from fastopt import RULES, RowSparse, functional
-from fastopt.storage import block_bytes
+from fastopt.arrays.blocks import block_bytes
 
 from .device import DeviceArray, assert_equal, hyper_of, on_both, without_waiting
 from .support import gradients, make_states, parameter

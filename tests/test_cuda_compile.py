@@ -18,14 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastopt.arrays.blocks import POSITIVE, SIGNED
+from fastopt.jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
 from fastopt.rules import RULES
-from fastopt.storage import AVERAGE, DITHER, KAHAN, MASTER, POSITIVE, SIGNED, STOCHASTIC, ZERO_GRADS
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
-from fastopt.backends.cuda import compiler, rows, runs  # noqa: E402
-from fastopt.backends.cuda.compiler import Fold, Plain, RowUpdate, Update, scale_of, squares_of  # noqa: E402
+from fastopt.arrays.libraries import driver  # noqa: E402
+from fastopt.backends.numba_cuda import compiler, rows, runs  # noqa: E402
+from fastopt.backends.numba_cuda.compiler import Fold, Plain, RowUpdate, Update, scale_of, squares_of  # noqa: E402
 
 TARGETS = ((7, 5), (8, 0), (9, 0))
 F4, F8 = np.dtype("f4"), np.dtype("f8")
@@ -244,7 +246,7 @@ def test_plain(kind):
 
 
 def test_upload():
-    text = Path(compiler.__file__).with_name("upload.ptx").read_text()
+    text = Path(driver.__file__).with_name("upload.ptx").read_text()
     for capability in TARGETS:
         built = assembled(text, capability)
         assert (built.stack, built.spills) == (0, 0)
@@ -327,9 +329,8 @@ def test_ptx_of_other_sources_is_compiled(monkeypatch, tmp_path, compiled):
     keep_at(monkeypatch, tmp_path)
     as_a_new_process()
     sources = compiler._sources()
-    for module in ("kernels", "memory", "rules.adam", "numba_storage", "compiler"):
-        name = f"fastopt.{module}" if "." in module else f"fastopt.backends.cuda.{module}"
-        name = name.replace("cuda.numba", "numba")
+    for module in ("kernels", "memory", "rules.adam", "backends.convert", "compiler"):
+        name = f"fastopt.{module}" if "." in module else f"fastopt.backends.numba_cuda.{module}"
         assert Path(sys.modules[name].__file__).read_text() in sources
     monkeypatch.setattr(compiler, "_sources", lambda: sources + "#")
     compiler._digest_of_sources.cache_clear()
@@ -403,7 +404,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 import numba_cuda
-from fastopt.backends.cuda import compiler, runs
+from fastopt.backends.numba_cuda import compiler, runs
 
 place = Path(sys.argv[1])
 compiler._places = lambda: iter([place])

@@ -12,8 +12,8 @@ from .test_storage_bits import BF16, F4, fill, job_of, make_arrays, same, traine
 pytestmark = pytest.mark.stub_driver
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
+from fastopt.jobs.storage import DITHER, STOCHASTIC, ZERO_GRADS  # noqa: E402
 from fastopt.rules import RULES  # noqa: E402
-from fastopt.storage import DITHER, STOCHASTIC, ZERO_GRADS  # noqa: E402
 
 from .support import CASES  # noqa: E402
 
@@ -32,8 +32,8 @@ def test_dispatched_bits(gpu, monkeypatch, case, storage):
     from numba import cuda
     from numba.cuda.cudadrv import nvvm
 
-    from fastopt.backends.cuda.compiler import Update
-    from fastopt.backends.cuda.kernels import CHUNK, THREADS
+    from fastopt.backends.numba_cuda.compiler import Update
+    from fastopt.backends.numba_cuda.kernels import CHUNK, THREADS
 
     from .cuda_by_hand import ByHand
 

@@ -15,7 +15,7 @@ import pytest
 
 import fastopt
 from fastopt import functional, hogwild
-from fastopt.arguments import ARGUMENTS, EXECUTION
+from fastopt.binding.options import ARGUMENTS, EXECUTION
 from fastopt.rules import REQUIRED, RULES, Hyper
 
 from .malformed import LEGITIMATE, SCALARS, Opaque, Target, arrays_like, calls

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastopt import paging
-from fastopt.arrays import view
+from fastopt.arrays.libraries import view
 from fastopt.backends import native, numba_cpu
-from fastopt.dispatch import Job, make_gradients
-from fastopt.norms import norm_of
-from fastopt.paging import GRAIN, LEAST, SLOTS, SPARE, Chunk, Mapping, Pager, check_memory
+from fastopt.binding.norms import norm_of
+from fastopt.files import paging
+from fastopt.files.paging import GRAIN, LEAST, SLOTS, SPARE, Chunk, Mapping, Pager, check_memory
+from fastopt.jobs.job import Job
+from fastopt.jobs.tables import make_gradients
 
 from .support import assert_same_bits
 

@@ -304,7 +304,7 @@ def omp(monkeypatch):
     def threads(value):
         monkeypatch.delenv("FASTOPT_NUM_THREADS", raising=False)
         monkeypatch.setenv("OMP_NUM_THREADS", value)
-        monkeypatch.setattr(settings, "_cpus", lambda: 8)
+        monkeypatch.setattr(settings, "cpus", lambda: 8)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             return settings._environment_threads(), [str(warning.message) for warning in told]
@@ -405,11 +405,11 @@ def test_a_backend_is_chosen_for_the_thread_or_task():
 def test_numba_kernels_are_cached_across_processes(tmp_path):
     code = """
 import numpy as np, fastopt
-from fastopt.backends import numba_cpu
+from fastopt.backends.numba_cpu import compiler
 for name, states in (("sgd", 0), ("adam", 2)):
     arrays = [np.ones(9, "f4") for _ in range(2 + states)]
     getattr(fastopt.functional, name)(*arrays, step=1, backend="numba")
-    stats = numba_cpu.kernel(name, 1).stats
+    stats = compiler.kernel(name, 1).stats
     print(name, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
     assert python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["sgd", "0", "1", "adam", "0", "1"]
@@ -418,7 +418,7 @@ for name, states in (("sgd", 0), ("adam", 2)):
 
 WITHOUT_LIBRARY = """
 import sys, warnings
-sys.modules["fastopt.backends._native"] = None
+sys.modules["fastopt.backends.native._native"] = None
 import fastopt, numpy as np
 warnings.simplefilter("always")
 """

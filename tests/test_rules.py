@@ -8,8 +8,8 @@ import pytest
 import fastopt
 from fastopt import rules
 from fastopt.backends import native
-from fastopt.dispatch import hyper_row
 from fastopt.rules import REQUIRED, RULES
+from fastopt.rules.hyper import hyper_row
 
 from .oracle import ORACLES
 from .support import CASES, VARIED

@@ -8,10 +8,11 @@ import pytest
 
 import fastopt
 from fastopt import functional
+from fastopt.arrays.blocks import block_bytes
 from fastopt.backends import native, numba_cpu
+from fastopt.binding.sparse import RowSparse
+from fastopt.jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
 from fastopt.rules import RULES
-from fastopt.sparse import RowSparse
-from fastopt.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS, block_bytes
 
 from .oracle import ORACLES
 from .oracle import storage as oracle

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fastopt
 from fastopt import RowSparse, functional
-from fastopt.dispatch import DUPLICATES
+from fastopt.jobs.job import DUPLICATES
 from fastopt.rules import RULES
 
 from .pages import example

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt.paging import LEAST, SLOTS, SPARE
+from fastopt.files.paging import LEAST, SLOTS, SPARE
 
 from .support import assert_same_bits, gradients, parameter
 from .test_optimizers import EVERY, arrays, make

@@ -19,9 +19,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastopt import statefiles
-from fastopt.paging import LEAST, SLOTS, SPARE
-from fastopt.statefiles import ParameterStates, StateArray, StateFiles
+from fastopt.files import statefiles
+from fastopt.files.paging import LEAST, SLOTS, SPARE
+from fastopt.files.statefiles import ParameterStates, StateArray, StateFiles
 
 from .support import assert_same_bits
 
@@ -518,7 +518,7 @@ def test_a_process_killed_at_any_time(tmp_path):
 def test_a_process_killed_while_it_makes_states(tmp_path):
     code = """
 import os, sys
-from fastopt import statefiles
+from fastopt.files import statefiles
 from tests.test_statefiles import open_files
 statefiles.StateFiles._fill = lambda *arguments: os.kill(os.getpid(), 9)
 open_files(sys.argv[1])

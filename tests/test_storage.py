@@ -12,8 +12,8 @@ import pytest
 import fastopt
 from fastopt import functional
 from fastopt.backends import native
+from fastopt.binding.blocks import blocks_of, values_of
 from fastopt.rules import RULES
-from fastopt.storage import blocks_of, values_of
 
 from .oracle import storage as oracle
 from .pages import example

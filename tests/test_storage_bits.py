@@ -8,12 +8,16 @@ import pytest
 from numba import njit
 
 import fastopt
-from fastopt.arrays import view
-from fastopt.backends import native, numba_cpu, numba_storage
-from fastopt.dispatch import Parameters, Tensor, hyper_row, make_jobs, split_copies
+from fastopt.arrays.blocks import block_bytes
+from fastopt.arrays.libraries import view
+from fastopt.backends import convert as numba_storage
+from fastopt.backends import native, numba_cpu
+from fastopt.binding.sparse import RowSparse, view_gradient
+from fastopt.jobs.job import Parameters
+from fastopt.jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
+from fastopt.jobs.tables import Tensor, make_jobs, split_copies
 from fastopt.rules import RULES
-from fastopt.sparse import RowSparse, view_gradient
-from fastopt.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS, block_bytes
+from fastopt.rules.hyper import hyper_row
 
 from .oracle import storage as oracle
 from .support import CASES, assert_same_bits, gradients, misaligned, parameter

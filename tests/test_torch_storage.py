@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt.arrays import view
-from fastopt.checkpoint import numpy_of
-from fastopt.storage import from_blocks
+from fastopt.arrays.libraries import numpy_of, view
+from fastopt.binding.blocks import from_blocks
 
 from .support import gradients, parameter
 

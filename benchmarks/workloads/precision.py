@@ -35,7 +35,9 @@ try:
 
     import fastopt
     import fastopt.torch
-    from fastopt.storage import BLOCK, SMALLEST_IN_BLOCKS, blocks_of, values_of
+    from fastopt.arrays.blocks import BLOCK
+    from fastopt.binding.blocks import blocks_of, values_of
+    from fastopt.jobs.storage import SMALLEST_IN_BLOCKS
 except ModuleNotFoundError as missing:
     common.explain(missing)
 

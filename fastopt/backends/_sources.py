@@ -14,7 +14,7 @@ def digest() -> str:
         return ""
     files = sorted(
         path
-        for pattern in ("csrc/**/*.[ch]", "csrc/*.py", "fastopt/rules/*.py", "fastopt/backends/_native_build.py")
+        for pattern in ("csrc/**/*.[ch]", "csrc/*.py", "fastopt/rules/*.py", "fastopt/backends/native/build.py")
         for path in _ROOT.glob(pattern)
     )
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..dispatch import MAX_STEP
 from ..errors import BackendUnavailable
+from ..jobs.job import MAX_STEP
 from .numba_arithmetic import ieee_arithmetic
 
 if TYPE_CHECKING:
-    from ..dispatch import Job
+    from ..jobs.job import Job
 
 
 class Folded(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional
-from ..dispatch import available_backends
+from ..backends.choice import available_backends
 from ..optimizers import CLASSES
 from ..rules import REQUIRED, RULES
 from .peers import pytorch

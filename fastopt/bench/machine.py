@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dispatch import available_backends, load_backend
+from ..backends.choice import available_backends, load_backend
 from .timing import Call, Times
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..dispatch import load_backend
+from ..arrays.blocks import BLOCK, BLOCK_BYTES
+from ..backends.choice import load_backend
 from ..optimizers import CLASSES
-from ..storage import BLOCK, BLOCK_BYTES
 from . import pictures
 from .machine import Ceiling, take_ceiling
 from .peers import values

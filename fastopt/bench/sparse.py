@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..dispatch import available_backends
+from ..backends.choice import available_backends
+from ..binding.sparse import RowSparse
 from ..optimizers import CLASSES
-from ..sparse import RowSparse
 from .machine import has_ceiling
 from .peers.base import load
 from .peers.pytorch import load_torch

@@ -8,12 +8,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import settings
-from ..arrays import Array, check_distinct, is_tensor, torch_layout, view
-from ..dispatch import Backend, Gradients, Job, Runner, make_gradients, watch_writable
-from ..norms import scale_of
-from ..sparse import RowSparse
-from ..storage import ZERO_GRADS
+from ..arrays.array import Array
+from ..arrays.checks import check_distinct
+from ..arrays.libraries import view
+from ..arrays.libraries.torch import is_tensor, torch_layout
+from ..backends import Backend, Runner
+from ..backends.choice import get_backend, watch_writable
+from ..jobs.job import Gradients, Job
+from ..jobs.storage import ZERO_GRADS
+from ..jobs.tables import make_gradients
+from .norms import scale_of
+from .sparse import RowSparse
 from .where import Columns, Same, look, look_at
 
 
@@ -184,7 +189,7 @@ class Last:
     """
 
     def __init__(self, bound: Binding, grads: tuple[Any, ...], written: Sequence[Array], can_move: bool) -> None:
-        self.bound, self.asked = bound, settings.get_backend()
+        self.bound, self.asked = bound, get_backend()
         self.held: Sequence[Any] = ()  # views during a step
         self._watch = Watch(bound.arrays)
         given = iter([array for array, _ in bound.grads])

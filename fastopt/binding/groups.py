@@ -6,8 +6,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn
 
-from ..arguments import Arguments
 from ..checks import wrong_type
+from .options import Arguments
 
 
 class _Checked(MutableMapping[str, Any]):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
-from ..dispatch import split_copies
+from ..arrays.array import Array
+from ..arrays.libraries import assign, new_array, same_library
+from ..arrays.libraries.torch import detached
+from ..jobs.tables import split_copies
 from ..rules import Rule
-from ..storage import assign, blocks_of, new_array
+from .blocks import blocks_of
 
 _OF_PARAM = ("master", "ema")  # which begin at the parameter
 
@@ -35,11 +36,11 @@ def initial(like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, beg
         The number that the rule's hyper-parameters say.
     """
     if name in _OF_PARAM:
-        return like.detach() if hasattr(like, "detach") else like
+        return detached(like)
     if dtype != np.uint8 or begin == 0.0:
         return begin
     blocks = blocks_of(np.full(param.size, begin), name in rule.positive)
-    return sys.modules["torch"].from_numpy(blocks) if hasattr(like, "detach") else blocks
+    return same_library(blocks, like)
 
 
 def new_state(

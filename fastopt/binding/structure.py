@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..arrays.array import Array
 from ..checks import differing
-from ..sparse import RowSparse, as_row_sparse, is_mapping
+from .sparse import RowSparse, as_row_sparse, is_mapping
 
 
 def _is_group_list(params: Any) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
-from ..dispatch import load_backend
+from ..arrays.array import Array
+from ..backends.choice import load_backend
 from ..errors import BackendUnavailable
 
 #: Layouts that can be compared and be keys, and the addresses as bytes of uint64.

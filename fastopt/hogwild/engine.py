@@ -19,8 +19,8 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .. import rules
-from ..backends import numba_cpu
 from ..backends.numba_cache import compiled
+from ..backends.numba_cpu import compiler
 from ..numba import adagrad, sgd
 from ..rules import Rule
 
@@ -300,5 +300,5 @@ def kernel(model: str, rule: str, loss: str = "") -> Any:
     if loss:
         names["loss_of"] = njit(**_options)(LOSSES[loss])
     function: Any = {"linear": _linear, "factorization": _factorization}[model]
-    bound = numba_cpu._bind(function, f"{model}_{rule}_{loss}_{numba_cpu._digest(form.rule)}", **names)
+    bound = compiler.bind(function, f"{model}_{rule}_{loss}_{compiler.digest(form.rule)}", **names)
     return compiled(bound)

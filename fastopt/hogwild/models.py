@@ -11,15 +11,7 @@ import numpy as np
 from numba import typeof
 
 from ..backends.numba_arithmetic import ieee_arithmetic
-from ..checks import (
-    check_flag,
-    check_integer,
-    check_name,
-    check_number,
-    did_you_mean,
-    wrong_type,
-    wrong_value,
-)
+from ..checks import check_flag, check_integer, check_name, check_number, did_you_mean, wrong_type, wrong_value
 from ..settings import check_threads
 from . import engine
 from .runner import Compiled, Progress, Run, check_progress, run

@@ -1,7 +1,7 @@
 """Small changes to the package's Python, one at a time: does a test notice?
 
     python -m tests.mutation.python gather          which test runs which line; again after each change to the package
-    python -m tests.mutation.python run --sample 50 --seed 1 --file 'fastopt/norms.py'
+    python -m tests.mutation.python run --sample 50 --seed 1 --file 'fastopt/binding/norms.py'
 
 All is done in a copy of the tree. cosmic-ray makes the changes: a comparison turned or its bound moved, `and` for `or`,
 + for -, a number one more or less, True for False, a condition negated, break for continue, a loop that is left out.

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...dispatch import count_copies, hyper_row
 from ...rules import REQUIRED, RULES, Rule
+from ...rules.hyper import count_copies, hyper_row
 from ..section import Skip
 from ..timing import Call
 

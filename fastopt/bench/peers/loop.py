@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from ...backends.numba_cpu import compile_update
+from ...backends.numba_cpu.compiler import compile_update
 from ...rules import RULES
 from .base import Competitor, Peer, Task, coefficients, new_arrays
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ...dispatch import available_backends
+from ...backends.choice import available_backends
 from ...optimizers import CLASSES
 from ..section import Skip
 from .base import ALL, Competitor, Peer, Task, hyper_of

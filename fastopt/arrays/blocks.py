@@ -1,0 +1,12 @@
+"""Sizes of blocks of 256 8-bit floats with a float32 scale each."""
+
+from __future__ import annotations
+
+SIGNED, POSITIVE = 4, 5  # blocks of 8-bit floats: of states that may be negative, and of those that never are
+BLOCK = 256  # elements that share a scale
+BLOCK_BYTES = BLOCK + 4
+
+
+def block_bytes(size: int) -> int:
+    """How many bytes so many elements take in blocks."""
+    return -(-size // BLOCK) * BLOCK_BYTES

@@ -1,0 +1,158 @@
+"""Checks of arrays: that they can be one update's, that they can be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import BackendUnavailable
+from .array import Array
+from .dtypes import COMPUTE_DTYPES, STORED_DTYPES, dtype_name
+
+
+def require_backend(name: str, x: Any, kind: str) -> None:
+    """Whether there is a backend for devices of that kind.
+
+    Raises
+    ------
+    BackendUnavailable
+        There is none.
+    """
+    if kind not in ("cpu", "cuda"):
+        raise BackendUnavailable(
+            f"{name}: found {type(x).__module__.split('.')[0]} array on {kind}, and no backend works there; move it to "
+            "the CPU (torch: .cpu()) or to a CUDA device"
+        )
+
+
+def check_tensor(
+    arrays: Sequence[Array],
+    names: Sequence[str],
+    read_only: int = 1,
+    shape: tuple[int, ...] | None = None,
+    shapes: Sequence[tuple[int, ...] | None] = (),
+) -> None:
+    """Whether arrays can be one tensor of an update: parameter, gradient, states.
+
+    `read_only` is the place of the one that is not written; states have the parameter's shape, or `shape`; arrays of
+    bytes have those of `shapes`.
+
+    Raises
+    ------
+    TypeError
+        A dtype is none that can be stored beside the parameter's.
+    ValueError
+        A shape is not the parameter's, or an array to be written is read-only or overlaps itself.
+    """
+    param = arrays[0]
+    if param.dtype not in COMPUTE_DTYPES and param.dtype not in STORED_DTYPES:
+        raise TypeError(
+            f"{names[0]}: found dtype {dtype_name(param.dtype)}, expected float32, float64, bfloat16 or float16 in "
+            "native byte order"
+        )
+    fitting = COMPUTE_DTYPES[1:] if param.dtype == np.float64 else STORED_DTYPES
+    if len(arrays) > 1:
+        check_device(arrays, names)
+    for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
+        expected = param.shape if shape is None or j <= max(read_only, 0) else shape
+        if j < len(shapes) and shapes[j] is not None and array.dtype == np.uint8:
+            if array.shape != shapes[j]:
+                raise ValueError(f"{name}: found shape {array.shape}, expected {shapes[j]}, the bytes of its blocks")
+        elif array.dtype not in fitting:
+            *others, last = map(dtype_name, fitting)
+            dtypes = f"{', '.join(others)} or {last}" if others else last
+            found, own = dtype_name(array.dtype), dtype_name(param.dtype)
+            raise TypeError(f"{name}: found dtype {found}, expected {dtypes} beside {names[0]}, which is {own}")
+        elif array.shape != expected:
+            rows = "" if expected == param.shape else "an element for each row, "
+            raise ValueError(f"{name}: found shape {array.shape}, expected {rows}{expected} as {names[0]} has")
+        if j == read_only:
+            continue
+        check_writable(array, name, "updated in place")
+
+
+def check_device(arrays: Sequence[Array], names: Sequence[str]) -> None:
+    """Whether arrays are on one device.
+
+    Raises
+    ------
+    ValueError
+        One is on another device than the first; both are named.
+    """
+    for array, name in zip(arrays, names, strict=True):
+        if array.place.device != arrays[0].place.device:
+            raise ValueError(
+                f"{name}: found an array on {array.place.device}, expected one on {arrays[0].place.device} as "
+                f"{names[0]} is"
+            )
+
+
+def check_writable(array: Array, name: str, purpose: str) -> None:
+    """Whether each element can be written.
+
+    Raises
+    ------
+    ValueError
+        The array is read-only or overlaps itself.
+    """
+    if array.locked:
+        raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is {purpose}")
+    if not array.dense and _overlaps_itself(array):
+        raise ValueError(f"{name}: found a view whose elements share memory, expected distinct elements")
+
+
+def check_distinct(arrays: Sequence[Array], names: Sequence[str], purpose: str) -> None:
+    """Whether each element of arrays can be written once.
+
+    Raises
+    ------
+    ValueError
+        An array is read-only, or shares memory with itself or another, which would then be written twice.
+    """
+    for array, name in zip(arrays, names, strict=True):
+        check_writable(array, name, purpose)
+    check_overlap(arrays, names, [True] * len(arrays))
+
+
+def _overlaps_itself(array: Array) -> bool:
+    reach = array.dtype.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return array.size > 0
+        reach += stride * (n - 1)
+    return False
+
+
+def check_overlap(arrays: Sequence[Array], names: Sequence[str], written: Sequence[bool]) -> None:
+    """Whether any array to be written shares memory with another.
+
+    Raises
+    ------
+    ValueError
+        Two arrays overlap, and one of them at least is to be written; it names both.
+    """
+    extents = np.array([a.extent() for a in arrays], dtype=np.uint64).reshape(-1, 2)
+    order = np.argsort(extents[:, 0], kind="stable")
+    low, high = extents[order, 0], extents[order, 1]
+    if not (low[1:] < np.maximum.accumulate(high)[:-1]).any():
+        return
+    active: dict[bool, list[int]] = {True: [], False: []}
+    for i in order:
+        for kind in (True, False):
+            active[kind] = [j for j in active[kind] if extents[j, 1] > extents[i, 0]]
+        for j in active[True] + (active[False] if written[i] else []):
+            if _share_memory(arrays[i], arrays[j]):
+                first, second = sorted((int(i), int(j)))
+                raise ValueError(f"{names[second]}: found memory shared with {names[first]}, expected distinct arrays")
+        active[bool(written[i])].append(int(i))
+
+
+def _share_memory(a: Array, b: Array) -> bool:
+    if a.size == 0 or b.size == 0:
+        return False
+    try:
+        return np.shares_memory(a.numpy(), b.numpy(), max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True

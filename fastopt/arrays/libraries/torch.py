@@ -1,0 +1,121 @@
+"""torch's tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..array import CPU, Array, Place
+from ..checks import require_backend
+from ..dtypes import BFLOAT16
+
+#: The name of this library in a `Place`.
+LIBRARY = "torch"
+
+_DTYPES = {
+    f"torch.{name}": np.dtype(name)
+    for name in ("float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
+}
+_DTYPES["torch.bfloat16"] = BFLOAT16
+
+
+def view_torch(x: Any, name: str) -> Array:
+    """The view of a tensor."""
+    torch = sys.modules[LIBRARY]
+    if torch.nn.parameter.is_lazy(x):
+        raise TypeError(
+            f"{name}: found a {type(x).__name__}, expected a tensor that has its shape: call the lazy module once first"
+        )
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name}: found a torch tensor of layout {x.layout}, expected a dense one")
+    dtype = _DTYPES.get(str(x.dtype))
+    if dtype is None:
+        raise TypeError(f"{name}: found dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
+    device = x.device.type
+    require_backend(name, x, device)
+    place = CPU if device == "cpu" else Place(str(x.device), LIBRARY)
+    locked = "a tensor that requires grad and is no leaf" if x.requires_grad and not x.is_leaf else ""
+    if x.is_neg():  # its memory has the other sign
+        x, locked = x.detach().resolve_neg(), "a lazily negated tensor (its resolve_neg() is a plain one)"
+    elif x._is_zerotensor():
+        x, locked = torch.zeros(x.shape, dtype=x.dtype, device=x.device), "a tensor of zeros that has no memory"
+    address = _torch_address(x)
+    if address is None:
+        hint = "; DTensor is not supported" if type(x).__name__ == "DTensor" else ""
+        raise TypeError(f"{name}: found a {type(x).__name__} that has no memory of its own, expected a plain one{hint}")
+    strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
+    array = Array(x, address, dtype, tuple(x.shape), strides, place, locked)
+    if array.size:
+        storage = x.untyped_storage()
+        if array.extent()[1] > storage.data_ptr() + storage.nbytes():
+            raise TypeError(f"{name}: found a tensor beyond its storage, which has {storage.nbytes()} bytes")
+    return array
+
+
+def _torch_address(x: Any) -> int | None:
+    """Where a tensor begins; None for wrappers, nested ones, those of torch.func and those whose memory was freed."""
+    if x.is_nested:
+        return None
+    try:
+        address = int(x.data_ptr())
+    except RuntimeError:
+        return None
+    return address if address or x.numel() == 0 else None
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether something is a tensor of torch."""
+    torch = sys.modules.get(LIBRARY)
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def detached(x: Any) -> Any:
+    """The same memory without autograd; what is no tensor as it is."""
+    return x.detach() if is_tensor(x) else x
+
+
+def full_like(like: Any, dtype: str, shape: tuple[int, ...], value: Any) -> Any:
+    """A new tensor on the device of `like`, of its memory order if of its shape."""
+    torch = sys.modules[LIBRARY]
+    like, kind = like.detach(), getattr(torch, dtype)
+    if shape == tuple(like.shape):
+        return torch.full_like(like, value, dtype=kind)
+    return like.new_full(shape, value, dtype=kind)
+
+
+def coo_rows(tensor: Any, name: str) -> tuple[Any, Any] | None:
+    """The indices and values of a sparse COO tensor; None for one of another layout.
+
+    Raises
+    ------
+    TypeError
+        Not exactly its first dimension is sparse.
+    """
+    if tensor.layout is not sys.modules[LIBRARY].sparse_coo:
+        return None
+    if tensor.sparse_dim() != 1:
+        raise TypeError(f"{name}: found {tensor.sparse_dim()} sparse dimensions, expected 1: rows")
+    return tensor._indices()[0], tensor._values()
+
+
+def current_stream(device: int) -> Callable[[], int]:
+    """What tells the caller's current stream on a CUDA device."""
+    return partial(sys.modules[LIBRARY]._C._cuda_getCurrentRawStream, device)
+
+
+def torch_layout(x: Any) -> tuple[Any, ...]:
+    """What tells that a tensor is where it was and laid out as it was, which its owner can change."""
+    return x.data_ptr(), x.stride(), x.nbytes, x.is_neg(), x.untyped_storage().nbytes()
+
+
+def tensor_of(array: np.ndarray) -> Any:
+    """The same memory as a tensor, of bfloat16 too."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

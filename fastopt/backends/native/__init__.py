@@ -1,0 +1,308 @@
+"""The C library: loops compiled for each instruction set, OpenMP threads."""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...arrays.dtypes import CODES
+from ...checks import did_you_mean, wrong_value
+from ...errors import BackendUnavailable, install_command
+from .. import _sources
+
+if TYPE_CHECKING:
+    from ...jobs.job import Gradients, Job, Rows
+
+try:
+    from ._native import ffi, lib
+except ImportError as error:
+    raise BackendUnavailable(
+        f"the C extension cannot be loaded ({error}); build it with a C compiler (Debian: apt install "
+        f"gcc): {install_command(options='--force-reinstall --no-deps')}"
+    ) from None
+
+_sources_now = _sources.digest()
+if _sources_now and (not hasattr(lib, "built_from") or ffi.string(lib.built_from()).decode() != _sources_now):
+    raise BackendUnavailable(
+        "the C library was built from other sources than are here now, whose rules it may not know; build it again: "
+        + install_command(options="--no-deps")
+    )
+del _sources_now
+
+NORM_BLOCK: int = lib.FASTOPT_NORM_BLOCK
+
+
+def _text(value: Any) -> str:
+    return ffi.string(value).decode()
+
+
+def set_isa(name: str | None) -> None:
+    """Chooses the instruction set, by default the highest that the processor has.
+
+    Raises
+    ------
+    ValueError
+        It is not compiled in, or the processor lacks it.
+    """
+    if lib.fastopt_set_isa((name or "").encode()):
+        known = isa_supported()
+        raise wrong_value("FASTOPT_ISA", name, f"one of {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return _text(lib.fastopt_isa())
+
+
+def isa_compiled() -> list[str]:
+    """The instruction sets compiled in, from the lowest."""
+    return _text(lib.fastopt_isa_compiled()).split(",")
+
+
+def isa_supported() -> list[str]:
+    """Those of them that this processor has."""
+    return _text(lib.fastopt_isa_supported()).split(",")
+
+
+def compiler() -> str:
+    """The compiler that built the library."""
+    return _text(lib.fastopt_compiler())
+
+
+def has_openmp() -> bool:
+    """Whether the library was built with threads."""
+    return bool(lib.fastopt_has_openmp())
+
+
+class ieee_arithmetic:
+    """Until the block's end this thread rounds to nearest and keeps subnormal numbers; then it is as it was."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = lib.fastopt_enter_ieee()
+
+    def __exit__(self, *_: object) -> None:
+        lib.fastopt_leave_ieee(self._before)
+
+
+def _pointer(kind: str, array: np.ndarray | None) -> Any:
+    return ffi.NULL if array is None else ffi.cast(kind, array.ctypes.data)
+
+
+def _check(code: int) -> None:
+    if code:
+        raise RuntimeError(f"fastopt: {_text(lib.fastopt_message(code))}")
+
+
+def _rows(rows: Rows) -> Any:
+    """The C library's view of rows."""
+    return ffi.new(
+        "fastopt_rows *",
+        {
+            "rows": rows.count,
+            "width": rows.width,
+            "count": len(rows.indices),
+            "indices": _pointer("void *", rows.indices),
+            "index_size": rows.indices.itemsize,
+            "duplicates": rows.duplicates,
+            "source": _pointer("int64_t *", rows.source),
+            "weights": _pointer("void *", rows.weights),
+        },
+    )
+
+
+class _Runner:
+    __slots__ = ("_count", "_jobs", "_keep", "folded")
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._count = len(jobs)
+        self._jobs = ffi.new("fastopt_job[]", len(jobs))
+        self._keep: list[Any] = [jobs]
+        self.folded: list[tuple[np.ndarray, np.ndarray]] = []  # of each job, coefficients and the tensors' rows there
+        for c, job in zip(self._jobs, jobs, strict=True):
+            parameters, rule = job.parameters, job.parameters.rule
+            width = parameters.copies * (3 + len(rule.coefficients))
+            coefficients = np.empty((len(job.parameter), width))
+            row_of = np.empty(len(job.parameter), np.int32)
+            self.folded.append((coefficients, row_of))
+            c.rule = lib.fastopt_find_rule(rule.name.encode())
+            c.dtype = CODES[job.dtype]
+            c.copies = parameters.copies
+            c.runs, c.tensors = len(job.addresses), len(job.parameter)
+            c.addresses = _pointer("void **", job.addresses)
+            c.strides = _pointer("int64_t *", job.strides)
+            c.offsets = _pointer("int64_t *", job.offsets)
+            c.tensor_of = _pointer("int32_t *", job.tensor_of)
+            c.parameter = _pointer("int32_t *", job.parameter)
+            c.group = _pointer("int32_t *", parameters.group)
+            c.steps = _pointer("int64_t *", parameters.steps)
+            c.scalars = _pointer("double *", parameters.scalars if rule.scalars else None)
+            c.hyper = _pointer("double *", parameters.hyper)
+            c.coefficients = _pointer("double *", coefficients)
+            c.row_of = _pointer("int32_t *", row_of)
+            c.elements = _pointer("int64_t *", job.elements)
+            if job.rows is not None:
+                c.rows = self._kept(_rows(job.rows))
+            if job.storage is not None:
+                dtypes = self._kept(ffi.new("int32_t[]", job.storage.dtypes))
+                values = (dtypes, job.storage.options, job.storage.average_decay, job.storage.seed, 0)
+                c.storage = self._kept(ffi.new("fastopt_storage *", values))
+
+    def _kept(self, value: Any) -> Any:
+        self._keep.append(value)
+        return value
+
+    def advance(self, grad_scale: float) -> None:
+        """Advances step counts and folds coefficients."""
+        self._check(lib.fastopt_advance(self._jobs, self._count, grad_scale))
+
+    def update(self, job: int, begin: int, end: int, threads: int) -> None:
+        """Updates elements of a job with the coefficients that `advance` left."""
+        self._check(lib.fastopt_update_part(ffi.addressof(self._jobs, job), begin, end, threads))
+
+    def __call__(self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step) -> None:
+        code = _step(self._jobs, self._count, grad_scale, threads)
+        if code:
+            self._check(code)
+
+    def _check(self, code: int) -> None:
+        for job in self._keep[0]:  # which can name what has been written since they were made
+            if code == lib.FASTOPT_BAD_INDEX and job.rows is not None:
+                job.rows.check_indices()
+            if code == lib.FASTOPT_BAD_STEP:
+                job.parameters.check_steps()
+        _check(code)
+
+
+prepare = _Runner
+
+
+# Where an array of NumPy has its flags: behind data, nd, dimensions, strides, base and descr, in every version.
+_FLAGS = object.__basicsize__ + struct.calcsize("PiPPPP")
+_WRITEABLE = 0x0400
+
+
+def watch(arrays: Sequence[np.ndarray]) -> Callable[[], int] | None:
+    """What tells whether arrays all are writable, in a hundredth of the time of asking each; None where it cannot.
+
+    The arrays must live for as long as it is called.
+    """
+    if not can_read_arrays():
+        return None
+    where = np.array([id(array) + _FLAGS for array in arrays], np.uintp)
+    return partial(lib.all_have, len(where), ffi.from_buffer("int32_t *[]", where), _WRITEABLE)
+
+
+# Room for what `read_arrays` finds, for one call at a time: which takes it out for itself.
+_rooms: list[tuple[int, Any, Any]] = []
+
+
+def read_arrays(
+    arrays: tuple[Any, ...], _read: Any = lib.read_arrays, _type: int = id(np.ndarray)
+) -> tuple[bytes, bytes] | None:
+    """The layouts of NumPy arrays, and their addresses, in a tenth of the time of asking each: see `can_read_arrays`.
+
+    Layouts are equal where dtypes, shapes, strides, alignment and being writable are. None among the arrays stands for
+    itself; for subclasses and other objects there is no answer.
+    """
+    try:
+        room = _rooms.pop()
+    except IndexError:
+        room = _room(64)
+    most, words, memory = room
+    found, count = _read(id(arrays), _type, most, words), 8 * len(arrays)
+    while found > most:
+        most, words, memory = room = _room(2 * max(most, count))
+        found = _read(id(arrays), _type, most, words)
+    answer = (memory[count : 8 * found], memory[:count]) if found else None
+    _rooms.append(room)
+    return answer
+
+
+def _room(most: int) -> tuple[int, Any, Any]:
+    words = ffi.new("uint64_t[]", most)
+    return most, words, ffi.buffer(words)
+
+
+@cache
+def can_read_arrays() -> bool:
+    """Whether arrays have what is read of them where it is looked for."""
+    if sys.implementation.name != "cpython" or np.ndarray.__basicsize__ < _FLAGS + 4:
+        return False
+    dense, other = np.zeros((2, 3), np.float32), np.zeros((3, 4), ">f8")[:, ::2]
+    other.flags.writeable = False
+    arrays = (dense, other, None)
+    expected: list[int] = []
+    items = ffi.cast("uintptr_t *", id(arrays) + tuple.__basicsize__)
+    if [items[i] for i in range(3)] != list(map(id, arrays)):
+        return False
+    for x in (dense, other):
+        if ffi.cast("int32_t *", id(x) + _FLAGS)[0] != x.flags.num:
+            return False
+        if ffi.cast("uintptr_t *", id(x) + _FLAGS)[-1] != id(x.dtype):
+            return False
+        kind = (x.flags.num & 0x0501) << 16 | ord(x.dtype.byteorder) << 8 | x.ndim + 1
+        expected += x.dtype.num << 32 | kind, *x.shape, *(() if x is dense else x.strides)
+    layouts = np.array([*expected, 0], np.uint64).tobytes()
+    addresses = np.array([dense.ctypes.data, other.ctypes.data, 0], np.uint64).tobytes()
+    return read_arrays(arrays) == (layouts, addresses)
+
+
+class Folder:
+    """The first part of steps that another backend does: advances step counts and folds."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._runner = _Runner([self._without_arrays(job) for job in jobs])
+
+    @staticmethod
+    def _without_arrays(job: Job) -> Job:
+        none = np.empty(0, np.int64)
+        if job.rows is not None and job.parameters.rule.by_row:
+            rows = replace(job.rows, count=0, indices=none, source=None, weights=None)
+            return replace(job, rows=rows, storage=None)
+        tables: dict[str, Any] = {"addresses": job.addresses[:0], "offsets": np.zeros(1, np.int64)}
+        return replace(job, **tables, strides=None, elements=None, rows=None, storage=None)
+
+    def __call__(self, grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+        """Of each job, rows of coefficients, in float64; which of them each tensor has; whether there are several."""
+        self._runner.advance(grad_scale)
+        return [(rows, row_of, bool(row_of[-1])) for rows, row_of in self._runner.folded]
+
+
+def square_sums(grads: Gradients, threads: int) -> np.ndarray:
+    """The sums of squares of blocks of a set of gradients, in order."""
+    blocks = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-np.diff(grads.offsets) // NORM_BLOCK))])
+    sums = np.empty(blocks[-1])
+    _check(
+        lib.fastopt_square_sums(
+            CODES[grads.dtype],
+            len(grads.addresses),
+            _pointer("void **", grads.addresses),
+            _pointer("int64_t *", grads.strides),
+            _pointer("int64_t *", grads.offsets),
+            _pointer("int64_t *", blocks),
+            _pointer("double *", sums),
+            threads,
+        )
+    )
+    return sums
+
+
+def stream_rows(
+    arrays: Sequence[np.ndarray], rows: np.ndarray, starts: np.ndarray, places: np.ndarray, threads: int
+) -> None:
+    """The ceiling of updates of rows, whose order is given: see fastopt.h."""
+    addresses = ffi.new("float *[]", [_pointer("float *", array) for array in arrays])
+    tables = [_pointer("int64_t *", table) for table in (rows, starts, places)]
+    _check(lib.fastopt_stream_rows(len(rows), *tables, arrays[0].shape[1], len(arrays), addresses, threads))
+
+
+set_isa(os.environ.get("FASTOPT_ISA"))

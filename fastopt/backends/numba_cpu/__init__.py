@@ -1,0 +1,184 @@
+"""Numba on the CPU: jobs run by kernels that are compiled when first used and cached on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...arrays.blocks import BLOCK
+from ...arrays.dtypes import CODES
+from ...errors import BackendUnavailable
+from ...jobs.job import DUPLICATES, NORM_BLOCK
+
+if TYPE_CHECKING:
+    from ...jobs.job import Gradients, Job
+
+try:
+    from ..fold import Folded, fold
+    from ..numba_arithmetic import ieee_arithmetic
+    from . import tiles
+    from .compiler import (
+        APPLY_COPIES,
+        kernel,
+        row_kernel,
+        segments,
+        square_kernel,
+        stored_kernel,
+        tile_by_row,
+        tile_update,
+    )
+    from .threads import run_parallel, whole
+except ImportError as error:
+    raise BackendUnavailable(f"Numba cannot be loaded ({error}); install it: pip install numba") from None
+
+GRAIN = 65536  # elements for each thread, below which starting it costs more than it brings
+ALIGN = 64
+CHUNK = 262144  # elements that a thread takes at a time, as it comes free
+ROW_CHUNK = 16384  # the same for rows, of which some have many more lookups than others
+
+
+def _fused(job: Job) -> int:
+    """How many copies of its states the job's kernel has fused: all, where there is a loop for as many."""
+    return job.parameters.copies if job.parameters.copies in APPLY_COPIES else 1
+
+
+class _Runner:
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._stored = [None if job.storage is None else _stored(job) for job in jobs]
+        self._folded: list[Folded] = []
+
+    def __call__(self, grad_scale: float, threads: int) -> None:
+        with whole():
+            folded = [fold(job, grad_scale) for job in self._jobs]
+            lookups = [_order(job) for job in self._jobs]
+            for k, job in enumerate(self._jobs):
+                self._update(k, folded[k], lookups[k], 0, int(job.offsets[-1]), threads)
+            for job, own in zip(self._jobs, folded, strict=True):
+                own.advance(job)
+
+    def advance(self, grad_scale: float) -> None:
+        """Advances step counts and folds coefficients."""
+        with whole():
+            for job in self._jobs:
+                if job.rows is not None:
+                    job.rows.check_indices()
+            self._folded = [fold(job, grad_scale) for job in self._jobs]
+            for job, own in zip(self._jobs, self._folded, strict=True):
+                own.advance(job)
+
+    def update(self, job: int, begin: int, end: int, threads: int) -> None:
+        """Updates elements of a job with the coefficients that `advance` left."""
+        with whole():
+            self._update(job, self._folded[job], _order(self._jobs[job]), begin, end, threads)
+
+    def _update(self, k: int, folded: Folded, lookups: Lookups | None, begin: int, end: int, threads: int) -> None:
+        job, stored = self._jobs[k], self._stored[k]
+        if begin >= end:
+            return
+        coefficients = _for_kernel(job, folded.coefficients)
+        if lookups is not None:
+            _run_rows(job, stored, coefficients[0], lookups, int(folded.steps[0]), threads)
+            return
+        like = np.empty(0, job.dtype)
+        table: tuple[Any, ...]
+        if stored is None:
+            function = kernel(job.parameters.rule.kernel, _fused(job))
+            strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
+            table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients, coefficients.shape[1], like)
+        else:
+            function = stored_kernel(rows=False)
+            codes = np.array(job.codes)
+            sizes = np.where(codes == CODES[job.dtype], like.itemsize, 2)
+            strides = job.strides if job.strides is not None else np.tile(sizes, (len(job.addresses), 1))
+            elements = job.elements if job.elements is not None else job.offsets[:-1]
+            table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients)
+            table = (*table, elements, folded.steps, codes, stored, like)
+        run_parallel(function, (job.addresses, *table, end), end - begin, CHUNK, GRAIN, ALIGN, threads, begin)
+
+
+prepare = _Runner
+
+
+def _stored(job: Job) -> tiles.Stored:
+    """How a job's arrays are stored and updated."""
+    assert job.storage is not None
+    parameters, stored, real = job.parameters, job.storage, job.dtype.type
+    rule, fused = parameters.rule, _fused(job)
+    return tiles.Stored(
+        2 if rule.by_row else 2 + parameters.copies * len(rule.states),
+        parameters.copies // fused,
+        BLOCK if stored.blocks else 1,
+        stored.options,
+        real(stored.average_decay),
+        real(1.0 - stored.average_decay),
+        np.uint64(stored.seed),
+        tile_update(rule.kernel, fused, job.dtype).address,
+        tile_by_row(rule.kernel, job.dtype).address if rule.by_row else 0,
+    )
+
+
+#: Rows and places of lookups in order, and where each row's start.
+Lookups = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _order(job: Job) -> Lookups | None:
+    """A job's lookups, ordered; None where it has none."""
+    if job.rows is None:
+        return None
+    rows = job.rows
+    named, places, starts = segments(rows.indices, rows.count, DUPLICATES[rows.duplicates] == "hogwild")
+    if not starts.size:
+        rows.check_indices()
+    return named, places, starts
+
+
+def _run_rows(
+    job: Job, stored: tiles.Stored | None, own: np.ndarray, lookups: Lookups, step: int, threads: int
+) -> None:
+    assert job.rows is not None and job.strides is not None
+    rows, parameters, (named, places, starts) = job.rows, job.parameters, lookups
+    kind = DUPLICATES[rows.duplicates]
+    source = np.empty(0, np.int64) if rows.source is None else rows.source
+    weights = np.empty(0, job.dtype) if rows.weights is None else rows.weights
+    table: tuple[Any, ...]
+    table = (job.addresses[0], job.strides[0], rows.width, named, places, starts, source, weights, kind == "sum", own)
+    like = np.empty(0, job.dtype)
+    share, grain = ROW_CHUNK // rows.width + 1, GRAIN // rows.width + 1
+    if stored is None:
+        function = row_kernel(parameters.rule.kernel, _fused(job))
+        table = (*table, len(own), like)
+    else:
+        assert job.elements is not None
+        function = stored_kernel(rows=True)
+        numbers = int(job.elements[0]), step
+        codes = np.array(job.codes)
+        updated = codes.copy()  # with the sum of a row's gradients, and without a rule of rows' state
+        updated[1] = CODES[job.dtype]
+        if parameters.rule.by_row:
+            updated = np.delete(updated, 2)
+        table = (*table, *numbers, codes, updated, stored, like)
+    run_parallel(function, table, len(starts) - 1, share, grain, 1, threads)
+
+
+def _for_kernel(job: Job, folded: np.ndarray) -> np.ndarray:
+    """Rows of coefficients as the job's kernel takes them: of its dtype, and with its copies fused of the shape (rows,
+    1, 3 + copies*coefficients).
+    """
+    coefficients = folded.astype(job.dtype)
+    if _fused(job) > 1:
+        coefficients = np.concatenate([coefficients[:, :1, :3], coefficients[:, :, 3:].reshape(len(folded), 1, -1)], 2)
+    return coefficients
+
+
+def square_sums(grads: Gradients, threads: int) -> np.ndarray:
+    """The sums of squares of blocks of a set of gradients, in order."""
+    blocks = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-np.diff(grads.offsets) // NORM_BLOCK))])
+    sums = np.empty(blocks[-1])
+    like = np.empty(0, grads.dtype if grads.dtype.itemsize > 2 else np.uint16)
+    table = (grads.addresses, grads.strides, grads.offsets, blocks, sums, like)
+    with ieee_arithmetic():
+        run_parallel(square_kernel(CODES[grads.dtype]), table, len(sums), len(sums), GRAIN // NORM_BLOCK, 1, threads)
+    return sums

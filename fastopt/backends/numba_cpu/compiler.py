@@ -1,0 +1,569 @@
+"""Numba on the CPU: the rules' own Python, compiled when first used and cached on disk.
+
+One loop for each number of states, written once; a rule's kernel is that loop with the rule's update bound in. The
+kernels take the same table of addresses as the C library, release the GIL, and are run by a pool of plain threads: no
+threading layer of Numba's is involved, so nothing breaks under fork or under calls from several threads at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+import types as pytypes
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ... import rules
+from ...arrays import blocks, dtypes
+from ...arrays.dtypes import BFLOAT16, CODES
+from ...jobs import storage
+from ...jobs.job import NORM_BLOCK
+from ...rules import primitives
+
+if TYPE_CHECKING:
+    from ...rules import Rule
+
+
+from numba import njit, types
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
+from .. import convert
+from ..numba_cache import INNER as _inner
+from ..numba_cache import compiled, compiled_callback
+from . import memory, tiles
+from .memory import array_at, fetch_add, gather, load, scatter
+from .tiles import TILE, prologue
+
+# ---- the loops, one for each number of states; `apply` is bound to a rule's ----
+
+update: Any = None
+apply: Any = None
+
+
+def _loop0(n, a, c, like):
+    p, grad = array_at(a[0], n, like), array_at(a[1], n, like)
+    for i in range(n):
+        x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
+        p[i] = apply(x, g, c)
+
+
+def _loop1(n, a, c, like):
+    p, grad, s0 = array_at(a[0], n, like), array_at(a[1], n, like), array_at(a[2], n, like)
+    for i in range(n):
+        x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
+        p[i], s0[i] = apply(x, g, s0[i], c)
+
+
+def _loop2(n, a, c, like):
+    p, grad, s0, s1 = (
+        array_at(a[0], n, like),
+        array_at(a[1], n, like),
+        array_at(a[2], n, like),
+        array_at(a[3], n, like),
+    )
+    for i in range(n):
+        x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
+        p[i], s0[i], s1[i] = apply(x, g, s0[i], s1[i], c)
+
+
+def _loop3(n, a, c, like):
+    p, grad, s0, s1, s2 = (
+        array_at(a[0], n, like),
+        array_at(a[1], n, like),
+        array_at(a[2], n, like),
+        array_at(a[3], n, like),
+        array_at(a[4], n, like),
+    )
+    for i in range(n):
+        x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
+        p[i], s0[i], s1[i], s2[i] = apply(x, g, s0[i], s1[i], s2[i], c)
+
+
+width: int = 0
+first: Any = None
+second: Any = None
+third: Any = None
+
+
+def _as_tuple(c):
+    return to_fixed_tuple(c, width)
+
+
+def _apply0(p, g, c):
+    return update(p, g, *c[3:])
+
+
+def _apply1(p, g, s0, c):
+    return update(p, g, s0, *c[3:])
+
+
+def _apply2(p, g, s0, s1, c):
+    return update(p, g, s0, s1, *c[3:])
+
+
+def _apply3(p, g, s0, s1, s2, c):
+    return update(p, g, s0, s1, s2, *c[3:])
+
+
+def _apply_twice(p, g, s0, s1, c):
+    p, s0 = update(p, g, s0, *c[first])
+    p, s1 = update(p, g, s1, *c[second])
+    return p, s0, s1
+
+
+def _apply_thrice(p, g, s0, s1, s2, c):
+    p, s0 = update(p, g, s0, *c[first])
+    p, s1 = update(p, g, s1, *c[second])
+    p, s2 = update(p, g, s2, *c[third])
+    return p, s0, s1, s2
+
+
+_APPLY = (_apply0, _apply1, _apply2, _apply3)
+# A rule with several copies of its one state, for as many as the loops have states.
+APPLY_COPIES = {2: _apply_twice, 3: _apply_thrice}
+_LOOPS = (_loop0, _loop1, _loop2, _loop3)
+
+
+@njit(**_inner)
+def _passed(p, g, grad_scale, weight_decay, decay):
+    """In the place of a prologue that has been."""
+    return p, g
+
+
+@njit(**_inner)
+def _split_gradient(n, p, grad, g, c):
+    """The prologue alone, for rules with several copies of their states: they share the gradient it leaves in g."""
+    for i in range(n):
+        p[i], g[i] = prologue(p[i], grad[i], c[0], c[1], c[2])
+
+
+# ---- runs ----
+
+loop: Any = None
+loop_after: Any = None  # the same after the prologue
+to_tuple: Any = None
+states: int = 0
+
+
+def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, end, counter, share):
+    """Updates elements up to `end` of a table of runs, `share` of them at a time, until none is left."""
+    while True:
+        begin = fetch_add(counter, share)
+        if begin >= end:
+            break
+        stop = min(begin + share, end)
+        update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, stop)
+
+
+update_part: Any = None
+
+
+def _update_at(n, at, own, shared, like):
+    """Updates n contiguous elements of arrays that begin at the addresses `at`.
+
+    At most TILE of them where copies of the states are not fused: they share the gradient that has been through the
+    prologue, in `shared`.
+    """
+    if len(own) == 1:
+        loop(n, at, to_tuple(own[0]), like)
+        return
+    part = np.empty(2 + states, np.int64)
+    p, grad = array_at(at[0], n, like), array_at(at[1], n, like)
+    _split_gradient(n, p, grad, shared, own[0])
+    for k in range(len(own)):
+        part[0], part[1] = at[0], shared.ctypes.data
+        for j in range(states):
+            part[2 + j] = at[2 + j + k * states]
+        loop_after(n, part, to_tuple(own[k]), like)
+
+
+update_at: Any = None
+
+
+def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end):
+    """Updates elements [begin, end) of a table of runs."""
+    itemsize = like.itemsize
+    arrays = 2 + copies * states
+    at = np.empty(arrays, np.int64)
+    tiles = np.empty((arrays, TILE), like.dtype)
+    shared = np.empty(TILE, like.dtype)
+    r = np.searchsorted(offsets, begin, side="right") - 1
+    while begin < end:
+        stop = min(end, offsets[r + 1])
+        start = begin - offsets[r]
+        n = stop - begin
+        begin = stop
+        own = coefficients[row_of[tensor_of[r]]]
+        dense = n > 0
+        for j in range(arrays):
+            aligned = addresses[r, j] % itemsize == 0
+            dense = dense and aligned and (strides.size == 0 or strides[r, j] == itemsize)
+        step = n if dense and copies == 1 else TILE
+        for i in range(0, n, step):
+            m = min(step, n - i)
+            for j in range(arrays):
+                stride = strides[r, j] if strides.size else itemsize
+                at[j] = np.int64(addresses[r, j]) + (start + i) * stride
+                if not dense:
+                    gather(tiles[j], at[j], stride, m)
+                    at[j] = tiles[j].ctypes.data
+            update_at(m, at, own, shared, like)
+            if not dense:
+                for j in range(arrays):
+                    if j != 1:
+                        stride = strides[r, j] if strides.size else itemsize
+                        scatter(tiles[j], np.int64(addresses[r, j]) + (start + i) * stride, stride, m)
+        r += 1
+
+
+# ---- rows ----
+
+DIGIT = 11  # bits: so many counters fit the first-level cache
+
+
+@compiled
+def segments(indices, count, hogwild):
+    """Lookups ordered by row, each row's in their order: rows, places, and where a row's segment starts.
+
+    An index that is none of a row, for it may have been written since it was checked, ends it: no segments at all.
+    """
+    n = indices.size
+    rows, places = np.empty(n, np.int64), np.arange(n)
+    starts = np.empty(n + 1, np.int64)
+    for i in range(n):
+        rows[i] = indices[i]
+        if rows[i] < 0 or rows[i] >= count:
+            return rows, places, starts[:0]
+    if hogwild:
+        for i in range(n + 1):
+            starts[i] = i
+        return rows, places, starts
+    other_rows, other_places = np.empty_like(rows), np.empty_like(places)
+    bits = 0
+    while (count - 1) >> bits > 0:
+        bits += 1
+    passes = -(-bits // DIGIT)
+    digit = -(-bits // passes) if passes else 0
+    at = np.empty(1 << DIGIT, np.int64)
+    for k in range(passes):
+        at[:] = 0
+        shift, mask = k * digit, (1 << digit) - 1
+        for i in range(n):
+            at[rows[i] >> shift & mask] += 1
+        total = 0
+        for d in range(mask + 1):
+            total, at[d] = total + at[d], total
+        for i in range(n):
+            d = rows[i] >> shift & mask
+            other_rows[at[d]], other_places[at[d]] = rows[i], places[i]
+            at[d] += 1
+        rows, other_rows = other_rows, rows
+        places, other_places = other_places, places
+    segments = 0
+    for i in range(n):
+        if i == 0 or rows[i] != rows[i - 1]:
+            starts[segments] = i
+            segments += 1
+    starts[segments] = n
+    return rows, places, starts[: segments + 1]
+
+
+@njit(**_inner)
+def _sum_gradients(tile, address, stride, n, places, source, weights, one):
+    """The sum of what lookups have, each times its weight, in order; of each gradient's row n elements from where the
+    first row's begin.
+    """
+    for q in range(places.size):
+        row = source[places[q]] if source.size else places[q]
+        weight = weights[places[q]] if weights.size else one
+        for i in range(n):
+            x = weight * load(address + row * stride + i * tile.itemsize, tile)
+            tile[i] = x if q == 0 else tile[i] + x
+
+
+def _row_kernel(
+    addresses, strides, width, rows, places, starts, source, weights, summed, own, copies, like, counter, share
+):
+    """Updates rows, `share` segments at a time, until none is left."""
+    arrays = 2 + copies * states
+    itemsize = like.itemsize
+    at = np.empty(arrays, np.int64)
+    tiles = np.empty((arrays, TILE), like.dtype)
+    shared = np.empty(TILE, like.dtype)
+    one = weights.dtype.type(1)
+    direct = True
+    for j in range(arrays):
+        direct = direct and np.int64(addresses[j]) % itemsize == 0 and strides[j] % itemsize == 0
+    while True:
+        begin = fetch_add(counter, share)
+        for u in range(begin, min(begin + share, starts.size - 1)):
+            for column in range(0, width, TILE):
+                m = min(TILE, width - column)
+                for j in range(arrays):
+                    at[j] = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
+                    if j != 1 and not direct:
+                        gather(tiles[j], at[j], itemsize, m)
+                        at[j] = tiles[j].ctypes.data
+                at[1] = tiles[1].ctypes.data
+                gradients = np.int64(addresses[1]) + column * itemsize
+                step = starts[u + 1] - starts[u] if summed else 1
+                for q in range(starts[u], starts[u + 1], step):
+                    _sum_gradients(tiles[1], gradients, strides[1], m, places[q : q + step], source, weights, one)
+                    update_at(m, at, own, shared, like)
+                if not direct:
+                    for j in range(arrays):
+                        if j != 1:
+                            address = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
+                            scatter(tiles[j], address, itemsize, m)
+        if begin + share >= starts.size - 1:
+            break
+
+
+by_row: Any = None
+
+
+def _whole_row_kernel(
+    addresses, strides, width, rows, places, starts, source, weights, summed, own, copies, like, counter, share
+):
+    """The same for a rule of rows with one state and one coefficient: each row's mean square, then its elements."""
+    itemsize = like.itemsize
+    params, grads = np.empty(TILE, like.dtype), np.empty(TILE, like.dtype)
+    state = np.empty(1, like.dtype)
+    one = weights.dtype.type(1)
+    lanes = np.empty(16)
+    c = own[0]
+    while True:
+        begin = fetch_add(counter, share)
+        for u in range(begin, min(begin + share, starts.size - 1)):
+            row = rows[starts[u]]
+            step = starts[u + 1] - starts[u] if summed else 1
+            for q in range(starts[u], starts[u + 1], step):
+                mine = places[q : q + step]
+                lanes[:] = 0
+                for column in range(0, width, TILE):
+                    m = min(TILE, width - column)
+                    gather(params, np.int64(addresses[0]) + row * strides[0] + column * itemsize, itemsize, m)
+                    gradients = np.int64(addresses[1]) + column * itemsize
+                    _sum_gradients(grads, gradients, strides[1], m, mine, source, weights, one)
+                    for i in range(m):
+                        x = np.float64(prologue(params[i], grads[i], c[0], c[1], c[2])[1])
+                        lanes[i % 16] += x * x
+                total = 0.0
+                for lane in range(16):
+                    total += lanes[lane]
+                address = np.int64(addresses[2]) + row * strides[2]
+                gather(state, address, itemsize, 1)
+                state[0], rate = by_row(like.dtype.type(total / width), state[0], *to_tuple(c)[3:])
+                scatter(state, address, itemsize, 1)
+                for column in range(0, width, TILE):
+                    m = min(TILE, width - column)
+                    address = np.int64(addresses[0]) + row * strides[0] + column * itemsize
+                    gather(params, address, itemsize, m)
+                    if width > TILE:  # what the tile held is gone
+                        gradients = np.int64(addresses[1]) + column * itemsize
+                        _sum_gradients(grads, gradients, strides[1], m, mine, source, weights, one)
+                    for i in range(m):
+                        x, g = prologue(params[i], grads[i], c[0], c[1], c[2])
+                        params[i] = update(x, g, rate)
+                    scatter(params, address, itemsize, m)
+        if begin + share >= starts.size - 1:
+            break
+
+
+# ---- a rule's kernel ----
+
+_primitives = {"sqrt": primitives.sqrt, "isnan": primitives.isnan}
+_primitives["where"] = njit(**_inner)(primitives.where)
+
+
+def bind(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
+    """The same function with other meanings for its global names; its own name keeps it apart in Numba's cache."""
+    bound = pytypes.FunctionType(function.__code__, {**function.__globals__, **names}, name)
+    bound.__qualname__ = name
+    return bound
+
+
+_primitives["maximum"] = njit(**_inner)(bind(primitives.maximum, "maximum", **_primitives))
+
+
+def compile_update(rule: Rule) -> Any:
+    """The rule's update as an ``njit`` function."""
+    return njit(**_inner)(bind(rule.update, rule.kernel, **_primitives))
+
+
+def compile_fold(rule: Rule) -> Any:
+    """The rule's fold as an ``njit`` function."""
+
+    def compile_one(fold: Callable[..., Any]) -> Any:
+        others = {name: compile_one(fold.__globals__[name]) for name in fold.__code__.co_names if "fold_" in name}
+        return njit(**_inner)(bind(fold, fold.__name__, **_primitives, **others))
+
+    return compile_one(rule.fold)
+
+
+def compile_fold_prologue(rule: Rule) -> Any:
+    """The fold of what comes before the rule, as an ``njit`` function."""
+    return njit(**_inner)(rule.fold_prologue)
+
+
+def compile_by_row(rule: Rule) -> Any:
+    """What the rule makes of a row's mean square, as an ``njit`` function."""
+    assert rule.by_row is not None
+    return njit(**_inner)(bind(rule.by_row, f"{rule.kernel}_by_row", **_primitives))
+
+
+def digest(rule: Rule) -> str:
+    """Of all source that a kernel is made from: Numba's cache looks at one file only, so the name must tell."""
+    functions = (rule.update, rule.by_row or rule.update, rules.prologue, primitives.where, _kernel)
+    return digest_of(*(sys.modules[f.__module__] for f in functions), memory, tiles)
+
+
+def digest_of(*modules: pytypes.ModuleType) -> str:
+    """A digest of modules' source."""
+    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:12]
+
+
+def _rule_of(name: str) -> Rule:
+    """A rule whose kernel has that name."""
+    return next(rule for rule in rules.RULES.values() if rule.kernel == name)
+
+
+def _bound_loops(name: str, copies: int) -> dict[str, Any]:
+    """What a rule's kernels have bound in.
+
+    With `copies` of a state fused, it is that of a rule with as many states and coefficients; of a rule of rows it is
+    that of elements, without states and with one coefficient.
+    """
+    rule = _rule_of(name)
+    count, width = (0, 1) if rule.by_row else (len(rule.states) * copies, len(rule.coefficients))
+    once: Any = _APPLY[count] if copies == 1 else APPLY_COPIES[copies]
+    own = {key: slice(3 + k * width, 3 + (k + 1) * width) for k, key in enumerate(("first", "second", "third"))}
+    apply = njit(**_inner)(bind(once, f"apply_{name}_{copies}", update=compile_update(rule), **own))
+    loop = njit(**_inner)(bind(_LOOPS[count], f"loop_{name}_{copies}", apply=apply))
+    loop_after = loop
+    if rule.vector:
+        after = bind(_LOOPS[count], f"loop_after_{name}_{copies}", apply=apply, prologue=_passed)
+        loop_after = njit(**_inner)(after)
+    at = bind(
+        _update_at,
+        f"at_{name}_{copies}",
+        loop=loop,
+        loop_after=loop_after,
+        to_tuple=njit(**_inner)(bind(_as_tuple, "as_tuple", width=3 + width * copies)),
+        states=count,
+    )
+    return {"update_at": njit(**_inner)(at), "states": count, "width": 3 + width * copies, "digest": digest(rule)}
+
+
+@cache
+def kernel(name: str, copies: int) -> Any:
+    """The compiled kernel of a rule, by the kernel's name. Compiled for a dtype when first called with it."""
+    loops = _bound_loops(name, copies)
+    part = njit(**_inner)(bind(_update_part, f"part_{name}_{copies}", **loops))
+    return compiled(bind(_kernel, f"{name}_{copies}_{loops['digest']}", update_part=part))
+
+
+@cache
+def row_kernel(name: str, copies: int) -> Any:
+    """The same for rows."""
+    rule = _rule_of(name)
+    if rule.by_row:
+        whole = {"by_row": compile_by_row(rule), "update": compile_update(rule)}
+        whole["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=3 + len(rule.coefficients)))
+        return compiled(bind(_whole_row_kernel, f"rows_{name}_{digest(rule)}", **whole))
+    loops = _bound_loops(name, copies)
+    return compiled(bind(_row_kernel, f"rows_{name}_{copies}_{loops['digest']}", **loops))
+
+
+# ---- the same for stored arrays: kernels that call the rule's update of a tile ----
+
+real: Any = None
+
+
+def _tile_update(n, at, own, rows, shared):
+    """A rule's update of n elements of contiguous arrays of the compute type.
+
+    `at` is the address of their addresses, `own` that of `rows` rows of coefficients, `shared` that of a tile for what
+    copies share.
+    """
+    tile = array_at(shared, TILE, real)
+    coefficients = array_at(own, rows * width, real).reshape(rows, width)
+    update_at(n, array_at(at, 2 + rows * states, np.int64), coefficients, tile, tile)
+
+
+def _tile_by_row(state, own, rate, square, _):
+    """What a rule of rows makes of a row's mean square, by addresses: its state, and the coefficient of the update."""
+    state, rate = array_at(state, 1, real), array_at(rate, 4, real)
+    c = array_at(own, width, real)
+    state[0], rate[3] = by_row(array_at(square, 1, real)[0], state[0], *to_tuple(c)[3:])
+
+
+_TILE_SIGNATURE = types.void(*[types.int64] * 5)
+
+
+@cache
+def tile_update(name: str, copies: int, dtype: np.dtype) -> Any:
+    """The update of a tile by the rule whose kernel has that name, as a function that is called by its address."""
+    loops = _bound_loops(name, copies)
+    own = f"tile_{name}_{copies}_{dtype.name}_{loops['digest']}"
+    return compiled_callback(bind(_tile_update, own, real=dtype.type, **loops), _TILE_SIGNATURE)
+
+
+@cache
+def tile_by_row(name: str, dtype: np.dtype) -> Any:
+    """What a rule of rows makes of a row's mean square, likewise."""
+    rule = _rule_of(name)
+    width = 3 + len(rule.coefficients)
+    names = {"real": dtype.type, "width": width, "by_row": compile_by_row(rule)}
+    names["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=width))
+    bound = bind(_tile_by_row, f"tile_by_row_{name}_{dtype.name}_{digest(rule)}", **names)
+    return compiled_callback(bound, _TILE_SIGNATURE)
+
+
+@cache
+def stored_kernel(rows: bool) -> Any:
+    """The kernel for stored arrays, of whatever rule; for rows, or for runs."""
+    modules = (tiles, convert, memory, storage, blocks, dtypes, sys.modules[rules.prologue.__module__])
+    function = tiles.row_kernel if rows else tiles.run_kernel
+    return compiled(bind(function, f"{function.__name__}_{digest_of(*modules)}"))
+
+
+value: Any = None
+
+
+def _square_sums(addresses, strides, offsets, blocks, sums, like, counter, share):
+    lanes = np.empty(16)
+    begin = fetch_add(counter, share)
+    end = min(begin + share, sums.size)
+    r = np.searchsorted(blocks, begin, side="right") - 1
+    while begin < end:
+        while blocks[r + 1] <= begin:
+            r += 1
+        first = (begin - blocks[r]) * NORM_BLOCK
+        n = min(NORM_BLOCK, offsets[r + 1] - offsets[r] - first)
+        lanes[:] = 0
+        for i in range(n):
+            x = np.float64(value(load(np.int64(addresses[r, 0]) + (first + i) * strides[r, 0], like)))
+            lanes[i % 16] += x * x
+        total = 0.0
+        for lane in range(16):
+            total += lanes[lane]
+        sums[begin] = total
+        begin += 1
+
+
+@njit(**_inner)
+def _itself(x):
+    return x
+
+
+@cache
+def square_kernel(code: int) -> Any:
+    """The compiled `_square_sums` for floats of that code."""
+    values = {CODES[BFLOAT16]: convert.decode_bfloat16, CODES[np.dtype(np.float16)]: convert.decode_float16}
+    name = f"square_sums_{code}_{digest_of(memory, convert)}"
+    return compiled(bind(_square_sums, name, value=values.get(code, _itself)))

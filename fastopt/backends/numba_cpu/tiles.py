@@ -1,0 +1,472 @@
+"""Updates of stored arrays by Numba on the CPU: tile by tile, whatever the rule.
+
+Elements of each array are loaded into a tile of the compute type, the rule's update runs over the tiles, they are
+stored again. The update is called by its address, so that all this is compiled once and not with every rule. Arrays
+that are of the compute type already are updated where they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from ... import rules
+from ...arrays.blocks import BLOCK, BLOCK_BYTES, POSITIVE, SIGNED
+from ...arrays.dtypes import BFLOAT16, CODES
+from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
+from ..convert import (
+    LARGEST_FINITE,
+    bits_of,
+    decode_bfloat16,
+    decode_float16,
+    decode_positive,
+    decode_signed,
+    dither_bfloat16,
+    dither_float16,
+    dither_of,
+    encode_among_nonfinite,
+    encode_bfloat16,
+    encode_float16,
+    encode_positive,
+    encode_signed,
+    float_of,
+    nan_code,
+    philox_of,
+    scale_of,
+)
+from ..numba_cache import INNER
+from .memory import (
+    address_of,
+    array_at,
+    call,
+    fetch_add,
+    gather,
+    load,
+    on_stack,
+    prefetch,
+    scatter,
+    store,
+    unaligned_at,
+)
+
+TILE = 1024  # elements, whole blocks; the tiles of a rule's arrays fit the first-level cache
+GROUP = 128  # elements that have their random numbers from the same counters
+_COUNTERS = GROUP // 8
+_FLOAT32, _FLOAT64, _BFLOAT16 = CODES[np.dtype(np.float32)], CODES[np.dtype(np.float64)], CODES[BFLOAT16]
+
+prologue: Any = njit(**INNER)(rules.prologue)
+
+
+class Stored(NamedTuple):
+    """How a job's arrays are stored and updated."""
+
+    arrays: int  # those of the update; after them come the parameter's companion and its average, if there are
+    copies: int  # rows of coefficients
+    block: int  # elements that are updated together
+    options: int
+    decay: Any  # of the average, in the compute type
+    rest: Any  # 1 - decay, rounded once
+    seed: Any  # uint64
+    update: int  # the address of the rule's update of a tile
+    by_row: int  # that of what a rule of rows makes of a row's mean square; 0 for others
+
+
+class Space(NamedTuple):
+    """What a thread works in."""
+
+    tiles: np.ndarray  # of the compute type [arrays, TILE]
+    raw: np.ndarray  # the same for elements, as they are stored, of strided arrays
+    places: np.ndarray  # int64 [arrays]: where each array's elements are in the compute type
+    shared: np.ndarray  # of the compute type [TILE]
+    random: np.ndarray  # uint32 [words]: numbers of 16 bits, two in each
+
+
+@njit(inline="always", **INNER)  # what is on the stack is its caller's
+def _space(arrays, like):
+    return Space(
+        on_stack(arrays * TILE, like).reshape(arrays, TILE),
+        on_stack(arrays * TILE, like).reshape(arrays, TILE),
+        on_stack(arrays, np.int64),
+        on_stack(TILE, like),
+        on_stack((TILE + 2 * GROUP) // 2, np.uint32),
+    )
+
+
+@njit(**INNER)
+def _own(like):
+    """The code of the compute type."""
+    return _FLOAT32 if like.itemsize == 4 else _FLOAT64
+
+
+@njit(**INNER)
+def _size(code, like):
+    """Bytes of an element that is not in a block."""
+    return np.int64(like.itemsize) if code == _own(like) else 2
+
+
+# ---- from memory to a tile, and back ----
+
+
+@njit(**INNER)
+def _load_block(tile, block, positive):
+    scale = load(block, np.float32)
+    codes = unaligned_at(block + 4, BLOCK, np.uint8)
+    magnitude = abs(scale)
+    if positive:
+        for k in range(BLOCK):
+            tile[k] = decode_positive(codes[k], magnitude)
+    else:
+        for k in range(BLOCK):
+            tile[k] = decode_signed(codes[k], magnitude)
+    if bits_of(scale) >> 31:
+        for k in range(BLOCK):
+            if codes[k] == nan_code(positive):
+                tile[k] = np.nan
+
+
+@njit(**INNER)
+def _store_block(tile, block, positive, element, step):
+    most = 0
+    for k in range(BLOCK):
+        most = max(most, bits_of(tile[k]) & 0x7FFFFFFF)
+    finite = most <= LARGEST_FINITE
+    if not finite:
+        most = 0
+        for k in range(BLOCK):
+            bits = bits_of(tile[k]) & 0x7FFFFFFF
+            most = max(most, bits if bits <= LARGEST_FINITE else 0)
+    scale, inverse = scale_of(float_of(most), positive)
+    codes = unaligned_at(block + 4, BLOCK, np.uint8)
+    if positive:
+        for k in range(BLOCK):
+            codes[k] = encode_positive(tile[k], inverse, dither_of(element + k, step) >> 12)
+    else:
+        for k in range(BLOCK):
+            codes[k] = encode_signed(tile[k], inverse, dither_of(element + k, step) >> 12)
+    if not finite:
+        scale = float_of(bits_of(scale) | 0x80000000)
+        for k in range(BLOCK):
+            codes[k] = encode_among_nonfinite(codes[k], tile[k], positive)
+    store(block, scale)
+
+
+@njit(**INNER)
+def _load_tile(code, tile, address, n):
+    """Where n elements at an address are in the compute type: there, or in the tile, into which they are loaded."""
+    if code == _own(tile):
+        if address % tile.itemsize == 0:
+            return address
+        own = unaligned_at(address, n, tile)
+        for i in range(n):
+            tile[i] = own[i]
+    elif code >= SIGNED:
+        for i in range(0, n, BLOCK):
+            _load_block(tile[i : i + BLOCK], address + i // BLOCK * BLOCK_BYTES, code == POSITIVE)
+    else:
+        h = unaligned_at(address, n, np.uint16)
+        if code == _BFLOAT16:
+            for i in range(n):
+                tile[i] = decode_bfloat16(h[i])
+        else:
+            for i in range(n):
+                tile[i] = decode_float16(h[i])
+    return address_of(tile)
+
+
+@njit(**INNER)
+def _store_tile(code, place, address, n, like):
+    """Stores n elements, which are in the compute type at `place`, rounded to the nearest; not in blocks."""
+    if place == address:
+        return
+    tile = array_at(place, n, like)
+    if code == _own(like):
+        own = unaligned_at(address, n, like)
+        for i in range(n):
+            own[i] = tile[i]
+        return
+    h = unaligned_at(address, n, np.uint16)
+    if code == _BFLOAT16:
+        for i in range(n):
+            h[i] = encode_bfloat16(tile[i])
+    else:
+        for i in range(n):
+            h[i] = encode_float16(tile[i])
+
+
+@njit(**INNER)
+def _store_dithered(code, place, address, n, random, like):
+    """The same for elements of 16 bits, to each of which a number of 16 bits is added before its lower bits go."""
+    tile = array_at(place, n, like)
+    h = unaligned_at(address, n, np.uint16)
+    if code == _BFLOAT16:
+        for i in range(n):
+            h[i] = dither_bfloat16(tile[i], random[i])
+    else:
+        for i in range(n):
+            h[i] = dither_float16(tile[i], random[i])
+
+
+@njit(**INNER)
+def _store_blocks(code, tile, address, n, element, step):
+    """Stores n elements of a tile, and zeros behind them, in whole blocks."""
+    for i in range(n, -(-n // BLOCK) * BLOCK):
+        tile[i] = 0
+    for i in range(0, n, BLOCK):
+        block = address + i // BLOCK * BLOCK_BYTES
+        _store_block(tile[i : i + BLOCK], block, code == POSITIVE, element + i, step)
+
+
+@njit(**INNER)
+def _random(words, element, n, step, seed):
+    """Random numbers of 16 bits for n elements."""
+    first = element // GROUP
+    for group in range(first, (element + n - 1) // GROUP + 1):
+        at = (group - first) * GROUP // 2
+        for k in range(_COUNTERS):
+            w = philox_of(group * _COUNTERS + k, step, seed)
+            for q in range(4):
+                words[at + q * _COUNTERS + k] = w[q]
+    return array_at(address_of(words) + element % GROUP * 2, n, np.uint16)
+
+
+@njit(**INNER)
+def _dither(words, element, n, step):
+    """The upper 16 bits of n elements' dither."""
+    dither = array_at(address_of(words), n, np.uint16)
+    for i in range(n):
+        dither[i] = dither_of(element + i, step) >> 16
+    return dither
+
+
+# ---- a tile ----
+
+
+@njit(**INNER)
+def _load_param(n, at, codes, s, space):
+    """The parameter with what its dtype could not hold; where it is."""
+    tiles, arrays = space.tiles, s.arrays
+    if s.options & MASTER:
+        return _load_tile(_own(tiles), tiles[0], at[arrays], n)
+    place = _load_tile(codes[0], tiles[0], at[0], n)
+    if s.options & KAHAN:
+        _load_tile(codes[arrays], tiles[arrays], at[arrays], n)
+        for i in range(n):
+            tiles[0, i] += tiles[arrays, i]
+    return place
+
+
+@njit(**INNER)
+def _store_param(n, at, codes, s, place, element, step, space):
+    tiles, arrays, like = space.tiles, s.arrays, space.shared
+    if s.options & MASTER:
+        _store_tile(_own(like), place, at[arrays], n, like)
+    if s.options & STOCHASTIC:
+        _store_dithered(codes[0], place, at[0], n, _random(space.random, element, n, step, s.seed), like)
+    else:
+        _store_tile(codes[0], place, at[0], n, like)
+    if s.options & KAHAN:
+        p, lost = tiles[0], tiles[arrays]
+        _load_tile(codes[0], lost, at[0], n)
+        for i in range(n):  # infinity less infinity is none lost
+            lost[i] = p[i] - lost[i] if np.isfinite(lost[i]) else np.float32(0)
+        _store_tile(codes[arrays], address_of(lost), at[arrays], n, like)
+
+
+@njit(**INNER)
+def _update_tile(n, at, codes, s, own, element, step, space):
+    """Updates n elements, TILE of them at most, of contiguous arrays of any alignment that begin at the addresses `at`.
+
+    `own` is the address of their coefficients, `element` the number of the first.
+    """
+    places, tiles, like = space.places, space.tiles, space.shared
+    places[0] = _load_param(n, at, codes, s, space)
+    for j in range(1, s.arrays):
+        places[j] = _load_tile(codes[j], tiles[j], at[j], n)
+    call(s.update, n, address_of(places), own, s.copies, address_of(like))
+    if s.options & AVERAGE:
+        j = len(codes) - 1
+        place = _load_tile(codes[j], tiles[j], at[j], n)
+        average, p = array_at(place, n, like), array_at(places[0], n, like)
+        for i in range(n):
+            average[i] = s.decay * average[i] + s.rest * p[i]
+        _store_tile(codes[j], place, at[j], n, like)
+    if s.options & ZERO_GRADS:
+        unaligned_at(at[1], n * _size(codes[1], like), np.uint8)[:] = 0
+    _store_param(n, at, codes, s, places[0], element, step, space)
+    for j in range(2, s.arrays):
+        if codes[j] >= SIGNED:
+            _store_blocks(codes[j], tiles[j], at[j], n, element, step)
+        elif s.options & DITHER and codes[j] != _own(like):
+            _store_dithered(codes[j], places[j], at[j], n, _dither(space.random, element, n, step), like)
+        else:
+            _store_tile(codes[j], places[j], at[j], n, like)
+
+
+@njit(**INNER)
+def _move_in(raw, address, stride, n, size):
+    if size == 2:
+        gather(array_at(address_of(raw), n, np.uint16), address, stride, n)
+    else:
+        gather(raw, address, stride, n)
+    return address_of(raw)
+
+
+@njit(**INNER)
+def _move_out(raw, address, stride, n, size):
+    if size == 2:
+        scatter(array_at(address_of(raw), n, np.uint16), address, stride, n)
+    else:
+        scatter(raw, address, stride, n)
+
+
+# ---- runs ----
+
+
+@njit(**INNER)
+def _prefetch(address, n):
+    """Fetches n bytes, while others are worked on."""
+    for line in range(0, n, 64):
+        prefetch(address + line)
+
+
+def run_kernel(
+    addresses, strides, offsets, tensor_of, row_of, coefficients, elements, steps, codes, s, like, end, counter, share
+):
+    """Updates elements up to `end` of a table of runs, `share` of them at a time, until none is left.
+
+    Of runs in blocks that is the blocks that begin there, counted within each run.
+    """
+    arrays, codes = len(codes), array_at(address_of(codes), len(codes), codes)  # here without counts of references
+    space, at = _space(arrays, like), on_stack(arrays, np.int64)
+    while True:
+        begin = fetch_add(counter, share)
+        if begin >= end:
+            break
+        stop = min(begin + share, end)
+        r = np.searchsorted(offsets, begin, side="right") - 1
+        while r < len(offsets) - 1 and offsets[r] < stop:
+            first, tensor = offsets[r], tensor_of[r]
+            own, step = address_of(coefficients[row_of[tensor]]), steps[tensor]
+            last = min(-(-(stop - first) // s.block) * s.block, offsets[r + 1] - first)
+            for i in range(-(-max(begin - first, 0) // s.block) * s.block, last, TILE):
+                n = min(TILE, last - i)
+                after = min(TILE, last - i - n)  # elements of the next tile
+                for j in range(arrays):
+                    address, stride, size = np.int64(addresses[r, j]), strides[r, j], _size(codes[j], like)
+                    if codes[j] >= SIGNED:
+                        at[j] = address + i // BLOCK * BLOCK_BYTES
+                        _prefetch(at[j] + n // BLOCK * BLOCK_BYTES, after)
+                    elif stride == size:
+                        at[j] = address + i * size
+                        _prefetch(at[j] + n * size, after * size)
+                    else:
+                        at[j] = _move_in(space.raw[j], address + i * stride, stride, n, size)
+                _update_tile(n, at, codes, s, own, elements[r] + i, step, space)
+                for j in range(arrays):
+                    stride, size = strides[r, j], _size(codes[j], like)
+                    if codes[j] < SIGNED and stride != size and (j != 1 or s.options & ZERO_GRADS):
+                        _move_out(space.raw[j], np.int64(addresses[r, j]) + i * stride, stride, n, size)
+            r += 1
+
+
+# ---- rows ----
+
+
+@njit(**INNER)
+def _sum_gradients(tile, converted, code, address, stride, n, places, source, weights):
+    """The sum of what lookups have, each times its weight, in order; of each gradient's row n elements from where the
+    first row's begin.
+    """
+    for q in range(places.size):
+        row = source[places[q]] if source.size else places[q]
+        weight = weights[places[q]] if weights.size else weights.dtype.type(1)
+        x = array_at(_load_tile(code, converted, address + row * stride, n), n, tile)
+        for i in range(n):
+            y = weight * x[i]
+            tile[i] = y if q == 0 else tile[i] + y
+
+
+@njit(**INNER)
+def _find_row(at, addresses, strides, row, column, stored, like):
+    """Where a row's elements from a column on are, of each array but the gradient and a rule of rows' state."""
+    for j in range(len(at)):
+        k = j if j < 2 else j + len(stored) - len(at)
+        if j != 1:
+            at[j] = np.int64(addresses[k]) + row * strides[k] + column * _size(stored[k], like)
+
+
+@njit(**INNER)
+def _add_squares(lanes, p, grads, n, c):
+    """Adds the squares of gradients that have been through the prologue to sixteen partial sums."""
+    for i in range(n):
+        x = np.float64(prologue(p[i], grads[i], c[0], c[1], c[2])[1])
+        lanes[i % 16] += x * x
+
+
+def row_kernel(
+    addresses,
+    strides,
+    width,
+    rows,
+    places,
+    starts,
+    source,
+    weights,
+    summed,
+    own,
+    element,
+    step,
+    stored,
+    codes,
+    s,
+    like,
+    counter,
+    share,
+):
+    """Updates rows, `share` segments at a time, until none is left.
+
+    `stored` are the codes of all arrays, `codes` those of what is updated element by element, with a gradient that has
+    been summed: of a rule of rows without its state, which is the third array and has an element for each row.
+    """
+    arrays, codes = len(codes), array_at(address_of(codes), len(codes), codes)  # here without counts of references
+    space, at = _space(arrays, like), on_stack(arrays, np.int64)
+    grads, converted = on_stack(TILE, like), on_stack(TILE, like)
+    state, square, lanes = on_stack(1, like), on_stack(1, like), on_stack(16, np.float64)
+    rate, size = on_stack(4, like), _size(stored[1], like)
+    for k in range(3):
+        rate[k] = own[0, k]
+    coefficients = address_of(rate) if s.by_row else address_of(own)
+    while True:
+        begin = fetch_add(counter, share)
+        for u in range(begin, min(begin + share, starts.size - 1)):
+            row = rows[starts[u]]
+            together = starts[u + 1] - starts[u] if summed else 1
+            for q in range(starts[u], starts[u + 1], together):
+                mine = places[q : q + together]
+                if s.by_row:
+                    lanes[:] = 0
+                    for column in range(0, width, TILE):
+                        n = min(TILE, width - column)
+                        _find_row(at, addresses, strides, row, column, stored, like)
+                        gradients = np.int64(addresses[1]) + column * size
+                        _sum_gradients(grads, converted, stored[1], gradients, strides[1], n, mine, source, weights)
+                        _add_squares(lanes, array_at(_load_param(n, at, codes, s, space), n, like), grads, n, own[0])
+                    total = 0.0
+                    for lane in range(16):
+                        total += lanes[lane]
+                    square[0] = total / width
+                    address = np.int64(addresses[2]) + row * strides[2]
+                    state[0] = array_at(_load_tile(stored[2], state, address, 1), 1, like)[0]
+                    call(s.by_row, address_of(state), address_of(own), address_of(rate), address_of(square), 0)
+                    _store_tile(stored[2], address_of(state), address, 1, like)
+                for column in range(0, width, TILE):
+                    n = min(TILE, width - column)
+                    _find_row(at, addresses, strides, row, column, stored, like)
+                    gradients = np.int64(addresses[1]) + column * size
+                    _sum_gradients(grads, converted, stored[1], gradients, strides[1], n, mine, source, weights)
+                    at[1] = address_of(grads)
+                    _update_tile(n, at, codes, s, coefficients, element + row * width + column, step, space)
+        if begin + share >= starts.size - 1:
+            break

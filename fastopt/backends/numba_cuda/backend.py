@@ -1,0 +1,12 @@
+"""What this backend offers, where there is a device."""
+
+from __future__ import annotations
+
+from ...arrays.libraries import cuda  # noqa: F401  (which says why there is none)
+from .graphs import CapturableRunner
+from .rows import find_bags
+from .runs import Runner, scale, square_sums
+
+prepare = Runner
+
+__all__ = ["CapturableRunner", "find_bags", "prepare", "scale", "square_sums"]

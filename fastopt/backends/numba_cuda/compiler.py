@@ -1,0 +1,429 @@
+"""Kernels compiled to PTX: once for each rule, storage and compute capability, and kept on disk.
+
+No GPU is needed for that. The PTX is compiled without contraction of multiplications and additions, so that what it
+computes has the bits that the CPU's has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import re
+import sys
+import tempfile
+import types as pytypes
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import llvmlite
+import numba
+import numba_cuda
+import numpy as np
+from numba import cuda
+from numba.cuda import dispatcher, types
+from numba.cuda.compiler import _compile_pyfunc_with_fixup
+from numba.cuda.cudadrv import nvvm
+from numba.cuda.np.numpy_support import from_dtype
+
+from ... import rules
+from ...arrays import blocks, dtypes
+from ...arrays.blocks import POSITIVE, SIGNED
+from ...arrays.dtypes import CODES, compute_dtype, dtype_name
+from ...jobs import job, storage
+from ...jobs.job import DUPLICATES
+from .. import convert, numba_cache
+from . import kernels, memory
+
+_NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: "signed8bit", POSITIVE: "positive8bit"}
+_BITS_16 = {code for dtype, code in CODES.items() if dtype.itemsize == 2}
+
+
+@dataclass(frozen=True)
+class Update:
+    """The kernel that updates runs, for one rule and one way of storing arrays.
+
+    Attributes
+    ----------
+    kernel : str
+        The rule's, by `fastopt.rules.Rule.kernel`.
+    copies : int
+        Of its states.
+    dtype : numpy.dtype
+        In which it computes.
+    stored : tuple of int
+        How each array is stored, by `fastopt.arrays.dtypes.CODES`.
+    options : int
+        Of the storage.
+    strided, tabled : bool
+        Whether runs have a table of strides, and a table of coefficients.
+    """
+
+    kernel: str
+    copies: int
+    dtype: np.dtype
+    stored: tuple[int, ...]
+    options: int = 0
+    strided: bool = False
+    tabled: bool = False
+    integers: ClassVar[int] = 10  # arguments before the seed
+
+    @property
+    def rule(self) -> rules.Rule:
+        """A rule of that kernel."""
+        return next(rule for rule in rules.RULES.values() if rule.kernel == self.kernel)
+
+    @property
+    def width(self) -> int:
+        """Coefficients of a copy, with the prologue's."""
+        return 3 + len(self.rule.coefficients)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of coefficients in a table: a step before them, whole words."""
+        return 8 + -(-self.copies * self.width * self.dtype.itemsize // 8) * 8
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether a state is in blocks."""
+        return max(self.stored) >= SIGNED
+
+    @property
+    def in_halves(self) -> bool:
+        """Whether an array has elements of 16 bits."""
+        return not _BITS_16.isdisjoint(self.stored)
+
+    @property
+    def lanes(self) -> int:
+        """Elements that a thread updates at a time: 16 bytes of the narrowest."""
+        return 8 if self.in_blocks or self.in_halves else 16 // self.dtype.itemsize
+
+    @property
+    def name(self) -> str:
+        """What profilers call it."""
+        kinds = "".join("_" + _NAMES[code] for code in self.stored)
+        more = f"_options{self.options}" * bool(self.options) + "_strided" * self.strided + "_tabled" * self.tabled
+        return f"fastopt_{self.kernel}{kinds}{more}"
+
+    def bindings(self) -> dict[str, Any]:
+        """What the kernel's capitals stand for."""
+        rule, real = self.rule, self.dtype.type
+        return {
+            "REAL": real,
+            "OWN": CODES[self.dtype],
+            "STORED": self.stored,
+            "ARRAYS": len(self.stored),
+            "OPTIONS": self.options,
+            "STATES": len(rule.states),
+            "COPIES": self.copies,
+            "COEFFICIENTS": ((real(0),) * self.width,) * self.copies,
+            "STRIDED": self.strided,
+            "TABLED": self.tabled,
+            "ROW_BYTES": self.row_bytes,
+            "IN_BLOCKS": self.in_blocks,
+            "IN_HALVES": self.in_halves,
+            "update": rule.update,
+            "apply": kernels.APPLY[len(rule.states)],
+        }
+
+    def of_lanes(self, function: Callable[..., Any], lanes: int, aligned: bool) -> Any:
+        """A function of `kernels` that deals with so many elements at a time."""
+        names = {**self.bindings(), "LANES": lanes, "ALIGNED": aligned}
+        names["read_all"] = unrolled(kernels.read, names["ARRAYS"])
+        names["write_all"] = unrolled(kernels.write, names["ARRAYS"])
+        names["update_lanes"] = unrolled(kernels.update_lane, lanes)
+        return bound(function, names)
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        names = {
+            **self.bindings(),
+            "LANES": self.lanes,
+            "update_aligned": self.of_lanes(kernels.update_elements, self.lanes, True),
+            "update_any": self.of_lanes(kernels.update_elements, self.lanes if self.in_blocks else 1, False),
+        }
+        return rebound(kernels.update_runs, names)[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        real = from_dtype(self.dtype)
+        own = types.UniTuple(types.UniTuple(real, self.width), self.copies)
+        return types.void(*integers(self.integers), types.uint64, real, real, own)
+
+
+@dataclass(frozen=True)
+class RowUpdate(Update):
+    """The kernel that updates rows; of a rule of rows, `stored` ends with its state.
+
+    Attributes
+    ----------
+    duplicates : int
+        What several lookups of one row mean, by `fastopt.jobs.job.DUPLICATES`.
+    """
+
+    duplicates: int = 0
+    integers: ClassVar[int] = 12
+
+    @property
+    def name(self) -> str:
+        """What profilers call it."""
+        return f"{super().name}_rows_{DUPLICATES[self.duplicates]}"
+
+    @property
+    def elementwise(self) -> tuple[int, ...]:
+        """How arrays are stored that have a row's elements."""
+        return self.stored[:-1] if self.rule.by_row else self.stored
+
+    def bindings(self) -> dict[str, Any]:
+        """What the kernel's capitals stand for."""
+        names = {**super().bindings(), "ROWS": True, "DUPLICATES": self.duplicates}
+        names |= {"STORED": self.elementwise, "ARRAYS": len(self.elementwise)}
+        if self.rule.by_row:
+            names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": kernels.apply0}
+        return names
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        names = {
+            **self.bindings(),
+            "LANES": self.lanes,
+            "update_aligned": self.of_lanes(kernels.update_row_elements, self.lanes, True),
+            "update_any": self.of_lanes(kernels.update_row_elements, 1, False),
+            "square_of": self.of_lanes(kernels.square_of, 1, False),
+        }
+        return rebound(kernels.update_rows, names)[0]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The kernel that counts steps and folds on the device.
+
+    Attributes
+    ----------
+    rule_name : str
+        The rule's.
+    update : Update
+        The kernel that it folds for, whose coefficients are in a table.
+    """
+
+    rule_name: str
+    update: Update
+
+    @property
+    def name(self) -> str:
+        """What profilers call it."""
+        return f"fastopt_fold_{self.rule_name}"
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        rule = rules.RULES[self.rule_name]
+        names = {
+            **self.update.bindings(),
+            "HYPER": (0.0,) * len(rule.row),
+            "FOLDED": rules.OWN + len(rule.folded) - 1,
+            "KEPT": len(rule.scalars),
+            "WIDTH": self.update.width,
+            "fold": rule.fold,
+            "fold_prologue": rule.fold_prologue,
+            "fold_row": kernels.FOLD_ROW[len(rule.scalars)],
+        }
+        return rebound(kernels.fold_steps, names)[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        return types.void(*integers(10), types.float64)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A kernel that depends on no rule: its name in `kernels`, the types of its arguments, what is bound in, and what
+    its name shall say of that.
+    """
+
+    function: str
+    arguments: tuple[Any, ...]
+    names: tuple[tuple[str, Any], ...] = ()
+    of: str = ""
+
+    @property
+    def name(self) -> str:
+        """What profilers call it."""
+        return f"fastopt_{self.function}" + f"_{self.of}" * bool(self.of)
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        return rebound(getattr(kernels, self.function), dict(self.names))[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        return types.void(*self.arguments)
+
+
+def integers(count: int) -> tuple[Any, ...]:
+    """The types of so many addresses or numbers."""
+    return (types.int64,) * count
+
+
+def squares_of(dtype: np.dtype) -> Plain:
+    """The kernel of sums of squares of floats of a dtype."""
+    return Plain("square_sums", integers(7), _of_floats(dtype), dtype_name(dtype))
+
+
+def scale_of(dtype: np.dtype) -> Plain:
+    """The kernel that multiplies floats of a dtype."""
+    return Plain("scale", (*integers(5), types.float64), _of_floats(dtype), dtype_name(dtype))
+
+
+def _of_floats(dtype: np.dtype) -> tuple[tuple[str, Any], ...]:
+    return ("REAL", compute_dtype(dtype).type), ("STORED", (CODES[dtype],))
+
+
+_bound: dict[Any, Any] = {}  # functions for the device, by what they are and what is bound in them
+
+
+def bound(function: Callable[..., Any], names: Mapping[str, Any]) -> Any:
+    """A function for the device, with other meanings for some global names of its own and of all that it calls.
+
+    Where these mean the same it is the same, whatever the kernel: Numba deals with it once.
+    """
+    own, key = rebound(function, names)
+    if key not in _bound:
+        _bound[key] = cuda.jit(own, device=True, forceinline=True)
+    return _bound[key]
+
+
+def rebound(function: Callable[..., Any], names: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The same as Python, and what tells it from others."""
+    found = {}
+    for name in function.__code__.co_names:
+        value = names[name] if name in names else function.__globals__.get(name)
+        if isinstance(value, pytypes.FunctionType):
+            found[name] = bound(value, names)
+        elif name in names:
+            found[name] = value
+    own = pytypes.FunctionType(function.__code__, {**function.__globals__, **found}, function.__name__)
+    own.__qualname__ = function.__name__
+    return own, (function.__module__, function.__code__, *found.items())
+
+
+def unrolled(function: Callable[..., Any], count: int) -> Any:
+    """A function that calls another so many times, with 0, 1, ... before its own arguments."""
+    arguments = ", ".join(list(inspect.signature(function).parameters)[1:])
+    calls = "".join(f"    one(int64({k}), {arguments})\n" for k in range(count))
+    namespace: dict[str, Any] = {"one": function, "int64": np.int64}
+    exec(f"def each({arguments}):\n{calls}", namespace)
+    return namespace["each"]
+
+
+@contextmanager
+def _for(capability: tuple[int, int]) -> Iterator[None]:
+    """Lets Numba compile for a compute capability without asking a device for its own."""
+    asked = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = asked
+
+
+def compile_ptx(function: Callable[..., Any], signature: Any, capability: tuple[int, int], name: str) -> str:
+    """The PTX of a kernel, under a name that people can read."""
+    return ptx_from(llvm_of(function, signature, capability), capability, name)
+
+
+def llvm_of(function: Callable[..., Any], signature: Any, capability: tuple[int, int]) -> list[str]:
+    """The LLVM IR of a kernel and of what it calls, which takes nearly all of the time."""
+    with _for(capability):
+        library, _ = _compile_pyfunc_with_fixup(
+            function,
+            signature,
+            debug=False,
+            lineinfo=False,
+            device=False,
+            fastmath=False,
+            cc=capability,
+            opt=True,
+            abi="numba",
+            abi_info=None,
+            forceinline=False,
+            launch_bounds=None,
+            lto=False,
+        )
+    return library.llvm_strs
+
+
+def ptx_from(llvm: list[str], capability: tuple[int, int], name: str) -> str:
+    """The PTX of a kernel that is LLVM IR."""
+    ptx = nvvm.compile_ir(llvm, arch="compute_{}{}".format(*capability), opt=3, fma=False).decode()
+    ptx = re.sub(r"^\.common \.global .*NumbaEnv.*\n", "", ptx, flags=re.M)  # of Numba's own dispatcher
+    mangled = re.search(r"\.entry (\w+)\(", ptx)
+    assert mangled is not None
+    return ptx.replace(mangled[1], name)
+
+
+# ---- on disk ----
+
+
+def _sources() -> str:
+    modules = (kernels, memory, convert, storage, job, blocks, dtypes, *_rule_modules(), sys.modules[__name__])
+    versions = [numba.__version__, numba_cuda.__version__, llvmlite.__version__, np.__version__]
+    with suppress(metadata.PackageNotFoundError):
+        versions.append(metadata.version("nvidia-nvvm"))  # by which the PTX has a version that a driver takes or not
+    return "\n".join([*map(inspect.getsource, modules), *versions])
+
+
+def _rule_modules() -> list[pytypes.ModuleType]:
+    return [module for name, module in sorted(sys.modules.items()) if name.startswith(f"{rules.__name__}.")]
+
+
+@cache
+def _digest_of_sources() -> str:
+    return hashlib.sha256(_sources().encode()).hexdigest()
+
+
+def _places() -> Iterator[Path]:
+    """Where PTX may be kept: where Numba is told to, beside this file, in the user's cache."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(os.environ["NUMBA_CACHE_DIR"])
+    yield Path(__file__).parent / "__pycache__"
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(user):  # it is not where the system knows no home
+        yield Path(user) / "fastopt"
+
+
+@cache
+def ptx_of(kind: Update | Fold | Plain, capability: tuple[int, int]) -> str:
+    """The PTX of a kernel: compiled the first time, and then kept on disk."""
+    key = hashlib.sha256(f"{kind!r} {capability} {_digest_of_sources()}".encode()).hexdigest()[:20]
+    for place in _places():
+        with suppress(OSError):
+            for file in place.glob(f"{kind.name}-{key}-*.ptx"):
+                found = file.read_bytes()
+                if file.name == _file_name(kind, key, found):
+                    return found.decode()
+    ptx = compile_ptx(kind.bound(), kind.signature(), capability, kind.name)
+    name, failure = _file_name(kind, key, ptx.encode()), "no place"
+    for place in _places():
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=place) as own:
+                (Path(own) / name).write_text(ptx)
+                os.replace(Path(own) / name, place / name)  # whole or not at all, whoever else is at it
+            break
+        except OSError as error:
+            failure = str(error)
+    else:
+        numba_cache.warn_uncached(failure)
+    return ptx
+
+
+def _file_name(kind: Update | Fold | Plain, key: str, ptx: bytes) -> str:
+    """Where PTX is kept: the name tells what it is of, and by a checksum whether it is whole."""
+    return f"{kind.name}-{key}-{zlib.crc32(ptx):08x}.ptx"

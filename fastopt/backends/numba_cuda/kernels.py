@@ -1,0 +1,694 @@
+"""The kernels, as Python that Numba compiles for CUDA: `compiler.py` binds in what is in capitals.
+
+A kernel is compiled for one rule and one way of storing each array; what depends on these is decided then, and nothing
+is left of what is never reached. (Where a condition begins with one of these names, Numba does not even look at it.)
+A thread holds LANES elements of each array in registers, which is 16 bytes of the
+narrowest: it loads them, updates them, stores them. Runs that are misaligned or have gaps, and what remains at the end
+of others, go element by element.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numpy import float32, float64, int32, int64, uint8, uint16, uint32
+
+from ...arrays.blocks import BLOCK, BLOCK_BYTES, POSITIVE, SIGNED
+from ...arrays.dtypes import BFLOAT16, CODES
+from ...jobs.job import DUPLICATES as names_of_duplicates
+from ...jobs.job import NORM_BLOCK
+from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
+from ...rules.base import OWN as OWN_HYPER
+from ...rules.base import prologue
+from ..convert import (
+    LARGEST_FINITE,
+    bits_of,
+    decode_bfloat16,
+    decode_float16,
+    decode_positive,
+    decode_signed,
+    dither_bfloat16,
+    dither_float16,
+    dither_of,
+    encode_among_nonfinite,
+    encode_bfloat16,
+    encode_float16,
+    encode_positive,
+    encode_signed,
+    float_of,
+    nan_code,
+    philox_of,
+    scale_of,
+)
+from .memory import load, load_tuple, load_vector, store, store_vector, varying
+
+THREADS = 256  # of a thread block: each of its warps updates a block of 256 elements that share a scale at a time
+CHUNK = 4096  # elements that a thread block updates, of one run
+WARP = 32
+EVERYONE = 0xFFFFFFFF  # of a warp
+
+# ---- bound in ----
+
+update: Any = None  # the rule's
+by_row: Any = None  # the rule's, where it is of rows
+fold: Any = None  # the rule's
+fold_prologue: Any = None  # the rule's
+REAL: Any = float32  # the compute type
+OWN = 0  # its number among `CODES`
+STORED: tuple[int, ...] = ()  # how each array is stored, by `CODES`
+ARRAYS = 0
+OPTIONS = 0  # of the storage
+STATES = 0  # arrays, of one copy
+COPIES = 1
+COEFFICIENTS: tuple[Any, ...] = ()  # as many zeros of the compute type as there are coefficients, of all copies
+LANES = 1  # elements that a thread updates at a time
+ALIGNED = False  # whether these lie one behind the other, at a multiple of 16 bytes
+STRIDED = False  # whether a table of strides is there
+TABLED = False  # whether coefficients are in a table
+ROW_BYTES = 0  # of a row there
+IN_BLOCKS = False  # whether a state is in blocks
+IN_HALVES = True  # whether an array has elements of 16 bits
+ROWS = False  # whether the gradient is of some rows
+DUPLICATES = 0  # what several lookups of one row mean, by `fastopt.jobs.job.DUPLICATES`
+BY_ROW: tuple[int, ...] = ()  # how the state of a rule of rows is stored
+HYPER: tuple[float, ...] = ()  # as many zeros as a row of hyper-parameters has
+FOLDED = 0  # where those end in it that the rule's fold takes
+KEPT = 0  # numbers that the rule keeps from step to step
+WIDTH = 0  # coefficients of a copy, with the prologue's
+
+_FLOAT64, _BFLOAT16 = CODES[np.dtype(float64)], CODES[BFLOAT16]
+_OWN = (CODES[np.dtype(float32)], _FLOAT64)  # compute types
+
+# ---- elements of one array, in registers: row j of x ----
+
+
+def _size(code):
+    """Bytes of an element that is in no block."""
+    if code == _FLOAT64:
+        return 8
+    return 4 if code in _OWN else 2
+
+
+def _decode(code, bits):
+    """The float32 that 16 bits stand for."""
+    return decode_bfloat16(bits) if code == _BFLOAT16 else decode_float16(bits)
+
+
+def _encode(code, x):
+    """The nearest 16 bits for a float32."""
+    return encode_bfloat16(x) if code == _BFLOAT16 else encode_float16(x)
+
+
+def _dither(code, x, random):
+    """The 16 bits below or above a float32, by a random number of 16 bits."""
+    return dither_bfloat16(x, random) if code == _BFLOAT16 else dither_float16(x, random)
+
+
+def _read_aligned(x, j, code, address):
+    if not IN_HALVES or code in _OWN:
+        per = 16 // _size(code)
+        for h in range(LANES // per):
+            found = load_vector(address + 16 * h, REAL)
+            for k in range(per):
+                x[j, h * per + k] = found[k]
+    else:
+        words = load_vector(address, uint32)
+        for k in range(LANES):
+            x[j, k] = _decode(code, uint16(words[k // 2] >> uint32(16 * (k % 2))))
+
+
+def _value(code, address):
+    """The element at an address, in the compute type."""
+    if not IN_HALVES or code in _OWN:
+        return load(address, REAL)
+    return REAL(_decode(code, load(address, uint16)))
+
+
+def read(j, x, at, strides, i, n):
+    """Loads elements i, i + 1, ... of array j; zeros from n on."""
+    if j == 1 and ROWS:  # it is summed
+        return
+    if IN_BLOCKS and STORED[j] >= SIGNED:
+        _read_block(x, j, STORED[j] == POSITIVE, at[j] + i // BLOCK * BLOCK_BYTES, i % BLOCK)
+    elif ALIGNED:
+        _read_aligned(x, j, STORED[j], at[j] + i * _size(STORED[j]))
+    else:
+        for k in range(LANES):
+            x[j, k] = 0
+            if i + k < n:
+                x[j, k] = _value(STORED[j], at[j] + (i + k) * strides[j])
+
+
+def _write_aligned(bits, x, j, code, address):
+    if not IN_HALVES or code in _OWN:
+        per = 16 // _size(code)
+        for h in range(LANES // per):
+            if per == 2:
+                store_vector(address + 16 * h, (x[j, 2 * h], x[j, 2 * h + 1]))
+            else:
+                k = 4 * h
+                store_vector(address + 16 * h, (x[j, k], x[j, k + 1], x[j, k + 2], x[j, k + 3]))
+    else:
+        store_vector(
+            address,
+            (
+                _pair(bits[0], bits[1]),
+                _pair(bits[2], bits[3]),
+                _pair(bits[4], bits[5]),
+                _pair(bits[6], bits[7]),
+            ),
+        )
+
+
+def _pair(low, high):
+    return uint32(uint32(low) | uint32(high) << uint32(16))
+
+
+def write(j, x, at, strides, i, n, element, step, random):
+    """Stores elements i, i + 1, ..., n - 1 of array j, of which the first has the number `element`."""
+    code = STORED[j]
+    if j == 1 and (ROWS or not OPTIONS & ZERO_GRADS):
+        return
+    if IN_BLOCKS and code >= SIGNED:
+        _write_block(x, j, code == POSITIVE, at[j] + i // BLOCK * BLOCK_BYTES, i % BLOCK, element, step)
+        return
+    bits = cuda.local.array(LANES, uint16)
+    if IN_HALVES and code not in _OWN:
+        for k in range(LANES):
+            if j == 0 and OPTIONS & STOCHASTIC:
+                bits[k] = _dither(code, x[j, k], random[k])
+            elif 2 <= j < 2 + COPIES * STATES and OPTIONS & DITHER:
+                bits[k] = _dither(code, x[j, k], dither_of(element + k, step) >> 16)
+            else:
+                bits[k] = _encode(code, x[j, k])
+    if ALIGNED:
+        _write_aligned(bits, x, j, code, at[j] + i * _size(code))
+    else:
+        for k in range(LANES):
+            if i + k < n:
+                if not IN_HALVES or code in _OWN:
+                    store(at[j] + (i + k) * strides[j], x[j, k])
+                else:
+                    store(at[j] + (i + k) * strides[j], bits[k])
+
+
+# ---- blocks of 8-bit floats: a warp's elements are one ----
+
+
+def _read_block(x, j, positive, block, i):
+    scale = float32(0)
+    if i == 0:  # by the one that will store it: no other may read it as late as that
+        scale = load(block, float32)
+    scale = cuda.shfl_sync(EVERYONE, scale, 0)
+    magnitude = abs(scale)
+    has_nan = bits_of(scale) >> 31
+    for h in range(2):
+        word = load(block + 4 + i + 4 * h, uint32)
+        for k in range(4):
+            code = uint8(word >> uint32(8 * k))
+            value = decode_positive(code, magnitude) if positive else decode_signed(code, magnitude)
+            x[j, 4 * h + k] = float32(np.nan) if has_nan and code == nan_code(positive) else value
+
+
+def _write_block(x, j, positive, block, i, element, step):
+    largest, finite = int32(0), True
+    for k in range(BLOCK // WARP):
+        magnitude = int32(bits_of(x[j, k]) & 0x7FFFFFFF)
+        if magnitude <= LARGEST_FINITE:
+            largest = max(largest, magnitude)
+        else:
+            finite = False
+    for distance in (16, 8, 4, 2, 1):
+        largest = max(largest, cuda.shfl_xor_sync(EVERYONE, largest, distance))
+    finite = cuda.all_sync(EVERYONE, finite)
+    scale, inverse = scale_of(float_of(int64(largest)), positive)
+    for h in range(2):
+        word = uint32(0)
+        for k in range(4):
+            value, dither = x[j, 4 * h + k], dither_of(element + 4 * h + k, step) >> 12
+            code = encode_positive(value, inverse, dither) if positive else encode_signed(value, inverse, dither)
+            if not finite:
+                code = encode_among_nonfinite(code, value, positive)
+            word |= uint32(code) << uint32(8 * k)
+        store(block + 4 + i + 4 * h, uint32(word))
+    if i == 0:
+        store(block, scale if finite else float_of(bits_of(scale) | 0x80000000))
+
+
+# ---- the update of a thread's elements ----
+
+
+def apply0(x, k, p, g, c):
+    """The rule's update of lane k: the parameter, whose states it leaves in x."""
+    return update(p, g, *c[0][3:])
+
+
+def apply1(x, k, p, g, c):
+    """The same for one state, of one copy after the other."""
+    for copy in range(COPIES):
+        p, x[2 + copy, k] = update(p, g, x[2 + copy, k], *c[copy][3:])
+    return p
+
+
+def apply2(x, k, p, g, c):
+    """The same for two."""
+    p, x[2, k], x[3, k] = update(p, g, x[2, k], x[3, k], *c[0][3:])
+    return p
+
+
+def apply3(x, k, p, g, c):
+    """The same for three."""
+    p, x[2, k], x[3, k], x[4, k] = update(p, g, x[2, k], x[3, k], x[4, k], *c[0][3:])
+    return p
+
+
+APPLY = (apply0, apply1, apply2, apply3)
+apply: Any = None  # one of these
+
+
+def _draw(random, element, step, seed):
+    """Random numbers of 16 bits for a thread's elements: neighbours have halves of a word."""
+    word = uint32(0)
+    for k in range(LANES):
+        e = element + k
+        if k == 0 or e % 2 == 0:
+            within = e % 128
+            word = philox_of(e // 128 * 16 + within % 32 // 2, step, seed)[within // 32]
+        random[k] = uint16(word >> uint32(16 * (e % 2)))
+
+
+def _parameter(x, k):
+    """The parameter in lane k, with what its dtype could not hold."""
+    if OPTIONS & MASTER:
+        return x[2 + COPIES * STATES, k]
+    if OPTIONS & KAHAN:
+        return x[0, k] + x[2 + COPIES * STATES, k]
+    return x[0, k]
+
+
+def update_lane(k, x, c, i, n, decay, rest):
+    """Updates lane k, which is of element i + k."""
+    companion = 2 + COPIES * STATES
+    weight_decay = c[0][1]
+    if STATES == 0:
+        weight_decay = varying(weight_decay, x[1, k])
+    p, g = prologue(_parameter(x, k), x[1, k], c[0][0], weight_decay, c[0][2])
+    p = apply(x, k, p, g, c)
+    x[0, k] = p
+    if OPTIONS & AVERAGE:
+        x[ARRAYS - 1, k] = decay * x[ARRAYS - 1, k] + rest * p
+    if OPTIONS & MASTER:
+        x[companion, k] = p
+    elif OPTIONS & KAHAN:
+        stored = _decode(STORED[0], _encode(STORED[0], p))
+        x[companion, k] = p - stored if abs(stored) < np.inf else float32(0)  # infinity less infinity is none lost
+    if OPTIONS & ZERO_GRADS:
+        x[1, k] = 0
+    if IN_BLOCKS and i + k >= n:  # what remains of a run's last block
+        for j in range(2, companion):
+            x[j, k] = 0
+
+
+# The three above for each array, or lane: loops that no compiler could leave rolled, for registers have no index.
+read_all: Any = None
+write_all: Any = None
+update_lanes: Any = None
+
+
+def update_elements(at, strides, i, n, c, element, step, seed, decay, rest):
+    """Updates a thread's elements i, i + 1, ..., as far as they are below n, of arrays that begin at the addresses
+    `at`; the run's first element has the number `element`.
+    """
+    x = cuda.local.array((ARRAYS, LANES), REAL)
+    read_all(x, at, strides, i, n)
+    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, decay, rest)
+
+
+def _update_and_write(x, at, strides, i, n, c, element, step, seed, decay, rest):
+    random = cuda.local.array(LANES, uint16)
+    update_lanes(x, c, i, n, decay, rest)
+    if OPTIONS & STOCHASTIC:
+        _draw(random, element, step, seed)
+    write_all(x, at, strides, i, n, element, step, random)
+
+
+update_aligned: Any = None  # `update_elements` of LANES elements, ALIGNED
+update_any: Any = None  # the same of elements that need not be: of one, or of a block's part
+
+
+# ---- runs ----
+
+
+def _index(address, wide, i):
+    """Element i of integers of 64 bits, or of 32."""
+    return load(address + 8 * i, int64) if wide else int64(load(address + 4 * i, int32))
+
+
+def find_run(firsts, wide, runs, at):
+    """The run that holds part `at`, by bisection over the runs' first parts: empty runs hold none."""
+    low, high = int64(0), runs - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _index(firsts, wide, middle) <= at:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def map_chunks(first, run_of, runs, chunks):
+    """Finds for each chunk the run that it is of, once: an update would have to wait for each step of the search."""
+    chunk = int64(cuda.grid(1))
+    if chunk < chunks:
+        store(run_of + 4 * chunk, int32(find_run(first, True, runs, chunk)))
+
+
+def update_runs(addresses, strides, offsets, elements, first, run_of, row_of, rows, runs, step, seed, decay, rest, own):
+    """Updates a chunk of a run.
+
+    The first seven are the addresses of tables: of arrays' addresses and strides [arrays, runs], offsets and numbers of
+    runs' first elements, runs' first chunks, chunks' runs, runs' rows of coefficients; `rows` of these themselves, each
+    behind a step, which where it is negative has nothing updated. Where there are no rows, coefficients are `own`.
+    """
+    chunk = int64(cuda.blockIdx.x)
+    run = int64(load(run_of + 4 * chunk, int32))
+    c = own
+    if TABLED:
+        row = rows + ROW_BYTES * load(row_of + 4 * run, int32)
+        step, c = load(row, int64), load_tuple(row + 8, COEFFICIENTS)
+        if step < 0:
+            return
+    begin = (chunk - load(first + 8 * run, int64)) * CHUNK
+    offset = load(offsets + 8 * run, int64)
+    n = min(load(offsets + 8 * (run + 1), int64) - offset - begin, CHUNK)
+    element = offset + begin if elements == 0 else load(elements + 8 * run, int64) + begin
+    at, stride = cuda.local.array(ARRAYS, int64), cuda.local.array(ARRAYS, int64)
+    misaligned = int64(0)
+    for j in range(ARRAYS):
+        at[j] = load(addresses + 8 * (run + j * runs), int64)
+        if STORED[j] >= SIGNED:
+            at[j] += begin // BLOCK * BLOCK_BYTES
+        else:
+            stride[j] = load(strides + 8 * (run + j * runs), int64) if STRIDED else _size(STORED[j])
+            at[j] += begin * stride[j]
+            misaligned |= at[j] % 16 | stride[j] ^ _size(STORED[j])
+    thread = int64(cuda.threadIdx.x)
+    if IN_BLOCKS:
+        for i in range(thread * LANES, -(-n // BLOCK) * BLOCK, THREADS * LANES):
+            if misaligned == 0 and i // BLOCK * BLOCK + BLOCK <= n:  # the same for a whole warp
+                update_aligned(at, stride, i, n, c, element, step, seed, decay, rest)
+            else:
+                update_any(at, stride, i, n, c, element, step, seed, decay, rest)
+    else:
+        whole = n // LANES * LANES if misaligned == 0 else int64(0)
+        for i in range(thread * LANES, whole, THREADS * LANES):
+            update_aligned(at, stride, i, n, c, element, step, seed, decay, rest)
+        for i in range(whole + thread, n, THREADS):
+            update_any(at, stride, i, n, c, element, step, seed, decay, rest)
+
+
+# ---- steps that a graph records: counted and folded on the device ----
+
+
+def fold_steps(steps, scalars, hyper, rates, groups, parameters, rows, tensors, scale, skip, grad_scale):
+    """Advances tensors' step counts and scalars, and folds a row of coefficients for each.
+
+    The first six are the addresses of what parameters keep: steps, scalars, rows of hyper-parameters, where learning
+    rates are that are on the device (and their bytes), parameters' groups, tensors' parameters. At `scale` is what
+    gradients are to be divided by; at `skip`, whether nothing is to be done.
+    """
+    i = int64(cuda.grid(1))
+    if i >= tensors:
+        return
+    row = rows + ROW_BYTES * i
+    if skip and load(skip, float32) != 0:
+        store(row, int64(-1))
+        return
+    if scale:
+        grad_scale /= float64(load(scale, float32))
+    at = int64(load(parameters + 4 * i, int32))
+    group = int64(load(groups + 4 * at, int32))
+    step = int64(load(steps + 8 * at, float64)) + 1
+    store(steps + 8 * at, float64(step))
+    store(row, step)
+    for copy in range(COPIES):
+        own = load_tuple(hyper + 8 * len(HYPER) * (group * COPIES + copy), HYPER)
+        lr, rate = own[0], load(rates + 16 * group, int64)
+        if rate:
+            lr = float64(load(rate, float32)) if load(rates + 16 * group + 8, int64) == 4 else load(rate, float64)
+        to = row + 8 + copy * WIDTH * _size(OWN)
+        first = fold_prologue(lr, own, grad_scale)
+        for k in range(3):
+            store(to + k * _size(OWN), REAL(first[k]))
+        kept = scalars + 8 * KEPT * at
+        found = fold_row(float64(step), lr, own, kept)
+        for k in range(WIDTH - 3):
+            store(to + (3 + k) * _size(OWN), REAL(found[k]))
+        for k in range(KEPT):
+            store(kept + 8 * k, found[WIDTH - 3 + k])
+
+
+def fold_row0(t, lr, own, kept):
+    """A rule's fold, from a row of hyper-parameters."""
+    return fold(t, lr, *own[OWN_HYPER:FOLDED])
+
+
+def fold_row1(t, lr, own, kept):
+    """The same for a rule that keeps a number from step to step."""
+    return fold(t, lr, *own[OWN_HYPER:FOLDED], load(kept, float64))
+
+
+FOLD_ROW = (fold_row0, fold_row1)
+fold_row: Any = None  # one of these
+
+
+# ---- norms ----
+
+
+def square_sums(addresses, strides, offsets, blocks, sums, runs, count):
+    """The sum of squares of each of `count` blocks of 4096 elements of runs: sixteen partial sums, a thread for each.
+
+    `blocks` is the address of the number of blocks before each run.
+    """
+    thread = int64(cuda.grid(1))
+    lane, block = thread % 16, min(thread // 16, count - 1)  # all threads of a warp take part to the end
+    run = find_run(blocks, True, runs, block)
+    first = (block - load(blocks + 8 * run, int64)) * NORM_BLOCK
+    n = min(load(offsets + 8 * (run + 1), int64) - load(offsets + 8 * run, int64) - first, NORM_BLOCK)
+    stride = load(strides + 8 * run, int64)
+    address = load(addresses + 8 * run, int64) + first * stride
+    partial = 0.0
+    for i in range(lane, n, 16):
+        x = float64(_value(STORED[0], address + i * stride))
+        partial += x * x
+    total = 0.0
+    for k in range(16):
+        total += cuda.shfl_sync(EVERYONE, partial, int32(cuda.laneid) // 16 * 16 + k)
+    if lane == 0 and thread // 16 < count:
+        store(sums + 8 * block, total)
+
+
+# ---- rows ----
+
+SUM, HOGWILD = names_of_duplicates.index("sum"), names_of_duplicates.index("hogwild")
+DIGIT = 4  # bits that lookups are ordered by at a time
+PART = 32  # lookups that a thread deals with, one after the other
+SCANNERS = 1024  # threads that add up counters, of one block
+
+
+def begin_rows(indices, wide, rows, places, lookups, count, bad, told):
+    """Takes lookups as they are, or each row once where their address is 0.
+
+    Of one that is out of range the device is told at `bad`, and the host at `told`.
+    """
+    i = int64(cuda.grid(1))
+    if i < lookups:
+        row = _index(indices, wide, i) if indices else i
+        if row < 0 or row >= count:  # more than one thread may say so; any of them will do
+            store(bad, int64(1))
+            store(told, row)
+            store(told + 8, int64(1))
+        store(rows + 8 * i, row)
+        store(places + 8 * i, i)
+
+
+def count_digits(rows, counters, lookups, workers, shift):
+    """Counts each digit among a worker's lookups."""
+    worker = int64(cuda.grid(1))
+    if worker < workers:
+        for digit in range(1 << DIGIT):
+            store(counters + 4 * (digit * workers + worker), int32(0))
+        for i in range(worker * PART, min((worker + 1) * PART, lookups)):
+            counter = counters + 4 * ((load(rows + 8 * i, int64) >> shift) % (1 << DIGIT) * workers + worker)
+            store(counter, int32(load(counter, int32) + 1))
+
+
+def add_up_counters(counters, n):
+    """Makes of each of n counters the sum of those before."""
+    sums = cuda.shared.array(SCANNERS, int32)
+    thread = int64(cuda.threadIdx.x)
+    share = (n + SCANNERS - 1) // SCANNERS
+    first, last = min(thread * share, n), min((thread + 1) * share, n)
+    total = int32(0)
+    for i in range(first, last):
+        total = int32(total + load(counters + 4 * i, int32))
+    sums[thread] = total
+    cuda.syncthreads()
+    distance = 1
+    while distance < SCANNERS:
+        before = sums[thread - distance] if thread >= distance else int32(0)
+        cuda.syncthreads()
+        sums[thread] += before
+        cuda.syncthreads()
+        distance *= 2
+    total = int32(sums[thread] - total)
+    for i in range(first, last):
+        count = load(counters + 4 * i, int32)
+        store(counters + 4 * i, total)
+        total = int32(total + count)
+
+
+def order_by_digit(rows, places, other_rows, other_places, counters, lookups, workers, shift):
+    """Moves a worker's lookups to where their digit's are to be; those of one digit stay in their order."""
+    worker = int64(cuda.grid(1))
+    if worker < workers:
+        for i in range(worker * PART, min((worker + 1) * PART, lookups)):
+            row = load(rows + 8 * i, int64)
+            counter = counters + 4 * ((row >> shift) % (1 << DIGIT) * workers + worker)
+            to = int64(load(counter, int32))
+            store(counter, int32(to + 1))
+            store(other_rows + 8 * to, row)
+            store(other_places + 8 * to, load(places + 8 * i, int64))
+
+
+def find_bags(offsets, wide, bags, source, weights, lookups):
+    """The bag of each lookup, and one over its bag's size where there is a place for that."""
+    i = int64(cuda.grid(1))
+    if i < lookups:
+        bag = find_run(offsets, wide, bags, i)
+        store(source + 8 * i, bag)
+        if weights:
+            end = _index(offsets, wide, bag + 1) if bag + 1 < bags else lookups
+            size = max(end - _index(offsets, wide, bag), 1)
+            store(weights + _size(OWN) * i, REAL(1) / REAL(size))
+
+
+def _sum_gradients(x, address, stride, i, n, first, last, places, source, weights):
+    """The sum of what lookups have for a thread's elements, each times its weight, in order."""
+    gradient = cuda.local.array((1, LANES), REAL)
+    for q in range(first, last):
+        place = load(places + 8 * q, int64)
+        row = address + (load(source + 8 * place, int64) if source else place) * stride
+        weight = load(weights + _size(OWN) * place, REAL) if weights else REAL(1)
+        if ALIGNED:
+            _read_aligned(gradient, 0, STORED[1], row + i * _size(STORED[1]))
+        else:
+            gradient[0, 0] = _value(STORED[1], row + i * _size(STORED[1]))
+        for k in range(LANES):
+            y = weight * gradient[0, k]
+            x[1, k] = y if q == first else x[1, k] + y
+
+
+def update_row_elements(
+    at, strides, i, n, c, element, step, seed, decay, rest, stride, first, last, places, source, weights
+):
+    """As `update_elements`, of a row of n elements, with the sum of its gradients."""
+    x = cuda.local.array((ARRAYS, LANES), REAL)
+    read_all(x, at, strides, i, n)
+    _sum_gradients(x, at[1], stride, i, n, first, last, places, source, weights)
+    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, decay, rest)
+
+
+def square_of(at, strides, i, n, c, stride, first, last, places, source, weights):
+    """The square of an element's gradient, after the prologue."""
+    x = cuda.local.array((ARRAYS, LANES), REAL)
+    read_all(x, at, strides, i, n)
+    _sum_gradients(x, at[1], stride, i, n, first, last, places, source, weights)
+    g = float64(prologue(_parameter(x, 0), x[1, 0], c[0][0], c[0][1], c[0][2])[1])
+    return g * g
+
+
+def _mean_square(lane, at, strides, width, c, stride, first, last, places, source, weights):
+    """The mean square of a row's gradient: sixteen partial sums, added up by every thread of the warp."""
+    partial, total = 0.0, 0.0
+    if lane < 16:
+        for i in range(lane, width, 16):
+            partial += square_of(at, strides, i, width, c, stride, first, last, places, source, weights)
+    for k in range(16):
+        total += cuda.shfl_sync(EVERYONE, partial, k)
+    return REAL(total / width)
+
+
+def update_rows(
+    addresses, strides, width, threads, rows, places, lookups, bad, source, weights, element,
+    step, seed, decay, rest, own,
+):  # fmt: skip
+    """Updates the rows that lookups name, ordered by row, each by so many threads.
+
+    The first two are the addresses of tables: of each array's first row, and of the bytes from row to row.
+    """
+    thread = int64(cuda.grid(1))
+    u, lane = thread // threads, thread % threads
+    if u >= lookups or load(bad, int64):
+        return
+    row = load(rows + 8 * u, int64)
+    if DUPLICATES != HOGWILD and u > 0 and load(rows + 8 * (u - 1), int64) == row:
+        return  # whoever has the row's first lookup has all of them
+    end = u + 1
+    if DUPLICATES != HOGWILD:
+        while end < lookups and load(rows + 8 * end, int64) == row:
+            end += 1
+    at, inner = cuda.local.array(ARRAYS, int64), cuda.local.array(ARRAYS, int64)
+    misaligned = int64(0)
+    for j in range(ARRAYS):
+        at[j] = load(addresses + 8 * j, int64)
+        inner[j] = _size(STORED[j])
+        misaligned |= at[j] % 16 | load(strides + 8 * j, int64) % 16
+        if j != 1:
+            at[j] += row * load(strides + 8 * j, int64)
+    stride = load(strides + 8, int64)
+    element += row * width
+    together = end - u if DUPLICATES == SUM else int64(1)
+    whole = width // LANES * LANES if misaligned == 0 else int64(0)
+    for first in range(u, end, together):
+        last = first + together
+        c = own
+        if BY_ROW:
+            square = _mean_square(lane, at, inner, width, own, stride, first, last, places, source, weights)
+            rate = REAL(0)
+            if lane == 0:
+                address = load(addresses + 8 * ARRAYS, int64) + row * load(strides + 8 * ARRAYS, int64)
+                state, rate = by_row(square, _value(BY_ROW[0], address), *own[0][3:])
+                if BY_ROW[0] in _OWN:
+                    store(address, state)
+                else:
+                    store(address, _encode(BY_ROW[0], state))
+            c = ((own[0][0], own[0][1], own[0][2], cuda.shfl_sync(EVERYONE, rate, 0)),)
+            cuda.syncwarp()  # elements are written by other threads than those that read them for their squares,
+        for i in range(lane * LANES, whole, threads * LANES):
+            update_aligned(
+                at, inner, i, width, c, element, step, seed, decay, rest, stride, first, last, places, source, weights
+            )
+        for i in range(whole + lane, width, threads):
+            update_any(
+                at, inner, i, width, c, element, step, seed, decay, rest, stride, first, last, places, source, weights
+            )
+        if BY_ROW:
+            cuda.syncwarp()  # and read again, if another lookup of the row follows
+
+
+def scale(addresses, strides, offsets, runs, count, factor):
+    """Multiplies each of `count` elements of runs."""
+    i = int64(cuda.grid(1))
+    if i < count:
+        run = find_run(offsets, True, runs, i)
+        address = load(addresses + 8 * run, int64) + (i - load(offsets + 8 * run, int64)) * load(
+            strides + 8 * run, int64
+        )
+        x = REAL(factor) * _value(STORED[0], address)
+        if STORED[0] in _OWN:
+            store(address, x)
+        else:
+            store(address, _encode(STORED[0], x))

@@ -1,0 +1,247 @@
+"""Steps over runs: tables on the device, coefficients from the host, one launch for each job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...arrays.libraries import driver
+from ...jobs.job import NORM_BLOCK
+from ..fold import folder
+from .compiler import Plain, Update, integers, ptx_of, scale_of, squares_of
+from .kernels import CHUNK, THREADS
+from .rows import RowsUpdate
+
+if TYPE_CHECKING:
+    from ...jobs.job import Gradients, Job
+
+_FIRST_REAL = 11  # among the arguments of `kernels.update_runs`
+
+
+class Runner:
+    """Jobs made ready for a device."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._fold = folder(jobs)
+        self._updates = [RunUpdate(job) if job.rows is None else RowsUpdate(job) for job in jobs]
+
+    def __call__(self, grad_scale: float, threads: int) -> None:
+        """Advances step counts, folds, and puts the update on the caller's streams: it does not wait for it."""
+        streams = [update.make_ready() for update in self._updates]
+        folded = self._fold(grad_scale)
+        for update, stream, rows in zip(self._updates, streams, folded, strict=True):
+            update.launch(stream, *rows)
+
+
+class RunUpdate:
+    """A job's table on the device, and its kernel."""
+
+    def __init__(self, job: Job) -> None:
+        parameters, rule = job.parameters, job.parameters.rule
+        options = 0 if job.storage is None else job.storage.options
+        strided = job.strides is not None
+        self._job, self.current_stream = job, driver.stream_of(job.place)
+        self._device = driver.device_of(job.place.number)
+        self._kind = Update(rule.kernel, parameters.copies, job.dtype, job.codes, options, strided)
+        self._first = _firsts(np.diff(job.offsets), CHUNK)
+        self._chunks = int(self._first[-1])
+        self._table: driver.Memory | None = None
+        self._sent = b""
+
+    # ---- the table ----
+
+    def make_ready(self) -> int:
+        """Brings the table up to date; the caller's current stream.
+
+        Raises
+        ------
+        MemoryError
+            There is too little memory on the device.
+        RuntimeError
+            The stream is being recorded in a graph, whose replays would all be the same step.
+        """
+        stream = self.current_stream()
+        if not self._chunks:
+            return stream
+        if driver.is_capturing(stream):
+            raise RuntimeError(
+                "the step is being captured in a CUDA graph, whose replays would all repeat this one step: construct "
+                "the optimizer of fastopt.torch with capturable=True"
+            )
+        self._update_table(stream)
+        self._by_value  # noqa: B018 (compiled before anything is done)
+        return stream
+
+    def _update_table(self, stream: int) -> None:
+        if self._table is None:
+            self._make_table(stream)
+            return
+        self._table.used_on(stream)
+        gradients = self._job.addresses[:, 1].tobytes()
+        if gradients != self._sent:
+            self._send_gradients(stream)
+            self._sent = gradients
+
+    def _send_gradients(self, stream: int) -> None:
+        if self._table is not None:
+            self._device.upload(self._job.addresses[:, 1], self._table.address + 8 * self._runs, stream)
+
+    @property
+    def _runs(self) -> int:
+        return len(self._job.addresses)
+
+    def _make_table(self, stream: int) -> None:
+        job, device = self._job, self._device
+        parts = {
+            "addresses": job.addresses.T,
+            "strides": job.strides.T if job.strides is not None else np.empty(0, np.int64),
+            "offsets": job.offsets,
+            "elements": job.elements if job.elements is not None else np.empty(0, np.int64),
+            "first": self._first,
+        }
+        words = _words(*parts.values())
+        room = -(-self._chunks // 2)  # words, for chunks' runs
+        own = {"row_of": -(-self._runs // 2), "rows": len(job.parameter) * self._kind.row_bytes // 8}
+        table = device.allocate(8 * (len(words) + room + sum(own.values())), stream)
+        device.upload(words, table.address, stream)
+        places = _firsts(np.array([part.size for part in parts.values()]), 1) * 8 + table.address
+        where = {name: int(at) * bool(part.size) for (name, part), at in zip(parts.items(), places, strict=False)}
+        where["run_of"] = table.address + 8 * len(words)
+        where["row_of"] = where["run_of"] + 8 * room
+        where["rows"] = where["row_of"] + 8 * own["row_of"]
+        find = device.kernel(ptx_of(_MAP_CHUNKS, device.capability), _MAP_CHUNKS.name, 4, THREADS)
+        find.arguments[:] = where["first"], where["run_of"], self._runs, self._chunks
+        if self._chunks:  # there may be a step to count, and no element
+            find.launch(-(-self._chunks // THREADS), stream)
+        self._where, self._sent, self._table = where, job.addresses[:, 1].tobytes(), table
+
+    # ---- the launch ----
+
+    def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
+        """Puts the update on a stream, with these coefficients, of which there may be several rows."""
+        if not self._chunks:
+            return
+        if several:
+            self._tabled.launch_with(stream, coefficients, row_of)
+            return
+        kernel, own = self._by_value
+        own[:] = coefficients[0]
+        if self._job.elements is not None:  # what is rounded by numbers is so by the step's too
+            kernel.arguments[9] = self._job.parameters.steps[self._job.parameter[0]]
+        kernel.launch(self._chunks, stream)
+
+    def _kernel(self, kind: Update) -> tuple[driver.Kernel, np.ndarray]:
+        """The kernel with all arguments that stay, and its coefficients among them."""
+        device, job, where = self._device, self._job, self._where
+        count = _FIRST_REAL + 2 + kind.copies * kind.width
+        kernel = device.kernel(ptx_of(kind, device.capability), kind.name, count, THREADS)
+        names = ("addresses", "strides", "offsets", "elements", "first", "run_of", "row_of", "rows")
+        kernel.arguments[:8] = [where[name] for name in names]
+        kernel.arguments[8] = self._runs
+        reals = kernel.arguments[_FIRST_REAL:].view(job.dtype)[:: 8 // job.dtype.itemsize]
+        if job.storage is not None:
+            kernel.arguments[10] = job.storage.seed
+            reals[:2] = job.storage.average_decay, 1.0 - job.storage.average_decay
+        return kernel, reals[2:]
+
+    @cached_property
+    def _by_value(self) -> tuple[driver.Kernel, np.ndarray]:
+        return self._kernel(self._kind)
+
+    @cached_property
+    def _tabled(self) -> _Tabled:
+        kind = replace(self._kind, tabled=True)
+        return _Tabled(self._kernel(kind)[0], self._device, self._job, kind, self._chunks)
+
+
+class _Tabled:
+    """The same where tensors have several rows of coefficients, which are in a table of their own."""
+
+    def __init__(self, kernel: driver.Kernel, device: driver.Device, job: Job, kind: Update, chunks: int) -> None:
+        self._kernel, self._device, self._job, self._chunks = kernel, device, job, chunks
+        own = (job.dtype, kind.copies * kind.width)
+        self._row = np.dtype({"names": ["step", "own"], "formats": [np.int64, own], "itemsize": kind.row_bytes})
+        self._sent = b""
+
+    def launch_with(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray) -> None:
+        """Uploads the rows and launches."""
+        job, device = self._job, self._device
+        found, tensor = np.unique(row_of, return_index=True)
+        rows = np.zeros(len(found), self._row)
+        rows["own"] = coefficients[: len(found)]
+        rows["step"] = job.parameters.steps[job.parameter[tensor]]
+        of_runs = row_of[job.tensor_of]
+        of_runs_at, rows_at = self._kernel.arguments[6:8].tolist()
+        if of_runs.tobytes() != self._sent:
+            self._sent = of_runs.tobytes()
+            device.upload(words_of(of_runs), of_runs_at, stream)
+        device.upload(rows.view(np.uint64), rows_at, stream)
+        self._kernel.launch(self._chunks, stream)
+
+
+_MAP_CHUNKS = Plain("map_chunks", integers(4))
+
+
+def _firsts(lengths: np.ndarray, step: int) -> np.ndarray:
+    """How many steps there are before each length, and in all."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-lengths // step))])
+
+
+def words_of(table: np.ndarray) -> np.ndarray:
+    """A table of int32 as words, the last filled up."""
+    words = np.zeros(-(-table.size // 2), np.uint64)
+    words.view(np.int32)[: table.size] = table
+    return words
+
+
+def _words(*parts: np.ndarray) -> np.ndarray:
+    """Tables of 8-byte elements one behind the other."""
+    return np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.uint64) for part in parts])
+
+
+def _table_of(grads: Gradients, more: np.ndarray, room: int, stream: int) -> tuple[driver.Memory, list[int]]:
+    """A table of arrays on the device, with another behind it and room for so many words: where each part is."""
+    runs = len(grads.addresses)
+    words = _words(grads.addresses, grads.strides, grads.offsets, more)
+    device = driver.device_of(grads.place.number)
+    memory = device.allocate(8 * (len(words) + room), stream)
+    device.upload(words, memory.address, stream)
+    return memory, (memory.address + 8 * np.cumsum([0, runs, runs, runs + 1, len(more)])).tolist()
+
+
+def scale(grads: Gradients, factor: float) -> None:
+    """Multiplies all elements."""
+    count = int(grads.offsets[-1])
+    if count:
+        device, stream = driver.device_of(grads.place.number), driver.stream_of(grads.place)()
+        _memory, at = _table_of(grads, np.empty(0, np.int64), 0, stream)
+        kind = scale_of(grads.dtype)
+        kernel = device.kernel(ptx_of(kind, device.capability), kind.name, 6, THREADS)
+        kernel.arguments[:5] = *at[:3], len(grads.addresses), count
+        kernel.arguments[5:].view(np.float64)[0] = factor
+        kernel.launch(-(-count // THREADS), stream)
+
+
+def square_sums(grads: Gradients, threads: int) -> np.ndarray:
+    """The sums of squares of blocks of a set of gradients, in order: it waits for them."""
+    blocks = _firsts(np.diff(grads.offsets), NORM_BLOCK)
+    if not blocks[-1]:
+        return np.empty(0)
+    device, stream = driver.device_of(grads.place.number), driver.stream_of(grads.place)()
+    if driver.is_capturing(stream):
+        raise RuntimeError(
+            "max_norm and skip_nonfinite wait for the gradients' norm, which a CUDA graph that is being captured "
+            "cannot: leave them out there"
+        )
+    _memory, at = _table_of(grads, blocks, int(blocks[-1]), stream)
+    kind = squares_of(grads.dtype)
+    kernel = device.kernel(ptx_of(kind, device.capability), kind.name, 7, THREADS)
+    kernel.arguments[:] = *at, len(grads.addresses), blocks[-1]
+    kernel.launch(-(-16 * int(blocks[-1]) // THREADS), stream)
+    sums = np.empty(blocks[-1])
+    device.download(at[4], sums, stream)
+    return sums

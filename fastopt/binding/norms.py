@@ -1,0 +1,200 @@
+"""The global norm of gradients, and clipping by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import settings
+from ..arrays.array import CPU, Array, Place
+from ..arrays.checks import check_distinct
+from ..arrays.dtypes import BFLOAT16, compute_dtype, numpy_dtype
+from ..arrays.libraries.torch import detached, is_tensor
+from ..backends import Backend
+from ..backends.choice import choose_backend, cpu_backend, ieee_arithmetic, load_backend
+from ..checks import as_float, check_number, wrong_type
+from ..jobs.job import Gradients
+from ..jobs.tables import make_gradients
+from ..rules.hyper import check_held
+from .sparse import RowSparse, is_mapping, view_gradient
+
+EPS = 1e-6  # as torch's clip_grad_norm_
+
+
+def _gradients(grads: Any) -> tuple[list[Array | RowSparse], list[str]]:
+    if is_mapping(grads):
+        items = [(f"grads[{key!r}]", grad) for key, grad in grads.items()]
+    elif isinstance(grads, (list, tuple)):
+        items = [(f"grads[{i}]", grad) for i, grad in enumerate(grads)]
+    elif grads is None:
+        raise wrong_type("grads", grads, "an array, a RowSparse, or a sequence or mapping of them")
+    else:
+        items = [("grads", grads)]
+    items = [(name, grad) for name, grad in items if grad is not None]
+    return [view_gradient(grad, name) for name, grad in items], [name for name, _ in items]
+
+
+def _place_of(grads: Sequence[Array | RowSparse]) -> Place:
+    """Where gradients are."""
+    return next((grad.values.place if isinstance(grad, RowSparse) else grad.place for grad in grads), CPU)
+
+
+def tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list[Gradients | RowSparse]:
+    """Gradients as `norm_of` takes them."""
+    dense = [(grad, name) for grad, name in zip(grads, names, strict=True) if isinstance(grad, Array)]
+    tables: list[Gradients | RowSparse] = [grad for grad in grads if isinstance(grad, RowSparse)]
+    return [*make_gradients([grad for grad, _ in dense], [name for _, name in dense]), *tables]
+
+
+def norm_of(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: int) -> float:
+    """The Euclidean norm over tables of gradients: the same bits whatever the number of threads and the backend.
+
+    A row that is named several times counts as the sum of its gradients.
+    """
+    sums = []
+    for table in tables:
+        if not isinstance(table, RowSparse):
+            sums.append(backend.square_sums(table, threads))
+            continue
+        summed = table.coalesced().values  # of a gradient on a CUDA device, on the CPU
+        own = backend if summed.place == table.values.place else load_backend(cpu_backend())
+        sums += [own.square_sums(dense, threads) for dense in make_gradients([summed], ["grads"])]
+    try:
+        with ieee_arithmetic():
+            return math.sqrt(math.fsum(np.concatenate(sums).tolist())) if sums else 0.0
+    except OverflowError:
+        return math.inf
+
+
+def all_finite(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: int) -> bool:
+    """Whether all gradients are finite, and their squares too."""
+    dense: list[Gradients] = []
+    for table in tables:
+        dense += make_gradients([table.values], ["grads"]) if isinstance(table, RowSparse) else [table]
+    return all(bool(np.isfinite(backend.square_sums(table, threads)).all()) for table in dense)
+
+
+def scale_of(
+    tables: Sequence[Gradients | RowSparse],
+    backend: Backend,
+    threads: int,
+    scale: float,
+    max_norm: Any,
+    skip_nonfinite: bool,
+) -> tuple[float, float | None, bool]:
+    """What gradients say of a step: their scale once clipped, their norm if that needs it, whether to skip it."""
+    norm = None
+    finite = True
+    if max_norm is not None:
+        limit = check_max_norm(max_norm)
+        norm = norm_of(tables, backend, threads)
+        finite = math.isfinite(norm)
+        with ieee_arithmetic():
+            norm *= abs(scale)
+            scale *= clip_factor(norm, limit)
+    elif skip_nonfinite:
+        finite = all_finite(tables, backend, threads)
+    return scale, norm, skip_nonfinite and not finite
+
+
+def check_scale(grad_scale: Any, dtype: np.dtype) -> float:
+    """`grad_scale` as a float.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no finite number, or `dtype`, in which updates are computed, cannot hold it.
+    """
+    scale = check_number("grad_scale", grad_scale)
+    check_held("grad_scale", scale, dtype)
+    return scale
+
+
+def check_max_norm(max_norm: Any) -> float:
+    """`max_norm` as a float; infinity clips nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no number >= 0.
+    """
+    return math.inf if as_float(max_norm) == math.inf else check_number("max_norm", max_norm, 0)
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """What gradients of that norm are multiplied by, so that their norm is at most `limit`."""
+    factor = limit / (norm + EPS)
+    return factor if factor < 1 or math.isnan(factor) else 1.0
+
+
+def global_norm(grads: Any, *, backend: str | None = None, threads: int | None = None) -> float:
+    """The Euclidean norm of all gradients taken together, summed in float64.
+
+    Parameters
+    ----------
+    grads : array or RowSparse, sequence or mapping of them
+        float32, float64, bfloat16 or float16; ``None`` entries are skipped.
+    backend : str, optional
+        ``"native"``, ``"numba"`` or ``"numba-cuda"``; by default chosen as for updates.
+    threads : int, optional
+        By default `fastopt.get_num_threads`. The result does not depend on it.
+
+    Raises
+    ------
+    TypeError
+        Something is no array, or has another dtype.
+    BackendUnavailable
+        An array is on a device without a backend.
+    """
+    limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
+    gradients, names = _gradients(grads)
+    return norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
+
+
+def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, threads: int | None = None) -> float:
+    """Scales gradients in place so that their global norm is at most `max_norm`, as torch's function of that name.
+
+    ``opt.step(grads, max_norm=...)`` has the same effect without writing the gradients.
+
+    Parameters
+    ----------
+    grads : array or RowSparse, sequence or mapping of them
+        float32, float64, bfloat16 or float16; ``None`` entries are skipped.
+    max_norm : float
+        At least 0.
+    backend, threads : optional
+        As `global_norm`.
+
+    Returns
+    -------
+    float
+        The norm before clipping.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is no array, has another dtype, is read-only or shares memory with another, which would be scaled
+        twice; `max_norm` is no number >= 0.
+    """
+    most = check_max_norm(max_norm)
+    gradients, names = _gradients(grads)
+    arrays = [grad.values if isinstance(grad, RowSparse) else grad for grad in gradients]
+    check_distinct(arrays, names, "scaled in place")
+    limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
+    norm = norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
+    factor = clip_factor(norm, most)
+    if factor != 1:
+        for array, name in zip(arrays, names, strict=True):
+            if array.place.kind == "cuda":
+                cuda: Any = load_backend("numba-cuda")
+                cuda.scale(*make_gradients([array], [name]), factor)
+            elif array.dtype == BFLOAT16 and is_tensor(array.owner):  # torch's: NumPy alone does not know it
+                detached(array.owner).mul_(factor)
+            else:
+                values, compute = array.numpy().view(numpy_dtype(array.dtype)), compute_dtype(array.dtype)
+                with ieee_arithmetic():
+                    np.multiply(values, compute.type(factor), out=values, dtype=compute, casting="unsafe")
+    return norm

@@ -1,0 +1,392 @@
+"""What users call the rules' hyper-parameters: each class's arguments, in torch's terms, and the rule they choose."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import chain
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from .. import settings
+from ..checks import check_number, did_you_mean, wrong_type
+from ..jobs.storage import Precision
+from ..rules import RULES, Hyper, Rule, flag
+from ..rules.hyper import count_copies, hyper_row
+
+# torch gives these hyper-parameters as one pair.
+_PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1), "nu1": ("nus", 0), "nu2": ("nus", 1)}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a class, and what they are to its rules.
+
+    A *group* is a mapping of arguments to their values, as the classes' ``param_groups`` hold them.
+
+    Attributes
+    ----------
+    name : str
+        The class's name.
+    rules : tuple of Rule
+        The rules that it stands for.
+    defaults : mapping
+        The arguments with their defaults, ``lr`` first.
+    choose : callable
+        The name of the rule for a group.
+    switches : mapping of str to Hyper
+        The arguments that choose it.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    defaults: Mapping[str, Any]
+    choose: Callable[[Mapping[str, Any]], str]
+    switches: Mapping[str, Hyper]
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether weight_decay is decoupled, and there is no other."""
+        return all(rule.decoupled is not None for rule in self.rules)
+
+    def rule(self, group: Mapping[str, Any]) -> Rule:
+        """The rule for a group.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument that chooses it is not what it must be; the message names it.
+        """
+        for name, hyper in self.switches.items():
+            value = group[name]
+            if hyper.flag or not callable(value):
+                hyper.check(name, value)
+        return RULES[self.choose(group)]
+
+    def names(self, group: Mapping[str, Any]) -> Mapping[str, str]:
+        """Hyper-parameters that a group calls otherwise than the rules; "" for one that it does not have."""
+        return {}
+
+    def values(self, rule: Rule, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+        """The rule's hyper-parameters at step t, from a group's."""
+
+        values = {}
+        for name, (key, place) in self._places(rule, group).items():
+            if key not in group:
+                values[name] = rule.hyper[name].default
+                continue
+            value = group[key]
+            value = value(t) if callable(value) else value
+            if place is not None:
+                if not isinstance(value, (tuple, list)) or len(value) != 2:
+                    raise wrong_type(key, value, "a pair of numbers")
+                value = value[place]
+                value = value(t) if callable(value) else value
+            elif name == rule.vector and isinstance(value, (tuple, list)):
+                value = tuple(beta(t) if callable(beta) else beta for beta in value)
+            values[name] = value
+        return values
+
+    def complete(self, group: MutableMapping[str, Any]) -> None:
+        """Sets the arguments that by default are what another is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The other is nothing that they can be; the message names it, for it alone was given.
+        """
+        if group.get("base_lr", 0) is None:
+            lr, expected = group["lr"], "a finite number > 0, or a base_lr beside it"
+            group["base_lr"] = check_number("lr", lr(1) if callable(lr) else lr, 0.0, above=True, expected=expected)
+
+    def begins(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, float]:
+        """The numbers that states begin at, of those that do not begin at 0."""
+        values = self.values(rule, group, 1) if rule.initial else {}
+        return {name: float(values[key]) for name, key in rule.initial.items()}
+
+    def copies(self, rule: Rule, group: Mapping[str, Any]) -> int:
+        """How many copies of its states the rule has for a group."""
+        return 1 if rule.vector is None else count_copies(rule, self.values(rule, group, 1))
+
+    def row(self, rule: Rule, group: Mapping[str, Any], dtype: np.dtype, t: int = 1) -> np.ndarray:
+        """The rule's hyper-parameters at step t, checked, as backends take them that compute in `dtype`.
+
+        The class's arguments that this rule does not use are checked too.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value is no number, or outside its domain, or `dtype` cannot hold it; the message names the argument.
+        """
+        places = self._places(rule, group).items()
+        labels = {name: key if place is None else f"{key}[{place}]" for name, (key, place) in places}
+        for key, hyper in self._idle[rule.name].items():
+            value = group.get(key, hyper.default)
+            hyper.check(key, value(t) if callable(value) else value)
+        return hyper_row(rule, self.values(rule, group, t), labels, dtype, t)
+
+    @cached_property
+    def _idle(self) -> dict[str, dict[str, Hyper]]:
+        """By each rule's name, the arguments that only other rules of the class use."""
+        used = {name: hyper for rule in self.rules for name, hyper in rule.hyper.items() if name in self.defaults}
+        return {
+            rule.name: {name: used[name] for name in used.keys() - rule.hyper.keys() - self.switches.keys()}
+            for rule in self.rules
+        }
+
+    def at_step(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+        """A group's arguments as the numbers that they are at step t."""
+
+        def number(value: Any) -> Any:
+            value = value(t) if callable(value) else value
+            if isinstance(value, (tuple, list)):
+                return tuple(map(number, value))
+            return value.item() if hasattr(value, "item") else value
+
+        return {key: number(group[key]) for key in self.defaults}
+
+    def check_key(self, key: Any, where: str) -> None:
+        """Whether a group may have an entry of that name: an argument of the class, or a name of the user's own.
+
+        Raises
+        ------
+        ValueError
+            It is an argument of another class, or seems to be meant for one of this class.
+        """
+        if key in self.defaults or key == "state_dtype":
+            return
+        parts = set(str(key).lower().split("_"))
+        within = [name for name in self.defaults if set(name.split("_")) < parts]  # as lr_scale has lr
+        meant = did_you_mean(key, [name for name in self.defaults if name not in within], 0.8)
+        if key in _everywhere() or meant:
+            raise ValueError(f"{where}: found {key!r}, expected one of {', '.join(self.defaults)}{meant}")
+
+    def _places(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
+        """Where a group has each hyper-parameter of the rule: an argument's name, and the place in a pair."""
+        renamed = self.names(group)
+        return {
+            name: _PAIRS[name] if name in _PAIRS and name not in self.defaults else (renamed.get(name, name), None)
+            for name in rule.hyper
+        }
+
+    def signature(self, more: Mapping[str, Any] = MappingProxyType({})) -> inspect.Signature:
+        """The class's signature, with `more` arguments and their defaults.
+
+        After lr by keyword only, for a number must not land in another argument's place.
+        """
+        parameter = inspect.Parameter
+        return inspect.Signature(
+            [parameter("params", parameter.POSITIONAL_OR_KEYWORD)]
+            + [parameter("lr", parameter.POSITIONAL_OR_KEYWORD, default=self.defaults["lr"])]
+            + [parameter(k, parameter.KEYWORD_ONLY, default=v) for k, v in self.defaults.items() if k != "lr"]
+            + [parameter(k, parameter.KEYWORD_ONLY, default=v) for k, v in more.items()]
+        )
+
+    def hypers(self) -> dict[str, list[Hyper]]:
+        """What each argument stands for: a hyper-parameter, or a pair of them."""
+        own = {name: hyper for rule in self.rules for name, hyper in rule.hyper.items()} | dict(self.switches)
+        pairs: dict[str, list[Hyper]] = {}
+        for name, (pair, _) in _PAIRS.items():
+            pairs.setdefault(pair, []).extend([own[name]] if name in own else [])
+        return {key: [own[key]] if key in own else pairs[key] for key in self.defaults}
+
+
+@dataclass(frozen=True)
+class TorchArguments(Arguments):
+    """The same for the classes that stand in for torch's: ``decoupled_weight_decay`` is torch's flag, which says what
+    kind of decay ``weight_decay`` is."""
+
+    @classmethod
+    def of(cls, arguments: Arguments) -> TorchArguments:
+        """Those of the class of that name."""
+        meaning = "the decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty"
+        decoupled = {"decoupled_weight_decay": flag(arguments.decoupled, meaning)}
+        return cls(
+            arguments.name,
+            arguments.rules,
+            {**arguments.defaults, **{name: hyper.default for name, hyper in decoupled.items()}},
+            arguments.choose,
+            {**arguments.switches, **decoupled},
+        )
+
+    def names(self, group: Mapping[str, Any]) -> Mapping[str, str]:
+        """``weight_decay`` is the one decay or the other."""
+        if self.decoupled:
+            return {}
+        if group["decoupled_weight_decay"]:
+            return {"weight_decay": "", "decoupled_weight_decay": "weight_decay"}
+        return {"decoupled_weight_decay": ""}
+
+    def row(self, rule: Rule, group: Mapping[str, Any], dtype: np.dtype, t: int = 1) -> np.ndarray:
+        """The same; there are no schedules, for torch has its own."""
+        for key in self.defaults:
+            value = group.get(key)
+            for part in value if isinstance(value, (tuple, list)) else (value,):
+                if callable(part):
+                    raise wrong_type(key, part, "a number, which a torch.optim.lr_scheduler may change")
+        return super().row(rule, group, dtype, t)
+
+
+#: What every class takes beside hyper-parameters, with its default and its type. `fastopt.Optimizer` documents these.
+EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "state_dtype": (None, "StateDtype | None"),
+        "rounding": ("nearest", 'Literal["nearest", "stochastic", "kahan", "master"]'),
+        "seed": (0, "SupportsIndex"),
+        "first_element": (0, "SupportsIndex"),
+        "ema_decay": (None, "Number | None"),
+        "backend": (None, "str | None"),
+        "threads": (None, "SupportsIndex | None"),
+    }
+)
+
+
+#: The same of states in files, which the classes for arrays take.
+FILES: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {"state_dir": (None, "str | PathLike[str] | None"), "state_memory": (None, "SupportsIndex | None")}
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a class was called with: hyper-parameters with their defaults, and the rest, checked.
+
+    Attributes
+    ----------
+    params : any
+        The parameters.
+    options : dict
+        Hyper-parameters.
+    execution : dict
+        The other arguments, as they were given.
+    precision : Precision
+        Those of them that are about storage.
+    backend : str or None
+        The backend asked for.
+    threads : int
+        The threads asked for; 0: by default.
+    files : dict
+        Where states in files are to be.
+    """
+
+    params: Any
+    options: dict[str, Any]
+    execution: dict[str, Any]
+    precision: Precision
+    backend: str | None
+    threads: int
+    files: dict[str, Any]
+
+
+def check_group(cls: type, group: Mapping[str, Any], name: str) -> None:
+    """Whether a group has only what groups can have of their own: of what is beside hyper-parameters, ``state_dtype``.
+
+    Raises
+    ------
+    TypeError
+        It has an argument that holds for the whole optimizer.
+    """
+    for key in (*EXECUTION, *FILES):
+        if key in group and key != "state_dtype":
+            raise TypeError(f"{name}: found {key!r} in a group, expected it as an argument of {cls.__name__}")
+
+
+def read_call(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """What a class was called with.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument that the class does not have, or one beside hyper-parameters that is not what it must be.
+    """
+    signature = inspect.signature(cls)
+    for key in kwargs:
+        if key not in signature.parameters:
+            known = list(signature.parameters)
+            raise TypeError(f"{cls.__name__}: found {key!r}, expected {', '.join(known)}{did_you_mean(key, known)}")
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{cls.__name__}: {error}") from None
+    bound.apply_defaults()
+    options = dict(bound.arguments)
+    params = options.pop("params")
+    execution = {key: options.pop(key) for key in EXECUTION}
+    backend, threads = settings.check_backend("backend", execution["backend"]), execution["threads"]
+    threads = 0 if threads is None else settings.check_threads("threads", threads)
+    files = {"directory": options.pop("state_dir", None), "memory": options.pop("state_memory", None)}
+    return Call(params, options, execution, Precision.of(execution), backend, threads, files)
+
+
+# ---- the classes' arguments, from the rule table ----
+
+
+def _choose_sgd(group: Mapping[str, Any]) -> str:
+    if group["nesterov"] and not group["momentum"]:
+        raise ValueError(f"nesterov: found True with momentum {group['momentum']!r}, expected a momentum > 0")
+    return "nesterov" if group["nesterov"] else "momentum" if group["momentum"] else "sgd"
+
+
+def _choose_rmsprop(group: Mapping[str, Any]) -> str:
+    return "rmsprop" + ("_centered" if group["centered"] else "") + ("_momentum" if group["momentum"] else "")
+
+
+# Classes that stand for several rules, as torch's do: the options that choose among them, and how.
+_MOMENTUM = replace(RULES["momentum"].hyper["momentum"], default=0.0)
+_CHOICE = flag(False, "chooses the rule, as above")
+_SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Hyper], Callable[[Mapping[str, Any]], str]]] = {
+    "SGD": (("momentum", "nesterov", "sgd"), {"momentum": _MOMENTUM, "nesterov": _CHOICE}, _choose_sgd),
+    "RMSprop": (
+        ("rmsprop_momentum", "rmsprop_centered_momentum", "rmsprop_centered", "rmsprop"),
+        {"momentum": _MOMENTUM, "centered": _CHOICE},
+        _choose_rmsprop,
+    ),
+    "Adam": (("adam", "amsgrad"), {"amsgrad": _CHOICE}, lambda group: "amsgrad" if group["amsgrad"] else "adam"),
+    "AdamW": (
+        ("adamw", "adamw_amsgrad"),
+        {"amsgrad": _CHOICE},
+        lambda group: "adamw_amsgrad" if group["amsgrad"] else "adamw",
+    ),
+}
+
+
+def _defaults(rules: Sequence[Rule], switches: Mapping[str, Hyper]) -> dict[str, Any]:
+    """A class's arguments: its rules' hyper-parameters, those that torch pairs as pairs, and switches."""
+    defaults: dict[str, Any] = {}
+    for rule in rules:
+        for name, hyper in rule.own.items():
+            pair, place = _PAIRS.get(name, (name, None))
+            if place is None:
+                defaults.setdefault(name, hyper.default)
+            elif place == 0:
+                defaults.setdefault(pair, (hyper.default, rule.own[name[:-1] + "2"].default))
+    return defaults | {name: hyper.default for name, hyper in {**rules[-1].common, **switches}.items()}
+
+
+def _arguments(name: str) -> Arguments:
+    if name in _SWITCHES:
+        names, switches, choose = _SWITCHES[name]
+    else:
+        (only,) = (rule.name for rule in RULES.values() if rule.optimizer == name)
+        names, switches, choose = (only,), {}, lambda group: only
+    rules = tuple(RULES[rule] for rule in names)
+    return Arguments(name, rules, _defaults(rules, switches), choose, switches)
+
+
+#: The arguments of every class by its name.
+ARGUMENTS: Mapping[str, Arguments] = MappingProxyType(
+    {name: _arguments(name) for name in dict.fromkeys(rule.optimizer for rule in RULES.values())}
+)
+
+
+@cache
+def _everywhere() -> frozenset[str]:
+    """The names of all arguments of all classes."""
+    return frozenset(chain(EXECUTION, FILES, *(arguments.defaults for arguments in ARGUMENTS.values())))
+
+
+__all__ = ["ARGUMENTS", "EXECUTION", "FILES", "Arguments", "Call", "TorchArguments", "check_group", "read_call"]

@@ -1,0 +1,1 @@
+"""Jobs: what a backend is told to do, as tables of addresses."""

@@ -1,0 +1,163 @@
+"""Storage formats (bfloat16, float16, 8-bit blocks) and rounding modes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from ..arrays.array import Array
+from ..arrays.blocks import POSITIVE, SIGNED, block_bytes
+from ..arrays.dtypes import CODES, compute_dtype, dtype_name
+from ..arrays.runs import is_one_run
+from ..checks import check_integer, check_name, check_number, did_you_mean, wrong_value
+from ..rules import Rule
+
+SMALLEST_IN_BLOCKS = 4096  # parameters of fewer elements have float32 states instead
+# The options of a tensor's storage, a sum of these.
+STOCHASTIC, KAHAN, MASTER, AVERAGE, ZERO_GRADS, DITHER = 1, 2, 4, 8, 16, 32
+_KEPT = {"nearest": 0, "stochastic": STOCHASTIC, "kahan": KAHAN, "master": MASTER}
+_STATE_DTYPES: dict[str, np.dtype] = {**{dtype_name(dtype): dtype for dtype in CODES}, "8bit": np.dtype(np.uint8)}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the arrays of a job are stored, where that is not in the compute dtype alone.
+
+    Attributes
+    ----------
+    dtypes : tuple of int
+        Of each array, by `CODES`: parameter, gradient, states, the parameter's companion, its average.
+    options : int
+        A sum of `STOCHASTIC` and the others.
+    average_decay : float
+        Of the parameter's average.
+    seed : int
+        Of stochastic rounding.
+    """
+
+    dtypes: tuple[int, ...]
+    options: int = 0
+    average_decay: float = 0.0
+    seed: int = 0
+
+    @property
+    def numbered(self) -> bool:
+        """Whether elements need numbers: for what is rounded by them, and for what is in blocks."""
+        return bool(self.options & (STOCHASTIC | DITHER)) or self.blocks
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a state is in blocks."""
+        return max(self.dtypes) >= SIGNED
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What an optimizer was told about storage: the arguments of that name of its class."""
+
+    state_dtype: np.dtype | None = None
+    rounding: str = "nearest"
+    seed: int = 0
+    first_element: int = 0
+    ema_decay: float | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Precision:
+        """The arguments, checked.
+
+        Raises
+        ------
+        TypeError, ValueError
+            One is not what it must be; the message names it.
+        """
+        rounding, decay = options["rounding"], options["ema_decay"]
+        check_name("rounding", rounding, _KEPT)
+        if decay is not None:
+            decay = check_number("ema_decay", decay, 0, 1, expected="a number in [0, 1] or None")
+        seed = check_integer("seed", options["seed"], 0, 2**64 - 1, "a whole number >= 0, below 2**64")
+        first = options["first_element"]
+        first = check_integer("first_element", first, 0, 2**62 - 1, "a whole number >= 0, below 2**62")
+        return cls(storage_dtype(options["state_dtype"]), rounding, seed, first, decay)
+
+    def of_group(self, group: Mapping[str, Any]) -> Precision:
+        """The same for parameters of a group that has a ``state_dtype`` of its own."""
+        return replace(self, state_dtype=storage_dtype(group["state_dtype"])) if "state_dtype" in group else self
+
+    def elements(self, sizes: Sequence[int]) -> list[int]:
+        """The number of the first element of each of an optimizer's parameters."""
+        return [self.first_element + before for before in accumulate(sizes, initial=0)][:-1]
+
+    @property
+    def counted(self) -> bool:
+        """Whether a step's number decides how something is rounded."""
+        return self.rounding == "stochastic" or (self.state_dtype is not None and self.state_dtype.itemsize < 4)
+
+    def options(self, param: Array) -> int:
+        """The options of a parameter's storage."""
+        options = 0 if self.ema_decay is None else AVERAGE
+        if self.state_dtype is not None and self.state_dtype.itemsize == 2:
+            options |= DITHER
+        return options | (_KEPT[self.rounding] if param.dtype.itemsize == 2 else 0)
+
+    def check(self, param: Array, name: str) -> None:
+        """Whether a parameter can have such states.
+
+        Raises
+        ------
+        TypeError
+            A float64 parameter, whose states are float64, or another whose states are not.
+        """
+        if self.state_dtype is not None and (self.state_dtype == np.float64) != (param.dtype == np.float64):
+            one = "float64" if param.dtype == np.float64 else "float32, bfloat16, float16 or 8bit"
+            found = "8bit" if self.state_dtype == np.uint8 else dtype_name(self.state_dtype)
+            raise TypeError(f"state_dtype: found {found!r}, expected {one}, as {name} is {dtype_name(param.dtype)}")
+
+    def states(self, rule: Rule, param: Array, copies: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """The dtype and shape of each state array of a parameter, those that storage adds among them."""
+        shape = rule.state_shape(param.shape, copies)
+        # In float16 a second moment is lost below 6e-8, and infinite above 65504.
+        dtype = self.state_dtype or (np.dtype(np.float32) if param.dtype == np.float16 else param.dtype)
+        if dtype == np.uint8:
+            if param.size >= SMALLEST_IN_BLOCKS and not rule.by_row and is_one_run(param):
+                shape = (*shape[: len(shape) - len(param.shape)], block_bytes(param.size))
+            else:
+                dtype = np.dtype(np.float32)
+        states = dict.fromkeys(rule.states, (dtype, shape))
+        options, compute = self.options(param), compute_dtype(param.dtype)
+        if options & KAHAN:
+            states["compensation"] = (param.dtype, param.shape)
+        if options & MASTER:
+            states["master"] = (compute, param.shape)
+        if options & AVERAGE:
+            states["ema"] = (compute, param.shape)
+        return states
+
+
+def storage_dtype(value: Any) -> np.dtype | None:
+    """The dtype that is meant by a name or by a dtype of NumPy, ml_dtypes or torch; that of bytes for "8bit"."""
+    if value is None:
+        return None
+    name = value if isinstance(value, str) else _name_of(value).removeprefix("torch.")
+    if name not in _STATE_DTYPES:
+        meant = did_you_mean(name, _STATE_DTYPES) if isinstance(value, str) else ""
+        raise wrong_value("state_dtype", value, f"one of {', '.join(_STATE_DTYPES)}, or None{meant}")
+    return _STATE_DTYPES[name]
+
+
+def _name_of(dtype: Any) -> str:
+    """The name of a library's dtype, or of its scalar type."""
+    try:
+        return str(getattr(dtype, "__name__", dtype))
+    except Exception:  # of what is no dtype
+        return ""
+
+
+def code_of(rule: Rule, state: str | None, array: Array) -> int:
+    """By which number backends know how an array is stored."""
+    if state is not None and array.dtype == np.uint8:
+        return POSITIVE if state in rule.positive else SIGNED
+    return CODES[array.dtype]

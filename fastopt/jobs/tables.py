@@ -1,0 +1,253 @@
+"""Jobs from arrays: checks, and tables of addresses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..arrays.array import Array, replace_shape
+from ..arrays.blocks import block_bytes
+from ..arrays.checks import check_device, check_overlap, check_tensor
+from ..arrays.dtypes import CODES, compute_dtype
+from ..arrays.runs import row_stride, runs_of
+from ..rules import Rule
+from .job import DUPLICATES, Gradients, Job, Parameters, Rows, by_column, offsets_of
+from .storage import Precision, Storage, code_of
+
+
+class Tensor(NamedTuple):
+    """A parameter with its gradient and states, to be checked and tabled."""
+
+    which: int  # its set of parameters
+    parameter: int  # its place there
+    arrays: list[Any]  # parameter, gradient (or a `RowSparse`), states, what storage adds
+    options: int = 0  # of its storage
+    average_decay: float = 0.0
+    seed: int = 0
+    element: int = 0  # the number of its first element
+
+    @classmethod
+    def of(cls, precision: Precision, which: int, parameter: int, arrays: list[Any], element: int) -> Tensor:
+        """A tensor of an optimizer that was told `precision`."""
+        decay = precision.ema_decay or 0.0
+        return cls(which, parameter, arrays, precision.options(arrays[0]), decay, precision.seed, element)
+
+
+def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str) -> list[Array]:
+    """A state of shape (copies, *parameter's shape) as its copies; other rules' states as they are."""
+    if rule.vector is None:
+        return [array]
+    shape = (block_bytes(param.size),) if array.dtype == np.uint8 else param.shape
+    if array.shape != (copies, *shape):
+        raise ValueError(f"{name}: found shape {array.shape}, expected {(copies, *shape)}, one for each beta")
+    stride = array.strides[0]
+    strides = None if array.dense else array.strides[1:]
+    owners = array.owner if isinstance(array.owner, np.ndarray) else [array.owner] * copies
+    return [
+        Array(owners[k], array.address + k * stride, array.dtype, shape, strides, array.place, array.locked, array.pin)
+        for k in range(copies)
+    ]
+
+
+def make_jobs(
+    parameters: Sequence[Parameters],
+    tensors: Sequence[Tensor],
+    names: Sequence[Sequence[str]],
+) -> list[Job]:
+    """Checks tensors and tables them: one job for each rule and storage, and one for each gradient of rows.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameters
+        The sets of parameters.
+    tensors : sequence of Tensor
+        The tensors.
+    names : sequence of sequence of str
+        The arrays' names, for error messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `fastopt.arrays.checks.check_tensor`, `check_device`, `check_overlap` and `RowSparse.check`.
+    """
+    dense: dict[tuple[int, np.dtype, Storage | None], list[tuple[Tensor, Sequence[str]]]] = {}
+    sparse: list[Job] = []
+    checked: list[list[Array]] = []
+    for tensor, labels in zip(tensors, names, strict=True):
+        rule, arrays = parameters[tensor.which].rule, tensor.arrays
+        if isinstance(arrays[1], Array) and not rule.by_row:
+            blocks = (block_bytes(arrays[0].size),)
+            shapes = [None, None, *[blocks] * (parameters[tensor.which].copies * len(rule.states))]
+            check_tensor(arrays, labels, shapes=shapes)
+            storage = _storage(parameters[tensor.which], tensor, arrays)
+            key = (tensor.which, compute_dtype(arrays[0].dtype), storage)
+            dense.setdefault(key, []).append((tensor, labels))
+        else:
+            arrays, rows = check_rows(rule, arrays, labels)
+            sparse.append(make_row_job(parameters[tensor.which], tensor._replace(arrays=arrays), rows))
+        checked.append(arrays)
+    check_device([arrays[0] for arrays in checked], [labels[0] for labels in names])
+    check_overlap(
+        [a for arrays in checked for a in arrays],
+        [name for labels in names for name in labels],
+        [j != 1 for arrays in checked for j in range(len(arrays))],
+    )
+    made = [
+        _make_job(parameters[which], dtype, storage, *map(list, zip(*members, strict=True)))
+        for (which, dtype, storage), members in dense.items()
+    ]
+    return [*made, *sparse]
+
+
+def _storage(parameters: Parameters, tensor: Tensor, arrays: Sequence[Array]) -> Storage | None:
+    """How a tensor's arrays are stored; None where all are of the dtype of computing, and nothing is asked for."""
+    rule = parameters.rule
+    states = rule.states * parameters.copies
+    named = [None, None, *states, *[None] * (len(arrays) - 2 - len(states))]
+    codes = tuple(code_of(rule, state, array) for state, array in zip(named, arrays, strict=True))
+    if not tensor.options and set(codes) == {CODES[compute_dtype(arrays[0].dtype)]}:
+        return None
+    return Storage(codes, tensor.options, tensor.average_decay, tensor.seed)
+
+
+def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:
+    """Checks a tensor that is updated by rows: its arrays, with the gradient's rows among them, and which they are.
+
+    The gradient is a `RowSparse`, or for a rule of rows a dense one too: it has all rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `fastopt.arrays.checks.check_tensor` and `RowSparse.check`; or an array's rows are not contiguous.
+    """
+    if isinstance(arrays[1], Array):  # a number is one row
+        arrays = [array if array.shape else replace_shape(array, (1,)) for array in arrays]
+    param, gradient = arrays[:2]
+    if not param.shape:
+        raise ValueError(f"{names[0]}: found a parameter without rows, expected one dimension at least")
+    for array, name in zip(arrays[2:], names[2:], strict=True):
+        if array.dtype == np.uint8:
+            raise TypeError(
+                f"{name}: found 8-bit blocks, expected float32, bfloat16 or float16: rows are not updated in blocks; "
+                'its group may have a state_dtype of its own, as {"params": ..., "state_dtype": "float32"}'
+            )
+    states = 2 + len(rule.states) if rule.by_row else len(arrays)
+    shape = rule.state_shape(param.shape, 1) if rule.by_row else param.shape
+    check_tensor([param, *arrays[2:states]], [names[0], *names[2:states]], read_only=-1, shape=shape)
+    check_tensor([param, *arrays[states:]], [names[0], *names[states:]], read_only=-1)
+    if isinstance(gradient, Array):
+        check_tensor([param, gradient], names[:2])
+        every: Any = np.arange(param.shape[0])
+        if param.place.kind == "cuda":  # at no address: they are their own numbers
+            every = Array(None, 0, every.dtype, every.shape, None, param.place)
+        values, rows = gradient, Rows(param.shape[0], math.prod(param.shape[1:]), every, DUPLICATES.index("sum"))
+    else:
+        values, rows = gradient.check(param, names)
+    checked = [param, values, *arrays[2:]]
+    for array, name in zip(checked, names, strict=True):
+        if row_stride(array) is None:
+            raise ValueError(f"{name}: found rows whose elements are not contiguous, expected contiguous ones")
+    return checked, rows
+
+
+def make_row_job(parameters: Parameters, tensor: Tensor, rows: Rows) -> Job:
+    """The job of a tensor that `check_rows` has checked."""
+    arrays = tensor.arrays
+    return Job(
+        parameters,
+        compute_dtype(arrays[0].dtype),
+        np.array([[a.address for a in arrays]], np.uint64),
+        np.array([[row_stride(a) for a in arrays]], np.int64),
+        np.array([0, rows.indices.size * rows.width]),
+        np.zeros(1, np.int32),
+        np.array([tensor.parameter], np.int32),
+        list(arrays),
+        rows,
+        _storage(parameters, tensor, arrays),
+        np.array([tensor.element]),
+        arrays[0].place,
+    )
+
+
+def _make_job(
+    parameters: Parameters,
+    dtype: np.dtype,
+    storage: Storage | None,
+    tensors: Sequence[Tensor],
+    names: Sequence[Sequence[str]],
+) -> Job:
+    parameter = np.array([tensor.parameter for tensor in tensors], np.int32)
+    numbered = storage is not None and storage.numbered
+    addresses, strides, offsets, tensor_of = _table([tensor.arrays for tensor in tensors], numbered)
+    elements = None
+    if numbered:
+        first = np.searchsorted(tensor_of, np.arange(len(tensors)))  # each tensor's first run
+        elements = np.array([tensor.element for tensor in tensors], np.int64)[tensor_of]
+        elements = elements + offsets[:-1] - offsets[first[tensor_of]]
+    if storage is not None and storage.blocks:
+        for tensor, labels, runs in zip(tensors, names, np.bincount(tensor_of, minlength=len(tensors)), strict=True):
+            if runs > 1:
+                grad = tensor.arrays[1]
+                raise ValueError(
+                    f"{labels[1]}: found strides {grad.strides}, expected elements in the order in memory of "
+                    f"{labels[0]}, whose strides are {tensor.arrays[0].strides}: its states are in blocks of neighbours"
+                )
+    owners = [a for tensor in tensors for a in tensor.arrays]
+    place = tensors[0].arrays[0].place
+    table = by_column(addresses, place), strides, offsets, tensor_of, parameter, owners
+    return Job(parameters, dtype, *table, None, storage, elements, place)
+
+
+def _table(
+    tensors: Sequence[Sequence[Array]], ordered: bool = False
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
+    """The runs of tensors: addresses, strides (None where all are contiguous), offsets, tensor of each."""
+    if all(a.dense for arrays in tensors for a in arrays):
+        addresses = np.array([[a.address for a in arrays] for arrays in tensors], np.uint64)
+        lengths = np.array([arrays[0].size for arrays in tensors], np.int64)
+        return addresses, None, offsets_of(lengths), np.arange(len(tensors), dtype=np.int32)
+    tables = [_runs(arrays, ordered) for arrays in tensors]
+    counts = [len(table) for table, _, _ in tables]
+    strides = np.repeat(np.array([steps for _, steps, _ in tables], np.int64), counts, axis=0)
+    offsets = offsets_of(np.repeat(np.array([length for _, _, length in tables], np.int64), counts))
+    tensor_of = np.repeat(np.arange(len(tables), dtype=np.int32), counts)
+    contiguous = bool((strides == [a.dtype.itemsize for a in tensors[0]]).all())
+    return np.concatenate([table for table, _, _ in tables]), None if contiguous else strides, offsets, tensor_of
+
+
+def _runs(arrays: Sequence[Array], ordered: bool) -> tuple[np.ndarray, list[int], int]:
+    """As `runs_of`, with states in blocks, which lie as the first array does."""
+    blocks = [a.dtype == np.uint8 for a in arrays]
+    if not any(blocks):
+        return runs_of(arrays, ordered)
+    found, strides, length = runs_of([a for a, block in zip(arrays, blocks, strict=True) if not block], ordered)
+    addresses = np.zeros((len(found), len(arrays)), np.uint64)
+    addresses[:, np.flatnonzero(~np.array(blocks))] = found
+    for j in np.flatnonzero(blocks).tolist():
+        addresses[:, j] = arrays[j].address
+        strides.insert(j, 1)
+    return addresses, strides, length
+
+
+def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradients]:
+    """Tables arrays that are to be read only, one table for each dtype."""
+    kinds: dict[np.dtype, list[list[Array]]] = {}
+    check_device(arrays, names)
+    for array, name in zip(arrays, names, strict=True):
+        if array.dtype not in CODES:
+            raise TypeError(
+                f"{name}: found dtype {array.dtype}, expected float32, float64, bfloat16 or float16 in native byte "
+                "order"
+            )
+        kinds.setdefault(array.dtype, []).append([array])
+    tables = []
+    for dtype, members in kinds.items():
+        addresses, strides, offsets, _ = _table(members)
+        if strides is None:
+            strides = np.full(addresses.shape, dtype.itemsize, np.int64)
+        owners = [array for (array,) in members]
+        tables.append(Gradients(dtype, addresses, strides, offsets, owners, arrays[0].place))
+    return tables
