@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import BFLOAT16, Array, check_writable, dtype_name, view
+from ..arrays.array import Array
+from ..arrays.checks import check_writable
+from ..arrays.dtypes import BFLOAT16, compute_dtype, dtype_name, numpy_dtype
+from ..arrays.libraries import assign, floats_of, to_host, view
 from ..checks import differing
-from ..sparse import floats_of
-from ..storage import assign, compute_dtype, numpy_dtype
 
 
 class Leaf(NamedTuple):
@@ -73,7 +74,7 @@ def copy_of(array: Array) -> np.ndarray:
     """A copy of an array's elements on the CPU."""
     if kept_dtype(array) != array.dtype:
         return floats_of(array).reshape(array.shape)
-    return np.array(array.host(), order="C")
+    return np.array(to_host(array), order="C")
 
 
 def write(array: Array, values: np.ndarray) -> None:
