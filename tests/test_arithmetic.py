@@ -145,6 +145,37 @@ def test_rows(name, duplicates, backend):
         assert_same_bits(got, results[0])
 
 
+def test_calls_of_the_c_interface():
+    ffi, lib = native.ffi, native.lib
+    rule = lib.fastopt_find_rule(b"adam")
+    indices, results = np.arange(500), []
+    for bits in (0, *MODES.values()):
+        tensors = [[np.abs(small(32_000, "f4", k)).reshape(500, 64) for k in range(4)] for _ in range(3)]
+        dense, stored, rows = (
+            ffi.new("void *[]", [ffi.cast("void *", a.ctypes.data) for a in arrays]) for arrays in tensors
+        )
+        dtypes = ffi.new("int32_t[]", [lib.FASTOPT_FLOAT32] * 4)
+        storage = ffi.new("fastopt_storage *", (dtypes, 0, 0.0, 0, 0))
+        table = ffi.new("fastopt_rows *", (500, 64, 500, ffi.cast("void *", indices.ctypes.data), 8, 0))
+        hyper, c = ffi.new("double[24]"), ffi.new("double[24]")
+        assert lib.fastopt_defaults(rule, hyper, ffi.NULL) == 0
+        with mode(bits):
+            codes = [
+                lib.fastopt_set_hyper(rule, hyper, b"weight_decay", 3e-320),
+                lib.fastopt_fold(rule, 3, 0.75, hyper, ffi.NULL, c),
+                lib.fastopt_update(rule, lib.FASTOPT_FLOAT32, 1, 1, [32_000], dense, c, 1),
+                lib.fastopt_update_stored(rule, lib.FASTOPT_FLOAT32, 1, 1, [32_000], stored, c, storage, 3, 1),
+                lib.fastopt_update_rows(rule, lib.FASTOPT_FLOAT32, 1, table, rows, [256] * 4, c, 1),
+                lib.fastopt_set_hyper(lib.fastopt_find_rule(b"adabound"), ffi.new("double[24]"), b"gamma", 0.0),
+            ]
+        assert codes == [0] * 5 + [lib.FASTOPT_BAD_VALUE]
+        results.append([np.array(list(c)), *(a for arrays in tensors for a in arrays)])
+        for k in range(4):
+            assert_same_bits([tensors[0][k]] * 2, [tensors[1][k], tensors[2][k]])
+    for got in results[1:]:
+        assert_same_bits(got, results[0])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_norms(dtype, backend):

@@ -850,6 +850,15 @@ def test_stored_arrays_refused(changed, said):
     assert tensors.untouched()
 
 
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_an_average_may_follow_at_once_or_never(decay):
+    tensors = Stored()
+    assert tensors.update(decay=decay) == lib.FASTOPT_OK
+    master, average = tensors.arrays[0][4:]
+    np.testing.assert_array_equal(average, tensors.before[0][5] if decay else master)
+    assert (master != tensors.before[0][4]).all()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is protected as on Linux")
 @pytest.mark.parametrize("edge", ["begin", "end"])
 def test_calls_touch_nothing_outside_their_arrays(edge):
