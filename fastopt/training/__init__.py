@@ -1,6 +1,7 @@
 """Training around the update: batches, curricula, early stopping, batch normalization, gradient checks, averages."""
 
 from .early_stopping import EarlyStopping
+from .gradient_check import GradientCheck, check_gradient
 from .minibatches import minibatches
 
-__all__ = ["EarlyStopping", "minibatches"]
+__all__ = ["EarlyStopping", "GradientCheck", "check_gradient", "minibatches"]

