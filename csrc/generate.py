@@ -3,7 +3,6 @@
 import importlib
 import math
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -11,12 +10,17 @@ from types import ModuleType
 CSRC = Path(__file__).resolve().parent
 
 
+def load(name):
+    """A module of the package that is about to be built, under another package's name: the package is not imported."""
+    if "_fastopt" not in sys.modules:
+        package = sys.modules["_fastopt"] = ModuleType("_fastopt")
+        package.__path__ = [str(CSRC.parent / "fastopt")]
+    return importlib.import_module(f"_fastopt.{name}")
+
+
 def load_rules():
-    """The rule table, out of a package of another name: the one that is about to be built is not imported."""
-    package = ModuleType("_fastopt")
-    package.__path__ = [str(CSRC.parent / "fastopt")]
-    sys.modules[package.__name__] = package
-    return importlib.import_module("_fastopt.rules")
+    """The rule table."""
+    return load("rules")
 
 
 # ---- text ----
@@ -41,17 +45,13 @@ def number(value):
 
 
 def c_hypers(module, rule):
-    """A rule's row of hyper-parameters for C, where all are numbers: of AggMo's betas that of one copy."""
-    copies = module.Hyper(module.REQUIRED, "how many betas there are, a whole number", low=1, high=module.MAX_COPIES)
-    hypers = {"copies": copies}
+    """A rule's row of hyper-parameters for C, where all are numbers: of AggMo's betas one, and NaN for no default."""
+    meaning = "how many betas there are, a whole number"
+    hypers = {"copies": module.Hyper(math.nan, meaning, low=1, high=module.MAX_COPIES)}
     for name, hyper in rule.hyper.items():
-        hypers[name] = replace(hyper, default=module.REQUIRED, vector=False) if hyper.vector else hyper
+        number = not hyper.vector and isinstance(hyper.default, (int, float))
+        hypers[name] = replace(hyper, default=float(hyper.default) if number else math.nan, vector=False)
     return {name: hypers[name] for name in rule.row}
-
-
-def c_default(hyper):
-    """Its default, NaN where there is none."""
-    return float(hyper.default) if isinstance(hyper.default, (int, float)) else math.nan
 
 
 def c_domain(hyper):
@@ -116,7 +116,7 @@ def table_entry(module, rule):
     yield f'{{{{"{rule.name}", {lengths}, {copies}, {int(rule.by_row is not None)}, (const char *const[]){{{states}}},'
     yield "  (const fastopt_hyper[]){"
     for name, hyper in c_hypers(module, rule).items():
-        numbers = ", ".join(map(number, (c_default(hyper), *c_domain(hyper))))
+        numbers = ", ".join(map(number, (hyper.default, *c_domain(hyper))))
         yield f'    {{"{name}", {numbers}, {int(hyper.flag or name == "copies")}, {int(hyper.optional)}}},'
     scalars = ", ".join(map(number, rule.scalars.values())) or "0"
     decoupled = int(rule.decoupled is not None)
@@ -162,26 +162,13 @@ def rule_table(module, levels):
 
 def header(module, version):
     """The text of fastopt.h: fastopt.in.h with the version and the rules written in."""
-    lines, meanings = [], {}
-    for rule in module.RULES.values():
-        hypers = c_hypers(module, rule)
-        values = ", ".join(f"{name}={c_default(hyper):g}".replace("nan", "NaN") for name, hyper in hypers.items())
-        of_rows = " (one element for each row)" if rule.by_row else ""
-        states = [
-            f"{s}{of_rows} (may begin at {rule.hyper[rule.initial[s]].domain})" if s in rule.initial else s
-            for s in rule.states
-        ]
-        lines += [f"{rule.name}: {rule.formula}", f"    states: {', '.join(states) or 'none'}", f"    {values}", ""]
-        for name, hyper in hypers.items():
-            meaning = f"{name}: {hyper.domain}; {hyper.meaning}"
-            meanings[meaning.replace("True or False", "0 or 1").replace("None", "NaN")] = None
-    lines += ["The hyper-parameters:", "", *sorted(meanings)]
-    wrapped = [part for line in lines for part in textwrap.wrap(line, 115, subsequent_indent=8 * " ") or [""]]
+    rows = {rule.name: c_hypers(module, rule) for rule in module.RULES.values()}
+    rules = "\n".join(f" * {line}".rstrip() for line in load("documentation").header_text(rows, width=115))
     major, minor = version.split(".")[:2]
     defines = f'#define FASTOPT_VERSION "{version}"\n'
     defines += f"#define FASTOPT_VERSION_MAJOR {major}\n#define FASTOPT_VERSION_MINOR {minor}"
     text = (CSRC / "fastopt.in.h").read_text().replace("/* <version> */", defines)
-    return text.replace(" * <rules>", "\n".join(f" * {part}".rstrip() for part in wrapped))
+    return text.replace(" * <rules>", rules)
 
 
 # ---- for pkg-config and CMake ----

@@ -50,10 +50,15 @@ def _entry(names: str, kind: str, text: str) -> list[str]:
 # ---- one rule ----
 
 
+def _assignments(rule: Rule) -> list[str]:
+    """The update of an element, an assignment a line."""
+    return [f"    {line}" for line in rule.formula.split("; ")]
+
+
 def _formulas(rule: Rule, told: set[str]) -> list[str]:
-    """The update of an element, an assignment a line, and those of rules that it refers to and are not `told` yet."""
+    """The update of an element, and those of the rules that it refers to and that are not `told` yet."""
     told.add(rule.name)
-    lines = ["", "::", "", *(f"    {line}" for line in rule.formula.split("; "))]
+    lines = ["", "::", "", *_assignments(rule)]
     for name in re.findall(r"\bas (\w+)", rule.formula):
         if name not in told:
             lines += ["", f"and {name} is", *_formulas(RULES[name], told)]
@@ -358,6 +363,54 @@ def _numba_prologue(rule: Rule) -> list[str]:
 
 
 _NUMBA = {"fold": _numba_fold, "update": _numba_update, "by_row": _numba_by_row, "prologue": _numba_prologue}
+
+
+# ---- the C header ----
+
+
+def header_text(rows: Mapping[str, Mapping[str, Hyper]], width: int) -> list[str]:
+    """The rules and their hyper-parameters, for the comment at the head of the C header.
+
+    Parameters
+    ----------
+    rows : mapping of str to mapping of str to Hyper
+        The row of hyper-parameters of each rule, as C has it: each default is a number, NaN where there is none.
+    width : int
+        The most characters of a line.
+
+    Returns
+    -------
+    list of str
+        The lines.
+    """
+    lines: list[str] = []
+    rules_of: dict[str, dict[str, list[str]]] = {}  # by hyper-parameter and meaning
+    for name, hypers in rows.items():
+        lines += [*_rule_for_c(RULES[name], hypers), ""]
+        for key, hyper in hypers.items():
+            text = f"({hyper.domain}): {hyper.meaning}".replace("True or False", "0 or 1").replace("None", "NaN")
+            rules_of.setdefault(key, {}).setdefault(text, []).append(name)
+    lines += ["The hyper-parameters:", ""]
+    for key, texts in sorted(rules_of.items()):
+        for k, (text, rules) in enumerate(sorted(texts.items(), key=lambda item: -len(item[1]))):
+            lines.append(f"{key} of {', '.join(rules)} {text}" if k else f"{key} {text}")
+    wrapper = textwrap.TextWrapper(width, break_on_hyphens=False)
+    for k, line in enumerate(lines):
+        wrapper.subsequent_indent = " " * (len(line) - len(line.lstrip()) + 4)
+        lines[k] = wrapper.fill(line)
+    return "\n".join(lines).split("\n")
+
+
+def _rule_for_c(rule: Rule, hypers: Mapping[str, Hyper]) -> Iterator[str]:
+    """The lines of one rule in the C header."""
+    begins = {state: f" (may begin at {rule.hyper[name].domain})" for state, name in rule.initial.items()}
+    states = ", ".join(state + begins.get(state, "") for state in rule.states) or "none"
+    yield f"{rule.name} - {rule.summary}."
+    yield from _assignments(rule)
+    yield f"  states: {states}{'; one element for each row' if rule.by_row else ''}"
+    values = ", ".join(f"{name}={hyper.default:g}" for name, hyper in hypers.items())
+    yield f"  hyper-parameters: {values.replace('=nan', '=NaN')}"
+    yield f"  source: {rule.source}"
 
 
 # ---- tables ----

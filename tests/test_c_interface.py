@@ -482,17 +482,33 @@ def test_c_takes_the_hyper_parameters_that_python_takes(number):
 
 
 def test_the_header_has_every_rule():
+    """With what its hyper-parameters mean, in which some rules differ from others."""
+    text = "\n".join(line[3:] for line in HEADER.partition("\n#ifndef")[0].splitlines())
+    rules, _, hypers = text.partition("\nThe hyper-parameters:\n")
+    meanings = {}
+    for line in re.sub(r"\n {4}", " ", hypers).splitlines():
+        if line:
+            names, domain, meaning = re.fullmatch(r"([\w, ]+) \((.*?)\): (.+)", line).groups()
+            name, _, special = names.partition(" of ")
+            for rule in special.split(", ") if special else RULES:
+                meanings[rule, name] = domain, meaning
     for number, rule in enumerate(RULES.values()):
-        entry = re.sub(r"\s*\n \* *", " ", HEADER.partition(f" * {rule.name}: ")[2].partition("\n *\n")[0])
-        assert entry.startswith(rule.formula)
+        entry = rules.partition(f"\n{rule.name} - ")[2].partition("\n\n")[0]
+        summary, *formula, states, values, source = map(str.strip, re.sub(r"\n( {8}| {6})", " ", entry).splitlines())
+        assert summary == f"{rule.summary}."
+        assert "; ".join(formula) == rule.formula
+        assert re.sub(r" \(.*?\)|;.*", "", states) == f"states: {', '.join(rule.states) or 'none'}"
+        assert ("one element for each row" in states) == (rule.by_row is not None)
+        assert source == f"source: {rule.source}"
         row = ffi.new("double[]", lib.fastopt_get_rule(number).hyper)
         lib.fastopt_defaults(number, row, ffi.new("double[4]"))
-        assert entry.endswith(
-            ", ".join(f"{name}={value:g}".replace("=nan", "=NaN") for name, value in zip(rule.row, row, strict=True))
-        )
-        assert all(state in entry for state in rule.states)
-        for name in rule.hyper:
-            assert name in rule.initial.values() or f"\n * {name}: " in HEADER
+        defaults = ", ".join(f"{name}={value:g}" for name, value in zip(rule.row, row, strict=True))
+        assert values == f"hyper-parameters: {defaults.replace('=nan', '=NaN')}"
+        for name in rule.row:
+            domain, meaning = meanings[rule.name, name]
+            if name in rule.hyper and not rule.hyper[name].vector:
+                told = rule.hyper[name].domain.replace("True or False", "0 or 1"), rule.hyper[name].meaning
+                assert (domain, meaning) == tuple(part.replace("None", "NaN") for part in told)
 
 
 def test_a_decoupled_rule_has_one_decay():
