@@ -210,6 +210,7 @@ class Optimizer:
         self._rules: list[Rule] = []
         self._sets: list[Parameters] = []  # of each group
         self._spans: list[range] = []
+        self._shared_rows = len(groups)  # rows of hyper-parameters that a group shares; then one for each parameter
         made: list[ParamGroup] = []
         shared: dict[tuple[str, int], Parameters] = {}
         first, rows = 0, len(groups) + len(self._params)
@@ -310,7 +311,7 @@ class Optimizer:
         parameters, span = self._sets[g], self._spans[g]
         if frozen(map(values.__getitem__, self.arguments.defaults)) is None:
             self._varying.add(g)
-            parameters.group[span.start : span.stop] = len(self._spans) + np.arange(span.start, span.stop)
+            parameters.group[span.start : span.stop] = self._shared_rows + np.arange(span.start, span.stop)
         else:
             self._varying.discard(g)
             parameters.group[span.start : span.stop] = g
@@ -329,7 +330,7 @@ class Optimizer:
         for i in members:
             g = self._group_of[i]
             if g in self._varying:
-                self._sets[g].hyper[len(self._spans) + i] = rows[g, int(self._steps[i]) + 1]
+                self._sets[g].hyper[self._shared_rows + i] = rows[g, int(self._steps[i]) + 1]
 
     # ---- states ----
 

@@ -163,6 +163,18 @@ def test_schedules(backend):
     assert int(optimizer.state[1]["step"]) == 6
 
 
+@pytest.mark.parametrize("bound", [False, True])
+def test_each_group_has_its_own_schedule(bound):
+    params, grads = np.zeros((3, 2)), np.ones((3, 2))
+    rates = [lambda t: 1.0 * t, lambda t: 10.0 * t, 100.0]
+    optimizer = fastopt.SGD([{"params": [param], "lr": lr} for param, lr in zip(params, rates, strict=True)])
+    structure = [{"params": [grad]} for grad in grads]
+    step = optimizer.bind(structure).step if bound else lambda: optimizer.step(structure)
+    for _ in range(2):
+        step()
+    assert params[:, 0].tolist() == [-3.0, -30.0, -200.0]
+
+
 def test_a_schedule_out_of_range_changes_nothing():
     p, g = arrays(9, 9)
     before = p.copy()
