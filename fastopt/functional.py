@@ -47,7 +47,7 @@ from .binding.states import by_copy
 from .binding.where import Columns, look
 from .checks import check_integer, check_number, did_you_mean
 from .documentation import function_text
-from .jobs.job import MAX_STEP, Parameters
+from .jobs.job import MAX_STEP, Progress
 from .jobs.tables import Tensor, make_jobs
 from .rules import RULES, Rule
 from .rules.hyper import FLOAT64, frozen, hyper_row
@@ -69,7 +69,7 @@ class _Bound:
         params = [view(param, own[0]) for param, own in zip(lists[0], called, strict=True)]
         self._real = min((compute_dtype(param.dtype) for param in params), default=np.dtype(np.float64))
         row = self._row(values)
-        self._parameters = Parameters.of(rule, len(row), len(lists[0]), 1)
+        self._parameters = Progress.of(rule, len(row), len(lists[0]), 1)
         self._parameters.hyper[0] = row
         self._hyper = frozen(values)
         self._steps = self._parameters.steps
@@ -98,7 +98,7 @@ class _Bound:
         self._begins, self._ends = (extents - at[:, None]).astype(np.int64).T.tolist()
         self._columns = Columns()
         for job in self.jobs:
-            which = np.ravel(columns * len(self._steps) + job.parameter[job.tensor_of][:, None])
+            which = np.ravel(columns * len(self._steps) + job.members[job.tensor_of][:, None])
             self._columns.add(job.addresses.reshape(-1), which, at)
             job.owners.clear()
         self._order = list(range(len(members)))

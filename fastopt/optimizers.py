@@ -32,7 +32,7 @@ from .binding.structure import gradient_of, match, read_params, split_rows
 from .binding.where import Look, look
 from .checks import check_flag, check_integer, check_name, check_number, describe, did_you_mean, differing
 from .documentation import class_text
-from .jobs.job import Job, Parameters
+from .jobs.job import Job, Progress
 from .jobs.tables import Tensor, make_jobs
 from .rules import Rule
 from .rules.hyper import frozen
@@ -179,7 +179,7 @@ class Optimizer:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
         self._backend_name, self._threads, self._execution = call.backend, call.threads, call.execution
-        self._precision = call.precision
+        self._storage = call.storage
         self._varying: set[int] = set()  # groups whose hyper-parameters are to be read at each step
         self._last: Last | None = None
         self._structure, groups = read_params(call.params)
@@ -188,11 +188,11 @@ class Optimizer:
         self._views = [view(param, name) for param, name in zip(self._params, self._names, strict=True)]
         for g, (_, _, own) in enumerate(groups):
             check_group(type(self), own, f"params[{g}]")
-        self._precisions = [call.precision.of_group(own) for _, _, own in groups]
+        self._storages = [call.storage.of_group(own) for _, _, own in groups]
         self._group_of = [g for g, (names, _, _) in enumerate(groups) for _ in names]
         for array, name, g in zip(self._views, self._names, self._group_of, strict=True):
             check_tensor([array], [name])
-            self._precisions[g].check(array, name)
+            self._storages[g].check(array, name)
         check_device(self._views, self._names)
         check_overlap(self._views, self._names, [True] * len(self._views))
         self._place = self._views[0].place if self._views else CPU
@@ -200,7 +200,7 @@ class Optimizer:
         dtypes = {array.dtype for array in self._views}
         self._real = min(map(compute_dtype, dtypes), default=np.dtype(np.float64))
         self._steps = np.zeros(len(self._params), np.int64)
-        self._elements = self._precision.elements([array.size for array in self._views])
+        self._elements = self._storage.elements([array.size for array in self._views])
         self._make_groups(groups, call.options)
         self._make_states(**call.files)
 
@@ -208,11 +208,11 @@ class Optimizer:
 
     def _make_groups(self, groups: Sequence[tuple[list[str], list[Any], dict[str, Any]]], options: dict) -> None:
         self._rules: list[Rule] = []
-        self._sets: list[Parameters] = []  # of each group
+        self._sets: list[Progress] = []  # of each group
         self._spans: list[range] = []
         self._shared_rows = len(groups)  # rows of hyper-parameters that a group shares; then one for each parameter
         made: list[ParamGroup] = []
-        shared: dict[tuple[str, int], Parameters] = {}
+        shared: dict[tuple[str, int], Progress] = {}
         first, rows = 0, len(groups) + len(self._params)
         for g, (_, arrays, own) in enumerate(groups):
             for name in own:
@@ -226,7 +226,7 @@ class Optimizer:
             copies = self.arguments.copies(rule, values)
             key = (rule.name, copies)
             if key not in shared:
-                shared[key] = Parameters.of(rule, copies, len(self._params), rows, self._steps)
+                shared[key] = Progress.of(rule, copies, len(self._params), rows, self._steps)
             self._rules.append(rule)
             self._sets.append(shared[key])
             self._spans.append(range(first, first + len(arrays)))
@@ -287,7 +287,7 @@ class Optimizer:
     def _row(self, g: int, values: Mapping[str, Any]) -> np.ndarray:
         """A group's hyper-parameters as backends take them, checked."""
         rule, parameters = self._rules[g], self._sets[g]
-        if self._precision.of_group(values) != self._precisions[g]:
+        if self._storage.of_group(values) != self._storages[g]:
             raise ValueError(
                 f"param_groups[{g}]: found another state_dtype, {values['state_dtype']!r}, expected that of the states "
                 "which are there; construct a new optimizer"
@@ -336,7 +336,7 @@ class Optimizer:
 
     def _make_states(self, directory: Any, memory: int | None) -> None:
         kinds = [
-            self._precisions[g].states(self._rules[g], param, self._sets[g].copies)
+            self._storages[g].states(self._rules[g], param, self._sets[g].copies)
             for g, param in zip(self._group_of, self._views, strict=True)
         ]
         self._files = None
@@ -523,7 +523,7 @@ class Optimizer:
         """A parameter with its gradient and states, once it was looked at."""
         g = self._group_of[i]
         arrays = [self._views[i], grad, *self._state_views[i]]
-        return Tensor.of(self._precisions[g], self._which[g], i, arrays, self._elements[i])
+        return Tensor.of(self._storages[g], self._which[g], i, arrays, self._elements[i])
 
     def _look(self, i: int) -> list[tuple[Any, str]]:
         """Has views of a parameter and its states that are where these are now; returns both, for others to watch."""

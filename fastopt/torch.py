@@ -55,7 +55,7 @@ from .binding.states import by_copy, new_state
 from .binding.where import Columns
 from .checks import as_float, check_flag, check_number, did_you_mean, wrong_type, wrong_value
 from .documentation import torch_text
-from .jobs.job import Gradients, Job, Parameters, Rows
+from .jobs.job import Gradients, Job, Progress, Rows
 from .jobs.storage import ZERO_GRADS
 from .jobs.tables import Tensor, check_rows, make_jobs, make_row_job
 from .rules import RULES, Rule
@@ -140,7 +140,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
-        self._backend_name, self._threads, self._precision = call.backend, call.threads, call.precision
+        self._backend_name, self._threads, self._storage = call.backend, call.threads, call.storage
         self._forget()
         super().__init__(_given(call.params, "params"), {**self.arguments.defaults, **call.options})
 
@@ -190,7 +190,7 @@ class Optimizer(torch.optim.Optimizer):
             rule = self.arguments.rule(group)
             for p in filter(_can_be_checked, group["params"]):
                 param = view(p, "params")
-                states = self._precision.of_group(group).states(rule, param, 1)
+                states = self._storage.of_group(group).states(rule, param, 1)
                 self._complete_state(p, param, rule, states, group, where)
 
     def _check_group(self, group: Mapping[str, Any], params: Sequence[torch.Tensor]) -> None:
@@ -220,7 +220,7 @@ class Optimizer(torch.optim.Optimizer):
         groups = [group for group in self.param_groups for _ in group["params"]]
         params, labels = _params(self.param_groups), self._labels()
         found = [
-            (params[i], labels[i], self._precision.of_group(groups[i]))
+            (params[i], labels[i], self._storage.of_group(groups[i]))
             for i in _firsts(params)[0]
             if _can_be_checked(params[i])
         ]
@@ -232,9 +232,9 @@ class Optimizer(torch.optim.Optimizer):
                     "optimizer works on one device"
                 )
         views = [view(p, label) for p, label, _ in found]
-        for array, (_, label, precision) in zip(views, found, strict=True):
+        for array, (_, label, storage) in zip(views, found, strict=True):
             check_tensor([array], [label])
-            precision.check(array, label)
+            storage.check(array, label)
         check_overlap(views, labels, [True] * len(views))
         if len({bool(group.get("capturable")) for group in self.param_groups}) > 1:
             raise ValueError("capturable: found True and False, expected the same in all groups")
@@ -256,13 +256,11 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _counted(self) -> bool:
         """Whether states have a step count: torch's SGD has none, for all it needs to know is whether it has begun."""
-        return self.arguments.name != "SGD" or any(
-            self._precision.of_group(group).counted for group in self.param_groups
-        )
+        return self.arguments.name != "SGD" or any(self._storage.of_group(group).counted for group in self.param_groups)
 
     def _has_state(self, p: torch.Tensor, rule: Rule, group: Mapping[str, Any]) -> bool:
         """Whether anything is kept for a parameter."""
-        return self._counted or bool(self._precision.of_group(group).states(rule, view(p, "params"), 1))
+        return self._counted or bool(self._storage.of_group(group).states(rule, view(p, "params"), 1))
 
     def _complete_state(
         self,
@@ -494,7 +492,7 @@ class Optimizer(torch.optim.Optimizer):
         """A parameter's state from a saved one, checked and converted."""
         rule = self.arguments.rule(group)
         param = view(p, "params")
-        states = self._precision.of_group(group).states(rule, param, len(self.arguments.row(rule, group, self._real)))
+        states = self._storage.of_group(group).states(rule, param, len(self.arguments.row(rule, group, self._real)))
         numbers = {*(["step"] if self._counted else []), *rule.scalars}
         expected = {*numbers, *states}
         # A count does no harm where there need be none, and companions can begin now.
@@ -530,7 +528,7 @@ class Optimizer(torch.optim.Optimizer):
             else state
             for p, state in self.state.items()
         }
-        names = ("_backend_name", "_threads", "_precision", "last_grad_norm", "last_step_skipped")
+        names = ("_backend_name", "_threads", "_storage", "last_grad_norm", "last_step_skipped")
         own = {name: getattr(self, name) for name in names}
         return {**super().__getstate__(), "state": defaultdict(dict, states), **own}
 
@@ -572,8 +570,8 @@ class _Bound:
         self._table = optimizer._table("step", 1, on_device)
         self._steps = np.zeros(len(params), np.int64)
         tables: dict[str, torch.Tensor] = {}
-        sets: dict[tuple[str, int], Parameters] = {}
-        self._groups: list[Parameters] = []  # the set of each
+        sets: dict[tuple[str, int], Progress] = {}
+        self._groups: list[Progress] = []  # the set of each
         self._scalars: dict[int, torch.Tensor] = {}
         for g, group in enumerate(groups):
             rule, row = self._rule_and_row(group)
@@ -581,7 +579,7 @@ class _Bound:
             if key not in sets:
                 if rule.name not in tables:
                     tables[rule.name] = optimizer._table(rule.name, len(rule.scalars), on_device)
-                made = sets[key] = Parameters.of(rule, len(row), len(params), len(groups), self._steps)
+                made = sets[key] = Progress.of(rule, len(row), len(params), len(groups), self._steps)
                 made.group[:] = group_of
                 self._scalars[id(made)] = tables[rule.name]
                 if not self.capturable:
@@ -610,8 +608,8 @@ class _Bound:
             check_tensor(arrays[i], own)
         tensors = []
         self._names = {i: [labels[i], f"the gradient of {labels[i]}"] for i in members}
-        self._precisions = [optimizer._precision.of_group(group) for group in groups]
-        self._elements = optimizer._precision.elements([0 if is_lazy(p) else p.numel() for p in params])
+        self._storages = [optimizer._storage.of_group(group) for group in groups]
+        self._elements = optimizer._storage.elements([0 if is_lazy(p) else p.numel() for p in params])
         before = {p: dict(state) if isinstance(state, dict) else state for p, state in optimizer.state.items()}
         self._counted: list[int] = []  # whose count is in the table
         # Numbers that stay where their users have them: whose, its name, the tensor, and the place that backends read.
@@ -629,12 +627,12 @@ class _Bound:
             raise
         for i in members:
             g = group_of[i]
-            tensors.append(Tensor.of(self._precisions[g], set_of[id(self._groups[g])], i, arrays[i], self._elements[i]))
+            tensors.append(Tensor.of(self._storages[g], set_of[id(self._groups[g])], i, arrays[i], self._elements[i]))
         self._jobs = make_jobs(list(sets.values()), tensors, list(self._names.values()))
         begin = np.zeros(len(params), np.uint64)
         begin[members] = [arrays[i][1].address for i in members]
         for job in self._jobs:
-            job.addresses[:, 1] -= begin[job.parameter[job.tensor_of]]  # now from where a gradient begins
+            job.addresses[:, 1] -= begin[job.members[job.tensor_of]]  # now from where a gradient begins
             job.owners.clear()
         self._arrays = {i: [param, *states] for i, (param, _, *states) in arrays.items()}
         self._known, self._all_known = np.array(known, bool), all(known)
@@ -665,7 +663,7 @@ class _Bound:
         """
         parameters = self._groups[self._group_of[i]]
         rule = parameters.rule
-        states = self._precisions[self._group_of[i]].states(rule, param, parameters.copies)
+        states = self._storages[self._group_of[i]].states(rule, param, parameters.copies)
         if not states and not optimizer._counted:
             return (), []
         begun = any(optimizer.state[p].get(name) is not None for name in states)
@@ -839,12 +837,12 @@ class _Bound:
         chosen = np.ones(len(self._params), bool) if present is None else np.array(present, bool)
         more = [chosen & (np.array(self._times) > times) for times in range(1, max(self._times, default=1))]
         jobs, *again = (
-            [job for job in (job.of(which) for job in self._jobs) if len(job.parameter)] for which in (chosen, *more)
+            [job for job in (job.of(which) for job in self._jobs) if len(job.members)] for which in (chosen, *more)
         )
         place = np.cumsum(chosen) - 1
         self._columns, nowhere = Columns(), np.zeros(int(chosen.sum()), np.uint64)
         for job in chain(jobs, *again):
-            self._columns.add(job.addresses[:, 1], place[job.parameter[job.tensor_of]], nowhere)
+            self._columns.add(job.addresses[:, 1], place[job.members[job.tensor_of]], nowhere)
         self._selected = jobs
         self._zeroing: Runner | None = None
         self._runner: Runner = self._prepare(jobs)
@@ -936,7 +934,7 @@ class _Bound:
         g = self._group_of[i]
         param, *states = self._arrays[i]
         arrays, rows = self._check_rows(self._groups[g].rule, [param, grad, *states], self._names[i])
-        return make_row_job(self._groups[g], Tensor.of(self._precisions[g], 0, i, arrays, self._elements[i]), rows)
+        return make_row_job(self._groups[g], Tensor.of(self._storages[g], 0, i, arrays, self._elements[i]), rows)
 
     @staticmethod
     def _check_rows(rule: Rule, arrays: list[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:

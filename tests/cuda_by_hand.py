@@ -61,7 +61,7 @@ class ByHand:
             own = tuple(tuple(map(real, copy)) for copy in coefficients[0])
             kernel[int(chunks.sum()), self.threads](
                 addresses, 0, offsets, *(elements or [0]), first, run_of, 0, 0, len(chunks),
-                int(job.parameters.steps[0]), np.uint64(seed), real(decay), real(1.0 - decay), own,
+                int(job.progress.steps[0]), np.uint64(seed), real(decay), real(1.0 - decay), own,
             )  # fmt: skip
 
         return launch
@@ -95,8 +95,8 @@ def simulated(job):
     simulated_compiler._compile_pyfunc_with_fixup = None  # it compiles nothing, and has no such name
     from fastopt.backends.numba_cuda.compiler import Update, unrolled
 
-    storage, parameters = job.storage, job.parameters
-    kind = Update(parameters.rule.kernel, parameters.copies, job.dtype, job.codes, storage.options if storage else 0)
+    storage, progress = job.storage, job.progress
+    kind = Update(progress.rule.kernel, progress.copies, job.dtype, job.codes, storage.options if storage else 0)
     names = {**vars(kernels), **kind.bindings(), "load": load, "store": store, "THREADS": THREADS, "CHUNK": CHUNK}
     for name, value in names.items():
         if isinstance(value, types.FunctionType) and value.__module__ == kernels.__name__:

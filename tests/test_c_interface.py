@@ -17,7 +17,7 @@ import fastopt
 from fastopt import cli, functional, info, settings
 from fastopt.arrays import libraries
 from fastopt.backends import native
-from fastopt.jobs.job import Parameters
+from fastopt.jobs.job import Progress
 from fastopt.jobs.tables import Tensor, make_jobs
 from fastopt.rules import MAX_COPIES, PROLOGUE, REQUIRED, RULES
 
@@ -680,7 +680,7 @@ def test_step_refuses_and_writes_nothing():
     param, grad = np.ones(4), np.ones(4)
     runner = native.prepare(
         make_jobs(
-            [Parameters.of(RULES["sgd"], 1, 1, 1)],
+            [Progress.of(RULES["sgd"], 1, 1, 1)],
             [Tensor(0, 0, [libraries.view(param, "param"), libraries.view(grad, "grad")])],
             [["param", "grad"]],
         )

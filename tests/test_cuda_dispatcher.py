@@ -47,9 +47,9 @@ def test_dispatched_bits(gpu, monkeypatch, case, storage):
             registered.append(array)
 
     def kernel_of(job):
-        storage, parameters = job.storage, job.parameters
+        storage, progress = job.storage, job.progress
         options = storage.options if storage else 0
-        kind = Update(parameters.rule.kernel, parameters.copies, job.dtype, job.codes, options)
+        kind = Update(progress.rule.kernel, progress.copies, job.dtype, job.codes, options)
         return cuda.jit(kind.bound(), lto=False)  # the linker would contract
 
     name, hyper = CASES[case]

@@ -127,14 +127,14 @@ def engines(tensors, t, threads=(2,), place=plain, cuts=()):
     """What each engine's step t makes of tensors; with cuts it is done in parts."""
     arrays = [place(array.copy()) for array in tensors.arrays]
     jobs = job_of(tensors.rule, tensors.hyper, tensors.of_each(arrays), tensors.options)
-    parameters = jobs[0].parameters
-    at_first = parameters.steps.copy(), parameters.scalars.copy()
+    progress = jobs[0].progress
+    at_first = progress.steps.copy(), progress.scalars.copy()
     before = [array.copy() for array in tensors.arrays]
     for backend, isa in ENGINES:
         native.set_isa(isa)
         runner = backend.prepare(jobs)
         for count in threads:
-            parameters.steps[:], parameters.scalars[:] = at_first
+            progress.steps[:], progress.scalars[:] = at_first
             for array, values in zip(arrays, before, strict=True):
                 array[...] = values
             for _ in range(t - 1):

@@ -13,7 +13,7 @@ from fastopt.arrays.libraries import view
 from fastopt.backends import convert as numba_storage
 from fastopt.backends import native, numba_cpu
 from fastopt.binding.sparse import RowSparse, view_gradient
-from fastopt.jobs.job import Parameters
+from fastopt.jobs.job import Progress
 from fastopt.jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
 from fastopt.jobs.tables import Tensor, make_jobs, split_copies
 from fastopt.rules import RULES
@@ -84,8 +84,8 @@ def make_arrays(rule, hyper, storage, n, place=plain, width=None):
 def job_of(rule, hyper, tensors, options, gradient_of=lambda k, grad: grad):
     """The job of tensors, each of the arrays of `make_arrays`."""
     row = hyper_row(rule, {name: value for name, value in hyper.items() if name in rule.hyper})
-    parameters = Parameters.of(rule, len(row), len(tensors), 1)
-    parameters.hyper[0] = row
+    progress = Progress.of(rule, len(row), len(tensors), 1)
+    progress.hyper[0] = row
     made = []
     for k, (param, grad, *others) in enumerate(tensors):
         views = [view(array, "array") for array in (param, *others)]
@@ -94,7 +94,7 @@ def job_of(rule, hyper, tensors, options, gradient_of=lambda k, grad: grad):
         arrays = [views[0], view_gradient(gradient_of(k, grad), "grad")]
         arrays += [copy[c] for c in range(len(row)) for copy in copies] + views[1 + states :]
         made.append(Tensor(0, k, arrays, options, 0.9 if options & AVERAGE else 0.0, SEED, ELEMENT))
-    return make_jobs([parameters], made, [["array"] * len(tensor.arrays) for tensor in made])
+    return make_jobs([progress], made, [["array"] * len(tensor.arrays) for tensor in made])
 
 
 def fill(grads, step):
@@ -185,7 +185,7 @@ def test_a_step_in_parts(storage):
         runner = backend.prepare([job])
         fill([tensor[1] for tensor in tensors], 1)
         runner.advance(0.5)
-        assert job.parameters.steps.tolist() == [1] * len(SIZES)
+        assert job.progress.steps.tolist() == [1] * len(SIZES)
         for begin, end in itertools.pairwise([0, 1, 40, 287, 288, 1500, 4131, 4132, sum(SIZES)]):
             runner.update(0, begin, end, 2)
         same([array for tensor in tensors for array in tensor], want)

@@ -25,8 +25,8 @@ class Folded(NamedTuple):
 
     def advance(self, job: Job) -> None:
         """Counts the step."""
-        job.parameters.steps[job.parameter] = self.steps
-        job.parameters.scalars[job.parameter] = self.scalars
+        job.progress.steps[job.members] = self.steps
+        job.progress.scalars[job.members] = self.scalars
 
 
 def fold(job: Job, grad_scale: float) -> Folded:
@@ -37,24 +37,24 @@ def fold(job: Job, grad_scale: float) -> Folded:
     ValueError
         The steps that a parameter has done cannot be counted further.
     """
-    parameters, rule = job.parameters, job.parameters.rule
+    progress, rule = job.progress, job.progress.rule
     rows: dict[tuple[Any, ...], int] = {}
     folded: list[list[tuple[float, ...]]] = []
     after: list[tuple[float, ...]] = []
-    row_of = np.empty(len(job.parameter), np.int32)
-    steps = np.empty(len(job.parameter), np.int64)
-    for i, at in enumerate(job.parameter):
-        done = int(parameters.steps[at])
+    row_of = np.empty(len(job.members), np.int32)
+    steps = np.empty(len(job.members), np.int64)
+    for i, at in enumerate(job.members):
+        done = int(progress.steps[at])
         if not 0 <= done < MAX_STEP:
-            parameters.check_steps()
+            progress.check_steps()
         steps[i] = done + 1
         t = float(steps[i])
-        scalars = tuple(parameters.scalars[at].tolist())
-        key = (t, int(parameters.group[at]), scalars)
+        scalars = tuple(progress.scalars[at].tolist())
+        key = (t, int(progress.group[at]), scalars)
         if key not in rows:
             rows[key] = len(folded)
             copies = []
-            for hyper in parameters.hyper[parameters.group[at]].tolist():
+            for hyper in progress.hyper[progress.group[at]].tolist():
                 own, advanced = rule.fold_row(t, hyper, scalars)
                 copies.append((*rule.fold_prologue(hyper[0], hyper, grad_scale), *own))
             folded.append(copies)

@@ -159,7 +159,7 @@ class Binding:
         if at is not None:
             self._at, self._columns = at, Columns()
             for job in self.jobs:
-                self._columns.add(job.addresses[:, 1], job.parameter[job.tensor_of], at)
+                self._columns.add(job.addresses[:, 1], job.members[job.tensor_of], at)
 
     def move(self, at: np.ndarray) -> None:
         """Takes over gradients that are laid out as those before, where they are."""

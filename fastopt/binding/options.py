@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import settings
 from ..checks import check_number, did_you_mean, wrong_type
-from ..jobs.storage import Precision
+from ..jobs.storage import StorageOptions
 from ..rules import RULES, Hyper, Rule, flag
 from ..rules.hyper import count_copies, hyper_row
 
@@ -263,7 +263,7 @@ class Call:
         Hyper-parameters.
     execution : dict
         The other arguments, as they were given.
-    precision : Precision
+    storage : StorageOptions
         Those of them that are about storage.
     backend : str or None
         The backend asked for.
@@ -276,7 +276,7 @@ class Call:
     params: Any
     options: dict[str, Any]
     execution: dict[str, Any]
-    precision: Precision
+    storage: StorageOptions
     backend: str | None
     threads: int
     files: dict[str, Any]
@@ -319,7 +319,7 @@ def read_call(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ca
     backend, threads = settings.check_backend("backend", execution["backend"]), execution["threads"]
     threads = 0 if threads is None else settings.check_threads("threads", threads)
     files = {"directory": options.pop("state_dir", None), "memory": options.pop("state_memory", None)}
-    return Call(params, options, execution, Precision.of(execution), backend, threads, files)
+    return Call(params, options, execution, StorageOptions.of(execution), backend, threads, files)
 
 
 # ---- the classes' arguments, from the rule table ----

@@ -18,7 +18,7 @@ from ..arrays.libraries.torch import coo_rows, detached, is_tensor
 from ..arrays.runs import row_stride
 from ..backends.choice import choose_backend, load_backend
 from ..checks import check_name, describe
-from ..jobs.job import DUPLICATES, Parameters, Rows
+from ..jobs.job import DUPLICATES, Progress, Rows
 from ..jobs.tables import Tensor, make_jobs
 from ..rules import RULES
 from ..rules.hyper import hyper_row
@@ -258,9 +258,9 @@ def _sum_rows(gradient: RowSparse, sums: np.ndarray) -> None:
     """Adds the rows of `gradient` to those of `sums`: a step of SGD upwards with a learning rate of 1."""
     rule = RULES["sgd"]
     row = hyper_row(rule, {**rule.defaults(), "lr": 1.0, "maximize": True})
-    parameters = Parameters.of(rule, 1, 1, 1)
-    parameters.hyper[0] = row
-    jobs = make_jobs([parameters], [Tensor(0, 0, [view(sums, "sums"), gradient])], [("sums", "values")])
+    progress = Progress.of(rule, 1, 1, 1)
+    progress.hyper[0] = row
+    jobs = make_jobs([progress], [Tensor(0, 0, [view(sums, "sums"), gradient])], [("sums", "values")])
     choose_backend(None).prepare(jobs)(1.0, settings.get_num_threads())
 
 

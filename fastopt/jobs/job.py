@@ -18,8 +18,8 @@ MAX_STEP = 2**63 - 1
 
 
 @dataclass
-class Parameters:
-    """What a set of parameters under one rule keeps beside arrays; rows are by parameter or by group.
+class Progress:
+    """The step counts, scalars and hyper-parameters of a set of parameters under one rule, by parameter or by group.
 
     Backends read `hyper` and advance `steps` and `scalars` in place.
     """
@@ -32,7 +32,7 @@ class Parameters:
     hyper: np.ndarray  # float64 [rows, copies, hyper-parameters]
 
     @classmethod
-    def of(cls, rule: Rule, copies: int, parameters: int, rows: int, steps: np.ndarray | None = None) -> Parameters:
+    def of(cls, rule: Rule, copies: int, parameters: int, rows: int, steps: np.ndarray | None = None) -> Progress:
         """Parameters that have made no step."""
         return cls(
             rule,
@@ -104,13 +104,13 @@ class Job:
     first rows and its strides those from row to row; within a row elements are contiguous.
     """
 
-    parameters: Parameters
+    progress: Progress
     dtype: np.dtype  # that of computing
     addresses: np.ndarray  # uint64 [runs, arrays]: parameter, gradient, states, what storage adds
     strides: np.ndarray | None  # int64 [runs, arrays], in bytes; None: every run is contiguous
     offsets: np.ndarray  # int64 [runs + 1]
     tensor_of: np.ndarray  # int32 [runs]
-    parameter: np.ndarray  # int32 [tensors]
+    members: np.ndarray  # int32 [tensors]: the place of each in `progress`
     owners: list[Array] = field(repr=False)  # views that keep the arrays, and their memory in place
     rows: Rows | None = None
     storage: Storage | None = None  # None: every array is of the dtype
@@ -122,7 +122,7 @@ class Job:
         """How each array is stored, by `fastopt.arrays.dtypes.CODES`."""
         if self.storage is not None:
             return self.storage.dtypes
-        return (CODES[self.dtype],) * (2 + self.parameters.copies * len(self.parameters.rule.states))
+        return (CODES[self.dtype],) * (2 + self.progress.copies * len(self.progress.rule.states))
 
     @property
     def units(self) -> list[tuple[int, int]]:
@@ -136,16 +136,16 @@ class Job:
 
     def of(self, chosen: np.ndarray) -> Job:
         """The part of the job that belongs to some parameters, of which `chosen` has a bool for each."""
-        tensors = chosen[self.parameter]
+        tensors = chosen[self.members]
         runs = tensors[self.tensor_of]
         return Job(
-            self.parameters,
+            self.progress,
             self.dtype,
             by_column(self.addresses[runs], self.place),
             None if self.strides is None else self.strides[runs],
             offsets_of(np.diff(self.offsets)[runs]),
             (np.cumsum(tensors, dtype=np.int32) - 1)[self.tensor_of[runs]],
-            self.parameter[tensors],
+            self.members[tensors],
             self.owners,
             self.rows,
             self.storage,

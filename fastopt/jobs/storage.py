@@ -56,8 +56,8 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Precision:
-    """What an optimizer was told about storage: the arguments of that name of its class."""
+class StorageOptions:
+    """The storage arguments of an optimizer: how its states are stored and its parameters rounded."""
 
     state_dtype: np.dtype | None = None
     rounding: str = "nearest"
@@ -66,7 +66,7 @@ class Precision:
     ema_decay: float | None = None
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Precision:
+    def of(cls, options: Mapping[str, Any]) -> StorageOptions:
         """The arguments, checked.
 
         Raises
@@ -83,7 +83,7 @@ class Precision:
         first = check_integer("first_element", first, 0, 2**62 - 1, "a whole number >= 0, below 2**62")
         return cls(storage_dtype(options["state_dtype"]), rounding, seed, first, decay)
 
-    def of_group(self, group: Mapping[str, Any]) -> Precision:
+    def of_group(self, group: Mapping[str, Any]) -> StorageOptions:
         """The same for parameters of a group that has a ``state_dtype`` of its own."""
         return replace(self, state_dtype=storage_dtype(group["state_dtype"])) if "state_dtype" in group else self
 

@@ -14,14 +14,14 @@ from ..arrays.checks import check_device, check_overlap, check_tensor
 from ..arrays.dtypes import CODES, compute_dtype
 from ..arrays.runs import row_stride, runs_of
 from ..rules import Rule
-from .job import DUPLICATES, Gradients, Job, Parameters, Rows, by_column, offsets_of
-from .storage import Precision, Storage, code_of
+from .job import DUPLICATES, Gradients, Job, Progress, Rows, by_column, offsets_of
+from .storage import Storage, StorageOptions, code_of
 
 
 class Tensor(NamedTuple):
     """A parameter with its gradient and states, to be checked and tabled."""
 
-    which: int  # its set of parameters
+    set: int  # its set of parameters
     parameter: int  # its place there
     arrays: list[Any]  # parameter, gradient (or a `RowSparse`), states, what storage adds
     options: int = 0  # of its storage
@@ -30,10 +30,10 @@ class Tensor(NamedTuple):
     element: int = 0  # the number of its first element
 
     @classmethod
-    def of(cls, precision: Precision, which: int, parameter: int, arrays: list[Any], element: int) -> Tensor:
-        """A tensor of an optimizer that was told `precision`."""
-        decay = precision.ema_decay or 0.0
-        return cls(which, parameter, arrays, precision.options(arrays[0]), decay, precision.seed, element)
+    def of(cls, stored: StorageOptions, in_set: int, parameter: int, arrays: list[Any], element: int) -> Tensor:
+        """A tensor of an optimizer that was told `stored`."""
+        decay = stored.ema_decay or 0.0
+        return cls(in_set, parameter, arrays, stored.options(arrays[0]), decay, stored.seed, element)
 
 
 def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str) -> list[Array]:
@@ -53,7 +53,7 @@ def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str)
 
 
 def make_jobs(
-    parameters: Sequence[Parameters],
+    sets: Sequence[Progress],
     tensors: Sequence[Tensor],
     names: Sequence[Sequence[str]],
 ) -> list[Job]:
@@ -61,7 +61,7 @@ def make_jobs(
 
     Parameters
     ----------
-    parameters : sequence of Parameters
+    sets : sequence of Progress
         The sets of parameters.
     tensors : sequence of Tensor
         The tensors.
@@ -77,17 +77,17 @@ def make_jobs(
     sparse: list[Job] = []
     checked: list[list[Array]] = []
     for tensor, labels in zip(tensors, names, strict=True):
-        rule, arrays = parameters[tensor.which].rule, tensor.arrays
+        rule, arrays = sets[tensor.set].rule, tensor.arrays
         if isinstance(arrays[1], Array) and not rule.by_row:
             blocks = (block_bytes(arrays[0].size),)
-            shapes = [None, None, *[blocks] * (parameters[tensor.which].copies * len(rule.states))]
+            shapes = [None, None, *[blocks] * (sets[tensor.set].copies * len(rule.states))]
             check_tensor(arrays, labels, shapes=shapes)
-            storage = _storage(parameters[tensor.which], tensor, arrays)
-            key = (tensor.which, compute_dtype(arrays[0].dtype), storage)
+            storage = _storage(sets[tensor.set], tensor, arrays)
+            key = (tensor.set, compute_dtype(arrays[0].dtype), storage)
             dense.setdefault(key, []).append((tensor, labels))
         else:
             arrays, rows = check_rows(rule, arrays, labels)
-            sparse.append(make_row_job(parameters[tensor.which], tensor._replace(arrays=arrays), rows))
+            sparse.append(make_row_job(sets[tensor.set], tensor._replace(arrays=arrays), rows))
         checked.append(arrays)
     check_device([arrays[0] for arrays in checked], [labels[0] for labels in names])
     check_overlap(
@@ -96,16 +96,16 @@ def make_jobs(
         [j != 1 for arrays in checked for j in range(len(arrays))],
     )
     made = [
-        _make_job(parameters[which], dtype, storage, *map(list, zip(*members, strict=True)))
-        for (which, dtype, storage), members in dense.items()
+        _make_job(sets[k], dtype, storage, *map(list, zip(*members, strict=True)))
+        for (k, dtype, storage), members in dense.items()
     ]
     return [*made, *sparse]
 
 
-def _storage(parameters: Parameters, tensor: Tensor, arrays: Sequence[Array]) -> Storage | None:
+def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array]) -> Storage | None:
     """How a tensor's arrays are stored; None where all are of the dtype of computing, and nothing is asked for."""
-    rule = parameters.rule
-    states = rule.states * parameters.copies
+    rule = progress.rule
+    states = rule.states * progress.copies
     named = [None, None, *states, *[None] * (len(arrays) - 2 - len(states))]
     codes = tuple(code_of(rule, state, array) for state, array in zip(named, arrays, strict=True))
     if not tensor.options and set(codes) == {CODES[compute_dtype(arrays[0].dtype)]}:
@@ -153,11 +153,11 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     return checked, rows
 
 
-def make_row_job(parameters: Parameters, tensor: Tensor, rows: Rows) -> Job:
+def make_row_job(progress: Progress, tensor: Tensor, rows: Rows) -> Job:
     """The job of a tensor that `check_rows` has checked."""
     arrays = tensor.arrays
     return Job(
-        parameters,
+        progress,
         compute_dtype(arrays[0].dtype),
         np.array([[a.address for a in arrays]], np.uint64),
         np.array([[row_stride(a) for a in arrays]], np.int64),
@@ -166,20 +166,20 @@ def make_row_job(parameters: Parameters, tensor: Tensor, rows: Rows) -> Job:
         np.array([tensor.parameter], np.int32),
         list(arrays),
         rows,
-        _storage(parameters, tensor, arrays),
+        _storage(progress, tensor, arrays),
         np.array([tensor.element]),
         arrays[0].place,
     )
 
 
 def _make_job(
-    parameters: Parameters,
+    progress: Progress,
     dtype: np.dtype,
     storage: Storage | None,
     tensors: Sequence[Tensor],
     names: Sequence[Sequence[str]],
 ) -> Job:
-    parameter = np.array([tensor.parameter for tensor in tensors], np.int32)
+    members = np.array([tensor.parameter for tensor in tensors], np.int32)
     numbered = storage is not None and storage.numbered
     addresses, strides, offsets, tensor_of = _table([tensor.arrays for tensor in tensors], numbered)
     elements = None
@@ -197,8 +197,8 @@ def _make_job(
                 )
     owners = [a for tensor in tensors for a in tensor.arrays]
     place = tensors[0].arrays[0].place
-    table = by_column(addresses, place), strides, offsets, tensor_of, parameter, owners
-    return Job(parameters, dtype, *table, None, storage, elements, place)
+    table = by_column(addresses, place), strides, offsets, tensor_of, members, owners
+    return Job(progress, dtype, *table, None, storage, elements, place)
 
 
 def _table(

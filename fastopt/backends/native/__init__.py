@@ -128,24 +128,24 @@ class _Runner:
         self._keep: list[Any] = [jobs]
         self.folded: list[tuple[np.ndarray, np.ndarray]] = []  # of each job, coefficients and the tensors' rows there
         for c, job in zip(self._jobs, jobs, strict=True):
-            parameters, rule = job.parameters, job.parameters.rule
-            width = parameters.copies * (3 + len(rule.coefficients))
-            coefficients = np.empty((len(job.parameter), width))
-            row_of = np.empty(len(job.parameter), np.int32)
+            progress, rule = job.progress, job.progress.rule
+            width = progress.copies * (3 + len(rule.coefficients))
+            coefficients = np.empty((len(job.members), width))
+            row_of = np.empty(len(job.members), np.int32)
             self.folded.append((coefficients, row_of))
             c.rule = lib.fastopt_find_rule(rule.name.encode())
             c.dtype = CODES[job.dtype]
-            c.copies = parameters.copies
-            c.runs, c.tensors = len(job.addresses), len(job.parameter)
+            c.copies = progress.copies
+            c.runs, c.tensors = len(job.addresses), len(job.members)
             c.addresses = _pointer("void **", job.addresses)
             c.strides = _pointer("int64_t *", job.strides)
             c.offsets = _pointer("int64_t *", job.offsets)
             c.tensor_of = _pointer("int32_t *", job.tensor_of)
-            c.parameter = _pointer("int32_t *", job.parameter)
-            c.group = _pointer("int32_t *", parameters.group)
-            c.steps = _pointer("int64_t *", parameters.steps)
-            c.scalars = _pointer("double *", parameters.scalars if rule.scalars else None)
-            c.hyper = _pointer("double *", parameters.hyper)
+            c.parameter = _pointer("int32_t *", job.members)
+            c.group = _pointer("int32_t *", progress.group)
+            c.steps = _pointer("int64_t *", progress.steps)
+            c.scalars = _pointer("double *", progress.scalars if rule.scalars else None)
+            c.hyper = _pointer("double *", progress.hyper)
             c.coefficients = _pointer("double *", coefficients)
             c.row_of = _pointer("int32_t *", row_of)
             c.elements = _pointer("int64_t *", job.elements)
@@ -178,7 +178,7 @@ class _Runner:
             if code == lib.FASTOPT_BAD_INDEX and job.rows is not None:
                 job.rows.check_indices()
             if code == lib.FASTOPT_BAD_STEP:
-                job.parameters.check_steps()
+                job.progress.check_steps()
         _check(code)
 
 
@@ -265,7 +265,7 @@ class Folder:
     @staticmethod
     def _without_arrays(job: Job) -> Job:
         none = np.empty(0, np.int64)
-        if job.rows is not None and job.parameters.rule.by_row:
+        if job.rows is not None and job.progress.rule.by_row:
             rows = replace(job.rows, count=0, indices=none, source=None, weights=None)
             return replace(job, rows=rows, storage=None)
         tables: dict[str, Any] = {"addresses": job.addresses[:0], "offsets": np.zeros(1, np.int64)}

@@ -41,7 +41,7 @@ ROW_CHUNK = 16384  # the same for rows, of which some have many more lookups tha
 
 def _fused(job: Job) -> int:
     """How many copies of its states the job's kernel has fused: all, where there is a loop for as many."""
-    return job.parameters.copies if job.parameters.copies in APPLY_COPIES else 1
+    return job.progress.copies if job.progress.copies in APPLY_COPIES else 1
 
 
 class _Runner:
@@ -85,7 +85,7 @@ class _Runner:
         like = np.empty(0, job.dtype)
         table: tuple[Any, ...]
         if stored is None:
-            function = kernel(job.parameters.rule.kernel, _fused(job))
+            function = kernel(job.progress.rule.kernel, _fused(job))
             strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
             table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients, coefficients.shape[1], like)
         else:
@@ -105,11 +105,11 @@ prepare = _Runner
 def _stored(job: Job) -> tiles.Stored:
     """How a job's arrays are stored and updated."""
     assert job.storage is not None
-    parameters, stored, real = job.parameters, job.storage, job.dtype.type
-    rule, fused = parameters.rule, _fused(job)
+    progress, stored, real = job.progress, job.storage, job.dtype.type
+    rule, fused = progress.rule, _fused(job)
     return tiles.Stored(
-        2 if rule.by_row else 2 + parameters.copies * len(rule.states),
-        parameters.copies // fused,
+        2 if rule.by_row else 2 + progress.copies * len(rule.states),
+        progress.copies // fused,
         BLOCK if stored.blocks else 1,
         stored.options,
         real(stored.average_decay),
@@ -139,7 +139,7 @@ def _run_rows(
     job: Job, stored: tiles.Stored | None, own: np.ndarray, lookups: Lookups, step: int, threads: int
 ) -> None:
     assert job.rows is not None and job.strides is not None
-    rows, parameters, (named, places, starts) = job.rows, job.parameters, lookups
+    rows, progress, (named, places, starts) = job.rows, job.progress, lookups
     kind = DUPLICATES[rows.duplicates]
     source = np.empty(0, np.int64) if rows.source is None else rows.source
     weights = np.empty(0, job.dtype) if rows.weights is None else rows.weights
@@ -148,7 +148,7 @@ def _run_rows(
     like = np.empty(0, job.dtype)
     share, grain = ROW_CHUNK // rows.width + 1, GRAIN // rows.width + 1
     if stored is None:
-        function = row_kernel(parameters.rule.kernel, _fused(job))
+        function = row_kernel(progress.rule.kernel, _fused(job))
         table = (*table, len(own), like)
     else:
         assert job.elements is not None
@@ -157,7 +157,7 @@ def _run_rows(
         codes = np.array(job.codes)
         updated = codes.copy()  # with the sum of a row's gradients, and without a rule of rows' state
         updated[1] = CODES[job.dtype]
-        if parameters.rule.by_row:
+        if progress.rule.by_row:
             updated = np.delete(updated, 2)
         table = (*table, *numbers, codes, updated, stored, like)
     run_parallel(function, table, len(starts) - 1, share, grain, 1, threads)

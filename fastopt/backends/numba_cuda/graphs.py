@@ -43,9 +43,9 @@ class CapturableRunner:
 
     def __init__(self, jobs: Sequence[Job], steps: int, scalars: Mapping[int, int]) -> None:
         self._updates = [
-            [_Update(job, steps, scalars[id(job.parameters)]) for _ in ("as they come", "recorded")] for job in jobs
+            [_Update(job, steps, scalars[id(job.progress)]) for _ in ("as they come", "recorded")] for job in jobs
         ]
-        self.rates = np.zeros((max((len(job.parameters.hyper) for job in jobs), default=0), 2), np.int64)
+        self.rates = np.zeros((max((len(job.progress.hyper) for job in jobs), default=0), 2), np.int64)
         self.scale = self.skip = 0
 
     def __call__(self, grad_scale: float, threads: int) -> None:
@@ -92,15 +92,15 @@ class _Update(RunUpdate):
 
     def allocate(self, stream: int) -> None:
         """Takes memory, and puts there what stays."""
-        job, parameters, kind, device = self._job, self._job.parameters, self._kind, self._device
+        job, progress, kind, device = self._job, self._job.progress, self._kind, self._device
         self._make_table(stream)
-        tables = [words_of(table) for table in (parameters.group, job.parameter)]
-        sizes = [parameters.hyper.size, 2 * len(parameters.hyper), *map(len, tables)]
+        tables = [words_of(table) for table in (progress.group, job.members)]
+        sizes = [progress.hyper.size, 2 * len(progress.hyper), *map(len, tables)]
         memory = device.allocate(8 * sum(sizes), stream)
         hyper, rates, groups, of_tensors = (memory.address + 8 * np.cumsum([0, *sizes[:-1]])).tolist()
         device.upload(np.concatenate(tables), groups, stream)
-        fold = Fold(parameters.rule.name, kind)
-        tensors, where = len(job.parameter), self._where
+        fold = Fold(progress.rule.name, kind)
+        tensors, where = len(job.members), self._where
         device.upload(words_of(np.arange(tensors)[job.tensor_of]), where["row_of"], stream)  # each has a row of its own
         self._fold = device.kernel(ptx_of(fold, device.capability), fold.name, 11, THREADS)
         self._fold.arguments[:8] = (
@@ -111,19 +111,19 @@ class _Update(RunUpdate):
 
     def run(self, stream: int, capturing: bool, grad_scale: float, rates: np.ndarray, scale: int, skip: int) -> None:
         """Puts the fold and the update on a stream; a graph records with them whatever they read."""
-        parameters, fold = self._job.parameters, self._fold
+        progress, fold = self._job.progress, self._fold
         assert self._memory is not None
         self._memory.used_on(stream)
         if capturing:
             self._send_gradients(stream)
         else:
             self._update_table(stream)
-        hyper = np.concatenate([parameters.hyper.reshape(-1).view(np.uint64), rates.reshape(-1).view(np.uint64)])
+        hyper = np.concatenate([progress.hyper.reshape(-1).view(np.uint64), rates.reshape(-1).view(np.uint64)])
         if capturing or hyper.tobytes() != self._sent_hyper:
             self._device.upload(hyper, self._hyper_at, stream)
             self._sent_hyper = hyper.tobytes()
         fold.arguments[8:10] = scale, skip
         fold.arguments[10:].view(np.float64)[0] = grad_scale
-        fold.launch(-(-len(self._job.parameter) // THREADS), stream)
+        fold.launch(-(-len(self._job.members) // THREADS), stream)
         if self._chunks:
             self._kernel_of_runs.launch(self._chunks, stream)

@@ -26,7 +26,7 @@ class RowsUpdate:
 
     def __init__(self, job: Job) -> None:
         assert job.rows is not None
-        parameters, rule, rows = job.parameters, job.parameters.rule, job.rows
+        progress, rule, rows = job.progress, job.progress.rule, job.rows
         options = 0 if job.storage is None else job.storage.options
         stored, self._order = job.codes, np.arange(len(job.codes))
         if rule.by_row:  # its state goes behind what has a row's elements
@@ -35,7 +35,7 @@ class RowsUpdate:
         self._job, self._rows = job, rows
         self._stream_of = driver.stream_of(job.place)
         self._device = driver.device_of(job.place.number)
-        self._kind = RowUpdate(rule.kernel, parameters.copies, job.dtype, stored, options, duplicates=rows.duplicates)
+        self._kind = RowUpdate(rule.kernel, progress.copies, job.dtype, stored, options, duplicates=rows.duplicates)
         vectors = max(1, rows.width // self._kind.lanes)
         self._threads = WARP if rule.by_row else min(WARP, 1 << (vectors - 1).bit_length())
         self._lookups = rows.indices.size if rows.width else 0
@@ -100,7 +100,7 @@ class RowsUpdate:
         weights = 0 if rows.weights is None else rows.weights.address
         half = bad + 16 + 4 * len(tables)
         element = 0 if job.elements is None else job.elements[0]
-        storage, step = job.storage, job.parameters.steps[job.parameter[0]]
+        storage, step = job.storage, job.progress.steps[job.members[0]]
         numbers = (step, 0 if storage is None else storage.seed)
         kernel.arguments[:_FIRST_REAL] = np.array(
             [bad + 16, half, width, self._threads, *ordered, lookups, bad, source, weights, element, *numbers], object

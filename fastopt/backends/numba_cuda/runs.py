@@ -41,12 +41,12 @@ class RunUpdate:
     """A job's table on the device, and its kernel."""
 
     def __init__(self, job: Job) -> None:
-        parameters, rule = job.parameters, job.parameters.rule
+        progress, rule = job.progress, job.progress.rule
         options = 0 if job.storage is None else job.storage.options
         strided = job.strides is not None
         self._job, self.current_stream = job, driver.stream_of(job.place)
         self._device = driver.device_of(job.place.number)
-        self._kind = Update(rule.kernel, parameters.copies, job.dtype, job.codes, options, strided)
+        self._kind = Update(rule.kernel, progress.copies, job.dtype, job.codes, options, strided)
         self._first = _firsts(np.diff(job.offsets), CHUNK)
         self._chunks = int(self._first[-1])
         self._table: driver.Memory | None = None
@@ -105,7 +105,7 @@ class RunUpdate:
         }
         words = _words(*parts.values())
         room = -(-self._chunks // 2)  # words, for chunks' runs
-        own = {"row_of": -(-self._runs // 2), "rows": len(job.parameter) * self._kind.row_bytes // 8}
+        own = {"row_of": -(-self._runs // 2), "rows": len(job.members) * self._kind.row_bytes // 8}
         table = device.allocate(8 * (len(words) + room + sum(own.values())), stream)
         device.upload(words, table.address, stream)
         places = _firsts(np.array([part.size for part in parts.values()]), 1) * 8 + table.address
@@ -131,7 +131,7 @@ class RunUpdate:
         kernel, own = self._by_value
         own[:] = coefficients[0]
         if self._job.elements is not None:  # what is rounded by numbers is so by the step's too
-            kernel.arguments[9] = self._job.parameters.steps[self._job.parameter[0]]
+            kernel.arguments[9] = self._job.progress.steps[self._job.members[0]]
         kernel.launch(self._chunks, stream)
 
     def _kernel(self, kind: Update) -> tuple[driver.Kernel, np.ndarray]:
@@ -173,7 +173,7 @@ class _Tabled:
         found, tensor = np.unique(row_of, return_index=True)
         rows = np.zeros(len(found), self._row)
         rows["own"] = coefficients[: len(found)]
-        rows["step"] = job.parameters.steps[job.parameter[tensor]]
+        rows["step"] = job.progress.steps[job.members[tensor]]
         of_runs = row_of[job.tensor_of]
         of_runs_at, rows_at = self._kernel.arguments[6:8].tolist()
         if of_runs.tobytes() != self._sent:
