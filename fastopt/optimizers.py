@@ -500,7 +500,7 @@ class Optimizer:
         given = [grad for grad in dense if grad is not None]
         for grad, (array, name) in zip(given, bound.grads, strict=True):
             if is_tensor(grad) and array.owner is not grad:
-                raise ValueError(f"{name}: found {array.locked}, expected one that a plan can read again")
+                raise ValueError(f"{name}: found {array.read_only_reason}, expected one that a plan can read again")
         return Plan(self, self._with_rows(bound, rows))
 
     def _bind(self, grads: Sequence[Any]) -> Binding:

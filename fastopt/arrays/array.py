@@ -45,7 +45,7 @@ class _Fields(NamedTuple):
     shape: tuple[int, ...]
     given_strides: tuple[int, ...] | None
     place: Place
-    locked: str  # what keeps it from being written, if anything does
+    read_only_reason: str  # what keeps it from being written, if anything does
     pin: Any  # what keeps its memory where it is, beside the owner
     size: int
     dense: bool  # C-contiguous
@@ -64,12 +64,12 @@ class Array(_Fields):
         shape: tuple[int, ...],
         strides: tuple[int, ...] | None,
         place: Place = CPU,
-        locked: str = "",
+        read_only_reason: str = "",
         pin: Any = None,
     ) -> Array:
         """Takes what there is to know of an array; `strides` are None for a C-contiguous one."""
         size, dense = math.prod(shape), strides is None
-        return tuple.__new__(cls, (owner, address, dtype, shape, strides, place, locked, pin, size, dense))
+        return tuple.__new__(cls, (owner, address, dtype, shape, strides, place, read_only_reason, pin, size, dense))
 
     def __reduce__(self) -> Any:
         raise TypeError("a view of an array cannot be copied or pickled: its address would be another array's")
@@ -109,7 +109,7 @@ class _Interface:
         self.array = array
         self.__array_interface__ = {
             "version": 3,
-            "data": (array.address, bool(array.locked)),
+            "data": (array.address, bool(array.read_only_reason)),
             "shape": array.shape,
             "strides": array.strides,
             "typestr": array.dtype.str,
@@ -163,4 +163,4 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> boo
 
 def replace_shape(array: Array, shape: tuple[int, ...]) -> Array:
     """A contiguous array's elements in another shape."""
-    return Array(array.owner, array.address, array.dtype, shape, None, array.place, array.locked, array.pin)
+    return Array(array.owner, array.address, array.dtype, shape, None, array.place, array.read_only_reason, array.pin)

@@ -97,8 +97,8 @@ def check_writable(array: Array, name: str, purpose: str) -> None:
     ValueError
         The array is read-only or overlaps itself.
     """
-    if array.locked:
-        raise ValueError(f"{name}: found {array.locked}, expected a writable one, for it is {purpose}")
+    if array.read_only_reason:
+        raise ValueError(f"{name}: found {array.read_only_reason}, expected a writable one, for it is {purpose}")
     if not array.dense and _overlaps_itself(array):
         raise ValueError(f"{name}: found a view whose elements share memory, expected distinct elements")
 

@@ -316,7 +316,7 @@ def as_row_sparse(grad: Any, name: str, shape: tuple[int, ...] | None = None) ->
         flat = grad.reshape(whole[0], -1).tocsr()
         named = np.flatnonzero(np.diff(flat.indptr))
         values = flat[named].toarray().reshape(-1, *whole[1:])
-    copied = _rows(values, name)._replace(locked="rows that are copied from a scipy.sparse array")
+    copied = _rows(values, name)._replace(read_only_reason="rows that are copied from a scipy.sparse array")
     return RowSparse.__new__(RowSparse)._hold(_integers(named, name), copied, shape=whole)
 
 

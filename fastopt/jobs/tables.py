@@ -47,7 +47,16 @@ def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str)
     strides = None if array.dense else array.strides[1:]
     owners = array.owner if isinstance(array.owner, np.ndarray) else [array.owner] * copies
     return [
-        Array(owners[k], array.address + k * stride, array.dtype, shape, strides, array.place, array.locked, array.pin)
+        Array(
+            owners[k],
+            array.address + k * stride,
+            array.dtype,
+            shape,
+            strides,
+            array.place,
+            array.read_only_reason,
+            array.pin,
+        )
         for k in range(copies)
     ]
 

@@ -69,11 +69,11 @@ def view_cuda(x: Any, name: str) -> Array:
             raise ValueError(
                 f"{name}: found the {what} {bytes_}, expected a multiple of the {dtype.itemsize} of an element"
             )
-    locked = "a read-only array" if read_only else ""
+    read_only_reason = "a read-only array" if read_only else ""
     if library in ("jax", "jaxlib"):
-        locked = "a JAX array, which nothing may change"
+        read_only_reason = "a JAX array, which nothing may change"
     place = Place(f"cuda:{device}", library if library == "cupy" else "", stream)
-    return Array(x, address or 0, dtype, shape, strides, place, locked, found)
+    return Array(x, address or 0, dtype, shape, strides, place, read_only_reason, found)
 
 
 def new_array(like: Any, array: Array, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> Any:

@@ -119,5 +119,7 @@ def view_dlpack(x: Any) -> Array:
     strides = found.strides
     if strides is not None and is_dense(found.shape, strides, dtype.itemsize):
         strides = None
-    locked = _IMMUTABLE.get(type(x).__module__.partition(".")[0], "a read-only array" if found.read_only else "")
-    return Array(x, found.address, dtype, found.shape, strides, CPU, locked, found.capsule)
+    read_only_reason = _IMMUTABLE.get(
+        type(x).__module__.partition(".")[0], "a read-only array" if found.read_only else ""
+    )
+    return Array(x, found.address, dtype, found.shape, strides, CPU, read_only_reason, found.capsule)

@@ -18,8 +18,10 @@ def view_numpy(x: np.ndarray, name: str) -> Array:
     address = address_of(x) if flags.c_contiguous and dtype in COMPUTE_DTYPES and x.size else x.ctypes.data
     if dtype.kind == "V" and dtype.isnative and dtype.name == "bfloat16":
         dtype = BFLOAT16
-    locked = "" if flags.writeable else "a read-only array"
-    return Array(x, address, dtype, x.shape, None if flags.c_contiguous else x.strides, CPU, locked, pin_of(x))
+    read_only_reason = "" if flags.writeable else "a read-only array"
+    return Array(
+        x, address, dtype, x.shape, None if flags.c_contiguous else x.strides, CPU, read_only_reason, pin_of(x)
+    )
 
 
 def buffer_of(x: Any) -> np.ndarray | None:

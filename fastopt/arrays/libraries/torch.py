@@ -38,17 +38,20 @@ def view_torch(x: Any, name: str) -> Array:
     device = x.device.type
     require_backend(name, x, device)
     place = CPU if device == "cpu" else Place(str(x.device), LIBRARY)
-    locked = "a tensor that requires grad and is no leaf" if x.requires_grad and not x.is_leaf else ""
+    read_only_reason = "a tensor that requires grad and is no leaf" if x.requires_grad and not x.is_leaf else ""
     if x.is_neg():  # its memory has the other sign
-        x, locked = x.detach().resolve_neg(), "a lazily negated tensor (its resolve_neg() is a plain one)"
+        x, read_only_reason = x.detach().resolve_neg(), "a lazily negated tensor (its resolve_neg() is a plain one)"
     elif x._is_zerotensor():
-        x, locked = torch.zeros(x.shape, dtype=x.dtype, device=x.device), "a tensor of zeros that has no memory"
+        x, read_only_reason = (
+            torch.zeros(x.shape, dtype=x.dtype, device=x.device),
+            "a tensor of zeros that has no memory",
+        )
     address = _torch_address(x)
     if address is None:
         hint = "; DTensor is not supported" if type(x).__name__ == "DTensor" else ""
         raise TypeError(f"{name}: found a {type(x).__name__} that has no memory of its own, expected a plain one{hint}")
     strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
-    array = Array(x, address, dtype, tuple(x.shape), strides, place, locked)
+    array = Array(x, address, dtype, tuple(x.shape), strides, place, read_only_reason)
     if array.size:
         storage = x.untyped_storage()
         if array.extent()[1] > storage.data_ptr() + storage.nbytes():
