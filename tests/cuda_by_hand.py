@@ -93,11 +93,18 @@ def simulated(job):
     from numba.cuda import compiler as simulated_compiler
 
     simulated_compiler._compile_pyfunc_with_fixup = None  # it compiles nothing, and has no such name
-    from fastopt.backends.numba_cuda.compiler import Update, unrolled
+    from fastopt.backends.numba_cuda.compiler import KernelSpec, unrolled
 
     storage, progress = job.storage, job.progress
-    kind = Update(progress.rule.kernel, progress.copies, job.dtype, job.codes, storage.options if storage else 0)
-    names = {**vars(kernels), **kind.bindings(), "load": load, "store": store, "THREADS": THREADS, "CHUNK": CHUNK}
+    kind = KernelSpec(progress.rule.kernel, progress.copies, job.dtype, job.codes, storage.options if storage else 0)
+    names = {
+        **vars(kernels),
+        **kind.bindings(),
+        "load": load,
+        "store": store,
+        "THREADS": THREADS,
+        "BLOCK_ELEMENTS": BLOCK_ELEMENTS,
+    }
     for name, value in names.items():
         if isinstance(value, types.FunctionType) and value.__module__ == kernels.__name__:
             names[name] = types.FunctionType(value.__code__, names, name)
@@ -109,7 +116,7 @@ def simulated(job):
     return cuda.jit(names["update_runs"])
 
 
-THREADS, CHUNK = 8, 64
+THREADS, BLOCK_ELEMENTS = 8, 64
 SIZES = (1, 0, 31, 150)
 SIMULATED = [
     ("adam, varied", (F4, F4, F4, 0)),
@@ -123,7 +130,7 @@ SIMULATED = [
 
 
 def main():
-    backend = ByHand(simulated, THREADS, CHUNK)
+    backend = ByHand(simulated, THREADS, BLOCK_ELEMENTS)
     for case, storage in SIMULATED:
         with np.errstate(all="ignore"):
             got = trained(backend, case, storage, SIZES)

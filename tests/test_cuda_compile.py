@@ -27,7 +27,7 @@ core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 from fastopt.arrays.libraries import driver  # noqa: E402
 from fastopt.backends.numba_cuda import compiler, rows, runs  # noqa: E402
-from fastopt.backends.numba_cuda.compiler import Fold, Plain, RowUpdate, Update, scale_of, squares_of  # noqa: E402
+from fastopt.backends.numba_cuda.compiler import Fold, KernelSpec, Plain, RowKernelSpec, scale_of, squares_of  # noqa: E402
 
 TARGETS = ((7, 5), (8, 0), (9, 0))
 F4, F8 = np.dtype("f4"), np.dtype("f8")
@@ -46,12 +46,12 @@ BLOCKS = {(7, 5): 255, (8, 0): 255, (9, 0): 128}  # of 8-bit floats
 def update(kernel, dtype=F4, copies=1, **more):
     """The kernel of arrays that are all of the dtype computed in."""
     arrays = 2 + copies * len(RULE_OF[kernel].states)
-    return Update(kernel, copies, dtype, (IN_F8 if dtype == F8 else IN_F4,) * arrays, **more)
+    return KernelSpec(kernel, copies, dtype, (IN_F8 if dtype == F8 else IN_F4,) * arrays, **more)
 
 
 def by_rows(kernel, duplicates):
     plain = update(kernel)
-    return RowUpdate(kernel, 1, F4, plain.stored, duplicates=duplicates)
+    return RowKernelSpec(kernel, 1, F4, plain.stored, duplicates=duplicates)
 
 
 def target_of(kind):
@@ -144,10 +144,10 @@ def vectors(built):
 def expected_vectors(kind):
     """So many there are, if a thread loads and stores each array once, in as few as can be."""
     count = [kind.lanes * BYTES.get(code, 0) // 16 for code in kind.stored]  # none of blocks
-    if isinstance(kind, RowUpdate):
+    if isinstance(kind, RowKernelSpec):
         count = count[: len(kind.elementwise)]
     loaded = sum(count) - count[0] * bool(kind.options & MASTER)  # which is the parameter
-    if isinstance(kind, RowUpdate):  # whose first gradient is not added to others
+    if isinstance(kind, RowKernelSpec):  # whose first gradient is not added to others
         loaded += count[1]
     stored = sum(count) - count[1] * (not kind.options & ZERO_GRADS)
     return loaded, stored
@@ -158,7 +158,7 @@ def allowed(kind, capability):
         return BLOCKS[capability]
     if kind.in_halves and kind.copies == COPIES:
         return MANY_COPIES_IN_HALVES
-    plain = kind.dtype == F4 and type(kind) is Update and not kind.in_halves
+    plain = kind.dtype == F4 and type(kind) is KernelSpec and not kind.in_halves
     return UP_TO_2_STATES if plain and len(kind.stored) <= 4 else OTHERS
 
 
@@ -198,7 +198,7 @@ def test_updates_with_more(more):
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel, copies, stored, options", STORAGES)
 def test_storages(kernel, copies, stored, options):
-    kind = Update(kernel, copies, F4, stored, options)
+    kind = KernelSpec(kernel, copies, F4, stored, options)
     capability = target_of(kind)
     built = build(kind, capability)
     check_update(kind, built)
@@ -256,7 +256,7 @@ def test_upload():
 def test_names_tell_kernels_apart():
     """And are names in PTX, whatever the kind."""
     kinds = [update(kernel, dtype) for kernel in BY_RUNS for dtype in (F4, F8)]
-    kinds += [Update(kernel, copies, F4, stored, options) for kernel, copies, stored, options in STORAGES]
+    kinds += [KernelSpec(kernel, copies, F4, stored, options) for kernel, copies, stored, options in STORAGES]
     kinds += [by_rows(kernel, duplicates) for kernel in RULE_OF for duplicates in range(3)]
     kinds += [replace(update("adam"), strided=strided, tabled=True) for strided in (False, True)]
     kinds += [Fold(name, update(rule.kernel, tabled=True)) for name, rule in RULES.items()]

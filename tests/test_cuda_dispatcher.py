@@ -32,8 +32,8 @@ def test_dispatched_bits(gpu, monkeypatch, case, storage):
     from numba import cuda
     from numba.cuda.cudadrv import nvvm
 
-    from fastopt.backends.numba_cuda.compiler import Update
-    from fastopt.backends.numba_cuda.kernels import CHUNK, THREADS
+    from fastopt.backends.numba_cuda.compiler import KernelSpec
+    from fastopt.backends.numba_cuda.kernels import BLOCK_ELEMENTS, THREADS
 
     from .cuda_by_hand import ByHand
 
@@ -49,7 +49,7 @@ def test_dispatched_bits(gpu, monkeypatch, case, storage):
     def kernel_of(job):
         storage, progress = job.storage, job.progress
         options = storage.options if storage else 0
-        kind = Update(progress.rule.kernel, progress.copies, job.dtype, job.codes, options)
+        kind = KernelSpec(progress.rule.kernel, progress.copies, job.dtype, job.codes, options)
         return cuda.jit(kind.bound(), lto=False)  # the linker would contract
 
     name, hyper = CASES[case]
@@ -57,7 +57,9 @@ def test_dispatched_bits(gpu, monkeypatch, case, storage):
     for tensor in tensors:
         for array in tensor:
             register(array)
-    runner = ByHand(kernel_of, THREADS, CHUNK, register).prepare(job_of(RULES[name], hyper, tensors, storage[3]))
+    runner = ByHand(kernel_of, THREADS, BLOCK_ELEMENTS, register).prepare(
+        job_of(RULES[name], hyper, tensors, storage[3])
+    )
     try:
         for step in (1, 2):
             fill([tensor[1] for tensor in tensors], step)

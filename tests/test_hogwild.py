@@ -20,7 +20,7 @@ from numba.core.errors import TypingError
 
 import fastopt.numba
 from fastopt.hogwild import Run, SharedArrays, WorkerDied, run
-from fastopt.hogwild.runner import CHUNK, Shard
+from fastopt.hogwild.runner import BATCH, Shard
 
 from . import hogwild_kernels as kernels
 from .support import assert_same_bits
@@ -217,7 +217,7 @@ def test_each_example_once_an_epoch(examples, workers, seed, epochs):
     again = [pickle.loads(pickle.dumps(shard)) for shard in shards]
     for _ in range(epochs):
         parts = [[part.copy() for part in shard.orders()] for shard in shards]
-        assert all(1 <= len(part) <= CHUNK for own in parts for part in own)
+        assert all(1 <= len(part) <= BATCH for own in parts for part in own)
         everything = np.concatenate([part for own in parts for part in own])
         assert np.array_equal(np.sort(everything), np.arange(examples))
         sizes = [sum(map(len, own)) for own in parts]

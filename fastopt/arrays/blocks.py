@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 SIGNED, POSITIVE = 4, 5  # blocks of 8-bit floats: of states that may be negative, and of those that never are
-BLOCK = 256  # elements that share a scale
-BLOCK_BYTES = BLOCK + 4
+QUANT_BLOCK = 256  # elements that share a scale
+BLOCK_BYTES = QUANT_BLOCK + 4
 
 
 def block_bytes(size: int) -> int:
     """How many bytes so many elements take in blocks."""
-    return -(-size // BLOCK) * BLOCK_BYTES
+    return -(-size // QUANT_BLOCK) * BLOCK_BYTES

@@ -81,7 +81,7 @@ def folder(jobs: Sequence[Job]) -> Callable[[float], list[tuple[np.ndarray, np.n
     whether there are several.
     """
     try:
-        from .native import Folder
+        from .native import Folds
     except BackendUnavailable:
 
         def fold(grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
@@ -89,4 +89,4 @@ def folder(jobs: Sequence[Job]) -> Callable[[float], list[tuple[np.ndarray, np.n
             return [(rows.reshape(len(rows), -1), row_of, len(rows) > 1) for rows, row_of in folded]
 
         return fold
-    return Folder(jobs)
+    return Folds(jobs)

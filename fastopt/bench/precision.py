@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.blocks import BLOCK, BLOCK_BYTES
+from ..arrays.blocks import BLOCK_BYTES, QUANT_BLOCK
 from ..backends.choice import load_backend
 from ..optimizers import CLASSES
 from . import pictures
@@ -47,7 +47,7 @@ CASES = {
 IN_CACHE = 8192  # elements, for one thread
 FOR_OTHERS = 10_000_000  # elements at most: the slowest takes seconds for them
 LR = 1e-3
-_SIZES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": BLOCK_BYTES / BLOCK}
+_SIZES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": BLOCK_BYTES / QUANT_BLOCK}
 
 
 def bytes_moved(parameter: float, state: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.array import Array
-from ..arrays.blocks import BLOCK, BLOCK_BYTES, block_bytes
+from ..arrays.blocks import BLOCK_BYTES, QUANT_BLOCK, block_bytes
 from ..backends.choice import ieee_arithmetic
 
 
@@ -40,7 +40,7 @@ def blocks_of(values: np.ndarray, positive: bool) -> np.ndarray:
     numpy.ndarray, uint8
         Blocks of a float32 scale and 256 codes.
     """
-    flat = np.zeros((-(-values.size // BLOCK), BLOCK), np.float32)
+    flat = np.zeros((-(-values.size // QUANT_BLOCK), QUANT_BLOCK), np.float32)
     flat.reshape(-1)[: values.size] = values.reshape(-1)
     scale = np.abs(flat).max(1, keepdims=True) / _top(positive)
     near = np.abs(flat) / np.where(scale > 0, scale, 1)

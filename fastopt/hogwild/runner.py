@@ -28,7 +28,7 @@ from ..settings import check_threads
 from .shared import SharedArrays
 
 #: Examples that a kernel gets in one call: between two calls a worker sees whether it is to stop.
-CHUNK = 16384
+BATCH = 16384
 
 Kernel = Callable[..., float]
 Progress = Callable[[int, float, float], None]
@@ -188,8 +188,8 @@ class Shard:
             self._order = dealt[worker * examples // workers : (worker + 1) * examples // workers].copy()
             self._random = _random(seed, 1 + worker)
         _shuffle(self._order, self._random)
-        for begin in range(0, len(self._order), CHUNK):
-            yield self._order[begin : begin + CHUNK]
+        for begin in range(0, len(self._order), BATCH):
+            yield self._order[begin : begin + BATCH]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shard, self._arguments

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.array import CPU, Array, Place
-from ..arrays.blocks import BLOCK, BLOCK_BYTES
+from ..arrays.blocks import BLOCK_BYTES, QUANT_BLOCK
 from ..arrays.dtypes import CODES, DTYPES
 from ..rules import Rule
 from .storage import Storage
@@ -127,7 +127,7 @@ class Job:
     @property
     def units(self) -> list[tuple[int, int]]:
         """For each array, how many bytes so many of its elements take."""
-        return [(BLOCK_BYTES, BLOCK) if code not in DTYPES else (DTYPES[code].itemsize, 1) for code in self.codes]
+        return [(BLOCK_BYTES, QUANT_BLOCK) if code not in DTYPES else (DTYPES[code].itemsize, 1) for code in self.codes]
 
     def with_option(self, option: int) -> Job:
         """The same job with one more option of its storage."""

@@ -256,7 +256,7 @@ def can_read_arrays() -> bool:
     return read_arrays(arrays) == (layouts, addresses)
 
 
-class Folder:
+class Folds:
     """The first part of steps that another backend does: advances step counts and folds."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...arrays.blocks import BLOCK
+from ...arrays.blocks import QUANT_BLOCK
 from ...arrays.dtypes import CODES
 from ...errors import BackendUnavailable
 from ...jobs.job import DUPLICATES, NORM_BLOCK
@@ -35,8 +35,8 @@ except ImportError as error:
 
 GRAIN = 65536  # elements for each thread, below which starting it costs more than it brings
 ALIGN = 64
-CHUNK = 262144  # elements that a thread takes at a time, as it comes free
-ROW_CHUNK = 16384  # the same for rows, of which some have many more lookups than others
+SHARE = 262144  # elements that a thread takes at a time, as it comes free
+ROW_SHARE = 16384  # the same for rows, of which some have many more lookups than others
 
 
 def _fused(job: Job) -> int:
@@ -96,7 +96,7 @@ class _Runner:
             elements = job.elements if job.elements is not None else job.offsets[:-1]
             table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients)
             table = (*table, elements, folded.steps, codes, stored, like)
-        run_parallel(function, (job.addresses, *table, end), end - begin, CHUNK, GRAIN, ALIGN, threads, begin)
+        run_parallel(function, (job.addresses, *table, end), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
 
 
 prepare = _Runner
@@ -110,7 +110,7 @@ def _stored(job: Job) -> tiles.Stored:
     return tiles.Stored(
         2 if rule.by_row else 2 + progress.copies * len(rule.states),
         progress.copies // fused,
-        BLOCK if stored.blocks else 1,
+        QUANT_BLOCK if stored.blocks else 1,
         stored.options,
         real(stored.average_decay),
         real(1.0 - stored.average_decay),
@@ -146,7 +146,7 @@ def _run_rows(
     table: tuple[Any, ...]
     table = (job.addresses[0], job.strides[0], rows.width, named, places, starts, source, weights, kind == "sum", own)
     like = np.empty(0, job.dtype)
-    share, grain = ROW_CHUNK // rows.width + 1, GRAIN // rows.width + 1
+    share, grain = ROW_SHARE // rows.width + 1, GRAIN // rows.width + 1
     if stored is None:
         function = row_kernel(progress.rule.kernel, _fused(job))
         table = (*table, len(own), like)

@@ -13,29 +13,10 @@ import numpy as np
 from numba import njit
 
 from ... import rules
-from ...arrays.blocks import BLOCK, BLOCK_BYTES, POSITIVE, SIGNED
+from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
 from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
-from ..convert import (
-    LARGEST_FINITE,
-    bits_of,
-    decode_bfloat16,
-    decode_float16,
-    decode_positive,
-    decode_signed,
-    dither_bfloat16,
-    dither_float16,
-    dither_of,
-    encode_among_nonfinite,
-    encode_bfloat16,
-    encode_float16,
-    encode_positive,
-    encode_signed,
-    float_of,
-    nan_code,
-    philox_of,
-    scale_of,
-)
+from .. import convert
 from ..numba_cache import INNER
 from .memory import (
     address_of,
@@ -112,43 +93,43 @@ def _size(code, like):
 @njit(**INNER)
 def _load_block(tile, block, positive):
     scale = load(block, np.float32)
-    codes = unaligned_at(block + 4, BLOCK, np.uint8)
+    codes = unaligned_at(block + 4, QUANT_BLOCK, np.uint8)
     magnitude = abs(scale)
     if positive:
-        for k in range(BLOCK):
-            tile[k] = decode_positive(codes[k], magnitude)
+        for k in range(QUANT_BLOCK):
+            tile[k] = convert.decode_positive(codes[k], magnitude)
     else:
-        for k in range(BLOCK):
-            tile[k] = decode_signed(codes[k], magnitude)
-    if bits_of(scale) >> 31:
-        for k in range(BLOCK):
-            if codes[k] == nan_code(positive):
+        for k in range(QUANT_BLOCK):
+            tile[k] = convert.decode_signed(codes[k], magnitude)
+    if convert.bits_of(scale) >> 31:
+        for k in range(QUANT_BLOCK):
+            if codes[k] == convert.nan_code(positive):
                 tile[k] = np.nan
 
 
 @njit(**INNER)
 def _store_block(tile, block, positive, element, step):
     most = 0
-    for k in range(BLOCK):
-        most = max(most, bits_of(tile[k]) & 0x7FFFFFFF)
-    finite = most <= LARGEST_FINITE
+    for k in range(QUANT_BLOCK):
+        most = max(most, convert.bits_of(tile[k]) & 0x7FFFFFFF)
+    finite = most <= convert.LARGEST_FINITE
     if not finite:
         most = 0
-        for k in range(BLOCK):
-            bits = bits_of(tile[k]) & 0x7FFFFFFF
-            most = max(most, bits if bits <= LARGEST_FINITE else 0)
-    scale, inverse = scale_of(float_of(most), positive)
-    codes = unaligned_at(block + 4, BLOCK, np.uint8)
+        for k in range(QUANT_BLOCK):
+            bits = convert.bits_of(tile[k]) & 0x7FFFFFFF
+            most = max(most, bits if bits <= convert.LARGEST_FINITE else 0)
+    scale, inverse = convert.scale_of(convert.float_of(most), positive)
+    codes = unaligned_at(block + 4, QUANT_BLOCK, np.uint8)
     if positive:
-        for k in range(BLOCK):
-            codes[k] = encode_positive(tile[k], inverse, dither_of(element + k, step) >> 12)
+        for k in range(QUANT_BLOCK):
+            codes[k] = convert.encode_positive(tile[k], inverse, convert.dither_of(element + k, step) >> 12)
     else:
-        for k in range(BLOCK):
-            codes[k] = encode_signed(tile[k], inverse, dither_of(element + k, step) >> 12)
+        for k in range(QUANT_BLOCK):
+            codes[k] = convert.encode_signed(tile[k], inverse, convert.dither_of(element + k, step) >> 12)
     if not finite:
-        scale = float_of(bits_of(scale) | 0x80000000)
-        for k in range(BLOCK):
-            codes[k] = encode_among_nonfinite(codes[k], tile[k], positive)
+        scale = convert.float_of(convert.bits_of(scale) | 0x80000000)
+        for k in range(QUANT_BLOCK):
+            codes[k] = convert.encode_among_nonfinite(codes[k], tile[k], positive)
     store(block, scale)
 
 
@@ -162,16 +143,16 @@ def _load_tile(code, tile, address, n):
         for i in range(n):
             tile[i] = own[i]
     elif code >= SIGNED:
-        for i in range(0, n, BLOCK):
-            _load_block(tile[i : i + BLOCK], address + i // BLOCK * BLOCK_BYTES, code == POSITIVE)
+        for i in range(0, n, QUANT_BLOCK):
+            _load_block(tile[i : i + QUANT_BLOCK], address + i // QUANT_BLOCK * BLOCK_BYTES, code == POSITIVE)
     else:
         h = unaligned_at(address, n, np.uint16)
         if code == _BFLOAT16:
             for i in range(n):
-                tile[i] = decode_bfloat16(h[i])
+                tile[i] = convert.decode_bfloat16(h[i])
         else:
             for i in range(n):
-                tile[i] = decode_float16(h[i])
+                tile[i] = convert.decode_float16(h[i])
     return address_of(tile)
 
 
@@ -189,10 +170,10 @@ def _store_tile(code, place, address, n, like):
     h = unaligned_at(address, n, np.uint16)
     if code == _BFLOAT16:
         for i in range(n):
-            h[i] = encode_bfloat16(tile[i])
+            h[i] = convert.encode_bfloat16(tile[i])
     else:
         for i in range(n):
-            h[i] = encode_float16(tile[i])
+            h[i] = convert.encode_float16(tile[i])
 
 
 @njit(**INNER)
@@ -202,20 +183,20 @@ def _store_dithered(code, place, address, n, random, like):
     h = unaligned_at(address, n, np.uint16)
     if code == _BFLOAT16:
         for i in range(n):
-            h[i] = dither_bfloat16(tile[i], random[i])
+            h[i] = convert.dither_bfloat16(tile[i], random[i])
     else:
         for i in range(n):
-            h[i] = dither_float16(tile[i], random[i])
+            h[i] = convert.dither_float16(tile[i], random[i])
 
 
 @njit(**INNER)
 def _store_blocks(code, tile, address, n, element, step):
     """Stores n elements of a tile, and zeros behind them, in whole blocks."""
-    for i in range(n, -(-n // BLOCK) * BLOCK):
+    for i in range(n, -(-n // QUANT_BLOCK) * QUANT_BLOCK):
         tile[i] = 0
-    for i in range(0, n, BLOCK):
-        block = address + i // BLOCK * BLOCK_BYTES
-        _store_block(tile[i : i + BLOCK], block, code == POSITIVE, element + i, step)
+    for i in range(0, n, QUANT_BLOCK):
+        block = address + i // QUANT_BLOCK * BLOCK_BYTES
+        _store_block(tile[i : i + QUANT_BLOCK], block, code == POSITIVE, element + i, step)
 
 
 @njit(**INNER)
@@ -225,7 +206,7 @@ def _random(words, element, n, step, seed):
     for group in range(first, (element + n - 1) // GROUP + 1):
         at = (group - first) * GROUP // 2
         for k in range(_COUNTERS):
-            w = philox_of(group * _COUNTERS + k, step, seed)
+            w = convert.philox_of(group * _COUNTERS + k, step, seed)
             for q in range(4):
                 words[at + q * _COUNTERS + k] = w[q]
     return array_at(address_of(words) + element % GROUP * 2, n, np.uint16)
@@ -236,7 +217,7 @@ def _dither(words, element, n, step):
     """The upper 16 bits of n elements' dither."""
     dither = array_at(address_of(words), n, np.uint16)
     for i in range(n):
-        dither[i] = dither_of(element + i, step) >> 16
+        dither[i] = convert.dither_of(element + i, step) >> 16
     return dither
 
 
@@ -356,8 +337,8 @@ def run_kernel(
                 for j in range(arrays):
                     address, stride, size = np.int64(addresses[r, j]), strides[r, j], _size(codes[j], like)
                     if codes[j] >= SIGNED:
-                        at[j] = address + i // BLOCK * BLOCK_BYTES
-                        _prefetch(at[j] + n // BLOCK * BLOCK_BYTES, after)
+                        at[j] = address + i // QUANT_BLOCK * BLOCK_BYTES
+                        _prefetch(at[j] + n // QUANT_BLOCK * BLOCK_BYTES, after)
                     elif stride == size:
                         at[j] = address + i * size
                         _prefetch(at[j] + n * size, after * size)

@@ -47,7 +47,7 @@ _BITS_16 = {code for dtype, code in CODES.items() if dtype.itemsize == 2}
 
 
 @dataclass(frozen=True)
-class Update:
+class KernelSpec:
     """The kernel that updates runs, for one rule and one way of storing arrays.
 
     Attributes
@@ -159,7 +159,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class RowUpdate(Update):
+class RowKernelSpec(KernelSpec):
     """The kernel that updates rows; of a rule of rows, `stored` ends with its state.
 
     Attributes
@@ -183,7 +183,7 @@ class RowUpdate(Update):
 
     def bindings(self) -> dict[str, Any]:
         """What the kernel's capitals stand for."""
-        names = {**super().bindings(), "ROWS": True, "DUPLICATES": self.duplicates}
+        names = {**super().bindings(), "ROWS": True, "DUPLICATE_RULE": self.duplicates}
         names |= {"STORED": self.elementwise, "ARRAYS": len(self.elementwise)}
         if self.rule.by_row:
             names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": kernels.apply0}
@@ -209,12 +209,12 @@ class Fold:
     ----------
     rule_name : str
         The rule's.
-    update : Update
+    update : KernelSpec
         The kernel that it folds for, whose coefficients are in a table.
     """
 
     rule_name: str
-    update: Update
+    update: KernelSpec
 
     @property
     def name(self) -> str:
@@ -399,7 +399,7 @@ def _places() -> Iterator[Path]:
 
 
 @cache
-def ptx_of(kind: Update | Fold | Plain, capability: tuple[int, int]) -> str:
+def ptx_of(kind: KernelSpec | Fold | Plain, capability: tuple[int, int]) -> str:
     """The PTX of a kernel: compiled the first time, and then kept on disk."""
     key = hashlib.sha256(f"{kind!r} {capability} {_digest_of_sources()}".encode()).hexdigest()[:20]
     for place in _places():
@@ -424,6 +424,6 @@ def ptx_of(kind: Update | Fold | Plain, capability: tuple[int, int]) -> str:
     return ptx
 
 
-def _file_name(kind: Update | Fold | Plain, key: str, ptx: bytes) -> str:
+def _file_name(kind: KernelSpec | Fold | Plain, key: str, ptx: bytes) -> str:
     """Where PTX is kept: the name tells what it is of, and by a checksum whether it is whole."""
     return f"{kind.name}-{key}-{zlib.crc32(ptx):08x}.ptx"

@@ -15,7 +15,7 @@ import numpy as np
 from ...arrays.libraries import driver
 from .compiler import Fold, ptx_of
 from .kernels import THREADS
-from .runs import RunUpdate, words_of
+from .runs import RunLaunch, words_of
 
 if TYPE_CHECKING:
     from ...jobs.job import Job
@@ -42,8 +42,9 @@ class CapturableRunner:
     """
 
     def __init__(self, jobs: Sequence[Job], steps: int, scalars: Mapping[int, int]) -> None:
-        self._updates = [
-            [_Update(job, steps, scalars[id(job.progress)]) for _ in ("as they come", "recorded")] for job in jobs
+        self._launches = [
+            [CapturedLaunch(job, steps, scalars[id(job.progress)]) for _ in ("as they come", "recorded")]
+            for job in jobs
         ]
         self.rates = np.zeros((max((len(job.progress.hyper) for job in jobs), default=0), 2), np.int64)
         self.scale = self.skip = 0
@@ -59,7 +60,7 @@ class CapturableRunner:
             A graph is to record the very first step.
         """
         chosen = []
-        for as_they_come, recorded in self._updates:
+        for as_they_come, recorded in self._launches:
             stream = as_they_come.current_stream()
             capturing = driver.is_capturing(stream)
             if capturing and not recorded.has_memory:
@@ -75,7 +76,7 @@ class CapturableRunner:
             update.run(stream, capturing, grad_scale, self.rates, self.scale, self.skip)
 
 
-class _Update(RunUpdate):
+class CapturedLaunch(RunLaunch):
     """A job's table and kernels, with what steps change on the device."""
 
     def __init__(self, job: Job, steps: int, scalars: int) -> None:

@@ -15,10 +15,9 @@ import numpy as np
 from numba import cuda
 from numpy import float32, float64, int32, int64, uint8, uint16, uint32
 
-from ...arrays.blocks import BLOCK, BLOCK_BYTES, POSITIVE, SIGNED
+from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
-from ...jobs.job import DUPLICATES as names_of_duplicates
-from ...jobs.job import NORM_BLOCK
+from ...jobs.job import DUPLICATES, NORM_BLOCK
 from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
 from ...rules.base import OWN as OWN_HYPER
 from ...rules.base import prologue
@@ -45,7 +44,7 @@ from ..convert import (
 from .memory import load, load_tuple, load_vector, store, store_vector, varying
 
 THREADS = 256  # of a thread block: each of its warps updates a block of 256 elements that share a scale at a time
-CHUNK = 4096  # elements that a thread block updates, of one run
+BLOCK_ELEMENTS = 4096  # elements that a thread block updates, of one run
 WARP = 32
 EVERYONE = 0xFFFFFFFF  # of a warp
 
@@ -71,7 +70,7 @@ ROW_BYTES = 0  # of a row there
 IN_BLOCKS = False  # whether a state is in blocks
 IN_HALVES = True  # whether an array has elements of 16 bits
 ROWS = False  # whether the gradient is of some rows
-DUPLICATES = 0  # what several lookups of one row mean, by `fastopt.jobs.job.DUPLICATES`
+DUPLICATE_RULE = 0  # what several lookups of one row mean: the place in `DUPLICATES`
 BY_ROW: tuple[int, ...] = ()  # how the state of a rule of rows is stored
 HYPER: tuple[float, ...] = ()  # as many zeros as a row of hyper-parameters has
 FOLDED = 0  # where those end in it that the rule's fold takes
@@ -131,7 +130,7 @@ def read(j, x, at, strides, i, n):
     if j == 1 and ROWS:  # it is summed
         return
     if IN_BLOCKS and STORED[j] >= SIGNED:
-        _read_block(x, j, STORED[j] == POSITIVE, at[j] + i // BLOCK * BLOCK_BYTES, i % BLOCK)
+        _read_block(x, j, STORED[j] == POSITIVE, at[j] + i // QUANT_BLOCK * BLOCK_BYTES, i % QUANT_BLOCK)
     elif ALIGNED:
         _read_aligned(x, j, STORED[j], at[j] + i * _size(STORED[j]))
     else:
@@ -172,7 +171,7 @@ def write(j, x, at, strides, i, n, element, step, random):
     if j == 1 and (ROWS or not OPTIONS & ZERO_GRADS):
         return
     if IN_BLOCKS and code >= SIGNED:
-        _write_block(x, j, code == POSITIVE, at[j] + i // BLOCK * BLOCK_BYTES, i % BLOCK, element, step)
+        _write_block(x, j, code == POSITIVE, at[j] + i // QUANT_BLOCK * BLOCK_BYTES, i % QUANT_BLOCK, element, step)
         return
     bits = cuda.local.array(LANES, uint16)
     if IN_HALVES and code not in _OWN:
@@ -214,7 +213,7 @@ def _read_block(x, j, positive, block, i):
 
 def _write_block(x, j, positive, block, i, element, step):
     largest, finite = int32(0), True
-    for k in range(BLOCK // WARP):
+    for k in range(QUANT_BLOCK // WARP):
         magnitude = int32(bits_of(x[j, k]) & 0x7FFFFFFF)
         if magnitude <= LARGEST_FINITE:
             largest = max(largest, magnitude)
@@ -380,24 +379,24 @@ def update_runs(addresses, strides, offsets, elements, first, run_of, row_of, ro
         step, c = load(row, int64), load_tuple(row + 8, COEFFICIENTS)
         if step < 0:
             return
-    begin = (chunk - load(first + 8 * run, int64)) * CHUNK
+    begin = (chunk - load(first + 8 * run, int64)) * BLOCK_ELEMENTS
     offset = load(offsets + 8 * run, int64)
-    n = min(load(offsets + 8 * (run + 1), int64) - offset - begin, CHUNK)
+    n = min(load(offsets + 8 * (run + 1), int64) - offset - begin, BLOCK_ELEMENTS)
     element = offset + begin if elements == 0 else load(elements + 8 * run, int64) + begin
     at, stride = cuda.local.array(ARRAYS, int64), cuda.local.array(ARRAYS, int64)
     misaligned = int64(0)
     for j in range(ARRAYS):
         at[j] = load(addresses + 8 * (run + j * runs), int64)
         if STORED[j] >= SIGNED:
-            at[j] += begin // BLOCK * BLOCK_BYTES
+            at[j] += begin // QUANT_BLOCK * BLOCK_BYTES
         else:
             stride[j] = load(strides + 8 * (run + j * runs), int64) if STRIDED else _size(STORED[j])
             at[j] += begin * stride[j]
             misaligned |= at[j] % 16 | stride[j] ^ _size(STORED[j])
     thread = int64(cuda.threadIdx.x)
     if IN_BLOCKS:
-        for i in range(thread * LANES, -(-n // BLOCK) * BLOCK, THREADS * LANES):
-            if misaligned == 0 and i // BLOCK * BLOCK + BLOCK <= n:  # the same for a whole warp
+        for i in range(thread * LANES, -(-n // QUANT_BLOCK) * QUANT_BLOCK, THREADS * LANES):
+            if misaligned == 0 and i // QUANT_BLOCK * QUANT_BLOCK + QUANT_BLOCK <= n:  # the same for a whole warp
                 update_aligned(at, stride, i, n, c, element, step, seed, decay, rest)
             else:
                 update_any(at, stride, i, n, c, element, step, seed, decay, rest)
@@ -492,7 +491,7 @@ def square_sums(addresses, strides, offsets, blocks, sums, runs, count):
 
 # ---- rows ----
 
-SUM, HOGWILD = names_of_duplicates.index("sum"), names_of_duplicates.index("hogwild")
+SUM, HOGWILD = DUPLICATES.index("sum"), DUPLICATES.index("hogwild")
 DIGIT = 4  # bits that lookups are ordered by at a time
 PART = 32  # lookups that a thread deals with, one after the other
 SCANNERS = 1024  # threads that add up counters, of one block
@@ -634,10 +633,10 @@ def update_rows(
     if u >= lookups or load(bad, int64):
         return
     row = load(rows + 8 * u, int64)
-    if DUPLICATES != HOGWILD and u > 0 and load(rows + 8 * (u - 1), int64) == row:
+    if DUPLICATE_RULE != HOGWILD and u > 0 and load(rows + 8 * (u - 1), int64) == row:
         return  # whoever has the row's first lookup has all of them
     end = u + 1
-    if DUPLICATES != HOGWILD:
+    if DUPLICATE_RULE != HOGWILD:
         while end < lookups and load(rows + 8 * end, int64) == row:
             end += 1
     at, inner = cuda.local.array(ARRAYS, int64), cuda.local.array(ARRAYS, int64)
@@ -650,7 +649,7 @@ def update_rows(
             at[j] += row * load(strides + 8 * j, int64)
     stride = load(strides + 8, int64)
     element += row * width
-    together = end - u if DUPLICATES == SUM else int64(1)
+    together = end - u if DUPLICATE_RULE == SUM else int64(1)
     whole = width // LANES * LANES if misaligned == 0 else int64(0)
     for first in range(u, end, together):
         last = first + together

@@ -10,7 +10,7 @@ import numpy as np
 from ...arrays.array import Array
 from ...arrays.dtypes import CODES
 from ...arrays.libraries import driver
-from .compiler import Plain, RowUpdate, integers, ptx_of
+from .compiler import Plain, RowKernelSpec, integers, ptx_of
 from .kernels import DIGIT, HOGWILD, PART, SCANNERS, THREADS, WARP
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _ADD_UP, _ORDER = Plain("add_up_counters", integers(2)), Plain("order_by_digit",
 _FIRST_REAL = 13  # among the arguments of `kernels.update_rows`
 
 
-class RowsUpdate:
+class RowLaunch:
     """A job of rows, and its kernels: what they need on the device lasts for a step."""
 
     def __init__(self, job: Job) -> None:
@@ -35,7 +35,7 @@ class RowsUpdate:
         self._job, self._rows = job, rows
         self._stream_of = driver.stream_of(job.place)
         self._device = driver.device_of(job.place.number)
-        self._kind = RowUpdate(rule.kernel, progress.copies, job.dtype, stored, options, duplicates=rows.duplicates)
+        self._kind = RowKernelSpec(rule.kernel, progress.copies, job.dtype, stored, options, duplicates=rows.duplicates)
         vectors = max(1, rows.width // self._kind.lanes)
         self._threads = WARP if rule.by_row else min(WARP, 1 << (vectors - 1).bit_length())
         self._lookups = rows.indices.size if rows.width else 0

@@ -12,9 +12,9 @@ import numpy as np
 from ...arrays.libraries import driver
 from ...jobs.job import NORM_BLOCK
 from ..fold import folder
-from .compiler import Plain, Update, integers, ptx_of, scale_of, squares_of
-from .kernels import CHUNK, THREADS
-from .rows import RowsUpdate
+from .compiler import KernelSpec, Plain, integers, ptx_of, scale_of, squares_of
+from .kernels import BLOCK_ELEMENTS, THREADS
+from .rows import RowLaunch
 
 if TYPE_CHECKING:
     from ...jobs.job import Gradients, Job
@@ -27,17 +27,17 @@ class Runner:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._fold = folder(jobs)
-        self._updates = [RunUpdate(job) if job.rows is None else RowsUpdate(job) for job in jobs]
+        self._launches = [RunLaunch(job) if job.rows is None else RowLaunch(job) for job in jobs]
 
     def __call__(self, grad_scale: float, threads: int) -> None:
         """Advances step counts, folds, and puts the update on the caller's streams: it does not wait for it."""
-        streams = [update.make_ready() for update in self._updates]
+        streams = [update.make_ready() for update in self._launches]
         folded = self._fold(grad_scale)
-        for update, stream, rows in zip(self._updates, streams, folded, strict=True):
+        for update, stream, rows in zip(self._launches, streams, folded, strict=True):
             update.launch(stream, *rows)
 
 
-class RunUpdate:
+class RunLaunch:
     """A job's table on the device, and its kernel."""
 
     def __init__(self, job: Job) -> None:
@@ -46,8 +46,8 @@ class RunUpdate:
         strided = job.strides is not None
         self._job, self.current_stream = job, driver.stream_of(job.place)
         self._device = driver.device_of(job.place.number)
-        self._kind = Update(rule.kernel, progress.copies, job.dtype, job.codes, options, strided)
-        self._first = _firsts(np.diff(job.offsets), CHUNK)
+        self._kind = KernelSpec(rule.kernel, progress.copies, job.dtype, job.codes, options, strided)
+        self._first = _firsts(np.diff(job.offsets), BLOCK_ELEMENTS)
         self._chunks = int(self._first[-1])
         self._table: driver.Memory | None = None
         self._sent = b""
@@ -134,7 +134,7 @@ class RunUpdate:
             kernel.arguments[9] = self._job.progress.steps[self._job.members[0]]
         kernel.launch(self._chunks, stream)
 
-    def _kernel(self, kind: Update) -> tuple[driver.Kernel, np.ndarray]:
+    def _kernel(self, kind: KernelSpec) -> tuple[driver.Kernel, np.ndarray]:
         """The kernel with all arguments that stay, and its coefficients among them."""
         device, job, where = self._device, self._job, self._where
         count = _FIRST_REAL + 2 + kind.copies * kind.width
@@ -153,15 +153,15 @@ class RunUpdate:
         return self._kernel(self._kind)
 
     @cached_property
-    def _tabled(self) -> _Tabled:
+    def _tabled(self) -> _TabledLaunch:
         kind = replace(self._kind, tabled=True)
-        return _Tabled(self._kernel(kind)[0], self._device, self._job, kind, self._chunks)
+        return _TabledLaunch(self._kernel(kind)[0], self._device, self._job, kind, self._chunks)
 
 
-class _Tabled:
+class _TabledLaunch:
     """The same where tensors have several rows of coefficients, which are in a table of their own."""
 
-    def __init__(self, kernel: driver.Kernel, device: driver.Device, job: Job, kind: Update, chunks: int) -> None:
+    def __init__(self, kernel: driver.Kernel, device: driver.Device, job: Job, kind: KernelSpec, chunks: int) -> None:
         self._kernel, self._device, self._job, self._chunks = kernel, device, job, chunks
         own = (job.dtype, kind.copies * kind.width)
         self._row = np.dtype({"names": ["step", "own"], "formats": [np.int64, own], "itemsize": kind.row_bytes})
