@@ -1,4 +1,4 @@
-"""The command line: ``fastopt info`` and ``fastopt bench``; ``python -m fastopt`` is the same."""
+"""The command line: ``fastopt info``, ``bench`` and ``show``; ``python -m fastopt`` is the same."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,9 +26,12 @@ from .info import compiler_flags, show_config
 from .rules import RULES
 
 _ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
-_EXTRA = ("rich", "sklearn", "ml_dtypes", "matplotlib", "jinja2")  # what only `fastopt bench` needs
+_EXTRA = ("rich", "sklearn", "ml_dtypes", "matplotlib", "jinja2")  # what only `fastopt bench` and `fastopt show` need
 _SIZES = sorted([10**k for k in range(2, 10)] + [3 * 10**k for k in range(2, 9)])
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
+_EXTRAS = {"info": "bench", "bench": "bench", "show": "show"}  # by command
+_PICTURES = (".gif", ".html", ".mp4", ".png", ".svg")  # what `fastopt show` saves
+_SCENES = ("beale", "saddle", "ravine", "fluctuation", "nag", "loss", "claims")
 _WORKLOADS = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory")
 
 
@@ -110,14 +114,22 @@ def _folder(text: str) -> Path:
     return path
 
 
-def picture(text: str) -> Path:
+def picture(text: str, endings: Sequence[str] = (".png", ".svg")) -> Path:
     """A file's name for pictures, in a folder that there is."""
     path = Path(text)
-    if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}, expected a name ending in .png or .svg, in a folder there is"
-        )
+    if path.suffix not in endings or not path.parent.is_dir():
+        known = f"{', '.join(endings[:-1])} or {endings[-1]}"
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a name ending in {known}, in a folder there is")
     return path
+
+
+def _scene(text: str) -> str:
+    """The name of a scene."""
+    if text not in _SCENES:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected one of {', '.join(_SCENES)}{did_you_mean(text, _SCENES)}"
+        )
+    return text
 
 
 def _results(text: str) -> dict[str, Any]:
@@ -154,6 +166,19 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--cflags", action="store_true", help="prints what compiling a C program needs instead")
     info.add_argument("--libs", action="store_true", help="prints what linking it needs; both go together")
     _add_bench(commands)
+    show = commands.add_parser(
+        "show",
+        help="shows the paths of optimizers on small objectives, in a window or a file",
+        description="Shows the paths of optimizers on objectives of two parameters, and prints a table of the steps "
+        "that they took. The picture is in a window that plays it, or in a file.",
+    )
+    show.add_argument("scene", type=_scene, metavar="SCENE", help="one of " + ", ".join(_SCENES) + " (a table alone)")
+    show.add_argument("--rules", type=_among(RULES), help="as sgd,momentum,adam (default: those the scene is about)")
+    show.add_argument("--steps", type=_count, help="how many (default: as many as the scene needs)")
+    show.add_argument(
+        "--save", type=partial(picture, endings=_PICTURES), metavar="FILE",
+        help="a picture (.png, .svg), an animation (.gif; .mp4, by ffmpeg) or a page with a slider (.html)",
+    )  # fmt: skip
     return parser
 
 
@@ -230,6 +255,29 @@ def _bench(given: argparse.Namespace, command: str) -> int:
     return bench(Options(**fill[Options]), Outputs(**fill[Outputs]), given.budget, command)
 
 
+def _show(given: argparse.Namespace, command: str) -> int:
+    """Runs ``fastopt show``."""
+    from . import trajectories
+
+    chosen = {name: value for name in ("rules", "steps", "save") if (value := getattr(given, name)) is not None}
+    if given.scene == "claims":
+        if chosen:
+            return _fail(given, f"found --{next(iter(chosen))} with claims, expected none: claims are a table", 2)
+        print(trajectories.claims_table())
+        return 0
+    path = chosen.pop("save", None)
+    try:
+        scene = trajectories.SCENES[given.scene](**chosen)
+    except ValueError as error:
+        return _fail(given, str(error), 2)
+    print(scene.table(), flush=True)
+    if path is None:
+        trajectories.show(scene)
+    else:
+        trajectories.save(scene, path)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -261,16 +309,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(options, str(error), 2)
     try:
         try:
-            return _info(options) if options.command == "info" else _bench(options, command)
+            return {"info": _info, "bench": _bench, "show": _show}[options.command](options, command)
         finally:
             if sys.stdout is not None:  # it is None where it was closed
                 sys.stdout.flush()
     except BackendUnavailable as error:
         return _fail(options, str(error))
     except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] not in _EXTRA:
+        package = (missing.name or "").partition(".")[0]
+        if package not in _EXTRA:
             raise
-        return _fail(options, f"no {missing.name} here; install it: {install_command('bench')}")
+        return _fail(options, f"no {package} here; install it: {install_command(_EXTRAS[options.command])}")
     except BrokenPipeError:
         _drop_output()
         return 141
@@ -283,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _info(options: argparse.Namespace) -> int:
+def _info(options: argparse.Namespace, command: str) -> int:
     """Runs ``fastopt info``."""
     if options.cflags or options.libs:
         print(compiler_flags(options.cflags, options.libs))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from .rules import REQUIRED, RULES, Hyper, Rule, prologue
@@ -126,17 +125,10 @@ def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
 
 def choices(arguments: Arguments) -> dict[str, str]:
     """The rules that a class stands for, the default first, with the arguments that choose them."""
-    values = {name: True if hyper.flag else 0.9 for name, hyper in arguments.switches.items()}
-    found: dict[str, str] = {}
-    for count in range(len(values) + 1):
-        for names in combinations(values, count):
-            chosen = {name: values[name] for name in names}
-            try:
-                rule = arguments.choose({**arguments.defaults, **chosen})
-            except ValueError:  # values that do not go together
-                continue
-            found.setdefault(rule, ", ".join(f"{name}={value!r}" for name, value in chosen.items()))
-    return found
+    return {
+        rule: ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+        for rule, chosen in arguments.choices.items()
+    }
 
 
 def _class(

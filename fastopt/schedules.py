@@ -54,6 +54,31 @@ class Demon:
         return self.beta * left / ((1.0 - self.beta) + self.beta * left)
 
 
+@dataclass(frozen=True)
+class InverseTime:
+    """Search, then converge (Darken, Chang and Moody 1992): ``start/(1 + (t - 1)/tau)``.
+
+    Parameters
+    ----------
+    start : float
+        The value at the first step.
+    tau : float
+        The number of steps after which it is half of that; from about then on it falls as 1/t.
+
+    Examples
+    --------
+    >>> InverseTime(0.1, tau=10)(11)
+    0.05
+    """
+
+    start: float
+    tau: float
+
+    def __call__(self, t: float) -> float:
+        """The value at the 1-based step `t`."""
+        return self.start / (1 + (t - 1) / self.tau)
+
+
 class Unpickled:
     """What stands in a state dict for a schedule that pickle cannot hold: callable as it, until it is pickled."""
 

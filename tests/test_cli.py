@@ -1,8 +1,11 @@
 """The command line, as a user calls it."""
 
+import contextlib
 import fcntl
+import importlib
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -257,3 +260,53 @@ def test_wrong_words_are_a_line(words, said, capsys):
     assert ended.value.code == 2
     assert said in found
     assert found.count("\n") == 1
+
+
+# ---- show ----
+
+
+def test_show_prints_a_table_and_saves_a_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    path = tmp_path / "x.svg"
+    assert cli.main(["show", "ravine", "--rules", "sgd,adam", "--steps", "20", "--save", str(path)]) == 0
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| sgd", "| adam"]
+    assert path.read_text().startswith("<svg")
+
+
+def test_show_without_a_display_says_what_to_do():
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    hidden = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY"), "")
+    done = run("show", "nag", MPLBACKEND="agg", **hidden)
+    assert "--save picture.gif" in refusal(done, 1) and "| nesterov |" in done.stdout
+
+
+@pytest.mark.parametrize("save", [(), ("--save", "x.png")])
+def test_show_without_matplotlib_prints_its_table_and_what_to_install(save):
+    done = run("show", "nag", *save, code=without("matplotlib"))
+    line = refusal(done, 1)
+    assert "no matplotlib here; install it: " in line and "[show]" in line and "| nesterov |" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("show", "beal"), "found 'beal', expected one of beale, saddle, .*; did you mean 'beale'"),
+        (("show", "nag", "--rules", "adam"), "rules: found 'adam', expected some of momentum, nesterov"),
+        (("show", "beale", "--rules", "adm"), "found 'adm', expected some of .*did you mean 'adam'"),
+        (("show", "beale", "--steps", "0"), "found '0', expected a whole number >= 1"),
+        (("show", "beale", "--save", "x.jpg"), r"found 'x.jpg', expected a name ending in \.gif, .* or \.svg"),
+        (("show", "beale", "--save", "nowhere/x.png"), "in a folder there is"),
+        (("show", "claims", "--steps", "3"), "found --steps with claims, expected none"),
+        (("show", "beale", "--speed", "3"), "found '--speed', expected some of --help, --rules, --steps, --save"),
+    ],
+)
+def test_show_refuses_by_name(arguments, expected, capsys):
+    with contextlib.suppress(SystemExit):
+        assert cli.main(list(arguments)) == 2
+    assert re.search(expected, capsys.readouterr().err)
+
+
+def test_the_command_line_knows_the_scenes():
+    trajectories = importlib.import_module("fastopt.trajectories")
+    assert (*trajectories.SCENES, "claims") == cli._SCENES
+    assert trajectories.FORMATS == cli._PICTURES

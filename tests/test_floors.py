@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastopt"
 FLOORS = [
-    ["_version", "errors", "checks", "settings"],
+    ["_version", "errors", "checks", "settings", "palette"],
     ["rules", "arrays"],
     ["jobs"],
     ["backends"],

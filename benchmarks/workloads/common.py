@@ -16,7 +16,6 @@ from statistics import median
 from typing import Any, NoReturn
 
 _PACKAGES = {"sklearn": "scikit-learn"}  # what pip calls those that are imported under another name
-_COLOURS = ("#2a85d8", "#e0731d", "#2fa054", "#b45fc4", "#b8860b", "#1ba3a8", "#d9475c")  # of middling lightness
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))  # curves that coincide are all seen
 
 WORKERS = (1, 2, 4)
@@ -35,10 +34,10 @@ try:
     from rich.console import Console
     from rich.table import Table
 
-    from fastopt.bench.pictures import STYLE
     from fastopt.cli import picture
     from fastopt.hogwild import Run
     from fastopt.info import configuration
+    from fastopt.palette import COLOURS, STYLE
 except ModuleNotFoundError as missing:
     explain(missing)
 
@@ -238,7 +237,7 @@ def draw(path: Path, title: str, *panels: Panel) -> None:
         for k, panel in enumerate(panels, 1):
             axes = figure.add_subplot(1, len(panels), k, xlabel=panel.xlabel, ylabel=panel.ylabel, yscale=panel.yscale)
             axes.yaxis.set_major_formatter("{x:g}")
-            for (label, (x, y)), colour, style in zip(panel.curves.items(), _COLOURS, _STYLES, strict=False):
+            for (label, (x, y)), colour, style in zip(panel.curves.items(), COLOURS, _STYLES, strict=False):
                 axes.plot(x, y, color=colour, linestyle=style, linewidth=2, label=label)
             axes.grid(alpha=0.25)
             if k == 1 or panel.curves.keys() != panels[0].curves.keys():

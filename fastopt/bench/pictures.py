@@ -9,40 +9,17 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from ..palette import GREY, STYLE, Look, look, looks
 from . import machine
 from .section import Row
 
-# Grey and colours of middling lightness, on nothing.
-GREY = "#7d858f"
-COLOURS = {
-    "native": "#2a85d8",
-    "numba": "#e0731d",
-    "numpy": "#8f8f3c",
-    "numba-loop": "#2fa054",
-    "torch-fused": "#d9475c",
-    "torch-foreach": "#b45fc4",
-    "torch-loop": "#8a6bd1",
-    "torch-compile": "#c25b9a",
-    "deepspeed": "#1ba3a8",
-    "optax": "#b8860b",
-    "thinc": "#a0674b",
-    "step": "#e0731d",
-    "functional": "#2fa054",
-    "fastopt.torch": "#1ba3a8",
-    "ceiling": GREY,
-}
+_LOOKS = looks(
+    (
+        *("native", "numba", "torch-fused", "torch-foreach", "optax", "numpy", "deepspeed", "thinc"),
+        *("step", "functional", "fastopt.torch", "torch-loop", "numba-loop", "torch-compile"),
+    )
+) | {"ceiling": Look(GREY, "--", "", "")}
 _LABELS = {"native": "fastopt", "numba": "fastopt, Numba"}
-_MARKERS = "os^vDPX*<>ph"
-_TINTED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
-STYLE: Any = dict.fromkeys(_TINTED, GREY) | {
-    "font.size": 10,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fastopt",
-    "savefig.transparent": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 class Picture:
@@ -94,13 +71,15 @@ def _axes(figure: Any, title: str, xlabel: str, ylabel: str, **scales: str) -> A
 
 
 def curve(
-    axes: Any, k: int, who: str, x: Sequence[float], spreads: Sequence[Sequence[float]], label: str | None = None
+    axes: Any, who: str, x: Sequence[float], spreads: Sequence[Sequence[float]], label: str | None = None
 ) -> None:
     """Someone's line through medians, with the spread as a band; the ceiling's is broad and grey."""
     lows, mids, highs = zip(*spreads, strict=True)
-    ceiling = {"linestyle": "--", "linewidth": 3} if who == "ceiling" else {"marker": _MARKERS[k % len(_MARKERS)]}
-    colour = COLOURS.get(who, GREY)
-    axes.plot(x, mids, color=colour, label=label or _LABELS.get(who, who), markersize=5, **ceiling)
+    colour, dashes, marker, _ = _LOOKS[who]
+    axes.plot(
+        x, mids, color=colour, linestyle=dashes, marker=marker, linewidth=3 if who == "ceiling" else 1.5,
+        label=label or _LABELS.get(who, who), markersize=5,
+    )  # fmt: skip
     axes.fill_between(x, lows, highs, color=colour, alpha=0.2, linewidth=0)
 
 
@@ -112,9 +91,9 @@ def _rates(row: Row, who: str) -> list[float]:
 def roofline(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str]) -> None:
     """Speed against size, with the ceiling and the caches."""
     axes = _axes(figure, title, "elements of an array", "GB/s read and written", xscale="log", yscale="log")
-    for k, who in enumerate(whom):
+    for who in whom:
         mine = [row for row in rows if who in row["times"]]
-        curve(axes, k, who, [row["elements"] for row in mine], [_rates(row, who) for row in mine])
+        curve(axes, who, [row["elements"] for row in mine], [_rates(row, who) for row in mine])
     axes.yaxis.set_major_formatter("{x:g}")
     touched = _touched(rows[0])
     for level, size in machine.caches().items():
@@ -142,7 +121,10 @@ def bars(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str]) -> N
         mine = [(i, row) for i, row in enumerate(rows) if who in row["times"]]
         places = [i + (k - (len(whom) - 1) / 2) * height for i, _ in mine]
         rates = [_rates(row, who)[1] for _, row in mine]
-        axes.barh(places, rates, height, color=COLOURS.get(who, GREY), label=_LABELS.get(who, who))
+        colour, _, _, hatch = _LOOKS[who]
+        axes.barh(
+            places, rates, height, color=colour, hatch=hatch, edgecolor=GREY, linewidth=0, label=_LABELS.get(who, who)
+        )
     tops = {i: _rates(row, "ceiling")[1] for i, row in enumerate(rows) if "ceiling" in row["times"]}
     ends = [i - 0.45 for i in tops], [i + 0.45 for i in tops]
     axes.vlines(list(tops.values()), *ends, color=GREY, linewidth=2, label="ceiling")
@@ -155,9 +137,9 @@ def bars(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str]) -> N
 def scaling(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str]) -> None:
     """Speed against threads."""
     axes = _axes(figure, title, "threads", "GB/s read and written")
-    for k, who in enumerate(whom):
+    for who in whom:
         mine = [row for row in rows if who in row["times"]]
-        curve(axes, k, who, [int(row["name"]) for row in mine], [_rates(row, who) for row in mine])
+        curve(axes, who, [int(row["name"]) for row in mine], [_rates(row, who) for row in mine])
     axes.set_xticks([int(row["name"]) for row in rows])
     axes.set_ylim(bottom=0)
     axes.legend(ncols=2, fontsize=9)
@@ -166,9 +148,9 @@ def scaling(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str]) -
 def overhead(figure: Any, title: str, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
     """Time against the number of tensors."""
     axes = _axes(figure, title, "tensors of 10 elements", "µs a step", xscale="log", yscale="log")
-    for k, who in enumerate(who for who in labels if any(who in row["times"] for row in rows)):
+    for who in (who for who in labels if any(who in row["times"] for row in rows)):
         spreads = [[1e6 * seconds for seconds in row["times"][who]] for row in rows]
-        curve(axes, k, who, [row["tensors"] for row in rows], spreads, labels[who])
+        curve(axes, who, [row["tensors"] for row in rows], spreads, labels[who])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=9)
@@ -180,11 +162,10 @@ def precision(figure: Any, title: str, rows: Sequence[Row]) -> None:
     top = max(row["ceiling_gbs"] for row in rows)
     widths = [0.25 * k for k in range(4 * 8, 4 * 32)]
     axes.plot(widths, [top / width for width in widths], "--", color=GREY, linewidth=3, label="ceiling, by bytes alone")
-    colours = list(COLOURS.values())
     for k, row in enumerate(rows):
         low, mid, high = (row["elements"] / seconds / 1e9 for seconds in reversed(row["times"][row["who"]]))
         axes.errorbar(
-            row["each"], mid, [[mid - low], [high - mid]], color=colours[k], fmt=_MARKERS[k], label=row["name"]
+            row["each"], mid, [[mid - low], [high - mid]], color=look(k).colour, fmt=look(k).marker, label=row["name"]
         )
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=9, title="parameter, gradient: states")

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import chain
+from itertools import chain, combinations
 from types import MappingProxyType
 from typing import Any
 
@@ -148,6 +148,21 @@ class Arguments:
             return value.item() if hasattr(value, "item") else value
 
         return {key: number(group[key]) for key in self.defaults}
+
+    @cached_property
+    def choices(self) -> dict[str, dict[str, Any]]:
+        """The switches that choose each rule, the default first: none, or as ``{"momentum": 0.9}``."""
+        values = {name: True if hyper.flag else 0.9 for name, hyper in self.switches.items()}
+        found: dict[str, dict[str, Any]] = {}
+        for count in range(len(values) + 1):
+            for names in combinations(values, count):
+                chosen = {name: values[name] for name in names}
+                try:
+                    rule = self.choose({**self.defaults, **chosen})
+                except ValueError:  # values that do not go together
+                    continue
+                found.setdefault(rule, chosen)
+        return found
 
     def check_key(self, key: Any, where: str) -> None:
         """Whether a group may have an entry of that name: an argument of the class, or a name of the user's own.
