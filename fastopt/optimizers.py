@@ -516,8 +516,7 @@ class Optimizer:
             views.append(array)
             arrays.append((None if isinstance(grad, np.ndarray) else grad, names[-1][1]))
         jobs = make_jobs(self._sets, tensors, names)
-        labels = [n[1] for n in names]
-        return Binding(self._backend(), jobs, members, list(zip(views, labels, strict=True)), arrays)
+        return Binding(self._backend(), jobs, members, [labels[1] for labels in names], views, arrays)
 
     def _tensor(self, i: int, grad: Any) -> Tensor:
         """A parameter with its gradient and states, once it was looked at."""

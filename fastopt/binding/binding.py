@@ -78,10 +78,14 @@ class Binding:
         All tensors.
     members : sequence of int
         The parameters that have a dense gradient.
-    grads : sequence of (Array, str)
-        These gradients, and what they are called.
+    names : sequence of str
+        What these gradients are called.
+    grads : sequence of Array
+        Their views, as long as they are kept: see `let_go`.
     arrays : sequence of (array, str)
         Whatever others can change, for a `Watch`.
+    prepare : callable, optional
+        Makes jobs ready; by default the backend's.
     """
 
     def __init__(
@@ -89,17 +93,22 @@ class Binding:
         backend: Backend,
         jobs: Sequence[Job],
         members: Sequence[int],
-        grads: Sequence[tuple[Array, str]],
-        arrays: Sequence[tuple[Any, str]],
+        names: Sequence[str],
+        grads: Sequence[Array] = (),
+        arrays: Sequence[tuple[Any, str]] = (),
+        prepare: Callable[[Sequence[Job]], Runner] | None = None,
     ) -> None:
         self.backend = backend
         self.jobs = jobs
         self.members = members
         self.arrays = arrays
-        self.runner: Runner = backend.prepare(jobs)
+        self._prepare = prepare or backend.prepare
+        self.runner: Runner = self._prepare(jobs)
+        self._names = names
         self._grads = grads
         self._rows: list[tuple[int, RowSparse, str]] = []
         self._zeroing: Runner | None = None
+        self._distinct = False  # gradients, where they are: each of their elements can be zeroed once
         self._base: Binding | None = None  # which has the tables of the dense gradients
         self._tables: list[Gradients] | None = None
         self._columns: Columns | None = None  # where gradients can be others than they were
@@ -109,7 +118,8 @@ class Binding:
     ) -> Binding:
         """The same with gradients of rows of other parameters."""
         members = [*self.members, *(i for i, _, _ in rows)]
-        made = Binding(self.backend, [*self.jobs, *jobs], members, self._grads, [*self.arrays, *arrays])
+        arrays = [*self.arrays, *arrays]
+        made = Binding(self.backend, [*self.jobs, *jobs], members, self._names, self._grads, arrays, self._prepare)
         made._rows, made._base = list(rows), self
         return made
 
@@ -121,28 +131,37 @@ class Binding:
     @property
     def grads(self) -> Sequence[tuple[Array, str]]:
         """The views of the dense gradients, with what they are called, as long as they are kept."""
-        return self._grads
+        return list(zip(self._grads, self._names, strict=True)) if self._grads else []
 
-    def zeroing_runner(self) -> Runner:
-        """The step that zeroes gradients too, made when it is first asked for."""
-        grads = [*self._grads, *((grad.values, name) for _, grad, name in self._rows)]
-        if self._zeroing is None:
-            check_distinct([grad for grad, _ in grads], [name for _, name in grads], "set to zero")
-            jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self.jobs]
-            self._zeroing = self.backend.prepare(jobs)
-        for grad, name in grads:
+    def zeroing_runner(self, grads: Sequence[Any] = ()) -> Runner:
+        """The step that zeroes gradients too, made when it is first asked for; `grads` as in `tables`."""
+        rows = [(grad.values, name) for _, grad, name in self._rows]
+        if not self._distinct:
+            found = [*(self._base or self)._views(grads), *rows]
+            check_distinct([grad for grad, _ in found], [name for _, name in found], "set to zero")
+            self._distinct = True
+        for grad, name in (*self.grads, *rows):
             if isinstance(grad.owner, np.ndarray) and not grad.owner.flags.writeable:
                 raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is set to zero")
+        if self._zeroing is None:
+            jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self.jobs]
+            self._zeroing = self._prepare(jobs)
         return self._zeroing
 
+    def _views(self, grads: Sequence[Any]) -> Sequence[tuple[Array, str]]:
+        """The views of the dense gradients, with what they are called; of these `grads`, where none are kept."""
+        if self._grads:
+            return self.grads
+        return [(view(grads[i], name), name) for i, name in zip(self.members, self._names, strict=True)]
+
     def tables(self, grads: Sequence[Any]) -> list[Gradients | RowSparse]:
-        """All gradients as norms read them; `grads` are the dense ones of this step, where they are not kept."""
+        """All gradients as norms read them; `grads` are those of all parameters in this step, if none are kept."""
         return [*(self._base or self)._dense_tables(grads), *self.rows]
 
     def _dense_tables(self, grads: Sequence[Any]) -> list[Gradients]:
         """Made when they are first asked for."""
         if self._tables is None:
-            found = self._grads or [(view(grads[i], "grads"), "grads") for i in self.members]
+            found = self._views(grads)
             self._tables = make_gradients([array for array, _ in found], [name for _, name in found])
             if self._columns is not None:
                 for table in self._tables:
@@ -164,7 +183,7 @@ class Binding:
     def move(self, at: np.ndarray) -> None:
         """Takes over gradients that are laid out as those before, where they are."""
         assert self._columns is not None  # it was told that they may
-        self._at = at
+        self._at, self._distinct = at, False
         self._columns.put(at)
 
 
