@@ -1,4 +1,4 @@
-/* The calls of fastopt.h that update, and those that tell of the library. */
+/* The calls of fastopt.h that update, and those that describe the library. */
 #include "library.h"
 
 #include <stdlib.h>
@@ -14,9 +14,11 @@ const char *fastopt_message(int code)
         [FASTOPT_BAD_ISA] = "unknown instruction set, or one that this processor lacks",
         [FASTOPT_BAD_COPIES] = "a number of copies that the rule does not have",
         [FASTOPT_BAD_HYPER] = "a hyper-parameter that the rule does not have",
-        [FASTOPT_BAD_VALUE] = "a hyper-parameter, grad_scale or option outside its domain, or one that must be set and was not",
+        [FASTOPT_BAD_VALUE] =
+            "a hyper-parameter, grad_scale or option outside its domain, or one that must be set and was not",
         [FASTOPT_BAD_STEP] = "a step below 1, for steps are counted from 1, or one beyond 2^63 - 1",
-        [FASTOPT_BAD_SIZE] = "a size, stride or number that is negative or larger than any memory, or a stride at which rows overlap",
+        [FASTOPT_BAD_SIZE] =
+            "a size, stride or number that is negative or larger than any memory, or a stride at which rows overlap",
         [FASTOPT_BAD_THREADS] = "a number of threads below 1 or above FASTOPT_MAX_THREADS",
         [FASTOPT_NULL_POINTER] = "a null pointer where there must be an array",
         [FASTOPT_NO_MEMORY] = "out of memory",
@@ -38,10 +40,10 @@ const char *fastopt_compiler(void)
 #endif
 }
 
-/* Offsets of tensors whose arrays are all there. */
+/* Fills offsets[tensors + 1]; checks sizes and that no array is missing. */
 static int find_offsets(int64_t tensors, const int64_t *sizes, void *const *arrays, int width, int64_t *offsets)
 {
-    const int64_t most = MEMORY / (int64_t)sizeof(double);
+    const int64_t most = MAX_BYTES / (int64_t)sizeof(double);
     for (int64_t i = 0; i < tensors; i++) {
         if (sizes[i] < 0 || sizes[i] > most - offsets[i])
             return FASTOPT_BAD_SIZE;

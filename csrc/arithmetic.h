@@ -1,14 +1,14 @@
-/* IEEE 754's arithmetic, whatever mode the calling thread is in: rounding to nearest, subnormal numbers as they are, no
- * traps. Others change it for a whole thread (torch.set_flush_denormal, libraries built with -ffast-math), and threads
- * that it starts inherit it. */
+/* IEEE 754 arithmetic in any thread: round to nearest, keep subnormal numbers, raise no traps. Other libraries
+ * change the mode of a whole thread (torch.set_flush_denormal, code built with -ffast-math), and threads that it
+ * starts inherit it. */
 #ifndef FASTOPT_ARITHMETIC_H
 #define FASTOPT_ARITHMETIC_H
 
 #include <stdint.h>
 
-/* The thread's mode; memory is read and written after `set_mode`, not before. */
+/* The thread's mode. The clobbers keep reads and writes of memory after `set_mode`. */
 #if defined(__x86_64__) || defined(__SSE__)
-enum { IEEE_MODE = 0x1f80, FLAGS = 0x3f }; /* of MXCSR, in which operations leave flags */
+enum { IEEE_MODE = 0x1f80, FLAGS = 0x3f }; /* of MXCSR; operations set the flags */
 static inline uint64_t get_mode(void)
 {
     uint32_t mode;
@@ -35,7 +35,7 @@ static inline uint64_t get_mode(void) { return IEEE_MODE; }
 static inline void set_mode(uint64_t mode) { (void)mode; }
 #endif
 
-/* Changes the thread's mode; returns what it was. */
+/* Sets the thread's mode to IEEE 754's and returns the mode before. */
 static inline uint64_t enter_ieee(void)
 {
     const uint64_t before = get_mode();
@@ -50,7 +50,7 @@ static inline void leave_ieee(uint64_t before)
         set_mode(before);
 }
 
-/* From here to the end of the block. */
+/* IEEE 754 arithmetic from here to the end of the block. */
 static inline void leave_block(const uint64_t *before) { leave_ieee(*before); }
 #define IN_IEEE_ARITHMETIC __attribute__((cleanup(leave_block), unused)) const uint64_t mode_before = enter_ieee()
 

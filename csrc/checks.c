@@ -1,4 +1,4 @@
-/* What calls are refused for, before anything is written. */
+/* Checks of the arguments of calls, done before anything is written. */
 #include "library.h"
 
 #include <float.h>
@@ -23,10 +23,11 @@ int check_kind(int32_t rule, int32_t dtype, int32_t copies, int32_t threads)
 int check_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows, const int64_t *strides,
                const fastopt_storage *storage)
 {
-    const int arrays = all_arrays_of(rule, copies, storage), states = rules[rule].rule.by_row ? rules[rule].rule.states : 0;
+    const int arrays = all_arrays_of(rule, copies, storage);
+    const int states = rules[rule].rule.by_row ? rules[rule].rule.states : 0;
     if (rows->rows < 0 || rows->width < 0 || rows->count < 0 || rows->rows > UINT32_MAX || rows->count > UINT32_MAX
-        || (rows->index_size != 4 && rows->index_size != 8) || rows->width > MEMORY
-        || beyond_memory(rows->rows, rows->width * 8) || beyond_memory(rows->count, rows->width * 8))
+        || (rows->index_size != 4 && rows->index_size != 8) || rows->width > MAX_BYTES
+        || exceeds_memory(rows->rows, rows->width * 8) || exceeds_memory(rows->count, rows->width * 8))
         return FASTOPT_BAD_SIZE;
     if (rows->duplicates < FASTOPT_SUM || rows->duplicates > FASTOPT_HOGWILD)
         return FASTOPT_BAD_VALUE;
@@ -35,7 +36,7 @@ int check_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *
     for (int j = 0; j < arrays; j++) {
         const int64_t width = j >= 2 && j < 2 + states ? 1 : rows->width;
         const int64_t bytes = width * size_of(storage ? storage->dtypes[j] : dtype);
-        if (beyond_memory(j == 1 ? rows->count : rows->rows, strides[j])
+        if (exceeds_memory(j == 1 ? rows->count : rows->rows, strides[j])
             || (j != 1 && rows->rows > 1 && strides[j] < bytes && strides[j] > -bytes))
             return FASTOPT_BAD_SIZE;
     }
@@ -76,7 +77,7 @@ int check_job(const fastopt_job *job, int threads)
     if (error)
         return error;
     if (job->runs < 0 || job->tensors < 0 || (job->runs && !job->tensors) || job->tensors > INT32_MAX
-        || job->runs > MEMORY / (int64_t)sizeof(void *))
+        || job->runs > MAX_BYTES / (int64_t)sizeof(void *))
         return FASTOPT_BAD_SIZE;
     if (!job->offsets || (job->runs && (!job->addresses || !job->tensor_of)))
         return FASTOPT_NULL_POINTER;

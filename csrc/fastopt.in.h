@@ -1,8 +1,8 @@
-/* fastopt: fused optimizer updates, in plain C types. C99 or C++11; nothing of Python is needed.
+/* fastopt: fused optimizer updates, in plain C types. It needs C99 or C++11, and no Python.
  *
  *     gcc train.c $(fastopt info --cflags --libs)
  *
- * One call of fastopt_update does one step of one rule on any number of tensors, in place. A complete program:
+ * A call of fastopt_update does one step of one rule on any number of tensors, in place. A complete program:
  *
  *     #include <fastopt.h>
  *     #include <stdio.h>
@@ -28,23 +28,28 @@
  *         return error;
  *     }
  *
- * Errors. Calls that return int return FASTOPT_OK, which is 0, or an error code; fastopt_message tells it in words.
- * Nothing is written unless all arguments passed the call's checks.
+ * Errors. Calls that return int return FASTOPT_OK, which is 0, or an error code; fastopt_message describes it. A call
+ * writes nothing before it has checked all arguments.
  *
- * Bits. An update gives the same bits on every instruction set and with any number of threads, and those of the Python
- * package, whose library this is. Where others have set a thread to round elsewhere than to nearest, or to flush
- * subnormal numbers to zero, calls do without, and leave the setting as it was.
+ * Bits. An update gives the same bits on every instruction set, with any number of threads, and in Python. Calls use
+ * IEEE 754 arithmetic, even in a thread that is set to another rounding mode or flushes subnormal numbers to zero, and
+ * leave that setting as it was.
  *
- * Threads. Calls from several threads at once are safe as long as no array that one writes is used by another;
- * fastopt_set_isa alone is to be called while no update runs. The library's own threads are OpenMP's. A forked child
- * works with one thread where its parent had started them.
+ * Threads. Calls from several threads at once are safe if no array that one writes is used by another. Call
+ * fastopt_set_isa only while no update runs. The library's own threads are OpenMP's: where fewer can be started than a
+ * call asks for, it uses fewer. A forked child whose parent had started threads works with one.
  *
- * Strings and tables that are returned are the library's, and last as long as it is loaded.
+ * Returned strings and tables belong to the library and last as long as it is loaded.
  *
- * The rules of this version, with the update of an element p by its gradient g at step t, and the order in which
- * states and hyper-parameters are laid out. Before each: g = grad_scale*g, its sign flipped by maximize;
- * g += weight_decay*p; p *= 1 - lr*decoupled_weight_decay. Where a rule's formula begins with a decay, as adamw's, its
- * weight_decay is that one, and there is no other. NaN stands for what has no default.
+ * The rules of this version follow. The formula is the update of an element p by its gradient g at step t. States
+ * and hyper-parameters are laid out in the order given here; the values are the defaults, NaN if there is none.
+ * Before each update come
+ *
+ *     g = grad_scale*g, its sign flipped by maximize
+ *     g += weight_decay*p
+ *     p *= 1 - lr*decoupled_weight_decay
+ *
+ * A formula that begins with a decay, like adamw's, uses weight_decay for it; such a rule has no other decay.
  *
  * <rules>
  */
@@ -63,11 +68,11 @@ extern "C" {
 #define FASTOPT_API
 #endif
 
-/* Of this header: FASTOPT_VERSION, a string; FASTOPT_VERSION_MAJOR and FASTOPT_VERSION_MINOR. Numbers of rules may
- * differ from one minor version to the next; names stay. */
+/* The version of this header: FASTOPT_VERSION, a string; FASTOPT_VERSION_MAJOR and FASTOPT_VERSION_MINOR. Rules
+ * keep their names; their numbers may change with a minor version. */
 /* <version> */
 
-/* Of the library: FASTOPT_VERSION of its header. */
+/* The version of the library: FASTOPT_VERSION of its header. */
 FASTOPT_API const char *fastopt_version(void);
 
 enum {
@@ -94,14 +99,14 @@ enum {
     FASTOPT_FLOAT64 = 1,
     FASTOPT_BFLOAT16 = 2,
     FASTOPT_FLOAT16 = 3,
-    FASTOPT_BLOCKS_SIGNED = 4,  /* 8-bit floats in blocks: of states that may be negative, */
-    FASTOPT_BLOCKS_POSITIVE = 5 /* of states that never are */
+    FASTOPT_BLOCKS_SIGNED = 4,  /* 8-bit floats in blocks, for states that may be negative */
+    FASTOPT_BLOCKS_POSITIVE = 5 /* the same for states that are never negative */
 };
-/* n elements in blocks take (n + FASTOPT_BLOCK - 1) / FASTOPT_BLOCK blocks: a float32 scale, then FASTOPT_BLOCK codes; of
- * the last, those behind the end mean nothing. Blocks of zero bytes hold zeros. */
+/* An array of n elements takes (n + FASTOPT_BLOCK - 1) / FASTOPT_BLOCK blocks, each a float32 scale and FASTOPT_BLOCK
+ * codes. Codes after the array's end mean nothing. Blocks of zero bytes hold zeros. */
 enum { FASTOPT_BLOCK = 256, FASTOPT_BLOCK_BYTES = FASTOPT_BLOCK + 4 };
 
-/* Lengths that suffice for any rule of any minor version, and the most threads. */
+/* Lengths that are enough for any rule of any minor version, and the most threads. */
 enum {
     FASTOPT_MAX_HYPER = 24,
     FASTOPT_MAX_COEFFICIENTS = 24,
@@ -114,10 +119,10 @@ enum {
 
 typedef struct {
     const char *name;
-    double value;     /* by default; NaN where there is none */
-    double low, high; /* the values allowed: low <= value <= high, */
+    double value;     /* the default; NaN if there is none */
+    double low, high; /* the domain: low <= value <= high */
     int32_t whole;    /* 1: whole numbers only; an option is 0 or 1 */
-    int32_t optional; /* 1: NaN too, for "not given" */
+    int32_t optional; /* 1: NaN is in the domain too, for "not given" */
 } fastopt_hyper;
 
 typedef struct {
@@ -125,35 +130,35 @@ typedef struct {
     int32_t states;       /* arrays of state, for each copy */
     int32_t hyper;        /* hyper-parameters: the length of their row */
     int32_t coefficients; /* the length of a row of coefficients */
-    int32_t scalars;      /* numbers kept from step to step beside the arrays: nadam has one, others none */
+    int32_t scalars;      /* numbers kept from step to step beside the arrays: one for nadam, none for others */
     int32_t max_copies;   /* of the states: 1, and FASTOPT_MAX_COPIES for aggmo */
     int32_t by_row;       /* 1: states have one element for each row of the parameter; for fastopt_update_rows only */
     const char *const *state_names;
     const fastopt_hyper *hypers;
 } fastopt_rule;
 
-/* The rule's number, or -1. */
+/* The number of the rule of that name, or -1. */
 FASTOPT_API int32_t fastopt_find_rule(const char *name);
 
-/* What there is to know of a rule. Rules are numbered from 0; NULL where there is none. */
+/* The description of a rule. Rules are numbered from 0; NULL if there is none of that number. */
 FASTOPT_API const fastopt_rule *fastopt_get_rule(int32_t rule);
 
 /* ---- one step ---- */
 
-/* Writes a rule's default hyper-parameters to hyper[rule's hyper], NaN where there is none, and what its scalars are
- * before the first step to scalars[rule's scalars]; `scalars` may be NULL for a rule that has none. */
+/* Writes a rule's default hyper-parameters to hyper[rule's hyper], NaN if there is none, and its scalars before the
+ * first step to scalars[rule's scalars]. `scalars` may be NULL for a rule without them. */
 FASTOPT_API int fastopt_defaults(int32_t rule, double *hyper, double *scalars);
 
-/* Sets one by name, in its domain: FASTOPT_BAD_HYPER where the rule has none of that name, FASTOPT_BAD_VALUE where the
- * value is outside the domain. */
+/* Sets a hyper-parameter by name. Returns FASTOPT_BAD_HYPER if the rule has none of that name, FASTOPT_BAD_VALUE if
+ * the value is outside the domain. */
 FASTOPT_API int fastopt_set_hyper(int32_t rule, double *hyper, const char *name, double value);
 
-/* Folds hyper-parameters into the coefficients of step t (from 1) and advances the scalars: once for each step, then
- * any number of updates. grad_scale multiplies gradients (1/loss scale, clipping). FASTOPT_BAD_VALUE where a
- * hyper-parameter is outside its domain, or has no default and was not set.
+/* Folds hyper-parameters into the coefficients of step t (from 1) and advances the scalars. Call it once for each
+ * step, before any number of updates. grad_scale multiplies gradients (1/loss scale, clipping). Returns
+ * FASTOPT_BAD_VALUE if a hyper-parameter is outside its domain, or has no default and was not set.
  *
- * AggMo has 1 to FASTOPT_MAX_COPIES copies of its state and as many rows of coefficients, folded one by one, each from
- * a row of hyper-parameters with that copy's beta in `betas` and the number of them in `copies`:
+ * AggMo has 1 to FASTOPT_MAX_COPIES copies of its state and as many rows of coefficients. Fold them one by one,
+ * each with that copy's beta in `betas` and the number of betas in `copies`:
  *
  *     fastopt_set_hyper(rule, hyper, "copies", 3);
  *     for (int k = 0; k < 3; k++) {
@@ -165,45 +170,46 @@ FASTOPT_API int fastopt_set_hyper(int32_t rule, double *hyper, const char *name,
 FASTOPT_API int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const double *hyper, double *scalars,
                              double *coefficients);
 
-/* One step of `tensors` tensors, in place. Tensor i has sizes[i] elements and the arrays
- * arrays[i * (2 + copies*states)...]: parameter, gradient, the states of the first copy, of the second, ...; each is
- * contiguous, of any alignment. All but the gradient are written. No array that is written may overlap another.
- * NULL is good for an array without elements, and no tensors at all for a step that does nothing.
+/* Does one step of `tensors` tensors, in place. Tensor i has sizes[i] elements and the arrays arrays[i * (2 +
+ * copies*states)...]: parameter, gradient, the states of the first copy, of the second, ... Each array is
+ * contiguous, of any alignment. All but the gradient are written. No array that is written may overlap another. An
+ * array without elements may be NULL; without tensors nothing is done.
  *
- * dtype        of every array: FASTOPT_FLOAT32 or FASTOPT_FLOAT64 (others: fastopt_update_stored)
+ * dtype        of every array: FASTOPT_FLOAT32 or FASTOPT_FLOAT64; for others see fastopt_update_stored
  * copies       1, or AggMo's number of betas
- * coefficients [copies][rule's coefficients], from fastopt_fold; FASTOPT_BAD_VALUE where the dtype cannot hold them
- * threads      at most so many, from 1 to FASTOPT_MAX_THREADS; small updates use fewer
+ * coefficients [copies][rule's coefficients], from fastopt_fold; FASTOPT_BAD_VALUE if the dtype cannot hold them
+ * threads      the most threads, from 1 to FASTOPT_MAX_THREADS; small updates use fewer
  */
 FASTOPT_API int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
                                void *const *arrays, const double *coefficients, int32_t threads);
 
-/* How arrays are stored, where that is not in the compute type alone: parameter, gradient and each state in float32,
- * bfloat16 or float16, states also in blocks; the update is computed in float32. Computing in float64, all are float64. */
+/* Storage formats. With the dtype FASTOPT_FLOAT32 updates are computed in float32, while the parameter, the
+ * gradient and each state may be stored in float32, bfloat16 or float16, and states also in blocks. With
+ * FASTOPT_FLOAT64 all are float64. Of the first three options at most one is set. */
 enum {
-    FASTOPT_STOCHASTIC = 1,  /* a parameter of 16 bits is rounded up or down at random, in proportion; or */
-    FASTOPT_KAHAN = 2,       /* what rounding took from it is kept in an array of its dtype; or */
-    FASTOPT_MASTER = 4,      /* it is a rounded copy of an array of the compute type, in which it is updated */
+    FASTOPT_STOCHASTIC = 1,  /* a 16-bit parameter is rounded up or down at random, in proportion */
+    FASTOPT_KAHAN = 2,       /* the part of a 16-bit parameter lost to rounding is kept in an array of its dtype */
+    FASTOPT_MASTER = 4,      /* a 16-bit parameter is a rounded copy of an array of the compute type */
     FASTOPT_AVERAGE = 8,     /* an average of the parameter is kept: average = decay*average + (1 - decay)*parameter */
     FASTOPT_ZERO_GRADS = 16, /* gradients are set to zero once read */
-    FASTOPT_DITHER = 32      /* states of 16 bits are rounded up or down in turns, so that slow averages move; states in
-                              * blocks always are */
+    FASTOPT_DITHER = 32      /* 16-bit states are rounded up or down in turns, so that slow averages move;
+                              * states in blocks always are */
 };
 typedef struct {
-    const int32_t *dtypes;   /* of each array; after the states comes that of lost parts or of the master, if there is one,
-                              * then that of the average, if there is one, which are arrays of the tensor too */
+    const int32_t *dtypes;   /* of each array: those of fastopt_update, then the lost part or the master if there is
+                              * one, then the average if there is one; these are arrays of the tensor too */
     int32_t options;         /* a sum of the above */
     double average_decay;
-    uint64_t seed;           /* of stochastic rounding: a number of an element is Philox4x32-10's for seed, step, element */
-    int64_t first_element;   /* the number of the first tensor's first element; the others' follow */
+    uint64_t seed;           /* of stochastic rounding, by Philox4x32-10 of seed, step and element's number */
+    int64_t first_element;   /* the number of the first tensor's first element; the others follow */
 } fastopt_storage;
 
-/* As fastopt_update, at step t (from 1), for arrays that are stored as `storage` says. */
-FASTOPT_API int fastopt_update_stored(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
-                                      void *const *arrays, const double *coefficients, const fastopt_storage *storage,
-                                      int64_t t, int32_t threads);
+/* Does the same as fastopt_update, at step t (from 1), for arrays in the formats that `storage` gives. */
+FASTOPT_API int fastopt_update_stored(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors,
+                                      const int64_t *sizes, void *const *arrays, const double *coefficients,
+                                      const fastopt_storage *storage, int64_t t, int32_t threads);
 
-/* A gradient of some rows of a parameter: lookup i is of the row indices[i]. */
+/* The gradient of some rows of a parameter. Lookup i is of the row indices[i]. */
 enum { FASTOPT_SUM = 0, FASTOPT_SEQUENTIAL = 1, FASTOPT_HOGWILD = 2 };
 typedef struct {
     int64_t rows;               /* of the parameter, below 2^32 */
@@ -211,18 +217,18 @@ typedef struct {
     int64_t count;              /* lookups, below 2^32 */
     const void *indices;        /* [count], in [0, rows) */
     int32_t index_size;         /* 4 or 8 bytes */
-    int32_t duplicates;         /* what a row's several lookups mean: FASTOPT_SUM, their sum; FASTOPT_SEQUENTIAL, one
-                                 * step after the other in order; FASTOPT_HOGWILD, a step each as threads come to them,
-                                 * without locks */
-    const int64_t *source;      /* [count]: the row of the gradient that a lookup has; NULL: the lookup's own */
-    const void *weights;        /* [count], of the dtype: what a lookup's gradient is multiplied by; NULL: 1 */
+    int32_t duplicates;         /* the meaning of several lookups of a row: FASTOPT_SUM, one step of their sum;
+                                 * FASTOPT_SEQUENTIAL, a step each, in order; FASTOPT_HOGWILD, a step each as threads
+                                 * come to them, without locks */
+    const int64_t *source;      /* [count]: the gradient's row for each lookup; NULL: row i for lookup i */
+    const void *weights;        /* [count], of the dtype: factors of the lookups' gradients; NULL: 1 */
 } fastopt_rows;
 
-/* One step of some rows of one parameter, in place; the others are not touched, nor are their states.
+/* Does one step of some rows of one parameter, in place. Other rows and their states are not touched.
  *
- * addresses    [2 + copies*states]: where the arrays' first rows are: parameter, gradient, states
- * strides      [2 + copies*states]: bytes from a row to the next, which overlap in none but the gradient; within a row
- *              elements are contiguous
+ * addresses    [2 + copies*states]: the first rows of parameter, gradient and states
+ * strides      [2 + copies*states]: bytes from a row to the next; each row is contiguous, and rows may overlap in the
+ *              gradient only
  */
 FASTOPT_API int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows,
                                     void *const *addresses, const int64_t *strides, const double *coefficients,
@@ -230,17 +236,17 @@ FASTOPT_API int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies,
 
 /* ---- the machine ---- */
 
-/* A good number of threads: the CPUs that the process may run on, of which OMP_NUM_THREADS may allow fewer. */
+/* A good number of threads: that of the CPUs of the process, or OMP_NUM_THREADS if that is less. */
 FASTOPT_API int32_t fastopt_default_threads(void);
-/* 0 where the library was built without threads: it then takes any number and uses one. */
+/* 0 if the library was built without threads: it then accepts any number and uses one. */
 FASTOPT_API int fastopt_has_openmp(void);
 
-/* The instruction set in use (at first the highest that the processor has), the levels compiled, and those of them
- * that this processor has: names, comma-separated, from the lowest. */
+/* The instruction set in use, by default the highest that the processor has; the levels compiled; and those of them
+ * that this processor has. Lists are comma-separated names, from the lowest. */
 FASTOPT_API const char *fastopt_isa(void);
 FASTOPT_API const char *fastopt_isa_compiled(void);
 FASTOPT_API const char *fastopt_isa_supported(void);
-/* Chooses a level by name; NULL or "" takes the highest that the processor has. */
+/* Sets the level by name; NULL or "" is the highest that the processor has. */
 FASTOPT_API int fastopt_set_isa(const char *name);
 
 /* The compiler that built the library. */

@@ -1,4 +1,4 @@
-/* The norm: sums of squares over blocks, whose order is one for any number of threads. */
+/* Sums of squares, by blocks: the order of additions does not depend on the number of threads. */
 #include "library.h"
 
 typedef struct {
@@ -15,7 +15,7 @@ static void norm_part(void *context, int64_t begin, int64_t end)
     for (int64_t r = find_run(c->blocks, c->runs, begin); begin < end; r++)
         for (; begin < end && begin < c->blocks[r + 1]; begin++) {
             int64_t first = (begin - c->blocks[r]) * FASTOPT_NORM_BLOCK, n = c->offsets[r + 1] - c->offsets[r] - first;
-            c->sums[begin] = chosen->loops[c->dtype == FASTOPT_FLOAT64]->square_sum(
+            c->sums[begin] = active->loops[c->dtype == FASTOPT_FLOAT64]->square_sum(
                 c->dtype, n < FASTOPT_NORM_BLOCK ? n : FASTOPT_NORM_BLOCK,
                 (char *)c->addresses[r] + first * c->strides[r], c->strides[r]);
         }
@@ -26,7 +26,7 @@ int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, con
 {
     if (dtype < FASTOPT_FLOAT32 || dtype > FASTOPT_FLOAT16)
         return FASTOPT_BAD_DTYPE;
-    if (runs < 0 || beyond_memory(runs, sizeof *addresses))
+    if (runs < 0 || exceeds_memory(runs, sizeof *addresses))
         return FASTOPT_BAD_SIZE;
     if (runs && (!addresses || !strides || !offsets || !blocks || !sums))
         return FASTOPT_NULL_POINTER;
@@ -36,6 +36,6 @@ int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *addresses, con
     norm_context context = {dtype, runs, addresses, strides, offsets, blocks, sums};
     IN_IEEE_ARITHMETIC;
     if (runs)
-        parallel(norm_part, &context, blocks[runs], GRAIN / FASTOPT_NORM_BLOCK, SHARE, 1, threads);
+        parallel_for(norm_part, &context, blocks[runs], GRAIN / FASTOPT_NORM_BLOCK, SHARE, 1, threads);
     return FASTOPT_OK;
 }

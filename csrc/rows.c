@@ -1,11 +1,11 @@
-/* Steps of some rows. Lookups are dealt out into buckets, by their rows' highest bits; each bucket is ordered and updated
- * by whichever thread takes it. A row's lookups stay in their order all along. */
+/* Steps of some rows. Lookups are scattered into buckets by the highest bits of their rows. The thread that takes a
+ * bucket sorts it and updates its rows. The sort is stable: a row's lookups stay in their order. */
 #include "library.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUCKET_BITS = 12, DIGIT = 11 }; /* so that counters fit the first-level cache */
+enum { BUCKET_BITS = 12, DIGIT = 11 }; /* counters fit the first-level cache */
 
 static int bits_of(int64_t n)
 {
@@ -15,7 +15,7 @@ static int bits_of(int64_t n)
     return bits;
 }
 
-/* Orders lookups by the lowest bits of their rows. */
+/* Sorts lookups by the lowest bits of their rows: by insertion if there are few, else by radix. */
 static void sort_lookups(fastopt_lookup *lookups, fastopt_lookup *other, int64_t n, int bits)
 {
     if (n <= 32) {
@@ -49,12 +49,12 @@ typedef struct {
     fastopt_kernel kernel;
     fastopt_row_fold fold;
     fastopt_row_runner run;
-    fastopt_segments segments; /* but for those of a part */
+    fastopt_segments segments; /* of the whole step; a part replaces `starts` and `end` */
     fastopt_lookup *lookups, *other;
     int64_t *starts;
-    int shift, slices;         /* bits of a row that are within its bucket; parts that lookups are dealt out in */
-    int64_t *counts;           /* [slices][buckets]: the slice's lookups in the bucket, then where they go */
-    int64_t buckets[(1 << BUCKET_BITS) + 1]; /* where each begins among the lookups */
+    int shift, slices;         /* bits of a row below its bucket's; parts in which lookups are scattered */
+    int64_t *counts;           /* [slices][buckets]: the slice's lookups in the bucket, then the place of the next */
+    int64_t buckets[(1 << BUCKET_BITS) + 1]; /* the first lookup of each */
 } row_context;
 
 static int64_t slice_at(const row_context *c, int64_t slice) { return c->segments.rows->count * slice / c->slices; }
@@ -70,7 +70,7 @@ static void count_slices(void *context, int64_t begin, int64_t end)
     }
 }
 
-static void deal_slices(void *context, int64_t begin, int64_t end)
+static void scatter_slices(void *context, int64_t begin, int64_t end)
 {
     const row_context *c = context;
     for (int64_t slice = begin; slice < end; slice++)
@@ -85,7 +85,7 @@ static void bucket_part(void *context, int64_t begin, int64_t end)
 {
     const row_context *c = context;
     const int64_t first = c->buckets[begin], last = c->buckets[end];
-    /* Of their own, for the parts before have at most as many segments as lookups, and one entry more each. */
+    /* Disjoint from other parts': a bucket has at most as many segments as lookups, and one entry more. */
     int64_t *starts = c->starts + first + begin, segments = 0;
     for (int64_t b = begin; b < end; b++)
         sort_lookups(c->lookups + c->buckets[b], c->other + c->buckets[b], c->buckets[b + 1] - c->buckets[b], c->shift);
@@ -99,13 +99,13 @@ static void bucket_part(void *context, int64_t begin, int64_t end)
     c->run(c->kernel, c->fold, &own, 0, segments);
 }
 
-static void racing_part(void *context, int64_t begin, int64_t end)
+static void hogwild_part(void *context, int64_t begin, int64_t end)
 {
     const row_context *c = context;
     c->run(c->kernel, c->fold, &c->segments, begin, end);
 }
 
-/* Work space for n lookups: the lookups twice, where segments start, and what slices count. */
+/* Allocates work space for n lookups: the lookups twice, the starts of segments, the counts of slices. */
 enum { MAX_SLICES = 16 };
 fastopt_lookup *lookup_space(int64_t n)
 {
@@ -117,7 +117,7 @@ void update_rows(const fastopt_job *job, fastopt_lookup *space, int threads)
 {
     const fastopt_rows *rows = job->rows;
     const fastopt_rule *rule = &rules[job->rule].rule;
-    const fastopt_loops *loops = chosen->loops[job->dtype];
+    const fastopt_loops *loops = active->loops[job->dtype];
     const int kernel = rules[job->rule].kernel;
     const int64_t n = rows->count, width = rows->width;
     const fastopt_pass pass = {.storage = job->storage,
@@ -140,7 +140,7 @@ void update_rows(const fastopt_job *job, fastopt_lookup *space, int threads)
         }
         c.starts[n] = n;
         c.segments.starts = c.starts;
-        parallel(racing_part, &c, n, GRAIN / width + 1, ROW_SHARE / width + 1, 1, threads);
+        parallel_for(hogwild_part, &c, n, GRAIN / width + 1, ROW_SHARE / width + 1, 1, threads);
         return;
     }
     const int bits = bits_of(rows->rows - 1), most = bits_of(n / 16) < BUCKET_BITS ? bits_of(n / 16) : BUCKET_BITS;
@@ -149,7 +149,7 @@ void update_rows(const fastopt_job *job, fastopt_lookup *space, int threads)
     c.shift = bits - bucket_bits;
     c.slices = n < GRAIN || threads < 2 ? 1 : threads < MAX_SLICES ? threads : MAX_SLICES;
     c.counts = c.starts + n + (1 << BUCKET_BITS) + 1;
-    parallel(count_slices, &c, c.slices, 1, 1, 1, threads);
+    parallel_for(count_slices, &c, c.slices, 1, 1, 1, threads);
     int64_t at = 0;
     for (int64_t b = 0; b < buckets; b++) {
         c.buckets[b] = at;
@@ -161,6 +161,6 @@ void update_rows(const fastopt_job *job, fastopt_lookup *space, int threads)
         }
     }
     c.buckets[buckets] = n;
-    parallel(deal_slices, &c, c.slices, 1, 1, 1, threads);
-    parallel(bucket_part, &c, buckets, GRAIN / each + 1, ROW_SHARE / each + 1, 1, threads);
+    parallel_for(scatter_slices, &c, c.slices, 1, 1, 1, threads);
+    parallel_for(bucket_part, &c, buckets, GRAIN / each + 1, ROW_SHARE / each + 1, 1, threads);
 }

@@ -1,4 +1,4 @@
-/* The table of rules: their names, hyper-parameters with defaults and domains, and the folds. */
+/* The table of rules: names, hyper-parameters with defaults and domains, folds. */
 #include "library.h"
 
 #include <math.h>
@@ -69,7 +69,7 @@ int fastopt_set_hyper(int32_t rule, double *hyper, const char *name, double valu
     return FASTOPT_BAD_HYPER;
 }
 
-/* Apart from its callers, so that no operation of its is moved out of their arithmetic. */
+/* Not inlined: the compiler may not move its operations out of the caller's IEEE arithmetic. */
 __attribute__((noinline)) void fold_into(int rule, double t, double grad_scale, const double *hyper, double *scalars,
                                           double *c)
 {

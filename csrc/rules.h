@@ -1,20 +1,22 @@
-/* Every rule, once: how its hyper-parameters fold into coefficients, and the update of one element.
+/* The rules: the fold of each, from hyper-parameters to coefficients, and its update of one element.
  *
- * Included once for each compute type, with `real` defined; the folds are in float64 and defined where FASTOPT_FOLDS
- * is. The structures come from the rule table in Python (rule_table.h, written by the build): s-> has the states,
- * h-> the hyper-parameters, c-> the coefficients, under the same names. g has been through the prologue. A rule whose
- * states are of rows has, in place of an update, what a row's mean square makes of them: the coefficients of another
- * rule's update, which the row's elements are then given. Choices are written as c ? a : b on values already computed, so
- * that compilers vectorise them.
+ * This file is included once for each compute type, with `real` defined. The folds are in float64; FASTOPT_FOLDS asks
+ * for them. The structures come from the rule table in Python (rule_table.h, written by the build): s-> has the
+ * states, h-> the hyper-parameters, c-> the coefficients, under the same names. g has been through the prologue.
+ *
+ * A rule with states by row has a ROW in place of an update: it takes the mean square of the row's gradient, updates
+ * the row's states and returns the coefficients of another rule's update, which then runs over the row's elements.
+ *
+ * Choices are written as c ? a : b between values already computed, so that compilers vectorise them.
  */
 #define UPDATE(rule) static inline void FN(rule)(real *p, real g, FN(rule##_states) *s, const FN(rule##_coefs) *c)
 #define ROW(rule, update)                                                                                             \
     static inline FN(update##_coefs) FN(rule)(real square, FN(rule##_states) *s, const FN(rule##_coefs) *c)
-#define SELDOM __attribute__((unused)) /* few folds look at the step, and fewer at scalars */
+#define UNUSED __attribute__((unused)) /* many folds ignore the step, most the scalars */
 #define FOLD(rule)                                                                                                    \
-    static void fold_##rule(SELDOM double t, const rule##_hyper *h, SELDOM double *scalars, rule##_coefs_f64 *c)
+    static void fold_##rule(UNUSED double t, const rule##_hyper *h, UNUSED double *scalars, rule##_coefs_f64 *c)
 
-/* NaN if either is NaN. */
+/* The larger number; NaN if either is NaN. */
 static inline real FN(maximum)(real a, real b) { return a >= b || a != a ? a : b; }
 
 static inline real FN(prologue)(real *p, real g, const FN(prologue_coefs) *c)
@@ -22,7 +24,7 @@ static inline real FN(prologue)(real *p, real g, const FN(prologue_coefs) *c)
     g = c->grad_scale * g;
     const real decayed = g + c->weight_decay * *p;
     *p = *p * c->decay;
-    return c->weight_decay == 0 ? g : decayed; /* a decay of 0 is none: 0*p is NaN where p is infinite */
+    return c->weight_decay == 0 ? g : decayed; /* 0*p would be NaN for an infinite p */
 }
 
 /* ---- sgd ---- */
@@ -53,7 +55,7 @@ UPDATE(qhm)
     *p -= c->rate_b * s->momentum_buffer + c->rate_g * g;
 }
 
-/* ---- aggmo: once for each beta ---- */
+/* ---- aggmo, called once for each beta ---- */
 UPDATE(aggmo)
 {
     s->momentum_buffer = c->beta * s->momentum_buffer + g;
@@ -101,7 +103,7 @@ UPDATE(rmsprop_centered)
     s->square_avg = c->alpha * s->square_avg + c->alpha_c * g * g;
     s->grad_avg = c->alpha * s->grad_avg + c->alpha_c * g;
     real w = s->square_avg - s->grad_avg * s->grad_avg;
-    w = w > 0 ? w : w - w; /* 0, and NaN where w is NaN */
+    w = w > 0 ? w : w - w; /* 0, or NaN if w is NaN */
     *p -= c->lr * g / (SQRT(w + c->eps_root) + c->eps);
 }
 
@@ -110,7 +112,7 @@ UPDATE(rmsprop_centered_momentum)
     s->square_avg = c->alpha * s->square_avg + c->alpha_c * g * g;
     s->grad_avg = c->alpha * s->grad_avg + c->alpha_c * g;
     real w = s->square_avg - s->grad_avg * s->grad_avg;
-    w = w > 0 ? w : w - w; /* 0, and NaN where w is NaN */
+    w = w > 0 ? w : w - w; /* 0, or NaN if w is NaN */
     s->momentum_buffer = c->momentum * s->momentum_buffer + c->gain * g / (SQRT(w + c->eps_root) + c->eps);
     *p -= c->rate * s->momentum_buffer;
 }
@@ -121,7 +123,7 @@ UPDATE(ftrl)
     const int still = c->inverse_lr == 0;
     const real square = g * g;
     const real sum = still ? s->accumulator : s->accumulator + square, root = SQRT(sum);
-    /* g * (g / roots) is root - sqrt(accumulator), of which no digit is lost. */
+    /* g * (g / roots) is root - sqrt(accumulator) without cancellation. */
     const real roots = SQRT(s->accumulator) + root, drawn = g * (g / roots) * c->inverse_lr * *p;
     const real moved = s->linear + (g - (square == 0 ? square : drawn));
     const real low = moved < -c->l1 ? -c->l1 : moved;
@@ -129,7 +131,7 @@ UPDATE(ftrl)
     const real quotient = shrunk / (root * c->inverse_lr + c->curvature), after = shrunk == 0 ? shrunk : quotient;
     *p = still ? *p : after;
     s->accumulator = sum;
-    s->linear = still ? s->linear : moved; /* chosen last: gcc would compute all that follows for both */
+    s->linear = still ? s->linear : moved; /* last: if it came earlier, gcc would compute all that follows twice */
 }
 
 /* ---- adam ---- */
@@ -154,7 +156,7 @@ UPDATE(adamax)
     s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
     s->exp_inf = FN(maximum)(c->beta2 * s->exp_inf, ABS(g) + c->eps_inside);
     real norm = s->exp_inf + c->eps_outside;
-    /* Where the norm is 0 every gradient was: the update is that 0, not 0/0. */
+    /* If the norm is 0, so was every gradient: the update is 0, not 0/0. */
     *p -= norm == 0 ? norm : c->rate * s->exp_avg / norm;
 }
 
@@ -196,7 +198,7 @@ UPDATE(amsbound)
 
 #ifdef FASTOPT_FOLDS
 
-/* A coefficient that is a hyper-parameter, and what it leaves of one. */
+/* Sets a coefficient to the hyper-parameter of its name, and the one with the suffix _c to 1 less it. */
 #define WITH_REST(name) (c->name = h->name, c->name##_c = 1.0 - h->name)
 
 FOLD(sgd)
@@ -274,8 +276,8 @@ FOLD(ftrl)
     c->curvature = h->lr != 0 ? h->beta / h->lr + h->l2 : 0.0;
 }
 
-/* What adam and amsgrad share: their structures differ, these members' names do not. v^ could be beyond the largest
- * number where v is not: its correction is taken out of the quotient. */
+/* The fold that adam and amsgrad share: the structures differ, the names of these members do not. The correction of
+ * v is moved into rate and eps, because v^ can overflow where v does not. */
 #define FOLD_ADAM                                                                                                     \
     const double correction1 = h->bias_correction ? 1.0 - pow(h->beta1, t) : 1.0;                                     \
     const double correction2 = h->bias_correction ? 1.0 - pow(h->beta2, t) : 1.0;                                     \

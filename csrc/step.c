@@ -1,10 +1,11 @@
-/* One step of jobs: advances step counts, folds hyper-parameters into coefficients, updates elements. */
+/* Steps of jobs: advance step counts, fold hyper-parameters into coefficients, update elements. */
 #include "library.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* Advances every tensor and folds its coefficients, once for neighbours that share group, step and scalars. */
+/* Advances every tensor and folds its coefficients, once for successive tensors with the same group, step and
+ * scalars. */
 static void advance(const fastopt_job *job, double grad_scale)
 {
     const fastopt_rule *rule = &rules[job->rule].rule;
@@ -13,27 +14,28 @@ static void advance(const fastopt_job *job, double grad_scale)
     double before[FASTOPT_MAX_SCALARS] = {0};
     int32_t rows = 0, last = -1;
     for (int64_t i = 0; i < job->tensors; i++) {
-        int32_t at = job->parameter[i];
-        double *own = scalars ? job->scalars + (int64_t)at * scalars : NULL;
-        int64_t t = ++job->steps[at];
-        if (last >= 0 && job->group[at] == job->group[last] && t == job->steps[last]
-            && (!scalars || !memcmp(own, before, scalars * sizeof(double)))) {
+        const int32_t parameter = job->parameter[i];
+        double *now = scalars ? job->scalars + (int64_t)parameter * scalars : NULL;
+        int64_t t = ++job->steps[parameter];
+        if (last >= 0 && job->group[parameter] == job->group[last] && t == job->steps[last]
+            && (!scalars || !memcmp(now, before, scalars * sizeof(double)))) {
             if (scalars)
-                memcpy(own, job->scalars + (int64_t)last * scalars, scalars * sizeof(double));
+                memcpy(now, job->scalars + (int64_t)last * scalars, scalars * sizeof(double));
         } else {
             if (scalars)
-                memcpy(before, own, scalars * sizeof(double));
+                memcpy(before, now, scalars * sizeof(double));
             for (int k = 0; k < copies; k++)
-                fold_into(job->rule, (double)t, grad_scale, job->hyper + (int64_t)job->group[at] * hyper + k * rule->hyper, own,
+                fold_into(job->rule, (double)t, grad_scale,
+                          job->hyper + (int64_t)job->group[parameter] * hyper + k * rule->hyper, now,
                           job->coefficients + (int64_t)rows * row + k * rule->coefficients);
             rows++;
         }
         job->row_of[i] = rows - 1;
-        last = at;
+        last = parameter;
     }
 }
 
-/* Whether any of a job's arrays is in blocks, which are updated whole. */
+/* 1 if any array is in blocks, which are updated whole. */
 static int has_blocks(const fastopt_storage *storage, int arrays)
 {
     for (int j = 2; storage && j < arrays; j++)
@@ -42,13 +44,13 @@ static int has_blocks(const fastopt_storage *storage, int arrays)
     return 0;
 }
 
-/* To a multiple of a power of two. */
+/* Rounds n up to a multiple of a power of two. */
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) & -to; }
 
-/* Elements [begin, end) of a job; of a run in blocks, the blocks that begin there. */
+/* Updates elements [begin, end) of a job, or of a run in blocks the blocks that begin there. */
 static void update_runs(const fastopt_job *job, int64_t begin, int64_t end)
 {
-    const fastopt_loops *loops = chosen->loops[job->dtype];
+    const fastopt_loops *loops = active->loops[job->dtype];
     const fastopt_storage *storage = job->storage;
     const int row = job->copies * rules[job->rule].rule.coefficients, kernel_of = rules[job->rule].kernel;
     const int arrays = arrays_of(job->rule, job->copies), all = all_arrays_of(job->rule, job->copies, storage);
@@ -94,7 +96,7 @@ static void update_share(void *context, int64_t begin, int64_t end)
 void update_elements(const fastopt_job *job, int64_t begin, int64_t end, int threads)
 {
     part_of_job part = {job, begin};
-    parallel(update_share, &part, end - begin, GRAIN, SHARE, ALIGN, threads);
+    parallel_for(update_share, &part, end - begin, GRAIN, SHARE, ALIGN, threads);
 }
 
 /* ---- the calls ---- */
@@ -109,7 +111,7 @@ static int check_steps(const fastopt_job *job)
 
 static int check_jobs(const fastopt_job *jobs, int64_t n, int threads)
 {
-    if (n < 0 || beyond_memory(n, sizeof *jobs))
+    if (n < 0 || exceeds_memory(n, sizeof *jobs))
         return FASTOPT_BAD_SIZE;
     if (n && !jobs)
         return FASTOPT_NULL_POINTER;
@@ -123,7 +125,7 @@ static int check_jobs(const fastopt_job *jobs, int64_t n, int threads)
     return FASTOPT_OK;
 }
 
-/* How many lookups a job has that there is something to do for. */
+/* The number of a job's lookups; 0 if rows have no elements. */
 static int64_t lookups_of(const fastopt_job *job) { return job->rows && job->rows->width ? job->rows->count : 0; }
 
 int fastopt_step(fastopt_job *jobs, int64_t n, double grad_scale, int32_t threads)

@@ -1,4 +1,4 @@
-/* The ceiling, for benchmarks: the traffic of updates without their arithmetic. */
+/* Streams, which benchmarks take for the ceiling: the memory traffic of updates without their arithmetic. */
 #include "library.h"
 
 typedef struct {
@@ -12,12 +12,12 @@ static void stream_part(void *context, int64_t begin, int64_t end)
     float *addresses[5];
     for (int j = 0; j < c->arrays; j++)
         addresses[j] = c->addresses[j] + begin;
-    chosen->streams->stream(end - begin, c->arrays, addresses, c->ahead);
+    active->streams->stream(end - begin, c->arrays, addresses, c->ahead);
 }
 
 int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads)
 {
-    if (n < 0 || beyond_memory(n, sizeof **addresses) || arrays < 2 || arrays > 5)
+    if (n < 0 || exceeds_memory(n, sizeof **addresses) || arrays < 2 || arrays > 5)
         return FASTOPT_BAD_SIZE;
     for (int j = 0; j < arrays; j++)
         if (!addresses || (n && !addresses[j]))
@@ -26,16 +26,19 @@ int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t a
     if (error)
         return error;
     stream_context context = {arrays, ahead, addresses};
-    parallel(stream_part, &context, n, GRAIN, SHARE, ALIGN, threads);
+    parallel_for(stream_part, &context, n, GRAIN, SHARE, ALIGN, threads);
     return FASTOPT_OK;
 }
 
-static void row_stream_part(void *context, int64_t begin, int64_t end) { chosen->streams->stream_rows(context, begin, end); }
+static void row_stream_part(void *context, int64_t begin, int64_t end)
+{
+    active->streams->stream_rows(context, begin, end);
+}
 
 int fastopt_stream_rows(int64_t segments, const int64_t *rows, const int64_t *starts, const int64_t *places,
                         int64_t width, int32_t arrays, float *const *addresses, int32_t threads)
 {
-    if (segments < 0 || beyond_memory(segments, sizeof *rows) || width < 1 || beyond_memory(width, sizeof **addresses)
+    if (segments < 0 || exceeds_memory(segments, sizeof *rows) || width < 1 || exceeds_memory(width, sizeof **addresses)
         || arrays < 2 || arrays > 5)
         return FASTOPT_BAD_SIZE;
     if (!rows || !starts || !places || !addresses)
@@ -47,6 +50,6 @@ int fastopt_stream_rows(int64_t segments, const int64_t *rows, const int64_t *st
     if (error)
         return error;
     fastopt_row_stream stream = {rows, starts, places, width, arrays, addresses};
-    parallel(row_stream_part, &stream, segments, GRAIN / width + 1, ROW_SHARE / width + 1, 1, threads);
+    parallel_for(row_stream_part, &stream, segments, GRAIN / width + 1, ROW_SHARE / width + 1, 1, threads);
     return FASTOPT_OK;
 }

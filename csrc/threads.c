@@ -1,4 +1,4 @@
-/* Threads: how many there are to be had, and what they share out. */
+/* Threads: how many can be had, and the work that they share. */
 #include "library.h"
 
 #ifdef _OPENMP
@@ -30,15 +30,15 @@ int32_t fastopt_default_threads(void)
 }
 
 #ifdef _OPENMP
-/* A forked child inherits OpenMP's bookkeeping but none of its threads, and would wait for them for ever. If the parent
- * had started them, the child works with one thread. */
+/* A forked child inherits OpenMP's bookkeeping but none of its threads, and would wait for them for ever. If the
+ * parent had started them, the child works with one thread. */
 static int pool_started, pool_lost;
 static void after_fork(void) { pool_lost = pool_started; }
 
 /* The stack size of OpenMP's threads in bytes; 0 is the system's default. */
 static size_t stack_size;
 
-/* Reads a value of OMP_STACKSIZE: a number with a unit of B, K, M or G, K by default. Returns 0 for what is none. */
+/* Reads a value of OMP_STACKSIZE: a number with a unit of B, K, M or G, K by default. Returns 0 for anything else. */
 static size_t parse_stack_size(const char *text)
 {
     static const char units[] = "bkmg";
@@ -70,8 +70,8 @@ static void *wait_for(void *mutex)
 }
 
 /* The number of threads that can be had, at most `wanted`. OpenMP's runtime ends the process if a thread cannot be
- * started. So the first time that the calling thread wants so many, they are started here with stacks of the same size,
- * and ended again. */
+ * started. So the first time that the calling thread wants so many, they are started here with stacks of the same
+ * size, and ended again. */
 static int available_threads(int wanted)
 {
     static _Thread_local int most = 1;
@@ -96,8 +96,8 @@ static int available_threads(int wanted)
 }
 #endif
 
-/* Those of OpenMP do arithmetic in the mode of whoever started them. */
-void share_out(part_function function, void *context, int64_t n, int64_t share, int64_t align, int threads)
+/* OpenMP's threads inherit the arithmetic of the thread that started them, so each sets its own. */
+void run_threads(part_function function, void *context, int64_t n, int64_t share, int64_t align, int threads)
 {
 #ifdef _OPENMP
     if (!pool_lost && (threads = available_threads(threads)) > 1) {

@@ -1,22 +1,22 @@
-/* What compilers are told, and the pasting of names. */
+/* Hints for the compiler, and a macro to paste names. */
 #ifndef FASTOPT_COMPILER_H
 #define FASTOPT_COMPILER_H
 
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)
 
-/* To the second-level cache, for reading: measured faster than to the first, and than with intent to write. */
+/* Prefetches to the second-level cache, for reading: measured faster than to the first, and than for writing. */
 #define PREFETCH(address) __builtin_prefetch(address, 0, 2)
 
 #define INLINE static inline __attribute__((always_inline))
-/* Kept out of the loops, which would grow by what is seldom done. */
-#define APART static __attribute__((noinline))
+/* For seldom-used code, which would make the loops larger. */
+#define NOINLINE static __attribute__((noinline))
 
-/* Said of a loop over arrays that do not overlap: in an inlined function gcc forgets what `restrict` told it. */
+/* Marks a loop over arrays that do not overlap: in an inlined function gcc forgets `restrict`. */
 #ifdef __clang__
-#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define IVDEP _Pragma("clang loop vectorize(assume_safety)")
 #else
-#define INDEPENDENT _Pragma("GCC ivdep")
+#define IVDEP _Pragma("GCC ivdep")
 #endif
 
 #endif

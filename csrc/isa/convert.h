@@ -1,11 +1,11 @@
-/* How arrays are stored: conversions between memory and a chunk of float32, in which a rule's update is computed.
+/* Storage formats: conversions between memory and a chunk of float32, in which a rule's update is computed.
  *
- * A chunk is CHUNK elements in the order 0, 2, 4, ... 1, 3, 5, ...: the halves of a 32-bit word that holds two 16-bit
- * elements come to lie in the same place of two vectors, so that splitting and joining take no shuffles. Updates are of
- * one element at a time and do not mind.
+ * A chunk has CHUNK elements in the order 0, 2, 4, ... 1, 3, 5, ... The two halves of a 32-bit word, which holds two
+ * 16-bit elements, then lie in the same lane of two vectors, and splitting and joining take no shuffles. The order
+ * does not matter to updates, which are elementwise.
  *
- * Each conversion is written once, with vectors that compilers make for every instruction set. For AVX-512 compilers
- * find no good way of rounding and packing: for it the hot ones are spelled out beside. Both give the same bits.
+ * Each conversion is written once with the compiler's vector extensions, for every instruction set. Compilers round
+ * and pack badly for AVX-512, so the hot conversions are written with its intrinsics too. Both give the same bits.
  */
 #ifdef __AVX512BW__
 #include <immintrin.h>
@@ -15,7 +15,7 @@
 #error "16-bit elements are split and joined as on little-endian machines"
 #endif
 
-/* LANES are those of the instruction set's vectors: compilers take wider ones apart badly. */
+/* LANES are those of the instruction set's vectors: compilers split wider ones badly. */
 enum { HALF = CHUNK / 2 };
 #if defined(__AVX512BW__)
 #define LANES 16
@@ -30,22 +30,22 @@ enum { HALF = CHUNK / 2 };
 #define EVENS {0, 2, 4, 6}
 #define LOWER {0, 4, 1, 5}
 #endif
-#define EACH_PART(k) for (int k = 0; k < HALF; k += LANES)
+#define FOR_PARTS(k) for (int k = 0; k < HALF; k += LANES)
 
 typedef uint32_t words __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
 
-#define ALL(x) ((words){0} + (uint32_t)(x))
+#define SPLAT(x) ((words){0} + (uint32_t)(x))
 
-/* What dither advances by: see there. */
+/* The increments of dither, see there. */
 #define BY_ELEMENT 0x6A09E667
 #define BY_STEP 0x9E3779B9
 
-/* Constants of the hot conversions. With AVX-512 they are kept where gcc cannot see their values: it would make each anew
- * at every use, by a broadcast from a general register, for which shuffles then have to wait. Operands in memory cost
- * nothing. */
+/* Constants of the hot conversions. For AVX-512 they are in a variable that gcc must read: if it saw the values, it
+ * would broadcast each from a general register at every use, and shuffles would wait for the same port. Operands in
+ * memory are free. */
 #define CONSTANTS(X)                                                                                                  \
     X(ONE, 1) X(NAN_TABLE, 0x22) X(BELOW_TIE, 0x7fff) X(LAST_PLACE, 0x10000) X(UPPER, 0xffff0000)                     \
     X(MAGNITUDE, 0x7fffffff) X(SIGN, 0x80000000) X(CODE, 0x0ff00000) X(SIGNED_CODE, 0x07f00000)                       \
@@ -56,13 +56,13 @@ typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
 #define VALUE(name, value) value,
 enum { CONSTANTS(NAME) };
 __attribute__((visibility("hidden"))) uint32_t fastopt_constants[] = {CONSTANTS(VALUE)};
-#define K(name) ALL(fastopt_constants[name])
+#define K(name) SPLAT(fastopt_constants[name])
 #undef NAME
 #undef VALUE
 #else
 #define NAME(name, value) name = (int)value,
 enum { CONSTANTS(NAME) };
-#define K(name) ALL(name)
+#define K(name) SPLAT(name)
 #undef NAME
 #endif
 static const words EVEN = EVENS;
@@ -81,10 +81,10 @@ INLINE floats load_floats(const void *from)
     return x;
 }
 
-INLINE void put_words(void *to, words w) { memcpy(to, &w, sizeof w); }
-INLINE void put_floats(void *to, floats x) { memcpy(to, &x, sizeof x); }
+INLINE void store_words(void *to, words w) { memcpy(to, &w, sizeof w); }
+INLINE void store_floats(void *to, floats x) { memcpy(to, &x, sizeof x); }
 
-INLINE words widened(const void *from)
+INLINE words widen_halves(const void *from)
 {
 #ifdef __AVX512BW__
     return (words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)from));
@@ -95,8 +95,8 @@ INLINE words widened(const void *from)
 #endif
 }
 
-/* where ? a : b, bit by bit. */
-INLINE words choose(words where, words a, words b)
+/* where ? a : b, for each bit. */
+INLINE words select_bits(words where, words a, words b)
 {
 #ifdef __AVX512BW__
     return (words)_mm512_ternarylogic_epi32((__m512i)where, (__m512i)a, (__m512i)b, 0xca);
@@ -119,12 +119,12 @@ INLINE uint32_t bits_of(float x)
     return bits;
 }
 
-INLINE ints larger(ints a, ints b)
+INLINE ints max_ints(ints a, ints b)
 {
 #ifdef __AVX512BW__
     return (ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
 #else
-    return (ints)choose((words)(a > b), (words)a, (words)b);
+    return (ints)select_bits((words)(a > b), (words)a, (words)b);
 #endif
 }
 
@@ -132,22 +132,22 @@ INLINE ints larger(ints a, ints b)
 
 INLINE void load_float32(float *chunk, const char *from)
 {
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
         const floats a = load_floats(from + 8 * k), b = load_floats(from + 8 * k + sizeof a);
-        put_floats(chunk + k, __builtin_shuffle(a, b, (ints)EVEN));
-        put_floats(chunk + HALF + k, __builtin_shuffle(a, b, (ints)EVEN + 1));
+        store_floats(chunk + k, __builtin_shuffle(a, b, (ints)EVEN));
+        store_floats(chunk + HALF + k, __builtin_shuffle(a, b, (ints)EVEN + 1));
     }
 }
 
 INLINE void store_float32(const float *chunk, char *to)
 {
     const ints lower = LOWER;
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
         const floats a = load_floats(chunk + k), b = load_floats(chunk + HALF + k);
-        put_floats(to + 8 * k, __builtin_shuffle(a, b, lower));
-        put_floats(to + 8 * k + sizeof a, __builtin_shuffle(a, b, lower + LANES / 2));
+        store_floats(to + 8 * k, __builtin_shuffle(a, b, lower));
+        store_floats(to + 8 * k + sizeof a, __builtin_shuffle(a, b, lower + LANES / 2));
     }
 }
 
@@ -155,55 +155,55 @@ INLINE void store_float32(const float *chunk, char *to)
 
 INLINE void load_bfloat16(float *chunk, const char *from)
 {
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
         const words w = load_words(from + 4 * k);
-        put_words(chunk + k, w << 16);
-        put_words(chunk + HALF + k, w & K(UPPER));
+        store_words(chunk + k, w << 16);
+        store_words(chunk + HALF + k, w & K(UPPER));
     }
 }
 
-/* What u was rounded to, unless u is NaN: that stays NaN. */
-INLINE words unless_nan(words u, words rounded)
+/* `rounded`, or a quiet NaN if u is NaN. */
+INLINE words keep_nan(words u, words rounded)
 {
 #ifdef __AVX512BW__
-    /* The table's entries for both kinds of NaN say: as it is, but quiet; the others that `rounded` stays. */
+    /* The table makes both kinds of NaN quiet and keeps `rounded` for all others. */
     return (words)_mm512_fixupimm_ps((__m512)rounded, (__m512)u, (__m512i)K(NAN_TABLE), 0);
 #else
-    return choose((words)((ints)(u & 0x7fffffff) > 0x7f800000), u | 0x400000, rounded);
+    return select_bits((words)((ints)(u & 0x7fffffff) > 0x7f800000), u | 0x400000, rounded);
 #endif
 }
 
-/* To nearest, ties to even, in the upper half; the lower is of no use. */
-INLINE words rounded_bfloat16(words u)
+/* Rounds to nearest, ties to even, into the upper half. The lower half is undefined. */
+INLINE words round_bfloat16(words u)
 {
 #ifdef __AVX512BW__
     const __m512i r = _mm512_add_epi32((__m512i)u, (__m512i)K(BELOW_TIE));
     const __mmask16 odd = _mm512_test_epi32_mask((__m512i)u, (__m512i)K(LAST_PLACE));
-    return unless_nan(u, (words)_mm512_mask_add_epi32(r, odd, r, (__m512i)K(ONE)));
+    return keep_nan(u, (words)_mm512_mask_add_epi32(r, odd, r, (__m512i)K(ONE)));
 #else
-    return unless_nan(u, u + 0x7fff + (u >> 16 & 1));
+    return keep_nan(u, u + 0x7fff + (u >> 16 & 1));
 #endif
 }
 
-/* In the upper half: up with the probability that the lower 16 bits are of one. */
-INLINE words dithered_bfloat16(words u, words random) { return unless_nan(u, u + random); }
+/* Rounds into the upper half: up with the probability lower half/2^16, if `random` is uniform over 16 bits. */
+INLINE words dither_bfloat16(words u, words random) { return keep_nan(u, u + random); }
 
-INLINE void put_upper_halves(char *to, words even, words odd)
+INLINE void store_upper_halves(char *to, words even, words odd)
 {
-    put_words(to, choose(K(UPPER), odd, even >> 16));
+    store_words(to, select_bits(K(UPPER), odd, even >> 16));
 }
 
 INLINE void store_bfloat16(const float *chunk, char *to)
 {
-    EACH_PART(k)
-    put_upper_halves(to + 4 * k, rounded_bfloat16(load_words(chunk + k)),
-                     rounded_bfloat16(load_words(chunk + HALF + k)));
+    FOR_PARTS(k)
+    store_upper_halves(to + 4 * k, round_bfloat16(load_words(chunk + k)),
+                       round_bfloat16(load_words(chunk + HALF + k)));
 }
 
 /* ---- float16 ---- */
 
-/* From the lower halves of words. */
+/* Converts the lower halves of words. */
 INLINE words from_float16(words h)
 {
 #ifdef __AVX512BW__
@@ -212,51 +212,51 @@ INLINE words from_float16(words h)
     const words magnitude = (h & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
     const words normal = magnitude + 0x38000000, infinite = normal + 0x38000000;
     const words subnormal = (words)((floats)(magnitude + 0x38800000) - 0x1p-14f);
-    const words others = choose((words)(exponent == 0x0f800000), infinite, normal);
-    return choose((words)(exponent == 0), subnormal, others) | (h & 0x8000) << 16;
+    const words others = select_bits((words)(exponent == 0x0f800000), infinite, normal);
+    return select_bits((words)(exponent == 0), subnormal, others) | (h & 0x8000) << 16;
 #endif
 }
 
 INLINE words finish_float16(words u, words a, words subnormal, words normal)
 {
-    words found = choose((words)((ints)a < 0x38800000), subnormal, normal);
-    found = choose((words)((ints)a < 0x47800000), found,
-                   choose((words)((ints)a > 0x7f800000), ALL(0x7e00), ALL(0x7c00)));
+    words found = select_bits((words)((ints)a < 0x38800000), subnormal, normal);
+    found = select_bits((words)((ints)a < 0x47800000), found,
+                        select_bits((words)((ints)a > 0x7f800000), SPLAT(0x7e00), SPLAT(0x7c00)));
     return found | (u >> 16 & 0x8000);
 }
 
-/* Rounded to nearest, ties to even, in the lower half. */
+/* Rounds to nearest, ties to even, into the lower half. */
 INLINE words to_float16(words u)
 {
 #ifdef __AVX512BW__
     return (words)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)u, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
     const words a = u & 0x7fffffff;
-    /* What lies below half's smallest normal number is rounded by an addition whose last place is its last place. */
+    /* Subnormal results are rounded by an addition: the sum's last place is the last place of float16. */
     return finish_float16(u, a, (words)((floats)a + 0.5f) - 0x3f000000, (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13);
 #endif
 }
 
 INLINE void load_float16(float *chunk, const char *from)
 {
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
         const words w = load_words(from + 4 * k);
-        put_words(chunk + k, from_float16(w & 0xffff));
-        put_words(chunk + HALF + k, from_float16(w >> 16));
+        store_words(chunk + k, from_float16(w & 0xffff));
+        store_words(chunk + HALF + k, from_float16(w >> 16));
     }
 }
 
 INLINE void store_float16(const float *chunk, char *to)
 {
-    EACH_PART(k)
-    put_words(to + 4 * k, to_float16(load_words(chunk + k)) | to_float16(load_words(chunk + HALF + k)) << 16);
+    FOR_PARTS(k)
+    store_words(to + 4 * k, to_float16(load_words(chunk + k)) | to_float16(load_words(chunk + HALF + k)) << 16);
 }
 
 /* ---- stochastic rounding ---- */
 
-/* Philox4x32-10 (Salmon et al. 2011): 16 counters at a time, of which `first` is the first. */
-APART void philox(uint64_t first, uint64_t step, uint64_t seed, uint32_t (*out)[HALF])
+/* Philox4x32-10 (Salmon et al. 2011) for 16 successive counters. */
+NOINLINE void philox(uint64_t first, uint64_t step, uint64_t seed, uint32_t (*out)[HALF])
 {
     uint32_t c[4][HALF], key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     for (int k = 0; k < HALF; k++) {
@@ -280,17 +280,17 @@ APART void philox(uint64_t first, uint64_t step, uint64_t seed, uint32_t (*out)[
     memcpy(out, c, sizeof c);
 }
 
-/* Random numbers of 16 bits for the elements of a tensor. Of 128 elements in a row, 2l and 2l + 1 of the q-th 32 have
- * the halves of word q of the l-th counter's: they come in the order of a chunk. */
+/* Random numbers of 16 bits for the elements of a tensor. A group of 128 elements has 16 counters: elements 2l and
+ * 2l + 1 of its q-th chunk have the halves of word q of counter l. Numbers are then in the order of a chunk. */
 enum { GROUP = 4 * CHUNK };
 typedef struct {
     uint64_t seed, step;
-    uint64_t group[2];          /* which are in `bits`, counted from 1 */
+    uint64_t group[2];          /* those in `bits`, counted from 1 */
     uint32_t bits[2][4][HALF];
 } randoms;
 
-/* Two 16-bit numbers in each word, for the chunk that begins at an element. */
-APART void random_chunk(randoms *r, uint64_t element, uint32_t *random)
+/* Writes the numbers of the chunk that begins at an element, two in each word. */
+NOINLINE void random_chunk(randoms *r, uint64_t element, uint32_t *random)
 {
     uint16_t both[2 * CHUNK];
     for (int part = 0; part < 2; part++) {
@@ -304,98 +304,99 @@ APART void random_chunk(randoms *r, uint64_t element, uint32_t *random)
     memcpy(random, both + element % CHUNK, HALF * sizeof *random);
 }
 
-INLINE words dithered_float16(words u, words random)
+INLINE words dither_float16(words u, words random)
 {
     const words a = u & 0x7fffffff;
-    const floats units = (floats)choose((words)((ints)a < 0x38800000), a, ALL(0)) * 0x1p24f;
+    const floats units = (floats)select_bits((words)((ints)a < 0x38800000), a, SPLAT(0)) * 0x1p24f;
     const words subnormal = __builtin_convertvector(
         units + __builtin_convertvector(random, floats) * 0x1p-16f, words);
     return finish_float16(u, a, subnormal, (a - 0x38000000 + (random >> 3)) >> 13);
 }
 
-/* 16-bit elements, to each of which a number of 16 bits is added before its lower bits are dropped. */
-INLINE void put_dithered(int32_t dtype, words a, words b, char *to, words even, words odd)
+/* Stores 16-bit elements. A 16-bit number is added to each before its lower bits are dropped. */
+INLINE void store_dithered_words(int32_t dtype, words a, words b, char *to, words even, words odd)
 {
     if (dtype == FASTOPT_BFLOAT16)
-        put_upper_halves(to, dithered_bfloat16(a, even), dithered_bfloat16(b, odd));
+        store_upper_halves(to, dither_bfloat16(a, even), dither_bfloat16(b, odd));
     else
-        put_words(to, dithered_float16(a, even) | dithered_float16(b, odd) << 16);
+        store_words(to, dither_float16(a, even) | dither_float16(b, odd) << 16);
 }
 
-APART void store_stochastic(int32_t dtype, const float *chunk, char *to, const uint32_t *random)
+NOINLINE void store_stochastic(int32_t dtype, const float *chunk, char *to, const uint32_t *random)
 {
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
         const words r = load_words(random + k);
-        put_dithered(dtype, load_words(chunk + k), load_words(chunk + HALF + k), to + 4 * k, r & 0xffff, r >> 16);
+        store_dithered_words(dtype, load_words(chunk + k), load_words(chunk + HALF + k), to + 4 * k, r & 0xffff,
+                             r >> 16);
     }
 }
 
 /* ---- dither ----
  *
- * States of fewer bits are rounded up or down by an additive recurrence over elements (the square root of 2) and steps (the
- * golden ratio), which is fair to each element over time: by rounding to nearest an average that changes by a thousandth
- * at a step would never move.
+ * States of fewer bits are rounded up or down by an additive recurrence over elements (the square root of 2) and steps
+ * (the golden ratio), whose values are spread evenly over time for each element. Rounded to nearest, an average that
+ * changes by a thousandth in a step would never move.
  */
 
-/* The number of an element; its upper bits are used. */
+/* The dither of an element, in the upper bits. */
 INLINE uint32_t dither_of(uint64_t element, uint64_t step)
 {
     return (uint32_t)element * BY_ELEMENT + (uint32_t)step * BY_STEP;
 }
 
-/* Those of even elements from 2k on of a chunk, whose first element's is given; the odd elements' is that and NEXT. */
+/* The dither of a chunk's even elements from 2k on, from its first element's. Odd elements have NEXT more. */
 INLINE words dithers(uint32_t first, int k) { return EVEN * BY_ELEMENT + (first + 2 * (uint32_t)k * BY_ELEMENT); }
 
 INLINE void store_dithered(int32_t dtype, const float *chunk, char *to, uint32_t first)
 {
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
         const words d = dithers(first, k);
-        put_dithered(dtype, load_words(chunk + k), load_words(chunk + HALF + k), to + 4 * k, d >> 16,
-                     (d + K(NEXT)) >> 16);
+        store_dithered_words(dtype, load_words(chunk + k), load_words(chunk + HALF + k), to + 4 * k, d >> 16,
+                             (d + K(NEXT)) >> 16);
     }
 }
 
 /* ---- 8 bits ----
  *
- * Floats of 8 bits, in blocks of FASTOPT_BLOCK that share a scale, which is that of their largest. A state that is never
- * negative has 5 bits of exponent and 3 of mantissa, no sign and no zero: a second moment that lost its small values
- * would divide by nothing. Others have a sign, 4 bits of exponent and 3 of mantissa, and a zero, which is what
- * subtracting the smallest power leaves. All are rounded with dither.
+ * 8-bit floats in blocks of FASTOPT_BLOCK, which share a scale set by the largest. A state that is never negative has
+ * 5 bits of exponent and 3 of mantissa, no sign and no zero: a second moment that became 0 would be a division by 0.
+ * Other states have a sign, 4 bits of exponent and 3 of mantissa; subtracting the smallest power gives them a zero.
+ * All are rounded with dither.
  *
- * A negative scale says that elements of the block are not finite: NaNs, with a code that then stands for nothing else.
+ * If elements of a block are not finite, its scale is negative, and one code stands for NaN.
  */
 #define TOP_POSITIVE 1.875f
 #define TOP_SIGNED (1.875f - 0x1p-15f)
-#define BELOW_TOP 0x1p-20f /* elements are scaled to so much less than the largest code, which rounding must not pass */
-#define SMALLEST 0x1p-100f /* a block with no larger element becomes zero */
+#define BELOW_TOP 0x1p-20f /* the margin below the largest code, which rounding must not exceed */
+#define SMALLEST 0x1p-100f /* a block of smaller elements becomes zero */
 
 INLINE void load_positive(float *chunk, const char *codes, float scale)
 {
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
-        const words w = widened(codes + 2 * k);
-        put_floats(chunk + k, (floats)((w << 20 & K(CODE)) | K(LEAST)) * scale);
-        put_floats(chunk + HALF + k, (floats)((w << 12 & K(CODE)) | K(LEAST)) * scale);
+        const words w = widen_halves(codes + 2 * k);
+        store_floats(chunk + k, (floats)((w << 20 & K(CODE)) | K(LEAST)) * scale);
+        store_floats(chunk + HALF + k, (floats)((w << 12 & K(CODE)) | K(LEAST)) * scale);
     }
 }
 
 INLINE void load_signed(float *chunk, const char *codes, float scale)
 {
     const floats least = (floats)K(LEAST_SIGNED);
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
-        const words w = widened(codes + 2 * k);
+        const words w = widen_halves(codes + 2 * k);
         const floats a = ((floats)((w << 20 & K(SIGNED_CODE)) | K(LEAST_SIGNED)) - least) * scale;
         const floats b = ((floats)((w << 12 & K(SIGNED_CODE)) | K(LEAST_SIGNED)) - least) * scale;
-        put_words(chunk + k, (words)a | (w << 24 & K(SIGN)));
-        put_words(chunk + HALF + k, (words)b | (w << 16 & K(SIGN)));
+        store_words(chunk + k, (words)a | (w << 24 & K(SIGN)));
+        store_words(chunk + HALF + k, (words)b | (w << 16 & K(SIGN)));
     }
 }
 
-/* Codes from their places in the lower 16 bits of words. */
-INLINE void put_lower_halves(char *to, words w)
+/* Stores codes, two in the lower 16 bits of each word. */
+INLINE void store_lower_halves(char *to, words w)
 {
     const shorts h = __builtin_convertvector(w, shorts);
     memcpy(to, &h, sizeof h);
@@ -404,36 +405,36 @@ INLINE void put_lower_halves(char *to, words w)
 INLINE void store_positive(const float *chunk, char *codes, float inverse, uint32_t first)
 {
     const ints least = (ints)K(LEAST);
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
         const words d = dithers(first, k);
-        const words a = (words)larger((ints)(load_floats(chunk + k) * inverse), least) + (d >> 12);
-        const words b = (words)larger((ints)(load_floats(chunk + HALF + k) * inverse), least) + ((d + K(NEXT)) >> 12);
-        put_lower_halves(codes + 2 * k, choose(K(SECOND_CODE), b >> 12, a >> 20));
+        const words a = (words)max_ints((ints)(load_floats(chunk + k) * inverse), least) + (d >> 12);
+        const words b = (words)max_ints((ints)(load_floats(chunk + HALF + k) * inverse), least) + ((d + K(NEXT)) >> 12);
+        store_lower_halves(codes + 2 * k, select_bits(K(SECOND_CODE), b >> 12, a >> 20));
     }
 }
 
 INLINE void store_signed(const float *chunk, char *codes, float inverse, uint32_t first)
 {
     const floats least = (floats)K(LEAST_SIGNED);
-    EACH_PART(k)
+    FOR_PARTS(k)
     {
         const words d = dithers(first, k);
         const words x = (words)(load_floats(chunk + k) * inverse), y = (words)(load_floats(chunk + HALF + k) * inverse);
         const words a = (words)((floats)(x & K(MAGNITUDE)) + least) + (d >> 12);
         const words b = (words)((floats)(y & K(MAGNITUDE)) + least) + ((d + K(NEXT)) >> 12);
-        const words signs = choose(K(SECOND_SIGN), y >> 16, x >> 24);
-        put_lower_halves(codes + 2 * k, choose(K(SIGNS), signs, choose(K(SECOND_CODE), b >> 12, a >> 20)));
+        const words signs = select_bits(K(SECOND_SIGN), y >> 16, x >> 24);
+        store_lower_halves(codes + 2 * k, select_bits(K(SIGNS), signs, select_bits(K(SECOND_CODE), b >> 12, a >> 20)));
     }
 }
 
-/* The bits of the largest magnitude that is at most `limit`. */
-INLINE int32_t largest_of(const float *elements, int32_t limit)
+/* The bits of the largest magnitude up to `limit`. */
+INLINE int32_t max_magnitude(const float *elements, int32_t limit)
 {
     ints most = {0};
     for (int k = 0; k < FASTOPT_BLOCK; k += LANES) {
         const ints a = (ints)(load_words(elements + k) & K(MAGNITUDE));
-        most = larger(most, a & (a <= limit));
+        most = max_ints(most, a & (a <= limit));
     }
     int32_t found = 0;
     for (int k = 0; k < LANES; k++)
@@ -441,13 +442,13 @@ INLINE int32_t largest_of(const float *elements, int32_t limit)
     return found;
 }
 
-/* A code that stands for NaN where the block's scale is negative. */
+/* The code of NaN in a block with a negative scale. */
 INLINE uint8_t nan_code(int32_t dtype) { return dtype == FASTOPT_BLOCKS_POSITIVE ? 0 : 0x80; }
 
-/* Where an element of a block is in its chunk. */
-INLINE int place_in_chunk(int k) { return k / CHUNK * CHUNK + (k & 1) * HALF + k % CHUNK / 2; }
+/* The index in chunk order of element k of a block. */
+INLINE int chunk_index(int k) { return k / CHUNK * CHUNK + (k & 1) * HALF + k % CHUNK / 2; }
 
-APART void load_block(int32_t dtype, float *elements, const char *block)
+NOINLINE void load_block(int32_t dtype, float *elements, const char *block)
 {
     float scale;
     memcpy(&scale, block, sizeof scale);
@@ -459,15 +460,15 @@ APART void load_block(int32_t dtype, float *elements, const char *block)
             load_signed(elements + k, codes + k, fabsf(scale));
     for (int k = 0; bits_of(scale) >> 31 && k < FASTOPT_BLOCK; k++)
         if ((uint8_t)codes[k] == nan_code(dtype))
-            elements[place_in_chunk(k)] = NAN;
+            elements[chunk_index(k)] = NAN;
 }
 
-/* `element` is the number of the block's first. */
-APART void store_block(int32_t dtype, const float *elements, char *block, uint64_t element, uint64_t step)
+/* `element` is the number of the block's first element. */
+NOINLINE void store_block(int32_t dtype, const float *elements, char *block, uint64_t element, uint64_t step)
 {
     const float top = dtype == FASTOPT_BLOCKS_POSITIVE ? TOP_POSITIVE : TOP_SIGNED;
-    const int32_t finite = 0x7f7fffff, all = largest_of(elements, INT32_MAX);
-    const float largest = float_of((uint32_t)(all <= finite ? all : largest_of(elements, finite)));
+    const int32_t finite = 0x7f7fffff, all = max_magnitude(elements, INT32_MAX);
+    const float largest = float_of((uint32_t)(all <= finite ? all : max_magnitude(elements, finite)));
     const float inverse = largest < SMALLEST ? 0 : (top - BELOW_TOP) / largest;
     float scale = largest < SMALLEST ? 0 : largest / top;
     char *codes = block + sizeof scale;
@@ -481,9 +482,9 @@ APART void store_block(int32_t dtype, const float *elements, char *block, uint64
     if (all > finite) {
         scale = -scale;
         for (int k = 0; k < FASTOPT_BLOCK; k++)
-            if (!isfinite(elements[place_in_chunk(k)]))
+            if (!isfinite(elements[chunk_index(k)]))
                 codes[k] = (char)nan_code(dtype);
-            else if ((uint8_t)codes[k] == nan_code(dtype)) /* the next larger one, or zero for minus zero */
+            else if ((uint8_t)codes[k] == nan_code(dtype)) /* becomes the next larger code, or zero for minus zero */
                 codes[k] = dtype == FASTOPT_BLOCKS_POSITIVE;
     }
     memcpy(block, &scale, sizeof scale);

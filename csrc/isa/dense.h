@@ -1,9 +1,9 @@
-/* The loops over arrays of the compute type: one for each rule. */
+/* Kernels for contiguous arrays of the compute type: one loop for each rule. */
 
-/* So many elements that a step of the inner loop is whole vectors on every level, and so few that prefetching keeps
+/* Elements of one pass of the inner loop: whole vectors on every level, and few enough for prefetching to keep
  * pace. */
 #define STRIP (4 * LINE)
-/* How far ahead to prefetch: 2 KB, measured best for Adam's traffic. */
+/* Elements ahead to prefetch: 2 KB, measured best for Adam's traffic. */
 #define AHEAD (2048 / (int)sizeof(real))
 
 #define COEFFICIENTS(rule, copies)                                                                                    \
@@ -13,7 +13,7 @@
     for (int k = 0; k < copies; k++)                                                                                  \
         coefs[k] = c[k].rule;
 
-/* One loop for every rule. Each array is its own `restrict` pointer; `last` is where whole strips end. */
+/* Each array has a `restrict` pointer of its own. `last` is the end of the whole strips. */
 #define KERNEL(rule, copies)                                                                                          \
     static void FN(run_##rule##_##copies)(int64_t n, void *const *arrays, const void *coefficients,                   \
                                           const fastopt_pass *pass)                                                   \

@@ -1,4 +1,4 @@
-/* Every loop over elements, compiled for each instruction-set level and compute type: FASTOPT_ISA names the level,
+/* The loops over elements, compiled once for each instruction-set level and compute type. FASTOPT_ISA names the level;
  * FASTOPT_BITS is 32 or 64. */
 #include <math.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 #define FN(name) PASTE(name, _f32)
 #define SQRT sqrtf
 #define ABS fabsf
-#define FASTOPT_CONVERSIONS /* from and to fewer bits: only float32 is computed in for these */
+#define FASTOPT_CONVERSIONS /* from and to 16 and 8 bits: these are computed in float32 only */
 #else
 #define real double
 #define FN(name) PASTE(name, _f64)
@@ -22,7 +22,8 @@
 
 /* Elements between two prefetches of an array. */
 #define LINE (64 / (int)sizeof(real))
-#define OWN (sizeof(real) == sizeof(float) ? FASTOPT_FLOAT32 : FASTOPT_FLOAT64)
+/* The dtype of the compute type. */
+#define COMPUTE (sizeof(real) == sizeof(float) ? FASTOPT_FLOAT32 : FASTOPT_FLOAT64)
 
 #include "../rules.h"
 #include "dense.h"
@@ -33,14 +34,14 @@
 
 #define DENSE(rule, copies) [number_##rule][copies - 1] = FN(run_##rule##_##copies),
 #define STORED(rule, copies) [number_##rule][copies - 1] = FN(stored_##rule##_##copies),
-/* The elements of a rule of rows are updated by another's kernel. */
+/* A rule with states by row updates its elements by another rule's kernel. */
 #define ROW_DENSE(rule, update) [number_##rule][0] = FN(run_##update##_1),
 #define ROW_STORED(rule, update) [number_##rule][0] = FN(stored_##update##_1),
 #define ROW_FOLD(rule, update) [number_##rule] = FN(fold_row_##rule),
 const fastopt_loops FN(PASTE(fastopt_loops_, FASTOPT_ISA)) = {
     {FASTOPT_INSTANCES(DENSE) FASTOPT_ROW_RULES(ROW_DENSE)},
     {FASTOPT_INSTANCES(STORED) FASTOPT_ROW_RULES(ROW_STORED)},
-    FN(run),
+    FN(run_strided),
     FN(run_rows),
     {FASTOPT_ROW_RULES(ROW_FOLD)},
     FN(square_sum),

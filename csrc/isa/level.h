@@ -1,4 +1,4 @@
-/* What one instruction-set level offers: tables of functions, the same from each level's instances of *.dispatch.c. */
+/* The tables of functions that each instruction-set level has, from its instances of *.dispatch.c. */
 #ifndef FASTOPT_LEVEL_H
 #define FASTOPT_LEVEL_H
 
@@ -14,21 +14,21 @@ enum {
     KERNELS
 };
 
-/* What a pass over some elements of a tensor needs to know beside arrays and coefficients. */
+/* A pass over some elements of a tensor: all that kernels need beside arrays and coefficients. */
 typedef struct {
     int prefetch;
-    const fastopt_storage *storage; /* NULL: every array is of the compute dtype */
-    int64_t element;                /* the number of the first */
+    const fastopt_storage *storage; /* NULL if every array is of the compute dtype */
+    int64_t element;                /* the number of the first element */
     int64_t step;
 } fastopt_pass;
 
 typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients, const fastopt_pass *pass);
-/* `arrays` counts those that storage adds too; `row` is how many coefficients there are. */
+/* `arrays` includes those that storage adds; `row` is the number of coefficients. */
 typedef void (*fastopt_runner)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses,
                                const int64_t *strides, const double *coefficients, int row, const fastopt_pass *pass);
 
-/* A lookup: the row that it is of, and its place among the lookups. Half as long as with 64 bits, and twice as fast to
- * sort; that many rows or lookups are refused. */
+/* A lookup: its row and its place among the lookups. 32 bits take half the memory of 64 and sort twice as fast; calls
+ * refuse more rows or lookups. */
 typedef struct {
     uint32_t row, place;
 } fastopt_lookup;
@@ -38,19 +38,20 @@ typedef struct {
     const fastopt_rows *rows;
     const fastopt_lookup *lookups;
     const int64_t *starts;
-    int64_t end; /* of the lookups */
-    int arrays, states, coefficients; /* arrays: all; states: of one copy of a rule of rows */
+    int64_t end; /* of all lookups */
+    int arrays, states, coefficients; /* arrays includes those that storage adds; states is of one copy */
     void *const *addresses;
     const int64_t *strides;
     const double *folded;
-    fastopt_pass pass; /* of the parameter's first element */
+    fastopt_pass pass; /* at the parameter's first element */
 } fastopt_segments;
-/* What a row's mean square makes of its states, an element each, in `coefficients`: those of an update. */
+/* Updates a row's states, an element each, by its mean square; writes the coefficients of the update of its
+ * elements. */
 typedef void (*fastopt_row_fold)(double square, void *states, const void *folded, void *coefficients);
 typedef void (*fastopt_row_runner)(fastopt_kernel kernel, fastopt_row_fold fold, const fastopt_segments *s,
                                    int64_t begin, int64_t end);
 
-/* The traffic of an update of rows whose order is known: see fastopt_stream_rows. */
+/* The arguments of fastopt_stream_rows. */
 typedef struct {
     const int64_t *rows, *starts, *places;
     int64_t width;
@@ -61,14 +62,14 @@ typedef struct {
 /* The loops for one compute type, from an instance of kernels.dispatch.c. */
 typedef struct {
     fastopt_kernel kernels[KERNELS][FASTOPT_MAX_COPIES]; /* by kernel and copies - 1 */
-    fastopt_kernel stored[KERNELS][FASTOPT_MAX_COPIES];  /* the same for arrays as storage says */
+    fastopt_kernel stored[KERNELS][FASTOPT_MAX_COPIES];  /* the same for arrays in storage formats */
     fastopt_runner run;
     fastopt_row_runner run_rows;
-    fastopt_row_fold row_folds[KERNELS]; /* NULL for a rule of elements */
+    fastopt_row_fold row_folds[KERNELS]; /* NULL for a rule without states by row */
     double (*square_sum)(int32_t dtype, int64_t n, const char *from, int64_t stride);
 } fastopt_loops;
 
-/* The ceiling's, from an instance of stream.dispatch.c. */
+/* The streams, from an instance of stream.dispatch.c. */
 typedef struct {
     void (*stream)(int64_t n, int arrays, float *const *addresses, int ahead);
     void (*stream_rows)(const fastopt_row_stream *s, int64_t begin, int64_t end);

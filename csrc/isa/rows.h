@@ -1,20 +1,23 @@
-/* Rows: each lookup's gradient, their sums, the rows that they update. */
+/* Updates of rows: the gradients of lookups, their sums, and the rows that they update. */
 
-/* How array j is stored. */
-static int FN(dtype_at)(const fastopt_segments *s, int j) { return s->pass.storage ? s->pass.storage->dtypes[j] : OWN; }
+/* The dtype of array j. */
+static int FN(dtype_at)(const fastopt_segments *s, int j)
+{
+    return s->pass.storage ? s->pass.storage->dtypes[j] : COMPUTE;
+}
 
-/* Elements from `column` on of what a lookup has for a gradient. */
+/* The address of a lookup's gradient, from `column` on. */
 static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place, int64_t column)
 {
     const int64_t row = s->rows->source ? s->rows->source[place] : place;
     return (const char *)s->addresses[1] + row * s->strides[1] + column * FN(element_size)(FN(dtype_at)(s, 1));
 }
 
-/* Lookups ahead to prefetch: rows lie anywhere, so that only the list of lookups tells what comes next. */
+/* Lookups ahead to prefetch: rows lie anywhere, and only the list of lookups says which is next. */
 #define LOOKUPS_AHEAD 12
 
-/* A lookup's gradient, and if it is the first of its row, the row too. Inlined by force: gcc takes a function that does
- * nothing but prefetch for one without effect, and drops its calls. */
+/* Prefetches a lookup's gradient and, if it is the first of its row, the row. Always inlined: gcc removes calls of a
+ * function that only prefetches, as if it had no effect. */
 INLINE void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
 {
     if (q >= s->end)
@@ -22,7 +25,7 @@ INLINE void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
     const fastopt_lookup *lookup = &s->lookups[q];
     const char *gradient = FN(lookup_gradient)(s, lookup->place, 0);
     int64_t bytes = s->rows->width * (int64_t)sizeof(real);
-    if (bytes > 512) /* the processor's own prefetchers take over */
+    if (bytes > 512) /* hardware prefetch takes over */
         bytes = 512;
     for (int64_t at = 0; at < bytes; at += 64)
         __builtin_prefetch(gradient + at, 0, 3);
@@ -35,7 +38,7 @@ INLINE void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
     }
 }
 
-/* The sum of what lookups [first, last) have, each times its weight, in order. */
+/* Writes the sum of the gradients of lookups [first, last), each times its weight, in order. */
 static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m,
                               real *tile)
 {
@@ -49,8 +52,8 @@ static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t 
             FN(prefetch_lookup)(s, q + LOOKUPS_AHEAD);
         if (s->rows->weights)
             weight = ((const real *)s->rows->weights)[place];
-        if (dtype != OWN) {
-            FN(read)(dtype, converted, from, FN(element_size)(dtype), m);
+        if (dtype != COMPUTE) {
+            FN(read_floats)(dtype, converted, from, FN(element_size)(dtype), m);
             from = (const char *)converted;
         }
         if (q == first)
@@ -66,7 +69,7 @@ static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t 
     }
 }
 
-/* Whether all of a row's elements are where they can be used. */
+/* 1 if all arrays are aligned for the compute type. */
 static int FN(aligned)(const fastopt_segments *s)
 {
     int aligned = 1;
@@ -75,14 +78,14 @@ static int FN(aligned)(const fastopt_segments *s)
     return aligned;
 }
 
-/* Elements of a segment's row in array j. */
+/* The address of a segment's row in array j, from `column` on. */
 static char *FN(row_address)(const fastopt_segments *s, int64_t u, int j, int64_t column)
 {
     return (char *)s->addresses[j] + s->lookups[s->starts[u]].row * s->strides[j]
          + column * FN(element_size)(FN(dtype_at)(s, j));
 }
 
-/* A pass over elements of a segment's row, whose gradient has been summed in the compute type. */
+/* The pass over a segment's row from `column` on. The storage says that the summed gradient is of the compute type. */
 static fastopt_pass FN(row_pass)(const fastopt_segments *s, const fastopt_storage *storage, int64_t u, int64_t column)
 {
     fastopt_pass pass = s->pass;
@@ -91,7 +94,8 @@ static fastopt_pass FN(row_pass)(const fastopt_segments *s, const fastopt_storag
     return pass;
 }
 
-/* Segments [begin, end): each row where it is, or where rows are short or not aligned, several at a time in tiles. */
+/* Updates segments [begin, end): each row in place or, if rows are short or not aligned, several at a time in
+ * tiles. */
 static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fastopt_segments *s, int64_t begin,
                              int64_t end)
 {
@@ -103,11 +107,11 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fas
     if (stored) {
         storage = *s->pass.storage;
         storage.dtypes = memcpy(dtypes, storage.dtypes, (size_t)s->arrays * sizeof *dtypes);
-        dtypes[1] = OWN;
+        dtypes[1] = COMPUTE;
     }
     real tiles[MAX_ARRAYS][TILE];
     void *at[MAX_STORED], *own[MAX_STORED];
-    /* Racing lookups are taken one by one, so that one thread alone loses none. */
+    /* Hogwild takes lookups one by one, so that a single thread loses no update. */
     const int64_t batch = direct || width > TILE || s->rows->duplicates == FASTOPT_HOGWILD ? 1 : TILE / width;
     for (int64_t u = begin, k; u < end; u += k) {
         k = batch < end - u ? batch : end - u;
@@ -155,26 +159,29 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fas
     }
 FASTOPT_ROW_RULES(FOLD_ROW)
 
-/* m elements of a segment's parameter, with what its dtype could not hold, in `to` unless they can be used in place. */
-static const real *FN(row_param)(const fastopt_segments *s, int64_t u, int64_t column, int64_t m, int companion, real *to)
+/* m elements of a segment's parameter, with the part that its dtype could not hold: in place if possible, else in
+ * `to`. */
+static const real *FN(row_param)(const fastopt_segments *s, int64_t u, int64_t column, int64_t m, int companion,
+                                 real *to)
 {
     const fastopt_storage *storage = s->pass.storage;
     const int j = storage && storage->options & FASTOPT_MASTER ? companion : 0, dtype = FN(dtype_at)(s, j);
     const char *from = FN(row_address)(s, u, j, column);
-    if (dtype == OWN && (uintptr_t)from % sizeof(real) == 0)
+    if (dtype == COMPUTE && (uintptr_t)from % sizeof(real) == 0)
         return (const real *)from;
-    FN(read)(dtype, to, from, FN(element_size)(dtype), m);
+    FN(read_floats)(dtype, to, from, FN(element_size)(dtype), m);
     if (storage && storage->options & FASTOPT_KAHAN) {
         real lost[TILE];
         const int kind = FN(dtype_at)(s, companion);
-        FN(read)(kind, lost, FN(row_address)(s, u, companion, column), FN(element_size)(kind), m);
+        FN(read_floats)(kind, lost, FN(row_address)(s, u, companion, column), FN(element_size)(kind), m);
         for (int64_t i = 0; i < m; i++)
             to[i] = to[i] + lost[i];
     }
     return to;
 }
 
-/* Segments [begin, end) of a rule of rows: each row's mean square first, then its elements. */
+/* Updates segments [begin, end) of a rule with states by row: first the states by the row's mean square, then its
+ * elements. */
 static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const real *coefs,
                                const fastopt_segments *s, int64_t begin, int64_t end)
 {
@@ -182,8 +189,8 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
     const int sum = s->rows->duplicates == FASTOPT_SUM, states = s->states;
     const FN(prologue_coefs) prologue = {coefs[0], coefs[1], coefs[2]};
     real params[TILE], grads[TILE], squares[TILE], own[MAX_ROW] = {coefs[0], coefs[1], coefs[2]}, state[MAX_ARRAYS];
-    /* The kernel's arrays: parameter, gradient, what storage adds. */
-    int32_t dtypes[MAX_STORED] = {FN(dtype_at)(s, 0), OWN};
+    /* The kernel's arrays: parameter, gradient, those that storage adds. */
+    int32_t dtypes[MAX_STORED] = {FN(dtype_at)(s, 0), COMPUTE};
     fastopt_storage storage = {0};
     if (s->pass.storage)
         storage = *s->pass.storage;
@@ -206,10 +213,10 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
                 FN(add_squares)(squares, m, lanes);
             }
             for (int j = 0; j < states; j++)
-                FN(read)(FN(dtype_at)(s, 2 + j), &state[j], FN(row_address)(s, u, 2 + j, 0), 0, 1);
+                FN(read_floats)(FN(dtype_at)(s, 2 + j), &state[j], FN(row_address)(s, u, 2 + j, 0), 0, 1);
             fold(FN(sum_lanes)(lanes) / (double)width, state, coefs + 3, own + 3);
             for (int j = 0; j < states; j++)
-                FN(write_one)(FN(dtype_at)(s, 2 + j), state[j], FN(row_address)(s, u, 2 + j, 0));
+                FN(write_float)(FN(dtype_at)(s, 2 + j), state[j], FN(row_address)(s, u, 2 + j, 0));
             for (int64_t column = 0, m; column < width; column += m) {
                 m = width - column < TILE ? width - column : TILE;
                 void *at[MAX_STORED] = {FN(row_address)(s, u, 0, column), grads};
@@ -217,7 +224,7 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
                     at[j - states] = FN(row_address)(s, u, j, column);
                 const fastopt_pass pass = FN(row_pass)(s, &storage, u, column);
                 const int direct = pass.storage || (uintptr_t)at[0] % sizeof(real) == 0;
-                if (width > TILE) /* what the tiles held is gone */
+                if (width > TILE) /* later columns have overwritten the tiles */
                     FN(sum_gradients)(s, q, next, column, m, grads);
                 if (!direct)
                     at[0] = memcpy(params, at[0], (size_t)m * sizeof(real));

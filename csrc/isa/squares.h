@@ -1,7 +1,7 @@
-/* Sums of squares, for the norm and for a row's mean. */
+/* Sums of squares, for the norm and for the mean square of a row. */
 
-/* Adds the squares of a tile's m elements to sixteen partial sums, so that the order of additions is one on every
- * level; it writes up to fifteen zeros behind them. */
+/* Adds the squares of a tile's m elements to sixteen partial sums, which give one order of additions on every
+ * level. Writes up to fifteen zeros after them. */
 static void FN(add_squares)(real *tile, int64_t m, double *lanes)
 {
     for (int64_t i = m; i % 16; i++)
@@ -26,7 +26,7 @@ static double FN(square_sum)(int32_t dtype, int64_t n, const char *from, int64_t
     double lanes[16] = {0};
     for (int64_t i = 0; i < n; i += TILE) {
         int64_t m = n - i < TILE ? n - i : TILE;
-        FN(read)(dtype, tile, from + i * stride, stride, m);
+        FN(read_floats)(dtype, tile, from + i * stride, stride, m);
         FN(add_squares)(tile, m, lanes);
     }
     return FN(sum_lanes)(lanes);

@@ -1,28 +1,29 @@
-/* Updates of stored arrays, for one compute type: included by kernels.dispatch.c.
+/* Kernels for arrays in storage formats.
  *
- * A kernel takes the arrays of a tensor chunk by chunk: each is loaded into a chunk of the compute type, the rule's
- * update runs over it, each is stored again. One loop for each rule serves all combinations and options, asking anew for
- * every chunk what is stored how. That costs a third of the time in cache: the commonest combinations of dtypes, without
- * options, have a loop of their own for whole chunks, in which the answers are known and chunks stay in registers.
+ * A kernel takes the arrays of a tensor chunk by chunk: it loads a chunk of each into the compute type, runs the
+ * rule's update over them and stores them again. One general loop for each rule serves all dtypes and options, and
+ * looks them up for every chunk. In cache that costs a third of the time. So the commonest combinations of dtypes,
+ * without options, have a specialised loop for whole chunks: the dtypes are constants there, and chunks stay in
+ * registers.
  */
 #ifdef FASTOPT_CONVERSIONS
 #include "convert.h"
 #endif
 
-/* How far ahead to prefetch, in bytes. */
+/* Bytes ahead to prefetch. */
 #define STORED_AHEAD 2048
 
-/* The arrays of an update, then those that storage adds: the parameter's companion (what its rounding lost, or its
- * master) and its average. */
+/* The state of one pass. The arrays are those of the update, then those that storage adds: the parameter's
+ * companion (the part lost to rounding, or the master) and its average. */
 typedef struct {
     const fastopt_pass *pass;
     int dtypes[MAX_STORED];
-    int options, all;               /* all the arrays, those that storage adds among them */
-    int companion, average;         /* where these two are */
+    int options, all;               /* all: the number of arrays, with those that storage adds */
+    int companion, average;         /* indices of these arrays; 0 if there is none */
     real decay, rest;               /* of the average */
     char *begins[MAX_STORED], *at[MAX_STORED];
     _Alignas(64) real chunks[MAX_STORED][CHUNK];
-    _Alignas(64) char edges[MAX_STORED][CHUNK * sizeof(real)]; /* a last chunk's elements, and zeros */
+    _Alignas(64) char edges[MAX_STORED][CHUNK * sizeof(real)]; /* an incomplete last chunk, then zeros */
 #ifdef FASTOPT_CONVERSIONS
     _Alignas(64) real blocks[MAX_ARRAYS][FASTOPT_BLOCK];
     randoms randoms;
@@ -36,7 +37,7 @@ INLINE int FN(in_blocks)(int dtype)
 
 INLINE int FN(element_size)(int dtype)
 {
-    return dtype == OWN ? (int)sizeof(real) : 2;
+    return dtype == COMPUTE ? (int)sizeof(real) : 2;
 }
 
 INLINE int64_t FN(offset)(int dtype, int64_t i)
@@ -45,9 +46,9 @@ INLINE int64_t FN(offset)(int dtype, int64_t i)
 }
 
 #ifdef FASTOPT_CONVERSIONS
-APART void FN(load_other)(real *chunk, const char *from) { load_float16(chunk, from); }
-APART void FN(store_other)(const real *chunk, char *to) { store_float16(chunk, to); }
-APART void FN(store_other_dithered)(const real *chunk, char *to, uint32_t first)
+NOINLINE void FN(load_float16_chunk)(real *chunk, const char *from) { load_float16(chunk, from); }
+NOINLINE void FN(store_float16_chunk)(const real *chunk, char *to) { store_float16(chunk, to); }
+NOINLINE void FN(store_float16_dithered)(const real *chunk, char *to, uint32_t first)
 {
     store_dithered(FASTOPT_FLOAT16, chunk, to, first);
 }
@@ -59,7 +60,7 @@ INLINE void FN(load_chunk)(int dtype, real *chunk, const char *from)
     else if (dtype == FASTOPT_BFLOAT16)
         load_bfloat16(chunk, from);
     else
-        FN(load_other)(chunk, from);
+        FN(load_float16_chunk)(chunk, from);
 }
 
 INLINE void FN(store_chunk)(int dtype, const real *chunk, char *to)
@@ -69,7 +70,7 @@ INLINE void FN(store_chunk)(int dtype, const real *chunk, char *to)
     else if (dtype == FASTOPT_BFLOAT16)
         store_bfloat16(chunk, to);
     else
-        FN(store_other)(chunk, to);
+        FN(store_float16_chunk)(chunk, to);
 }
 #else
 INLINE void FN(load_chunk)(int dtype, real *chunk, const char *from)
@@ -85,7 +86,7 @@ INLINE void FN(store_chunk)(int dtype, const real *chunk, char *to)
 }
 #endif
 
-APART void FN(begin)(FN(stored) *s, int arrays, void *const *addresses, const fastopt_pass *pass)
+NOINLINE void FN(init_stored)(FN(stored) *s, int arrays, void *const *addresses, const fastopt_pass *pass)
 {
     const fastopt_storage *storage = pass->storage;
     s->pass = pass;
@@ -107,8 +108,8 @@ APART void FN(begin)(FN(stored) *s, int arrays, void *const *addresses, const fa
 #endif
 }
 
-/* The last elements of arrays that do not fill a chunk, followed by zeros. */
-APART void FN(borrow)(FN(stored) *s, int64_t left)
+/* Loads the last elements of arrays, which do not fill a chunk, into the edges. */
+NOINLINE void FN(load_tail)(FN(stored) *s, int64_t left)
 {
     for (int j = 0; j < s->all; j++)
         if (!FN(in_blocks)(s->dtypes[j])) {
@@ -118,7 +119,8 @@ APART void FN(borrow)(FN(stored) *s, int64_t left)
         }
 }
 
-APART void FN(give_back)(FN(stored) *s, int64_t i, int64_t left)
+/* Stores them from the edges. */
+NOINLINE void FN(store_tail)(FN(stored) *s, int64_t i, int64_t left)
 {
     for (int j = 0; j < s->all; j++)
         if (!FN(in_blocks)(s->dtypes[j]) && (j != 1 || s->options & FASTOPT_ZERO_GRADS))
@@ -126,12 +128,12 @@ APART void FN(give_back)(FN(stored) *s, int64_t i, int64_t left)
                    (size_t)left * FN(element_size)(s->dtypes[j]));
 }
 
-/* The parameter with what its dtype could not hold. */
-APART void FN(load_companion)(FN(stored) *s)
+/* Loads the parameter with the part that its dtype could not hold. */
+NOINLINE void FN(load_companion)(FN(stored) *s)
 {
     real *p = s->chunks[0], *lost = s->chunks[s->companion];
     if (s->options & FASTOPT_MASTER) {
-        FN(load_chunk)(OWN, p, s->at[s->companion]);
+        FN(load_chunk)(COMPUTE, p, s->at[s->companion]);
         return;
     }
     FN(load_chunk)(s->dtypes[s->companion], lost, s->at[s->companion]);
@@ -139,8 +141,8 @@ APART void FN(load_companion)(FN(stored) *s)
         p[k] = p[k] + lost[k];
 }
 
-/* The parameter as its options say, its average, the zeroed gradient. */
-APART void FN(store_param)(FN(stored) *s, int64_t i)
+/* Stores the parameter as the options say, its average, and the zeroed gradient. */
+NOINLINE void FN(store_param)(FN(stored) *s, int64_t i)
 {
     real *p = s->chunks[0];
     if (s->average) {
@@ -153,7 +155,7 @@ APART void FN(store_param)(FN(stored) *s, int64_t i)
     if (s->options & FASTOPT_ZERO_GRADS)
         memset(s->at[1], 0, (size_t)CHUNK * FN(element_size)(s->dtypes[1]));
     if (s->options & FASTOPT_MASTER)
-        FN(store_chunk)(OWN, p, s->at[s->companion]);
+        FN(store_chunk)(COMPUTE, p, s->at[s->companion]);
 #ifdef FASTOPT_CONVERSIONS
     if (s->options & FASTOPT_STOCHASTIC) {
         uint32_t random[HALF];
@@ -168,14 +170,14 @@ APART void FN(store_param)(FN(stored) *s, int64_t i)
     if (s->options & FASTOPT_KAHAN) {
         real *lost = s->chunks[s->companion], kept[CHUNK];
         FN(load_chunk)(s->dtypes[0], kept, s->at[0]);
-        for (int k = 0; k < CHUNK; k++) /* infinity less infinity is none lost */
+        for (int k = 0; k < CHUNK; k++) /* infinity - infinity is NaN: nothing is lost */
             lost[k] = isfinite(kept[k]) ? p[k] - kept[k] : 0;
         FN(store_chunk)(s->dtypes[s->companion], lost, s->at[s->companion]);
     }
 }
 
-/* Begins to read what comes soon after array j's chunk at i. */
-INLINE void FN(fetch)(int dtype, const char *at, int64_t i)
+/* Prefetches what comes soon after an array's chunk at i. */
+INLINE void FN(prefetch_chunk)(int dtype, const char *at, int64_t i)
 {
     PREFETCH(at + STORED_AHEAD + (FN(in_blocks)(dtype) ? i % FASTOPT_BLOCK : 0));
     if (FN(element_size)(dtype) * CHUNK > 64)
@@ -183,26 +185,26 @@ INLINE void FN(fetch)(int dtype, const char *at, int64_t i)
 }
 
 #ifdef FASTOPT_CONVERSIONS
-/* Stores array j's block that ends with the chunk at i. */
-APART void FN(end_block)(const FN(stored) *s, int j, char *at, int64_t i)
+/* Stores the block of array j that ends with the chunk at i. */
+NOINLINE void FN(finish_block)(const FN(stored) *s, int j, char *at, int64_t i)
 {
     store_block(s->dtypes[j], s->blocks[j], at, (uint64_t)(s->pass->element + i - i % FASTOPT_BLOCK),
                 (uint64_t)s->pass->step);
 }
 #endif
 
-/* ---- any combination ---- */
+/* ---- the general loop ---- */
 
-/* Loads the chunk at i, or what there is of it; `tiles` is told where the arrays' parts are. */
+/* Loads the chunk at i, or the elements left; sets `tiles` to the loaded parts. */
 INLINE void FN(load_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n, void **tiles)
 {
     for (int j = 0; j < s->all; j++) {
         s->at[j] = s->begins[j] + FN(offset)(s->dtypes[j], i);
         if (s->pass->prefetch)
-            FN(fetch)(s->dtypes[j], s->at[j], i);
+            FN(prefetch_chunk)(s->dtypes[j], s->at[j], i);
     }
     if (n - i < CHUNK)
-        FN(borrow)(s, n - i);
+        FN(load_tail)(s, n - i);
     for (int j = 0; j < arrays; j++) {
         tiles[j] = s->chunks[j];
 #ifdef FASTOPT_CONVERSIONS
@@ -227,7 +229,7 @@ INLINE void FN(store_state)(FN(stored) *s, int dtype, const real *chunk, char *a
         if (dtype == FASTOPT_BFLOAT16)
             store_dithered(dtype, chunk, at, dither);
         else
-            FN(store_other_dithered)(chunk, at, dither);
+            FN(store_float16_dithered)(chunk, at, dither);
         return;
     }
 #else
@@ -236,7 +238,7 @@ INLINE void FN(store_state)(FN(stored) *s, int dtype, const real *chunk, char *a
     FN(store_chunk)(dtype, chunk, at);
 }
 
-/* Stores the chunk at i, and the blocks that end with it; behind the tensor's end they hold zeros. */
+/* Stores the chunk at i and the blocks that end with it. After the tensor's end blocks hold zeros. */
 INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
 {
     FN(store_param)(s, i);
@@ -248,31 +250,31 @@ INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
 #ifdef FASTOPT_CONVERSIONS
         if (i % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK || n - i <= CHUNK) {
             for (int64_t k = n - i + i % FASTOPT_BLOCK; k < FASTOPT_BLOCK; k++)
-                s->blocks[j][place_in_chunk((int)k)] = 0;
-            FN(end_block)(s, j, s->at[j], i);
+                s->blocks[j][chunk_index((int)k)] = 0;
+            FN(finish_block)(s, j, s->at[j], i);
         }
 #endif
     }
     if (n - i < CHUNK)
-        FN(give_back)(s, i, n - i);
+        FN(store_tail)(s, i, n - i);
 }
 
-/* A rule's update of a chunk whose arrays' parts are where `arrays` says. */
+/* Runs a rule's update over a chunk. `arrays` points to the loaded parts. */
 #define UPDATE_CHUNK(rule, copies)                                                                                    \
     {                                                                                                                 \
         real *restrict param = arrays[0];                                                                             \
         const real *restrict grad = arrays[1];                                                                        \
         POINTERS_##rule##_##copies                                                                                    \
-        INDEPENDENT                                                                                                   \
+        IVDEP                                                                                                         \
         for (int i = 0; i < CHUNK; i++)                                                                               \
             ELEMENT(UPDATE_##rule##_##copies)                                                                         \
     }
 
-/* ---- the commonest ---- */
+/* ---- the specialised loops ---- */
 
 #ifdef FASTOPT_CONVERSIONS
-/* Whether arrays are of these dtypes, and nothing else is asked for. Of states in blocks it is enough that they are. */
-APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int states)
+/* 1 if arrays are of these dtypes and no option but dither is set. Blocks of either dtype match each other. */
+NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, int states)
 {
     int is = s->dtypes[0] == param && s->dtypes[1] == grad && !(s->options & ~FASTOPT_DITHER);
     for (int j = 2; j < arrays; j++)
@@ -283,7 +285,7 @@ APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int state
 #define LOAD(j, dtype)                                                                                                \
     char *const at_##j = s->begins[j] + FN(offset)(dtype, at);                                                        \
     if (prefetch)                                                                                                     \
-        FN(fetch)(dtype, at_##j, at);                                                                                 \
+        FN(prefetch_chunk)(dtype, at_##j, at);                                                                        \
     if (!FN(in_blocks)(dtype))                                                                                        \
         FN(load_chunk)(dtype, chunks[j], at_##j);                                                                     \
     else if (at % FASTOPT_BLOCK == 0)                                                                                 \
@@ -296,13 +298,13 @@ APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int state
     else if (!FN(in_blocks)(states))                                                                                  \
         FN(store_chunk)(states, chunks[j], at_##j);                                                                   \
     else if (at % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK)                                                             \
-        FN(end_block)(s, j, at_##j, at);
+        FN(finish_block)(s, j, at_##j, at);
 
-/* Whole chunks of arrays of known dtypes, with states in blocks whole blocks: what is behind the tensor's end in its last
- * block is for the other loop. Returns how many elements that were. */
-#define KNOWN(rule, copies)                                                                                           \
-    INLINE int64_t FN(known_##rule##_##copies)(FN(stored) *s, int64_t n, const void *coefficients, const int dtype,   \
-                                               const int grad_dtype, const int states)                                \
+/* Updates whole chunks, or whole blocks if states are in blocks, and returns the number of elements updated. The
+ * general loop does the rest, for only it writes zeros after the tensor's end. */
+#define SPECIALISED(rule, copies)                                                                                     \
+    INLINE int64_t FN(specialised_##rule##_##copies)(FN(stored) *s, int64_t n, const void *coefficients,              \
+                                                     const int dtype, const int grad_dtype, const int states)         \
     {                                                                                                                 \
         COEFFICIENTS(rule, copies)                                                                                    \
         const int prefetch = s->pass->prefetch, dithered = s->options & FASTOPT_DITHER;                               \
@@ -320,12 +322,12 @@ APART int FN(is)(const FN(stored) *s, int arrays, int param, int grad, int state
         }                                                                                                             \
         return end;                                                                                                   \
     }
-FASTOPT_INSTANCES(KNOWN)
+FASTOPT_INSTANCES(SPECIALISED)
 
 #define TRY(rule, copies, ...)                                                                                        \
-    else if (copies == 1 && FN(is)(&s, ARRAYS_##rule##_##copies, __VA_ARGS__))                                        \
-        at = FN(known_##rule##_##copies)(&s, n, coefficients, __VA_ARGS__);
-#define KNOWN_COMBINATIONS(rule, copies)                                                                              \
+    else if (copies == 1 && FN(matches)(&s, ARRAYS_##rule##_##copies, __VA_ARGS__))                                   \
+        at = FN(specialised_##rule##_##copies)(&s, n, coefficients, __VA_ARGS__);
+#define TRY_SPECIALISED(rule, copies)                                                                                 \
     if (n < CHUNK)                                                                                                    \
         ;                                                                                                             \
     TRY(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BFLOAT16)                                             \
@@ -334,7 +336,7 @@ FASTOPT_INSTANCES(KNOWN)
     TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_FLOAT32)                                            \
     TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BLOCKS_SIGNED)
 #else
-#define KNOWN_COMBINATIONS(rule, copies)
+#define TRY_SPECIALISED(rule, copies)
 #endif
 
 /* ---- the kernels ---- */
@@ -347,8 +349,8 @@ FASTOPT_INSTANCES(KNOWN)
         FN(stored) s;                                                                                                 \
         void *arrays[ARRAYS];                                                                                         \
         int64_t at = 0;                                                                                               \
-        FN(begin)(&s, ARRAYS, addresses, pass);                                                                       \
-        KNOWN_COMBINATIONS(rule, copies)                                                                              \
+        FN(init_stored)(&s, ARRAYS, addresses, pass);                                                                 \
+        TRY_SPECIALISED(rule, copies)                                                                                 \
         COEFFICIENTS(rule, copies)                                                                                    \
         for (; at < n; at += CHUNK) {                                                                                 \
             FN(load_arrays)(&s, ARRAYS, at, n, arrays);                                                               \

@@ -1,8 +1,8 @@
-/* The loops that benchmarks compare with, compiled once for each instruction-set level with FASTOPT_ISA naming it. */
+/* The streams, compiled once for each instruction-set level. FASTOPT_ISA names the level. */
 #include "compiler.h"
 #include "level.h"
 
-/* The ceiling's loops: the traffic of a rule with as many arrays, and next to no arithmetic. */
+/* One loop for each number of arrays: the traffic of a rule with so many, and next to no arithmetic. */
 #define STREAM(count, pointers, prefetches, body)                                                                     \
     static void stream_##count(int64_t n, float *const *a, int ahead)                                                 \
     {                                                                                                                 \
@@ -40,7 +40,7 @@ static void stream(int64_t n, int arrays, float *const *a, int ahead)
     streams[arrays - 2](n, a, ahead);
 }
 
-/* The ceiling of updates of rows: each of a row's gradients is added to the row, the first to its states' rows too. */
+/* Adds each of a row's gradients to the row, and the first to the rows of its states. */
 static void stream_rows(const fastopt_row_stream *s, int64_t begin, int64_t end)
 {
     const int64_t width = s->width, last = s->starts[end];

@@ -1,18 +1,18 @@
-/* Runs of tensors: where arrays are strided or not aligned, tile by tile. */
+/* Runs of tensors. Strided or unaligned arrays are copied to tiles, updated and copied back. */
 
-/* n floats of a strided run, of any alignment, in their order. */
-static void FN(read)(int dtype, real *tile, const char *from, int64_t stride, int64_t n)
+/* Reads n floats of a strided run, of any dtype and alignment. */
+static void FN(read_floats)(int dtype, real *tile, const char *from, int64_t stride, int64_t n)
 {
 #ifdef FASTOPT_CONVERSIONS
-    if (dtype != OWN) {
+    if (dtype != COMPUTE) {
         for (int64_t i = 0; i < n; i += LANES) {
             const int64_t m = n - i < LANES ? n - i : LANES;
             uint16_t some[LANES] = {0};
             real values[LANES];
             for (int64_t k = 0; k < m; k++)
                 memcpy(some + k, from + (i + k) * stride, sizeof *some);
-            const words w = widened(some);
-            put_words(values, dtype == FASTOPT_BFLOAT16 ? w << 16 : from_float16(w));
+            const words w = widen_halves(some);
+            store_words(values, dtype == FASTOPT_BFLOAT16 ? w << 16 : from_float16(w));
             memcpy(tile + i, values, (size_t)m * sizeof *tile);
         }
         return;
@@ -24,13 +24,13 @@ static void FN(read)(int dtype, real *tile, const char *from, int64_t stride, in
         memcpy(tile + i, from + i * stride, sizeof(real));
 }
 
-/* One float, rounded to the nearest. */
-static void FN(write_one)(int dtype, real x, char *to)
+/* Writes one float, rounded to nearest. */
+static void FN(write_float)(int dtype, real x, char *to)
 {
 #ifdef FASTOPT_CONVERSIONS
-    if (dtype != OWN) {
-        const words u = ALL(bits_of(x));
-        const uint16_t h = (uint16_t)(dtype == FASTOPT_BFLOAT16 ? rounded_bfloat16(u)[0] >> 16 : to_float16(u)[0]);
+    if (dtype != COMPUTE) {
+        const words u = SPLAT(bits_of(x));
+        const uint16_t h = (uint16_t)(dtype == FASTOPT_BFLOAT16 ? round_bfloat16(u)[0] >> 16 : to_float16(u)[0]);
         memcpy(to, &h, sizeof h);
         return;
     }
@@ -40,8 +40,8 @@ static void FN(write_one)(int dtype, real x, char *to)
     memcpy(to, &x, sizeof x);
 }
 
-/* Elements of one run: of floats that are not of the compute type too, whose bytes alone are moved. */
-static void FN(move)(char *to, int64_t to_stride, const char *from, int64_t from_stride, int64_t n, int size)
+/* Copies n elements from one run to another, without conversion. */
+static void FN(copy_strided)(char *to, int64_t to_stride, const char *from, int64_t from_stride, int64_t n, int size)
 {
     if (to_stride == size && from_stride == size)
         memcpy(to, from, (size_t)(n * size));
@@ -53,9 +53,9 @@ static void FN(move)(char *to, int64_t to_stride, const char *from, int64_t from
             memcpy(to + i * to_stride, from + i * from_stride, sizeof(real));
 }
 
-/* n elements of one run; coefficients still in float64, rounded here, once. */
-static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses, const int64_t *strides,
-                    const double *coefficients, int row, const fastopt_pass *pass)
+/* Updates n elements of one run. The coefficients are in float64 and rounded here. */
+static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses,
+                            const int64_t *strides, const double *coefficients, int row, const fastopt_pass *pass)
 {
     const fastopt_storage *storage = pass->storage;
     real coefs[MAX_ROW];
@@ -63,9 +63,9 @@ static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, void *const *a
     for (int j = 0; j < row; j++)
         coefs[j] = (real)coefficients[j];
     for (int j = 0; j < arrays; j++) {
-        const int dtype = storage ? storage->dtypes[j] : OWN;
+        const int dtype = storage ? storage->dtypes[j] : COMPUTE;
         sizes[j] = FN(in_blocks)(dtype) ? 0 : FN(element_size)(dtype);
-        if (sizes[j]) /* blocks have no strides, and conversions take any alignment */
+        if (sizes[j]) /* blocks have no strides; conversions take any alignment */
             dense &= (!strides || strides[j] == sizes[j]) && (storage || (uintptr_t)addresses[j] % sizeof(real) == 0);
     }
     if (dense) {
@@ -83,14 +83,14 @@ static void FN(run)(fastopt_kernel kernel, int64_t n, int arrays, void *const *a
             const int64_t stride = strides ? strides[j] : sizes[j];
             tile[j] = sizes[j] ? (void *)tiles[j] : (char *)addresses[j] + FN(offset)(FASTOPT_BLOCKS_SIGNED, i);
             if (sizes[j])
-                FN(move)((char *)tiles[j], sizes[j], (char *)addresses[j] + i * stride, stride, m, sizes[j]);
+                FN(copy_strided)((char *)tiles[j], sizes[j], (char *)addresses[j] + i * stride, stride, m, sizes[j]);
         }
         own.element = pass->element + i;
         kernel(m, tile, coefs, &own);
         for (int j = 0; j < arrays; j++) {
             const int64_t stride = strides ? strides[j] : sizes[j];
             if (sizes[j] && (j != 1 || zeroed))
-                FN(move)((char *)addresses[j] + i * stride, stride, (char *)tiles[j], sizes[j], m, sizes[j]);
+                FN(copy_strided)((char *)addresses[j] + i * stride, stride, (char *)tiles[j], sizes[j], m, sizes[j]);
         }
     }
 }
