@@ -117,6 +117,20 @@ def square_sums(guarded, dtype, n):
     done(lib.fastopt_square_sums(dtype, 1, pointer(table, "void **"), *tables, pointer(sums, "double *"), 1))
 
 
+def stream(guarded, count, n):
+    """The traffic of an update."""
+    table = guarded.table([guarded.bytes(lib.FASTOPT_FLOAT32, n) for _ in range(count)])
+    done(lib.fastopt_stream(n, count, pointer(table, "float **"), 0, 1))
+
+
+def stream_rows(guarded, count, width):
+    """The traffic of an update of three rows, of which the second has two gradients."""
+    table = guarded.table([guarded.bytes(lib.FASTOPT_FLOAT32, 4 * width) for _ in range(count)])
+    lists = [guarded(numbers, np.int64) for numbers in ([0, 2, 3], [0, 1, 3, 4], [3, 0, 1, 2])]
+    tables = [pointer(array, "int64_t *") for array in lists]
+    done(lib.fastopt_stream_rows(3, *tables, width, count, pointer(table, "float **"), 1))
+
+
 def main(edge):
     """Makes all the calls; prints how many."""
     compute = lib.FASTOPT_FLOAT32, lib.FASTOPT_FLOAT64
@@ -134,6 +148,8 @@ def main(edge):
         ),
         update_rows: (("adam", "rowwise_adagrad"), (0, 1, 2), (1, 3, 16, 700), (np.int32, np.int64), (False, True)),
         square_sums: (_SIZES, (1, 15, 17, 512, 4096, 5000)),
+        stream: (range(2, 6), (1, 63, 64, 65, 1000)),
+        stream_rows: (range(2, 6), (1, 16, 17)),
     }
     made = 0
     for call, choices in kinds.items():

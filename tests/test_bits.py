@@ -169,6 +169,14 @@ def without_decay(name):
     return {**default_hyper(name), **VARIED[name], **dict.fromkeys(decay_of(name), 0.0)}
 
 
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_of_zeros_of_both_signs_the_first_is_the_maximum(backend):
+    p, g, m, v, largest = (np.zeros(100, "f4") for _ in range(5))
+    largest[:] = -0.0
+    fastopt.functional.amsgrad(p, g, m, v, largest, step=1, backend=backend)
+    assert np.signbit(largest).all() and not np.signbit(v).any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", RULES)
 def test_infinite_parameters_stay_where_nothing_decays(name, dtype, isa):

@@ -1,6 +1,8 @@
 """The rule table: its own consistency, and its C twin's agreement with it."""
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from fastopt.rules import REQUIRED, RULES
 from fastopt.rules.hyper import hyper_row
 
 from .oracle import ORACLES
-from .support import CASES, VARIED
+from .support import CASES, VARIED, default_hyper
 
 ffi, lib = native.ffi, native.lib
 
@@ -38,6 +40,26 @@ def test_folds_have_the_same_bits_in_c_and_python(case):
             assert lib.fastopt_fold(number, t, 0.25, ffi.from_buffer("double[]", row), c_scalars, got) == 0
             assert list(got) == [*rule.fold_prologue(row[0], row, 0.25), *want], t
             assert list(c_scalars)[: len(scalars)] == list(scalars)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("name", RULES)
+def test_folds_at_zero_and_one_have_the_same_bits_in_c_and_python(name, value):
+    """Each hyper-parameter that may be so, one at a time: folds ask whether some are 0."""
+    rule, given = RULES[name], {**default_hyper(name), **VARIED[name]}
+    for key in rule.row:
+        hyper = rule.hyper.get(key)
+        if hyper is None or not hyper.low <= value <= hyper.high or (hyper.below_high and value == hyper.high):
+            continue
+        changed = value if not hyper.vector else (value,)
+        for row in hyper_row(rule, {**given, key: bool(value) if hyper.flag else changed}):
+            scalars = tuple(rule.scalars.values())
+            for t in (1, 2, 1000):
+                want, _ = rule.fold_row(float(t), row.tolist(), scalars)
+                got, c_scalars = ffi.new("double[]", 3 + len(rule.coefficients)), ffi.new("double[]", [*scalars, 0.0])
+                number = lib.fastopt_find_rule(name.encode())
+                assert lib.fastopt_fold(number, t, 0.25, ffi.from_buffer("double[]", row), c_scalars, got) == 0
+                np.testing.assert_array_equal(list(got)[3:], np.array(want, float), strict=True)
 
 
 def test_a_row_is_plain_python():
@@ -104,6 +126,13 @@ def test_c_refuses_what_it_does_not_know():
     assert ffi.string(lib.fastopt_message(lib.fastopt_step(job, 1, 1.0, 1))) == b"unknown dtype"
     assert lib.fastopt_fold(-1, 1, 1.0, ffi.NULL, ffi.NULL, ffi.NULL) == lib.FASTOPT_BAD_RULE
     assert ffi.string(lib.fastopt_message(12345)) == b"unknown error code"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="the processor is described as on Linux")
+def test_the_processor_has_the_instruction_sets_that_are_supported():
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    needed = {"avx2": {"avx2", "fma"}, "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"}}
+    assert native.isa_supported() == [name for name in native.isa_compiled() if needed.get(name, set()) <= words]
 
 
 def test_every_compiled_instruction_set_that_the_processor_has_can_be_chosen():

@@ -177,6 +177,21 @@ def test_lookups_that_crowd_in_a_large_table(rows, duplicates, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("duplicates", ["sum", "sequential"])
+@pytest.mark.parametrize("width", [6, 1300])
+def test_misaligned_rows_of_a_rule_by_row(width, duplicates, backend):
+    indices, values = lookups(20, 30, (width,), "f4")
+    gradient = RowSparse(indices, values, duplicates=duplicates)
+    hyper = CASES["rowwise_adagrad, varied"][1]
+    want = table("rowwise_adagrad", hyper, 20, (width,), "f4")
+    got = [misaligned(array) for array in want]
+    for step in (1, 2):
+        for arrays in (want, got):
+            functional.rowwise_adagrad(arrays[0], gradient, *arrays[1:], step=step, **hyper, backend=backend)
+    assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts(backend):
     """Strided and misaligned rows, gradients of any layout, and indices that are views."""
     indices, values = lookups(20, 30, (6,), "f4")
