@@ -55,6 +55,7 @@ def run_parallel(
         for _ in range(threads - 1):
             others.append(_pool.submit(work))
     kernel(*table, counter, share)
+    others = [other for other in others if not other.cancel()]  # nothing is left for those that have not begun
     wait(others)
     for other in others:
         other.result()
