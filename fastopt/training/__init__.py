@@ -1,8 +1,18 @@
 """Training around the update: batches, curricula, early stopping, batch normalization, gradient checks, averages."""
 
+from .averages import SWA, Lookahead, use_average
 from .batch_norm import BatchNorm
 from .early_stopping import EarlyStopping
 from .gradient_check import GradientCheck, check_gradient
 from .minibatches import minibatches
 
-__all__ = ["BatchNorm", "EarlyStopping", "GradientCheck", "check_gradient", "minibatches"]
+__all__ = [
+    "SWA",
+    "BatchNorm",
+    "EarlyStopping",
+    "GradientCheck",
+    "Lookahead",
+    "check_gradient",
+    "minibatches",
+    "use_average",
+]

@@ -77,13 +77,13 @@ def copy_of(array: Array) -> np.ndarray:
     return np.array(to_host(array), order="C")
 
 
-def write(array: Array, values: np.ndarray) -> None:
-    """Write all elements of an array, each rounded to the nearest that it can hold."""
+def write(array: Array, values: Any) -> None:
+    """Write all elements of an array, those of another, each rounded to the nearest that it can hold."""
     owner = array.owner
     if hasattr(owner, "detach"):
         import torch
 
-        owner.detach().copy_(torch.from_numpy(values))
+        owner.detach().copy_(torch.as_tensor(values))
     elif array.place.kind == "cpu":
         target = array.numpy()
         if array.dtype == BFLOAT16:
