@@ -12,7 +12,8 @@ import pytest
 
 import fastopt
 from fastopt import functional
-from fastopt.binding import where
+from fastopt.binding import update, where
+from fastopt.binding.update import Known
 from fastopt.rules import RULES
 
 from .support import VARIED, assert_same_bits, default_hyper, make_states
@@ -281,7 +282,7 @@ def test_fresh_views_are_bound_once_and_give_the_same_bits(name, backend, lists,
     ]
     made = []
     monkeypatch.setattr(
-        functional, "_Bound", lambda *arguments, real=functional._Bound: made.append(0) or real(*arguments)
+        functional, "Update", lambda *arguments, real=functional.Update: made.append(0) or real(*arguments)
     )
     for t in range(1, 8):
         call([[*flat_views(flat, n, 2), *(s[:] for s in own)] for flat, own in zip(flats, states, strict=True)], t)
@@ -354,7 +355,7 @@ def test_fresh_views_are_checked_as_kept_arrays_are():
 def test_arrays_that_interleave_or_are_not_contiguous_are_bound_once_too(monkeypatch):
     made = []
     monkeypatch.setattr(
-        functional, "_Bound", lambda *arguments, real=functional._Bound: made.append(0) or real(*arguments)
+        functional, "Update", lambda *arguments, real=functional.Update: made.append(0) or real(*arguments)
     )
     functional._known.clear()
     memory = np.random.default_rng(0).standard_normal((3, 4, 10, 8)).astype("f4")
@@ -382,7 +383,7 @@ def test_arrays_that_interleave_or_are_not_contiguous_are_bound_once_too(monkeyp
 @pytest.mark.parametrize("native", [True, False])
 def test_arrays_are_asked_where_they_are(native, monkeypatch):
     if not native:
-        monkeypatch.setattr(functional, "look", where._ask)
+        monkeypatch.setattr(update, "look", where._ask)
     root = np.ones((4, 100), "f4")
     arrays = [x[:50] for x in root]
     for move in (lambda x: x, lambda x: x.copy(), lambda x: x[::-1].copy()[::-1], lambda x: x.astype(">f4")):
@@ -443,8 +444,7 @@ def test_threads_may_update_views_of_the_same_layouts():
 
 
 def test_what_is_known_stays_small(monkeypatch):
-    monkeypatch.setattr(functional, "_MOST", 100)
-    functional._known.clear()
+    monkeypatch.setattr(functional, "_known", Known(100))
     for n in range(1, 100):
         flat = np.ones(4 * n, "f4")
         for _ in range(4):

@@ -19,7 +19,9 @@ from ..jobs.storage import ZERO_GRADS
 from ..jobs.tables import make_gradients
 from .norms import scale_of
 from .sparse import RowSparse
-from .where import Columns, Same, look, look_at
+from .where import ApartFromThose, Columns, Places, Same, look, look_at
+
+_GRADIENTS = slice(1, 2)  # the column of a job's table
 
 
 class Told(Protocol):
@@ -170,18 +172,30 @@ class Binding:
                     table.owners.clear()
         return self._tables
 
-    def let_go(self, at: np.ndarray | None) -> None:
-        """Keeps no array any longer; the gradients of all parameters are `at` these addresses, and may `move`."""
+    def let_go(self, at: np.ndarray | None, columns: slice = _GRADIENTS, blocks: Sequence[int] = (0,)) -> None:
+        """Keeps no array any longer.
+
+        Parameters
+        ----------
+        at : numpy.ndarray, uint64, optional
+            The addresses of arrays that may `move`: blocks of one for each parameter. By default none may.
+        columns : slice
+            The columns of tables that have these arrays; by default that of the gradients.
+        blocks : sequence of int
+            The block of each column.
+        """
         self._grads, self.arrays, self._tables = (), (), None
         for job in self.jobs:
             job.owners.clear()
         if at is not None:
             self._at, self._columns = at, Columns()
             for job in self.jobs:
-                self._columns.add(job.addresses[:, 1], job.members[job.tensor_of], at)
+                first = np.array(blocks) * len(job.progress.steps)
+                which = first + job.members[job.tensor_of][:, None]
+                self._columns.add(job.addresses[:, columns], which, at)
 
     def move(self, at: np.ndarray) -> None:
-        """Takes over gradients that are laid out as those before, where they are."""
+        """Takes over arrays that are laid out as those before, where they are."""
         assert self._columns is not None  # it was told that they may
         self._at, self._distinct = at, False
         self._columns.put(at)
@@ -218,15 +232,12 @@ class Last:
         if found is None:  # not all are plain arrays of NumPy, which themselves tell where they are
             found = look_at(views)
             self._remember(grads, views)
-        self._layouts, self._addresses = found
         self._kinds = list(map(_kind, grads))
         arrays = [*written, *(array for array in views if array is not None)]
         can_move = can_move and not self._watch.tensors and len({array.place.device for array in arrays}) == 1
         self._moves = can_move and all(array.dense and array.size for array in arrays)
-        extents = np.array(sorted(array.extent() for array in written), np.uint64).reshape(-1, 2)
-        self._low, self._high = np.append(extents[:, 0], np.iinfo(np.uint64).max), extents[:, 1].copy()
-        self._sizes = np.array([0 if a is None else a.size * a.dtype.itemsize for a in views], np.uint64)
-        bound.let_go(np.frombuffer(self._addresses, np.uint64) if self._moves else None)
+        self._places = Places(found, bound.move, ApartFromThose(written, views) if self._moves else None)
+        bound.let_go(np.frombuffer(found[1], np.uint64) if self._moves else None)
 
     def _remember(self, grads: Sequence[Any], views: Sequence[Array | None]) -> None:
         """Knows gradients again by their identities, if they stay where they are."""
@@ -246,18 +257,8 @@ class Last:
                 return False
             self.held = views = [None if grad is None else view(grad, "grads") for grad in grads]
             found = look_at(views)
-        layouts, addresses = found
-        if layouts != self._layouts:
+        if not self._places.take(found):
             return False
-        if addresses != self._addresses:
-            if not self._moves:
-                return False
-            at = np.frombuffer(addresses, np.uint64)
-            after = np.searchsorted(self._high, at, "right")  # the first array that ends behind
-            if (self._low[after] < at + self._sizes).any():
-                return False
-            self.bound.move(at)
-            self._addresses = addresses
         if self.held:
             self._remember(grads, self.held)
         return True

@@ -56,16 +56,26 @@ def look_at(views: Sequence[Array | None]) -> Look:
 class Same:
     """Knows arrays again by their identities, for as long as all of them live.
 
+    Parameters
+    ----------
+    arrays : sequence of array or None
+        The arrays.
+    forgotten : callable, optional
+        Is called when one of them ends.
+
     Raises
     ------
     TypeError
         No weak reference can be made to one.
     """
 
-    def __init__(self, arrays: Sequence[Any]) -> None:
+    def __init__(self, arrays: Sequence[Any], forgotten: Callable[[], Any] | None = None) -> None:
         self._ids = list(map(id, arrays))
+        self._forgotten = forgotten
         self._refs = [weakref.ref(x) for x in arrays if x is not None]
         self._watched = False
+        if forgotten is not None:
+            self._watch(arrays)
 
     def are(self, arrays: Sequence[Any]) -> bool:
         """Whether these are the arrays."""
@@ -77,13 +87,115 @@ class Same:
         if not all(map(is_, given, [ref() for ref in self._refs])):
             return False
         self._ids = ids = list(map(id, arrays))
+        forgotten = self._forgotten
 
         def forget(_: Any) -> None:
             ids.clear()
+            if forgotten is not None:
+                forgotten()
 
         self._refs = [weakref.ref(x, forget) for x in given]
         self._watched = True
         return True
+
+
+class Places:
+    """The layouts and addresses of arrays that tables name; arrays of the same layouts elsewhere can take their place.
+
+    Parameters
+    ----------
+    found : Look
+        The arrays as they are now.
+    move : callable
+        Writes other addresses into the tables.
+    apart : callable, optional
+        Tells whether arrays at some addresses share no memory that they may not share; by default the arrays stay
+        where they are.
+    """
+
+    def __init__(
+        self,
+        found: Look,
+        move: Callable[[np.ndarray], None],
+        apart: Callable[[np.ndarray], bool] | None = None,
+    ) -> None:
+        self._layouts, self.addresses = found
+        self._move = move
+        self._apart = apart
+
+    @property
+    def can_move(self) -> bool:
+        """Whether arrays elsewhere can take their place."""
+        return self._apart is not None
+
+    def take(self, found: Look) -> bool:
+        """Takes over arrays; False for those of other layouts, and where they may share memory."""
+        layouts, addresses = found
+        if layouts != self._layouts:
+            return False
+        if addresses != self.addresses:
+            if self._apart is None:
+                return False
+            at = np.frombuffer(addresses, np.uint64)
+            if not self._apart(at):
+                return False
+            self._move(at)
+            self.addresses = addresses
+        return True
+
+
+class ApartFromThose:
+    """Tells whether arrays that move share memory with none of those that stay.
+
+    Parameters
+    ----------
+    staying : sequence of Array
+        Those that stay, which share no memory with each other.
+    moving : sequence of Array or None
+        Those that move, C-contiguous.
+    """
+
+    def __init__(self, staying: Sequence[Array], moving: Sequence[Array | None]) -> None:
+        extents = np.array(sorted(array.extent() for array in staying), np.uint64).reshape(-1, 2)
+        self._low, self._high = np.append(extents[:, 0], np.iinfo(np.uint64).max), extents[:, 1].copy()
+        self._sizes = np.array([0 if a is None else a.size * a.dtype.itemsize for a in moving], np.uint64)
+
+    def __call__(self, at: np.ndarray) -> bool:
+        """Whether they do not, at these addresses."""
+        after = np.searchsorted(self._high, at, "right")  # the first array that ends behind
+        return not (self._low[after] < at + self._sizes).any()
+
+
+class ApartFromEachOther:
+    """Tells whether no two arrays have a byte between them.
+
+    False for what interleaves, and for gradients that share memory, as they may.
+
+    Parameters
+    ----------
+    arrays : sequence of Array
+        The arrays.
+    """
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        extents = [(low - array.address, high - array.address) for array in arrays for low, high in (array.extent(),)]
+        self._begins, self._ends = [low for low, _ in extents], [high for _, high in extents]
+        self._order = list(range(len(arrays)))
+
+    def __call__(self, addresses: np.ndarray) -> bool:
+        """Whether they have none, at these addresses."""
+        return self._are(addresses.tolist())
+
+    def _are(self, at: Sequence[int]) -> bool:
+        end = 0
+        for i in self._order:
+            if at[i] + self._begins[i] < end:
+                break
+            end = at[i] + self._ends[i]
+        else:
+            return True
+        before, self._order = self._order, sorted(self._order, key=lambda i: at[i] + self._begins[i])
+        return self._order != before and self._are(at)
 
 
 class Columns:
@@ -93,7 +205,7 @@ class Columns:
         self._columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, column: np.ndarray, which: Any, at: np.ndarray) -> None:
-        """Has a table's column follow: of each address there, `which` array it is in; `at` is where these are now."""
+        """Has columns of a table follow: of each address, `which` array it is in; `at` is where these are now."""
         which = np.asarray(which, np.intp)
         self._columns.append((column, which, column - at[which]))
 

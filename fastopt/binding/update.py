@@ -1,0 +1,214 @@
+"""One rule's update of arrays that callers keep: bound once, for any step, hyper-parameters and addresses."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays.array import CPU
+from ..arrays.dtypes import compute_dtype
+from ..arrays.libraries import layout_of, view
+from ..backends.choice import choose_backend, get_backend, ieee_arithmetic
+from ..checks import check_integer, check_number
+from ..jobs.job import MAX_STEP, Progress
+from ..jobs.tables import Tensor, make_jobs
+from ..rules import Rule
+from ..rules.hyper import FLOAT64, frozen, hyper_row
+from .binding import Binding
+from .norms import check_scale
+from .sparse import view_gradient
+from .states import by_copy
+from .where import ApartFromEachOther, Look, Places, Same, look
+
+_NONE: deque[Any] = deque(maxlen=0)
+
+
+class Update:
+    """Checked arrays under one rule.
+
+    Parameters
+    ----------
+    rule : Rule
+        The rule.
+    lists : sequence of sequences of array
+        Parameters, gradients, and the rule's states in their order.
+    values : tuple
+        The hyper-parameters, in the order of `keys_of`.
+    backend : str, optional
+        As the call asks for it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is not what it must be; the message names it.
+    BackendUnavailable
+        The backend is not here.
+    """
+
+    waiting: list[Update] | deque[Update] = _NONE  # where it waits for a next call
+    places: Places  # of arrays of NumPy
+    same: Same  # of arrays on a device, ...
+    layouts: list[Any]  # ... which their owner can lay out anew
+
+    def __init__(
+        self, rule: Rule, lists: Sequence[Sequence[Any]], values: tuple[Any, ...], backend: str | None
+    ) -> None:
+        self.rule = rule
+        labels = ("param", "grad", *rule.states)
+        called = [labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels] for i in range(len(lists[0]))]
+        params = [view(param, own[0]) for param, own in zip(lists[0], called, strict=True)]
+        self._real = min((compute_dtype(param.dtype) for param in params), default=np.dtype(np.float64))
+        row = row_of(rule, values, self._real)
+        self._progress = Progress.of(rule, len(row), len(params), 1)
+        self._progress.hyper[0] = row
+        self._hyper = frozen(values)
+        self._steps = self._progress.steps
+        self._single = len(params) == 1
+        tensors, names = [], []
+        for i, (param, own, grad, *others) in enumerate(zip(params, called, *lists[1:], strict=True)):
+            views = [(view(array, name), name) for array, name in zip(others, own[2:], strict=True)]
+            tensor = [param, view_gradient(grad, own[1], param.shape), *by_copy(rule, len(row), views, param)]
+            tensors.append(Tensor(0, i, tensor))
+            names.append([*own[:2], *(own[2:] * len(row))])
+        self.place = params[0].place if params else CPU
+        jobs = make_jobs([self._progress], tensors, names)
+        members = range(len(params))
+        self._bound = Binding(choose_backend(backend, self.place), jobs, members, [own[1] for own in names])
+        self._runner = self._bound.runner
+
+    def let_go(self, arrays: Sequence[Any], found: Look | None) -> None:
+        """Keeps no array any longer; serves others like them too where they were `found` to be NumPy's."""
+        if found is None:
+            self._bound.let_go(None)
+            return
+        at = np.frombuffer(found[1], np.uint64)
+        blocks = [0, 1, *[2 + k for _ in range(self._progress.copies) for k in range(len(self.rule.states))]]
+        self._bound.let_go(at, slice(None), blocks)
+        apart = ApartFromEachOther([view(array, "") for array in arrays])
+        self.places = Places(found, self._bound.move, apart if apart(at) else None)
+
+    def step(self, step: Any, values: tuple[Any, ...], grad_scale: float, threads: int, scalars: Any = None) -> None:
+        """Does one step of that number."""
+        if type(grad_scale) is not float or grad_scale != 1.0:
+            grad_scale = check_scale(grad_scale, self._real)
+        try:
+            known = values == self._hyper
+        except Exception:  # an array of several elements, or what cannot be compared
+            known = False
+        if not known:
+            row = row_of(self.rule, values, self._real)
+            if len(row) != self._progress.copies:
+                raise ValueError(
+                    f"{self.rule.vector}: found {len(row)} values, expected {self._progress.copies}, one for each "
+                    f"of {self.rule.states[0]}"
+                )
+            self._progress.hyper[0] = row
+            self._hyper = frozen(values)
+        if type(step) is not int or not 1 <= step <= MAX_STEP:
+            step = check_integer("step", step, 1, MAX_STEP, "an integer >= 1 (steps are counted from 1)")
+        if self.rule.scalars:
+            with ieee_arithmetic():
+                self._progress.scalars[:] = _scalars_before(self.rule, step, self._progress.hyper[0, 0], scalars)
+        if self._single:  # a quarter of the time of fill
+            self._steps[0] = step - 1
+        else:
+            self._steps.fill(step - 1)
+        self._runner(grad_scale, threads)
+
+
+def keys_of(rule: Rule) -> list[str]:
+    """The hyper-parameters of a call, which has states of its own: all but those that states begin at."""
+    return [name for name in rule.hyper if name not in rule.initial.values()]
+
+
+def row_of(rule: Rule, values: tuple[Any, ...], dtype: np.dtype = FLOAT64) -> np.ndarray:
+    """The hyper-parameters of a call, checked, as backends take them."""
+    return hyper_row(rule, dict(zip(keys_of(rule), values, strict=True)), dtype=dtype)
+
+
+def _scalars_before(rule: Rule, step: int, row: np.ndarray, given: Any) -> tuple[float, ...]:
+    """The rule's scalars before `step`: as given, else what constant hyper-parameters lead to."""
+    if given is not None:
+        return tuple(check_number(name, value) for name, value in zip(rule.scalars, given, strict=True))
+    scalars = tuple(rule.scalars.values())
+    for t in range(1, step):
+        _, advanced = rule.fold_row(float(t), row.tolist(), scalars)
+        if advanced == scalars:  # a fixed point, once products have underflowed
+            break
+        scalars = advanced
+    return scalars
+
+
+class Known:
+    """Updates that wait for a next call, by rule, backend and layouts: one serves all arrays of these layouts.
+
+    What cannot be moved, for its arrays interleave or share memory, is known by the arrays' addresses too. A call takes
+    an update out for itself, for another thread may make one at the same time. Arrays on a device are known by their
+    identities, for as long as all of them live; those of other libraries on the CPU are bound anew for each call.
+
+    Parameters
+    ----------
+    most : int
+        So many arrays are known at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: dict[tuple[Any, ...], list[Update]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._waiting.clear()
+
+    def take(self, rule: Rule, arrays: tuple[Any, ...], backend: str | None) -> Update | None:
+        """Takes out the update of these arrays, if one waits; it is to be put into its `waiting` again."""
+        chosen = get_backend() if backend is None else backend
+        found = look(arrays)
+        if found is None:
+            return self._take_others(arrays, (rule.name, chosen, *map(id, arrays)))
+        layouts, addresses = found
+        waiting = self._waiting.get((rule.name, chosen, layouts))
+        try:
+            if waiting is not None:
+                update = waiting.pop()
+                places = update.places
+                if addresses == places.addresses or places.take(found):
+                    return update
+                waiting.append(update)
+            return self._waiting[rule.name, chosen, layouts, addresses].pop()
+        except LookupError:
+            return None
+
+    def _take_others(self, arrays: tuple[Any, ...], key: tuple[Any, ...]) -> Update | None:
+        if not self._waiting.get(key):
+            return None
+        update = self._waiting[key].pop()
+        return update if update.same.are(arrays) and update.layouts == list(map(layout_of, arrays)) else None
+
+    def add(self, update: Update, arrays: tuple[Any, ...], backend: str | None) -> Update:
+        """Has an update wait for a next call once it is in its `waiting`, if arrays like these can be known again."""
+        if len(self._waiting) * len(arrays) > self._most:
+            self._waiting.clear()
+        key: tuple[Any, ...] = (update.rule.name, get_backend() if backend is None else backend)
+        found = look(arrays)
+        if found is not None:
+            update.let_go(arrays, found)
+            key = (*key, found[0]) if update.places.can_move else (*key, *found)
+        elif update.place.kind == "cuda" and all(layouts := list(map(layout_of, arrays))):
+            key = (*key, *map(id, arrays))
+            try:
+                update.same = Same(arrays, lambda: self._waiting.pop(key, None))
+            except TypeError:  # an array that no weak reference can be made to
+                return update
+            update.layouts = layouts
+            update.let_go(arrays, None)
+        else:
+            return update
+        update.waiting = self._waiting.setdefault(key, [])
+        return update
