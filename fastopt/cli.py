@@ -71,7 +71,7 @@ def _seconds(text: str) -> float:
 
 
 def _among(allowed: Iterable[str]) -> Callable[[str], list[str]]:
-    """What reads names, separated by commas, of those allowed."""
+    """Return a parser of names, separated by commas, of those allowed."""
 
     def read(text: str) -> list[str]:
         names = list(dict.fromkeys(name.strip() for name in text.split(",")))
@@ -133,7 +133,7 @@ def _scene(text: str) -> str:
 
 
 def _results(text: str) -> dict[str, Any]:
-    """What an earlier run wrote."""
+    """Read the file that an earlier run wrote."""
     try:
         found = json.loads(Path(text).read_text(encoding="utf-8"))
         from .bench.baseline import shares
@@ -359,6 +359,6 @@ def _fail(options: argparse.Namespace, why: str, status: int = 1) -> int:
 
 
 def _drop_output() -> None:
-    """What is still to be written to stdout is not: when the process ends Python would try once more."""
+    """Drop what is still to be written to stdout: when the process ends Python would try once more."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

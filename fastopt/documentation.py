@@ -65,7 +65,7 @@ def _formulas(rule: Rule, told: set[str]) -> list[str]:
 
 
 def _notes(rules: list[Rule]) -> list[str]:
-    """What there is to say of other forms, and the sources."""
+    """Render the notes on other forms, and the sources."""
     lines: list[str] = []
     for note in dict.fromkeys(note for rule in rules for note in rule.notes):
         lines += ["", *wrapped(note)]
@@ -90,7 +90,7 @@ def _kind(hypers: list[Hyper], default: Any, schedules: bool) -> str:
 
 
 def _meaning(hypers: list[Hyper]) -> str:
-    """What an argument means, and which values it takes."""
+    """Render the meaning of an argument, and the values that it takes."""
     words = _sentence("; ".join(hyper.meaning for hyper in hypers))
     if hypers[0].flag or hypers[0].domain == "a finite number":
         return words
@@ -99,7 +99,7 @@ def _meaning(hypers: list[Hyper]) -> str:
 
 
 def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
-    """What the examples' parameter is after the rule's first step."""
+    """Compute the examples' parameter after the rule's first step."""
     single = {name: hyper.check(name, values[name]) for name, hyper in rule.hyper.items() if not hyper.vector}
     vector = values[rule.vector] if rule.vector else (0.0,)
     states = [single[rule.initial[state]] if state in rule.initial else 0.0 for state in rule.states]
@@ -168,7 +168,7 @@ def _shared(names: Iterable[str], where: str) -> list[str]:
 
 
 def _example(arguments: Arguments, defaults: Mapping[str, Any]) -> str:
-    """What the first step of a class leads to."""
+    """Compute the parameter after the first step of a class."""
     group = {**arguments.defaults, **defaults, "lr": 0.1}
     rule = RULES[arguments.choose(group)]
     return _after_a_step(rule, arguments.values(rule, group, 1))

@@ -1,4 +1,4 @@
-"""What this installation is and chose."""
+"""This installation: what it is and chose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cpu_name() -> str:
 
 
 def configuration() -> dict[str, str]:
-    """What `show_config` prints, by heading."""
+    """Collect what `show_config` prints, by heading."""
     backends = available_backends()
     lines = {
         "fastopt": f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
@@ -75,7 +75,7 @@ def get_library() -> str:
 
 
 def compiler_flags(cflags: bool, libs: bool) -> str:
-    """What a C compiler must be told to find the header, the library, or both, as pkg-config prints it."""
+    """Return the compiler's flags for the header, the library, or both, as pkg-config prints them."""
     flags = [f"-I{get_include()}"] if cflags else []
     if libs:
         folder = Path(get_library()).parent
@@ -84,7 +84,7 @@ def compiler_flags(cflags: bool, libs: bool) -> str:
 
 
 def _places() -> dict[str, str]:
-    """Where on this machine the parts are that people ask for, by heading."""
+    """Collect the places of installed parts, by heading."""
     backends = available_backends()
     lines: dict[str, str] = {}
     if backends["native"] == "available":

@@ -64,7 +64,7 @@ def _fold(rule: Rule) -> Any:
 
 
 def _single(vector: str) -> str:
-    """What one of the values of a vector is called."""
+    """Name one of the values of a vector."""
     return vector.removesuffix("s")
 
 

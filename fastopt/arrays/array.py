@@ -76,7 +76,7 @@ class Array(_Fields):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """In bytes."""
+        """Strides in bytes."""
         return _c_strides(self.shape, self.dtype.itemsize) if self.given_strides is None else self.given_strides
 
     @property
@@ -96,7 +96,7 @@ class Array(_Fields):
         return low, high
 
     def numpy(self) -> np.ndarray:
-        """The same memory as a NumPy array, which on the CPU only can be read."""
+        """View the same memory as a NumPy array; on the CPU only."""
         if isinstance(self.owner, np.ndarray):
             return self.owner
         return np.asarray(_Interface(self))
@@ -126,12 +126,12 @@ def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 
 
 def address_of(x: np.ndarray) -> int:
-    """Where a C-contiguous, float32 or float64, non-empty array begins, in a tenth of the time of x.ctypes.data."""
+    """Return the address of a C-contiguous, non-empty float32 or float64 array, ten times as fast as x.ctypes.data."""
     return int(_cast(_UINTPTR, _from_buffer(x)))
 
 
 def pin_of(x: np.ndarray) -> Any:
-    """What keeps the memory of a NumPy array where it is, for as long as it lives itself and the array does.
+    """Return an object that pins the memory of a NumPy array for as long as both live.
 
     A weak reference forbids NumPy to resize the array that has the memory; a memoryview forbids that to what else has
     it: a bytearray to grow, a memory map to close.
@@ -148,12 +148,12 @@ def pin_of(x: np.ndarray) -> Any:
 
 
 def weak(pins: Iterable[Any]) -> list[Any]:
-    """Those that keep memory in place without keeping anything alive."""
+    """Keep the pins that are weak: they hold memory in place without keeping anything alive."""
     return [pin for pin in pins if isinstance(pin, weakref.ref)]
 
 
 def is_dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:
-    """Whether elements lie one behind the other, the last axis innermost."""
+    """Tell whether a layout is C-contiguous."""
     for n, stride in zip(reversed(shape), reversed(strides), strict=True):
         if n != 1 and stride != step:
             return 0 in shape

@@ -8,5 +8,5 @@ BLOCK_BYTES = QUANT_BLOCK + 4
 
 
 def block_bytes(size: int) -> int:
-    """How many bytes so many elements take in blocks."""
+    """Return the size in bytes of n elements in blocks."""
     return -(-size // QUANT_BLOCK) * BLOCK_BYTES

@@ -13,7 +13,7 @@ from .dtypes import COMPUTE_DTYPES, STORED_DTYPES, dtype_name
 
 
 def require_backend(name: str, x: Any, kind: str) -> None:
-    """Whether there is a backend for devices of that kind.
+    """Check that there is a backend for devices of that kind.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def check_tensor(
     shape: tuple[int, ...] | None = None,
     shapes: Sequence[tuple[int, ...] | None] = (),
 ) -> None:
-    """Whether arrays can be one tensor of an update: parameter, gradient, states.
+    """Check that arrays can be one tensor of an update: parameter, gradient, states.
 
     `read_only` is the place of the one that is not written; states have the parameter's shape, or `shape`; arrays of
     bytes have those of `shapes`.
@@ -74,7 +74,7 @@ def check_tensor(
 
 
 def check_device(arrays: Sequence[Array], names: Sequence[str]) -> None:
-    """Whether arrays are on one device.
+    """Check that arrays are on one device.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def check_device(arrays: Sequence[Array], names: Sequence[str]) -> None:
 
 
 def check_writable(array: Array, name: str, purpose: str) -> None:
-    """Whether each element can be written.
+    """Check that each element can be written.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def check_writable(array: Array, name: str, purpose: str) -> None:
 
 
 def check_distinct(arrays: Sequence[Array], names: Sequence[str], purpose: str) -> None:
-    """Whether each element of arrays can be written once.
+    """Check that each element of arrays can be written, and is in one of them only.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def _overlaps_itself(array: Array) -> bool:
 
 
 def check_overlap(arrays: Sequence[Array], names: Sequence[str], written: Sequence[bool]) -> None:
-    """Whether any array to be written shares memory with another.
+    """Check that no array to be written shares memory with another.
 
     Raises
     ------

@@ -20,7 +20,7 @@ CODES: dict[np.dtype, int] = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, 
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:
-    """In what a parameter of that dtype is updated."""
+    """Return the dtype in which a parameter of that dtype is updated."""
     return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
 
 

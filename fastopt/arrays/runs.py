@@ -63,7 +63,7 @@ def runs_of(arrays: Sequence[Array], ordered: bool = False) -> tuple[np.ndarray,
 
 
 def is_one_run(array: Array) -> bool:
-    """Whether an array's elements lie one behind the other, in any order of its axes."""
+    """Tell whether an array's elements are contiguous in some order of its axes."""
     step = array.dtype.itemsize
     for stride, n in sorted((s, n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if stride != step:

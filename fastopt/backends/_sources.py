@@ -1,4 +1,4 @@
-"""What the C library and its extension are built from: in a clone sources may change after the build."""
+"""Digest of the sources of the C library and its extension: in a clone they may change after the build."""
 
 from __future__ import annotations
 

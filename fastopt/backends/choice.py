@@ -71,7 +71,7 @@ def ieee_arithmetic() -> AbstractContextManager[None]:
 
 
 def watch_writable(arrays: Sequence[np.ndarray]) -> Callable[[], int]:
-    """What tells whether arrays, which must live as long, all are writable still."""
+    """Return a function that tells whether all arrays, which must live as long, are writable still."""
     native = _import("native")
     watch = None if isinstance(native, BackendUnavailable) else native.watch(arrays)
     return watch or (lambda: all(array.flags.writeable for array in arrays))

@@ -48,7 +48,7 @@ def decode_bfloat16(h):
 
 @register_jitable
 def _upper_half(u, rounded):
-    """What u was rounded to, unless u is NaN: that stays NaN."""
+    """Return the rounded bits, or a NaN if u is NaN."""
     quiet = uint32(u | 0x400000)
     return uint16((quiet if u & 0x7FFFFFFF > 0x7F800000 else uint32(rounded)) >> 16)
 
@@ -190,7 +190,7 @@ def nan_code(positive):
 
 @register_jitable
 def encode_among_nonfinite(code, x, positive):
-    """What becomes of an element's code in a block with elements that are not finite."""
+    """Return the code of an element in a block that is not all finite."""
     if (bits_of(x) & 0x7FFFFFFF) > LARGEST_FINITE:
         return nan_code(positive)
     if code == nan_code(positive):  # the next larger one, or zero for minus zero

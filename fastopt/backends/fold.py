@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Folded(NamedTuple):
-    """What the next step of a job's tensors is done with."""
+    """Coefficients of the next step of a job's tensors."""
 
     coefficients: np.ndarray  # float64 [rows, copies, 3 + coefficients]: the distinct ones
     row_of: np.ndarray  # int32 [tensors]: the row of each tensor
@@ -75,7 +75,7 @@ def fold_rows(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def folder(jobs: Sequence[Job]) -> Callable[[float], list[tuple[np.ndarray, np.ndarray, bool]]]:
-    """What advances the jobs' step counts and folds, for a backend that does the rest: the C library where it is built.
+    """Return a function that advances the jobs' step counts and folds: the C library's where it is built.
 
     Called with `grad_scale`, it returns for each job rows of coefficients, in float64; which of them each tensor has;
     whether there are several.

@@ -112,6 +112,6 @@ def compiled_callback(function: Callable[..., Any], signature: Any) -> CFunc:
 
 
 def folder() -> str | None:
-    """Where what this package compiles is cached, None where no folder can be written."""
+    """Return the folder in which compiled kernels are cached; None where no folder can be written."""
     kept = _cache_of(folder)
     return kept and kept.cache_path

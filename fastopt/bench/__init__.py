@@ -1,1 +1,1 @@
-"""What ``fastopt bench`` runs: every rule against its peers and the ceiling of memory, small tensors, digits."""
+"""``fastopt bench``: every rule against its peers and the ceiling of memory, small tensors, digits."""

@@ -21,7 +21,7 @@ def shares(report: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], Sp
 
 
 def table(before: Mapping[str, Any], now: Mapping[str, Any]) -> Table:
-    """What both runs have, with what changed.
+    """Compare the rows that both runs have.
 
     Parameters
     ----------

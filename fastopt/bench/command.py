@@ -29,7 +29,7 @@ WIDTH = 200  # characters that a table may take: it is not broken
 
 @dataclass
 class Outputs:
-    """What is made of the results beside what is printed.
+    """Outputs beside what is printed.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Outputs:
 
 @dataclass
 class Part:
-    """What a section found."""
+    """Results of a section."""
 
     section: str
     tables: list[Table] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Part:
 
 
 def _sections(options: Options) -> list[Section]:
-    """Those asked for. A section is a module of this package; this is where it is named."""
+    """List the sections asked for. A section is a module of this package; this is where it is named."""
     if options.cuda:
         return [cuda.section(options)]
     found = [rules.section(options)]
@@ -85,7 +85,7 @@ def _sections(options: Options) -> list[Section]:
 
 
 def _packages(options: Options) -> Iterator[str]:
-    """Those that take part."""
+    """List the peers that take part."""
     for name in options.peers:
         yield COMPETITORS[name].package
     for wanted, packages in (
@@ -188,7 +188,7 @@ class _Run:
         return f"{processor}, {self.options.threads} of them used; {peers}\n{command}"
 
     def as_json(self, seconds: float) -> dict[str, Any]:
-        """What is written for ``--json``, and read for ``--baseline``."""
+        """Contents of the file that ``--json`` writes and ``--baseline`` reads."""
         asked = {key: getattr(self.options, key) for key in ("size", "threads", "repeats")}
         found = {"configuration": self.configuration, **asked, **self.results}
         return {**found, "left_out": self.left_out, "seconds": seconds}

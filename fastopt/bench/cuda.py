@@ -47,7 +47,7 @@ class Device:
         return found
 
     def seconds(self, call: Call, loops: int) -> float:
-        """How long the device takes for a call, by its own clock."""
+        """Time a call by the device's own clock."""
         begin, end = self.cuda.event(), self.cuda.event()
         for _ in range(WARM):
             call()

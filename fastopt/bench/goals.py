@@ -52,7 +52,7 @@ class Goal:
 
 
 def _get(name: str, key: str, who: str, scale: float = 1.0) -> Find:
-    """Of one row; times in seconds are scaled."""
+    """Return a function that finds the figure of one row, scaled."""
     return lambda rows: (Spread(*rows[name][key][who]).scaled(scale), "")
 
 

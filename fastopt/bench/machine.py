@@ -1,4 +1,4 @@
-"""What the machine is: its caches, its memory, and the ceiling, the fastest way found to read and write arrays."""
+"""The machine: its caches, its memory, and the ceiling, the fastest way found to read and write arrays."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def memory() -> int:
 
 
 def has_ceiling() -> bool:
-    """Whether there are streaming kernels: they are the C library's."""
+    """Tell whether there are streaming kernels: they are the C library's."""
     return available_backends()["native"] == "available"
 
 
@@ -72,6 +72,6 @@ class Ceiling:
 
 
 def take_ceiling(times: Times) -> list[float] | None:
-    """Of the streaming kernels' times, which are removed, those of the fastest."""
+    """Take the streaming kernels' times out of `times`, and return those of the fastest."""
     found = [times.pop(name) for name in list(times) if name.startswith("ceiling ")]
     return min(found, key=median, default=None)

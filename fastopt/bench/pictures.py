@@ -23,7 +23,7 @@ _LABELS = {"native": "fastopt", "numba": "fastopt, Numba"}
 
 
 class Picture:
-    """What a section's `draw` makes of rows.
+    """Picture of a section's rows.
 
     Parameters
     ----------

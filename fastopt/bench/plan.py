@@ -1,4 +1,4 @@
-"""How a budget of seconds is dealt out among sections and rows, and kept."""
+"""Budget: seconds dealt out among sections and rows, and kept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def alarm(budget: float | None) -> Iterator[None]:
 
 
 class Plan:
-    """Who gets how much of the budget: each section in proportion to what its rows would like.
+    """Split the budget among sections in proportion to what their rows would like.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a section is: a part of the benchmark with rows of its own, the tables that show them, and a picture."""
+"""Section: a part of the benchmark with rows of its own, the tables that show them, and a picture."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Skip(Exception):
 
 @dataclass
 class Options:
-    """What ``fastopt bench`` was asked to measure, under the names of its options; `limited` says that time is."""
+    """Options of ``fastopt bench`` by name; `limited` says that there is a budget of time."""
 
     rules: Sequence[str]
     size: int = 20_000_000
@@ -185,5 +185,5 @@ def table(title: str, columns: Mapping[str, Show], rows: Sequence[Row], caption:
 
 
 def whoever(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """Those of the names that some row has times of, in order."""
+    """List the names that some row has times of, in order."""
     return [name for name in names if any(name in row["times"] for row in rows)]

@@ -1,4 +1,4 @@
-"""What a new process waits for: the import, and each backend's first step."""
+"""Startup: the import, and each backend's first step, in a new process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step costs beside memory: Adam over many small tensors, or one."""
+"""Overhead of a step beside memory: Adam over many small tensors, or one."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Spread(NamedTuple):
 
     @property
     def noisy(self) -> bool:
-        """For a ratio: whether it may differ from the figure by more than the figure claims, which differs from 1."""
+        """Tell whether a ratio may differ from its figure by more than the figure differs from 1."""
         return max(self.high - self.mid, self.mid - self.low) > max(CLEAR, abs(self.mid - 1))
 
     def scaled(self, by: float) -> Spread:
@@ -68,7 +68,7 @@ def ratio(times: Sequence[float], others: Sequence[float]) -> Spread:
 
 
 def seconds(call: Call) -> float:
-    """How long one call takes."""
+    """Time one call."""
     start = perf_counter()
     call()
     return perf_counter() - start

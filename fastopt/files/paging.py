@@ -77,7 +77,7 @@ class Mapping:
         self._path = path
 
     def _advise(self, low: int, high: int, advice: int) -> bool:
-        """Whether the system takes the advice: it does not for pages that are locked in memory."""
+        """Tell whether the system takes the advice: it does not for pages that are locked in memory."""
         try:
             _call(_libc().madvise, low, high - low, advice, path=self._path)
         except OSError as error:
@@ -87,7 +87,7 @@ class Mapping:
         return True
 
     def _place(self, low: int, high: int) -> tuple[int, int]:
-        """Where the bytes at these addresses are in the file, and how many they are."""
+        """Return the file's offsets of the bytes at these addresses, and how many they are."""
         return low - self.start + self._offset, high - low
 
     def fetch(self, low: int, high: int, written: bool) -> None:
@@ -222,7 +222,7 @@ class Pager:
         return found
 
     def _mappings(self, addresses: Sequence[np.ndarray]) -> list[list[list[Mapping | None]]]:
-        """For tables of addresses the mapping that each is in, None for ordinary memory."""
+        """Find the mapping that each address is in; None for ordinary memory."""
         shared = _shared_mappings()
         starts = np.array([start for start, *_ in shared], np.uint64)
         stops = np.array([stop for _, stop, *_ in shared], np.uint64)
@@ -330,7 +330,7 @@ class _Reading:
         self.prepare = backend.prepare
 
     def square_sums(self, grads: Gradients, threads: int) -> np.ndarray:
-        """As the backend's: the same blocks, in the same order."""
+        """Sum squares as the backend does: the same blocks, in the same order."""
         (mappings,) = self._pager._mappings([grads.addresses])
         if not any(mapping for (mapping,) in mappings):
             return self._backend.square_sums(grads, threads)

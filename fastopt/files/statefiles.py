@@ -171,7 +171,7 @@ class StateFiles:
     # ---- opening a directory ----
 
     def _holds(self, manifest: dict[str, Any]) -> bool:
-        """Whether the directory holds the states that are described; if not, it is empty."""
+        """Tell whether the directory holds the states that are described; if not, it is empty."""
         names = sorted(name.encode(errors="backslashreplace").decode() for name in os.listdir(self._folder))
         if not names:
             return False
@@ -572,7 +572,7 @@ def _describe(parameters: Sequence[ParameterStates], counters: Sequence[np.ndarr
 
 
 def _differences(there: Any, here: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two manifests differ, from the first place on; versions that wrote them may."""
+    """Describe the first place in which two manifests differ; versions that wrote them may."""
     if isinstance(here, dict) and isinstance(there, dict):
         for key in here:
             if key != "fastopt":

@@ -150,7 +150,7 @@ class Form:
 
     @property
     def states(self) -> int:
-        """How many the rule has."""
+        """Number of the rule's states."""
         return len(self.rule.states)
 
 

@@ -40,7 +40,7 @@ _M = TypeVar("_M", bound="_Model")
 
 
 class _Model:
-    """What the models share: their arguments, as scikit-learn's tools handle those of its own estimators, and runs."""
+    """Base of the models: arguments, as scikit-learn's tools handle those of its own estimators, and runs."""
 
     lr: float
     decay: float
@@ -291,7 +291,7 @@ class LinearModel(_Model):
 
     @property
     def _estimator_type(self) -> str:
-        """What scikit-learn is told, whose older versions ask for this, and newer ones for tags."""
+        """Kind of estimator for older versions of scikit-learn; newer ones ask for tags."""
         return "regressor" if self.loss == "squared" else "classifier"
 
     def __sklearn_tags__(self) -> Any:
@@ -480,12 +480,12 @@ def _check_common(rule: Any, lr: Any, decay: Any, l2: Any, seed: Any) -> None:
 
 
 def _most(entries: int) -> int:
-    """How many rows or columns there are at most that nobody has said there are."""
+    """Return the limit for rows or columns whose number was not given."""
     return max(2**24, 16 * entries)
 
 
 def _extent(name: str, highest: int, entries: int, given: Any, argument: str) -> int:
-    """How many rows, columns or features there are: as many as given, else as the highest index says."""
+    """Return the number of rows, columns or features: as given, else as the highest index says."""
     if given is not None:
         size = check_integer(argument, given, 1, 2**31)
         if highest >= size:

@@ -48,7 +48,7 @@ class WorkerDied(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run came to.
+    """Result of a run.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ def run(
 
 
 def check_progress(progress: Any) -> Progress | None:
-    """What tells of epochs, None if nothing does.
+    """Return the function that reports epochs, or None.
 
     Raises
     ------
@@ -241,7 +241,7 @@ def _prepare(kernel: Kernel, arrays: Sequence[np.ndarray]) -> None:
 
 @contextmanager
 def _threads(kernel: Kernel, arrays: Sequence[np.ndarray], shards: list[Shard]) -> Iterator[Callable[..., list[float]]]:
-    """What runs an epoch in threads: the caller's takes the first shard."""
+    """Run epochs in threads: the caller's takes the first shard."""
     stop = threading.Event()
     done: SimpleQueue[float | BaseException] = SimpleQueue()
     tasks: list[SimpleQueue[float | None]] = [SimpleQueue() for _ in shards[1:]]
@@ -288,7 +288,7 @@ def _threads(kernel: Kernel, arrays: Sequence[np.ndarray], shards: list[Shard]) 
 
 @contextmanager
 def _processes(kernel: Kernel, arrays: Any, shards: list[Shard]) -> Iterator[Callable[..., list[float]]]:
-    """What runs an epoch in processes."""
+    """Run epochs in processes."""
     context = multiprocessing.get_context()
     members: list[tuple[Any, connection.Connection]] = []
     try:
@@ -335,7 +335,7 @@ def _processes(kernel: Kernel, arrays: Any, shards: list[Shard]) -> Iterator[Cal
 
 
 def _gather(members: Sequence[tuple[Any, connection.Connection]], when: str) -> list[float]:
-    """What every worker answers, with an eye on those that die."""
+    """Collect every worker's answer, with an eye on those that die."""
     results: dict[int, float] = {}
     while len(results) < len(members):
         waiting = {k: member for k, member in enumerate(members) if k not in results}

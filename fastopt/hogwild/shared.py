@@ -182,7 +182,7 @@ class SharedArrays(Mapping[str, np.ndarray]):
 
 
 def _layout(header: int, sizes: list[int]) -> tuple[list[int], int]:
-    """Where arrays of these sizes begin, and where the last ends; in bytes."""
+    """Return the offsets of arrays of these sizes, and the end of the last; in bytes."""
     offsets, end = [], _PREFIX.size + header
     for size in sizes:
         offsets.append(-(-end // ALIGN) * ALIGN)

@@ -44,7 +44,7 @@ class Progress:
         )
 
     def check_steps(self) -> None:
-        """Whether a step more of every parameter can be counted.
+        """Check that another step of every parameter can be counted.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class Rows:
     names: tuple[str, str] = ("param", "grad")  # what the caller calls parameter and gradient
 
     def check_indices(self) -> None:
-        """Whether the indices, on the CPU, are those of rows.
+        """Check that the indices, on the CPU, are those of rows.
 
         Raises
         ------
@@ -119,18 +119,18 @@ class Job:
 
     @property
     def codes(self) -> tuple[int, ...]:
-        """How each array is stored, by `fastopt.arrays.dtypes.CODES`."""
+        """Storage codes of the arrays: `fastopt.arrays.dtypes.CODES`."""
         if self.storage is not None:
             return self.storage.dtypes
         return (CODES[self.dtype],) * (2 + self.progress.copies * len(self.progress.rule.states))
 
     @property
     def units(self) -> list[tuple[int, int]]:
-        """For each array, how many bytes so many of its elements take."""
+        """Pairs of bytes and elements that they hold, for each array."""
         return [(BLOCK_BYTES, QUANT_BLOCK) if code not in DTYPES else (DTYPES[code].itemsize, 1) for code in self.codes]
 
     def with_option(self, option: int) -> Job:
-        """The same job with one more option of its storage."""
+        """Copy the job with one more storage option."""
         storage = self.storage or Storage(self.codes)
         return replace(self, storage=replace(storage, options=storage.options | option))
 
@@ -179,5 +179,5 @@ def by_column(addresses: np.ndarray, place: Place) -> np.ndarray:
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Where each of parts of these lengths begins, and where the last ends."""
+    """Return the offsets of parts of these lengths, and the end of the last."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])

@@ -25,7 +25,7 @@ _STATE_DTYPES: dict[str, np.dtype] = {**{dtype_name(dtype): dtype for dtype in C
 
 @dataclass(frozen=True)
 class Storage:
-    """How the arrays of a job are stored, where that is not in the compute dtype alone.
+    """Storage of a job's arrays, where that is not in the compute dtype alone.
 
     Attributes
     ----------
@@ -46,12 +46,12 @@ class Storage:
 
     @property
     def numbered(self) -> bool:
-        """Whether elements need numbers: for what is rounded by them, and for what is in blocks."""
+        """Tell whether elements need numbers: for stochastic rounding, and for blocks."""
         return bool(self.options & (STOCHASTIC | DITHER)) or self.blocks
 
     @property
     def blocks(self) -> bool:
-        """Whether a state is in blocks."""
+        """Tell whether a state is in blocks."""
         return max(self.dtypes) >= SIGNED
 
 
@@ -84,7 +84,7 @@ class StorageOptions:
         return cls(storage_dtype(options["state_dtype"]), rounding, seed, first, decay)
 
     def of_group(self, group: Mapping[str, Any]) -> StorageOptions:
-        """The same for parameters of a group that has a ``state_dtype`` of its own."""
+        """Copy the options for a group that has a ``state_dtype`` of its own."""
         return replace(self, state_dtype=storage_dtype(group["state_dtype"])) if "state_dtype" in group else self
 
     def elements(self, sizes: Sequence[int]) -> list[int]:
@@ -93,7 +93,7 @@ class StorageOptions:
 
     @property
     def counted(self) -> bool:
-        """Whether a step's number decides how something is rounded."""
+        """Tell whether a step's number decides how something is rounded."""
         return self.rounding == "stochastic" or (self.state_dtype is not None and self.state_dtype.itemsize < 4)
 
     def options(self, param: Array) -> int:
@@ -104,7 +104,7 @@ class StorageOptions:
         return options | (_KEPT[self.rounding] if param.dtype.itemsize == 2 else 0)
 
     def check(self, param: Array, name: str) -> None:
-        """Whether a parameter can have such states.
+        """Check that a parameter can have such states.
 
         Raises
         ------
@@ -157,7 +157,7 @@ def _name_of(dtype: Any) -> str:
 
 
 def code_of(rule: Rule, state: str | None, array: Array) -> int:
-    """By which number backends know how an array is stored."""
+    """Return the backends' code for how an array is stored."""
     if state is not None and array.dtype == np.uint8:
         return POSITIVE if state in rule.positive else SIGNED
     return CODES[array.dtype]

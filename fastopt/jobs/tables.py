@@ -112,7 +112,7 @@ def make_jobs(
 
 
 def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array]) -> Storage | None:
-    """How a tensor's arrays are stored; None where all are of the dtype of computing, and nothing is asked for."""
+    """Return a tensor's storage; None where all arrays are of the compute dtype, and nothing is asked for."""
     rule = progress.rule
     states = rule.states * progress.copies
     named = [None, None, *states, *[None] * (len(arrays) - 2 - len(states))]

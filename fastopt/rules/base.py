@@ -1,4 +1,4 @@
-"""What a rule is: the one statement of an optimizer in Python, from which everything else is driven."""
+"""Rule: the one statement of an optimizer in Python, from which everything else is driven."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class Rule:
 
     @property
     def _arguments(self) -> tuple[str, ...]:
-        """What precedes the states among the arguments, then these and the coefficients."""
+        """Names of the update's arguments: parameter, gradient, states, coefficients."""
         names = tuple(inspect.signature(self.by_row or self.update).parameters)
         return names if self.by_row else names[1:]
 
@@ -268,7 +268,7 @@ class Rule:
         return fold_both_decays if self.decoupled is None else fold_decoupled_decay
 
     def variant(self, name: str, optimizer: str, **changes: Any) -> Rule:
-        """The same rule under another name, with other defaults."""
+        """Return the rule under another name, with other defaults."""
         return replace(self, name=name, optimizer=optimizer, **changes)
 
 
@@ -283,7 +283,7 @@ def fold_decoupled_decay(lr, row, grad_scale):
 
 
 def prologue(p, g, grad_scale, weight_decay, decay):
-    """What comes before every rule: scale, L2 decay, decoupled decay."""
+    """The prologue of every rule: scale, L2 decay, decoupled decay."""
     g = grad_scale * g
     decayed = g + weight_decay * p
     # A decay of 0 is none: 0*p would make NaN of an infinite parameter.

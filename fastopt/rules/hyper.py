@@ -77,7 +77,7 @@ def frozen(values: Iterable[Any]) -> tuple[Any, ...] | None:
 
 
 def check_held(name: str, value: float, dtype: np.dtype) -> None:
-    """Whether a dtype can hold a number.
+    """Check that a dtype can hold a number.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def check_held(name: str, value: float, dtype: np.dtype) -> None:
 def _check_range(
     rule: Rule, rows: Sequence[tuple[float, ...]], names: Mapping[str, str], dtype: np.dtype, t: int
 ) -> None:
-    """Whether a dtype can hold hyper-parameters and the coefficients of step t: infinity times 0 would be NaN."""
+    """Check that a dtype can hold hyper-parameters and the coefficients of step t: infinity times 0 would be NaN."""
     largest = _LARGEST[dtype]
     for row in rows:
         if row[0] > 1e-15 and max(row) < 1e15 and min(row) > -1e15:  # whose products and quotients all can hold
@@ -111,7 +111,7 @@ def _check_range(
 
 
 def count_copies(rule: Rule, values: Mapping[str, Any]) -> int:
-    """How many copies of its states the rule has with these hyper-parameters."""
+    """Count the copies of its states that the rule has with these hyper-parameters."""
     if rule.vector is None:
         return 1
     vector = values[rule.vector]

@@ -277,7 +277,7 @@ class _Loss:
         self.evaluations = 0
 
     def at(self, k: int, place: int, x: complex) -> Any:
-        """What the loss returns where one element has another value."""
+        """Evaluate the loss with one element changed."""
         flat = self._flat[k]
         before = flat[place]
         flat[place] = x

@@ -54,7 +54,7 @@ class Objective:
     source: str = ""
 
     def shows(self, points: Floats) -> bool:
-        """Whether all points are within the window."""
+        """Tell whether all points are within the window."""
         left, right, low, high = self.window
         x, y = points[..., 0], points[..., 1]
         return bool(np.all((left <= x) & (x <= right) & (low <= y) & (y <= high)))

@@ -73,7 +73,7 @@ class Scene:
 
     @property
     def steps(self) -> int:
-        """How many steps the tracks have."""
+        """Number of steps of the tracks."""
         return len(self.tracks[0].points) - 1
 
     def rows(self) -> list[tuple[str, str, str, str]]:

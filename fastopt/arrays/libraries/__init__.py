@@ -58,7 +58,7 @@ def view(x: Any, name: str) -> Array:
 
 
 def _ask(x: Any, name: str, question: Callable[[Any], Any]) -> Any:
-    """What an array's own code answers, whose errors can be any."""
+    """Ask an array's own code, which may raise anything; its errors become TypeErrors."""
     try:
         return question(x)
     except MemoryError:
@@ -78,7 +78,7 @@ def _device_of(x: Any) -> tuple[int, int] | None:
 
 
 def _advice(x: Any) -> str:
-    """How to make an array of what is none."""
+    """Suggest how to make an array of what is none."""
     if hasattr(x, "to_numpy"):
         return "; x.to_numpy(copy=True) makes one"
     if isinstance(x, (list, tuple, float, int)):
@@ -123,12 +123,12 @@ def new_array(like: Any, array: Array, dtype: np.dtype, shape: tuple[int, ...], 
 
 
 def same_library(values: np.ndarray, like: Any) -> Any:
-    """The same memory as a tensor where `like` is one, else as it is."""
+    """View the same memory as a tensor where `like` is one."""
     return tensor_of(values) if is_tensor(like) else values
 
 
 def layout_of(x: Any) -> Any:
-    """What tells that an array on a device is where it was, which its owner can change; None if nothing does."""
+    """Return a key that changes when the owner moves an array on a device; None if there is no such key."""
     if is_tensor(x):  # a lazily negated one is copied for each call
         return None if x.is_neg() else torch_layout(x)
     interface = getattr(x, "__cuda_array_interface__", None)

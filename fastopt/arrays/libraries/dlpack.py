@@ -49,7 +49,7 @@ _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, 
 
 
 class Exported(NamedTuple):
-    """What a capsule tells of an array."""
+    """The fields of a capsule's DLTensor."""
 
     capsule: Any  # which keeps the memory
     address: int

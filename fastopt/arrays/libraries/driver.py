@@ -199,7 +199,7 @@ def device_of(index: int) -> Device:
 
 
 def count_devices() -> int:
-    """How many devices there are.
+    """Count the devices.
 
     Raises
     ------
@@ -230,7 +230,7 @@ def _current_index() -> int:
 
 
 def stream_of(place: Place) -> Callable[[], int]:
-    """What tells the caller's current stream for arrays there: that of the library that they are of."""
+    """Return a function for the caller's current stream, as the library of the arrays has it."""
     if place.library == torch.LIBRARY:
         return torch.current_stream(place.number)
     if place.library == "cupy":
@@ -244,7 +244,7 @@ def _stream_of_cupy(cuda: Any, device: int) -> int:
 
 
 def is_capturing(stream: int) -> bool:
-    """Whether what is put on a stream is recorded in a graph instead of being done."""
+    """Tell whether a stream is being captured into a graph."""
     code, found = driver.cuStreamIsCapturing(stream)
     if code:
         _checked((code,))

@@ -25,7 +25,7 @@ def view_numpy(x: np.ndarray, name: str) -> Array:
 
 
 def buffer_of(x: Any) -> np.ndarray | None:
-    """What speaks the buffer protocol, as NumPy's array, which keeps the buffer as it is; None if it does not."""
+    """View an object with the buffer protocol as a NumPy array, which locks the buffer; None if it has none."""
     if isinstance(x, (str, bytes, bytearray)):
         return None
     try:

@@ -60,7 +60,7 @@ def view_torch(x: Any, name: str) -> Array:
 
 
 def _torch_address(x: Any) -> int | None:
-    """Where a tensor begins; None for wrappers, nested ones, those of torch.func and those whose memory was freed."""
+    """Return a tensor's address; None for wrappers, nested ones, torch.func's and those whose memory was freed."""
     if x.is_nested:
         return None
     try:
@@ -71,13 +71,13 @@ def _torch_address(x: Any) -> int | None:
 
 
 def is_tensor(x: Any) -> bool:
-    """Whether something is a tensor of torch."""
+    """Tell whether something is a tensor of torch."""
     torch = sys.modules.get(LIBRARY)
     return torch is not None and isinstance(x, torch.Tensor)
 
 
 def detached(x: Any) -> Any:
-    """The same memory without autograd; what is no tensor as it is."""
+    """Detach a tensor from autograd; return anything else as it is."""
     return x.detach() if is_tensor(x) else x
 
 
@@ -106,17 +106,17 @@ def coo_rows(tensor: Any, name: str) -> tuple[Any, Any] | None:
 
 
 def current_stream(device: int) -> Callable[[], int]:
-    """What tells the caller's current stream on a CUDA device."""
+    """Return a function for the caller's current stream on a CUDA device."""
     return partial(sys.modules[LIBRARY]._C._cuda_getCurrentRawStream, device)
 
 
 def torch_layout(x: Any) -> tuple[Any, ...]:
-    """What tells that a tensor is where it was and laid out as it was, which its owner can change."""
+    """Return a key that changes when the owner moves a tensor or lays it out anew."""
     return x.data_ptr(), x.stride(), x.nbytes, x.is_neg(), x.untyped_storage().nbytes()
 
 
 def tensor_of(array: np.ndarray) -> Any:
-    """The same memory as a tensor, of bfloat16 too."""
+    """View the memory of a NumPy array as a tensor; bfloat16 too."""
     import torch
 
     if array.dtype.name == "bfloat16":

@@ -67,7 +67,7 @@ def isa_compiled() -> list[str]:
 
 
 def isa_supported() -> list[str]:
-    """Those of them that this processor has."""
+    """List the instruction sets that this processor has."""
     return _text(lib.fastopt_isa_supported()).split(",")
 
 
@@ -77,7 +77,7 @@ def compiler() -> str:
 
 
 def has_openmp() -> bool:
-    """Whether the library was built with threads."""
+    """Tell whether the library was built with threads."""
     return bool(lib.fastopt_has_openmp())
 
 
@@ -191,7 +191,7 @@ _WRITEABLE = 0x0400
 
 
 def watch(arrays: Sequence[np.ndarray]) -> Callable[[], int] | None:
-    """What tells whether arrays all are writable, in a hundredth of the time of asking each; None where it cannot.
+    """Return a function that tells whether all arrays are writable, in a hundredth of the time of asking each; or None.
 
     The arrays must live for as long as it is called.
     """
@@ -234,7 +234,7 @@ def _room(most: int) -> tuple[int, Any, Any]:
 
 @cache
 def can_read_arrays() -> bool:
-    """Whether arrays have what is read of them where it is looked for."""
+    """Tell whether the fields of NumPy's array objects are where the C code reads them."""
     if sys.implementation.name != "cpython" or np.ndarray.__basicsize__ < _FLAGS + 4:
         return False
     dense, other = np.zeros((2, 3), np.float32), np.zeros((3, 4), ">f8")[:, ::2]

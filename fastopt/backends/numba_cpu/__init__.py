@@ -40,7 +40,7 @@ ROW_SHARE = 16384  # the same for rows, of which some have many more lookups tha
 
 
 def _fused(job: Job) -> int:
-    """How many copies of its states the job's kernel has fused: all, where there is a loop for as many."""
+    """Return the number of copies of its states that the job's kernel fuses: all, where there is a loop for as many."""
     return job.progress.copies if job.progress.copies in APPLY_COPIES else 1
 
 
@@ -103,7 +103,7 @@ prepare = _Runner
 
 
 def _stored(job: Job) -> tiles.Stored:
-    """How a job's arrays are stored and updated."""
+    """Describe how a job's arrays are stored and updated."""
     assert job.storage is not None
     progress, stored, real = job.progress, job.storage, job.dtype.type
     rule, fused = progress.rule, _fused(job)

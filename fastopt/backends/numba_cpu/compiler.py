@@ -130,7 +130,7 @@ _LOOPS = (_loop0, _loop1, _loop2, _loop3)
 
 @njit(**_inner)
 def _passed(p, g, grad_scale, weight_decay, decay):
-    """In the place of a prologue that has been."""
+    """Stand in for a prologue that has been done."""
     return p, g
 
 
@@ -381,7 +381,7 @@ _primitives["where"] = njit(**_inner)(primitives.where)
 
 
 def bind(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
-    """The same function with other meanings for its global names; its own name keeps it apart in Numba's cache."""
+    """Copy a function with some globals replaced. The new name is its key in Numba's disk cache."""
     bound = pytypes.FunctionType(function.__code__, {**function.__globals__, **names}, name)
     bound.__qualname__ = name
     return bound
@@ -411,13 +411,13 @@ def compile_fold_prologue(rule: Rule) -> Any:
 
 
 def compile_by_row(rule: Rule) -> Any:
-    """What the rule makes of a row's mean square, as an ``njit`` function."""
+    """Return the rule's update of a row's mean square, as an ``njit`` function."""
     assert rule.by_row is not None
     return njit(**_inner)(bind(rule.by_row, f"{rule.kernel}_by_row", **_primitives))
 
 
 def digest(rule: Rule) -> str:
-    """Of all source that a kernel is made from: Numba's cache looks at one file only, so the name must tell."""
+    """Digest all source that a kernel is made from: Numba's cache looks at one file only, so the name must tell."""
     functions = (rule.update, rule.by_row or rule.update, rules.prologue, primitives.where, _kernel)
     return digest_of(*(sys.modules[f.__module__] for f in functions), memory, tiles)
 
@@ -433,7 +433,7 @@ def _rule_of(name: str) -> Rule:
 
 
 def _bound_loops(name: str, copies: int) -> dict[str, Any]:
-    """What a rule's kernels have bound in.
+    """Compile a rule's loops, and return the globals that its kernels are bound with.
 
     With `copies` of a state fused, it is that of a rule with as many states and coefficients; of a rule of rows it is
     that of elements, without states and with one coefficient.
@@ -496,7 +496,7 @@ def _tile_update(n, at, own, rows, shared):
 
 
 def _tile_by_row(state, own, rate, square, _):
-    """What a rule of rows makes of a row's mean square, by addresses: its state, and the coefficient of the update."""
+    """Update the mean square of a row by addresses: its state, and the coefficient of the update."""
     state, rate = array_at(state, 1, real), array_at(rate, 4, real)
     c = array_at(own, width, real)
     state[0], rate[3] = by_row(array_at(square, 1, real)[0], state[0], *to_tuple(c)[3:])
@@ -515,7 +515,7 @@ def tile_update(name: str, copies: int, dtype: np.dtype) -> Any:
 
 @cache
 def tile_by_row(name: str, dtype: np.dtype) -> Any:
-    """What a rule of rows makes of a row's mean square, likewise."""
+    """Compile the rule's update of a row's mean square, as a function that is called by its address."""
     rule = _rule_of(name)
     width = 3 + len(rule.coefficients)
     names = {"real": dtype.type, "width": width, "by_row": compile_by_row(rule)}

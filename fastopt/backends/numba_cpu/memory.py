@@ -32,7 +32,7 @@ def array_at(typing, address, size, like):
 
 @intrinsic
 def unaligned_at(typing, address, size, like):
-    """The same at an address of any alignment."""
+    """Load or store at an address of any alignment."""
     return types.Array(like.dtype, 1, "C", aligned=False)(types.int64, types.int64, like), _make_array
 
 
@@ -53,7 +53,7 @@ def on_stack(typing, size, like):
 
 @intrinsic
 def address_of(typing, array):
-    """Of an array's first element."""
+    """Return the address of an array's first element."""
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data

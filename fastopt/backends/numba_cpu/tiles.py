@@ -41,7 +41,7 @@ prologue: Any = njit(**INNER)(rules.prologue)
 
 
 class Stored(NamedTuple):
-    """How a job's arrays are stored and updated."""
+    """Storage formats and options of a job's arrays."""
 
     arrays: int  # those of the update; after them come the parameter's companion and its average, if there are
     copies: int  # rows of coefficients
@@ -55,7 +55,7 @@ class Stored(NamedTuple):
 
 
 class Space(NamedTuple):
-    """What a thread works in."""
+    """Scratch memory of a thread."""
 
     tiles: np.ndarray  # of the compute type [arrays, TILE]
     raw: np.ndarray  # the same for elements, as they are stored, of strided arrays
@@ -135,7 +135,7 @@ def _store_block(tile, block, positive, element, step):
 
 @njit(**INNER)
 def _load_tile(code, tile, address, n):
-    """Where n elements at an address are in the compute type: there, or in the tile, into which they are loaded."""
+    """Return the address of n elements in the compute type: their own, or the tile into which they are loaded."""
     if code == _own(tile):
         if address % tile.itemsize == 0:
             return address
@@ -371,7 +371,7 @@ def _sum_gradients(tile, converted, code, address, stride, n, places, source, we
 
 @njit(**INNER)
 def _find_row(at, addresses, strides, row, column, stored, like):
-    """Where a row's elements from a column on are, of each array but the gradient and a rule of rows' state."""
+    """Return the addresses of a row from a column on, in each array but the gradient and a row rule's state."""
     for j in range(len(at)):
         k = j if j < 2 else j + len(stored) - len(at)
         if j != 1:

@@ -1,4 +1,4 @@
-"""What this backend offers, where there is a device."""
+"""The members of the CUDA backend, where there is a device."""
 
 from __future__ import annotations
 

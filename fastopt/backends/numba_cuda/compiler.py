@@ -87,17 +87,17 @@ class KernelSpec:
 
     @property
     def row_bytes(self) -> int:
-        """Of a row of coefficients in a table: a step before them, whole words."""
+        """Size of a row of coefficients in a table: a step before them, whole words."""
         return 8 + -(-self.copies * self.width * self.dtype.itemsize // 8) * 8
 
     @property
     def in_blocks(self) -> bool:
-        """Whether a state is in blocks."""
+        """Tell whether a state is in blocks."""
         return max(self.stored) >= SIGNED
 
     @property
     def in_halves(self) -> bool:
-        """Whether an array has elements of 16 bits."""
+        """Tell whether an array has elements of 16 bits."""
         return not _BITS_16.isdisjoint(self.stored)
 
     @property
@@ -107,13 +107,13 @@ class KernelSpec:
 
     @property
     def name(self) -> str:
-        """What profilers call it."""
+        """Name shown by profilers."""
         kinds = "".join("_" + _NAMES[code] for code in self.stored)
         more = f"_options{self.options}" * bool(self.options) + "_strided" * self.strided + "_tabled" * self.tabled
         return f"fastopt_{self.kernel}{kinds}{more}"
 
     def bindings(self) -> dict[str, Any]:
-        """What the kernel's capitals stand for."""
+        """Values of the kernel's template constants."""
         rule, real = self.rule, self.dtype.type
         return {
             "REAL": real,
@@ -173,16 +173,16 @@ class RowKernelSpec(KernelSpec):
 
     @property
     def name(self) -> str:
-        """What profilers call it."""
+        """Name shown by profilers."""
         return f"{super().name}_rows_{DUPLICATES[self.duplicates]}"
 
     @property
     def elementwise(self) -> tuple[int, ...]:
-        """How arrays are stored that have a row's elements."""
+        """Storage formats of the arrays that have a row's elements."""
         return self.stored[:-1] if self.rule.by_row else self.stored
 
     def bindings(self) -> dict[str, Any]:
-        """What the kernel's capitals stand for."""
+        """Values of the kernel's template constants."""
         names = {**super().bindings(), "ROWS": True, "DUPLICATE_RULE": self.duplicates}
         names |= {"STORED": self.elementwise, "ARRAYS": len(self.elementwise)}
         if self.rule.by_row:
@@ -218,7 +218,7 @@ class Fold:
 
     @property
     def name(self) -> str:
-        """What profilers call it."""
+        """Name shown by profilers."""
         return f"fastopt_fold_{self.rule_name}"
 
     def bound(self) -> Any:
@@ -254,7 +254,7 @@ class Plain:
 
     @property
     def name(self) -> str:
-        """What profilers call it."""
+        """Name shown by profilers."""
         return f"fastopt_{self.function}" + f"_{self.of}" * bool(self.of)
 
     def bound(self) -> Any:
@@ -300,7 +300,7 @@ def bound(function: Callable[..., Any], names: Mapping[str, Any]) -> Any:
 
 
 def rebound(function: Callable[..., Any], names: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
-    """The same as Python, and what tells it from others."""
+    """Copy a function with some globals replaced; return it, and a key that tells it from other copies."""
     found = {}
     for name in function.__code__.co_names:
         value = names[name] if name in names else function.__globals__.get(name)
@@ -389,7 +389,7 @@ def _digest_of_sources() -> str:
 
 
 def _places() -> Iterator[Path]:
-    """Where PTX may be kept: where Numba is told to, beside this file, in the user's cache."""
+    """List the folders for PTX: where Numba is told to cache, beside this file, in the user's cache."""
     if os.environ.get("NUMBA_CACHE_DIR"):
         yield Path(os.environ["NUMBA_CACHE_DIR"])
     yield Path(__file__).parent / "__pycache__"
@@ -425,5 +425,5 @@ def ptx_of(kind: KernelSpec | Fold | Plain, capability: tuple[int, int]) -> str:
 
 
 def _file_name(kind: KernelSpec | Fold | Plain, key: str, ptx: bytes) -> str:
-    """Where PTX is kept: the name tells what it is of, and by a checksum whether it is whole."""
+    """File of cached PTX: its name tells the kernel, a checksum whether it is whole."""
     return f"{kind.name}-{key}-{zlib.crc32(ptx):08x}.ptx"

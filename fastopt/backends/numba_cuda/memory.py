@@ -108,5 +108,5 @@ def varying(typing, number, other):
 
 
 def flat_count(kind):
-    """How many elements a type of nested tuples has."""
+    """Count the elements of a type of nested tuples."""
     return len(kind) * flat_count(kind.dtype) if isinstance(kind, types.UniTuple) else 1

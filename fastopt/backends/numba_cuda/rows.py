@@ -141,7 +141,7 @@ def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) ->
 
 @cache
 def _told(device: driver.Device) -> driver.HostWords:
-    """Where a device tells of an index that is out of range: the index, and that there is one."""
+    """Error cell of a device: an index that is out of range, and a flag that there is one."""
     return device.host_words(2)
 
 

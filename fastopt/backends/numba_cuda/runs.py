@@ -187,7 +187,7 @@ _MAP_CHUNKS = Plain("map_chunks", integers(4))
 
 
 def _firsts(lengths: np.ndarray, step: int) -> np.ndarray:
-    """How many steps there are before each length, and in all."""
+    """Prefix sums of the launch steps of each length."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-lengths // step))])
 
 

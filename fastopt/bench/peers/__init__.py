@@ -1,4 +1,4 @@
-"""Who competes: fastopt's backends and other libraries, each an entry of one table, optional, skipped with a reason.
+"""The peers: fastopt's backends and other libraries, each an entry of one table, optional, skipped with a reason.
 
 Each is set up as its own documentation says is fastest, works on the same values, and is timed only if its result after
 one step is that of fastopt. To add one, write its `Competitor` and name it in `COMPETITORS`.
@@ -76,7 +76,7 @@ class Arena:
         return found
 
     def _attempt(self, entry: Competitor, task: Task, then: Callable[[Peer], _T]) -> _T | None:
-        """What `then` makes of the peer, or a reason."""
+        """Return the result of `then` for the peer, or the reason why there is none."""
         try:
             return then(entry.build(task))
         except Skip as reason:

@@ -1,4 +1,4 @@
-"""What a competitor is, and what all of them share."""
+"""The base class of peers, and what they share."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def new_arrays(task: Task) -> list[np.ndarray]:
 
 
 def coefficients(task: Task) -> tuple[float, Iterator[list[list[float]]]]:
-    """What the parameter is multiplied by first, and step by step the rule's coefficients, for each copy of states."""
+    """Return the factor of the parameter, and step by step the rule's coefficients, for each copy of states."""
     rule = task.rule
     rows = hyper_row(rule, hyper_of(rule))
 
