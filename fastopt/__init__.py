@@ -1,8 +1,9 @@
 """Optimizer updates at the speed of memory, on any array, with the same bits on every backend."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from . import functional, schedules
+from . import functional
 from ._version import __version__
 from .backends.choice import available_backends, use_backend
 from .binding.norms import clip_grad_norm_, global_norm
@@ -13,9 +14,12 @@ from .info import get_include, get_library, show_config
 from .optimizers import CLASSES as _CLASSES
 from .optimizers import Optimizer, Plan
 from .rules import RULES, Rule
-from .schedules import Demon
 from .settings import get_num_threads, set_num_threads
 from .statedict import flatten_state_dict, torch_state_dict, unflatten_state_dict
+
+if TYPE_CHECKING:
+    from . import schedules
+    from .schedules import Demon
 
 globals().update(_CLASSES)
 
@@ -47,6 +51,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # the classes come from the rule table, which type checkers do not run
+    if name in ("schedules", "Demon"):  # whose classes take a while to make, and are for few
+        module = import_module("fastopt.schedules")
+        return module if name == "schedules" else module.Demon
     raise AttributeError(f"module 'fastopt' has no attribute {name!r}{did_you_mean(name, __all__)}")
 
 

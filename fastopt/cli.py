@@ -26,10 +26,9 @@ from .info import compiler_flags, show_config
 from .rules import RULES
 
 _ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
-_EXTRA = ("rich", "sklearn", "ml_dtypes", "matplotlib", "jinja2")  # what only `fastopt bench` and `fastopt show` need
+_EXTRA = ("rich", "sklearn", "ml_dtypes", "matplotlib", "jinja2")  # what only `fastopt bench` needs
 _SIZES = sorted([10**k for k in range(2, 10)] + [3 * 10**k for k in range(2, 9)])
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
-_EXTRAS = {"info": "bench", "bench": "bench", "show": "show"}  # by command
 _PICTURES = (".gif", ".html", ".mp4", ".png", ".svg")  # what `fastopt show` saves
 _SCENES = ("beale", "saddle", "ravine", "fluctuation", "nag", "loss", "claims")
 _WORKLOADS = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory")
@@ -319,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (missing.name or "").partition(".")[0]
         if package not in _EXTRA:
             raise
-        return _fail(options, f"no {package} here; install it: {install_command(_EXTRAS[options.command])}")
+        return _fail(options, f"no {package} here; install it: {install_command('bench')}")
     except BrokenPipeError:
         _drop_output()
         return 141

@@ -85,7 +85,7 @@ def package_stub() -> str:
     text = _HEAD.format(ast.get_docstring(source)) + "from os import PathLike\n"
     text += "from typing import Literal, SupportsIndex\n\n"
     text += _TYPES.format("Number, Params, StateDtype, Value, ValuePair, Values")
-    for node in source.body:
+    for node in ast.walk(source):
         if isinstance(node, ast.ImportFrom) and node.level:
             kept = [alias.name for alias in node.names if alias.name in names and alias.asname is None]
             if kept:

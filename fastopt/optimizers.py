@@ -36,8 +36,18 @@ from .jobs.job import Job, Progress
 from .jobs.tables import Tensor, make_jobs
 from .rules import Rule
 from .rules.hyper import frozen
-from .schedules import picklable, restored, schedules_in
-from .statedict import COMPANIONS, converted_state, group_from_torch, read_state_dict, state_from_torch, step_count
+from .statedict import (
+    COMPANIONS,
+    converted_state,
+    group_from_torch,
+    read_state_dict,
+    restored,
+    saved_value,
+    schedules_in,
+    state_from_torch,
+    step_count,
+    taken_value,
+)
 
 
 class Plan:
@@ -276,9 +286,21 @@ class Optimizer:
         TypeError, ValueError
             There is no group of that number.
         """
-        span = self._spans[check_integer("group", group, 0, len(self._spans) - 1)]
-        done = int(self._steps[span.start : span.stop].max(initial=0))
+        done = self._done(group)
         return self.arguments.at_step(self.param_groups[group], done + 1)
+
+    def _done(self, group: int) -> int:
+        """How many steps the foremost parameter of a group has made."""
+        span = self._spans[check_integer("group", group, 0, len(self._spans) - 1)]
+        return int(self._steps[span.start : span.stop].max(initial=0))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate that the first group has for its last step, as the group is now; `hyper` tells the next.
+
+        Before the first step it is that step's.
+        """
+        return self.arguments.at_step(self.param_groups[0], max(self._done(0), 1))["lr"]
 
     def _read_group(self, g: int, values: Mapping[str, Any]) -> None:
         """Takes over a group's hyper-parameters, if they are what they must be."""
@@ -674,13 +696,13 @@ class Optimizer:
         -------
         dict
             ``state``: for each parameter's index its state; ``param_groups``: hyper-parameters, with the indices of
-            the parameters as ``params``. Arrays are the optimizer's own, not copies. Of a schedule that pickle does not
-            find by name, as a lambda, a pickle of it holds the name only: see `fastopt.schedules`.
+            the parameters as ``params``. Arrays are the optimizer's own, not copies. Those of `fastopt.schedules` are
+            plain data; of another schedule that pickle does not find by name, as a lambda, a pickle holds the name.
         """
         own = self.arguments.defaults
         groups = [
             {
-                **{key: picklable(value) if key in own else value for key, value in group.items() if key != "params"},
+                **{key: saved_value(value) if key in own else value for key, value in group.items() if key != "params"},
                 "params": list(span),
             }
             for group, span in zip(self.param_groups, self._spans, strict=True)
@@ -725,6 +747,7 @@ class Optimizer:
             writes.append(self._read_state(i, state, where) if state else self._fresh_state(i, self.state[i]))
         self._write_states(writes)
         for g, (values, row) in enumerate(taken):
+            values = {key: taken_value(value, self.param_groups[g].get(key)) for key, value in values.items()}
             self.param_groups[g]._values = values
             self._put_group(g, values, row)
 
@@ -786,7 +809,7 @@ class Optimizer:
     def __reduce__(self) -> tuple[Any, ...]:
         for group in self.param_groups:
             for key in self.arguments.defaults:
-                if unpickled := schedules_in(picklable(group[key])):
+                if unpickled := schedules_in(saved_value(group[key])):
                     raise TypeError(
                         f"{key}: found {unpickled[0]!r}, expected what pickle finds by name, a function of a module or "
                         "an object such as fastopt.Demon, to pickle an optimizer; its state_dict() can be pickled"

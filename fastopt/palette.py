@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from .errors import BackendUnavailable, install_command
+
 #: Neutral grey: text, axes, ceilings.
 GREY = "#7d858f"
 
@@ -96,3 +98,18 @@ def rule_look(name: str) -> Look:
     '#e0731d'
     """
     return _RULES.get(name) or look(crc32(name.encode()) % (len(COLOURS) * len(DASHES)))
+
+
+def load_matplotlib() -> None:
+    """Imports matplotlib, or says how to install it.
+
+    Raises
+    ------
+    BackendUnavailable
+        It is not here.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        needed = f"no matplotlib here, which draws pictures; install it: {install_command('show')}"
+        raise BackendUnavailable(needed) from None

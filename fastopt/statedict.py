@@ -1,9 +1,11 @@
-"""State dicts as flat mappings of arrays, for files that hold nothing else (``.npz``, safetensors)."""
+"""State dicts: schedules in them, torch's form, and flat mappings for files of arrays (``.npz``, safetensors)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +23,97 @@ if TYPE_CHECKING:
 from .arrays.libraries.torch import detached, tensor_of
 
 _GROUPS = "param_groups"
+_SCHEDULES = "fastopt.schedules"
 _BFLOAT16 = ":bfloat16"
 # What saved groups have beside hyper-parameters: how torch computes, ...
 _HOW = frozenset(("foreach", "fused", "capturable", "differentiable"))
 # ... and in what states were stored, which is for whoever loads them to choose.
 _STORED = "state_dtype"
+
+
+class Unpickled:
+    """What stands in a state dict for a schedule that pickle cannot hold: callable as it, until it is pickled."""
+
+    def __init__(self, schedule: Callable[[int], Any] | None, name: str) -> None:
+        self.schedule = schedule
+        self.name = name
+
+    def __call__(self, t: int) -> Any:
+        """The value at the 1-based step `t`."""
+        if self.schedule is None:
+            raise TypeError(f"found {self!r}, expected a schedule: no pickle holds this one")
+        return self.schedule(t)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Unpickled, (None, self.name)
+
+    def __deepcopy__(self, memo: Any) -> Unpickled:
+        return self
+
+    def __repr__(self) -> str:
+        return f"<schedule {self.name}>"
+
+
+def saved_value(value: Any) -> Any:
+    """A hyper-parameter as state dicts hold it: fastopt's schedules as plain data, what pickle cannot hold wrapped."""
+    if isinstance(value, tuple):
+        return tuple(map(saved_value, value))
+    if not callable(value):
+        return value
+    schedules = sys.modules.get(_SCHEDULES)  # without it there is none of fastopt's
+    if schedules is not None and schedules.is_plain(value):
+        return value.state_dict()
+    try:
+        pickle.dumps(value)
+    except Exception:  # any that the schedule's own code may raise
+        return Unpickled(value, getattr(value, "__qualname__", repr(value)))
+    return value
+
+
+def schedules_in(value: Any) -> list[Unpickled]:
+    """The schedules in a hyper-parameter that `saved_value` has wrapped."""
+    return [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, Unpickled)]
+
+
+def restored(value: Any, own: Any, where: str) -> Any:
+    """A saved hyper-parameter with the schedule that it holds, or with the optimizer's own where it holds only a name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The schedule was not saved, and the optimizer has none there; or it is none that there is.
+    """
+    if isinstance(value, tuple):
+        owns = own if isinstance(own, tuple) and len(own) == len(value) else (None,) * len(value)
+        return tuple(restored(*pair, where) for pair in zip(value, owns, strict=True))
+    if isinstance(value, Mapping) and "schedule" in value:
+        from .schedules import from_state_dict  # loaded where one is used
+
+        try:
+            return from_state_dict(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where}: {error}") from None
+    if not isinstance(value, Unpickled):
+        return value
+    if value.schedule is None and not callable(own):
+        raise ValueError(
+            f"{where}: found {value!r}, which no pickle holds, expected the optimizer to have a schedule there: "
+            "construct it with one"
+        )
+    return own if value.schedule is None else value.schedule
+
+
+def taken_value(value: Any, own: Any) -> Any:
+    """A restored hyper-parameter as a group takes it: a schedule with a state, which its user feeds, stays and changes.
+
+    Where `own` is of the same class as `value` and has a method ``take``, it takes over what `value` is.
+    """
+    if isinstance(value, tuple) and isinstance(own, tuple) and len(own) == len(value):
+        return tuple(map(taken_value, value, own))
+    if type(value) is type(own) and hasattr(own, "take") and callable(own):
+        own.take(value)
+        return own
+    return value
 
 
 def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -73,7 +161,7 @@ def flatten_state_dict(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         what = "callable" if callable(value) else type(value).__name__
         raise TypeError(
             f"param_groups: found {describe(value)}, expected numbers: a file of arrays cannot hold a {what}; "
-            "pickle the state dict instead, or set a number"
+            "pickle the state dict instead, or set a number or one of fastopt.schedules"
         )
 
     text = json.dumps(groups, default=number)  # floats as their shortest exact form
@@ -167,7 +255,7 @@ def torch_groups(saved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for g, group in enumerate(saved):
         group = dict(group)
         for key, value in group.items():
-            if callable(value):
+            if callable(value) or isinstance(value, Mapping):
                 raise TypeError(f"param_groups[{g}]: found {key} {value!r}, expected a number: torch has schedulers")
         decoupled = group.get("decoupled_weight_decay", False)
         if not isinstance(decoupled, bool):

@@ -284,7 +284,11 @@ def test_show_without_a_display_says_what_to_do():
 def test_show_without_matplotlib_prints_its_table_and_what_to_install(save):
     done = run("show", "nag", *save, code=without("matplotlib"))
     line = refusal(done, 1)
-    assert "no matplotlib here; install it: " in line and "[show]" in line and "| nesterov |" in done.stdout
+    assert (
+        "no matplotlib here, which draws pictures; install it: " in line
+        and "[show]" in line
+        and "| nesterov |" in done.stdout
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..checks import wrong_value
 from ..errors import BackendUnavailable
-from ..palette import GREY, STYLE
+from ..palette import GREY, STYLE, load_matplotlib
 from .descent import Track
 from .objectives import Floats
 from .scenes import Scene
@@ -246,9 +246,7 @@ def save(scene: Scene, path: Path | str) -> None:
     ValueError
         The name has another ending.
     BackendUnavailable
-        ffmpeg is not here, or did not write the file.
-    ModuleNotFoundError
-        matplotlib is not here.
+        matplotlib or ffmpeg is not here, or ffmpeg did not write the file.
 
     Examples
     --------
@@ -264,6 +262,7 @@ def save(scene: Scene, path: Path | str) -> None:
     if path.suffix == ".html":
         path.write_text(page(scene), encoding="utf-8")
         return
+    load_matplotlib()
     from matplotlib import rc_context
 
     with rc_context(STYLE):
@@ -310,9 +309,10 @@ def page(scene: Scene) -> str:
 
     Raises
     ------
-    ModuleNotFoundError
+    BackendUnavailable
         matplotlib is not here.
     """
+    load_matplotlib()
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -372,10 +372,9 @@ def show(scene: Scene) -> None:
     Raises
     ------
     BackendUnavailable
-        There is no display, or matplotlib has no toolkit for windows.
-    ModuleNotFoundError
-        matplotlib is not here.
+        matplotlib is not here; or there is no display, or no toolkit for windows.
     """
+    load_matplotlib()
     import matplotlib.pyplot as plt
     from matplotlib.animation import FuncAnimation
 
