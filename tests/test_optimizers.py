@@ -1057,3 +1057,26 @@ def test_a_plan_is_of_arrays_where_they_are(make):
     plan = fastopt.Adam(np.ones(3, "f4")).bind(np.ones(3, "f4"))
     with pytest.raises(TypeError, match="found a Plan, expected its optimizer"):
         make(plan)
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_tensors_of_one_group_keep_scalars_of_their_own(backend):
+    """Coefficients are folded once for neighbours that are alike in all they depend on."""
+    products = (0.5, 0.25, 0.25, 0.5)
+
+    def stepped(products):
+        params, grads = ([np.ones(3) for _ in products] for _ in range(2))
+        opt = fastopt.NAdam(params, lr=0.1, backend=backend)
+        opt.step(grads)
+        saved = opt.state_dict()
+        for k, product in enumerate(products):
+            saved["state"][k]["mu_product"] = product
+        opt.load_state_dict(saved)
+        opt.step(grads)
+        return params, [float(state["mu_product"]) for state in opt.state]
+
+    together, kept = stepped(products)
+    for param, product, after in zip(together, products, kept, strict=True):
+        (alone,), (own,) = stepped((product,))
+        assert after == own
+        np.testing.assert_array_equal(param, alone)

@@ -73,7 +73,7 @@ TESTS = {
     "step.c": [
         *_CALLS,
         ("test_sizes.py", "shares or parts"),
-        ("test_optimizers.py", "groups or missing or mixed or schedules and native or fresh"),
+        ("test_optimizers.py", "groups or scalars_of or missing or mixed or schedules and native or fresh"),
         ("test_functional.py", "empty or fresh_views_of"),
     ],
     "stored.h": _CHUNKS,
