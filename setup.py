@@ -10,7 +10,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 ROOT = Path(__file__).resolve().parent
-GENERATED = ROOT / "build/generated"  # what is made of the rules, left there to be read
+GENERATED = ROOT / "build/generated"  # the C made from the rules; it stays there to be read
 sys.path.insert(0, str(ROOT / "csrc"))
 
 import generate
@@ -18,7 +18,7 @@ import library
 
 
 class BuildLibrary(build_ext):
-    """Builds libfastopt, a plain C library, and beside it the cffi extension that is linked to it."""
+    """Build libfastopt, a plain C library, and the cffi extension that links to it."""
 
     def build_extension(self, ext):
         self.folder = Path(self.get_ext_fullpath(ext.name)).parents[2]
@@ -32,16 +32,16 @@ class BuildLibrary(build_ext):
         super().build_extension(ext)
 
     def library(self):
-        """The library's place in the package."""
+        """Return the library's path in the package."""
         return f"lib/{library.file_name(self.distribution.get_version())}"
 
     def texts(self):
-        """The texts that are installed beside the library, by their places in the package."""
+        """Return the texts that are installed beside the library, by their paths in the package."""
         version = self.distribution.get_version()
         texts = generate.package_files(version, library.series(version), Path(self.library()).name)
         texts["include/fastopt.h"] = generate.header(generate.load_rules(), version)
         if sys.platform != "darwin":
-            # What -lfastopt finds: a link would do, which wheels cannot hold.
+            # -lfastopt finds this. Wheels cannot hold a symbolic link.
             texts["lib/libfastopt.so"] = f"INPUT({Path(self.library()).name})\n"
         return texts
 
@@ -67,7 +67,7 @@ class BuildLibrary(build_ext):
         self.compiler.link_shared_object(objects, str(built), libraries=["m"], extra_postargs=[*openmp, name])
 
     def openmp_flags(self):
-        """``-fopenmp`` where the compiler takes it and has its run-time library; else one thread, and it says so."""
+        """Return ``-fopenmp`` if the compiler and its runtime have it; otherwise print that one thread will be used."""
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder) / "probe.c"
             probe.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
@@ -80,11 +80,11 @@ class BuildLibrary(build_ext):
         return ["-fopenmp"]
 
     def made(self):
-        """The places in the package of all that is made beside the extension."""
+        """Return the paths in the package of all files made beside the extension."""
         return [self.library(), *self.texts()]
 
     def copy_extensions_to_source(self):
-        """An editable installation finds all in its place too."""
+        """Copy the extension and the other files for an editable installation."""
         super().copy_extensions_to_source()
         source = Path(self.get_finalized_command("build_py").get_package_dir("fastopt"))
         for path in self.made():

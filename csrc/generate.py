@@ -1,4 +1,4 @@
-"""The C that is written from the rule table, and what tells builds of others where it is. Used by the build only."""
+"""Writes the C made from the rule table, and the files by which other builds find the library. For the build only."""
 
 import importlib
 import math
@@ -11,7 +11,7 @@ CSRC = Path(__file__).resolve().parent
 
 
 def load(name):
-    """A module of the package that is about to be built, under another package's name: the package is not imported."""
+    """Import a module of the package to be built under the name ``_fastopt``, without the package's ``__init__``."""
     if "_fastopt" not in sys.modules:
         package = sys.modules["_fastopt"] = ModuleType("_fastopt")
         package.__path__ = [str(CSRC.parent / "fastopt")]
@@ -19,7 +19,7 @@ def load(name):
 
 
 def load_rules():
-    """The rule table."""
+    """Import the rule table."""
     return load("rules")
 
 
@@ -27,17 +27,17 @@ def load_rules():
 
 
 def macro(name, *lines):
-    """A macro of as many lines."""
+    """Return a macro of several lines."""
     return " \\\n    ".join([f"#define {name}", *lines])
 
 
 def struct(name, fields, real):
-    """A structure of numbers, under their names."""
+    """Return the declaration of a structure of numbers."""
     return f"typedef struct {{ {real} {', '.join(fields) or 'unused'}; }} {name};"
 
 
 def number(value):
-    """A float64, in digits that stand for no other."""
+    """Return the shortest literal of a float64."""
     return "NAN" if math.isnan(value) else "INFINITY" if math.isinf(value) else repr(float(value))
 
 
@@ -45,7 +45,7 @@ def number(value):
 
 
 def c_hypers(module, rule):
-    """A rule's row of hyper-parameters for C, where all are numbers: of AggMo's betas one, and NaN for no default."""
+    """Return a rule's row of hyper-parameters as C has it: numbers only, one of AggMo's betas, NaN for no default."""
     meaning = "how many betas there are, a whole number"
     hypers = {"copies": module.Hyper(math.nan, meaning, low=1, high=module.MAX_COPIES)}
     for name, hyper in rule.hyper.items():
@@ -55,7 +55,7 @@ def c_hypers(module, rule):
 
 
 def c_domain(hyper):
-    """The numbers that `Hyper.check` takes, as a closed interval."""
+    """Return a hyper-parameter's domain as a closed interval."""
     if hyper.flag:
         return 0.0, 1.0
     high = math.nextafter(hyper.high, hyper.low) if hyper.below_high else hyper.high
@@ -70,7 +70,7 @@ def c_domain(hyper):
 
 
 def structures(module, kernels):
-    """The structures that csrc/rules.h names: coefficients and states by compute type, hyper-parameters by fold."""
+    """Yield the structures that csrc/rules.h uses: of coefficients and states by compute type, of hyper-parameters."""
     for real, suffix in (("float", "f32"), ("double", "f64")):
         yield struct(f"prologue_coefs_{suffix}", module.PROLOGUE, real)
         for name, rule in kernels.items():
@@ -81,12 +81,12 @@ def structures(module, kernels):
 
 
 def fold_of(rule):
-    """The name in C of the rule's fold."""
+    """Return the name of a rule's fold in C."""
     return rule.fold.__name__.removeprefix("fold_")
 
 
 def instance(name, states, copies):
-    """What the loops of a rule with so many copies of its states need: pointers, prefetches, the update."""
+    """Yield the macros of a rule's loops, for so many copies of its states: pointers, prefetches, the update."""
     pointers = [(f"{s}_{k}", 2 + k * len(states) + j) for k in range(copies) for j, s in enumerate(states)]
     updates = []
     for k in range(copies):
@@ -103,13 +103,13 @@ def instance(name, states, copies):
 
 
 def row_rule(name, states):
-    """How the fold of a rule of rows gets at the states of its row."""
+    """Yield the macros by which the fold of a rule with states by row loads and stores them."""
     yield macro(f"LOAD_{name}", f"{{{', '.join(f's[{k}]' for k in range(len(states)))}}}")
     yield macro(f"STORE_{name}", *(f"s[{k}] = own.{state};" for k, state in enumerate(states)))
 
 
 def table_entry(module, rule):
-    """The lines of a rule's entry in the table of csrc/rules.c."""
+    """Yield the lines of a rule's entry in the table of csrc/rules.c."""
     lengths = f"{len(rule.states)}, {len(rule.row)}, {len(module.PROLOGUE + rule.coefficients)}, {len(rule.scalars)}"
     copies = module.MAX_COPIES if rule.vector else 1
     states = ", ".join([*(f'"{state}"' for state in rule.states), "NULL"])
@@ -124,7 +124,7 @@ def table_entry(module, rule):
 
 
 def rule_table(module, levels):
-    """The text of rule_table.h: the rule table as the C files see it, for a library of so many instruction sets."""
+    """Return the text of rule_table.h: the rule table for C, and the instruction sets of the library."""
     rules, kernels = module.RULES.values(), {}
     for rule in rules:
         kernels.setdefault(rule.kernel, rule)
@@ -161,7 +161,7 @@ def rule_table(module, levels):
 
 
 def header(module, version):
-    """The text of fastopt.h: fastopt.in.h with the version and the rules written in."""
+    """Return the text of fastopt.h: fastopt.in.h with the version and the rules filled in."""
     rows = {rule.name: c_hypers(module, rule) for rule in module.RULES.values()}
     rules = "\n".join(f" * {line}".rstrip() for line in load("documentation").header_text(rows, width=115))
     major, minor = version.split(".")[:2]
@@ -175,7 +175,7 @@ def header(module, version):
 
 
 def package_files(version, series, library):
-    """The texts of what pkg-config and CMake find the library by, by their places in the package."""
+    """Return the files by which pkg-config and CMake find the library: texts by their paths in the package."""
     texts = {
         "lib/pkgconfig/fastopt.pc": "fastopt.in.pc",
         "lib/cmake/fastopt/fastopt-config.cmake": "fastopt-config.in.cmake",

@@ -1,4 +1,4 @@
-"""How the C library is made: what is compiled, for which instruction sets, with which flags."""
+"""The build of the C library: units, instruction sets, flags."""
 
 import os
 import platform
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 CSRC = Path(__file__).resolve().parent
 
-# No contraction, no errno, no fast-math: the same bits on every level. Loops are what is compiled: -O3, but not each
-# anew for coefficients of 0, which would make the library a third larger.
+# No contraction and no fast-math: the same bits on every level. -O3 is for the loops. It must not unswitch them: a copy
+# of each for coefficients of 0 makes the library a third larger.
 FLAGS = ["-std=c11", "-O3", "-fno-unswitch-loops", "-g0", "-fPIC", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra"]  # fmt: skip
 AVX2 = ["-mavx2", "-mfma"]
@@ -19,7 +19,7 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 
 
 def levels(machine=None):
-    """The instruction-set levels of a kind of machine, by default this one's, from the lowest, with their flags."""
+    """Return the instruction-set levels of a machine, by default this one, from the lowest, with their flags."""
     machine = (machine or platform.machine()).lower()
     if machine in ("x86_64", "amd64"):
         return {"sse2": [], "avx2": AVX2, "avx512": AVX512}
@@ -27,18 +27,18 @@ def levels(machine=None):
 
 
 def series(version):
-    """The versions that one program can be run with: while the first number is 0, the second may break a caller."""
+    """Return a version's series of compatible versions: while the major number is 0, a minor one may break callers."""
     major, minor = version.split(".")[:2]
     return f"0.{minor}" if major == "0" else major
 
 
 def file_name(version):
-    """The library's file: where its format has names for that, the series is in it."""
+    """Return the name of the library's file, with the series if the format has a place for it."""
     return "libfastopt.dylib" if sys.platform == "darwin" else f"libfastopt.so.{series(version)}"
 
 
 class Unit(NamedTuple):
-    """What the compiler is called for."""
+    """One call of the compiler."""
 
     source: str
     object: str
@@ -46,7 +46,7 @@ class Unit(NamedTuple):
 
 
 def units(levels):
-    """All there is to compile for these levels; what takes longest comes first."""
+    """Return all units for these levels, those that take longest first."""
     found = []
     for bits in (32, 64):
         for level, flags in levels.items():
@@ -58,9 +58,9 @@ def units(levels):
 
 
 def compile_all(compiler, flags, levels, include, folder):
-    """Compiles all units, as many at a time as there are CPUs; returns their objects, which are in `folder`.
+    """Compile all units into `folder`, as many at a time as there are CPUs, and return the objects' paths.
 
-    Paths are told relative to the working folder, so that a compiler's cache serves other clones too.
+    The compiler gets paths relative to the working folder, so that its cache serves other clones too.
     """
     include = [f"-I{os.path.relpath(path)}" for path in (CSRC, *include)]
 
