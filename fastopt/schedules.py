@@ -51,7 +51,7 @@ def _checked(name: str, value: Any) -> Any:
 
 
 class Schedule:
-    """What the schedules here have in common.
+    """The base of the schedules: checks of their fields, calls, plain data.
 
     A class of your own that derives from it is a dataclass with a method ``_at(count)``: the value after so many steps.
     """
@@ -121,7 +121,7 @@ def from_state_dict(state: Mapping[str, Any]) -> Schedule:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether `Schedule.state_dict` holds all of a schedule: it and those within it are of this module."""
+    """True where `Schedule.state_dict` holds all of a schedule: it and those within it are of this module."""
     if isinstance(value, Schedule):
         own = SCHEDULES.get(type(value).__name__) is type(value)
         return own and all(is_plain(getattr(value, field.name)) for field in fields(value))  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ class Step(Schedule):
     every : int
         Steps of a stair.
     factor : float
-        What each stair is of the one before; default 0.1.
+        The ratio of each stair to the one before; default 0.1.
 
     Examples
     --------
@@ -228,7 +228,7 @@ class MultiStep(Schedule):
     milestones : tuple of int
         After how many steps it changes, in order.
     factor : float
-        What each stair is of the one before; default 0.1.
+        The ratio of each stair to the one before; default 0.1.
 
     Examples
     --------
@@ -269,7 +269,7 @@ class Exponential(Schedule):
     start : float
         The value at the first step.
     factor : float
-        What is left of it after `every` steps.
+        The share of it that is left after `every` steps.
     every : int
         Default 1.
 
@@ -425,7 +425,7 @@ class WarmRestarts(Schedule):
     multiply : int
         How many times as long the next cycle is; default 1.
     end : float
-        What each cycle falls to; default 0.
+        The value that each cycle falls to; default 0.
 
     Examples
     --------
@@ -464,7 +464,7 @@ class Triangular(Schedule):
     down : int, optional
         Steps from high to low; by default as many.
     shrink : float
-        What each cycle's height is of the one before; default 1.
+        The ratio of each cycle's height to that of the one before; default 1.
 
     Examples
     --------
@@ -679,7 +679,7 @@ class OnPlateau(Schedule):
     start : float
         The value at first.
     factor : float
-        What is left of the value each time; default 0.1.
+        The share of the value that is left each time; default 0.1.
     patience : int
         How many losses in a row may be no better; default 10.
     threshold : float
@@ -689,7 +689,7 @@ class OnPlateau(Schedule):
     cooldown : int
         How many losses do not count after a fall; default 0.
     lowest : float
-        What the value never falls below; default 0.
+        The lowest value; default 0.
     epsilon : float
         Falls that are not larger are not made; default 1e-8.
     value, best, bad, cooling : float and int
@@ -761,7 +761,7 @@ class OnPlateau(Schedule):
         return loss > (-math.inf if self.best is None else self.best * (1 + self.threshold))
 
     def take(self, other: OnPlateau) -> None:
-        """Becomes as another: what an optimizer does with its own when a state dict is loaded."""
+        """Takes over the fields of another. Optimizers do so with their own when a state dict is loaded."""
         for field in fields(self):
             setattr(self, field.name, getattr(other, field.name))
 
@@ -793,7 +793,7 @@ def plot(
     steps : int
         How many.
     path : path, optional
-        Where the picture is written, in the format that the name's ending says, as ``.png`` or ``.svg``.
+        The file of the picture, in the format that the name's ending says, as ``.png`` or ``.svg``.
 
     Returns
     -------
@@ -823,12 +823,12 @@ def plot(
         from matplotlib.figure import Figure
 
         with rc_context(STYLE):
-            figure = Figure(figsize=(7, 4), layout="constrained")
+            figure = Figure(figsize=(8, 4), layout="constrained")
             axes = figure.add_subplot(xlabel="step", ylabel="value")
             axes.grid(alpha=0.25)
             for (name, look), line in zip(looks(values).items(), values.values(), strict=True):
                 axes.plot(range(1, steps + 1), line, color=look.colour, linestyle=look.dashes, label=name)
-            axes.legend(fontsize=9)
+            figure.legend(loc="outside right upper", fontsize=9)
             figure.savefig(path, dpi=144)
     shown = sorted({round(1 + k * (steps - 1) / 10) for k in range(11)})
     lines = [["step", *values], ["---"] * (1 + len(values))]

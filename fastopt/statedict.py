@@ -32,7 +32,7 @@ _STORED = "state_dtype"
 
 
 class Unpickled:
-    """What stands in a state dict for a schedule that pickle cannot hold: callable as it, until it is pickled."""
+    """A stand-in, in state dicts, for a schedule that pickle cannot hold: it can be called until it is pickled."""
 
     def __init__(self, schedule: Callable[[int], Any] | None, name: str) -> None:
         self.schedule = schedule

@@ -239,6 +239,29 @@ def test_no_window_without_a_display(small, monkeypatch):
     assert plt.get_fignums() == []
 
 
+def test_a_window_plays_the_scene(small, monkeypatch):
+    needs_matplotlib()
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    plt.switch_backend("agg")
+    monkeypatch.setattr(FigureCanvasAgg, "required_interactive_framework", "a toolkit", raising=False)
+    seen = []
+
+    def play():
+        """Draws the window's first frame, as its event loop would."""
+        (number,) = plt.get_fignums()
+        figure = plt.figure(number)
+        figure.canvas.draw()
+        seen.append([len(line.get_xdata()) for line in figure.axes[0].lines if line.get_label() in labels])
+        plt.close(figure)
+
+    labels = [f"{row[0]}: {row[2]}" for row in small.rows()]
+    monkeypatch.setattr(plt, "show", play)
+    trajectories.show(small)
+    assert seen == [[1, 1, 1]] and plt.get_fignums() == []
+
+
 def test_the_same_rule_has_the_same_colour_in_every_picture():
     for name, scene in trajectories.SCENES.items():
         for track in scene(steps=2).tracks:

@@ -250,7 +250,7 @@ def swats(
     gradient : callable
         The gradient at a point.
     start : numpy.ndarray
-        Where it begins.
+        The first point.
     lr : float
         Adam's learning rate.
     steps : int

@@ -29,9 +29,9 @@ class Track:
     Parameters
     ----------
     name : str
-        What it is called in tables and legends.
+        The name in tables and legends.
     look : Look
-        What it is drawn with: of a rule its own.
+        Colour and dashes: a rule has its own.
     lr : float or callable
         The learning rate, or a schedule.
     points : numpy.ndarray
@@ -95,7 +95,7 @@ def descend(
     gradient : callable
         ``gradient(p)`` of points, (learning rates x parameters). It is called once a step.
     start : sequence of float
-        Where all begin.
+        The first point of all.
     lrs : sequence of float
         Learning rates, or schedules.
     steps : int
@@ -153,7 +153,7 @@ def tuned(rule: str, objective: Objective, steps: int, **options: Any) -> Track:
     rule : str
         The rule's name.
     objective : Objective
-        What it descends.
+        The objective that it descends.
     steps : int
         How many.
     **options

@@ -91,9 +91,9 @@ class Drawing:
     Parameters
     ----------
     scene : Scene
-        What is drawn.
+        The scene that is drawn.
     figure : matplotlib figure, optional
-        Where; by default a new one.
+        The figure; by default a new one.
     """
 
     def __init__(self, scene: Scene, figure: Any = None) -> None:
@@ -236,7 +236,7 @@ def save(scene: Scene, path: Path | str) -> None:
     Parameters
     ----------
     scene : Scene
-        What is drawn.
+        The scene that is drawn.
     path : Path or str
         A ``.png`` or ``.svg``, on a transparent ground; a ``.gif`` or ``.mp4`` (by ffmpeg), animated, on white; an
         ``.html``, one page with a slider, which needs no other file.
@@ -307,6 +307,16 @@ def _write_mp4(path: Path, images: Iterator[np.ndarray], ffmpeg: str) -> None:
 def page(scene: Scene) -> str:
     """One page of HTML with the scene, a slider for the step, and the table; it needs no other file.
 
+    Parameters
+    ----------
+    scene : Scene
+        The scene that is drawn.
+
+    Returns
+    -------
+    str
+        The page.
+
     Raises
     ------
     BackendUnavailable
@@ -368,6 +378,11 @@ def _svg_dashes(pen: _Pen) -> str:
 
 def show(scene: Scene) -> None:
     """Plays a scene in a window, and returns when it is closed.
+
+    Parameters
+    ----------
+    scene : Scene
+        The scene that is drawn.
 
     Raises
     ------
