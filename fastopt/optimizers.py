@@ -17,7 +17,7 @@ from . import settings
 from .arrays.array import CPU, Array
 from .arrays.checks import check_device, check_overlap, check_tensor
 from .arrays.dtypes import compute_dtype, dtype_name, numpy_dtype
-from .arrays.libraries import assign, floats_of, numpy_of, set_to_zero, to_host, view
+from .arrays.libraries import assign, floats_of, numpy_of, to_host, view
 from .arrays.libraries.torch import is_tensor
 from .backends import Runner
 from .backends.choice import choose_backend, get_backend
@@ -670,8 +670,7 @@ class Optimizer:
         else:
             self._files.update(partial(self._stream, bound.jobs, runner, grad_scale, threads))
         if zero_grads:
-            for rows in bound.rows:
-                set_to_zero(rows.values)
+            bound.zero_rows(grads)
 
     def _stream(self, jobs: Sequence[Job], runner: Runner, grad_scale: float, threads: int) -> None:
         """A step over states in files."""

@@ -55,8 +55,7 @@ from .binding.states import by_copy, new_state
 from .binding.where import Columns
 from .checks import as_float, check_flag, check_number, did_you_mean, wrong_type, wrong_value
 from .documentation import torch_text
-from .jobs.job import Gradients, Job, Progress, Rows
-from .jobs.storage import ZERO_GRADS
+from .jobs.job import GRADIENT, Gradients, Job, Progress, RowJob, Rows
 from .jobs.tables import Tensor, check_rows, make_jobs, make_row_job
 from .rules import RULES, Rule
 from .rules.hyper import frozen
@@ -632,7 +631,7 @@ class _Bound:
         begin = np.zeros(len(params), np.uint64)
         begin[members] = [arrays[i][1].address for i in members]
         for job in self._jobs:
-            job.addresses[:, 1] -= begin[job.members[job.tensor_of]]  # now from where a gradient begins
+            job.address_table[:, GRADIENT] -= begin[job.run_members]  # now from where a gradient begins
             job.owners.clear()
         self._arrays = {i: [param, *states] for i, (param, _, *states) in arrays.items()}
         self._known, self._all_known = np.array(known, bool), all(known)
@@ -837,12 +836,12 @@ class _Bound:
         chosen = np.ones(len(self._params), bool) if present is None else np.array(present, bool)
         more = [chosen & (np.array(self._times) > times) for times in range(1, max(self._times, default=1))]
         jobs, *again = (
-            [job for job in (job.of(which) for job in self._jobs) if len(job.members)] for which in (chosen, *more)
+            [part for job in self._jobs if (part := job.of(which)) is not None] for which in (chosen, *more)
         )
         place = np.cumsum(chosen) - 1
         self._columns, nowhere = Columns(), np.zeros(int(chosen.sum()), np.uint64)
         for job in chain(jobs, *again):
-            self._columns.add(job.addresses[:, 1], place[job.members[job.tensor_of]], nowhere)
+            self._columns.add(job.address_table[:, GRADIENT], place[job.run_members], nowhere)
         self._selected = jobs
         self._zeroing: Runner | None = None
         self._runner: Runner = self._prepare(jobs)
@@ -899,6 +898,9 @@ class _Bound:
             if before:
                 self._give_foreign(before)
         if zero_grads:
+            for job in self._selected:
+                if isinstance(job, RowJob):
+                    self._params[job.members[0]].grad.detach().zero_()
             for _, grad in self._sparse:
                 set_to_zero(grad.values)
             stepped = [*stepped, *(p.grad for p in stepped if p.grad is not None)]
@@ -913,7 +915,7 @@ class _Bound:
             self._zeroed = self._addresses
 
     def _zeroing_jobs(self) -> list[Job]:
-        return [job.with_option(ZERO_GRADS) for job in self._selected]
+        return [job.zeroing() for job in self._selected]
 
     def _zeroing_runner(self) -> Runner:
         """The step that zeroes gradients too, made when it is first asked for."""

@@ -299,6 +299,14 @@ def test_a_graph_outlives_steps_with_other_gradients(device, capture):
     close(there, here)
 
 
+def test_capturable_is_not_for_rules_of_rows(device):
+    p = device(torch.ones(3, 4)).requires_grad_()
+    p.grad = device(torch.ones(3, 4))
+    with pytest.raises(ValueError, match="capturable: found True, expected False: RowwiseAdagrad updates rows"):
+        optim.RowwiseAdagrad([p], lr=0.1, capturable=True).step()
+    assert (to_numpy(p) == 1).all()
+
+
 def test_capturable_can_be_asked_for_later(device, capture):
     there, here, ours, cpus = pair("Adam", device)
     for step in range(2):

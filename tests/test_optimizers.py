@@ -1,6 +1,7 @@
 """The classes: structures of params, groups, schedules, plans, states, saving and loading."""
 
 import copy
+import functools
 import gc
 import inspect
 import json
@@ -991,6 +992,18 @@ def test_a_count_that_cannot_go_on(backend):
     count[...] = 2**63 - 2
     optimizer.step(g)
     assert count == 2**63 - 1 and (p < 1).all()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("how", ["step", "plan"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_zeroes_gradients_and_tells_their_norm(name, how, padded):
+    grad = np.random.default_rng(0).standard_normal((3, 6))[:, : 4 if padded else 6]
+    p, norm = np.ones(grad.shape), np.linalg.norm(grad)
+    optimizer = make(name, p)
+    step = optimizer.bind(grad).step if how == "plan" else functools.partial(optimizer.step, grad)
+    step(max_norm=1e9, zero_grads=True)
+    assert optimizer.last_grad_norm == pytest.approx(norm, rel=1e-12) and (grad == 0).all() and (p != 1).all()
 
 
 def test_gradients_that_cannot_be_zeroed_are_refused_after_steps_too():

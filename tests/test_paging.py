@@ -18,7 +18,7 @@ from fastopt.backends import native, numba_cpu
 from fastopt.binding.norms import norm_of
 from fastopt.files import paging
 from fastopt.files.paging import GRAIN, LEAST, SLOTS, SPARE, Chunk, Mapping, Pager, check_memory
-from fastopt.jobs.job import Job
+from fastopt.jobs.job import DUPLICATES, DenseJob, RowJob, Rows
 from fastopt.jobs.tables import make_gradients
 
 from .support import assert_same_bits
@@ -51,7 +51,10 @@ def job(*tensors, strides=None, rows=None):
     addresses = np.array([[array.ctypes.data for array in arrays] for arrays in tensors], np.uint64)
     offsets = np.cumsum([0, *(arrays[0].size for arrays in tensors)])
     places = np.arange(len(tensors), dtype=np.int32)
-    return Job(None, F4, addresses, strides, offsets, places, places, [], rows)
+    common = {"progress": None, "dtype": F4, "members": places, "owners": []}
+    if rows is not None:
+        return RowJob(addresses=addresses[0], strides=strides[0], rows=rows, **common)
+    return DenseJob(addresses=addresses, strides=strides, offsets=offsets, tensor_of=places, **common)
 
 
 def assert_covers(chunks, k, size):
@@ -218,7 +221,8 @@ def test_what_is_no_shared_map_of_a_file_is_left_alone(tmp_path):
 
 def test_a_job_of_rows_is_left_whole(tmp_path):
     p, g, m = (mapped(tmp_path / name, (1000, 64)) for name in "pgm")
-    table = job((p, g, m), strides=np.array([[256, 256, 256]]), rows=SimpleNamespace(count=1000))
+    rows = Rows(1000, 64, np.arange(1000), DUPLICATES.index("sum"))
+    table = job((p, g, m), strides=np.array([[256, 256, 256]]), rows=rows)
     pager = Pager(own(m), SMALLEST)
     (chunk,) = pager.chunks([table], [FLOATS[:3]])
     assert (chunk.begin, chunk.end, chunk.ahead) == (0, 64_000, False)

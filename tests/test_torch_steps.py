@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import fastopt.torch as optim  # noqa: E402
+from fastopt.rules import RULES  # noqa: E402
 
 COUNTED = ["Adam", "AdamW", "NAdam", "Adagrad", "RMSprop"]
 
@@ -262,6 +263,21 @@ def surroundings(request):
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5,)])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", [rule.optimizer for rule in RULES.values() if hasattr(optim, rule.optimizer)])
+def test_every_class_zeroes_gradients_and_tells_their_norm(name, padded, shape):
+    p = torch.ones(shape, requires_grad=True)
+    values = torch.arange(1.0, 1 + p.numel()).reshape(shape)
+    p.grad = torch.stack([values, values], -1)[..., 0] if padded and len(shape) == 1 else values.clone()
+    if padded and len(shape) == 2:
+        p.grad = torch.cat([values, values], 1)[:, : shape[1]]
+    optimizer = getattr(optim, name)([p], lr=0.1)
+    optimizer.step(max_norm=1e9, zero_grads=True)
+    assert optimizer.last_grad_norm == pytest.approx(float(values.norm()), rel=1e-6)
+    assert (p.grad == 0).all() and (p != 1).all()
 
 
 @pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD", "Adagrad"])

@@ -10,18 +10,17 @@ import numpy as np
 
 from ..arrays.array import Array
 from ..arrays.checks import check_distinct
-from ..arrays.libraries import view
+from ..arrays.libraries import set_to_zero, view
 from ..arrays.libraries.torch import is_tensor, torch_layout
 from ..backends import Backend, Runner
 from ..backends.choice import get_backend, watch_writable
-from ..jobs.job import Gradients, Job
-from ..jobs.storage import ZERO_GRADS
+from ..jobs.job import GRADIENT, Gradients, Job, RowJob
 from ..jobs.tables import make_gradients
 from .norms import scale_of
 from .sparse import RowSparse
 from .where import ApartFromThose, Columns, Places, Same, look, look_at
 
-_GRADIENTS = slice(1, 2)  # the column of a job's table
+_GRADIENTS = slice(GRADIENT, GRADIENT + 1)  # the column of a job's table
 
 
 class Told(Protocol):
@@ -146,7 +145,7 @@ class Binding:
             if isinstance(grad.owner, np.ndarray) and not grad.owner.flags.writeable:
                 raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is set to zero")
         if self._zeroing is None:
-            jobs = [job if job.rows is not None else job.with_option(ZERO_GRADS) for job in self.jobs]
+            jobs = [job.zeroing() for job in self.jobs]
             self._zeroing = self._prepare(jobs)
         return self._zeroing
 
@@ -155,6 +154,17 @@ class Binding:
         if self._grads:
             return self.grads
         return [(view(grads[i], name), name) for i, name in zip(self.members, self._names, strict=True)]
+
+    def zero_rows(self, grads: Sequence[Any]) -> None:
+        """Zero those gradients that `zeroing_runner` leaves, for they are updated by rows; `grads` as in `tables`."""
+        for rows in self.rows:
+            set_to_zero(rows.values)
+        base = self._base or self
+        by_rows = {int(job.members[0]) for job in base.jobs if isinstance(job, RowJob)}
+        if by_rows:
+            for i, (array, _) in zip(base.members, base._views(grads), strict=True):
+                if i in by_rows:
+                    set_to_zero(array)
 
     def tables(self, grads: Sequence[Any]) -> list[Gradients | RowSparse]:
         """All gradients as norms read them; `grads` are those of all parameters in this step, if none are kept."""
@@ -191,8 +201,8 @@ class Binding:
             self._at, self._columns = at, Columns()
             for job in self.jobs:
                 first = np.array(blocks) * len(job.progress.steps)
-                which = first + job.members[job.tensor_of][:, None]
-                self._columns.add(job.addresses[:, columns], which, at)
+                which = first + job.run_members[:, None]
+                self._columns.add(job.address_table[:, columns], which, at)
 
     def move(self, at: np.ndarray) -> None:
         """Takes over arrays that are laid out as those before, where they are."""

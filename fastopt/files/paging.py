@@ -19,7 +19,7 @@ import numpy as np
 
 from ..backends import Backend
 from ..checks import check_integer
-from ..jobs.job import Gradients, Job
+from ..jobs.job import GRADIENT, Gradients, Job, RowJob
 
 SLOTS = 4  # pieces in memory at once: one being read, one computed, two being written
 LEAST, MOST = 1 << 20, 1 << 25  # bytes of a piece
@@ -207,16 +207,16 @@ class Pager:
         Parameters
         ----------
         jobs : sequence of Job
-            One with rows is left whole: which pages it needs, only its indices say.
+            A `RowJob` is left whole: which pages it needs, only its indices say.
         units : for each job, for each of its arrays (bytes, elements)
             How many bytes so many elements take: (4, 1) is float32, (260, 256) blocks of 8-bit floats.
         """
-        mappings = self._mappings([job.addresses for job in jobs])
+        mappings = self._mappings([np.atleast_2d(job.addresses) for job in jobs])
         found = []
         for k, (job, arrays) in enumerate(zip(jobs, units, strict=True)):
-            if job.rows is not None:
-                pages = list(_extents(job, mappings[k]))
-                found.append(Chunk(k, 0, int(job.offsets[-1]), _merged(pages), ahead=False))
+            if isinstance(job, RowJob):
+                pages = list(_extents(job, mappings[k][0]))
+                found.append(Chunk(k, 0, job.size, _merged(pages), ahead=False))
                 continue
             found += _cut(k, job.addresses, job.strides, job.offsets, arrays, mappings[k], self.piece)
         return found
@@ -368,12 +368,11 @@ def _merged(ranges: Iterable[Range]) -> list[Range]:
     return merged
 
 
-def _extents(job: Job, mappings: Sequence[Sequence[Mapping | None]]) -> Iterator[Range]:
-    """The pages of the arrays of a job with rows, all rows of them."""
-    assert job.rows is not None and job.strides is not None
-    for j, mapping in enumerate(mappings[0]):
-        if mapping is not None and j != 1:
-            address, stride = int(job.addresses[0, j]), int(job.strides[0, j])
+def _extents(job: RowJob, mappings: Sequence[Mapping | None]) -> Iterator[Range]:
+    """The pages of a job's arrays, all rows of them."""
+    for j, mapping in enumerate(mappings):
+        if mapping is not None and j != GRADIENT:
+            address, stride = int(job.addresses[j]), int(job.strides[j])
             edges = address, address + (job.rows.count - 1) * stride
             yield Range(mapping, *_pages(min(edges), min(max(edges) + abs(stride), mapping.stop)), True)
 
@@ -386,7 +385,7 @@ def _cut(
     units: Sequence[tuple[int, int]],
     mappings: Sequence[Sequence[Mapping | None]],
     piece: int,
-    read_only: int = 1,
+    read_only: int = GRADIENT,
 ) -> Iterator[Chunk]:
     """Pieces of a table of runs, of at most `piece` bytes of files each; the array at `read_only` is not written."""
     begin = 0

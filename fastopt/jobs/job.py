@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ..arrays.array import CPU, Array, Place
 from ..arrays.blocks import BLOCK_BYTES, QUANT_BLOCK
 from ..arrays.dtypes import CODES, DTYPES
 from ..rules import Rule
-from .storage import Storage
+from .storage import ZERO_GRADS, Storage
 
 #: The last that can be counted.
 MAX_STEP = 2**63 - 1
@@ -92,27 +92,22 @@ class Rows:
 #: The elements of a run whose squares are added up together: part of what a norm is.
 NORM_BLOCK = 4096
 
+#: The gradient's place among a tensor's arrays, behind the parameter.
+GRADIENT = 1
+
 #: What several lookups of one row can mean.
 DUPLICATES = ("sum", "sequential", "hogwild")
 
 
-@dataclass
-class Job:
-    """Tensors of one rule and dtype, as what all backends take: a table of runs.
-
-    With `rows` it is one tensor of which some rows have a gradient: the only run's addresses are those of the arrays'
-    first rows and its strides those from row to row; within a row elements are contiguous.
-    """
+@dataclass(kw_only=True)
+class _Job:
+    """Tensors of one rule and dtype, and what their tables have in common."""
 
     progress: Progress
     dtype: np.dtype  # that of computing
-    addresses: np.ndarray  # uint64 [runs, arrays]: parameter, gradient, states, what storage adds
-    strides: np.ndarray | None  # int64 [runs, arrays], in bytes; None: every run is contiguous
-    offsets: np.ndarray  # int64 [runs + 1]
-    tensor_of: np.ndarray  # int32 [runs]
+    addresses: np.ndarray  # uint64 [..., arrays]: parameter, gradient, states, what storage adds
     members: np.ndarray  # int32 [tensors]: the place of each in `progress`
     owners: list[Array] = field(repr=False)  # views that keep the arrays, and their memory in place
-    rows: Rows | None = None
     storage: Storage | None = None  # None: every array is of the dtype
     elements: np.ndarray | None = None  # int64 [runs]: the number of the run's first element, where storage needs it
     place: Place = CPU  # of the first parameter
@@ -127,38 +122,124 @@ class Job:
     @property
     def units(self) -> list[tuple[int, int]]:
         """Pairs of bytes and elements that they hold, for each array."""
-        return [(BLOCK_BYTES, QUANT_BLOCK) if code not in DTYPES else (DTYPES[code].itemsize, 1) for code in self.codes]
+        found = [DTYPES.get(code) for code in self.codes]
+        return [(BLOCK_BYTES, QUANT_BLOCK) if dtype is None else (dtype.itemsize, 1) for dtype in found]
 
-    def with_option(self, option: int) -> Job:
-        """Copy the job with one more storage option."""
+
+@dataclass(kw_only=True)
+class DenseJob(_Job):
+    """Whole tensors: a table of runs, each of elements at one distance."""
+
+    strides: np.ndarray | None  # int64 [runs, arrays], in bytes; None: every run is contiguous
+    offsets: np.ndarray  # int64 [runs + 1]
+    tensor_of: np.ndarray  # int32 [runs]
+
+    @property
+    def size(self) -> int:
+        """The elements that a step updates."""
+        return int(self.offsets[-1])
+
+    @property
+    def address_table(self) -> np.ndarray:
+        """The addresses by run and array, which can be written."""
+        return self.addresses
+
+    @property
+    def run_members(self) -> np.ndarray:
+        """The member that each run is of."""
+        return self.members[self.tensor_of]
+
+    def check_indices(self) -> None:
+        """Checks nothing: it has no indices."""
+
+    def zeroing(self) -> DenseJob:
+        """The job whose update sets gradients to zero too."""
         storage = self.storage or Storage(self.codes)
-        return replace(self, storage=replace(storage, options=storage.options | option))
+        return replace(self, storage=replace(storage, options=storage.options | ZERO_GRADS))
 
-    def of(self, chosen: np.ndarray) -> Job:
-        """The part of the job that belongs to some parameters, of which `chosen` has a bool for each."""
+    def of(self, chosen: np.ndarray) -> DenseJob | None:
+        """The part of the job that belongs to some members, of which `chosen` has a bool for each; None: nothing."""
         tensors = chosen[self.members]
+        if not tensors.any():
+            return None
         runs = tensors[self.tensor_of]
-        return Job(
-            self.progress,
-            self.dtype,
-            by_column(self.addresses[runs], self.place),
-            None if self.strides is None else self.strides[runs],
-            offsets_of(np.diff(self.offsets)[runs]),
-            (np.cumsum(tensors, dtype=np.int32) - 1)[self.tensor_of[runs]],
-            self.members[tensors],
-            self.owners,
-            self.rows,
-            self.storage,
-            None if self.elements is None else self.elements[runs],
-            self.place,
+        return replace(
+            self,
+            addresses=by_column(self.addresses[runs], self.place),
+            strides=None if self.strides is None else self.strides[runs],
+            offsets=offsets_of(np.diff(self.offsets)[runs]),
+            tensor_of=(np.cumsum(tensors, dtype=np.int32) - 1)[self.tensor_of[runs]],
+            members=self.members[tensors],
+            elements=None if self.elements is None else self.elements[runs],
         )
 
     def gradients(self) -> Gradients:
-        """Its gradients alone."""
-        dtype = DTYPES[self.codes[1]]
+        """The table of the gradients alone."""
+        dtype = DTYPES[self.codes[GRADIENT]]
         strides = np.full_like(self.addresses, dtype.itemsize, np.int64) if self.strides is None else self.strides
-        tables = self.addresses[:, 1:2].copy(), strides[:, 1:2].copy()
+        column = slice(GRADIENT, GRADIENT + 1)
+        tables = self.addresses[:, column].copy(), strides[:, column].copy()
         return Gradients(dtype, *tables, self.offsets, self.owners, self.place)
+
+
+@dataclass(kw_only=True)
+class RowJob(_Job):
+    """One tensor of which some rows have a gradient, or that a rule of rows updates.
+
+    Its addresses are those of the arrays' first rows. Within a row elements are contiguous. Its gradient is as large as
+    its lookups are many, and several of these may read a row of it: a step does not set it to zero.
+    """
+
+    strides: np.ndarray  # int64 [arrays]: the bytes from row to row
+    rows: Rows
+
+    @property
+    def size(self) -> int:
+        """The elements that a step updates, as often as they are named."""
+        return int(self.rows.indices.size) * self.rows.width
+
+    @property
+    def address_table(self) -> np.ndarray:
+        """The addresses by run, of which there is one, and array; they can be written."""
+        return self.addresses.reshape(1, -1)
+
+    @property
+    def run_members(self) -> np.ndarray:
+        """The member that its only run is of."""
+        return self.members
+
+    def check_indices(self) -> None:
+        """Checks the indices again.
+
+        Raises
+        ------
+        ValueError
+            One is none of a row: it is named, with the range.
+        """
+        self.rows.check_indices()
+
+    def zeroing(self) -> RowJob:
+        """The job itself: its gradient is left for others to set to zero, once the step is done."""
+        return self
+
+    def of(self, chosen: np.ndarray) -> RowJob | None:
+        """The job, with a table of its own, if it is of a member of which `chosen` has True."""
+        return replace(self, addresses=self.addresses.copy()) if chosen[self.members[0]] else None
+
+    def gradients(self) -> Gradients:
+        """The table of the gradient alone, where it is dense: a row for each of the parameter's."""
+        dtype, rows = DTYPES[self.codes[GRADIENT]], self.rows
+        stride, count, width = int(self.strides[GRADIENT]), rows.count, rows.width
+        step = dtype.itemsize
+        if stride == width * step or width == 1:  # one run
+            step, count, width = (stride if width == 1 else step), 1, count * width
+        addresses = self.addresses[GRADIENT] + (stride * np.arange(count)).astype(np.uint64)
+        tables = addresses.reshape(-1, 1), np.full((count, 1), step), width * np.arange(count + 1)
+        return Gradients(dtype, *tables, self.owners, self.place)
+
+
+#: Tensors of one rule and dtype, as all backends take them.
+Job: TypeAlias = DenseJob | RowJob
 
 
 @dataclass

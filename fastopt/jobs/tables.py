@@ -14,7 +14,7 @@ from ..arrays.checks import check_device, check_overlap, check_tensor
 from ..arrays.dtypes import CODES, compute_dtype
 from ..arrays.runs import row_stride, runs_of
 from ..rules import Rule
-from .job import DUPLICATES, Gradients, Job, Progress, Rows, by_column, offsets_of
+from .job import DUPLICATES, DenseJob, Gradients, Job, Progress, RowJob, Rows, by_column, offsets_of
 from .storage import Storage, StorageOptions, code_of
 
 
@@ -83,7 +83,7 @@ def make_jobs(
         As `fastopt.arrays.checks.check_tensor`, `check_device`, `check_overlap` and `RowSparse.check`.
     """
     dense: dict[tuple[int, np.dtype, Storage | None], list[tuple[Tensor, Sequence[str]]]] = {}
-    sparse: list[Job] = []
+    by_rows: list[RowJob] = []
     checked: list[list[Array]] = []
     for tensor, labels in zip(tensors, names, strict=True):
         rule, arrays = sets[tensor.set].rule, tensor.arrays
@@ -96,7 +96,7 @@ def make_jobs(
             dense.setdefault(key, []).append((tensor, labels))
         else:
             arrays, rows = check_rows(rule, arrays, labels)
-            sparse.append(make_row_job(sets[tensor.set], tensor._replace(arrays=arrays), rows))
+            by_rows.append(make_row_job(sets[tensor.set], tensor._replace(arrays=arrays), rows))
         checked.append(arrays)
     check_device([arrays[0] for arrays in checked], [labels[0] for labels in names])
     check_overlap(
@@ -105,10 +105,10 @@ def make_jobs(
         [j != 1 for arrays in checked for j in range(len(arrays))],
     )
     made = [
-        _make_job(sets[k], dtype, storage, *map(list, zip(*members, strict=True)))
+        _make_dense_job(sets[k], dtype, storage, *map(list, zip(*members, strict=True)))
         for (k, dtype, storage), members in dense.items()
     ]
-    return [*made, *sparse]
+    return [*made, *by_rows]
 
 
 def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array]) -> Storage | None:
@@ -162,32 +162,30 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     return checked, rows
 
 
-def make_row_job(progress: Progress, tensor: Tensor, rows: Rows) -> Job:
+def make_row_job(progress: Progress, tensor: Tensor, rows: Rows) -> RowJob:
     """The job of a tensor that `check_rows` has checked."""
     arrays = tensor.arrays
-    return Job(
-        progress,
-        compute_dtype(arrays[0].dtype),
-        np.array([[a.address for a in arrays]], np.uint64),
-        np.array([[row_stride(a) for a in arrays]], np.int64),
-        np.array([0, rows.indices.size * rows.width]),
-        np.zeros(1, np.int32),
-        np.array([tensor.parameter], np.int32),
-        list(arrays),
-        rows,
-        _storage(progress, tensor, arrays),
-        np.array([tensor.element]),
-        arrays[0].place,
+    return RowJob(
+        progress=progress,
+        dtype=compute_dtype(arrays[0].dtype),
+        addresses=np.array([a.address for a in arrays], np.uint64),
+        strides=np.array([row_stride(a) for a in arrays], np.int64),
+        members=np.array([tensor.parameter], np.int32),
+        rows=rows,
+        owners=list(arrays),
+        storage=_storage(progress, tensor, arrays),
+        elements=np.array([tensor.element]),
+        place=arrays[0].place,
     )
 
 
-def _make_job(
+def _make_dense_job(
     progress: Progress,
     dtype: np.dtype,
     storage: Storage | None,
     tensors: Sequence[Tensor],
     names: Sequence[Sequence[str]],
-) -> Job:
+) -> DenseJob:
     members = np.array([tensor.parameter for tensor in tensors], np.int32)
     numbered = storage is not None and storage.numbered
     addresses, strides, offsets, tensor_of = _table([tensor.arrays for tensor in tensors], numbered)
@@ -206,8 +204,19 @@ def _make_job(
                 )
     owners = [a for tensor in tensors for a in tensor.arrays]
     place = tensors[0].arrays[0].place
-    table = by_column(addresses, place), strides, offsets, tensor_of, members, owners
-    return Job(progress, dtype, *table, None, storage, elements, place)
+    return DenseJob(
+        progress=progress,
+        dtype=dtype,
+        addresses=by_column(addresses, place),
+        strides=strides,
+        offsets=offsets,
+        tensor_of=tensor_of,
+        members=members,
+        owners=owners,
+        storage=storage,
+        elements=elements,
+        place=place,
+    )
 
 
 def _table(

@@ -15,6 +15,7 @@ import numpy as np
 from ...arrays.dtypes import CODES
 from ...checks import did_you_mean, wrong_value
 from ...errors import BackendUnavailable, install_command
+from ...jobs.job import RowJob
 from .. import _sources
 
 if TYPE_CHECKING:
@@ -136,11 +137,16 @@ class _Runner:
             c.rule = lib.fastopt_find_rule(rule.name.encode())
             c.dtype = CODES[job.dtype]
             c.copies = progress.copies
-            c.runs, c.tensors = len(job.addresses), len(job.members)
+            if isinstance(job, RowJob):
+                offsets, tensor_of = self._kept(np.array([0, job.size])), self._kept(np.zeros(1, np.int32))
+                c.rows = self._kept(_rows(job.rows))
+            else:
+                offsets, tensor_of = job.offsets, job.tensor_of
+            c.runs, c.tensors = len(tensor_of), len(job.members)
             c.addresses = _pointer("void **", job.addresses)
             c.strides = _pointer("int64_t *", job.strides)
-            c.offsets = _pointer("int64_t *", job.offsets)
-            c.tensor_of = _pointer("int32_t *", job.tensor_of)
+            c.offsets = _pointer("int64_t *", offsets)
+            c.tensor_of = _pointer("int32_t *", tensor_of)
             c.parameter = _pointer("int32_t *", job.members)
             c.group = _pointer("int32_t *", progress.group)
             c.steps = _pointer("int64_t *", progress.steps)
@@ -149,8 +155,6 @@ class _Runner:
             c.coefficients = _pointer("double *", coefficients)
             c.row_of = _pointer("int32_t *", row_of)
             c.elements = _pointer("int64_t *", job.elements)
-            if job.rows is not None:
-                c.rows = self._kept(_rows(job.rows))
             if job.storage is not None:
                 dtypes = self._kept(ffi.new("int32_t[]", job.storage.dtypes))
                 values = (dtypes, job.storage.options, job.storage.average_decay, job.storage.seed, 0)
@@ -175,8 +179,8 @@ class _Runner:
 
     def _check(self, code: int) -> None:
         for job in self._keep[0]:  # which can name what has been written since they were made
-            if code == lib.FASTOPT_BAD_INDEX and job.rows is not None:
-                job.rows.check_indices()
+            if code == lib.FASTOPT_BAD_INDEX:
+                job.check_indices()
             if code == lib.FASTOPT_BAD_STEP:
                 job.progress.check_steps()
         _check(code)
@@ -265,11 +269,11 @@ class Folds:
     @staticmethod
     def _without_arrays(job: Job) -> Job:
         none = np.empty(0, np.int64)
-        if job.rows is not None and job.progress.rule.by_row:
+        if isinstance(job, RowJob):
             rows = replace(job.rows, count=0, indices=none, source=None, weights=None)
             return replace(job, rows=rows, storage=None)
-        tables: dict[str, Any] = {"addresses": job.addresses[:0], "offsets": np.zeros(1, np.int64)}
-        return replace(job, **tables, strides=None, elements=None, rows=None, storage=None)
+        tables: dict[str, Any] = {"addresses": job.addresses[:0], "tensor_of": job.tensor_of[:0]}
+        return replace(job, **tables, offsets=np.zeros(1, np.int64), strides=None, elements=None, storage=None)
 
     def __call__(self, grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
         """Of each job, rows of coefficients, in float64; which of them each tensor has; whether there are several."""

@@ -10,10 +10,10 @@ import numpy as np
 from ...arrays.blocks import QUANT_BLOCK
 from ...arrays.dtypes import CODES
 from ...errors import BackendUnavailable
-from ...jobs.job import DUPLICATES, NORM_BLOCK
+from ...jobs.job import DUPLICATES, GRADIENT, NORM_BLOCK, RowJob
 
 if TYPE_CHECKING:
-    from ...jobs.job import Gradients, Job
+    from ...jobs.job import DenseJob, Gradients, Job
 
 try:
     from ..fold import Folded, fold
@@ -55,7 +55,7 @@ class _Runner:
             folded = [fold(job, grad_scale) for job in self._jobs]
             lookups = [_order(job) for job in self._jobs]
             for k, job in enumerate(self._jobs):
-                self._update(k, folded[k], lookups[k], 0, int(job.offsets[-1]), threads)
+                self._update(k, folded[k], lookups[k], 0, job.size, threads)
             for job, own in zip(self._jobs, folded, strict=True):
                 own.advance(job)
 
@@ -63,8 +63,7 @@ class _Runner:
         """Advances step counts and folds coefficients."""
         with whole():
             for job in self._jobs:
-                if job.rows is not None:
-                    job.rows.check_indices()
+                job.check_indices()
             self._folded = [fold(job, grad_scale) for job in self._jobs]
             for job, own in zip(self._jobs, self._folded, strict=True):
                 own.advance(job)
@@ -79,24 +78,11 @@ class _Runner:
         if begin >= end:
             return
         coefficients = _for_kernel(job, folded.coefficients)
-        if lookups is not None:
+        if isinstance(job, RowJob):
+            assert lookups is not None
             _run_rows(job, stored, coefficients[0], lookups, int(folded.steps[0]), threads)
-            return
-        like = np.empty(0, job.dtype)
-        table: tuple[Any, ...]
-        if stored is None:
-            function = kernel(job.progress.rule.kernel, _fused(job))
-            strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
-            table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients, coefficients.shape[1], like)
         else:
-            function = stored_kernel(rows=False)
-            codes = np.array(job.codes)
-            sizes = np.where(codes == CODES[job.dtype], like.itemsize, 2)
-            strides = job.strides if job.strides is not None else np.tile(sizes, (len(job.addresses), 1))
-            elements = job.elements if job.elements is not None else job.offsets[:-1]
-            table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients)
-            table = (*table, elements, folded.steps, codes, stored, like)
-        run_parallel(function, (job.addresses, *table, end), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
+            _run_elements(job, stored, coefficients, folded, begin, end, threads)
 
 
 prepare = _Runner
@@ -124,9 +110,35 @@ def _stored(job: Job) -> tiles.Stored:
 Lookups = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+def _run_elements(
+    job: DenseJob,
+    stored: tiles.Stored | None,
+    coefficients: np.ndarray,
+    folded: Folded,
+    begin: int,
+    end: int,
+    threads: int,
+) -> None:
+    like = np.empty(0, job.dtype)
+    table: tuple[Any, ...]
+    if stored is None:
+        function = kernel(job.progress.rule.kernel, _fused(job))
+        strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
+        table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients, coefficients.shape[1], like)
+    else:
+        function = stored_kernel(rows=False)
+        codes = np.array(job.codes)
+        sizes = np.where(codes == CODES[job.dtype], like.itemsize, 2)
+        strides = job.strides if job.strides is not None else np.tile(sizes, (len(job.addresses), 1))
+        elements = job.elements if job.elements is not None else job.offsets[:-1]
+        table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients)
+        table = (*table, elements, folded.steps, codes, stored, like)
+    run_parallel(function, (job.addresses, *table, end), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
+
+
 def _order(job: Job) -> Lookups | None:
-    """A job's lookups, ordered; None where it has none."""
-    if job.rows is None:
+    """A job's lookups, ordered; None where it is of whole tensors."""
+    if not isinstance(job, RowJob):
         return None
     rows = job.rows
     named, places, starts = segments(rows.indices, rows.count, DUPLICATES[rows.duplicates] == "hogwild")
@@ -136,15 +148,14 @@ def _order(job: Job) -> Lookups | None:
 
 
 def _run_rows(
-    job: Job, stored: tiles.Stored | None, own: np.ndarray, lookups: Lookups, step: int, threads: int
+    job: RowJob, stored: tiles.Stored | None, own: np.ndarray, lookups: Lookups, step: int, threads: int
 ) -> None:
-    assert job.rows is not None and job.strides is not None
     rows, progress, (named, places, starts) = job.rows, job.progress, lookups
     kind = DUPLICATES[rows.duplicates]
     source = np.empty(0, np.int64) if rows.source is None else rows.source
     weights = np.empty(0, job.dtype) if rows.weights is None else rows.weights
     table: tuple[Any, ...]
-    table = (job.addresses[0], job.strides[0], rows.width, named, places, starts, source, weights, kind == "sum", own)
+    table = (job.addresses, job.strides, rows.width, named, places, starts, source, weights, kind == "sum", own)
     like = np.empty(0, job.dtype)
     share, grain = ROW_SHARE // rows.width + 1, GRAIN // rows.width + 1
     if stored is None:
@@ -156,7 +167,7 @@ def _run_rows(
         numbers = int(job.elements[0]), step
         codes = np.array(job.codes)
         updated = codes.copy()  # with the sum of a row's gradients, and without a rule of rows' state
-        updated[1] = CODES[job.dtype]
+        updated[GRADIENT] = CODES[job.dtype]
         if progress.rule.by_row:
             updated = np.delete(updated, 2)
         table = (*table, *numbers, codes, updated, stored, like)

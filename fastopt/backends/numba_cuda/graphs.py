@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...arrays.libraries import driver
+from ...jobs.job import DenseJob
 from .compiler import Fold, ptx_of
 from .kernels import THREADS
 from .runs import RunLaunch, words_of
@@ -27,11 +28,16 @@ class CapturableRunner:
     Parameters
     ----------
     jobs : sequence of Job
-        Of runs.
+        Of whole tensors.
     steps : int
         The address of the parameters' step counts, float64.
     scalars : mapping of int to int
         For the `id` of each set of parameters, the address of their scalars, float64.
+
+    Raises
+    ------
+    ValueError
+        A job updates rows.
 
     Attributes
     ----------
@@ -42,9 +48,14 @@ class CapturableRunner:
     """
 
     def __init__(self, jobs: Sequence[Job], steps: int, scalars: Mapping[int, int]) -> None:
+        dense = [job for job in jobs if isinstance(job, DenseJob)]
+        for job in jobs:
+            if not isinstance(job, DenseJob):
+                name = job.progress.rule.optimizer
+                raise ValueError(f"capturable: found True, expected False: {name} updates rows, which no graph records")
         self._launches = [
             [CapturedLaunch(job, steps, scalars[id(job.progress)]) for _ in ("as they come", "recorded")]
-            for job in jobs
+            for job in dense
         ]
         self.rates = np.zeros((max((len(job.progress.hyper) for job in jobs), default=0), 2), np.int64)
         self.scale = self.skip = 0
@@ -79,7 +90,7 @@ class CapturableRunner:
 class CapturedLaunch(RunLaunch):
     """A job's table and kernels, with what steps change on the device."""
 
-    def __init__(self, job: Job, steps: int, scalars: int) -> None:
+    def __init__(self, job: DenseJob, steps: int, scalars: int) -> None:
         super().__init__(job)
         self._kind = replace(self._kind, tabled=True)
         self._steps, self._scalars = steps, scalars

@@ -14,7 +14,7 @@ from .compiler import Plain, RowKernelSpec, integers, ptx_of
 from .kernels import DIGIT, HOGWILD, PART, SCANNERS, THREADS, WARP
 
 if TYPE_CHECKING:
-    from ...jobs.job import Job
+    from ...jobs.job import RowJob
 
 _BEGIN, _COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
 _ADD_UP, _ORDER = Plain("add_up_counters", integers(2)), Plain("order_by_digit", integers(8))
@@ -24,8 +24,7 @@ _FIRST_REAL = 13  # among the arguments of `kernels.update_rows`
 class RowLaunch:
     """A job of rows, and its kernels: what they need on the device lasts for a step."""
 
-    def __init__(self, job: Job) -> None:
-        assert job.rows is not None
+    def __init__(self, job: RowJob) -> None:
         progress, rule, rows = job.progress, job.progress.rule, job.rows
         options = 0 if job.storage is None else job.storage.options
         stored, self._order = job.codes, np.arange(len(job.codes))
@@ -71,12 +70,11 @@ class RowLaunch:
     def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
         """Orders the lookups and puts the update on the stream, with these coefficients."""
         job, rows, device = self._job, self._rows, self._device
-        assert job.strides is not None
         memory, self._memory = self._memory, None  # it goes with this call, once the stream is done with it
         if memory is None:
             return
         lookups, width, workers = self._lookups, rows.width, self._workers
-        tables = np.concatenate([job.addresses[0][self._order], job.strides[0][self._order].view(np.uint64)])
+        tables = np.concatenate([job.addresses[self._order], job.strides[self._order].view(np.uint64)])
         bad = memory.address
         device.upload(np.concatenate([np.zeros(2, np.uint64), tables]), bad, stream)
         at = bad + 16 + 8 * len(tables)

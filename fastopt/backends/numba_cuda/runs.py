@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...arrays.libraries import driver
-from ...jobs.job import NORM_BLOCK
+from ...jobs.job import GRADIENT, NORM_BLOCK, RowJob
 from ..fold import folder
 from .compiler import KernelSpec, Plain, integers, ptx_of, scale_of, squares_of
 from .kernels import BLOCK_ELEMENTS, THREADS
 from .rows import RowLaunch
 
 if TYPE_CHECKING:
-    from ...jobs.job import Gradients, Job
+    from ...jobs.job import DenseJob, Gradients, Job
 
 _FIRST_REAL = 11  # among the arguments of `kernels.update_runs`
 
@@ -27,7 +27,7 @@ class Runner:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._fold = folder(jobs)
-        self._launches = [RunLaunch(job) if job.rows is None else RowLaunch(job) for job in jobs]
+        self._launches = [RowLaunch(job) if isinstance(job, RowJob) else RunLaunch(job) for job in jobs]
 
     def __call__(self, grad_scale: float, threads: int) -> None:
         """Advances step counts, folds, and puts the update on the caller's streams: it does not wait for it."""
@@ -40,7 +40,7 @@ class Runner:
 class RunLaunch:
     """A job's table on the device, and its kernel."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: DenseJob) -> None:
         progress, rule = job.progress, job.progress.rule
         options = 0 if job.storage is None else job.storage.options
         strided = job.strides is not None
@@ -81,14 +81,14 @@ class RunLaunch:
             self._make_table(stream)
             return
         self._table.used_on(stream)
-        gradients = self._job.addresses[:, 1].tobytes()
+        gradients = self._job.addresses[:, GRADIENT].tobytes()
         if gradients != self._sent:
             self._send_gradients(stream)
             self._sent = gradients
 
     def _send_gradients(self, stream: int) -> None:
         if self._table is not None:
-            self._device.upload(self._job.addresses[:, 1], self._table.address + 8 * self._runs, stream)
+            self._device.upload(self._job.addresses[:, GRADIENT], self._table.address + 8 * self._runs, stream)
 
     @property
     def _runs(self) -> int:
@@ -117,7 +117,7 @@ class RunLaunch:
         find.arguments[:] = where["first"], where["run_of"], self._runs, self._chunks
         if self._chunks:  # there may be a step to count, and no element
             find.launch(-(-self._chunks // THREADS), stream)
-        self._where, self._sent, self._table = where, job.addresses[:, 1].tobytes(), table
+        self._where, self._sent, self._table = where, job.addresses[:, GRADIENT].tobytes(), table
 
     # ---- the launch ----
 
@@ -161,7 +161,9 @@ class RunLaunch:
 class _TabledLaunch:
     """The same where tensors have several rows of coefficients, which are in a table of their own."""
 
-    def __init__(self, kernel: driver.Kernel, device: driver.Device, job: Job, kind: KernelSpec, chunks: int) -> None:
+    def __init__(
+        self, kernel: driver.Kernel, device: driver.Device, job: DenseJob, kind: KernelSpec, chunks: int
+    ) -> None:
         self._kernel, self._device, self._job, self._chunks = kernel, device, job, chunks
         own = (job.dtype, kind.copies * kind.width)
         self._row = np.dtype({"names": ["step", "own"], "formats": [np.int64, own], "itemsize": kind.row_bytes})
