@@ -1,11 +1,13 @@
 """The global norm: one result whatever the backend, threads, layout; and clipping as torch's."""
 
 import math
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
 import fastopt
+from fastopt.backends.numba_cpu import threads
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -20,6 +22,22 @@ def test_same_bits_whatever_threads_backend_and_layout(dtype):
         for threads in (1, 2, 3, 4):
             assert fastopt.global_norm(grads, backend=backend, threads=threads) == want
             assert fastopt.global_norm(wide, backend=backend, threads=threads) == want
+
+
+@pytest.mark.parametrize("how", ["late", "none"])
+def test_a_thread_does_the_part_of_one_that_does_not_begin(monkeypatch, how):
+    class Pool:
+        _max_workers = 64
+
+        def submit(self, work):
+            if how == "none":
+                raise RuntimeError("no thread is to be had")
+            return Future()  # which nobody begins
+
+    grads = np.random.default_rng(0).standard_normal(2_000_003, np.float32)
+    want = fastopt.global_norm(grads, backend="numba", threads=1)
+    monkeypatch.setattr(threads, "_pool", Pool())
+    assert fastopt.global_norm(grads, backend="numba", threads=4) == want
 
 
 def test_what_it_takes():

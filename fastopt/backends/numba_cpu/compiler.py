@@ -537,23 +537,26 @@ value: Any = None
 
 def _square_sums(addresses, strides, offsets, blocks, sums, like, counter, share):
     lanes = np.empty(16)
-    begin = fetch_add(counter, share)
-    end = min(begin + share, sums.size)
-    r = np.searchsorted(blocks, begin, side="right") - 1
-    while begin < end:
-        while blocks[r + 1] <= begin:
-            r += 1
-        first = (begin - blocks[r]) * NORM_BLOCK
-        n = min(NORM_BLOCK, offsets[r + 1] - offsets[r] - first)
-        lanes[:] = 0
-        for i in range(n):
-            x = np.float64(value(load(np.int64(addresses[r, 0]) + (first + i) * strides[r, 0], like)))
-            lanes[i % 16] += x * x
-        total = 0.0
-        for lane in range(16):
-            total += lanes[lane]
-        sums[begin] = total
-        begin += 1
+    while True:
+        begin = fetch_add(counter, share)
+        end = min(begin + share, sums.size)
+        r = np.searchsorted(blocks, begin, side="right") - 1
+        while begin < end:
+            while blocks[r + 1] <= begin:
+                r += 1
+            first = (begin - blocks[r]) * NORM_BLOCK
+            n = min(NORM_BLOCK, offsets[r + 1] - offsets[r] - first)
+            lanes[:] = 0
+            for i in range(n):
+                x = np.float64(value(load(np.int64(addresses[r, 0]) + (first + i) * strides[r, 0], like)))
+                lanes[i % 16] += x * x
+            total = 0.0
+            for lane in range(16):
+                total += lanes[lane]
+            sums[begin] = total
+            begin += 1
+        if end == sums.size:  # none is left
+            break
 
 
 @njit(**_inner)
