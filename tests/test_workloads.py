@@ -135,6 +135,18 @@ def test_precision(tmp_path):
 
 
 @pytest.mark.slow
+def test_curriculum(tmp_path):
+    picture = tmp_path / "paths.svg"
+    options = ("--bits", 3, "--steps", 300, "--rounds", 1, "--plot", picture)
+    printed = run("curriculum", *options, cache=tmp_path, packages=("rich", "matplotlib", "threadpoolctl"))
+    table = {row[0]: row[1:] for row in rows(printed, "Sums of 3-bit numbers")}
+    assert list(table) == ["none", "naive", "mixed", "combined"]
+    for cells in table.values():
+        assert float(cells[0].rstrip("%")) > 50
+    assert_picture(picture)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="state_memory needs Linux")
 def test_beyond_memory(tmp_path):
     arguments = ("--states", 220, "--limit", 200, "--memory", 32, "--rounds", 1, "--folder", tmp_path)

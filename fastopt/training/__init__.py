@@ -2,6 +2,7 @@
 
 from .averages import SWA, Lookahead, use_average
 from .batch_norm import BatchNorm
+from .curriculum import Curriculum
 from .early_stopping import EarlyStopping
 from .gradient_check import GradientCheck, check_gradient
 from .minibatches import minibatches
@@ -9,6 +10,7 @@ from .minibatches import minibatches
 __all__ = [
     "SWA",
     "BatchNorm",
+    "Curriculum",
     "EarlyStopping",
     "GradientCheck",
     "Lookahead",
