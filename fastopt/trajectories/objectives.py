@@ -19,7 +19,7 @@ class Objective:
     Parameters
     ----------
     name : str
-        What it is called.
+        The name.
     formula : str
         The loss in x and y.
     loss : callable
@@ -27,7 +27,7 @@ class Objective:
     gradient : callable
         ``gradient(p)``: the gradients, of the shape of `p`.
     start : tuple of float
-        Where paths begin.
+        The first point of paths.
     window : tuple of float
         The part that pictures show: x from and to, y from and to.
     minimum : tuple of float, optional
@@ -35,7 +35,7 @@ class Objective:
     levels : tuple of float
         Losses at which pictures draw contours.
     source : str
-        Where it comes from.
+        The reference.
 
     Examples
     --------

@@ -24,7 +24,7 @@ class Arrow:
     Parameters
     ----------
     name : str
-        What the legend calls all of its kind.
+        The name in the legend of all of its kind.
     colour : str
         Its colour.
     begin, end : tuple of float
@@ -53,10 +53,10 @@ class Scene:
     tracks : tuple of Track
         The tracks, all of as many steps.
     panels : tuple of str
-        What is drawn, side by side: "plane", contours and tracks; "space", the same in three dimensions; "loss", the
+        The panels, side by side: "plane", contours and tracks; "space", the same in three dimensions; "loss", the
         loss against steps.
     goal : str
-        What the table counts the steps to.
+        The goal that the table counts steps to.
     reached : callable
         The step at which a track has reached the goal; None if it did not.
     arrows : tuple of Arrow
