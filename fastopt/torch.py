@@ -1125,8 +1125,9 @@ def _signature(arguments: TorchArguments) -> inspect.Signature:
     """That of torch's class of the same name, and by keyword what fastopt has beyond it."""
     theirs = getattr(torch.optim, arguments.name, None)
     signature = arguments.signature() if theirs is None else inspect.signature(theirs)
-    known = list(signature.parameters.values())
-    names = [parameter.name for parameter in known] + (["decoupled_weight_decay"] if arguments.decoupled else [])
+    fixed = ["decoupled_weight_decay"] if arguments.decoupled else []  # torch's flag: there is one decay only
+    known = [parameter for name, parameter in signature.parameters.items() if name not in fixed]
+    names = [parameter.name for parameter in known] + fixed
     more = {**arguments.defaults, **_EXECUTION, **{key: default for key, (default, _) in EXECUTION.items()}}
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Signature(

@@ -70,7 +70,8 @@ def test_weight_decay_of_a_rule_that_is_decoupled_is_that(name, backend):
     np.testing.assert_array_equal(param, 1 - 0.1 * 0.5)
     assert not any(state.any() for state in states)
     step(param, np.zeros(3), *states, step=2, backend=backend)
-    np.testing.assert_array_equal(param, (1 - 0.1 * 0.5) * (1 - 1e-3 * 1e-2))
+    default = RULES[name].defaults()
+    np.testing.assert_array_equal(param, (1 - 0.1 * 0.5) * (1 - default["lr"] * default["weight_decay"]))
     with pytest.raises(TypeError, match="decoupled_weight_decay"):
         step(param, np.zeros(3), *states, step=2, decoupled_weight_decay=0.5)
     assert "decoupled_weight_decay" not in step.__doc__ and "L2" not in step.__doc__

@@ -6,6 +6,7 @@ import io
 import math
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -605,6 +606,14 @@ def test_arguments_are_torchs():
             (getattr(torch.optim, name), getattr(optim, name)), (theirs, ours), strict=True)]  # fmt: skip
         expected = {key: value for key, value in groups[0].items() if key != "params"}
         assert {key: groups[1][key] for key in expected} == expected
+
+
+def test_a_rule_whose_decay_is_decoupled_has_no_flag_for_it():
+    """torch's AdamW has none in its arguments; a class that torch lacks has none either."""
+    of_adamw = replace(optim.AdamW.arguments, name="NotOfTorch")
+    assert "weight_decay" in optim._signature(of_adamw).parameters
+    for arguments in (of_adamw, optim.AdamW.arguments):
+        assert "decoupled_weight_decay" not in optim._signature(arguments).parameters
 
 
 @pytest.mark.parametrize(("name", "fused"), [("SGD", False), ("Adam", False), ("RMSprop", False), ("Adam", True)])

@@ -172,10 +172,10 @@ def adam(t, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps_root=0.0,
     return lr * m_hat / (np.sqrt(v_hat + eps_root) + eps), m, v
 
 
-def decoupled(run):
+def decoupled(run, default=1e-2):
     """The rule with its decay apart from the gradient: Loshchilov and Hutter, 2019 (arXiv:1711.05101)."""
 
-    def run_decoupled(p0, grads, *, weight_decay=1e-2, **options):
+    def run_decoupled(p0, grads, *, weight_decay=default, **options):
         return run(p0, grads, decoupled_weight_decay=weight_decay, **options)
 
     return run_decoupled
