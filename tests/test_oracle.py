@@ -439,7 +439,7 @@ def test_a_bad_gradient_reaches_its_own_element_only(problem, rule, bad):
     spoilt_p, spoilt_states = ORACLES[rule](p0, spoilt, lr=0.01)
 
     np.testing.assert_array_equal(spoilt_p[elsewhere], p[elsewhere])
-    by_sign = bad == math.inf and "sign(" in RULES[rule].formula  # a step of lr, however large the gradient
+    by_sign = bad == math.inf and "lr*sign(" in RULES[rule].formula  # a step of lr, however large the gradient
     assert np.isfinite(spoilt_p[1, 2]) == by_sign
     for name, state in states.items():
         np.testing.assert_array_equal(spoilt_states[name][..., elsewhere], state[..., elsewhere])
