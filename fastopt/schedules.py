@@ -6,6 +6,9 @@ number of torch's ``lr_scheduler`` or optax's schedule of its kind at every step
 
 Past its last step a schedule stays at the value that it ends with. `OnPlateau` has no last step: it follows the loss.
 
+Functional forms take ``lr=schedule(t)``. For an optimizer of torch or `fastopt.torch` that is made with lr=1,
+``torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: schedule(epoch + 1))`` follows a schedule.
+
 Of another callable a state dict holds what pickle finds by name, as a function of a module. Of a lambda, or a function
 within a function, it holds only that there was one: an optimizer that such a state dict is loaded into goes on with its
 own schedule there. Files of arrays hold none of these.

@@ -389,6 +389,21 @@ def test_torch_has_schedulers():
         fastopt.torch_state_dict(optimizer.state_dict())
 
 
+def test_an_optimizer_of_torch_follows_a_schedule():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from fastopt import torch as optim
+
+    schedule, param = WarmUp(3, Cosine(0.3, 10)), torch.zeros(1)
+    optimizer = optim.SGD([param], lr=1)
+    scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: schedule(epoch + 1))
+    param.grad = torch.ones(1)
+    for t in range(1, 16):
+        assert optimizer.param_groups[0]["lr"] == schedule(t)
+        optimizer.step()
+        scheduler.step()
+    assert float(param) == pytest.approx(-sum(schedule(t) for t in range(1, 16)), rel=1e-5)
+
+
 # ---- to look at ----
 
 
