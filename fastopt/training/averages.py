@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays.libraries import floats_of
 from ..checks import check_integer, check_number, differing, wrong_type
-from .nested import Leaf, check_fit, check_written, copy_of, leaves, read_copies, write
+from .nested import Leaf, check_fit, check_floats, check_written, copy_of, leaves, read_copies, write
 
 _PIECE = 65536  # elements, so that what is in between stays in the cache
 
@@ -30,9 +30,7 @@ class _Average:
     def _leaves(self) -> list[Leaf]:
         """The parameters where they are now."""
         found = leaves(self._params)
-        for leaf in found:
-            if leaf.array.dtype.kind not in "fV":
-                raise TypeError(f"{leaf.name}: found dtype {leaf.array.dtype}, expected floats")
+        check_floats(found)
         shapes = [leaf.array.shape for leaf in found]
         if self._shapes is not None and shapes != self._shapes:
             raise ValueError(f"params: found arrays of shapes {shapes}, expected {self._shapes}, as at construction")
@@ -257,8 +255,7 @@ def use_average(params: Any, average: Any) -> Iterator[None]:
             raise ValueError(
                 f"{other.name}: found shape {other.array.shape}, expected {leaf.array.shape} as {leaf.name}"
             )
-        if other.array.dtype.kind not in "fV":
-            raise TypeError(f"{other.name}: found dtype {other.array.dtype}, expected floats")
+    check_floats([*found, *given])
     check_written(found, "given the average")
     before = [copy_of(leaf.array) for leaf in found]
     averages = [floats_of(other.array).reshape(other.array.shape) for other in given]

@@ -100,7 +100,7 @@ class BatchNorm:
         dtype: Any = np.float32,
         threads: int | None = None,
     ) -> None:
-        self.features = check_integer("features", features, 1)
+        self.features = check_integer("features", features, 1, 2**31 - 1)
         self.eps = check_number("eps", eps, 0, above=True)
         self.momentum = None if momentum is None else check_number("momentum", momentum, 0, 1)
         self.axis = check_integer("axis", axis, -1, 1)
@@ -108,7 +108,7 @@ class BatchNorm:
             raise wrong_value("axis", axis, "1 or -1: examples are along the first")
         try:
             self.dtype = np.dtype(dtype)
-        except TypeError:
+        except Exception:  # of what is no dtype
             raise wrong_type("dtype", dtype, "float32 or float64") from None
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise wrong_value("dtype", dtype, "float32 or float64")

@@ -129,7 +129,7 @@ class Curriculum:
         TypeError, ValueError
             `size` is no number of examples.
         """
-        size = check_integer("size", size, 1)
+        size = check_integer("size", size, 1, 2**31 - 1)
         random = np.random.default_rng((self._seed, self.batch))
         drawn = random.integers(self.levels, size=size)
         if self.strategy == "naive":

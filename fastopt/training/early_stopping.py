@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.dtypes import BFLOAT16
 from ..checks import as_float, check_flag, check_integer, check_name, check_number, differing, wrong_type, wrong_value
 from .nested import Leaf, check_fit, check_written, copy_of, leaves, read_copies, write
 
@@ -130,6 +131,9 @@ class EarlyStopping:
         if params is None and self.restore_best:
             raise wrong_type("params", params, "the parameters, with restore_best")
         found = [] if params is None else leaves(params)
+        for leaf in found:
+            if leaf.array.dtype.kind not in "fiub" and leaf.array.dtype != BFLOAT16:
+                raise TypeError(f"{leaf.name}: found dtype {leaf.array.dtype}, expected numbers")
         if self.restore_best:
             check_written(found, "restored")
         if self._better(number):

@@ -22,7 +22,7 @@ from ..checks import (
     wrong_type,
     wrong_value,
 )
-from .nested import Leaf, leaves
+from .nested import Leaf, check_floats, leaves
 
 _EPS = float(np.finfo(np.float64).eps)
 _STEP = _EPS ** (1 / 3)  # where truncation, which grows as its square, meets rounding, which grows as it falls
@@ -209,9 +209,7 @@ def check_gradient(
     complex_step = check_flag("complex_step", complex_step)
     params = list(params) if isinstance(params, Iterator) else params
     found = leaves(params)
-    for leaf in found:
-        if leaf.array.dtype.kind not in "fV":
-            raise TypeError(f"{leaf.name}: found dtype {leaf.array.dtype}, expected floats")
+    check_floats(found)
     slopes, precision = _read_gradient(gradient, params, found)
     allowed = max(1e-6, math.sqrt(precision)) if tolerance is None else check_number("tolerance", tolerance, 0)
     chosen = _choose(found, samples, coordinates, seed)
@@ -401,7 +399,9 @@ def _read_gradient(gradient: Any, params: Any, found: Sequence[Leaf]) -> tuple[l
     """A gradient's elements, each array's in one row, in the order of the parameters; and its dtype's precision."""
     if callable(gradient):
         gradient = gradient(_copies(params, found, np.float64)[0])
-    by_key = {leaf.key: leaf for leaf in leaves(gradient, "gradient")}
+    given = leaves(gradient, "gradient")
+    check_floats(given)
+    by_key = {leaf.key: leaf for leaf in given}
     keys = [leaf.key for leaf in found]
     if set(by_key) != set(keys):
         raise ValueError(f"gradient: found other arrays than params has{differing(by_key, keys)}")
@@ -410,8 +410,6 @@ def _read_gradient(gradient: Any, params: Any, found: Sequence[Leaf]) -> tuple[l
         _, name, array = by_key[leaf.key]
         if array.shape != leaf.array.shape:
             raise ValueError(f"{name}: found shape {array.shape}, expected {leaf.array.shape} as {leaf.name} has")
-        if array.dtype.kind not in "fV":
-            raise TypeError(f"{name}: found dtype {array.dtype}, expected floats")
         eps = 2.0**-7 if array.dtype.kind == "V" else float(np.finfo(array.dtype).eps)  # bfloat16's
         precision = max(precision, eps)
         slopes.append(floats_of(array).astype(np.float64).reshape(-1))

@@ -111,7 +111,7 @@ class minibatches:
         self._shuffle = check_flag("shuffle", shuffle)
         self._seed = check_integer("seed", seed, 0)
         self._drop_last = check_flag("drop_last", drop_last)
-        self._ranks = check_integer("ranks", ranks, 1)
+        self._ranks = check_integer("ranks", ranks, 1, 2**31 - 1)
         self._rank = check_integer("rank", rank, 0, self._ranks - 1)
         self._batch_size = None if batch_size is None else check_integer("batch_size", batch_size, 1)
         size = self._size

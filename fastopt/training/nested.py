@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays.array import Array
 from ..arrays.checks import check_writable
-from ..arrays.dtypes import BFLOAT16, compute_dtype, dtype_name, numpy_dtype
+from ..arrays.dtypes import BFLOAT16, CODES, compute_dtype, dtype_name, numpy_dtype
 from ..arrays.libraries import assign, floats_of, to_host, view
 from ..checks import differing
 
@@ -51,6 +51,22 @@ def leaves(params: Any, name: str = "params") -> list[Leaf]:
             raise ValueError(f"{label}: found the path {key!r} of {keys[key]} too, expected distinct ones")
         keys[key] = label
     return found
+
+
+def check_floats(found: Sequence[Leaf]) -> None:
+    """Refuse arrays that hold anything but floats.
+
+    Raises
+    ------
+    TypeError
+        One does.
+    """
+    for leaf in found:
+        if leaf.array.dtype not in CODES:
+            raise TypeError(
+                f"{leaf.name}: found dtype {leaf.array.dtype}, expected float32, float64, bfloat16 or float16 in "
+                "native byte order"
+            )
 
 
 def check_written(found: Sequence[Leaf], purpose: str) -> None:
