@@ -200,7 +200,7 @@ def test_resumed(make, stop):
     ("make", "error", "said"),
     [
         (lambda: SWA([]), ValueError, "params: found no array"),
-        (lambda: SWA([np.zeros(2, int)]), TypeError, r"params\[0\]: found dtype int64, expected floats"),
+        (lambda: SWA([np.zeros(2, int)]), TypeError, r"params\[0\]: found dtype int64, expected float32, float64"),
         (lambda: SWA(np.broadcast_to(0.0, 3)), ValueError, "params: found a read-only array"),
         (lambda: Lookahead(np.zeros(2), 0), ValueError, "k: found 0"),
         (lambda: Lookahead(np.zeros(2), alpha=0), ValueError, "alpha: found 0"),

@@ -252,7 +252,7 @@ P = np.ones(2)
     ("loss", "params", "gradient", "options", "error", "said"),
     [
         (3, P, P, {}, TypeError, "loss: found 3"),
-        (np.sum, np.ones(2, int), P, {}, TypeError, "params: found dtype int64, expected floats"),
+        (np.sum, np.ones(2, int), P, {}, TypeError, "params: found dtype int64, expected float32, float64"),
         (np.sum, [], [], {}, ValueError, "params: found no array"),
         (np.sum, {"w": P}, {"v": P}, {}, ValueError, "gradient: found other arrays than params has; missing: 'w'"),
         (np.sum, {"w": P}, P, {}, ValueError, "gradient: found other arrays"),
