@@ -199,7 +199,7 @@ step()
     ("variable", "size", "started"),
     [
         *[("OMP_STACKSIZE", size, 0) for size in ("64M", "65536", " 65536 K ", "67108864b", "17179869183G")],
-        *[("OMP_STACKSIZE", size, 1) for size in ("4M", "64x", "M", "17179869184G")],
+        *[("OMP_STACKSIZE", size, 1) for size in ("4M", "4096", "64x", "M", "17179869185G")],
         ("GOMP_STACKSIZE", "64M", 0),
     ],
 )
@@ -254,6 +254,22 @@ def mapped_after(callers):
 print(-mapped_after(5) + mapped_after(60))
 """)
     assert int(out) < 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as on Linux")
+def test_the_library_says_whether_it_has_threads():
+    before, after, said = python("""
+import os
+import numpy as np
+from fastopt import functional
+from fastopt.backends import native
+p, g = np.ones(400_000), np.ones(400_000)
+print(len(os.listdir("/proc/self/task")))
+functional.sgd(p, g, step=1, lr=0.1, threads=2, backend="native")
+print(len(os.listdir("/proc/self/task")))
+print(int(native.has_openmp()))
+""").split()
+    assert int(after) - int(before) == int(said)
 
 
 @pytest.mark.parametrize("backend", ["native", "numba"])
