@@ -12,15 +12,15 @@ import numpy as np
 
 from .arrays.array import Array
 from .arrays.blocks import block_bytes
-from .arrays.dtypes import BFLOAT16, dtype_name, numpy_dtype
-from .arrays.libraries import same_library, to_host, view
+from .arrays.dtypes import BFLOAT16, CODES, dtype_name, numpy_dtype
+from .arrays.libraries import cast, floats_of, same_library, to_host, view
 from .backends.choice import ieee_arithmetic
 from .binding.blocks import from_blocks, to_blocks
 from .checks import as_float, as_int, describe, differing, wrong_type, wrong_value
 
 if TYPE_CHECKING:
     from .binding.options import Arguments
-from .arrays.libraries.torch import detached, tensor_of
+from .arrays.libraries.torch import detached, is_tensor, tensor_of
 
 _GROUPS = "param_groups"
 _SCHEDULES = "fastopt.schedules"
@@ -392,21 +392,21 @@ def _plain(value: Any) -> Any:
         return value
 
 
-def step_count(value: Any, where: str) -> int:
-    """A saved step count, checked: torch's are floats.
+def step_count(value: Any, where: str, bits: int = 62) -> int:
+    """A saved step count of so many `bits`, checked: torch's are floats.
 
     Raises
     ------
     TypeError, ValueError
         It is no whole number, or one that no count can be.
     """
-    expected = "a number >= 0, whole and below 2**62"
+    expected = f"a number >= 0, whole and below 2**{bits}"
     count, number = as_int(value), as_float(value)
     if count is None and number is None:
         raise wrong_type(where, value, expected)
     if count is None and number is not None and number.is_integer():
         count = int(number)
-    if count is None or not 0 <= count < 2**62:
+    if count is None or not 0 <= count < 2**bits:
         raise wrong_value(where, value, expected)
     return count
 
@@ -436,32 +436,32 @@ def converted_state(
     TypeError, ValueError
         The value is of another shape, or in no floats, or beyond what the array can hold.
     """
+    if is_tensor(value) and is_tensor(own) and (value.dtype, value.shape) == (own.dtype, own.shape):
+        return detached(value)  # on its device
     array, found = view(own, where), _array_of(value, where)
-    dtype, in_blocks = numpy_dtype(array.dtype), array.dtype == np.uint8
+    dtype, in_blocks = view(found, where).dtype, array.dtype == np.uint8
     blocks = (*shape[: max(0, len(shape) - len(param.shape))], block_bytes(param.size))
-    from_bytes = found.dtype == np.uint8 and found.shape == blocks
+    from_bytes = dtype == np.uint8 and found.shape == blocks
     if not from_bytes:
         if found.shape != shape:
-            raise ValueError(f"{where}: found shape {found.shape}, expected {shape}")
-        integers = found.dtype.kind in "iu" and not hasattr(value, "dtype")  # as JSON may have them
-        if found.dtype.kind != "f" and found.dtype.name != "bfloat16" and not integers:
+            expected = blocks if dtype == np.uint8 else shape
+            raise ValueError(f"{where}: found shape {found.shape}, expected {expected}")
+        integers = dtype.kind in "iu" and not hasattr(value, "dtype")  # as JSON may have them
+        if dtype not in CODES and dtype.kind != "f" and not integers:
             raise TypeError(f"{where}: found dtype {found.dtype}, expected floats, or bytes of shape {blocks}")
-    if from_bytes != in_blocks or (found.dtype != dtype and not in_blocks):
-        values = from_blocks(found, positive, param) if from_bytes else found
+    if from_bytes == in_blocks and (in_blocks or dtype == array.dtype):
+        return same_library(np.asarray(found, order="C"), own)
+    values = from_blocks(found, positive, param) if from_bytes else found
+    with ieee_arithmetic(), np.errstate(over="ignore", invalid="ignore"):
         if in_blocks:
-            with ieee_arithmetic():
-                values = values.astype(np.float32)
+            values = values.astype(np.float32)
             if not np.isfinite(values).all():
                 raise ValueError(f"{where}: found infinity or NaN, expected numbers that 8-bit blocks can hold")
-            found = to_blocks(values, positive, param)
-        else:
-            with ieee_arithmetic(), np.errstate(over="ignore", invalid="ignore"):
-                found = values.astype(dtype)
-            if (np.isfinite(values) & ~np.isfinite(found)).any():
-                raise ValueError(
-                    f"{where}: found numbers beyond what this optimizer's {dtype_name(array.dtype)} can hold"
-                )
-    return same_library(np.asarray(found, order="C"), own)
+            return same_library(to_blocks(values, positive, param), own)
+        converted = cast(np.asarray(values, order="C"), own, array.dtype)
+        if (np.isfinite(values) & ~np.isfinite(floats_of(view(converted, where)))).any():
+            raise ValueError(f"{where}: found numbers beyond what this optimizer's {dtype_name(array.dtype)} can hold")
+    return converted
 
 
 def _array_of(value: Any, where: str) -> np.ndarray:
@@ -470,8 +470,7 @@ def _array_of(value: Any, where: str) -> np.ndarray:
         return np.asarray(value)
     if hasattr(value, "dtype"):
         array = view(detached(value), where)
-        values = to_host(array)
-        return values.view(numpy_dtype(BFLOAT16)) if array.dtype == BFLOAT16 else values
+        return floats_of(array) if array.dtype == BFLOAT16 else to_host(array)
     try:
         return np.asarray(value)
     except ValueError:  # rows of different lengths

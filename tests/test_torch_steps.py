@@ -153,7 +153,7 @@ def test_entries_of_the_users_are_carried_along():
     plain, alone = made()
     step(params, optimizer)
     step(plain, alone)
-    bound = optimizer._bound
+    bound = optimizer._stepper.bound
     optimizer.state[params[0]]["count"] = 3
     optimizer.state[params[0]]["table"] = {"of": torch.ones(2)}
     optimizer.state["epoch"] = 7
@@ -163,7 +163,7 @@ def test_entries_of_the_users_are_carried_along():
         optimizer.state["epoch"] += 1000
         step(params, optimizer)
         step(plain, alone)
-    assert optimizer._bound is bound
+    assert optimizer._stepper.bound is bound
     saved = optimizer.state_dict()
     file = io.BytesIO()
     torch.save(saved, file)

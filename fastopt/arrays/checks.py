@@ -70,7 +70,8 @@ def check_tensor(
             raise ValueError(f"{name}: found shape {array.shape}, expected {rows}{expected} as {names[0]} has")
         if j == read_only:
             continue
-        check_writable(array, name, "updated in place")
+        if array.read_only_reason or not array.dense:
+            check_writable(array, name, "updated in place")
 
 
 def check_device(arrays: Sequence[Array], names: Sequence[str]) -> None:
@@ -133,7 +134,9 @@ def check_overlap(arrays: Sequence[Array], names: Sequence[str], written: Sequen
     ValueError
         Two arrays overlap, and one of them at least is to be written; it names both.
     """
-    extents = np.array([a.extent() for a in arrays], dtype=np.uint64).reshape(-1, 2)
+    extents = np.array(
+        [(a.address, a.address + a.size * a.dtype.itemsize) if a.dense else a.extent() for a in arrays], np.uint64
+    ).reshape(-1, 2)
     order = np.argsort(extents[:, 0], kind="stable")
     low, high = extents[order, 0], extents[order, 1]
     if not (low[1:] < np.maximum.accumulate(high)[:-1]).any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -149,13 +149,13 @@ class Binding:
             self._zeroing = self._prepare(jobs)
         return self._zeroing
 
-    def _views(self, grads: Sequence[Any]) -> Sequence[tuple[Array, str]]:
+    def _views(self, grads: Sequence[Any] | Mapping[int, Any]) -> Sequence[tuple[Array, str]]:
         """The views of the dense gradients, with what they are called; of these `grads`, where none are kept."""
         if self._grads:
             return self.grads
         return [(view(grads[i], name), name) for i, name in zip(self.members, self._names, strict=True)]
 
-    def zero_rows(self, grads: Sequence[Any]) -> None:
+    def zero_rows(self, grads: Sequence[Any] | Mapping[int, Any]) -> None:
         """Zero those gradients that `zeroing_runner` leaves, for they are updated by rows; `grads` as in `tables`."""
         for rows in self.rows:
             set_to_zero(rows.values)
@@ -166,19 +166,19 @@ class Binding:
                 if i in by_rows:
                     set_to_zero(array)
 
-    def tables(self, grads: Sequence[Any]) -> list[Gradients | RowSparse]:
+    def tables(self, grads: Sequence[Any] | Mapping[int, Any]) -> list[Gradients | RowSparse]:
         """All gradients as norms read them; `grads` are those of all parameters in this step, if none are kept."""
         return [*(self._base or self)._dense_tables(grads), *self.rows]
 
-    def _dense_tables(self, grads: Sequence[Any]) -> list[Gradients]:
+    def _dense_tables(self, grads: Sequence[Any] | Mapping[int, Any]) -> list[Gradients]:
         """Made when they are first asked for."""
         if self._tables is None:
             found = self._views(grads)
             self._tables = make_gradients([array for array, _ in found], [name for _, name in found])
             if self._columns is not None:
                 for table in self._tables:
-                    which = [i for i, (a, _) in zip(self.members, found, strict=True) if a.dtype == table.dtype]
-                    self._columns.add(table.addresses[:, 0], which, self._at)
+                    own = [i for i, (a, _) in zip(self.members, found, strict=True) if a.dtype == table.dtype]
+                    self._columns.add(table.addresses[:, 0], np.array(own)[table.array_of], self._at)
                     table.owners.clear()
         return self._tables
 

@@ -350,7 +350,8 @@ def _part(grads: Gradients, chunk: Chunk) -> Gradients:
     addresses = grads.addresses[first:last].copy()
     addresses[0] += ((chunk.begin - grads.offsets[first]) * grads.strides[first]).astype(np.uint64)
     offsets = np.clip(grads.offsets[first : last + 1], chunk.begin, chunk.end) - chunk.begin
-    return Gradients(grads.dtype, addresses, grads.strides[first:last], offsets, grads.owners)
+    table = addresses, grads.strides[first:last], offsets, grads.array_of[first:last]
+    return Gradients(grads.dtype, *table, grads.owners)
 
 
 def _pages(low: int, high: int) -> tuple[int, int]:

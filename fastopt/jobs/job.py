@@ -173,14 +173,6 @@ class DenseJob(_Job):
             elements=None if self.elements is None else self.elements[runs],
         )
 
-    def gradients(self) -> Gradients:
-        """The table of the gradients alone."""
-        dtype = DTYPES[self.codes[GRADIENT]]
-        strides = np.full_like(self.addresses, dtype.itemsize, np.int64) if self.strides is None else self.strides
-        column = slice(GRADIENT, GRADIENT + 1)
-        tables = self.addresses[:, column].copy(), strides[:, column].copy()
-        return Gradients(dtype, *tables, self.offsets, self.owners, self.place)
-
 
 @dataclass(kw_only=True)
 class RowJob(_Job):
@@ -226,17 +218,6 @@ class RowJob(_Job):
         """The job, with a table of its own, if it is of a member of which `chosen` has True."""
         return replace(self, addresses=self.addresses.copy()) if chosen[self.members[0]] else None
 
-    def gradients(self) -> Gradients:
-        """The table of the gradient alone, where it is dense: a row for each of the parameter's."""
-        dtype, rows = DTYPES[self.codes[GRADIENT]], self.rows
-        stride, count, width = int(self.strides[GRADIENT]), rows.count, rows.width
-        step = dtype.itemsize
-        if stride == width * step or width == 1:  # one run
-            step, count, width = (stride if width == 1 else step), 1, count * width
-        addresses = self.addresses[GRADIENT] + (stride * np.arange(count)).astype(np.uint64)
-        tables = addresses.reshape(-1, 1), np.full((count, 1), step), width * np.arange(count + 1)
-        return Gradients(dtype, *tables, self.owners, self.place)
-
 
 #: Tensors of one rule and dtype, as all backends take them.
 Job: TypeAlias = DenseJob | RowJob
@@ -250,6 +231,7 @@ class Gradients:
     addresses: np.ndarray
     strides: np.ndarray
     offsets: np.ndarray
+    array_of: np.ndarray  # int32 [runs]: the array that the run is of
     owners: list[Array] = field(repr=False)
     place: Place = CPU
 

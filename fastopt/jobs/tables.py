@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain, repeat
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,7 +118,7 @@ def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array]) -> Sto
     rule = progress.rule
     states = rule.states * progress.copies
     named = [None, None, *states, *[None] * (len(arrays) - 2 - len(states))]
-    codes = tuple(code_of(rule, state, array) for state, array in zip(named, arrays, strict=True))
+    codes = tuple(map(code_of, repeat(rule), named, arrays))
     if not tensor.options and set(codes) == {CODES[compute_dtype(arrays[0].dtype)]}:
         return None
     return Storage(codes, tensor.options, tensor.average_decay, tensor.seed)
@@ -223,8 +225,9 @@ def _table(
     tensors: Sequence[Sequence[Array]], ordered: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
     """The runs of tensors: addresses, strides (None where all are contiguous), offsets, tensor of each."""
-    if all(a.dense for arrays in tensors for a in arrays):
-        addresses = np.array([[a.address for a in arrays] for arrays in tensors], np.uint64)
+    if all(map(attrgetter("dense"), chain.from_iterable(tensors))):
+        addresses = np.array(list(map(attrgetter("address"), chain.from_iterable(tensors))), np.uint64)
+        addresses = addresses.reshape(len(tensors), -1)
         lengths = np.array([arrays[0].size for arrays in tensors], np.int64)
         return addresses, None, offsets_of(lengths), np.arange(len(tensors), dtype=np.int32)
     tables = [_runs(arrays, ordered) for arrays in tensors]
@@ -263,9 +266,9 @@ def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradie
         kinds.setdefault(array.dtype, []).append([array])
     tables = []
     for dtype, members in kinds.items():
-        addresses, strides, offsets, _ = _table(members)
+        addresses, strides, offsets, array_of = _table(members)
         if strides is None:
             strides = np.full(addresses.shape, dtype.itemsize, np.int64)
         owners = [array for (array,) in members]
-        tables.append(Gradients(dtype, addresses, strides, offsets, owners, arrays[0].place))
+        tables.append(Gradients(dtype, addresses, strides, offsets, array_of, owners, arrays[0].place))
     return tables

@@ -127,6 +127,13 @@ def same_library(values: np.ndarray, like: Any) -> Any:
     return tensor_of(values) if is_tensor(like) else values
 
 
+def cast(values: np.ndarray, like: Any, dtype: np.dtype) -> Any:
+    """Floats in another dtype, that of `like`, and of its library: each is rounded to the nearest."""
+    if is_tensor(like):
+        return tensor_of(values).to(like.dtype)
+    return values.astype(numpy_dtype(dtype))
+
+
 def layout_of(x: Any) -> Any:
     """Return a key that changes when the owner moves an array on a device; None if there is no such key."""
     if is_tensor(x):  # a lazily negated one is copied for each call

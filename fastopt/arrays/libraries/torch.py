@@ -35,9 +35,10 @@ def view_torch(x: Any, name: str) -> Array:
     dtype = _DTYPES.get(str(x.dtype))
     if dtype is None:
         raise TypeError(f"{name}: found dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
-    device = x.device.type
-    require_backend(name, x, device)
-    place = CPU if device == "cpu" else Place(str(x.device), LIBRARY)
+    device, place = x.device.type, CPU
+    if device != "cpu":
+        require_backend(name, x, device)
+        place = place_of(x)
     read_only_reason = "a tensor that requires grad and is no leaf" if x.requires_grad and not x.is_leaf else ""
     if x.is_neg():  # its memory has the other sign
         x, read_only_reason = x.detach().resolve_neg(), "a lazily negated tensor (its resolve_neg() is a plain one)"
@@ -46,28 +47,26 @@ def view_torch(x: Any, name: str) -> Array:
             torch.zeros(x.shape, dtype=x.dtype, device=x.device),
             "a tensor of zeros that has no memory",
         )
-    address = _torch_address(x)
-    if address is None:
+    try:
+        address = x.data_ptr()
+    except RuntimeError:
+        address = 0
+    if x.is_nested or (address == 0 and x.numel()):  # a wrapper, one of torch.func, or one whose memory was freed
         hint = "; DTensor is not supported" if type(x).__name__ == "DTensor" else ""
         raise TypeError(f"{name}: found a {type(x).__name__} that has no memory of its own, expected a plain one{hint}")
     strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
     array = Array(x, address, dtype, tuple(x.shape), strides, place, read_only_reason)
     if array.size:
         storage = x.untyped_storage()
-        if array.extent()[1] > storage.data_ptr() + storage.nbytes():
+        end = address + x.nbytes if strides is None else array.extent()[1]
+        if end > storage.data_ptr() + storage.nbytes():
             raise TypeError(f"{name}: found a tensor beyond its storage, which has {storage.nbytes()} bytes")
     return array
 
 
-def _torch_address(x: Any) -> int | None:
-    """Return a tensor's address; None for wrappers, nested ones, torch.func's and those whose memory was freed."""
-    if x.is_nested:
-        return None
-    try:
-        address = int(x.data_ptr())
-    except RuntimeError:
-        return None
-    return address if address or x.numel() == 0 else None
+def place_of(x: Any) -> Place:
+    """Return the place of a tensor."""
+    return CPU if x.device.type == "cpu" else Place(str(x.device), LIBRARY)
 
 
 def is_tensor(x: Any) -> bool:

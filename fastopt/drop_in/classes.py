@@ -1,0 +1,50 @@
+"""Arguments, signatures and docstrings of the classes for torch."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..binding.options import ARGUMENTS, EXECUTION, TorchArguments
+from ..documentation import torch_text
+from .groups import REFUSED
+
+# What torch's classes have beside hyper-parameters: how torch computes, which fastopt takes no notice of.
+_EXECUTION = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
+_IGNORED = dict.fromkeys(("foreach", "fused"), "accepted, and without effect: every step is one fused pass")
+
+
+def _sparse_adam() -> TorchArguments:
+    """torch's SparseAdam: Adam in the eps-hat form. (What makes it sparse are its gradients, which any class takes.)"""
+    adam = TorchArguments.of(ARGUMENTS["Adam"])
+    return replace(adam, name="SparseAdam", defaults={**adam.defaults, "eps_hat": True})
+
+
+#: The arguments of every class.
+TORCH_ARGUMENTS = (*map(TorchArguments.of, ARGUMENTS.values()), _sparse_adam())
+
+
+def namespace_of(arguments: TorchArguments) -> dict[str, Any]:
+    """The attributes of a class."""
+    signature = signature_of(arguments)
+    more = {**_IGNORED, **{flag: f"must be False: {reason}" for flag, reason in REFUSED.items()}}
+    defaults = {key: p.default for key, p in list(signature.parameters.items())[1:] if key not in EXECUTION}
+    doc = torch_text(arguments, defaults, more, EXECUTION)
+    return {"__doc__": doc, "__signature__": signature, "arguments": arguments}
+
+
+def signature_of(arguments: TorchArguments) -> inspect.Signature:
+    """That of torch's class of the same name, and by keyword what fastopt has beyond it."""
+    theirs = getattr(torch.optim, arguments.name, None)
+    signature = arguments.signature() if theirs is None else inspect.signature(theirs)
+    fixed = ["decoupled_weight_decay"] if arguments.decoupled else []  # torch's flag: there is one decay only
+    known = [parameter for name, parameter in signature.parameters.items() if name not in fixed]
+    names = [parameter.name for parameter in known] + fixed
+    more = {**arguments.defaults, **_EXECUTION, **{key: default for key, (default, _) in EXECUTION.items()}}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        known + [inspect.Parameter(key, keyword, default=more[key]) for key in more if key not in names]
+    )

@@ -1,0 +1,72 @@
+"""Gradients as torch has them: some are sparse, some stand for values that no memory has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..arrays.array import Array, replace_shape
+from ..binding.sparse import RowSparse, as_row_sparse
+from ..jobs.job import Rows
+from ..jobs.tables import check_rows
+from ..rules import Rule
+from .groups import read_params
+
+
+def readable(grads: Sequence[Any]) -> list[Any]:
+    """Gradients, with copies of those whose memory is not what they stand for."""
+    return [g if g is None or not (g.is_neg() or g._is_zerotensor()) else _materialized(g) for g in grads]
+
+
+def _materialized(grad: torch.Tensor) -> torch.Tensor:
+    if grad.is_neg():
+        return grad.detach().resolve_neg()
+    return torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
+
+
+def grads_to_scale(parameters: Any) -> list[torch.Tensor]:
+    """The gradients that parameters have; lazily negated ones, which cannot be scaled in place, are replaced."""
+    params = [parameters] if isinstance(parameters, torch.Tensor) else read_params(parameters, "parameters", False)
+    for p in params:
+        if p.grad is not None and p.grad.is_neg():
+            p.grad = p.grad.resolve_neg()
+    return [p.grad for p in params if p.grad is not None]
+
+
+def rows_of(grad: torch.Tensor, name: str) -> RowSparse:
+    """A sparse gradient's rows, numbered through all its sparse dimensions."""
+    if grad.layout is not torch.sparse_coo or grad.sparse_dim() == 1:
+        rows = as_row_sparse(grad, name)
+        assert rows is not None  # it was found to be sparse
+        return rows
+    first, *others = grad._indices()
+    for index, n in zip(others, grad.shape[1:], strict=False):
+        first = first * n + index
+    return RowSparse(first, grad._values())
+
+
+def check_sparse(rule: Rule, arrays: list[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:
+    """Checks a tensor that is updated by rows; of several sparse dimensions, rows are what they name together.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `fastopt.jobs.tables.check_rows`.
+    """
+    param, grad, *states = arrays
+    lead = 1 + len(param.shape) - len(grad.values.shape)
+    if lead > 1 and not rule.by_row and all(array.dense for array in (param, *states)):
+        shape = (-(-param.size // max(1, math.prod(param.shape[lead:]))), *param.shape[lead:])
+        param, *states = (
+            array if array.dtype == np.uint8 else replace_shape(array, shape) for array in (param, *states)
+        )
+    return check_rows(rule, [param, grad, *states], names)
+
+
+def absent_like(param: Array) -> Array:
+    """A stand-in for a gradient that is not there: one laid out as the parameter, at no address."""
+    return Array(None, 0, param.dtype, param.shape, None if param.dense else param.strides, param.place)

@@ -1,0 +1,389 @@
+"""A step of torch's parameters: tensors checked and tabled once, and looked at before each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, compress
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd.graph import increment_version
+from torch.nn.parameter import is_lazy
+
+from ..arrays.array import Array
+from ..arrays.checks import check_tensor
+from ..arrays.libraries import view
+from ..arrays.libraries.torch import view_torch
+from ..backends import Runner
+from ..backends.choice import get_backend
+from ..binding.binding import Binding, read_gradients
+from ..binding.sparse import RowSparse
+from ..binding.states import by_copy
+from ..jobs.job import GRADIENT, Job, Progress
+from ..jobs.tables import Tensor, make_jobs, make_row_job
+from .counters import Counters
+from .gradients import absent_like, check_sparse, readable, rows_of
+from .groups import (
+    Groups,
+    HyperRows,
+    can_be_checked,
+    first_places,
+    is_capturable,
+    is_counted,
+    labels_of,
+    params_of,
+)
+from .states import Entries, Kinds, Numbers, check_entries, complete
+
+_data_ptr: Any = torch.Tensor.data_ptr
+_stride: Any = torch.Tensor.stride
+_is_neg: Any = torch.Tensor.is_neg
+_nbytes = attrgetter("nbytes")
+_grad = attrgetter("grad")
+
+
+# The gradients of a step: those of all parameters; those that are dense, readable; and of those that are sparse the
+# parameter, the rows and what they are called.
+_Held = tuple[Sequence[Any], Sequence[Any], Sequence[tuple[int, RowSparse, str]]]
+_NOTHING: _Held = ((), (), ())
+
+
+def _is_given(grad: Any) -> bool:
+    return grad is not None
+
+
+class Bound:
+    """An optimizer's tensors, checked and tabled: good until one of them is elsewhere or otherwise laid out.
+
+    It keeps no gradient alive. A parameter that has had no gradient yet, and so no state, is left out.
+
+    Parameters
+    ----------
+    optimizer : Groups
+        Its parameters, groups and states; these are completed.
+    numbers : Numbers
+        Of its states.
+    hypers : HyperRows
+        Of its groups.
+    backend : Backend
+        What does the steps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A tensor is not what it must be; the message names it, and states are as they were.
+    """
+
+    _addresses: list[int] | None  # of the gradients that bindings are for now
+    _held: _Held  # from when they are taken over until they are used
+
+    def __init__(self, optimizer: Groups, numbers: Numbers, hypers: HyperRows, backend: Any) -> None:
+        self._backend, self._asked = backend, get_backend()
+        groups = optimizer.param_groups
+        # One that is there several times, of which torch warns, is updated so many times.
+        params = params_of(groups)
+        self._firsts, self._times = first_places(params)
+        self._params = [params[i] for i in self._firsts]
+        self._capturable = is_capturable(groups)
+        self._hypers, self._numbers = hypers, numbers
+        self._make_sets(groups)
+        self._bind(optimizer)
+        self._present: list[bool] | None = []
+        if not self._take_gradients(list(map(_grad, self._params))):
+            raise RuntimeError("tensors moved while they were being checked")
+
+    # ---- binding ----
+
+    def _make_sets(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Makes the sets of parameters under one rule, each with its table of scalars, and the table of step counts."""
+        params = self._params
+        of_all = [g for g, group in enumerate(groups) for _ in group["params"]]
+        self._group_of = [of_all[i] for i in self._firsts]
+        self._counters = Counters(self._numbers, len(params), params[0] if self._capturable else None)
+        self._sets: list[Progress] = []  # of each group
+        self._which: list[int] = []  # the places of these among the sets, each once
+        made: dict[tuple[str, int], Progress] = {}
+        self._hypers.update(groups)
+        for g in range(len(groups)):
+            rule, row = self._hypers[g]
+            key = rule.name, len(row)
+            if key not in made:
+                made[key] = self._counters.progress(rule, len(row), len(groups), self._group_of)
+            made[key].hyper[g] = row
+            self._sets.append(made[key])
+            self._which.append(list(made).index(key))
+        self._each = list(made.values())
+
+    def _bind(self, optimizer: Groups) -> None:
+        """Checks the tensors, completes states, and tables them: all, or none where one is wrong."""
+        groups, params = optimizer.param_groups, self._params
+        grads = readable(list(map(_grad, params)))
+        self._storages = [optimizer._storage.of_group(group) for group in groups]
+        self._elements = optimizer._storage.elements([0 if is_lazy(p) else p.numel() for p in params])
+        counted, labels = is_counted(optimizer), labels_of(groups)
+        self._names: dict[int, list[str]] = {}
+        self._arrays: dict[int, list[Array]] = {}
+        self._known = [False] * len(params)
+        self._strides: list[Any] = [()] * len(params)
+        self._sizes = [0] * len(params)
+        begin = np.zeros(len(params), np.uint64)
+        for i, (p, grad, g) in enumerate(zip(params, grads, self._group_of, strict=True)):
+            if grad is None and not self._is_known(optimizer, p, g, counted):
+                continue
+            label = labels[self._firsts[i]]
+            names = self._names[i] = [label, f"the gradient of {label}"]
+            param, sparse = view_torch(p, label), grad is not None and grad.is_sparse
+            if sparse:
+                check_sparse(self._sets[g].rule, [param, rows_of(grad, names[1])], names)
+            absent = grad is None or sparse
+            self._arrays[i] = [param, absent_like(param) if absent else view_torch(grad, names[1])]
+            check_tensor(self._arrays[i], names)
+            begin[i] = self._arrays[i][1].address
+            own = p if absent else grad
+            self._known[i], self._strides[i], self._sizes[i] = True, own.stride(), own.nbytes
+        self._all_known = all(self._known)
+        begins = [optimizer.arguments.begins(own.rule, group) for own, group in zip(self._sets, groups, strict=True)]
+        before = {p: dict(state) if isinstance(state, dict) else state for p, state in optimizer.state.items()}
+        entries: dict[int, tuple[str, ...]] = {}  # of whose states and numbers, by the parameter's id
+        tensors = []
+        try:
+            for i, arrays in self._arrays.items():  # once all have been checked
+                g = self._group_of[i]
+                kinds = self._storages[g].states(self._sets[g].rule, arrays[0], self._sets[g].copies)
+                if kinds or counted:
+                    state = optimizer.state[params[i]]
+                    entries[id(params[i])] = self._take_state(i, arrays, state, kinds, begins[g], counted)
+                tensors.append(Tensor.of(self._storages[g], self._which[g], i, arrays, self._elements[i]))
+            self._jobs = make_jobs(self._each, tensors, list(self._names.values()))
+        except BaseException:  # an array was wrong, or there was no memory for all: then there are none
+            optimizer.state.clear()
+            optimizer.state.update(before)
+            raise
+        for job in self._jobs:
+            job.address_table[:, GRADIENT] -= begin[job.run_members]  # now from where a gradient begins
+            job.owners.clear()
+        for arrays in self._arrays.values():
+            del arrays[1]
+        self._entries = Entries(optimizer.state, entries)
+        self._tables = self._counters.tables
+        self._counters.write(())
+        self._where = self._addresses_of(params, optimizer.state)
+
+    def _is_known(self, optimizer: Groups, p: torch.Tensor, g: int, counted: bool) -> bool:
+        """True for a parameter without a gradient that has its state, or needs none."""
+        if not can_be_checked(p):
+            return False
+        if optimizer.state.get(p):
+            return True
+        return not counted and not self._storages[g].states(self._sets[g].rule, view(p, "params"), 1)
+
+    def _take_state(
+        self,
+        i: int,
+        arrays: list[Array],
+        state: dict[str, Any],
+        kinds: Kinds,
+        begins: Mapping[str, float],
+        counted: bool,
+    ) -> tuple[str, ...]:
+        """Completes a parameter's state, adds its arrays, and moves its numbers to where backends advance them.
+
+        Returns
+        -------
+        tuple of str
+            The names of the state's arrays and numbers.
+        """
+        own, label = self._sets[self._group_of[i]], self._names[i][0]
+        rule, begun = own.rule, None if counted else any(state.get(name) is not None for name in kinds)
+        check_entries(state, ("step", *rule.scalars, *kinds) if counted else kinds, label)
+        self._counters.take(i, state, own, begun, label)
+        complete(state, self._params[i], arrays[0], rule, kinds, begins)
+        called = [f"{name!r} of {label}" for name in kinds]
+        views = [(view(state[name], name_of), name_of) for name, name_of in zip(kinds, called, strict=True)]
+        arrays += by_copy(rule, own.copies, views, arrays[0])
+        self._names[i] += called[: len(rule.states)] * own.copies + called[len(rule.states) :]
+        return (*kinds, "step", *rule.scalars) if counted else (*kinds, *rule.scalars)
+
+    # ---- before a step ----
+
+    def fits(self, optimizer: Groups, capturable: bool) -> bool:
+        """Take over gradients and hyper-parameters of this step; False where tensors must be bound anew."""
+        if self._asked != get_backend() or self._capturable != capturable:
+            return False
+        groups = optimizer.param_groups
+        params = params_of(groups)
+        if len(params) != len(self._params):
+            if len(params) != sum(self._times):
+                return False
+            params = [params[i] for i in self._firsts]
+        try:
+            if self._addresses_of(params, optimizer.state) != self._where:
+                return False
+        except (LookupError, TypeError, RuntimeError):  # an entry is missing, or no tensor with memory
+            return False
+        if not self._take_gradients(list(map(_grad, params))):
+            return False
+        for g in self._hypers.update(groups):
+            own, (rule, row) = self._sets[g], self._hypers[g]
+            if rule is not own.rule or len(row) != own.copies:
+                return False
+            own.hyper[g] = row
+        return True
+
+    def _addresses_of(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> list[int]:
+        """The addresses of parameters, their states and numbers, and of the tables of numbers."""
+        known: Iterable[torch.Tensor] = params if self._all_known else compress(params, self._known)
+        return list(map(_data_ptr, chain(known, self._entries.read(state), self._tables)))
+
+    def _take_gradients(self, given: list[Any]) -> bool:
+        """Takes over where gradients are; False where they are otherwise laid out, or of parameters without states."""
+        grads, present = given, None
+        rows: list[tuple[int, RowSparse, str]] = []
+        try:
+            addresses = list(map(_data_ptr, grads))
+        except (TypeError, RuntimeError):  # there is None among them, or a sparse one
+            if any(g is not None and not known for g, known in zip(grads, self._known, strict=True)):
+                return False
+            present = [g is not None and not g.is_sparse for g in grads]
+            for i, (g, dense) in enumerate(zip(grads, present, strict=True)):
+                if g is not None and not dense:
+                    rows.append((i, rows_of(g, self._names[i][1]), self._names[i][1]))
+            grads = list(compress(grads, present))
+            try:
+                addresses = list(map(_data_ptr, grads))
+            except RuntimeError:  # one that has no memory
+                return False
+        if present != self._present:
+            if present is None and not self._all_known:
+                return False
+            self._select(present)
+        if addresses.count(0) != self._empty or any(map(_is_neg, grads)):
+            grads = readable(grads)
+            addresses = list(map(_data_ptr, grads))
+            if addresses.count(0) != self._empty:
+                return False
+        if (list(map(_stride, grads)), list(map(_nbytes, grads))) != self._layout:
+            return False
+        if addresses != self._addresses:
+            self._move(addresses)
+        self._held = given, grads, rows
+        return True
+
+    def _move(self, addresses: list[int]) -> None:
+        """Has bindings take gradients from there."""
+        at = np.array(addresses, np.uint64)
+        if self._present is not None:
+            at, given = np.zeros(len(self._params), np.uint64), at
+            at[self._places] = given
+        for binding in (self._binding, *self._again):
+            binding.move(at)
+        self._addresses = addresses
+
+    def _select(self, present: list[bool] | None) -> None:
+        """Makes ready for gradients of some parameters, or of all."""
+        chosen = np.ones(len(self._params), bool) if present is None else np.array(present, bool)
+        times = np.array(self._times)
+        self._binding = self._binding_of(chosen)
+        self._again = [self._binding_of(chosen & (times > done)) for done in range(1, max(self._times, default=1))]
+        self._places = self._binding.members
+        self._stepped = list(compress(self._params, chosen))
+        self._layout = list(compress(self._strides, chosen)), list(compress(self._sizes, chosen))
+        self._empty = self._layout[1].count(0)
+        self._present = present
+        self._addresses = None
+
+    def _binding_of(self, chosen: np.ndarray) -> Binding:
+        jobs = [part for job in self._jobs if (part := job.of(chosen)) is not None]
+        members = np.flatnonzero(chosen).tolist()
+        prepare = self._prepare_captured if self._capturable else None
+        binding = Binding(self._backend, jobs, members, [self._names[i][1] for i in members], prepare=prepare)
+        binding.let_go(np.zeros(len(chosen), np.uint64))
+        return binding
+
+    def _prepare_captured(self, jobs: Sequence[Job]) -> Runner:
+        scalars = {key: table.data_ptr() for key, table in self._counters.scalars.items()}
+        return self._backend.CapturableRunner(jobs, self._counters.counts.data_ptr(), scalars)
+
+    # ---- steps ----
+
+    def run(
+        self,
+        optimizer: Groups,
+        scale: float,
+        threads: int,
+        max_norm: float | None,
+        skip_nonfinite: bool,
+        zero_grads: bool,
+        amp: tuple[torch.Tensor | None, torch.Tensor | None],
+    ) -> None:
+        """Does the step; `amp` is what `torch.amp.GradScaler` leaves to it: its scale, and whether to skip."""
+        (given, dense, rows), self._held = self._held, _NOTHING
+        binding = self._with_rows(rows) if rows else self._binding
+        runner = binding.zeroing_runner(given) if zero_grads else binding.runner
+        before = self._counters.read()
+        if self._capturable:
+            self._tell_device(optimizer.param_groups, amp, [runner, *(again.runner for again in self._again)])
+        if max_norm is not None or skip_nonfinite:
+            grads = dense if self._present is None else dict(zip(self._places, dense, strict=True))
+            tables = binding.tables(grads)
+            scale = read_gradients(optimizer, tables, self._backend, threads, scale, max_norm, skip_nonfinite)
+            if optimizer.last_step_skipped:
+                return
+        try:
+            for again in self._again:
+                again.runner(scale, threads)
+            runner(scale, threads)
+        finally:  # an interrupt comes once it is done
+            self._counters.write(before)
+        stepped = self._stepped
+        if rows:
+            stepped = [*stepped, *(self._params[i] for i, _, _ in rows)]
+        if zero_grads:
+            binding.zero_rows(given)
+            stepped = [*stepped, *filter(_is_given, given)]
+        increment_version(stepped)
+        if amp[0] is not None:
+            self._unscale(list(filter(_is_given, given)), amp[0], amp[1])
+
+    def _with_rows(self, rows: Sequence[tuple[int, RowSparse, str]]) -> Binding:
+        """The binding of this step, with sparse gradients."""
+        if self._capturable:
+            raise ValueError(f"{rows[0][2]}: found a sparse one, expected none: capturable")
+        for i, _, _ in rows:
+            if self._times[i] > 1:
+                label = self._names[i][0]
+                raise ValueError(f"{label}: found several times, expected once with a sparse gradient")
+        return self._binding.with_rows([self._row_job(i, grad) for i, grad, _ in rows], rows, ())
+
+    def _row_job(self, i: int, grad: RowSparse) -> Job:
+        g = self._group_of[i]
+        param, *states = self._arrays[i]
+        arrays, rows = check_sparse(self._sets[g].rule, [param, grad, *states], self._names[i])
+        return make_row_job(self._sets[g], Tensor.of(self._storages[g], 0, i, arrays, self._elements[i]), rows)
+
+    # ---- what is on the device ----
+
+    def on_device(self) -> tuple[Any, ...]:
+        """What a step has on the device beside tensors that the user holds."""
+        return self._binding, self._again, self._tables
+
+    def _tell_device(
+        self, groups: Sequence[Mapping[str, Any]], amp: tuple[torch.Tensor | None, ...], runners: Sequence[Any]
+    ) -> None:
+        """Tells where the learning rates are that are read on the device, and what `torch.amp.GradScaler` has put."""
+        lrs = [group["lr"] for group in groups]
+        on_device = [isinstance(lr, torch.Tensor) and lr.is_cuda for lr in lrs]
+        rates = [(x.data_ptr(), x.element_size()) if own else (0, 0) for x, own in zip(lrs, on_device, strict=True)]
+        scale, skip = (0 if x is None else x.data_ptr() for x in amp)
+        for runner in runners:
+            runner.rates[:] = rates
+            runner.scale, runner.skip = scale, skip
+
+    def _unscale(self, grads: Sequence[Any], scale: torch.Tensor, found_inf: torch.Tensor | None) -> None:
+        """Unscale gradients that `torch.amp.GradScaler` left to the step, as torch's fused classes do."""
+        if self._capturable and found_inf is not None:
+            scale = torch.where(found_inf > 0, torch.ones_like(scale), scale)
+        with torch.no_grad():
+            torch._foreach_div_([g._values() if g.is_sparse else g for g in grads], scale)

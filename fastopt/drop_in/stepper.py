@@ -1,0 +1,57 @@
+"""An optimizer's steps: bound when they must be, scaled as `torch.amp.GradScaler` says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import settings
+from ..backends.choice import choose_backend
+from ..binding.options import TorchArguments
+from .groups import Groups, HyperRows, is_capturable, params_of, place_of
+from .states import Numbers
+from .step import Bound
+
+
+class Stepper:
+    """What an optimizer keeps between steps."""
+
+    def __init__(self, arguments: TorchArguments) -> None:
+        self.hypers = HyperRows(arguments)
+        self.numbers = Numbers()
+        self.bound: Bound | None = None
+        self._recorded: list[Any] = []  # what CUDA graphs read and write, for as long as they may be replayed
+
+    def step(self, optimizer: Groups, max_norm: float | None, skip_nonfinite: bool, zero_grads: bool) -> None:
+        """Does one step.
+
+        Raises
+        ------
+        RuntimeError
+            A CUDA graph is being captured, and states are still to be made.
+        """
+        scale = 1.0
+        attributes = optimizer.__dict__  # where GradScaler puts what is for this step
+        amp = attributes.get("grad_scale"), attributes.get("found_inf")
+        capturable = is_capturable(optimizer.param_groups)  # then nothing may wait for the device
+        optimizer.last_step_skipped = not capturable and amp[1] is not None and bool(amp[1])
+        if optimizer.last_step_skipped:
+            return
+        if amp[0] is not None and not capturable:
+            scale = 1.0 / float(amp[0])
+        recording = capturable and torch.cuda.is_current_stream_capturing()
+        bound = self.bound
+        if bound is None or not bound.fits(optimizer, capturable):
+            if recording:
+                raise RuntimeError(
+                    "a CUDA graph is being captured before the first step with these tensors, which makes states: do "
+                    "one step before it"
+                )
+            self.bound = None
+            backend = choose_backend(optimizer._backend_name, place_of(params_of(optimizer.param_groups)))
+            bound = self.bound = Bound(optimizer, self.numbers, self.hypers, backend)
+        if recording:
+            self._recorded.append(bound.on_device())
+        threads = optimizer._threads or settings.threads
+        bound.run(optimizer, scale, threads, max_norm, skip_nonfinite, zero_grads, amp)
