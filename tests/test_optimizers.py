@@ -563,6 +563,13 @@ def test_a_model_made_bfloat16_goes_on(rounding):
         fastopt.Adam([wide], ema_decay=0.9).load_state_dict(one.state_dict())
 
 
+@pytest.mark.parametrize("state_dtype", [None, "float16"])
+def test_values_of_a_state_have_the_parameters_shape(state_dtype):
+    params = [np.ones(shape, "f4") for shape in ((), (1,), (2, 3))]
+    opt = fastopt.Adam(params, state_dtype=state_dtype)
+    assert [opt.state_values(i, "exp_avg").shape for i in range(3)] == [(), (1,), (2, 3)]
+
+
 def test_values_of_a_state_that_is_not_there():
     optimizer = fastopt.Adam(np.zeros(3, "f4"))
     for i, name, error, message in [

@@ -47,7 +47,7 @@ DTYPES: dict[int, np.dtype] = {code: dtype for dtype, code in CODES.items()}
 
 def widened(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Elements of a dtype, contiguous, in the dtype in which they are computed with."""
-    values = np.ascontiguousarray(values)
+    values = np.asarray(values, order="C")  # np.ascontiguousarray would give a 0-dimensional array a dimension
     if dtype == BFLOAT16:
         return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return values.astype(compute_dtype(dtype), copy=False)

@@ -258,7 +258,7 @@ def use_average(params: Any, average: Any) -> Iterator[None]:
     check_floats([*found, *given])
     check_written(found, "given the average")
     before = [copy_of(leaf.array) for leaf in found]
-    averages = [floats_of(other.array).reshape(other.array.shape) for other in given]
+    averages = [floats_of(other.array) for other in given]
     try:
         _write_all(found, averages)
         yield

@@ -374,7 +374,7 @@ class _ComplexSteps(_Loss):
 
 def _copies(params: Any, found: Sequence[Leaf], dtype: type) -> tuple[Any, list[np.ndarray]]:
     """The parameters in another dtype, in the same nesting, and each array's elements in one row."""
-    arrays: list[np.ndarray] = [floats_of(leaf.array).reshape(leaf.array.shape).astype(dtype) for leaf in found]
+    arrays: list[np.ndarray] = [floats_of(leaf.array).astype(dtype) for leaf in found]
     rest = iter(zip(found, arrays, strict=True))
 
     def built(value: Any) -> Any:

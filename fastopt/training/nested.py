@@ -89,7 +89,7 @@ def kept_dtype(array: Array) -> np.dtype:
 def copy_of(array: Array) -> np.ndarray:
     """A copy of an array's elements on the CPU."""
     if kept_dtype(array) != array.dtype:
-        return floats_of(array).reshape(array.shape)
+        return floats_of(array)
     return np.array(to_host(array), order="C")
 
 
