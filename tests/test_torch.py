@@ -362,6 +362,18 @@ def test_state_dicts_that_do_not_fit_change_nothing():
             getattr(optim, other)(leaves(tensors())).load_state_dict(good)
 
 
+def test_loaded_numbers_stand_in_tables_again():
+    """Counts of a loaded state are advanced together, not a tensor at a time."""
+    ours = leaves(tensors())
+    optimizer = optim.NAdam(ours)
+    train(optimizer, ours, 1)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(optimizer, ours, 1)
+    for name in ("step", "mu_product"):
+        assert len({optimizer.state[p][name].untyped_storage().data_ptr() for p in ours}) == 1
+        assert all(float(optimizer.state[p]["step"]) == 2 for p in ours)
+
+
 def test_adabound_keeps_base_lr():
     ours = leaves(tensors())
     optimizer = optim.AdaBound(ours, lr=0.01)

@@ -247,6 +247,20 @@ def test_several_sparse_dimensions(shape, name):
     assert (params[1][1] == 1).all()
 
 
+def test_a_parameter_with_other_strides_at_its_address_is_noticed_with_its_gradient():
+    ours, theirs = (torch.arange(9.0).reshape(3, 3).requires_grad_() for _ in range(2))
+    optimizers = [(ours, optim.SGD([ours], lr=1.0)), (theirs, torch.optim.SGD([theirs], lr=1.0))]
+    for p, optimizer in optimizers:
+        for turned in (False, True, False):
+            at = p.data_ptr()
+            p.data = p.data.t() if turned else p.data
+            optimizer.zero_grad()
+            (p * torch.arange(9.0).reshape(3, 3)).sum().backward()
+            optimizer.step()
+            assert p.data_ptr() == at
+    assert ours.stride() == (1, 3) and torch.equal(ours, theirs)
+
+
 def test_several_sparse_dimensions_of_what_is_not_contiguous():
     p = torch.ones(4, 3).t().requires_grad_()
     p.grad = torch.sparse_coo_tensor(torch.tensor([[0], [1]]), torch.ones(1), (3, 4), check_invariants=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def new_state(
 def by_copy(rule: Rule, copies: int, views: Sequence[tuple[Array, str]], param: Array) -> list[Array]:
     """States in the order of a backend's table: all of the first copy, all of the second, ..., what storage adds."""
     if rule.vector is None:
-        return [array for array, _ in views]
+        return list(map(itemgetter(0), views))
     own, added = views[: len(rule.states)], views[len(rule.states) :]
     split = [split_copies(rule, copies, array, param, name) for array, name in own]
     return [arrays[k] for k in range(copies) for arrays in split] + [array for array, _ in added]

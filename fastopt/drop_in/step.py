@@ -57,7 +57,10 @@ def _is_given(grad: Any) -> bool:
 class Bound:
     """An optimizer's tensors, checked and tabled: good until one of them is elsewhere or otherwise laid out.
 
-    It keeps no gradient alive. A parameter that has had no gradient yet, and so no state, is left out.
+    It keeps no gradient alive. A parameter that has had no gradient yet, and so no state, is left out. Before each step
+    addresses are looked at, and the layout and sign of gradients. Those of parameters are not, for that would take a
+    tenth of the time: one that is given other strides at the same address, as by ``p.data = p.data.t()``, is noticed
+    when its gradient follows, as autograd has it.
 
     Parameters
     ----------
@@ -85,7 +88,7 @@ class Bound:
         # One that is there several times, of which torch warns, is updated so many times.
         params = params_of(groups)
         self._firsts, self._times = first_places(params)
-        self._params = [params[i] for i in self._firsts]
+        self._params = list(map(params.__getitem__, self._firsts))
         self._capturable = is_capturable(groups)
         self._hypers, self._numbers = hypers, numbers
         self._make_sets(groups)
@@ -100,7 +103,7 @@ class Bound:
         """Makes the sets of parameters under one rule, each with its table of scalars, and the table of step counts."""
         params = self._params
         of_all = [g for g, group in enumerate(groups) for _ in group["params"]]
-        self._group_of = [of_all[i] for i in self._firsts]
+        self._group_of = list(map(of_all.__getitem__, self._firsts))
         self._counters = Counters(self._numbers, len(params), params[0] if self._capturable else None)
         self._sets: list[Progress] = []  # of each group
         self._which: list[int] = []  # the places of these among the sets, each once
@@ -201,7 +204,7 @@ class Bound:
         self._counters.take(i, state, own, begun, label)
         complete(state, self._params[i], arrays[0], rule, kinds, begins)
         called = [f"{name!r} of {label}" for name in kinds]
-        views = [(view(state[name], name_of), name_of) for name, name_of in zip(kinds, called, strict=True)]
+        views = list(zip(map(view, map(state.__getitem__, kinds), called), called, strict=True))
         arrays += by_copy(rule, own.copies, views, arrays[0])
         self._names[i] += called[: len(rule.states)] * own.copies + called[len(rule.states) :]
         return (*kinds, "step", *rule.scalars) if counted else (*kinds, *rule.scalars)
@@ -277,8 +280,9 @@ class Bound:
         if self._present is not None:
             at, given = np.zeros(len(self._params), np.uint64), at
             at[self._places] = given
-        for binding in (self._binding, *self._again):
-            binding.move(at)
+        self._binding.move(at)
+        for again in self._again:
+            again.move(at)
         self._addresses = addresses
 
     def _select(self, present: list[bool] | None) -> None:

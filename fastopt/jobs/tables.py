@@ -93,8 +93,8 @@ def make_jobs(
             blocks = (block_bytes(arrays[0].size),)
             shapes = [None, None, *[blocks] * (sets[tensor.set].copies * len(rule.states))]
             check_tensor(arrays, labels, shapes=shapes)
-            storage = _storage(sets[tensor.set], tensor, arrays)
-            key = (tensor.set, compute_dtype(arrays[0].dtype), storage)
+            dtype = compute_dtype(arrays[0].dtype)
+            key = (tensor.set, dtype, _storage(sets[tensor.set], tensor, arrays, dtype))
             dense.setdefault(key, []).append((tensor, labels))
         else:
             arrays, rows = check_rows(rule, arrays, labels)
@@ -102,8 +102,8 @@ def make_jobs(
         checked.append(arrays)
     check_device([arrays[0] for arrays in checked], [labels[0] for labels in names])
     check_overlap(
-        [a for arrays in checked for a in arrays],
-        [name for labels in names for name in labels],
+        list(chain.from_iterable(checked)),
+        list(chain.from_iterable(names)),
         [j != 1 for arrays in checked for j in range(len(arrays))],
     )
     made = [
@@ -113,13 +113,13 @@ def make_jobs(
     return [*made, *by_rows]
 
 
-def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array]) -> Storage | None:
+def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array], dtype: np.dtype) -> Storage | None:
     """Return a tensor's storage; None where all arrays are of the compute dtype, and nothing is asked for."""
     rule = progress.rule
     states = rule.states * progress.copies
     named = [None, None, *states, *[None] * (len(arrays) - 2 - len(states))]
     codes = tuple(map(code_of, repeat(rule), named, arrays))
-    if not tensor.options and set(codes) == {CODES[compute_dtype(arrays[0].dtype)]}:
+    if not tensor.options and set(codes) == {CODES[dtype]}:
         return None
     return Storage(codes, tensor.options, tensor.average_decay, tensor.seed)
 
@@ -166,16 +166,16 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
 
 def make_row_job(progress: Progress, tensor: Tensor, rows: Rows) -> RowJob:
     """The job of a tensor that `check_rows` has checked."""
-    arrays = tensor.arrays
+    arrays, dtype = tensor.arrays, compute_dtype(tensor.arrays[0].dtype)
     return RowJob(
         progress=progress,
-        dtype=compute_dtype(arrays[0].dtype),
+        dtype=dtype,
         addresses=np.array([a.address for a in arrays], np.uint64),
         strides=np.array([row_stride(a) for a in arrays], np.int64),
         members=np.array([tensor.parameter], np.int32),
         rows=rows,
         owners=list(arrays),
-        storage=_storage(progress, tensor, arrays),
+        storage=_storage(progress, tensor, arrays, dtype),
         elements=np.array([tensor.element]),
         place=arrays[0].place,
     )
