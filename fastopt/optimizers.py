@@ -19,7 +19,7 @@ from .arrays.checks import check_device, check_overlap, check_tensor
 from .arrays.dtypes import compute_dtype, dtype_name, numpy_dtype
 from .arrays.libraries import assign, floats_of, numpy_of, to_host, view
 from .arrays.libraries.torch import is_tensor
-from .backends import Runner
+from .backends import Backend, PartRunner, Runner
 from .backends.choice import choose_backend, get_backend
 from .binding.binding import Binding, Last, Watch, read_gradients
 from .binding.blocks import from_blocks
@@ -494,7 +494,7 @@ class Optimizer:
 
     # ---- steps ----
 
-    def _backend(self) -> Any:
+    def _backend(self) -> Backend:
         return choose_backend(self._backend_name, self._place)
 
     def bind(self, grads: Any) -> Plan:
@@ -678,6 +678,7 @@ class Optimizer:
         if pager is None:
             runner(grad_scale, threads)
             return
+        assert isinstance(runner, PartRunner)  # states in files are of arrays on the CPU
         chunks = pager.chunks(jobs, [job.units for job in jobs])
         runner.advance(grad_scale)
         pager.stream(chunks, lambda chunk: runner.update(chunk.job, chunk.begin, chunk.end, threads))

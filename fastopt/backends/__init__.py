@@ -1,33 +1,105 @@
-"""What a backend offers."""
+"""The interface of a backend: the modules in this folder are backends, which `choice` checks against it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..jobs.job import Gradients, Job
+from ..arrays.array import Array
+from ..jobs.job import Gradients, Job, Rows
+
+#: Layouts of arrays, which can be compared and be keys, and their addresses as bytes of uint64.
+Look = tuple[Hashable, bytes]
 
 
 class Runner(Protocol):
     """Jobs made ready by a backend."""
 
     def __call__(self, grad_scale: float, threads: int) -> None:
-        """Does one step: advances step counts, folds, updates. Once begun it is done whole."""
+        """Do one step: advance step counts, fold, update. Once begun it is done whole."""
+
+
+@runtime_checkable
+class PartRunner(Runner, Protocol):
+    """Jobs made ready on the CPU, where a step can be done in parts."""
 
     def advance(self, grad_scale: float) -> None:
-        """Does a step's first part: advances step counts and folds."""
+        """Do the first part of a step: advance step counts and fold."""
 
     def update(self, job: int, begin: int, end: int, threads: int) -> None:
-        """Does some of the rest: updates elements of a job, of tensors in blocks whole blocks."""
+        """Do some of the rest: update elements of a job, of tensors in blocks whole blocks."""
 
 
-class Backend(Protocol):
-    """What a backend's module offers."""
+class CapturedRunner(Runner, Protocol):
+    """Jobs made ready for a CUDA graph to record, with what its replays read on the device.
 
-    def prepare(self, jobs: Sequence[Job]) -> Runner:
-        """Makes jobs ready to be run, any number of times."""
+    Attributes
+    ----------
+    rates : numpy.ndarray, int64, shape (groups, 2)
+        The addresses of learning rates on the device, and their bytes; zeros for others.
+    scale, skip : int
+        The addresses of float32 numbers: the divisor of gradients, and not 0 to do nothing; 0: none.
+    """
+
+    rates: np.ndarray
+    scale: int
+    skip: int
+
+
+class PrepareCaptured(Protocol):
+    """A backend's `prepare_captured`."""
+
+    def __call__(self, jobs: Sequence[Job], steps: int, scalars: Mapping[int, int]) -> CapturedRunner:
+        """Make jobs ready to be recorded; `steps` and `scalars` are addresses of counts and of each set's scalars."""
+
+
+class SquareSums(Protocol):
+    """The reader of gradients for a norm."""
 
     def square_sums(self, grads: Gradients, threads: int) -> np.ndarray:
-        """The sums of squares of blocks of a set of gradients, in order."""
+        """Return the sums of squares of blocks of a set of gradients, in order."""
+
+
+class Backend(SquareSums, Protocol):
+    """The functions of a backend's module, for arrays where it works."""
+
+    @property
+    def prepare_captured(self) -> PrepareCaptured | None:
+        """The maker of steps that a CUDA graph records; None on the CPU."""
+
+    def prepare(self, jobs: Sequence[Job]) -> Runner:
+        """Make jobs ready to be run, any number of times."""
+
+    def scale(self, array: Array, factor: float) -> None:
+        """Multiply all elements of an array by a number, in place."""
+
+    def find_bags(self, offsets: Array, bags: int, lookups: int, mean: np.dtype | None) -> tuple[Any, Any]:
+        """Return the bag of each lookup, and for means of a dtype one over its bag's size.
+
+        Raises
+        ------
+        ValueError
+            The offsets are not those of so many bags.
+        """
+
+
+class HostBackend(Backend, Protocol):
+    """The functions of a backend for arrays on the CPU."""
+
+    def prepare(self, jobs: Sequence[Job]) -> PartRunner:
+        """Make jobs ready to be run, whole or in parts, any number of times."""
+
+    def sum_rows(self, values: Array, rows: Rows, threads: int) -> np.ndarray:
+        """Return the sum of the gradient of each of the rows, in the dtype of computing."""
+
+    def ieee_arithmetic(self) -> AbstractContextManager[None]:
+        """Have this thread round to nearest and keep subnormal numbers until the block's end."""
+
+    def array_reader(self) -> Callable[[Any], Look | None] | None:
+        """Return what reads layouts and addresses of NumPy arrays; None where each is to be asked."""
+
+    def watch(self, arrays: Sequence[np.ndarray]) -> Callable[[], Any] | None:
+        """Return what tells whether arrays, which must live as long, are writable; None where each is to be asked."""

@@ -9,14 +9,21 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import settings
 from ..arrays.array import CPU, Place
 from ..errors import BackendUnavailable
-from . import Backend
+from . import Backend, HostBackend
+
+if TYPE_CHECKING:  # each has the members of its interface, with their signatures
+    from . import native, numba_cpu
+    from .numba_cuda import backend as numba_cuda
+
+    _of_the_cpu: list[HostBackend] = [native, numba_cpu]
+    _of_devices: list[Backend] = [numba_cuda]
 
 _MODULES = {"native": "native", "numba": "numba_cpu", "numba-cuda": "numba_cuda.backend"}
 _chosen: ContextVar[str | None] = ContextVar("fastopt backend")
@@ -39,6 +46,12 @@ def load_backend(name: str) -> Backend:
     BackendUnavailable
         It is not available here; the message says why, and what would make it so.
     """
+    backend: Backend = _load(name)
+    return backend
+
+
+def _load(name: str) -> Any:
+    """The backend's module."""
     found = _import(name)
     if isinstance(found, BackendUnavailable):
         raise BackendUnavailable(f"backend {name}: {found}")
@@ -46,8 +59,32 @@ def load_backend(name: str) -> Backend:
 
 
 @cache
-def cpu_backend() -> str:
-    """The name of the first backend for CPU arrays that is available; warns, once, if that is not the C library."""
+def host_backend() -> HostBackend:
+    """Return the first backend for arrays on the CPU that is available, whatever was chosen.
+
+    Raises
+    ------
+    BackendUnavailable
+        None is.
+    """
+    backend: HostBackend = _load("numba" if isinstance(_import("native"), BackendUnavailable) else "native")
+    return backend
+
+
+def backend_of(place: Place) -> Backend:
+    """Return the backend for arrays there, whatever was chosen.
+
+    Raises
+    ------
+    BackendUnavailable
+        None is available.
+    """
+    return load_backend("numba-cuda") if place.kind == "cuda" else host_backend()
+
+
+@cache
+def _default_on_cpu() -> str:
+    """Name the default for arrays on the CPU; warn, once, if that is not the C library."""
     reason = _import("native")
     if not isinstance(reason, BackendUnavailable):
         return "native"
@@ -62,19 +99,16 @@ def cpu_backend() -> str:
 
 
 def ieee_arithmetic() -> AbstractContextManager[None]:
-    """Until the block's end this thread's arithmetic, Python's and NumPy's too, is IEEE 754's: it rounds to nearest and
-    keeps subnormal numbers, which others may have set it not to do.
+    """Have this thread's arithmetic, Python's and NumPy's too, be IEEE 754's until the block's end.
+
+    It rounds to nearest and keeps subnormal numbers, which others may have set it not to do.
     """
-    backend: Any = load_backend(cpu_backend())
-    context: AbstractContextManager[None] = backend.ieee_arithmetic()
-    return context
+    return host_backend().ieee_arithmetic()
 
 
-def watch_writable(arrays: Sequence[np.ndarray]) -> Callable[[], int]:
-    """Return a function that tells whether all arrays, which must live as long, are writable still."""
-    native = _import("native")
-    watch = None if isinstance(native, BackendUnavailable) else native.watch(arrays)
-    return watch or (lambda: all(array.flags.writeable for array in arrays))
+def watch_writable(arrays: Sequence[np.ndarray]) -> Callable[[], Any]:
+    """Return what tells whether arrays, which must live as long, all are writable still."""
+    return host_backend().watch(arrays) or (lambda: all(array.flags.writeable for array in arrays))
 
 
 def get_backend() -> str | None:
@@ -128,7 +162,7 @@ def choose_backend(name: str | None, place: Place = CPU) -> Backend:
     chosen = settings.check_backend("backend", name) or get_backend()
     on_cuda = place.kind == "cuda"
     if chosen is None:
-        chosen = "numba-cuda" if on_cuda else cpu_backend()
+        chosen = "numba-cuda" if on_cuda else _default_on_cpu()
     backend = load_backend(chosen)
     if (chosen == "numba-cuda") != on_cuda:
         expected = "'numba-cuda'" if on_cuda else "'native' or 'numba'"

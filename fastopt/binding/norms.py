@@ -11,10 +11,8 @@ import numpy as np
 from .. import settings
 from ..arrays.array import CPU, Array, Place
 from ..arrays.checks import check_distinct
-from ..arrays.dtypes import BFLOAT16, compute_dtype, numpy_dtype
-from ..arrays.libraries.torch import detached, is_tensor
-from ..backends import Backend
-from ..backends.choice import choose_backend, cpu_backend, ieee_arithmetic, load_backend
+from ..backends import SquareSums
+from ..backends.choice import choose_backend, host_backend, ieee_arithmetic
 from ..checks import as_float, check_number, wrong_type
 from ..jobs.job import Gradients
 from ..jobs.tables import make_gradients
@@ -49,7 +47,7 @@ def tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list[
     return [*make_gradients([grad for grad, _ in dense], [name for _, name in dense]), *tables]
 
 
-def norm_of(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: int) -> float:
+def norm_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> float:
     """The Euclidean norm over tables of gradients: the same bits whatever the number of threads and the backend.
 
     A row that is named several times counts as the sum of its gradients.
@@ -60,7 +58,7 @@ def norm_of(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: 
             sums.append(backend.square_sums(table, threads))
             continue
         summed = table.coalesced().values  # of a gradient on a CUDA device, on the CPU
-        own = backend if summed.place == table.values.place else load_backend(cpu_backend())
+        own = backend if summed.place == table.values.place else host_backend()
         sums += [own.square_sums(dense, threads) for dense in make_gradients([summed], ["grads"])]
     try:
         with ieee_arithmetic():
@@ -69,7 +67,7 @@ def norm_of(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: 
         return math.inf
 
 
-def all_finite(tables: Sequence[Gradients | RowSparse], backend: Backend, threads: int) -> bool:
+def all_finite(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> bool:
     """Whether all gradients are finite, and their squares too."""
     dense: list[Gradients] = []
     for table in tables:
@@ -79,7 +77,7 @@ def all_finite(tables: Sequence[Gradients | RowSparse], backend: Backend, thread
 
 def scale_of(
     tables: Sequence[Gradients | RowSparse],
-    backend: Backend,
+    backend: SquareSums,
     threads: int,
     scale: float,
     max_norm: Any,
@@ -184,17 +182,10 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
     arrays = [grad.values if isinstance(grad, RowSparse) else grad for grad in gradients]
     check_distinct(arrays, names, "scaled in place")
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
-    norm = norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
+    chosen = choose_backend(backend, _place_of(gradients))
+    norm = norm_of(tables_of(gradients, names), chosen, limit)
     factor = clip_factor(norm, most)
     if factor != 1:
-        for array, name in zip(arrays, names, strict=True):
-            if array.place.kind == "cuda":
-                cuda: Any = load_backend("numba-cuda")
-                cuda.scale(*make_gradients([array], [name]), factor)
-            elif array.dtype == BFLOAT16 and is_tensor(array.owner):  # torch's: NumPy alone does not know it
-                detached(array.owner).mul_(factor)
-            else:
-                values, compute = array.numpy().view(numpy_dtype(array.dtype)), compute_dtype(array.dtype)
-                with ieee_arithmetic():
-                    np.multiply(values, compute.type(factor), out=values, dtype=compute, casting="unsafe")
+        for array in arrays:
+            chosen.scale(array, factor)
     return norm

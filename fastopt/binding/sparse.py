@@ -16,12 +16,9 @@ from ..arrays.dtypes import BFLOAT16, CODES, compute_dtype, dtype_name
 from ..arrays.libraries import floats_of, to_host, view
 from ..arrays.libraries.torch import coo_rows, detached, is_tensor
 from ..arrays.runs import row_stride
-from ..backends.choice import choose_backend, load_backend
-from ..checks import check_name, describe
-from ..jobs.job import DUPLICATES, Progress, Rows
-from ..jobs.tables import Tensor, make_jobs
-from ..rules import RULES
-from ..rules.hyper import hyper_row
+from ..backends.choice import backend_of, host_backend
+from ..checks import check_name
+from ..jobs.job import DUPLICATES, Rows
 
 
 class RowSparse:
@@ -162,47 +159,22 @@ class RowSparse:
             arrays, names = [*arrays, given], [*names, "weights"]
             self._kept += [given, detached(given.owner)]
         check_device(arrays, names)
-        if offsets.place.kind == "cuda":
-            self._find_bags(offsets, bags, given, mode)
-            return self
-        begins = _host_or_device(offsets).astype(np.int64)
-        if len(begins) == bags:
-            begins = np.append(begins, count)
-        sizes = np.diff(begins)
-        if len(begins) != bags + 1 or begins[0] != 0 or begins[-1] != count or (sizes < 0).any():
-            raise ValueError(
-                f"offsets: found {describe(_host_or_device(offsets))}, expected {bags} or {bags + 1} of them (values "
-                f"has {bags} rows), from 0, never falling, to {count} at most"
-            )
-        self._source = np.repeat(np.arange(bags), sizes)
-        self._weights = None if given is None else floats_of(given)
-        if mode == "mean":
-            shares = 1 / np.maximum(sizes, 1).astype(compute_dtype(self._values.dtype))
-            self._weights = np.repeat(shares, sizes)
-        return self
-
-    def _find_bags(self, offsets: Array, bags: int, weights: Array | None, mode: str) -> None:
-        """The same on a CUDA device."""
-        if offsets.size not in (bags, bags + 1) or (not bags and self._indices.size):
-            raise ValueError(f"offsets: found {offsets.size} of them, expected {bags} or {bags + 1} as values has rows")
         real = compute_dtype(self._values.dtype)
-        if weights is not None and weights.dtype != real:
-            raise TypeError(f"weights: found dtype {dtype_name(weights.dtype)}, expected {real} on a CUDA device")
-        cuda: Any = load_backend("numba-cuda")
-        self._source, shares = cuda.find_bags(offsets, bags, self._indices.size, real if mode == "mean" else None)
-        self._weights = weights or shares
+        if given is not None and given.place.kind == "cuda" and given.dtype != real:
+            raise TypeError(f"weights: found dtype {dtype_name(given.dtype)}, expected {real} on a CUDA device")
+        mean = real if mode == "mean" else None
+        self._source, shares = backend_of(offsets.place).find_bags(offsets, bags, count, mean)
+        self._weights = shares if given is None else given if given.place.kind == "cuda" else floats_of(given)
+        return self
 
     def coalesced(self) -> RowSparse:
         """The same gradient with each row once, in order, summed: as ``"sum"`` understands it."""
         if isinstance(self._indices, Array):
             return self._on_host().coalesced()
         unique, place = np.unique(self._indices, return_inverse=True)
-        summed = np.zeros((len(unique), *self._values.shape[1:]), compute_dtype(self._values.dtype))
-        lookups = RowSparse.__new__(RowSparse)._hold(
-            view(place.reshape(-1), "indices"), self._values, "sum", self._source, self._weights
-        )
-        _sum_rows(lookups, summed)
-        return RowSparse(unique, summed)
+        width = math.prod(self._values.shape[1:])
+        rows = Rows(len(unique), width, place.reshape(-1), DUPLICATES.index("sum"), self._source, self._weights)
+        return RowSparse(unique, host_backend().sum_rows(self._values, rows, settings.get_num_threads()))
 
     def _on_host(self) -> RowSparse:
         """A copy on the CPU, of a gradient on a CUDA device, once it is there."""
@@ -252,16 +224,6 @@ class RowSparse:
             f"RowSparse({self._indices.size} of {dtype_name(self._values.dtype)} rows of shape "
             f"{self._values.shape[1:]}, duplicates={self._duplicates!r})"
         )
-
-
-def _sum_rows(gradient: RowSparse, sums: np.ndarray) -> None:
-    """Adds the rows of `gradient` to those of `sums`: a step of SGD upwards with a learning rate of 1."""
-    rule = RULES["sgd"]
-    row = hyper_row(rule, {**rule.defaults(), "lr": 1.0, "maximize": True})
-    progress = Progress.of(rule, 1, 1, 1)
-    progress.hyper[0] = row
-    jobs = make_jobs([progress], [Tensor(0, 0, [view(sums, "sums"), gradient])], [("sums", "values")])
-    choose_backend(None).prepare(jobs)(1.0, settings.get_num_threads())
 
 
 def _rebuild(indices: Any, values: Any, duplicates: str, source: Any, weights: Any, shape: Any) -> RowSparse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from operator import is_
 from typing import Any
@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays.array import Array
-from ..backends.choice import load_backend
-from ..errors import BackendUnavailable
-
-#: Layouts that can be compared and be keys, and the addresses as bytes of uint64.
-Look = tuple[Hashable, bytes]
+from ..backends import Look
+from ..backends.choice import host_backend
 
 
 def _ask(arrays: Sequence[Any]) -> Look | None:
@@ -31,11 +28,7 @@ def _ask(arrays: Sequence[Any]) -> Look | None:
 
 @cache
 def _looker() -> Callable[[Sequence[Any]], Look | None]:
-    try:
-        native: Any = load_backend("native")
-    except BackendUnavailable:
-        return _ask
-    return native.read_arrays if native.can_read_arrays() else _ask
+    return host_backend().array_reader() or _ask
 
 
 def look(arrays: Sequence[Any], _looker: Callable[[], Callable[[Sequence[Any]], Look | None]] = _looker) -> Look | None:

@@ -16,7 +16,7 @@ from ..arrays.array import Array
 from ..arrays.checks import check_tensor
 from ..arrays.libraries import view
 from ..arrays.libraries.torch import view_torch
-from ..backends import Runner
+from ..backends import Backend, Runner
 from ..backends.choice import get_backend
 from ..binding.binding import Binding, read_gradients
 from ..binding.sparse import RowSparse
@@ -82,7 +82,7 @@ class Bound:
     _addresses: list[int] | None  # of the gradients that bindings are for now
     _held: _Held  # from when they are taken over until they are used
 
-    def __init__(self, optimizer: Groups, numbers: Numbers, hypers: HyperRows, backend: Any) -> None:
+    def __init__(self, optimizer: Groups, numbers: Numbers, hypers: HyperRows, backend: Backend) -> None:
         self._backend, self._asked = backend, get_backend()
         groups = optimizer.param_groups
         # One that is there several times, of which torch warns, is updated so many times.
@@ -308,7 +308,9 @@ class Bound:
 
     def _prepare_captured(self, jobs: Sequence[Job]) -> Runner:
         scalars = {key: table.data_ptr() for key, table in self._counters.scalars.items()}
-        return self._backend.CapturableRunner(jobs, self._counters.counts.data_ptr(), scalars)
+        prepare = self._backend.prepare_captured
+        assert prepare is not None  # a capturable step is on a CUDA device
+        return prepare(jobs, self._counters.counts.data_ptr(), scalars)
 
     # ---- steps ----
 

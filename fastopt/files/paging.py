@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backends import Backend
+from ..backends import SquareSums
 from ..checks import check_integer
 from ..jobs.job import GRADIENT, Gradients, Job, RowJob
 
@@ -317,7 +317,7 @@ class Pager:
 
         self.stream(list(chunks), assign)
 
-    def reading(self, backend: Backend) -> Backend:
+    def reading(self, backend: SquareSums) -> SquareSums:
         """The backend, for norms of gradients that may be memory maps."""
         return _Reading(self, backend)
 
@@ -325,9 +325,8 @@ class Pager:
 class _Reading:
     """A backend that reads gradients within the bound of a pager."""
 
-    def __init__(self, pager: Pager, backend: Backend) -> None:
+    def __init__(self, pager: Pager, backend: SquareSums) -> None:
         self._pager, self._backend = pager, backend
-        self.prepare = backend.prepare
 
     def square_sums(self, grads: Gradients, threads: int) -> np.ndarray:
         """Sum squares as the backend does: the same blocks, in the same order."""

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import BackendUnavailable
 from ..array import CPU, Array
 from ..checks import require_backend
-from ..dtypes import BFLOAT16, dtype_name, numpy_dtype, widened
+from ..dtypes import BFLOAT16, compute_dtype, dtype_name, numpy_dtype, widened
 from .dlpack import view_dlpack
 from .numpy import buffer_of, view_numpy
 from .torch import LIBRARY, detached, full_like, is_tensor, tensor_of, torch_layout, view_torch
@@ -150,6 +150,15 @@ def assign(own: Any, value: Any) -> None:
     from . import cuda
 
     cuda.assign(own, value)
+
+
+def multiply(array: Array, factor: float) -> None:
+    """Multiply all elements of an array on the CPU by a number, in place, each rounded once."""
+    if array.dtype == BFLOAT16 and is_tensor(array.owner):  # NumPy alone does not know torch's
+        detached(array.owner).mul_(factor)
+        return
+    values, compute = array.numpy().view(numpy_dtype(array.dtype)), compute_dtype(array.dtype)
+    np.multiply(values, compute.type(factor), out=values, dtype=compute, casting="unsafe")
 
 
 def set_to_zero(array: Array) -> None:

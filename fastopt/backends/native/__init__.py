@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...arrays.array import Array
 from ...arrays.dtypes import CODES
+from ...arrays.libraries import multiply
 from ...checks import did_you_mean, wrong_value
 from ...errors import BackendUnavailable, install_command
 from ...jobs.job import RowJob
-from .. import _sources
+from .. import _sources, host
 
 if TYPE_CHECKING:
     from ...jobs.job import Gradients, Job, Rows
+    from .. import Look
 
 try:
     from ._native import ffi, lib
@@ -188,6 +191,20 @@ class _Runner:
 
 prepare = _Runner
 
+prepare_captured = None
+find_bags = host.find_bags
+
+
+def scale(array: Array, factor: float) -> None:
+    """Multiply all elements of an array by a number, in place."""
+    with ieee_arithmetic():
+        multiply(array, factor)
+
+
+def sum_rows(values: Array, rows: Rows, threads: int) -> np.ndarray:
+    """Return the sum of the gradient of each of the rows, in the dtype of computing."""
+    return host.sum_rows(prepare, values, rows, threads)
+
 
 # Where an array of NumPy has its flags: behind data, nd, dimensions, strides, base and descr, in every version.
 _FLAGS = object.__basicsize__ + struct.calcsize("PiPPPP")
@@ -234,6 +251,11 @@ def read_arrays(
 def _room(most: int) -> tuple[int, Any, Any]:
     words = ffi.new("uint64_t[]", most)
     return most, words, ffi.buffer(words)
+
+
+def array_reader() -> Callable[[Any], Look | None] | None:
+    """Return what reads layouts and addresses of NumPy arrays; None where each is to be asked."""
+    return read_arrays if can_read_arrays() else None
 
 
 @cache

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...arrays.array import Array
 from ...arrays.blocks import QUANT_BLOCK
 from ...arrays.dtypes import CODES
+from ...arrays.libraries import multiply
 from ...errors import BackendUnavailable
 from ...jobs.job import DUPLICATES, GRADIENT, NORM_BLOCK, RowJob
+from .. import host
 
 if TYPE_CHECKING:
-    from ...jobs.job import DenseJob, Gradients, Job
+    from ...jobs.job import DenseJob, Gradients, Job, Rows
 
 try:
     from ..fold import Folded, fold
@@ -86,6 +89,28 @@ class _Runner:
 
 
 prepare = _Runner
+
+prepare_captured = None
+find_bags = host.find_bags
+
+
+def scale(array: Array, factor: float) -> None:
+    """Multiply all elements of an array by a number, in place."""
+    with ieee_arithmetic():
+        multiply(array, factor)
+
+
+def sum_rows(values: Array, rows: Rows, threads: int) -> np.ndarray:
+    """Return the sum of the gradient of each of the rows, in the dtype of computing."""
+    return host.sum_rows(prepare, values, rows, threads)
+
+
+def array_reader() -> None:
+    """Return nothing: each array is to be asked."""
+
+
+def watch(arrays: Sequence[np.ndarray]) -> None:
+    """Return nothing: each array is to be asked."""
 
 
 def _stored(job: Job) -> tiles.Stored:

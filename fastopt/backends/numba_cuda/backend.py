@@ -7,6 +7,6 @@ from .graphs import CapturableRunner
 from .rows import find_bags
 from .runs import Runner, scale, square_sums
 
-prepare = Runner
+prepare, prepare_captured = Runner, CapturableRunner
 
-__all__ = ["CapturableRunner", "find_bags", "prepare", "scale", "square_sums"]
+__all__ = ["find_bags", "prepare", "prepare_captured", "scale", "square_sums"]

@@ -120,7 +120,15 @@ def bags_of(real: np.dtype) -> Plain:
 
 
 def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) -> tuple[Array, Array | None]:
-    """The bag of each lookup, and for means of a dtype one over its bag's size."""
+    """Return the bag of each lookup, and for means of a dtype one over its bag's size.
+
+    Raises
+    ------
+    ValueError
+        The offsets are not as many as bags.
+    """
+    if offsets.size not in (bags, bags + 1) or (not bags and lookups):
+        raise ValueError(f"offsets: found {offsets.size} of them, expected {bags} or {bags + 1} as values has rows")
     place = offsets.place
     device, stream = driver.device_of(place.number), driver.stream_of(place)()
     itemsize = 0 if mean is None else mean.itemsize

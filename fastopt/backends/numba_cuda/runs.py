@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...arrays.array import Array
 from ...arrays.libraries import driver
 from ...jobs.job import GRADIENT, NORM_BLOCK, RowJob
+from ...jobs.tables import make_gradients
 from ..fold import folder
 from .compiler import KernelSpec, Plain, integers, ptx_of, scale_of, squares_of
 from .kernels import BLOCK_ELEMENTS, THREADS
@@ -215,8 +217,9 @@ def _table_of(grads: Gradients, more: np.ndarray, room: int, stream: int) -> tup
     return memory, (memory.address + 8 * np.cumsum([0, runs, runs, runs + 1, len(more)])).tolist()
 
 
-def scale(grads: Gradients, factor: float) -> None:
+def scale(array: Array, factor: float) -> None:
     """Multiplies all elements."""
+    (grads,) = make_gradients([array], ["array"])
     count = int(grads.offsets[-1])
     if count:
         device, stream = driver.device_of(grads.place.number), driver.stream_of(grads.place)()

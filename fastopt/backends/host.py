@@ -1,0 +1,50 @@
+"""Parts that the backends for the CPU have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays.array import Array
+from ..arrays.dtypes import compute_dtype
+from ..arrays.libraries import view
+from ..checks import describe
+from ..jobs.job import Job, Progress, Rows
+from ..jobs.tables import Tensor, make_row_job
+from ..rules import RULES
+from ..rules.hyper import hyper_row
+from . import Runner
+
+
+def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) -> tuple[Any, Any]:
+    """Return the bag of each lookup, and for means of a dtype one over its bag's size.
+
+    Raises
+    ------
+    ValueError
+        The offsets are not those of so many bags.
+    """
+    given = offsets.numpy()
+    begins = given.astype(np.int64)
+    if len(begins) == bags:
+        begins = np.append(begins, lookups)
+    sizes = np.diff(begins)
+    if len(begins) != bags + 1 or begins[0] != 0 or begins[-1] != lookups or (sizes < 0).any():
+        raise ValueError(
+            f"offsets: found {describe(given)}, expected {bags} or {bags + 1} of them (values has {bags} rows), from "
+            f"0, never falling, to {lookups} at most"
+        )
+    source = np.repeat(np.arange(bags), sizes)
+    return source, None if mean is None else np.repeat(1 / np.maximum(sizes, 1).astype(mean), sizes)
+
+
+def sum_rows(prepare: Callable[[Sequence[Job]], Runner], values: Array, rows: Rows, threads: int) -> np.ndarray:
+    """Return the sum of each row's gradient: a step of SGD upwards from zeros with a learning rate of 1."""
+    rule = RULES["sgd"]
+    progress = Progress.of(rule, 1, 1, 1)
+    progress.hyper[0] = hyper_row(rule, {**rule.defaults(), "lr": 1.0, "maximize": True})
+    sums = np.zeros((rows.count, *values.shape[1:]), compute_dtype(values.dtype))
+    prepare([make_row_job(progress, Tensor(0, 0, [view(sums, "sums"), values]), rows)])(1.0, threads)
+    return sums
