@@ -270,20 +270,16 @@ class Bound:
         if (list(map(_stride, grads)), list(map(_nbytes, grads))) != self._layout:
             return False
         if addresses != self._addresses:
-            self._move(addresses)
+            at = np.array(addresses, np.uint64)
+            if present is not None:
+                at, moved = np.zeros(len(given), np.uint64), at
+                at[self._places] = moved
+            self._binding.move(at)
+            for again in self._again:
+                again.move(at)
+            self._addresses = addresses
         self._held = given, grads, rows
         return True
-
-    def _move(self, addresses: list[int]) -> None:
-        """Has bindings take gradients from there."""
-        at = np.array(addresses, np.uint64)
-        if self._present is not None:
-            at, given = np.zeros(len(self._params), np.uint64), at
-            at[self._places] = given
-        self._binding.move(at)
-        for again in self._again:
-            again.move(at)
-        self._addresses = addresses
 
     def _select(self, present: list[bool] | None) -> None:
         """Makes ready for gradients of some parameters, or of all."""
