@@ -61,7 +61,8 @@ class Device:
     def interleaved(self, calls: dict[str, Call], repeats: int) -> Times:
         """Seconds of each call by round, in turns."""
         loops = {who: max(1, int(SHORTEST / max(self.seconds(call, 1), 1e-6))) for who, call in calls.items()}
-        shuffle, times = Random(0), {who: [] for who in calls}  # type: ignore[var-annotated]
+        shuffle = Random(0)
+        times: Times = {who: [] for who in calls}
         for _ in range(repeats):
             for who in shuffle.sample(list(calls), len(calls)):
                 times[who].append(self.seconds(calls[who], loops[who]))

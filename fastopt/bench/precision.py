@@ -57,7 +57,9 @@ def bytes_moved(parameter: float, state: float) -> float:
 
 def levels() -> list[str]:
     """The instruction sets that this processor has."""
-    native: Any = load_backend("native")
+    load_backend("native")
+    from ..backends import native
+
     return native.isa_supported()
 
 
@@ -67,7 +69,10 @@ class Measure:
     def __init__(self, options: Options) -> None:
         self.size, self.threads, self.repeats = options.size, options.threads, options.repeats
         self.reasons: dict[str, str] = {}
-        self._native: Any = load_backend("native")
+        load_backend("native")
+        from ..backends import native
+
+        self._native = native
 
     def _case(self, name: str, size: int, threads: int) -> Call:
         kind, states = CASES[name]
