@@ -12,7 +12,7 @@ FLOORS = [
     ["jobs"],
     ["backends"],
     ["files", "binding"],
-    ["schedules", "documentation", "statedict"],
+    ["schedules", "documentation", "statedict", "saving"],
     ["drop_in"],
     ["optimizers", "functional", "torch", "numba"],
     ["training", "hogwild", "trajectories", "distributed"],

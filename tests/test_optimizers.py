@@ -809,10 +809,17 @@ def test_an_optimizer_ends_with_its_last_reference():
             optimizer.param_groups[0]["lr"] = 0.5
             plan = optimizer.bind([g])
             refs = [weakref.ref(optimizer), weakref.ref(optimizer.state[0]["exp_avg"])]
-            group = optimizer.param_groups[0]
+            group, count = optimizer.param_groups[0], optimizer.state[0]["step"]
             del optimizer
             plan.step()  # a plan is its own
-            assert refs[0]().state[0]["step"] == 4
+            assert count == 4
+            assert refs[1]() is not None
+            group["lr"] = 0.0
+            before = p.copy()
+            plan.step()
+            np.testing.assert_array_equal(p, before)
+            assert count == 5
+            group["lr"] = 0.5
             del plan
             assert [ref() for ref in refs] == [None, None]
             assert group["lr"] == 0.5

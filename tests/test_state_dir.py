@@ -318,7 +318,7 @@ def _grads(params, t):
 
 
 def _same(first, second):
-    for own, other in zip(first._params, second._params, strict=True):
+    for own, other in zip(first.param_groups[0]["params"], second.param_groups[0]["params"], strict=True):
         assert own.tobytes() == other.tobytes()
     for own, other in zip(first.state, second.state, strict=True):
         assert own.keys() == other.keys()
@@ -339,7 +339,7 @@ def test_every_storage(options, memory, backend, tmp_path):
     second = fastopt.Adam(theirs, lr=0.01, weight_decay=0.01, **options, **files)
     for t in range(2):
         for opt in (first, second):
-            opt.step(_grads(opt._params, t), max_norm=3.0, skip_nonfinite=True, zero_grads=t == 1)
+            opt.step(_grads(opt.param_groups[0]["params"], t), max_norm=3.0, skip_nonfinite=True, zero_grads=t == 1)
         assert first.last_grad_norm == second.last_grad_norm
     _same(first, second)
     saved = pickle.dumps(second)
@@ -347,7 +347,7 @@ def test_every_storage(options, memory, backend, tmp_path):
     third = fastopt.Adam(theirs, lr=0.01, weight_decay=0.01, **options, **files)  # goes on where that one was
     copied = pickle.loads(saved)  # in memory, apart from the files
     for opt in (first, third, copied):
-        opt.step(_grads(opt._params, 3))
+        opt.step(_grads(opt.param_groups[0]["params"], 3))
     _same(first, third)
     _same(first, copied)
     # A state dict goes into the files, and out of them.

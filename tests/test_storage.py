@@ -527,7 +527,7 @@ def test_training_goes_on_bit_for_bit(options):
     other = pickle.loads(pickled)
     for g in grads[3:]:
         other.step([g.astype(BF16)])
-    same(other._params[0], p[0])
+    same(other.param_groups[0]["params"][0], p[0])
 
 
 # ---- bad input ----

@@ -8,15 +8,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .. import settings
 from ..arrays.array import Array
 from ..arrays.checks import check_distinct
 from ..arrays.libraries import set_to_zero, view
 from ..arrays.libraries.torch import is_tensor, torch_layout
 from ..backends import Backend, Runner
 from ..backends.choice import get_backend, watch_writable
+from ..checks import check_flag
 from ..jobs.job import GRADIENT, Gradients, Job, RowJob
 from ..jobs.tables import make_gradients
-from .norms import scale_of
+from .groups import Groups
+from .norms import check_scale, scale_of
 from .sparse import RowSparse
 from .where import ApartFromThose, Columns, Places, Same, look, look_at
 
@@ -30,8 +33,17 @@ class Told(Protocol):
     last_step_skipped: bool
 
 
+class Owner(Told, Protocol):
+    """What a step asks of what an optimizer owns."""
+
+    threads: int  # at most so many; 0: as by default
+    real: np.dtype  # that of computing
+    groups: Groups
+    files: Any
+
+
 def read_gradients(
-    optimizer: Told,
+    told: Told,
     tables: Sequence[Gradients | RowSparse],
     backend: Backend,
     threads: int,
@@ -39,11 +51,11 @@ def read_gradients(
     max_norm: float | None,
     skip_nonfinite: bool,
 ) -> float:
-    """The scale of gradients once they are clipped; their norm, and whether to skip the step, go to the optimizer."""
+    """The scale of gradients once they are clipped; their norm, and whether to skip the step, are told."""
     scale, norm, skipped = scale_of(tables, backend, threads, scale, max_norm, skip_nonfinite)
     if norm is not None:
-        optimizer.last_grad_norm = norm
-    optimizer.last_step_skipped = skipped
+        told.last_grad_norm = norm
+    told.last_step_skipped = skipped
     return scale
 
 
@@ -181,6 +193,55 @@ class Binding:
                     self._columns.add(table.addresses[:, 0], np.array(own)[table.array_of], self._at)
                     table.owners.clear()
         return self._tables
+
+    def step(
+        self,
+        owner: Owner,
+        grads: Sequence[Any],
+        grad_scale: float,
+        max_norm: float | None,
+        skip_nonfinite: bool,
+        zero_grads: bool,
+    ) -> None:
+        """Does one step.
+
+        Parameters
+        ----------
+        owner : Owner
+            Of the parameters.
+        grads : sequence of array or None
+            The dense gradients of all parameters, if none are kept.
+        grad_scale, max_norm, skip_nonfinite, zero_grads
+            As of `fastopt.Optimizer.step`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is not what it must be; nothing has been written.
+        """
+        threads, files = owner.threads or settings.threads, owner.files
+        if zero_grads is not False:
+            zero_grads = check_flag("zero_grads", zero_grads)
+        if skip_nonfinite is not False:
+            skip_nonfinite = check_flag("skip_nonfinite", skip_nonfinite)
+        if type(grad_scale) is not float or grad_scale != 1.0:
+            grad_scale = check_scale(grad_scale, owner.real)
+        runner = self.zeroing_runner(grads) if zero_grads else self.runner
+        owner.last_step_skipped = False
+        if max_norm is not None or skip_nonfinite:
+            reader = self.backend if files is None or files.pager is None else files.pager.reading(self.backend)
+            tables = self.tables(grads)
+            grad_scale = read_gradients(owner, tables, reader, threads, grad_scale, max_norm, skip_nonfinite)
+            if owner.last_step_skipped:
+                return
+        if owner.groups.varying:
+            owner.groups.read_varying(self.members)
+        if files is None:
+            runner(grad_scale, threads)
+        else:
+            files.step(self.jobs, runner, grad_scale, threads)
+        if zero_grads:
+            self.zero_rows(grads)
 
     def let_go(self, at: np.ndarray | None, columns: slice = _GRADIENTS, blocks: Sequence[int] = (0,)) -> None:
         """Keeps no array any longer.

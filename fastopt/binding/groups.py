@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from ..checks import wrong_type
+from ..jobs.job import Progress
+from ..jobs.storage import StorageOptions
+from ..rules import Rule
+from ..rules.hyper import frozen
 from .options import Arguments
 
 
@@ -117,18 +123,18 @@ class State(_Checked):
 
 
 class Weakly:
-    """A method of an optimizer, with its first argument, that does not keep the optimizer alive."""
+    """A function of what an optimizer owns and of a number, that does not keep the first alive."""
 
-    def __init__(self, optimizer: Any, method: Callable[..., None], first: int) -> None:
-        self._optimizer = weakref.ref(optimizer)
-        self._method = method
-        self._first = first
+    def __init__(self, owner: Any, function: Callable[[Any, int, Mapping[str, Any]], None], number: int) -> None:
+        self._owner = weakref.ref(owner)
+        self._function = function
+        self._number = number
 
     def __call__(self, changes: Mapping[str, Any]) -> None:
-        """Calls the method, as long as there is the optimizer."""
-        optimizer = self._optimizer()
-        if optimizer is not None:
-            self._method(optimizer, self._first, changes)
+        """Calls the function, as long as there is the optimizer."""
+        owner = self._owner()
+        if owner is not None:
+            self._function(owner, self._number, changes)
 
 
 class Fixed(tuple[Any, ...]):
@@ -152,3 +158,158 @@ class Fixed(tuple[Any, ...]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
+
+
+class Groups:
+    """The groups of an optimizer: their rules and hyper-parameters, and the progress of their parameters.
+
+    Parameters
+    ----------
+    arguments : Arguments
+        The class's.
+    given : sequence of (sequence of array, dict)
+        Of each group the parameters, and the hyper-parameters of its own.
+    options : dict
+        The hyper-parameters of all groups.
+    storages : sequence of StorageOptions
+        How the states of each are stored.
+    real : numpy.dtype
+        That of computing.
+
+    Attributes
+    ----------
+    of : list of int
+        The group of each parameter.
+    spans : list of range
+        The parameters of each group.
+    rules : list of Rule
+        The rule of each group.
+    progress : list of Progress
+        Of each group; those of one rule share it.
+    varying : set of int
+        The groups whose hyper-parameters are to be read at each step.
+    mappings : Fixed of ParamGroup
+        The groups as users see them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A hyper-parameter is not what it must be; the message names it.
+    """
+
+    def __init__(
+        self,
+        arguments: Arguments,
+        given: Sequence[tuple[Sequence[Any], dict[str, Any]]],
+        options: dict[str, Any],
+        storages: Sequence[StorageOptions],
+        real: np.dtype,
+    ) -> None:
+        self.arguments, self.storages, self.real = arguments, storages, real
+        self.of = [g for g, (arrays, _) in enumerate(given) for _ in arrays]
+        self.steps = np.zeros(len(self.of), np.int64)
+        self.rules: list[Rule] = []
+        self.progress: list[Progress] = []
+        self.spans: list[range] = []
+        self.varying: set[int] = set()
+        self._shared_rows = len(given)  # rows of hyper-parameters that a group shares; then one for each parameter
+        made: list[ParamGroup] = []
+        shared: dict[tuple[str, int], Progress] = {}
+        first = 0
+        for g, (arrays, own) in enumerate(given):
+            for name in own:
+                arguments.check_key(name, f"params[{g}]")
+            values = {**options, **own}
+            for name in options:
+                if isinstance(values[name], list):
+                    values[name] = tuple(values[name])
+            arguments.complete(values)
+            rule = arguments.rule(values)
+            copies = arguments.copies(rule, values)
+            key = (rule.name, copies)
+            if key not in shared:
+                shared[key] = Progress.of(rule, copies, len(self.of), len(given) + len(self.of), self.steps)
+            self.rules.append(rule)
+            self.progress.append(shared[key])
+            self.spans.append(range(first, first + len(arrays)))
+            first += len(arrays)
+            values = {"params": tuple(arrays), **values}
+            made.append(ParamGroup(values, f"param_groups[{g}]", arguments, Weakly(self, Groups._read, g)))
+            self._put(g, values, arguments.row(rule, values, real))
+        places: dict[int, int] = {}
+        self.which = [places.setdefault(id(own), k) for k, own in enumerate(self.progress)]  # the first that shares it
+        self.mappings = Fixed(made)
+
+    def _read(self, g: int, values: Mapping[str, Any]) -> None:
+        """Takes over a group's hyper-parameters, if they are what they must be."""
+        self._put(g, values, self.row(g, values))
+
+    def row(self, g: int, values: Mapping[str, Any]) -> np.ndarray:
+        """A group's hyper-parameters as backends take them, checked.
+
+        Raises
+        ------
+        TypeError, ValueError
+            One is not what it must be, or asks for other states than there are; the message names it.
+        """
+        rule, copies = self.rules[g], self.progress[g].copies
+        if self.storages[g].of_group(values) != self.storages[g]:
+            raise ValueError(
+                f"param_groups[{g}]: found another state_dtype, {values['state_dtype']!r}, expected that of the states "
+                "which are there; construct a new optimizer"
+            )
+        chosen = self.arguments.rule(values)
+        if chosen is not rule:
+            raise ValueError(
+                f"param_groups[{g}]: found values that make the rule {chosen.name}, expected {rule.name}, whose states "
+                "differ; construct a new optimizer"
+            )
+        found = self.arguments.copies(rule, values)
+        if found != copies:
+            raise ValueError(
+                f"param_groups[{g}]: found {found} {rule.vector}, expected {copies} as at construction; construct a "
+                "new optimizer"
+            )
+        return self.arguments.row(rule, values, self.real)
+
+    def replace(self, g: int, values: Mapping[str, Any], row: np.ndarray) -> None:
+        """Gives a group other entries, whose hyper-parameters are the checked `row`."""
+        self.mappings[g]._values = dict(values)
+        self._put(g, values, row)
+
+    def _put(self, g: int, values: Mapping[str, Any], row: np.ndarray) -> None:
+        """Has the next step use a group's checked hyper-parameters."""
+        progress, span = self.progress[g], self.spans[g]
+        if frozen(map(values.__getitem__, self.arguments.defaults)) is None:
+            self.varying.add(g)
+            progress.group[span.start : span.stop] = self._shared_rows + np.arange(span.start, span.stop)
+        else:
+            self.varying.discard(g)
+            progress.group[span.start : span.stop] = g
+            progress.hyper[g] = row
+
+    def read_varying(self, members: Sequence[int]) -> None:
+        """Writes the rows of parameters whose hyper-parameters are read at each step; all are checked before any."""
+        rows: dict[tuple[int, int], np.ndarray] = {}
+        for i in members:
+            g = self.of[i]
+            if g in self.varying:
+                key = (g, int(self.steps[i]) + 1)
+                if key not in rows:
+                    rows[key] = self.arguments.row(self.rules[g], self.mappings[g], self.real, key[1])
+        for i in members:
+            g = self.of[i]
+            if g in self.varying:
+                self.progress[g].hyper[self._shared_rows + i] = rows[g, int(self.steps[i]) + 1]
+
+    def at_next_step(self, g: int) -> dict[str, Any]:
+        """A group's arguments as the numbers that they are at the next step of the foremost of its parameters."""
+        return self.arguments.at_step(self.mappings[g], self._done(g) + 1)
+
+    def at_last_step(self, g: int) -> dict[str, Any]:
+        """The same at the last step, or at the first if there was none."""
+        return self.arguments.at_step(self.mappings[g], max(self._done(g), 1))
+
+    def _done(self, g: int) -> int:
+        span = self.spans[g]
+        return int(self.steps[span.start : span.stop].max(initial=0))

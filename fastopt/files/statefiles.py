@@ -18,13 +18,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .._version import __version__
+from ..backends import PartRunner, Runner
 from ..checks import describe, wrong_type, wrong_value
+from ..jobs.job import Job
 from . import paging
 
 FORMAT = 1  # of the directory: another number for what these lines could not read
@@ -364,6 +367,25 @@ class StateFiles:
                 self._marks["done"] = self._marks["begun"]
 
         _do_to_the_end(whole)
+
+    def step(self, jobs: Sequence[Job], runner: Runner, grad_scale: float, threads: int) -> None:
+        """Does a step of jobs over states in these files, streamed where memory is bounded.
+
+        Raises
+        ------
+        OSError, ValueError
+            As `update`.
+        """
+        self.update(partial(self._run, jobs, runner, grad_scale, threads))
+
+    def _run(self, jobs: Sequence[Job], runner: Runner, grad_scale: float, threads: int) -> None:
+        if self.pager is None:
+            runner(grad_scale, threads)
+            return
+        assert isinstance(runner, PartRunner)  # states in files are of arrays on the CPU
+        chunks = self.pager.chunks(jobs, [job.units for job in jobs])
+        runner.advance(grad_scale)
+        self.pager.stream(chunks, lambda chunk: runner.update(chunk.job, chunk.begin, chunk.end, threads))
 
     def _begin(self) -> None:
         self._check_usable()

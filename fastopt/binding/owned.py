@@ -1,0 +1,253 @@
+"""Parameters of an optimizer with their states, and the steps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from ..arrays.array import CPU, Array
+from ..arrays.checks import check_device, check_overlap, check_tensor
+from ..arrays.dtypes import compute_dtype
+from ..arrays.libraries import view
+from ..arrays.libraries.torch import is_tensor
+from ..backends import Backend
+from ..backends.choice import choose_backend, get_backend
+from ..jobs.tables import Tensor, make_jobs
+from ..rules import Rule
+from .binding import Binding, Last
+from .groups import Fixed, Groups, State, Weakly
+from .options import Arguments, Call, check_group
+from .sparse import RowSparse
+from .states import by_copy, initial, new_state
+from .structure import gradient_of, read_params, split_rows
+from .where import Look, look
+
+
+class Owned:
+    """What an optimizer owns: parameters with their states, groups, and the binding of the last step.
+
+    Parameters
+    ----------
+    cls : type
+        The optimizer's class.
+    arguments : Arguments
+        The class's.
+    call : Call
+        What the class was called with.
+    write : callable
+        Writes values into some of a parameter's states, once they are checked: takes this, the parameter's number, and
+        a mapping of names to values.
+
+    Attributes
+    ----------
+    structure : object
+        That of the parameters, for `fastopt.binding.structure.match`.
+    params, views, names : list
+        The parameters, their views, and what messages call them.
+    states : Fixed of State
+        The states as users see them.
+    files : StateFiles or None
+        What keeps states in files.
+    last_grad_norm, last_step_skipped
+        As those of the optimizer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing has been written.
+    BackendUnavailable
+        The backend asked for, or one for the arrays' device, is not here.
+    """
+
+    last_grad_norm: float | None = None
+    last_step_skipped: bool = False
+
+    def __init__(
+        self,
+        cls: type,
+        arguments: Arguments,
+        call: Call,
+        write: Callable[[Any, int, Mapping[str, Any]], None],
+    ) -> None:
+        self.structure, given = read_params(call.params)
+        self.names = [name for names, _, _ in given for name in names]
+        self.params = [param for _, arrays, _ in given for param in arrays]
+        self.views = [view(param, name) for param, name in zip(self.params, self.names, strict=True)]
+        for g, (_, _, own) in enumerate(given):
+            check_group(cls, own, f"params[{g}]")
+        storages = [call.storage.of_group(own) for _, _, own in given]
+        of_each = [storage for storage, (names, _, _) in zip(storages, given, strict=True) for _ in names]
+        for array, name, storage in zip(self.views, self.names, of_each, strict=True):
+            check_tensor([array], [name])
+            storage.check(array, name)
+        check_device(self.views, self.names)
+        check_overlap(self.views, self.names, [True] * len(self.views))
+        self.place = self.views[0].place if self.views else CPU
+        self._backend_name, self.threads = call.backend, call.threads
+        self._backend()
+        self.real = min((compute_dtype(array.dtype) for array in self.views), default=np.dtype(np.float64))
+        self._elements = call.storage.elements([array.size for array in self.views])
+        self.groups = Groups(arguments, [own[1:] for own in given], call.options, storages, self.real)
+        kinds = [
+            storage.states(self.rule_of(i), param, self.copies_of(i))
+            for i, (storage, param) in enumerate(zip(of_each, self.views, strict=True))
+        ]
+        self.files: Any = None
+        if call.files["directory"] is not None or call.files["memory"] is not None:
+            from .on_disk import open_files  # of Unix only, and for few
+
+            self.files = open_files(self, kinds, **call.files)
+        self.states = Fixed(self._make_state(i, kinds[i], Weakly(self, write, i)) for i in range(len(kinds)))
+        self._state_views: list[list[Array]] = [[]] * len(kinds)
+        self._looks: list[Look | None] = [None] * len(kinds)  # where parameters and states were, as they were viewed
+        self._last: Last | None = None
+
+    # ---- parameters and states ----
+
+    def rule_of(self, i: int) -> Rule:
+        """A parameter's rule."""
+        return self.groups.rules[self.groups.of[i]]
+
+    def copies_of(self, i: int) -> int:
+        """How many copies of its states a parameter has."""
+        return self.groups.progress[self.groups.of[i]].copies
+
+    def arrays_of(self, i: int) -> dict[str, Any]:
+        """A parameter's state arrays, by name."""
+        counters = {"step", *self.rule_of(i).scalars}
+        return {name: x for name, x in self.states[i].items() if name not in counters}
+
+    def initial(self, i: int, name: str, dtype: np.dtype) -> Any:
+        """What a state begins at: a number, or an array of its shape."""
+        rule = self.rule_of(i)
+        if name in rule.scalars:
+            return rule.scalars[name]
+        return initial(self.params[i], self.views[i], rule, name, dtype, self._begins(i).get(name, 0.0))
+
+    def _begins(self, i: int) -> dict[str, float]:
+        return self.groups.arguments.begins(self.rule_of(i), self.groups.mappings[self.groups.of[i]])
+
+    def _make_state(
+        self, i: int, kinds: Mapping[str, tuple[np.dtype, tuple[int, ...]]], write: Callable[[Mapping[str, Any]], None]
+    ) -> State:
+        rule, progress = self.rule_of(i), self.groups.progress[self.groups.of[i]]
+        state: dict[str, Any] = {"step": self.groups.steps[i : i + 1].reshape(())}
+        for k, name in enumerate(rule.scalars):
+            state[name] = progress.scalars[i : i + 1, k].reshape(())
+        begins = self._begins(i)
+        for name, (dtype, shape) in kinds.items():
+            if self.files is not None:
+                state[name] = self.files.arrays[i][name]
+            else:
+                begin = begins.get(name, 0.0)
+                state[name] = new_state(self.params[i], self.views[i], rule, name, dtype, shape, begin)
+        return State(state, f"state[{i}]", write)
+
+    def _look(self, i: int) -> list[tuple[Any, str]]:
+        """Has views of a parameter and its states that are where these are now; returns both, for others to watch."""
+        label, states = self.names[i], self.arrays_of(i)
+        owned = (self.params[i], *states.values())
+        found = look(owned)
+        if found is None or found != self._looks[i]:
+            self.views[i] = view(self.params[i], label)
+            views = [(view(x, name), name) for name, x in states.items()]
+            self._state_views[i] = by_copy(self.rule_of(i), self.copies_of(i), views, self.views[i])
+            self._looks[i] = found
+        return [(x, label if k == 0 else f"state of {label}") for k, x in enumerate(owned)]
+
+    # ---- bindings ----
+
+    def _backend(self) -> Backend:
+        return choose_backend(self._backend_name, self.place)
+
+    def bind(self, grads: tuple[Any, ...]) -> Binding:
+        """The binding of gradients, of all parameters in order, that a plan can read again.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient is not what it must be; the message names it.
+        BackendUnavailable
+            The backend asked for, or one for the arrays' device, is not here.
+        """
+        dense, rows = split_rows(grads, self.views, self.names)
+        bound = self._bind(dense)
+        given = [grad for grad in dense if grad is not None]
+        for grad, (array, name) in zip(given, bound.grads, strict=True):
+            if is_tensor(grad) and array.owner is not grad:
+                raise ValueError(f"{name}: found {array.read_only_reason}, expected one that a plan can read again")
+        return self._with_rows(bound, rows)
+
+    def _bind(self, grads: Sequence[Any]) -> Binding:
+        """The binding of dense gradients."""
+        tensors, names, members, views, arrays = [], [], [], [], []
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            array = view(grad, gradient_of(self.names[i]) if len(grads) > 1 else "grads")
+            arrays += self._look(i)
+            tensors.append(self._tensor(i, array))
+            names.append(self._labels(tensors[-1]))
+            members.append(i)
+            views.append(array)
+            arrays.append((None if isinstance(grad, np.ndarray) else grad, names[-1][1]))
+        jobs = make_jobs(self.groups.progress, tensors, names)
+        return Binding(self._backend(), jobs, members, [labels[1] for labels in names], views, arrays)
+
+    def _with_rows(self, bound: Binding, rows: Sequence[tuple[int, RowSparse]]) -> Binding:
+        """The same with some rows of other parameters."""
+        if not rows:
+            return bound
+        owned = [pair for i, _ in rows for pair in self._look(i)]
+        tensors = [self._tensor(i, grad) for i, grad in rows]
+        names = list(map(self._labels, tensors))
+        named = [(i, grad, called[1]) for (i, grad), called in zip(rows, names, strict=True)]
+        return bound.with_rows(make_jobs(self.groups.progress, tensors, names), named, owned)
+
+    def _tensor(self, i: int, grad: Any) -> Tensor:
+        """A parameter with its gradient and states, once it was looked at."""
+        g = self.groups.of[i]
+        arrays = [self.views[i], grad, *self._state_views[i]]
+        return Tensor.of(self.groups.storages[g], self.groups.which[g], i, arrays, self._elements[i])
+
+    def _labels(self, tensor: Tensor) -> list[str]:
+        """What a tensor's arrays are called in error messages."""
+        label = self.names[tensor.parameter]
+        return [label, gradient_of(label), *[f"state of {label}"] * (len(tensor.arrays) - 2)]
+
+    # ---- steps ----
+
+    def step(
+        self, grads: tuple[Any, ...], scale: float, max_norm: float | None, skip_nonfinite: bool, zero_grads: bool
+    ) -> None:
+        """Does one step with gradients of all parameters in order; see `Binding.step`."""
+        last = self._last
+        # What is to be zeroed is checked for that anew.
+        if last is not None and (zero_grads is not False or last.asked != get_backend()):
+            last = None
+        try:
+            if last is not None and last.fits(grads):
+                last.bound.step(self, grads, scale, max_norm, skip_nonfinite, zero_grads)
+                return
+            dense, rows = split_rows(grads, self.views, self.names)
+            if rows and last is not None and last.fits(dense):
+                bound = self._with_rows(last.bound, rows)
+                bound.step(self, dense, scale, max_norm, skip_nonfinite, zero_grads)
+                return
+        finally:
+            if last is not None:
+                last.held = ()
+        self._last = None
+        bound = self._bind(dense)
+        self._with_rows(bound, rows).step(self, dense, scale, max_norm, skip_nonfinite, zero_grads)
+        with suppress(TypeError):  # an array that no weak reference can be made to
+            for i, grad in enumerate(dense):
+                if grad is None:
+                    self._look(i)
+            written = [*self.views, *chain.from_iterable(self._state_views)]
+            can_move = self.place.kind == "cuda" or all(type(p) is np.ndarray for p in self.params)
+            self._last = Last(bound, dense, written, can_move)

@@ -1,0 +1,54 @@
+"""Plans: steps whose arrays are checked already."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from .binding import Binding, Watch
+from .owned import Owned
+
+
+class Plan:
+    """A step with its arrays already checked: made by `Optimizer.bind`."""
+
+    def __init__(self, owned: Owned, bound: Binding) -> None:
+        self._owned = owned
+        self._bound = bound
+        self._watch = Watch(bound.arrays)
+
+    def step(
+        self,
+        grad_scale: float = 1.0,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+    ) -> None:
+        """Does one step, in place.
+
+        Parameters
+        ----------
+        grad_scale : float
+            What the gradients are multiplied by, within the pass; default 1.
+        max_norm : float, optional
+            Clips the gradients (after `grad_scale`) to this global norm, within the pass. The norm before clipping is
+            then the optimizer's ``last_grad_norm``.
+        skip_nonfinite : bool
+            Does nothing where a gradient is not finite, which a reading pass finds out first; ``last_step_skipped``
+            says so. (Nor where one's square is beyond float64.)
+        zero_grads : bool
+            Sets the gradients to zero, within the pass.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `grad_scale` is no finite number, `max_norm` no number >= 0, a schedule gave a value out of range, or
+            gradients to be zeroed are read-only or share memory; since it was bound a parameter has become read-only,
+            or a tensor of torch has been given other memory.
+        """
+        watch = self._watch
+        if (watch.tensors or not watch.writable()) and (changed := watch.changed()):
+            raise ValueError(changed)
+        self._bound.step(self._owned, (), grad_scale, max_norm, skip_nonfinite, zero_grads)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("found a Plan, expected its optimizer: a plan is of arrays where they are, and is bound anew")

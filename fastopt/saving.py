@@ -1,0 +1,150 @@
+"""What the classes for arrays save and load: their state dicts, and single states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .arrays.libraries import assign, numpy_of, view
+from .arrays.libraries.torch import is_tensor
+from .binding.owned import Owned
+from .checks import check_number, did_you_mean, differing
+from .statedict import (
+    COMPANIONS,
+    converted_state,
+    group_from_torch,
+    read_state_dict,
+    restored,
+    saved_value,
+    schedules_in,
+    state_from_torch,
+    step_count,
+    taken_value,
+)
+
+
+def state_dict_of(owned: Owned) -> dict[str, Any]:
+    """The state dict of what an optimizer owns, in torch's layout; arrays are the optimizer's own."""
+    own = owned.groups.arguments.defaults
+    groups = [
+        {
+            **{key: saved_value(value) if key in own else value for key, value in group.items() if key != "params"},
+            "params": list(span),
+        }
+        for group, span in zip(owned.groups.mappings, owned.groups.spans, strict=True)
+    ]
+    return {"state": {i: dict(state) for i, state in enumerate(owned.states)}, "param_groups": groups}
+
+
+def check_pickled(owned: Owned) -> None:
+    """Whether pickle can hold all schedules.
+
+    Raises
+    ------
+    TypeError
+        It cannot hold one; the message names the argument.
+    """
+    for group in owned.groups.mappings:
+        for key in owned.groups.arguments.defaults:
+            if unpickled := schedules_in(saved_value(group[key])):
+                raise TypeError(
+                    f"{key}: found {unpickled[0]!r}, expected what pickle finds by name, a function of a module or "
+                    "an object such as fastopt.Demon, to pickle an optimizer; its state_dict() can be pickled"
+                )
+
+
+def load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
+    """Takes over a state dict: all of it, once it is checked, or nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is not what it must be; the message names it.
+    """
+    groups, arguments = owned.groups, owned.groups.arguments
+    order, saved_groups, states = read_state_dict(state_dict, [len(span) for span in groups.spans])
+    taken = []
+    for g, (saved, own) in enumerate(zip(saved_groups, groups.mappings, strict=True)):
+        where = f"state_dict['param_groups'][{g}]"
+        values = group_from_torch(saved, where, arguments, own)
+        for key in values:
+            arguments.check_key(key, where)
+            if key in arguments.defaults:
+                values[key] = restored(values[key], own[key], f"{where}[{key!r}]")
+        values = {**own, **values}
+        taken.append((values, groups.row(g, values)))
+    writes = []
+    for i, index in enumerate(order):
+        where = f"state_dict['state'][{index!r}]"
+        state = state_from_torch(states.get(index, {}), where, arguments.name)
+        writes.append(_read_state(owned, i, state, where) if state else _fresh_state(owned, i, owned.states[i]))
+    _write_states(owned, writes)
+    for g, (values, row) in enumerate(taken):
+        own = groups.mappings[g]
+        groups.replace(g, {key: taken_value(value, own.get(key)) for key, value in values.items()}, row)
+
+
+def write_state(owned: Owned, i: int, changes: Mapping[str, Any]) -> None:
+    """Writes values into some of a parameter's states: all of them, once they are checked, or none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        One is not what it must be; the message names it.
+    """
+    for name in changes:
+        if name not in owned.states[i]:
+            known = list(owned.states[i])
+            raise ValueError(f"state[{i}]: found {name!r}, expected one of {known}{did_you_mean(name, known)}")
+    writes: list[dict[str, Any]] = [{} for _ in owned.states]
+    writes[i] = _converted(owned, i, changes, f"state[{i}]")
+    _write_states(owned, writes)
+
+
+def _read_state(owned: Owned, i: int, saved: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A parameter's whole state as it is to be written, from a saved one."""
+    own = owned.states[i]
+    fresh = _fresh_state(owned, i, own.keys() & COMPANIONS)
+    found, expected = saved.keys() - COMPANIONS, own.keys() - COMPANIONS
+    if found != expected:
+        raise ValueError(f"{where}: found {sorted(saved)}, expected {sorted(expected)}{differing(found, expected)}")
+    kept = {name: value for name, value in saved.items() if name in own}
+    return {**fresh, **_converted(owned, i, kept, where)}
+
+
+def _fresh_state(owned: Owned, i: int, names: Iterable[str]) -> dict[str, Any]:
+    """Some of a parameter's states as before its first step."""
+    dtypes = {name: view(owned.states[i][name], name).dtype for name in names}
+    return {name: 0 if name == "step" else owned.initial(i, name, dtype) for name, dtype in dtypes.items()}
+
+
+def _converted(owned: Owned, i: int, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values for some of a parameter's states as they are to be written, checked."""
+    rule, param = owned.rule_of(i), owned.views[i]
+    converted: dict[str, Any] = {}
+    for name, value in values.items():
+        own, called = owned.states[i][name], f"{where}[{name!r}]"
+        if name == "step":
+            converted[name] = step_count(value, called)
+        elif name in rule.scalars:
+            converted[name] = check_number(called, value)
+        else:
+            shape = rule.state_shape(param.shape, owned.copies_of(i)) if name in rule.states else param.shape
+            converted[name] = converted_state(value, own, shape, param, name in rule.positive, called)
+    return converted
+
+
+def _write_states(owned: Owned, writes: Sequence[Mapping[str, Any]]) -> None:
+    """Sets states, wherever they are, to values that have been checked."""
+    files = owned.files
+
+    def write() -> None:
+        for i, values in enumerate(writes):
+            for name, value in values.items():
+                own = owned.states[i][name]
+                if files is None or not own.ndim:
+                    assign(own, value)
+                else:
+                    files.write(i, name, numpy_of(value) if is_tensor(value) else value)
+
+    write() if files is None else files.update(write)
