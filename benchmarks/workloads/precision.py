@@ -35,7 +35,7 @@ try:
 
     import fastopt
     import fastopt.torch
-    from fastopt.arrays.blocks import BLOCK
+    from fastopt.arrays.blocks import QUANT_BLOCK
     from fastopt.binding.blocks import blocks_of, values_of
     from fastopt.jobs.storage import SMALLEST_IN_BLOCKS
 except ModuleNotFoundError as missing:
@@ -202,7 +202,7 @@ def nearest(signed: torch.Tensor, positive: torch.Tensor) -> Code:
 
     def keep(x: torch.Tensor, never_negative: bool) -> torch.Tensor:
         values = positive if never_negative else signed
-        blocks = pad(x.flatten(), (0, -x.numel() % BLOCK)).view(-1, BLOCK)
+        blocks = pad(x.flatten(), (0, -x.numel() % QUANT_BLOCK)).view(-1, QUANT_BLOCK)
         largest = blocks.abs().amax(dim=1, keepdim=True).clamp(min=1e-37)
         kept = values[torch.bucketize(blocks / largest, (values[1:] + values[:-1]) / 2)] * largest
         return kept.flatten()[: x.numel()].view(x.shape)
