@@ -58,7 +58,7 @@ def test_tracks_are_those_of_the_classes(rule):
     for lr, track in zip(lrs, together, strict=True):
         point = np.array(trajectories.RAVINE.start)
         optimizer = descent.optimizer_class(rule)(point, lr=lr)
-        assert [r.name for r in optimizer._rules] == [rule]
+        assert [r.name for r in optimizer._owned.groups.rules] == [rule]
         for t in range(8):
             assert track.points[t].tolist() == point.tolist()
             assert track.losses[t] == trajectories.RAVINE.loss(point)
