@@ -31,7 +31,7 @@ from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
 
-from .checks import check_integer, check_name, check_number, wrong_type, wrong_value
+from .checks import as_float, check_integer, check_name, check_number, wrong_type, wrong_value
 from .palette import STYLE, load_matplotlib, looks
 
 # What the fields of these names may be: a lowest number, True where it is not allowed itself, True for whole numbers.
@@ -40,7 +40,7 @@ _FIELDS: dict[str, tuple[float, bool, bool]] = {
     **dict.fromkeys(("factor", "power", "shrink", "threshold", "epsilon"), (0.0, False, False)),
     **dict.fromkeys(("tau", "divide", "final_divide"), (0.0, True, False)),
     **dict.fromkeys(("every", "steps", "up", "down", "multiply", "total"), (1, False, True)),
-    **dict.fromkeys(("patience", "cooldown"), (0, False, True)),
+    **dict.fromkeys(("patience", "cooldown", "bad", "cooling"), (0, False, True)),
 }
 
 
@@ -62,12 +62,16 @@ class Schedule:
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if field.name in _FIELDS and value is not None:
+            if field.name in _FIELDS and not (value is None and field.default is None):
                 object.__setattr__(self, field.name, _checked(field.name, value))
 
     def __call__(self, t: float) -> float:
         """The value for the 1-based step `t`."""
-        return self._at(check_number("t", t, 1, expected="a step >= 1") - 1)
+        count = check_number("t", t, 1, expected="a step >= 1") - 1
+        try:
+            return self._at(count)
+        except OverflowError:
+            raise wrong_value("t", t, f"a step at which {self} is within float64's range") from None
 
     def _at(self, count: float) -> float:
         """The value after `count` steps."""
@@ -671,6 +675,13 @@ class Scale(Schedule):
 # ---- with a state ----
 
 
+def _loss(name: str, value: Any) -> float:
+    """A loss as a float, NaN and infinite ones included."""
+    if (loss := as_float(value)) is None:
+        raise wrong_type(name, value, "a number")
+    return loss
+
+
 @dataclass
 class OnPlateau(Schedule):
     """A value that falls where the loss no longer does: after more than `patience` losses that are not better.
@@ -725,6 +736,8 @@ class OnPlateau(Schedule):
             raise wrong_value("factor", self.factor, "a number in [0, 1)")
         if self.value is None:
             self.value = float(self.start)
+        if self.best is not None:
+            self.best = _loss("best", self.best)
 
     def _at(self, count: float) -> float:
         assert self.value is not None
@@ -742,8 +755,13 @@ class OnPlateau(Schedule):
         -------
         float
             The value from now on.
+
+        Raises
+        ------
+        TypeError
+            `loss` is no number.
         """
-        loss = float(loss)
+        loss = _loss("loss", loss)
         if self._is_better(loss):
             self.best, self.bad = loss, 0
         else:

@@ -1,5 +1,6 @@
 """Schedules: numbers of torch's and optax's at every step, plain data, checkpoints, tables and pictures."""
 
+import dataclasses
 import doctest
 import json
 import math
@@ -230,12 +231,26 @@ def test_numbers_of_other_kinds_become_pythons():
             ValueError,
             "found 'val', expected some of value",
         ),
+        (lambda: Exponential(2.0, 1.5)(10**6), ValueError, "t: found 1000000, expected a step at which Exponential"),
+        (lambda: OnPlateau(1.0).feed("low"), TypeError, "loss: found 'low' of type str, expected a number"),
+        (lambda: OnPlateau(1.0, best="low"), TypeError, "best: found 'low' of type str, expected a number"),
+        (lambda: OnPlateau(1.0, bad=-1), ValueError, "bad: found -1, expected an integer >= 0"),
         (lambda: schedules.plot(Constant(1.0), steps=0), ValueError, "steps: found 0, expected an integer >= 1"),
     ],
 )
 def test_what_is_wrong_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_none_is_no_number(name):
+    """A field that is a number is one: None says something only where it is the default."""
+    made = EACH[name]
+    for field in dataclasses.fields(made):
+        if field.name in schedules._FIELDS and field.default is not None:
+            with pytest.raises(TypeError, match=f"^{field.name}: found None"):
+                dataclasses.replace(made, **{field.name: None})
 
 
 def test_examples_run():
