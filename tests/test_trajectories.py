@@ -1,7 +1,9 @@
 """Trajectories: tracks against formulas, scenes' tables, drawings compared by their data, the claims."""
 
+import dataclasses
 import doctest
 import json
+import math
 import os
 import re
 import stat
@@ -134,6 +136,73 @@ def test_scenes_name_what_is_wrong(name):
         scene(steps=0)
     with pytest.raises(TypeError, match="steps: found"):
         scene(steps=1.5)
+
+
+SLOPE = trajectories.RAVINE.gradient
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: trajectories.ravine(3), TypeError, "rules: found 3 of type int, expected names of rules"),
+        (lambda: trajectories.nag([["momentum"]]), TypeError, r"rules: found \['momentum'\]"),
+        (
+            lambda: trajectories.descend("sgd", None, (1.0,), [0.1], 3),
+            TypeError,
+            "gradient: found None.*a function of points",
+        ),
+        (
+            lambda: trajectories.descend("sgd", SLOPE, "x", [0.1], 3),
+            TypeError,
+            "start: found 'x' of type str, expected one or more",
+        ),
+        (
+            lambda: trajectories.descend("sgd", SLOPE, (1.0, math.inf), [0.1], 3),
+            ValueError,
+            r"start: found \(1.0, inf\)",
+        ),
+        (
+            lambda: trajectories.descend("sgd", SLOPE, (), [0.1], 3),
+            ValueError,
+            r"start: found \(\), expected one or more numbers",
+        ),
+        (
+            lambda: trajectories.descend("sgd", SLOPE, (1.0, 2.0), [], 3),
+            ValueError,
+            r"lrs: found \[\], expected one learning rate",
+        ),
+        (
+            lambda: trajectories.descend("sgd", SLOPE, (1.0, 2.0), 0.1, 3),
+            TypeError,
+            "lrs: found 0.1 of type float, expected a seq",
+        ),
+        (
+            lambda: trajectories.descend("sgd", lambda p: p[0], (1.0, 2.0), [0.1], 3),
+            ValueError,
+            r"gradient: found gradients of shape \(2,\), expected \(1, 2\)",
+        ),
+        (lambda: trajectories.tuned("sgd", SLOPE, 3), TypeError, "objective: found .*expected an Objective"),
+        (lambda: trajectories.swats(SLOPE, np.ones(2), 0.1, 2.5), TypeError, "steps: found 2.5"),
+        (lambda: trajectories.swats(SLOPE, np.ones(2), 0.1, 3, 0), ValueError, "tolerance: found 0, expected .* > 0"),
+        (lambda: trajectories.swats(3, np.ones(2), 0.1, 3), TypeError, "gradient: found 3 of type int"),
+        (lambda: dataclasses.replace(trajectories.BEALE, loss=3), TypeError, "loss: found 3 of type int"),
+        (
+            lambda: dataclasses.replace(trajectories.BEALE, start=(1.0,)),
+            ValueError,
+            r"start: found \(1.0,\), expected 2",
+        ),
+        (lambda: dataclasses.replace(trajectories.BEALE, window=None), TypeError, "window: found None"),
+        (lambda: dataclasses.replace(trajectories.nag(steps=2), tracks=()), ValueError, "tracks: found .*one or more"),
+        (lambda: dataclasses.replace(trajectories.nag(steps=2), panels=("plain",)), ValueError, "did you mean 'plane'"),
+        (lambda: trajectories.save("beale", "x.svg"), TypeError, "scene: found 'beale' of type str, expected a Scene"),
+        (lambda: trajectories.save(trajectories.nag(steps=2), 3), TypeError, "path: found 3 of type int"),
+        (lambda: trajectories.page(None), TypeError, "scene: found None"),
+        (lambda: trajectories.show(None), TypeError, "scene: found None"),
+    ],
+)
+def test_what_is_wrong_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 # ---- drawings, by their data ----

@@ -12,10 +12,11 @@ from itertools import pairwise
 import numpy as np
 
 from .. import functional
+from ..checks import check_integer, check_number
 from ..optimizers import CLASSES
 from ..schedules import InverseTime
 from .descent import Track, descend, tracks, tuned
-from .objectives import BEALE, RAVINE, SADDLE, Floats
+from .objectives import BEALE, RAVINE, SADDLE, Floats, check_function, check_point
 from .scenes import left_saddle, linear_regression, nag
 
 
@@ -258,13 +259,22 @@ def swats(
     tolerance : float
         The paper's epsilon.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be.
+
     Examples
     --------
     >>> points, switch, rate = swats(lambda p: np.ones(2), np.zeros(2), 0.01, 5)
     >>> switch, round(rate, 4)
     (2, 0.01)
     """
-    param, average, switch, rate, points = np.array(start), 0.0, None, 0.0, [np.array(start)]
+    check_function("gradient", gradient)
+    check_integer("steps", steps, 1)
+    check_number("tolerance", tolerance, 0.0, above=True)
+    param = check_point("start", start).copy()
+    average, switch, rate, points = 0.0, None, 0.0, [param.copy()]
     adam = CLASSES["Adam"](param, lr=lr)
     for t in range(1, steps + 1):
         grad = gradient(param)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_integer, check_name
+from ..checks import check_integer, check_name, wrong_type, wrong_value
 from ..optimizers import CLASSES
 from ..palette import Look, rule_look
 from ..rules import RULES
-from .objectives import Floats, Objective
+from .objectives import Floats, Objective, check_function, check_point
 
 #: Rules that update each element by itself, whatever the parameter's shape.
 ELEMENTWISE = tuple(name for name, rule in RULES.items() if not rule.by_row)
@@ -120,7 +120,12 @@ def descend(
     """
     check_name("rule", rule, ELEMENTWISE)
     check_integer("steps", steps, 1)
-    now = np.tile(np.asarray(start, np.float64), (len(lrs), 1))
+    check_function("gradient", gradient)
+    if isinstance(lrs, (str, bytes)) or not isinstance(lrs, Sequence):
+        raise wrong_type("lrs", lrs, "a sequence of learning rates")
+    if not lrs:
+        raise wrong_value("lrs", lrs, "one learning rate or more")
+    now = np.tile(check_point("start", start), (len(lrs), 1))
     grads = np.empty_like(now)
     groups = [{"params": [point], "lr": lr} for point, lr in zip(now, lrs, strict=True)]
     plan = optimizer_class(rule)(groups, lr=lrs[0], threads=1, **options).bind([{"params": [grad]} for grad in grads])
@@ -128,14 +133,25 @@ def descend(
     points[0] = now
     with np.errstate(all="ignore"):
         for t in range(1, steps + 1):
-            grads[...] = gradient(now)
+            grads[...] = _gradients(gradient, now)
             plan.step()
             points[t] = now
     return points
 
 
+def _gradients(gradient: Callable[[Floats], Floats], points: Floats) -> Floats:
+    """The gradients at points, checked."""
+    found = gradient(points)
+    if np.shape(found) != points.shape:
+        shape = np.shape(found)
+        raise ValueError(f"gradient: found gradients of shape {shape}, expected {points.shape}, as the points have")
+    return found
+
+
 def tracks(rule: str, objective: Objective, lrs: Sequence[Any], steps: int, **options: Any) -> list[Track]:
     """A rule's tracks on an objective, one for each learning rate; arguments as `descend`'s."""
+    if not isinstance(objective, Objective):
+        raise wrong_type("objective", objective, "an Objective")
     points = descend(rule, objective.gradient, objective.start, lrs, steps, **options)
     with np.errstate(all="ignore"):
         losses = objective.loss(points)

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
 from io import StringIO
+from os import PathLike
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
 
-from ..checks import wrong_value
+from ..checks import wrong_type, wrong_value
 from ..errors import BackendUnavailable
 from ..palette import GREY, STYLE, load_matplotlib
 from .descent import Track
@@ -230,6 +231,11 @@ class Drawing:
         return text[text.index("<svg") :]
 
 
+def _check_scene(scene: Any) -> None:
+    if not isinstance(scene, Scene):
+        raise wrong_type("scene", scene, "a Scene, as fastopt.trajectories.beale makes one")
+
+
 def save(scene: Scene, path: Path | str) -> None:
     """Draws a scene into a file; the ending of its name chooses the format.
 
@@ -243,6 +249,8 @@ def save(scene: Scene, path: Path | str) -> None:
 
     Raises
     ------
+    TypeError
+        `scene` is no scene, or `path` no path.
     ValueError
         The name has another ending.
     BackendUnavailable
@@ -253,6 +261,9 @@ def save(scene: Scene, path: Path | str) -> None:
     >>> from fastopt.trajectories import ravine
     >>> save(ravine(steps=5), "ravine.svg")  # doctest: +SKIP
     """
+    _check_scene(scene)
+    if not isinstance(path, (str, PathLike)):
+        raise wrong_type("path", path, "a path")
     path = Path(path)
     if path.suffix not in FORMATS:
         raise wrong_value("path", path.name, f"a name ending in {', '.join(FORMATS)}")
@@ -319,9 +330,12 @@ def page(scene: Scene) -> str:
 
     Raises
     ------
+    TypeError
+        `scene` is no scene.
     BackendUnavailable
         matplotlib is not here.
     """
+    _check_scene(scene)
     load_matplotlib()
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -386,9 +400,12 @@ def show(scene: Scene) -> None:
 
     Raises
     ------
+    TypeError
+        `scene` is no scene.
     BackendUnavailable
         matplotlib is not here; or there is no display, or no toolkit for windows.
     """
+    _check_scene(scene)
     load_matplotlib()
     import matplotlib.pyplot as plt
     from matplotlib.animation import FuncAnimation

@@ -9,7 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import wrong_type, wrong_value
+
 Floats = NDArray[np.float64]
+
+
+def check_function(name: str, value: Any) -> Any:
+    """A callable."""
+    if not callable(value):
+        raise wrong_type(name, value, "a function of points")
+    return value
+
+
+def check_point(name: str, value: Any, length: int = 0) -> Floats:
+    """A point as float64: finite numbers, as many as `length` says if that is not 0."""
+    count = f"{length} numbers" if length else "one or more numbers"
+    try:
+        point = np.asarray(value).astype(np.float64, casting="safe")
+    except (TypeError, ValueError):  # text, None, rows of different lengths
+        raise wrong_type(name, value, count) from None
+    if point.ndim != 1 or not len(point) or (length and len(point) != length) or not np.isfinite(point).all():
+        raise wrong_value(name, value, f"{count}, finite ones")
+    return point
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,11 @@ class Objective:
     source : str
         The reference.
 
+    Raises
+    ------
+    TypeError, ValueError
+        A function is none, or the start, the window or the minimum are not so many numbers.
+
     Examples
     --------
     >>> float(BEALE.loss(np.array([3.0, 0.5]))), BEALE.gradient(np.array([1.0, 1.0])).tolist()
@@ -52,6 +78,14 @@ class Objective:
     minimum: tuple[float, float] | None
     levels: tuple[float, ...] = field(repr=False)
     source: str = ""
+
+    def __post_init__(self) -> None:
+        check_function("loss", self.loss)
+        check_function("gradient", self.gradient)
+        check_point("start", self.start, 2)
+        check_point("window", self.window, 4)
+        if self.minimum is not None:
+            check_point("minimum", self.minimum, 2)
 
     def shows(self, points: Floats) -> bool:
         """Tell whether all points are within the window."""

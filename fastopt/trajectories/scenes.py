@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from .. import functional
-from ..checks import check_integer, wrong_value
+from ..checks import check_integer, check_name, did_you_mean, wrong_type, wrong_value
 from ..palette import look, rule_look
 from ..schedules import InverseTime
 from .descent import ELEMENTWISE, Track, descend, tracks, tuned
 from .objectives import BEALE, RAVINE, SADDLE, Floats, Objective, bowl
+
+#: What a scene can show, side by side.
+PANELS = ("plane", "space", "loss")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Scene:
         The step at which a track has reached the goal; None if it did not.
     arrows : tuple of Arrow
         Vectors on the plane.
+
+    Raises
+    ------
+    TypeError, ValueError
+        There are no tracks, or they are of different numbers of steps; or a panel is none of the three.
     """
 
     title: str
@@ -70,6 +78,16 @@ class Scene:
     goal: str = "steps to within 1e-3 of the minimum"
     reached: Callable[[Track], int | None] = Track.arrival
     arrows: tuple[Arrow, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tracks, tuple) or not all(isinstance(track, Track) for track in self.tracks):
+            raise wrong_type("tracks", self.tracks, "a tuple of Tracks")
+        if len(steps := {len(track.points) - 1 for track in self.tracks}) != 1:
+            raise wrong_value("tracks", f"tracks of {sorted(steps)} steps", "one or more, all of as many steps")
+        if not isinstance(self.panels, tuple) or not self.panels:
+            raise wrong_type("panels", self.panels, f"a tuple of {', '.join(PANELS)}")
+        for panel in self.panels:
+            check_name("panels", panel, PANELS)
 
     @property
     def steps(self) -> int:
@@ -323,10 +341,12 @@ def _rules(rules: Sequence[str], steps: Any, known: Sequence[str] = ELEMENTWISE,
         There are none, too many, or others than known; or `steps` is no whole number >= 1.
     """
     check_integer("steps", steps, 1)
+    if isinstance(rules, bytes) or not isinstance(rules, Sequence):
+        raise wrong_type("rules", rules, "names of rules")
     names = (rules,) if isinstance(rules, str) else tuple(rules)
     for name in names:
         if name not in known:
-            raise wrong_value("rules", name, f"some of {', '.join(known)}")
+            raise wrong_value("rules", name, f"some of {', '.join(known)}{did_you_mean(name, known)}")
     if not names or (most and len(names) > most):
         raise wrong_value("rules", names, f"{most} of them" if most else "one or more")
     return names
