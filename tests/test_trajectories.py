@@ -145,7 +145,7 @@ SLOPE = trajectories.RAVINE.gradient
     ("call", "error", "message"),
     [
         (lambda: trajectories.ravine(3), TypeError, "rules: found 3 of type int, expected names of rules"),
-        (lambda: trajectories.nag([["momentum"]]), TypeError, r"rules: found \['momentum'\]"),
+        (lambda: trajectories.nag([["momentum"]]), ValueError, r"rules: found \['momentum'\]"),
         (
             lambda: trajectories.descend("sgd", None, (1.0,), [0.1], 3),
             TypeError,
