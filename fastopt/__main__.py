@@ -1,4 +1,4 @@
-"""``python -m fastopt``: the command line."""
+"""Internal. ``python -m fastopt``: the command line."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Checks of single arguments: numbers, whole numbers, flags, names.
+"""Internal. Checks of single arguments: numbers, whole numbers, flags, names.
 
 Every error names the argument, what was found and what would do: ``threads: found 0, expected a whole number >= 1``.
 """

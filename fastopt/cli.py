@@ -1,4 +1,4 @@
-"""The command line: ``fastopt info``, ``bench`` and ``show``; ``python -m fastopt`` is the same."""
+"""Internal. The command line: ``fastopt info``, ``bench`` and ``show``; ``python -m fastopt`` is the same."""
 
 from __future__ import annotations
 

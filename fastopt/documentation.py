@@ -1,4 +1,4 @@
-"""Text about rules, all from the rule table: docstrings, tables, the C header's comments.
+"""Internal. Text about rules, all from the rule table: docstrings, tables, the C header's comments.
 
 It imports the rules only, so that the build can make the C header before the package is there.
 """

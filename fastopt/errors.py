@@ -1,4 +1,4 @@
-"""The errors that are fastopt's own, and the command that mends an installation."""
+"""Internal. fastopt's own errors, and the command that mends an installation."""
 
 import json
 import shlex

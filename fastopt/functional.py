@@ -141,4 +141,4 @@ def __getattr__(name: str) -> Callable[..., None]:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(__all__)

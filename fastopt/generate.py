@@ -1,4 +1,4 @@
-"""Writes the files that are made from the rule table: the stubs, which editors and type checkers read.
+"""Internal. Writes the files that are made from the rule table: the stubs, which editors and type checkers read.
 
 ::
 

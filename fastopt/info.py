@@ -1,4 +1,4 @@
-"""This installation: what it is and chose."""
+"""Internal. Facts of this installation: version, processor, threads, backends."""
 
 from __future__ import annotations
 

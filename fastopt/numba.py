@@ -121,3 +121,7 @@ __all__ = list(_NAMESPACES)
 
 def __getattr__(name: str) -> ModuleType:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the rules are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

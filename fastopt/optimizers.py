@@ -1,4 +1,4 @@
-"""The optimizer classes: parameters and their states, stepped in place."""
+"""Internal. The optimizer classes, which are public as `fastopt.Adam` and so on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours, dashes and markers of every picture: readable on light and dark pages, and told apart by the colour-blind.
+"""Internal. Colours, dashes and markers of every picture, told apart on light and dark pages and by the colour-blind.
 
 Each colour has a contrast of at least 2.9 with white and with a dark page. Each two stay apart in the simulations of
 protanopia, deuteranopia and tritanopia by Machado, Oliveira and Fernandes (2009); a test measures both.

@@ -1,4 +1,4 @@
-"""What the classes for arrays save and load: their state dicts, and single states."""
+"""Internal. Saving and loading of the classes for arrays: their state dicts, and single states."""
 
 from __future__ import annotations
 

@@ -34,6 +34,30 @@ from typing import Any
 from .checks import as_float, check_integer, check_name, check_number, wrong_type, wrong_value
 from .palette import STYLE, load_matplotlib, looks
 
+__all__ = [
+    "SCHEDULES",
+    "Constant",
+    "Cosine",
+    "Demon",
+    "Exponential",
+    "InverseSqrt",
+    "InverseTime",
+    "Join",
+    "Linear",
+    "MultiStep",
+    "OnPlateau",
+    "OneCycle",
+    "Polynomial",
+    "Scale",
+    "Schedule",
+    "Step",
+    "Triangular",
+    "WarmRestarts",
+    "WarmUp",
+    "from_state_dict",
+    "plot",
+]
+
 # What the fields of these names may be: a lowest number, True where it is not allowed itself, True for whole numbers.
 _FIELDS: dict[str, tuple[float, bool, bool]] = {
     **dict.fromkeys(("start", "end", "value", "low", "high", "peak", "lowest"), (-math.inf, False, False)),
@@ -855,3 +879,7 @@ def plot(
     lines = [["step", *values], ["---"] * (1 + len(values))]
     lines += [[str(t), *(f"{line[t - 1]:.4g}" for line in values.values())] for t in shown]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

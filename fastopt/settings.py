@@ -1,4 +1,4 @@
-"""Settings of the process: the number of threads, and what the environment asks for."""
+"""Internal. Settings of the process: the number of threads, and what the environment asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State dicts: schedules in them, torch's form, and flat mappings for files of arrays (``.npz``, safetensors)."""
+"""Internal. State dicts: schedules in them, torch's form, flat mappings for files of arrays (``.npz``, safetensors)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import fastopt
-from fastopt import functional, generate
+from fastopt import generate
 
 FOLDER = Path(fastopt.__file__).parent
 PROGRAMS = Path(__file__).parent / "typed"
@@ -80,10 +80,37 @@ def test_signatures_are_those_at_run_time(name):
             assert parameters_of(method)[skipped:] == signature, f"{called}.{method.name}"
 
 
-def test_completion_shows_what_is_public():
-    assert dir(fastopt) == sorted(fastopt.__all__)
-    assert all(hasattr(fastopt, name) for name in dir(fastopt))
-    assert dir(functional) == sorted(functional.__all__)
+PUBLIC = re.findall(r"``(\w+)``", fastopt.__doc__)
+
+
+@pytest.mark.parametrize("name", ["fastopt", *(f"fastopt.{name}" for name in PUBLIC)])
+def test_completion_shows_what_is_public_and_documented(name):
+    if name == "fastopt.torch":
+        pytest.importorskip("torch")
+    own = importlib.import_module(name)
+    handed_on = {name for name in dir(own.torch.optim) if name[0] != "_"} if name == "fastopt.torch" else set()
+    assert dir(own) == sorted({*own.__all__, *handed_on})
+    sources = "\n".join(file.read_text() for file in FOLDER.rglob("*.py"))
+    for called in own.__all__:
+        public = getattr(own, called)
+        if inspect.isclass(public) or inspect.ismodule(public) or callable(public):
+            assert inspect.getdoc(public), called
+        elif called != "__version__":
+            assert re.search(rf"^#: .+\n(#.*\n)*{called}\b", sources, re.M), called
+
+
+def test_every_schedule_is_public():
+    assert set(fastopt.schedules.SCHEDULES) <= set(fastopt.schedules.__all__)
+
+
+def test_internal_modules_say_so():
+    modules = [file.parent for file in FOLDER.glob("*/__init__.py")]
+    modules += [file for file in FOLDER.glob("*.py") if file.name != "__init__.py"]
+    assert set(PUBLIC) <= {module.stem for module in modules}
+    for module in modules:
+        source = module / "__init__.py" if module.is_dir() else module
+        text = ast.get_docstring(ast.parse(source.read_text()))
+        assert text.startswith("Internal. ") != (module.stem in PUBLIC), f"{module}: {text.splitlines()[0]}"
 
 
 def run_checker(checker, program, folder):

@@ -1,1 +1,1 @@
-"""Arrays of any library: where they are, what they hold, how they are laid out."""
+"""Internal. Arrays of any library: address, layout, dtype."""

@@ -1,4 +1,4 @@
-"""The interface of a backend: the modules in this folder are backends, which `choice` checks against it."""
+"""Internal. The interface of a backend; each room in this folder is one, and `choice` takes one of them."""
 
 from __future__ import annotations
 

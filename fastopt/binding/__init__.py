@@ -1,1 +1,1 @@
-"""Between the faces and the jobs: what a step is bound to, and whether it still is."""
+"""Internal. The binding of arrays to a step: checks, states, norms, and whether the arrays are still in place."""

@@ -1,4 +1,4 @@
-"""The room behind `fastopt.torch`: torch's parameters, their states and state dicts, and a step of them."""
+"""Internal. The room behind `fastopt.torch`: torch's parameters, their states and state dicts, and a step of them."""
 
 import torch
 from torch.autograd.graph import increment_version

@@ -1,1 +1,1 @@
-"""States in files."""
+"""Internal. States in files, and their way through a bounded memory."""

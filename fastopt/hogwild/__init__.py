@@ -6,3 +6,7 @@ from .runner import Run, WorkerDied, run
 from .shared import SharedArrays
 
 __all__ = ["Factorization", "LinearModel", "Run", "SharedArrays", "WorkerDied", "async_adagrad", "run"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,1 +1,1 @@
-"""Jobs: what a backend is told to do, as tables of addresses."""
+"""Internal. Jobs: the work of a backend, as tables of addresses."""

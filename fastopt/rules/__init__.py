@@ -1,4 +1,4 @@
-"""The rule table: every optimizer, stated once."""
+"""Internal. The rule table: every optimizer, stated once. Public are `fastopt.RULES` and `fastopt.Rule`."""
 
 from __future__ import annotations
 

@@ -18,3 +18,7 @@ __all__ = [
     "minibatches",
     "use_average",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

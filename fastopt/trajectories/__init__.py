@@ -52,3 +52,7 @@ __all__ = [
     "tracks",
     "tuned",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
