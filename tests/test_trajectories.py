@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import trajectories
+from fastopt import cli, trajectories
 from fastopt.errors import BackendUnavailable
 from fastopt.palette import rule_look
 from fastopt.trajectories import claims, descent, drawing, objectives, scenes
 
+from .pages import ROOT
 from .pages import page as page_of
 
 OBJECTIVES = [trajectories.BEALE, trajectories.SADDLE, trajectories.RAVINE, scenes.linear_regression()[2]]
@@ -331,6 +332,38 @@ def test_a_window_plays_the_scene(small, monkeypatch):
     monkeypatch.setattr(plt, "show", play)
     trajectories.show(small)
     assert seen == [[1, 1, 1]] and plt.get_fignums() == []
+
+
+def lines_of(picture):
+    """The coloured lines of a picture in SVG, by colour: their points, as shares of the box around all of them."""
+    found = re.findall(r'<path d="(M [^"]*)"[^>]*style="fill: none;[^"]*?stroke: (#\w+); stroke-width: 2.2', picture)
+    lines = {colour: np.array(re.findall(r"[ML] (\S+) (\S+)", path), float) for path, colour in reversed(found)}
+    every = np.concatenate(list(lines.values()))
+    low, high = every.min(axis=0), every.max(axis=0)
+    return {colour: (points - low) / (high - low) for colour, points in lines.items()}
+
+
+def distance(points, others):
+    """The largest distance of a line's points from another line."""
+    shares = np.linspace(0, 1, 50)[:, None, None]
+    dense = (others[:-1] * (1 - shares) + others[1:] * shares).reshape(-1, 2)
+    return max(np.linalg.norm(dense - point, axis=1).min() for point in points)
+
+
+@pytest.mark.parametrize("name", ["beale", "saddle"])
+def test_the_front_page_shows_what_its_commands_draw(name, tmp_path, capsys):
+    needs_matplotlib()
+    picture = f"benchmarks/pictures/{name}.svg"
+    ((shown, command),) = re.findall(rf"\]\(({picture})\)\n\n`fastopt (show .*--save) {picture}`", page_of())
+    cli.main([*command.split(), str(tmp_path / "new.svg")])
+    table = re.findall(r"^\| (\w+) \| [\d.]+ \| ([\w ]+) \|", capsys.readouterr().out, re.M)
+    old, new = (ROOT / shown).read_text(), (tmp_path / "new.svg").read_text()
+    assert re.findall(r">(\w+: [\w ]+)</text>", old) == [f"{rule}: {steps}" for rule, steps in table]
+    old, new = lines_of(old), lines_of(new)
+    assert len(table) == 6 and old.keys() == new.keys() == {rule_look(rule).colour for rule, _ in table}
+    for colour, line in old.items():
+        assert max(distance(line, new[colour]), distance(new[colour], line)) < 3e-3, colour
+        np.testing.assert_allclose(line[[0, -1]], new[colour][[0, -1]], atol=3e-3)
 
 
 def test_the_same_rule_has_the_same_colour_in_every_picture():
