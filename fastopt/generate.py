@@ -78,7 +78,7 @@ def _written(function: Any, indent: str = "") -> str:
     )
 
 
-def package_stub() -> str:
+def _package_stub() -> str:
     """The text of fastopt/__init__.pyi."""
     source = ast.parse((FOLDER / "__init__.py").read_text())
     names = [name for name in _public() if name not in optimizers.CLASSES]
@@ -103,7 +103,7 @@ def _public() -> list[str]:
     return sorted(fastopt.__all__)
 
 
-def functional_stub() -> str:
+def _functional_stub() -> str:
     """The text of fastopt/functional.pyi."""
     text = _HEAD.format(inspect.getdoc(functional)) + "from collections.abc import Sequence\n"
     text += "from typing import SupportsIndex\n\n" + _TYPES.format("Array, Gradient, Number, Numbers")
@@ -120,7 +120,7 @@ def functional_stub() -> str:
     return text
 
 
-def torch_stub() -> str:
+def _torch_stub() -> str:
     """The text of fastopt/torch.pyi, whose signatures are those of the installed PyTorch."""
     import torch
 
@@ -155,7 +155,7 @@ def _base(cls: type) -> Iterator[str]:
 
 
 #: What is written, by its path.
-STUBS = {"__init__.pyi": package_stub, "functional.pyi": functional_stub, "torch.pyi": torch_stub}
+STUBS = {"__init__.pyi": _package_stub, "functional.pyi": _functional_stub, "torch.pyi": _torch_stub}
 _BEGIN, _END = "<!-- rules -->\n", "\n<!-- end of rules -->"
 
 

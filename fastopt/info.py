@@ -12,7 +12,7 @@ from ._version import __version__
 from .backends.choice import available_backends, get_backend, load_backend
 
 
-def cpu_name() -> str:
+def _cpu_name() -> str:
     """The processor's name."""
     try:
         with open("/proc/cpuinfo") as file:
@@ -29,7 +29,7 @@ def configuration() -> dict[str, str]:
     backends = available_backends()
     lines = {
         "fastopt": f"{__version__}, Python {platform.python_version()}, {platform.platform()}",
-        "processor": f"{cpu_name()}, {settings.cpus()} CPUs for this process",
+        "processor": f"{_cpu_name()}, {settings.cpus()} CPUs for this process",
         "threads": str(settings.get_num_threads()),
     }
     if backends["native"] == "available":

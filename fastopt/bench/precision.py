@@ -50,7 +50,7 @@ LR = 1e-3
 _SIZES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": BLOCK_BYTES / QUANT_BLOCK}
 
 
-def bytes_moved(parameter: float, state: float) -> float:
+def _bytes_moved(parameter: float, state: float) -> float:
     """Bytes read and written for each parameter: it and its two states are both, its gradient is read."""
     return 3 * parameter + 4 * state
 
@@ -91,11 +91,11 @@ class Measure:
         calls |= Ceiling(4 * size, 4).calls(4, self.threads)
         times = interleaved(calls, self.repeats, budget - (perf_counter() - began))
         fastest = take_ceiling(times)
-        moved = bytes_moved(width, state)
+        moved = _bytes_moved(width, state)
         row = row_of(name, times, moved * size, fastest, elements=size, who="native" if name in CASES else "peer")
-        row |= {"each": moved, "most": bytes_moved(4, 4) / moved}
+        row |= {"each": moved, "most": _bytes_moved(4, 4) / moved}
         if fastest:
-            row["ceiling_gbs"] = bytes_moved(4, 4) * size / quartiles(fastest).mid / 1e9
+            row["ceiling_gbs"] = _bytes_moved(4, 4) * size / quartiles(fastest).mid / 1e9
         return row | (self._in_cache(name) if name in CASES else {})
 
     def _peer(self, name: str, size: int) -> Call:

@@ -40,7 +40,7 @@ def _place_of(grads: Sequence[Array | RowSparse]) -> Place:
     return next((grad.values.place if isinstance(grad, RowSparse) else grad.place for grad in grads), CPU)
 
 
-def tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list[Gradients | RowSparse]:
+def _tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list[Gradients | RowSparse]:
     """Gradients as `norm_of` takes them."""
     dense = [(grad, name) for grad, name in zip(grads, names, strict=True) if isinstance(grad, Array)]
     tables: list[Gradients | RowSparse] = [grad for grad in grads if isinstance(grad, RowSparse)]
@@ -67,7 +67,7 @@ def norm_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums, thread
         return math.inf
 
 
-def all_finite(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> bool:
+def _all_finite(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> bool:
     """Whether all gradients are finite, and their squares too."""
     dense: list[Gradients] = []
     for table in tables:
@@ -92,9 +92,9 @@ def scale_of(
         finite = math.isfinite(norm)
         with ieee_arithmetic():
             norm *= abs(scale)
-            scale *= clip_factor(norm, limit)
+            scale *= _clip_factor(norm, limit)
     elif skip_nonfinite:
-        finite = all_finite(tables, backend, threads)
+        finite = _all_finite(tables, backend, threads)
     return scale, norm, skip_nonfinite and not finite
 
 
@@ -122,7 +122,7 @@ def check_max_norm(max_norm: Any) -> float:
     return math.inf if as_float(max_norm) == math.inf else check_number("max_norm", max_norm, 0)
 
 
-def clip_factor(norm: float, limit: float) -> float:
+def _clip_factor(norm: float, limit: float) -> float:
     """What gradients of that norm are multiplied by, so that their norm is at most `limit`."""
     factor = limit / (norm + EPS)
     return factor if factor < 1 or math.isnan(factor) else 1.0
@@ -149,7 +149,7 @@ def global_norm(grads: Any, *, backend: str | None = None, threads: int | None =
     """
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
     gradients, names = _gradients(grads)
-    return norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
+    return norm_of(_tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
 
 
 def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, threads: int | None = None) -> float:
@@ -183,8 +183,8 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
     check_distinct(arrays, names, "scaled in place")
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
     chosen = choose_backend(backend, _place_of(gradients))
-    norm = norm_of(tables_of(gradients, names), chosen, limit)
-    factor = clip_factor(norm, most)
+    norm = norm_of(_tables_of(gradients, names), chosen, limit)
+    factor = _clip_factor(norm, most)
     if factor != 1:
         for array in arrays:
             chosen.scale(array, factor)

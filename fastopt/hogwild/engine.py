@@ -140,7 +140,7 @@ def _apply_adagrad(p, state, i, g, c):
 
 
 @dataclass(frozen=True)
-class Form:
+class _Form:
     """How a rule updates an element of a table: ``apply(p, state, i, g, c)``, in place; `state` is any array where the
     rule has none."""
 
@@ -157,9 +157,9 @@ class Form:
 #: Only these: their one state is a sum, so that workers' contributions to it add up; an average that each lets decay on
 #: its own is no one's average.
 RULES = {
-    "sgd": Form(rules.RULES["sgd"], _fold_sgd, _apply_sgd),
-    "adagrad": Form(rules.RULES["adagrad"], _fold_adagrad, _apply_adagrad),
-    "async_adagrad": Form(rules.RULES["adagrad"], _fold_adagrad, async_adagrad.py_func),
+    "sgd": _Form(rules.RULES["sgd"], _fold_sgd, _apply_sgd),
+    "adagrad": _Form(rules.RULES["adagrad"], _fold_adagrad, _apply_adagrad),
+    "async_adagrad": _Form(rules.RULES["adagrad"], _fold_adagrad, async_adagrad.py_func),
 }
 
 

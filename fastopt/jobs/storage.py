@@ -81,11 +81,11 @@ class StorageOptions:
         seed = check_integer("seed", options["seed"], 0, 2**64 - 1, "a whole number >= 0, below 2**64")
         first = options["first_element"]
         first = check_integer("first_element", first, 0, 2**62 - 1, "a whole number >= 0, below 2**62")
-        return cls(storage_dtype(options["state_dtype"]), rounding, seed, first, decay)
+        return cls(_storage_dtype(options["state_dtype"]), rounding, seed, first, decay)
 
     def of_group(self, group: Mapping[str, Any]) -> StorageOptions:
         """Copy the options for a group that has a ``state_dtype`` of its own."""
-        return replace(self, state_dtype=storage_dtype(group["state_dtype"])) if "state_dtype" in group else self
+        return replace(self, state_dtype=_storage_dtype(group["state_dtype"])) if "state_dtype" in group else self
 
     def elements(self, sizes: Sequence[int]) -> list[int]:
         """The number of the first element of each of an optimizer's parameters."""
@@ -137,7 +137,7 @@ class StorageOptions:
         return states
 
 
-def storage_dtype(value: Any) -> np.dtype | None:
+def _storage_dtype(value: Any) -> np.dtype | None:
     """The dtype that is meant by a name or by a dtype of NumPy, ml_dtypes or torch; that of bytes for "8bit"."""
     if value is None:
         return None

@@ -81,14 +81,14 @@ def check_written(found: Sequence[Leaf], purpose: str) -> None:
         check_writable(leaf.array, leaf.name, purpose)
 
 
-def kept_dtype(array: Array) -> np.dtype:
+def _kept_dtype(array: Array) -> np.dtype:
     """The dtype of a copy: float32 of 16-bit floats, which loses no bit, the array's own elsewhere."""
     return compute_dtype(array.dtype) if array.dtype == BFLOAT16 or array.dtype.kind == "f" else array.dtype
 
 
 def copy_of(array: Array) -> np.ndarray:
     """A copy of an array's elements on the CPU."""
-    if kept_dtype(array) != array.dtype:
+    if _kept_dtype(array) != array.dtype:
         return floats_of(array)
     return np.array(to_host(array), order="C")
 
@@ -137,8 +137,8 @@ def check_fit(found: Sequence[Leaf], copies: Mapping[str, np.ndarray], where: st
     for key, name, array in found:
         if copies[key].shape != array.shape:
             raise ValueError(f"{where}[{key!r}]: found shape {copies[key].shape}, expected {array.shape} as {name} has")
-        if copies[key].dtype != kept_dtype(array):
+        if copies[key].dtype != _kept_dtype(array):
             raise TypeError(
-                f"{where}[{key!r}]: found dtype {copies[key].dtype}, expected {kept_dtype(array)}, as {name} is "
+                f"{where}[{key!r}]: found dtype {copies[key].dtype}, expected {_kept_dtype(array)}, as {name} is "
                 f"{dtype_name(array.dtype)}"
             )

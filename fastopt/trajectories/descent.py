@@ -61,10 +61,10 @@ class Track:
         if self.minimum is None:
             return None
         away = self.points - self.minimum
-        return settled(np.hypot(away[:, 0], away[:, 1]) <= within)
+        return _settled(np.hypot(away[:, 0], away[:, 1]) <= within)
 
 
-def settled(inside: np.ndarray) -> int | None:
+def _settled(inside: np.ndarray) -> int | None:
     """The first index from which on all are true; None if the last is not."""
     if not inside[-1]:
         return None

@@ -48,7 +48,7 @@ _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
-class Exported(NamedTuple):
+class _Exported(NamedTuple):
     """The fields of a capsule's DLTensor."""
 
     capsule: Any  # which keeps the memory
@@ -59,7 +59,7 @@ class Exported(NamedTuple):
     read_only: bool  # as far as it tells
 
 
-def export(x: Any) -> Exported:
+def export(x: Any) -> _Exported:
     """Asks an array on the CPU for its capsule, and reads that.
 
     Raises
@@ -97,7 +97,7 @@ def export(x: Any) -> Exported:
     if min(shape, default=0) < 0 or max(address, reach) >= 2**62 or (size and not tensor.data):
         raise ValueError(f"its capsule tells of shape {shape} and strides {strides} at address {tensor.data}")
     dtype = kind if kind == "bool" else f"{kind}{tensor.bits}"
-    return Exported(capsule, address, dtype, shape, strides, read_only)
+    return _Exported(capsule, address, dtype, shape, strides, read_only)
 
 
 #: Arrays of libraries whose capsules do not say that nothing may change them.

@@ -216,7 +216,7 @@ def watch(arrays: Sequence[np.ndarray]) -> Callable[[], int] | None:
 
     The arrays must live for as long as it is called.
     """
-    if not can_read_arrays():
+    if not _can_read_arrays():
         return None
     where = np.array([id(array) + _FLAGS for array in arrays], np.uintp)
     return partial(lib.all_have, len(where), ffi.from_buffer("int32_t *[]", where), _WRITEABLE)
@@ -229,7 +229,7 @@ _rooms: list[tuple[int, Any, Any]] = []
 def read_arrays(
     arrays: tuple[Any, ...], _read: Any = lib.read_arrays, _type: int = id(np.ndarray)
 ) -> tuple[bytes, bytes] | None:
-    """The layouts of NumPy arrays, and their addresses, in a tenth of the time of asking each: see `can_read_arrays`.
+    """The layouts of NumPy arrays, and their addresses, in a tenth of the time of asking each: see `_can_read_arrays`.
 
     Layouts are equal where dtypes, shapes, strides, alignment and being writable are. None among the arrays stands for
     itself; for subclasses and other objects there is no answer.
@@ -255,11 +255,11 @@ def _room(most: int) -> tuple[int, Any, Any]:
 
 def array_reader() -> Callable[[Any], Look | None] | None:
     """Return what reads layouts and addresses of NumPy arrays; None where each is to be asked."""
-    return read_arrays if can_read_arrays() else None
+    return read_arrays if _can_read_arrays() else None
 
 
 @cache
-def can_read_arrays() -> bool:
+def _can_read_arrays() -> bool:
     """Tell whether the fields of NumPy's array objects are where the C code reads them."""
     if sys.implementation.name != "cpython" or np.ndarray.__basicsize__ < _FLAGS + 4:
         return False

@@ -79,7 +79,7 @@ def load_tuple(typing, address, like):
         def load_from(pointer, kind, first):
             if not isinstance(kind, types.UniTuple):
                 return builder.load(builder.gep(pointer, [word(first)]))
-            per = len(kind) and flat_count(kind.dtype)
+            per = len(kind) and _flat_count(kind.dtype)
             parts = [load_from(pointer, kind.dtype, first + k * per) for k in range(len(kind))]
             return context.make_tuple(builder, kind, parts)
 
@@ -107,6 +107,6 @@ def varying(typing, number, other):
     return number(number, number), codegen
 
 
-def flat_count(kind):
+def _flat_count(kind):
     """Count the elements of a type of nested tuples."""
-    return len(kind) * flat_count(kind.dtype) if isinstance(kind, types.UniTuple) else 1
+    return len(kind) * _flat_count(kind.dtype) if isinstance(kind, types.UniTuple) else 1
