@@ -31,7 +31,7 @@ _SIZES = sorted([10**k for k in range(2, 10)] + [3 * 10**k for k in range(2, 9)]
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _PICTURES = (".gif", ".html", ".mp4", ".png", ".svg")  # what `fastopt show` saves
 _SCENES = ("beale", "saddle", "ravine", "fluctuation", "nag", "loss", "claims")
-_WORKLOADS = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory", "curriculum")
+_WORKLOADS = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory", "curriculum", "overview")
 
 
 def _count(text: str) -> int:

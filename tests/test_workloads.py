@@ -1,12 +1,16 @@
 """The workloads of benchmarks/, as a user calls them, on little data."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fastopt.rules import RULES
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "workloads"
 TINY = ("--size", 0.1, "--epochs", 4, "--workers", 1, 2)
@@ -144,6 +148,34 @@ def test_curriculum(tmp_path):
     for cells in table.values():
         assert float(cells[0].rstrip("%")) > 50
     assert_picture(picture)
+
+
+@pytest.mark.slow
+def test_overview(tmp_path):
+    picture = tmp_path / "losses.svg"
+    packages = ("rich", "sklearn", "matplotlib", "threadpoolctl")
+    printed = run("overview", "--epochs", 6, "--plot", picture, cache=tmp_path, packages=packages)
+    table = {row[0]: row[1:] for row in rows(printed, "Handwritten digits")}
+    assert list(table) == list(RULES)
+    for lr, right, loss, best, epochs, microseconds in table.values():
+        assert float(lr) > 0 and float(microseconds) > 0
+        assert float(right.rstrip("%")) > 50 and float(loss) < 2
+        assert 1 <= int(best) <= int(epochs) <= 6
+    assert max(float(row[1].rstrip("%")) for row in table.values()) > 95
+    assert_picture(picture)
+
+
+def test_the_gradient_of_the_overview_is_checked(monkeypatch):
+    for package in ("rich", "sklearn", "threadpoolctl"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.syspath_prepend(FOLDER)
+    overview = importlib.import_module("overview")
+    digits = overview.Digits.load()
+    assert overview.check(digits).startswith("gradient right")
+    backward = overview.Network.backward
+    monkeypatch.setattr(overview.Network, "backward", lambda *given: {**backward(*given), "offset": np.ones(10)})
+    with pytest.raises(SystemExit, match=r"gradient NOT right.*params\['offset'\]"):
+        overview.check(digits)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import platform
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
@@ -37,7 +37,7 @@ try:
     from fastopt.cli import picture
     from fastopt.hogwild import Run
     from fastopt.info import configuration
-    from fastopt.palette import COLOURS, STYLE
+    from fastopt.palette import COLOURS, STYLE, Look
 except ModuleNotFoundError as missing:
     explain(missing)
 
@@ -219,12 +219,13 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], capt
 
 @dataclass
 class Panel:
-    """One pair of axes: curves by label, each of x and y."""
+    """One pair of axes: curves by label, each of x and y; looks of their own, by label, where they have any."""
 
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float] | np.ndarray]]
+    curves: Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]]
     xlabel: str
     ylabel: str
     yscale: str = "linear"
+    looks: Mapping[str, Look] = field(default_factory=dict)
 
 
 def draw(path: Path, title: str, *panels: Panel) -> None:
@@ -237,10 +238,14 @@ def draw(path: Path, title: str, *panels: Panel) -> None:
         for k, panel in enumerate(panels, 1):
             axes = figure.add_subplot(1, len(panels), k, xlabel=panel.xlabel, ylabel=panel.ylabel, yscale=panel.yscale)
             axes.yaxis.set_major_formatter("{x:g}")
-            for (label, (x, y)), colour, style in zip(panel.curves.items(), COLOURS, _STYLES, strict=False):
+            for j, (label, (x, y)) in enumerate(panel.curves.items()):
+                own = panel.looks.get(label)
+                colour, style = (own.colour, own.dashes) if own else (COLOURS[j % len(COLOURS)], _STYLES[j])
                 axes.plot(x, y, color=colour, linestyle=style, linewidth=2, label=label)
             axes.grid(alpha=0.25)
-            if k == 1 or panel.curves.keys() != panels[0].curves.keys():
+            if len(panel.curves) > len(_STYLES):
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside left upper", fontsize=8)
+            elif k == 1 or panel.curves.keys() != panels[0].curves.keys():
                 axes.legend()
         figure.suptitle(title)
         figure.supxlabel(f"Measured on {configuration()['processor']}", fontsize=9)
