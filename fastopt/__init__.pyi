@@ -34,17 +34,13 @@ class SGD(Optimizer):
         p -= lr*g
 
     With ``momentum=0.9``: Gradient descent with momentum: a step against a decaying sum of the
-    gradients.
-
-    ::
+    gradients::
 
         b = momentum*b + (1 - dampening)*g, the first step b = g
         p -= lr*b
 
     With ``momentum=0.9, nesterov=True``: Nesterov's accelerated gradient: momentum, with the
-    gradient at the point ahead.
-
-    ::
+    gradient at the point ahead::
 
         b = momentum*b + (1 - dampening)*g, the first step b = g
         p -= lr*(g + momentum*b)
@@ -72,24 +68,18 @@ class SGD(Optimizer):
         The gradient enters the velocity times 1 - dampening, from the second step on.
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
     nesterov : bool, default False
         Chooses the rule, as above.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: none; ``momentum_buffer`` with ``momentum=0.9``;
-        ``momentum_buffer`` with ``momentum=0.9, nesterov=True``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer`` with ``momentum=0.9`` or with ``momentum=0.9,
+        nesterov=True``.
 
     Raises
     ------
@@ -156,21 +146,15 @@ class Momentum(Optimizer):
         The gradient enters the velocity times 1 - dampening, from the second step on.
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``momentum_buffer``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
 
     Raises
     ------
@@ -237,21 +221,15 @@ class NAG(Optimizer):
         The gradient enters the velocity times 1 - dampening, from the second step on.
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``momentum_buffer``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
 
     Raises
     ------
@@ -313,21 +291,15 @@ class QHM(Optimizer):
         Decay rate of the gradient's average (beta in the paper). A number in [0, 1).
     nu : float or callable, default 0.7
         Weight of the average against the gradient. A number in [0, 1].
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``momentum_buffer``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
 
     Raises
     ------
@@ -389,21 +361,15 @@ class AggMo(Optimizer):
         Learning rate. A finite number >= 0.
     betas : sequence of float or callable, default (0.0, 0.9, 0.99)
         Decay rates of the K velocities. Each a number in [0, 1).
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``momentum_buffer`` (of shape (number of betas, ...)).
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer`` (of shape (number of betas, ...)).
 
     Raises
     ------
@@ -467,21 +433,15 @@ class Adagrad(Optimizer):
         Added to the denominator. A finite number >= 0.
     eps_root : float or callable, default 0.0
         Added under the square root. A finite number >= 0.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``sum``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``sum``.
 
     Raises
     ------
@@ -550,21 +510,15 @@ class RowwiseAdagrad(Optimizer):
         Added to the denominator. A finite number >= 0.
     eps_root : float or callable, default 0.0
         Added under the square root. A finite number >= 0.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``sum`` (an element a row).
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``sum`` (an element a row).
 
     Raises
     ------
@@ -630,21 +584,15 @@ class Adadelta(Optimizer):
         Decay rate of both averages. A number in [0, 1].
     eps : float or callable, default 1e-06
         Added under both square roots. A finite number >= 0.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``square_avg``, ``acc_delta``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``square_avg``, ``acc_delta``.
 
     Raises
     ------
@@ -690,24 +638,18 @@ class RMSprop(Optimizer):
         s = alpha*s + (1 - alpha)*g^2
         p -= lr*g/(sqrt(s + eps_root) + eps)
 
-    With ``momentum=0.9``: RMSprop with momentum: a decaying sum of its steps.
-
-    ::
+    With ``momentum=0.9``: RMSprop with momentum: a decaying sum of its steps::
 
         s = alpha*s + (1 - alpha)*g^2
         b = momentum*b + g/(sqrt(s + eps_root) + eps)
         p -= lr*b
 
-    With ``centered=True``: RMSprop with the gradient's variance in place of its mean square.
-
-    ::
+    With ``centered=True``: RMSprop with the gradient's variance in place of its mean square::
 
         as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
 
     With ``momentum=0.9, centered=True``: Centered RMSprop with momentum: a decaying sum of its
-    steps.
-
-    ::
+    steps::
 
         as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
 
@@ -741,23 +683,17 @@ class RMSprop(Optimizer):
         Decay rate of the velocity. A finite number >= 0.
     lr_inside : bool, default False
         The velocity accumulates steps, lr and all (differs once lr changes).
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
     centered : bool, default False
         Chooses the rule, as above.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``square_avg``; ``square_avg``, ``momentum_buffer`` with
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``square_avg``; ``square_avg``, ``momentum_buffer`` with
         ``momentum=0.9``; ``square_avg``, ``grad_avg`` with ``centered=True``; ``square_avg``,
         ``momentum_buffer``, ``grad_avg`` with ``momentum=0.9, centered=True``.
 
@@ -835,21 +771,15 @@ class FTRL(Optimizer):
         L1 penalty, which makes parameters exactly 0. A finite number >= 0.
     l2 : float or callable, default 0.0
         L2 penalty, on the parameter that the sums lead to. A finite number >= 0.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``accumulator``, ``linear``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``accumulator``, ``linear``.
 
     Raises
     ------
@@ -900,9 +830,7 @@ class Adam(Optimizer):
         p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
 
     With ``amsgrad=True``: Adam with the largest average of squares so far, so that no element's
-    rate grows again.
-
-    ::
+    rate grows again::
 
         as adam, with x = max(x, v) in place of v
 
@@ -937,23 +865,17 @@ class Adam(Optimizer):
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
     max_corrected : bool, default False
         Take the maximum over v^, not over v, which is then corrected.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
     amsgrad : bool, default False
         Chooses the rule, as above.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
         ``max_exp_avg_sq`` with ``amsgrad=True``.
 
     Raises
@@ -1004,9 +926,7 @@ class AMSGrad(Optimizer):
 
         as adam, with x = max(x, v) in place of v
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1042,21 +962,15 @@ class AMSGrad(Optimizer):
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
     max_corrected : bool, default False
         Take the maximum over v^, not over v, which is then corrected.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
 
     Raises
     ------
@@ -1105,23 +1019,17 @@ class AdamW(Optimizer):
 
         p -= lr*weight_decay*p, then as adam
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
         p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
 
-    With ``amsgrad=True``: AMSGrad with decoupled weight decay.
-
-    ::
+    With ``amsgrad=True``: AMSGrad with decoupled weight decay::
 
         p -= lr*weight_decay*p, then as amsgrad
 
-    and amsgrad is
-
-    ::
+    and amsgrad is::
 
         as adam, with x = max(x, v) in place of v
 
@@ -1157,19 +1065,17 @@ class AdamW(Optimizer):
         Take the maximum over v^, not over v, which is then corrected.
     weight_decay : float or callable, default 0.01
         Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
     amsgrad : bool, default False
         Chooses the rule, as above.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``maximize``, ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``,
+        ``backend``, ``threads``, ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which
+        has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
         ``max_exp_avg_sq`` with ``amsgrad=True``.
 
     Raises
@@ -1243,21 +1149,15 @@ class Adamax(Optimizer):
         Added to |g| in the maximum. A finite number >= 0.
     eps_outside : bool, default False
         Add eps to the maximum instead.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_inf``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_inf``.
 
     Raises
     ------
@@ -1305,9 +1205,7 @@ class NAdam(Optimizer):
         mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2)
         p -= lr*(mu_{t+1}*m/(1 - prod mu_{<=t+1}) + (1 - mu_t)*g/(1 - prod mu_{<=t}))/(sqrt(v^) + eps)
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1335,21 +1233,15 @@ class NAdam(Optimizer):
     momentum_decay : float or callable or None, default 0.004
         Psi; infinity: a constant momentum, beta1; None: the same in Ruder's form. A finite number
         >= 0, infinity.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step`` and ``mu_product``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, ``mu_product``, and arrays: ``exp_avg``, ``exp_avg_sq``.
 
     Raises
     ------
@@ -1395,9 +1287,7 @@ class QHAdam(Optimizer):
 
         as adam, with (1 - nu1)*g + nu1*m^ in place of m^ and (1 - nu2)*g^2 + nu2*v^ in place of v^
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1424,21 +1314,15 @@ class QHAdam(Optimizer):
     nus : pair of float or callable, default (1.0, 1.0)
         Weight of the average against the gradient; weight of the average against the squared
         gradient. Each a number in [0, 1].
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
 
     Raises
     ------
@@ -1486,9 +1370,7 @@ class AdaBound(Optimizer):
         r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
         p -= r*m
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1516,21 +1398,15 @@ class AdaBound(Optimizer):
         How fast the bounds close. A finite number > 0.
     base_lr : float or callable or None, default None
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
 
     Raises
     ------
@@ -1578,17 +1454,13 @@ class AMSBound(Optimizer):
 
         as adabound, with x = max(x, v) in place of v
 
-    and adabound is
-
-    ::
+    and adabound is::
 
         m, v as adam
         r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
         p -= r*m
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1616,21 +1488,15 @@ class AMSBound(Optimizer):
         How fast the bounds close. A finite number > 0.
     base_lr : float or callable or None, default None
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
-    weight_decay : float or callable, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float or callable, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``, ``state_dir``, ``state_memory``: `fastopt.Optimizer` has these, and the
-        methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
+        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
 
     Raises
     ------

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .rules import REQUIRED, RULES, Hyper, Rule, prologue
+from .rules import COMMON, REQUIRED, RULES, Hyper, Rule, prologue
 
 if TYPE_CHECKING:
     from .binding.options import Arguments
@@ -55,12 +55,12 @@ def _assignments(rule: Rule) -> list[str]:
 
 
 def _formulas(rule: Rule, told: set[str]) -> list[str]:
-    """The update of an element, and those of the rules that it refers to and that are not `told` yet."""
+    """Render the update of an element, and those of the rules that it refers to and that are not `told` yet."""
     told.add(rule.name)
-    lines = ["", "::", "", *_assignments(rule)]
+    lines = ["", *_assignments(rule)]
     for name in re.findall(r"\bas (\w+)", rule.formula):
         if name not in told:
-            lines += ["", f"and {name} is", *_formulas(RULES[name], told)]
+            lines += ["", f"and {name} is::", *_formulas(RULES[name], told)]
     return lines
 
 
@@ -73,12 +73,16 @@ def _notes(rules: list[Rule]) -> list[str]:
     return [*lines, "", *wrapped(f"Source: {'; '.join(sources)}.")]
 
 
-def _states(rule: Rule) -> str:
-    """The state arrays, with their shapes where these are not the parameter's."""
-    shape = (
+def _shape(rule: Rule) -> str:
+    """Render the shape of the states where it is not the parameter's."""
+    return (
         " (an element a row)" if rule.by_row else f" (of shape (number of {rule.vector}, ...))" if rule.vector else ""
     )
-    return ", ".join(f"``{name}``" for name in rule.states) + shape if rule.states else "none"
+
+
+def _states(rule: Rule) -> str:
+    """List the state arrays."""
+    return ", ".join(f"``{name}``" for name in rule.states) + _shape(rule) if rule.states else "none"
 
 
 def _kind(hypers: list[Hyper], default: Any, schedules: bool) -> str:
@@ -123,6 +127,15 @@ def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
 # ---- classes ----
 
 
+def _states_of(rules: list[Rule], given: list[str]) -> str:
+    """List the state arrays of a class: the first rule's, and those of others with the arguments that choose them."""
+    texts = {_states(rules[0]): [""]}
+    for rule, chosen in zip(rules[1:], given[1:], strict=True):
+        texts.setdefault(_states(rule), []).append(f" with ``{chosen}``")
+    found = [states + " or".join(chosen) for states, chosen in texts.items() if states != "none"]
+    return "; ".join(found) or "none"
+
+
 def choices(arguments: Arguments) -> dict[str, str]:
     """The rules that a class stands for, the default first, with the arguments that choose them."""
     return {
@@ -137,17 +150,16 @@ def _class(
     """The docstring of a class."""
     chosen = choices(arguments)
     rules = [RULES[name] for name in chosen]
-    lines, told, states = [], set[str](), []
+    lines, told = [], set[str]()
     for rule, given in zip(rules, chosen.values(), strict=True):
         summary = _sentence(rule.summary)
-        lines += ["", *wrapped(f"With ``{given}``: {summary}")] if given else wrapped(summary)
+        lines += ["", *wrapped(f"With ``{given}``: {summary[:-1]}::")] if given else [*wrapped(summary), "", "::"]
         lines += _formulas(rule, told)
-        states.append(_states(rule) + (f" with ``{given}``" if given else ""))
     lines += ["", *wrapped(before), *_notes(rules)]
     lines += _section("Parameters", parameters)
     counters = dict.fromkeys(["step", *(scalar for rule in rules for scalar in rule.scalars)])
-    text = f"Of each: {' and '.join(f'``{name}``' for name in counters)}, and arrays: {'; '.join(states)}."
-    lines += _section("Attributes", _entry("state", "a mapping for each parameter", text))
+    text = f"{', '.join(f'``{name}``' for name in counters)}, and arrays: {_states_of(rules, list(chosen.values()))}."
+    lines += _section("Attributes", _entry("state", "sequence of mappings, one for each parameter", text))
     lines += _section("Raises", (*_INVALID, *raised))
     lines += _section("Examples", example)
     return "\n".join(lines)
@@ -161,10 +173,16 @@ def _hypers(arguments: Arguments, defaults: Mapping[str, Any], schedules: bool) 
         yield from _entry(name, _kind(own, default, schedules), _meaning(own))
 
 
+def _common(arguments: Arguments, names: Iterable[str]) -> list[str]:
+    """List those arguments that a class has as every other; the one decay of AdamW or Lion is its own."""
+    own = ("weight_decay",) if arguments.decoupled else ()
+    return [name for name in COMMON if name in names and name not in own]
+
+
 def _shared(names: Iterable[str], where: str) -> list[str]:
-    """The line for the arguments that all classes have, which are documented once."""
-    text = f"{', '.join(f'``{name}``' for name in names)}: `{where}` has these, and the methods."
-    return _entry("more", "optional, by keyword", text)
+    """Render the entry for the arguments that all classes have, which are documented once."""
+    text = f"{', '.join(f'``{name}``' for name in names)}: see `{where}`, which has the methods too."
+    return _entry("more", "as every class, by keyword", text)
 
 
 def _example(arguments: Arguments, defaults: Mapping[str, Any]) -> str:
@@ -189,10 +207,11 @@ def class_text(arguments: Arguments, shared: Iterable[str]) -> str:
         before += "."
     else:
         before += ", + weight_decay*p; then p *= 1 - lr*decoupled_weight_decay; then comes the above."
+    common = _common(arguments, arguments.defaults)
     parameters = [
         *_entry("params", "array, sequence, mapping, or list of group dicts", "Arrays that are updated in place."),
-        *_hypers(arguments, arguments.defaults, schedules=True),
-        *_shared(shared, "fastopt.Optimizer"),
+        *_hypers(arguments, {k: v for k, v in arguments.defaults.items() if k not in common}, schedules=True),
+        *_shared([*common, *shared], "fastopt.Optimizer"),
     ]
     example = [
         ">>> import numpy as np, fastopt",
@@ -205,9 +224,7 @@ def class_text(arguments: Arguments, shared: Iterable[str]) -> str:
     return _class(arguments, before, parameters, (), example)
 
 
-def torch_text(
-    arguments: Arguments, defaults: Mapping[str, Any], more: Mapping[str, str], shared: Iterable[str]
-) -> str:
+def torch_text(arguments: Arguments, defaults: Mapping[str, Any], shared: Iterable[str]) -> str:
     """The docstring of a class for torch.
 
     Parameters
@@ -215,9 +232,7 @@ def torch_text(
     arguments : Arguments
         The class's.
     defaults : mapping
-        The arguments after ``params``, in their order.
-    more : mapping of str to str
-        What those of them mean that are no hyper-parameters.
+        The arguments of its own after ``params``, in their order.
     shared : iterable of str
         The other arguments, which `fastopt.torch.Optimizer` documents.
     """
@@ -231,11 +246,8 @@ def torch_text(
         )
     kind = "iterable of tensors, of (name, tensor) pairs, or of group dicts"
     parameters = _entry("params", kind, "Tensors that are updated in place.")
-    for name, default in defaults.items():
-        if name in more:
-            parameters += _entry(name, f"bool, default {default!r}", _sentence(more[name]))
-        else:
-            parameters += _hypers(arguments, {name: default}, schedules=False)
+    common = _common(arguments, defaults)
+    parameters += _hypers(arguments, {k: v for k, v in defaults.items() if k not in common}, schedules=False)
     raised = ("BackendUnavailable", "    A tensor is on a device for which there is no backend.")
     example = [
         ">>> import torch",
@@ -247,7 +259,9 @@ def torch_text(
         ">>> [round(x, 6) for x in p.tolist()]",
         _example(arguments, defaults),
     ]
-    return _class(arguments, before, [*parameters, *_shared(shared, "fastopt.torch.Optimizer")], raised, example)
+    return _class(
+        arguments, before, [*parameters, *_shared([*common, *shared], "fastopt.torch.Optimizer")], raised, example
+    )
 
 
 # ---- functions ----
@@ -255,34 +269,36 @@ def torch_text(
 
 def function_text(rule: Rule) -> str:
     """The docstring of a rule's functional form."""
-    lines = [f"One step of {rule.name}, in place.", "", *wrapped(_sentence(rule.summary)), *_formulas(rule, set())]
+    lines = [f"One step of {rule.name}, in place.", "", *wrapped(_sentence(rule.summary)), "", "::"]
+    lines += _formulas(rule, set())
     decays = ", + weight_decay*p; then p *= 1 - lr*decoupled_weight_decay; then comes the above"
     decays = decays if rule.decoupled is None else ""
     lines += ["", *wrapped(f"Here g is grad_scale*grad, its sign flipped by ``maximize``{decays}."), *_notes([rule])]
     parameters = _entry("param, grad", "array, or list of arrays", "The parameter, which is updated, and its gradient.")
     if rule.states:
         begins = [f", {state} at the class's {rule.initial[state]}" for state in rule.states if state in rule.initial]
-        text = f"Updated too: {_states(rule)}. States begin at zero{''.join(begins)}."
+        text = f"States, which are updated too{_shape(rule)}. They begin at zero{''.join(begins)}."
         parameters += _entry(", ".join(rule.states), "array, or list of arrays", text)
     parameters += _entry("step", "int", "The 1-based number of this step.")
     for name, hyper in rule.hyper.items():
-        if name not in rule.initial.values():
+        if name not in rule.initial.values() and hyper is not COMMON.get(name):
             parameters += _entry(name, _kind([hyper], hyper.default, schedules=False), _meaning([hyper]))
     for name in rule.scalars:
         text = "Its value before this step; by default that of constant hyper-parameters."
         parameters += _entry(name, "float, optional", text)
-    text = "``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays may be."
-    parameters += _entry("more", "optional", text)
+    common = [name for name, hyper in COMMON.items() if rule.hyper.get(name) is hyper]
+    names = ", ".join(f"``{name}``" for name in (*common, "grad_scale", "backend", "threads"))
+    parameters += _entry("more", "as every function", f"{names}: see `fastopt.functional`.")
     lines += _section("Parameters", parameters)
     lines += _section("Raises", (*_INVALID[:1], _INVALID[1][:-1] + ", and nothing is written."))
     given = {**rule.defaults(), "lr": 0.1}
     shape = f"({len(given[rule.vector])}, {len(START)})" if rule.vector else len(START)
-    names = ", ".join(("p", *rule.states))
+    called = ", ".join(("p", *rule.states))
     values = ", ".join((f"np.array({START})", *[f"np.zeros({shape})"] * len(rule.states)))
     example = [
         ">>> import numpy as np, fastopt",
-        f">>> {names} = {values}",
-        f">>> fastopt.functional.{rule.name}(p, 2 * {names}, step=1, lr=0.1)",
+        f">>> {called} = {values}",
+        f">>> fastopt.functional.{rule.name}(p, 2 * {called}, step=1, lr=0.1)",
         ">>> p.round(6).tolist()",
         _after_a_step(rule, {**given, **dict.fromkeys(rule.initial.values(), 0.0)}),
     ]
@@ -327,6 +343,8 @@ def _numba_update(rule: Rule) -> list[str]:
     ]
     return [
         f"The update of one element by {rule.name}.",
+        "",
+        "::",
         *_formulas(rule, set()),
         *(of_one if rule.vector else []),
         *_section("Parameters", parameters),

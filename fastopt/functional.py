@@ -14,6 +14,12 @@ step : int
     The 1-based number of this step.
 hyper-parameters : float or bool
     By keyword. There are no schedules: each call has its own values.
+weight_decay : float, default 0.0
+    L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+decoupled_weight_decay : float, default 0.0
+    Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+maximize : bool, default False
+    Ascend instead of descend: the gradient's sign is flipped.
 grad_scale : float, default 1.0
     What the gradient is multiplied by, within the pass.
 backend : str, optional

@@ -14,6 +14,12 @@ step : int
     The 1-based number of this step.
 hyper-parameters : float or bool
     By keyword. There are no schedules: each call has its own values.
+weight_decay : float, default 0.0
+    L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+decoupled_weight_decay : float, default 0.0
+    Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+maximize : bool, default False
+    Ascend instead of descend: the gradient's sign is flipped.
 grad_scale : float, default 1.0
     What the gradient is multiplied by, within the pass.
 backend : str, optional
@@ -67,15 +73,9 @@ def sgd(
         The 1-based number of this step.
     lr : float, default 0.001
         Learning rate. A finite number >= 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def momentum(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     momentum_buffer : array, or list of arrays
-        Updated too: ``momentum_buffer``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
@@ -140,15 +140,9 @@ def momentum(
         The gradient enters the velocity times 1 - dampening, from the second step on.
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -203,7 +197,7 @@ def nesterov(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     momentum_buffer : array, or list of arrays
-        Updated too: ``momentum_buffer``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
@@ -214,15 +208,9 @@ def nesterov(
         The gradient enters the velocity times 1 - dampening, from the second step on.
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -273,7 +261,7 @@ def qhm(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     momentum_buffer : array, or list of arrays
-        Updated too: ``momentum_buffer``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float
@@ -282,15 +270,9 @@ def qhm(
         Decay rate of the gradient's average (beta in the paper). A number in [0, 1).
     nu : float, default 0.7
         Weight of the average against the gradient. A number in [0, 1].
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -343,22 +325,16 @@ def aggmo(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     momentum_buffer : array, or list of arrays
-        Updated too: ``momentum_buffer`` (of shape (number of betas, ...)). States begin at zero.
+        States, which are updated too (of shape (number of betas, ...)). They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
         Learning rate. A finite number >= 0.
     betas : sequence of float, default (0.0, 0.9, 0.99)
         Decay rates of the K velocities. Each a number in [0, 1).
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -410,7 +386,8 @@ def adagrad(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     sum : array, or list of arrays
-        Updated too: ``sum``. States begin at zero, sum at the class's initial_accumulator_value.
+        States, which are updated too. They begin at zero, sum at the class's
+        initial_accumulator_value.
     step : int
         The 1-based number of this step.
     lr : float, default 0.01
@@ -421,15 +398,9 @@ def adagrad(
         Added to the denominator. A finite number >= 0.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -483,7 +454,7 @@ def rowwise_adagrad(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     sum : array, or list of arrays
-        Updated too: ``sum`` (an element a row). States begin at zero, sum at the class's
+        States, which are updated too (an element a row). They begin at zero, sum at the class's
         initial_accumulator_value.
     step : int
         The 1-based number of this step.
@@ -495,15 +466,9 @@ def rowwise_adagrad(
         Added to the denominator. A finite number >= 0.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -558,7 +523,7 @@ def adadelta(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     square_avg, acc_delta : array, or list of arrays
-        Updated too: ``square_avg``, ``acc_delta``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 1.0
@@ -567,15 +532,9 @@ def adadelta(
         Decay rate of both averages. A number in [0, 1].
     eps : float, default 1e-06
         Added under both square roots. A finite number >= 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -627,7 +586,7 @@ def rmsprop(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     square_avg : array, or list of arrays
-        Updated too: ``square_avg``. States begin at zero, square_avg at the class's
+        States, which are updated too. They begin at zero, square_avg at the class's
         initial_square_avg.
     step : int
         The 1-based number of this step.
@@ -639,15 +598,9 @@ def rmsprop(
         Added to the denominator. A finite number >= 0.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -706,8 +659,8 @@ def rmsprop_momentum(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     square_avg, momentum_buffer : array, or list of arrays
-        Updated too: ``square_avg``, ``momentum_buffer``. States begin at zero, square_avg at the
-        class's initial_square_avg.
+        States, which are updated too. They begin at zero, square_avg at the class's
+        initial_square_avg.
     step : int
         The 1-based number of this step.
     lr : float, default 0.01
@@ -722,15 +675,9 @@ def rmsprop_momentum(
         Decay rate of the velocity. A finite number >= 0.
     lr_inside : bool, default False
         The velocity accumulates steps, lr and all (differs once lr changes).
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -772,9 +719,7 @@ def rmsprop_centered(
 
         as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
 
-    and rmsprop is
-
-    ::
+    and rmsprop is::
 
         s = alpha*s + (1 - alpha)*g^2
         p -= lr*g/(sqrt(s + eps_root) + eps)
@@ -791,7 +736,7 @@ def rmsprop_centered(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     square_avg, grad_avg : array, or list of arrays
-        Updated too: ``square_avg``, ``grad_avg``. States begin at zero, square_avg at the class's
+        States, which are updated too. They begin at zero, square_avg at the class's
         initial_square_avg.
     step : int
         The 1-based number of this step.
@@ -803,15 +748,9 @@ def rmsprop_centered(
         Added to the denominator. A finite number >= 0.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -856,9 +795,7 @@ def rmsprop_centered_momentum(
 
         as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
 
-    and rmsprop_momentum is
-
-    ::
+    and rmsprop_momentum is::
 
         s = alpha*s + (1 - alpha)*g^2
         b = momentum*b + g/(sqrt(s + eps_root) + eps)
@@ -879,8 +816,8 @@ def rmsprop_centered_momentum(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     square_avg, momentum_buffer, grad_avg : array, or list of arrays
-        Updated too: ``square_avg``, ``momentum_buffer``, ``grad_avg``. States begin at zero,
-        square_avg at the class's initial_square_avg.
+        States, which are updated too. They begin at zero, square_avg at the class's
+        initial_square_avg.
     step : int
         The 1-based number of this step.
     lr : float, default 0.01
@@ -895,15 +832,9 @@ def rmsprop_centered_momentum(
         Decay rate of the velocity. A finite number >= 0.
     lr_inside : bool, default False
         The velocity accumulates steps, lr and all (differs once lr changes).
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -962,7 +893,7 @@ def ftrl(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     accumulator, linear : array, or list of arrays
-        Updated too: ``accumulator``, ``linear``. States begin at zero, accumulator at the class's
+        States, which are updated too. They begin at zero, accumulator at the class's
         initial_accumulator_value.
     step : int
         The 1-based number of this step.
@@ -974,15 +905,9 @@ def ftrl(
         L1 penalty, which makes parameters exactly 0. A finite number >= 0.
     l2 : float, default 0.0
         L2 penalty, on the parameter that the sums lead to. A finite number >= 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1043,7 +968,7 @@ def adam(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     exp_avg, exp_avg_sq : array, or list of arrays
-        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
@@ -1060,15 +985,9 @@ def adam(
         Divide the averages by 1 - beta^t.
     eps_hat : bool, default False
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1115,9 +1034,7 @@ def amsgrad(
 
         as adam, with x = max(x, v) in place of v
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1139,7 +1056,7 @@ def amsgrad(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     exp_avg, exp_avg_sq, max_exp_avg_sq : array, or list of arrays
-        Updated too: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
@@ -1158,15 +1075,9 @@ def amsgrad(
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
     max_corrected : bool, default False
         Take the maximum over v^, not over v, which is then corrected.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1210,9 +1121,7 @@ def adamw(
 
         p -= lr*weight_decay*p, then as adam
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1230,7 +1139,7 @@ def adamw(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     exp_avg, exp_avg_sq : array, or list of arrays
-        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
@@ -1249,11 +1158,8 @@ def adamw(
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
     weight_decay : float, default 0.01
         Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1299,15 +1205,11 @@ def adamw_amsgrad(
 
         p -= lr*weight_decay*p, then as amsgrad
 
-    and amsgrad is
-
-    ::
+    and amsgrad is::
 
         as adam, with x = max(x, v) in place of v
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1328,7 +1230,7 @@ def adamw_amsgrad(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     exp_avg, exp_avg_sq, max_exp_avg_sq : array, or list of arrays
-        Updated too: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
@@ -1349,11 +1251,8 @@ def adamw_amsgrad(
         Take the maximum over v^, not over v, which is then corrected.
     weight_decay : float, default 0.01
         Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1412,7 +1311,7 @@ def adamax(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     exp_avg, exp_inf : array, or list of arrays
-        Updated too: ``exp_avg``, ``exp_inf``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.002
@@ -1425,15 +1324,9 @@ def adamax(
         Added to |g| in the maximum. A finite number >= 0.
     eps_outside : bool, default False
         Add eps to the maximum instead.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1479,9 +1372,7 @@ def nadam(
         mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2)
         p -= lr*(mu_{t+1}*m/(1 - prod mu_{<=t+1}) + (1 - mu_t)*g/(1 - prod mu_{<=t}))/(sqrt(v^) + eps)
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1500,7 +1391,7 @@ def nadam(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     exp_avg, exp_avg_sq : array, or list of arrays
-        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.002
@@ -1514,17 +1405,11 @@ def nadam(
     momentum_decay : float or None, default 0.004
         Psi; infinity: a constant momentum, beta1; None: the same in Ruder's form. A finite number
         >= 0, infinity.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
     mu_product : float, optional
         Its value before this step; by default that of constant hyper-parameters.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1568,9 +1453,7 @@ def qhadam(
 
         as adam, with (1 - nu1)*g + nu1*m^ in place of m^ and (1 - nu2)*g^2 + nu2*v^ in place of v^
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1588,7 +1471,7 @@ def qhadam(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     exp_avg, exp_avg_sq : array, or list of arrays
-        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
@@ -1603,15 +1486,9 @@ def qhadam(
         Weight of the average against the gradient. A number in [0, 1].
     nu2 : float, default 1.0
         Weight of the average against the squared gradient. A number in [0, 1].
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1658,9 +1535,7 @@ def adabound(
         r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
         p -= r*m
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1676,7 +1551,7 @@ def adabound(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     exp_avg, exp_avg_sq : array, or list of arrays
-        Updated too: ``exp_avg``, ``exp_avg_sq``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
@@ -1693,15 +1568,9 @@ def adabound(
         How fast the bounds close. A finite number > 0.
     base_lr : float or None, default None
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1747,17 +1616,13 @@ def amsbound(
 
         as adabound, with x = max(x, v) in place of v
 
-    and adabound is
-
-    ::
+    and adabound is::
 
         m, v as adam
         r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
         p -= r*m
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1773,7 +1638,7 @@ def amsbound(
     param, grad : array, or list of arrays
         The parameter, which is updated, and its gradient.
     exp_avg, exp_avg_sq, max_exp_avg_sq : array, or list of arrays
-        Updated too: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``. States begin at zero.
+        States, which are updated too. They begin at zero.
     step : int
         The 1-based number of this step.
     lr : float, default 0.001
@@ -1790,15 +1655,9 @@ def amsbound(
         How fast the bounds close. A finite number > 0.
     base_lr : float or None, default None
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : float, default 0.0
-        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    more : optional
-        ``grad_scale``, ``backend``, ``threads``: `fastopt.functional` has these, and what arrays
-        may be.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------

@@ -36,6 +36,12 @@ class Optimizer:
     hyper-parameters : float, bool, or callable of the 1-based step
         Those of the class, all but ``lr`` by keyword. Numbers may be arrays or tensors of one element. A callable is
         a schedule: it is called at each step, and gives the value for that step; see `fastopt.schedules`.
+    weight_decay : float or callable, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
     state_dtype : str or dtype, optional
         What states are stored in: "float32", "bfloat16", "float16", or "8bit", blocks of 256 8-bit floats with a
         float32 scale each (parameters of fewer than 4096 elements, or with gaps between their elements, have float32

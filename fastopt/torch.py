@@ -48,6 +48,18 @@ class Optimizer(torch.optim.Optimizer):
     hyper-parameters : float, bool or Tensor
         Those of the class: torch's, and by keyword what its rule has beyond them. Schedules are torch's, as
         ``torch.optim.lr_scheduler``.
+    weight_decay : float or Tensor, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach, fused : bool, optional
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Steps are recorded by CUDA graphs. It must be False on the CPU.
+    differentiable : bool, default False
+        It must be False: the update is done in place and autograd does not see it.
     state_dtype, rounding, seed, first_element, ema_decay, backend, threads : optional
         By keyword, as those of `fastopt.Optimizer`, which is the same for arrays without torch.
 

@@ -35,6 +35,18 @@ class Optimizer(torch.optim.Optimizer):
     hyper-parameters : float, bool or Tensor
         Those of the class: torch's, and by keyword what its rule has beyond them. Schedules are torch's, as
         ``torch.optim.lr_scheduler``.
+    weight_decay : float or Tensor, default 0.0
+        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
+    decoupled_weight_decay : bool, default False
+        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
+    maximize : bool, default False
+        Ascend instead of descend: the gradient's sign is flipped.
+    foreach, fused : bool, optional
+        Accepted, and without effect: every step is one fused pass.
+    capturable : bool, default False
+        Steps are recorded by CUDA graphs. It must be False on the CPU.
+    differentiable : bool, default False
+        It must be False: the update is done in place and autograd does not see it.
     state_dtype, rounding, seed, first_element, ema_decay, backend, threads : optional
         By keyword, as those of `fastopt.Optimizer`, which is the same for arrays without torch.
 
@@ -147,17 +159,13 @@ class SGD(Optimizer):
         p -= lr*g
 
     With ``momentum=0.9``: Gradient descent with momentum: a step against a decaying sum of the
-    gradients.
-
-    ::
+    gradients::
 
         b = momentum*b + (1 - dampening)*g, the first step b = g
         p -= lr*b
 
     With ``momentum=0.9, nesterov=True``: Nesterov's accelerated gradient: momentum, with the
-    gradient at the point ahead.
-
-    ::
+    gradient at the point ahead::
 
         b = momentum*b + (1 - dampening)*g, the first step b = g
         p -= lr*(g + momentum*b)
@@ -184,33 +192,21 @@ class SGD(Optimizer):
         Decay rate of the velocity. A finite number >= 0.
     dampening : float, default 0
         The gradient enters the velocity times 1 - dampening, from the second step on.
-    weight_decay : float, default 0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
     nesterov : bool, default False
         Chooses the rule, as above.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: none; ``momentum_buffer`` with ``momentum=0.9``;
-        ``momentum_buffer`` with ``momentum=0.9, nesterov=True``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer`` with ``momentum=0.9`` or with ``momentum=0.9,
+        nesterov=True``.
 
     Raises
     ------
@@ -284,28 +280,16 @@ class Momentum(Optimizer):
         The gradient enters the velocity times 1 - dampening, from the second step on.
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``momentum_buffer``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
 
     Raises
     ------
@@ -379,28 +363,16 @@ class NAG(Optimizer):
         The gradient enters the velocity times 1 - dampening, from the second step on.
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``momentum_buffer``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
 
     Raises
     ------
@@ -469,28 +441,16 @@ class QHM(Optimizer):
         Decay rate of the gradient's average (beta in the paper). A number in [0, 1).
     nu : float, default 0.7
         Weight of the average against the gradient. A number in [0, 1].
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``momentum_buffer``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
 
     Raises
     ------
@@ -559,28 +519,16 @@ class AggMo(Optimizer):
         Learning rate. A finite number >= 0.
     betas : sequence of float, default (0.0, 0.9, 0.99)
         Decay rates of the K velocities. Each a number in [0, 1).
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``momentum_buffer`` (of shape (number of betas, ...)).
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer`` (of shape (number of betas, ...)).
 
     Raises
     ------
@@ -645,34 +593,22 @@ class Adagrad(Optimizer):
         Learning rate. A finite number >= 0.
     lr_decay : float, default 0
         Decay of the learning rate with the step. A finite number >= 0.
-    weight_decay : float, default 0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
     initial_accumulator_value : float, default 0
         What the sum of squares begins at. A finite number >= 0.
     eps : float, default 1e-10
         Added to the denominator. A finite number >= 0.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``sum``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``sum``.
 
     Raises
     ------
@@ -748,28 +684,16 @@ class RowwiseAdagrad(Optimizer):
         Added to the denominator. A finite number >= 0.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``sum`` (an element a row).
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``sum`` (an element a row).
 
     Raises
     ------
@@ -842,28 +766,16 @@ class Adadelta(Optimizer):
         Decay rate of both averages. A number in [0, 1].
     eps : float, default 1e-06
         Added under both square roots. A finite number >= 0.
-    weight_decay : float, default 0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``square_avg``, ``acc_delta``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``square_avg``, ``acc_delta``.
 
     Raises
     ------
@@ -915,24 +827,18 @@ class RMSprop(Optimizer):
         s = alpha*s + (1 - alpha)*g^2
         p -= lr*g/(sqrt(s + eps_root) + eps)
 
-    With ``momentum=0.9``: RMSprop with momentum: a decaying sum of its steps.
-
-    ::
+    With ``momentum=0.9``: RMSprop with momentum: a decaying sum of its steps::
 
         s = alpha*s + (1 - alpha)*g^2
         b = momentum*b + g/(sqrt(s + eps_root) + eps)
         p -= lr*b
 
-    With ``centered=True``: RMSprop with the gradient's variance in place of its mean square.
-
-    ::
+    With ``centered=True``: RMSprop with the gradient's variance in place of its mean square::
 
         as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
 
     With ``momentum=0.9, centered=True``: Centered RMSprop with momentum: a decaying sum of its
-    steps.
-
-    ::
+    steps::
 
         as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s
 
@@ -959,38 +865,26 @@ class RMSprop(Optimizer):
         Decay rate of the averages. A finite number >= 0.
     eps : float, default 1e-08
         Added to the denominator. A finite number >= 0.
-    weight_decay : float, default 0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
     momentum : float, default 0
         Decay rate of the velocity. A finite number >= 0.
     centered : bool, default False
         Chooses the rule, as above.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
     initial_square_avg : float, default 0.0
         What the average of squares begins at: 1 in TensorFlow 1. A finite number >= 0.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
     lr_inside : bool, default False
         The velocity accumulates steps, lr and all (differs once lr changes).
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``square_avg``; ``square_avg``, ``momentum_buffer`` with
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``square_avg``; ``square_avg``, ``momentum_buffer`` with
         ``momentum=0.9``; ``square_avg``, ``grad_avg`` with ``centered=True``; ``square_avg``,
         ``momentum_buffer``, ``grad_avg`` with ``momentum=0.9, centered=True``.
 
@@ -1075,28 +969,16 @@ class FTRL(Optimizer):
         L1 penalty, which makes parameters exactly 0. A finite number >= 0.
     l2 : float, default 0.0
         L2 penalty, on the parameter that the sums lead to. A finite number >= 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``accumulator``, ``linear``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``accumulator``, ``linear``.
 
     Raises
     ------
@@ -1153,9 +1035,7 @@ class Adam(Optimizer):
         p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
 
     With ``amsgrad=True``: Adam with the largest average of squares so far, so that no element's
-    rate grows again.
-
-    ::
+    rate grows again::
 
         as adam, with x = max(x, v) in place of v
 
@@ -1183,22 +1063,8 @@ class Adam(Optimizer):
         number in [0, 1).
     eps : float, default 1e-08
         Added to the denominator. A finite number >= 0.
-    weight_decay : float, default 0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
     amsgrad : bool, default False
         Chooses the rule, as above.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
     bias_correction : bool, default True
@@ -1207,14 +1073,16 @@ class Adam(Optimizer):
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
     max_corrected : bool, default False
         Take the maximum over v^, not over v, which is then corrected.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
         ``max_exp_avg_sq`` with ``amsgrad=True``.
 
     Raises
@@ -1271,9 +1139,7 @@ class AMSGrad(Optimizer):
 
         as adam, with x = max(x, v) in place of v
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1310,28 +1176,16 @@ class AMSGrad(Optimizer):
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
     max_corrected : bool, default False
         Take the maximum over v^, not over v, which is then corrected.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
 
     Raises
     ------
@@ -1386,23 +1240,17 @@ class AdamW(Optimizer):
 
         p -= lr*weight_decay*p, then as adam
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
         p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
 
-    With ``amsgrad=True``: AMSGrad with decoupled weight decay.
-
-    ::
+    With ``amsgrad=True``: AMSGrad with decoupled weight decay::
 
         p -= lr*weight_decay*p, then as amsgrad
 
-    and amsgrad is
-
-    ::
+    and amsgrad is::
 
         as adam, with x = max(x, v) in place of v
 
@@ -1432,16 +1280,6 @@ class AdamW(Optimizer):
         Decay of the parameter itself, times lr, before the update. A finite number >= 0.
     amsgrad : bool, default False
         Chooses the rule, as above.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
     bias_correction : bool, default True
@@ -1450,14 +1288,15 @@ class AdamW(Optimizer):
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
     max_corrected : bool, default False
         Take the maximum over v^, not over v, which is then corrected.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
         ``max_exp_avg_sq`` with ``amsgrad=True``.
 
     Raises
@@ -1536,30 +1375,18 @@ class Adamax(Optimizer):
         number in [0, 1).
     eps : float, default 1e-08
         Added to |g| in the maximum. A finite number >= 0.
-    weight_decay : float, default 0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
     eps_outside : bool, default False
         Add eps to the maximum instead.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_inf``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_inf``.
 
     Raises
     ------
@@ -1613,9 +1440,7 @@ class NAdam(Optimizer):
         mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2)
         p -= lr*(mu_{t+1}*m/(1 - prod mu_{<=t+1}) + (1 - mu_t)*g/(1 - prod mu_{<=t}))/(sqrt(v^) + eps)
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1641,31 +1466,19 @@ class NAdam(Optimizer):
         number in [0, 1).
     eps : float, default 1e-08
         Added to the denominator. A finite number >= 0.
-    weight_decay : float, default 0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
     momentum_decay : float or None, default 0.004
         Psi; infinity: a constant momentum, beta1; None: the same in Ruder's form. A finite number
         >= 0, infinity.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step`` and ``mu_product``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, ``mu_product``, and arrays: ``exp_avg``, ``exp_avg_sq``.
 
     Raises
     ------
@@ -1717,9 +1530,7 @@ class QHAdam(Optimizer):
 
         as adam, with (1 - nu1)*g + nu1*m^ in place of m^ and (1 - nu2)*g^2 + nu2*v^ in place of v^
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1747,28 +1558,16 @@ class QHAdam(Optimizer):
     nus : pair of float, default (1.0, 1.0)
         Weight of the average against the gradient; weight of the average against the squared
         gradient. Each a number in [0, 1].
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
 
     Raises
     ------
@@ -1822,9 +1621,7 @@ class AdaBound(Optimizer):
         r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
         p -= r*m
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1853,28 +1650,16 @@ class AdaBound(Optimizer):
         How fast the bounds close. A finite number > 0.
     base_lr : float or None, default None
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
 
     Raises
     ------
@@ -1928,17 +1713,13 @@ class AMSBound(Optimizer):
 
         as adabound, with x = max(x, v) in place of v
 
-    and adabound is
-
-    ::
+    and adabound is::
 
         m, v as adam
         r = lr*sqrt(1 - beta2^t)/(1 - beta1^t)/(sqrt(v) + eps) clamped to [f*(1 - 1/(gamma*t + 1)), f*(1 + 1/(gamma*t))], f = final_lr*lr/base_lr
         p -= r*m
 
-    and adam is
-
-    ::
+    and adam is::
 
         m = beta1*m + (1 - beta1)*g
         v = beta2*v + (1 - beta2)*g^2
@@ -1967,28 +1748,16 @@ class AMSBound(Optimizer):
         How fast the bounds close. A finite number > 0.
     base_lr : float or None, default None
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
 
     Raises
     ------
@@ -2046,9 +1815,7 @@ class SparseAdam(Optimizer):
         p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
 
     With ``amsgrad=True``: Adam with the largest average of squares so far, so that no element's
-    rate grows again.
-
-    ::
+    rate grows again::
 
         as adam, with x = max(x, v) in place of v
 
@@ -2076,8 +1843,6 @@ class SparseAdam(Optimizer):
         number in [0, 1).
     eps : float, default 1e-08
         Added to the denominator. A finite number >= 0.
-    maximize : bool, default False
-        Ascend instead of descend: the gradient's sign is flipped.
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
     bias_correction : bool, default True
@@ -2086,28 +1851,18 @@ class SparseAdam(Optimizer):
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
     max_corrected : bool, default False
         Take the maximum over v^, not over v, which is then corrected.
-    weight_decay : float, default 0.0
-        L2 penalty: added to the gradient, times the parameter. A finite number >= 0.
-    decoupled_weight_decay : bool, default False
-        The decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty.
     amsgrad : bool, default False
         Chooses the rule, as above.
-    foreach : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    fused : bool, default None
-        Accepted, and without effect: every step is one fused pass.
-    capturable : bool, default False
-        Must be False: CUDA graphs record no update on the CPU.
-    differentiable : bool, default False
-        Must be False: the update is done in place and autograd does not see it.
-    more : optional, by keyword
-        ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``,
-        ``threads``: `fastopt.torch.Optimizer` has these, and the methods.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
+        which has the methods too.
 
     Attributes
     ----------
-    state : a mapping for each parameter
-        Of each: ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``; ``exp_avg``, ``exp_avg_sq``,
         ``max_exp_avg_sq`` with ``amsgrad=True``.
 
     Raises

@@ -55,16 +55,32 @@ def test_each_argument_is_documented(name):
     )
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_all_functions_share_stands_once(name):
+    text = FUNCTIONS[name].__doc__
+    assert len(text.splitlines()) <= 70
+    once = re.search(r"^more : as every function\n((?: {4}.*\n)+)", text, re.M)[1]
+    shared = re.findall(r"``(\w+)``", once)
+    assert {"grad_scale", "backend", "threads", "maximize"} <= set(shared)
+    for argument in shared:
+        assert not re.search(rf"^{argument} : ", text, re.M), argument
+        assert re.search(rf"^{argument} : .+\n +\S", functional.__doc__, re.M), argument
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_all_classes_share_stands_once(name):
     text, shared = CLASSES[name].__doc__, CLASSES[name].__mro__[1]
     assert f"`fastopt.{name.removesuffix(CLASSES[name].__name__)}Optimizer`" in text
     assert "Philox" not in text and "Philox" in fastopt.Optimizer.__doc__
-    assert len(text.splitlines()) <= 110
-    once = re.search(r"^more : optional, by keyword\n((?: {4}.*\n)+)", text, re.M)[1]
+    assert len(text.splitlines()) <= 86
+    once = re.search(r"^more : as every class, by keyword\n((?: {4}.*\n)+)", text, re.M)[1]
+    of_torch = {"foreach", "fused", "capturable", "differentiable"}
+    assert ("weight_decay" in once) != CLASSES[name].arguments.decoupled and "maximize" in once
     for argument in re.findall(r"``(\w+)``", once):
-        assert re.search(rf"^ {{4}}{argument} : .+\n +\S", fastopt.Optimizer.__doc__, re.M), argument
+        assert not re.search(rf"^{argument} : ", text, re.M), argument
         assert re.search(rf"^ {{4}}(\w+, )*{argument}(, \w+)* : .+\n +\S", shared.__doc__, re.M), argument
+        if argument not in of_torch:
+            assert re.search(rf"^ {{4}}{argument} : .+\n +\S", fastopt.Optimizer.__doc__, re.M), argument
     for attribute in ("state", "param_groups", "last_grad_norm", "last_step_skipped"):
         assert re.search(rf"^ *{attribute} : ", shared.__doc__, re.M)
 
@@ -88,7 +104,7 @@ def test_a_class_says_what_it_does(name):
         for referred in re.findall(r"\bas (\w+)", rule.formula):
             assert all(part in cls.__doc__ for part in RULES[referred].formula.split("; "))
     decoupled = cls.arguments.rules[0].decoupled is not None
-    assert ("L2 penalty" in text) != decoupled
+    assert ("+ weight_decay*p" in text) != decoupled
     assert not decoupled or "weight_decay*p" in text
 
 

@@ -10,11 +10,9 @@ import torch
 
 from ..binding.options import ARGUMENTS, EXECUTION, TorchArguments
 from ..documentation import torch_text
-from .groups import REFUSED
 
 # What torch's classes have beside hyper-parameters: how torch computes, which fastopt takes no notice of.
 _EXECUTION = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
-_IGNORED = dict.fromkeys(("foreach", "fused"), "accepted, and without effect: every step is one fused pass")
 
 
 def _sparse_adam() -> TorchArguments:
@@ -30,9 +28,9 @@ TORCH_ARGUMENTS = (*map(TorchArguments.of, ARGUMENTS.values()), _sparse_adam())
 def namespace_of(arguments: TorchArguments) -> dict[str, Any]:
     """The attributes of a class."""
     signature = signature_of(arguments)
-    more = {**_IGNORED, **{flag: f"must be False: {reason}" for flag, reason in REFUSED.items()}}
-    defaults = {key: p.default for key, p in list(signature.parameters.items())[1:] if key not in EXECUTION}
-    doc = torch_text(arguments, defaults, more, EXECUTION)
+    others = [*_EXECUTION, *EXECUTION]
+    defaults = {key: p.default for key, p in list(signature.parameters.items())[1:] if key not in others}
+    doc = torch_text(arguments, defaults, [name for name in others if name in signature.parameters])
     return {"__doc__": doc, "__signature__": signature, "arguments": arguments}
 
 
