@@ -206,6 +206,7 @@ def sum_rows(values: Array, rows: Rows, threads: int) -> np.ndarray:
     return host.sum_rows(prepare, values, rows, threads)
 
 
+_ITEMS = tuple.__basicsize__  # where a tuple has its items: behind its hash too from Python 3.14 on
 # Where an array of NumPy has its flags: behind data, nd, dimensions, strides, base and descr, in every version.
 _FLAGS = object.__basicsize__ + struct.calcsize("PiPPPP")
 _WRITEABLE = 0x0400
@@ -227,7 +228,7 @@ _rooms: list[tuple[int, Any, Any]] = []
 
 
 def read_arrays(
-    arrays: tuple[Any, ...], _read: Any = lib.read_arrays, _type: int = id(np.ndarray)
+    arrays: tuple[Any, ...], _read: Any = lib.read_arrays, _items: int = _ITEMS, _type: int = id(np.ndarray)
 ) -> tuple[bytes, bytes] | None:
     """The layouts of NumPy arrays, and their addresses, in a tenth of the time of asking each: see `_can_read_arrays`.
 
@@ -239,10 +240,10 @@ def read_arrays(
     except IndexError:
         room = _room(64)
     most, words, memory = room
-    found, count = _read(id(arrays), _type, most, words), 8 * len(arrays)
+    found, count = _read(id(arrays), _items, _type, most, words), 8 * len(arrays)
     while found > most:
         most, words, memory = room = _room(2 * max(most, count))
-        found = _read(id(arrays), _type, most, words)
+        found = _read(id(arrays), _items, _type, most, words)
     answer = (memory[count : 8 * found], memory[:count]) if found else None
     _rooms.append(room)
     return answer
@@ -267,7 +268,7 @@ def _can_read_arrays() -> bool:
     other.flags.writeable = False
     arrays = (dense, other, None)
     expected: list[int] = []
-    items = ffi.cast("uintptr_t *", id(arrays) + tuple.__basicsize__)
+    items = ffi.cast("uintptr_t *", id(arrays) + _ITEMS)
     if [items[i] for i in range(3)] != list(map(id, arrays)):
         return False
     for x in (dense, other):

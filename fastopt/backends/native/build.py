@@ -50,28 +50,24 @@ typedef struct {
     int flags;
 } numpy_array;
 
-typedef struct {
-    PyObject_VAR_HEAD
-    PyObject *items[];
-} tuple;
-
 /*
  * Writes the address of each array of a tuple (0 for None), then how each is laid out. Returns the number of words;
- * more than `most` if there is no room for them, 0 if there is something else than plain arrays.
+ * more than `most` if there is no room for them, 0 if there is something else than plain arrays. A tuple's items begin
+ * `begin` bytes behind its address: versions of Python differ.
  */
-static int64_t read_arrays(uintptr_t arrays, uintptr_t type, int64_t most, uint64_t *words)
+static int64_t read_arrays(uintptr_t arrays, uintptr_t begin, uintptr_t type, int64_t most, uint64_t *words)
 {
     enum { C_CONTIGUOUS = 1, ALIGNED = 0x100, WRITEABLE = 0x400, HALF = 23, STRING = 18 };
-    const tuple *all = (const tuple *)arrays;
-    int64_t count = ((const PyVarObject *)all)->ob_size, k = count;
+    PyObject *const *items = (PyObject *const *)(arrays + begin);
+    int64_t count = ((const PyVarObject *)arrays)->ob_size, k = count;
     for (int64_t i = 0; i < count; i++) {
         if (k + 1 > most)
             return most + 1;
-        if (all->items[i] == Py_None) {
+        if (items[i] == Py_None) {
             words[i] = words[k++] = 0;
             continue;
         }
-        const numpy_array *x = (const numpy_array *)all->items[i];
+        const numpy_array *x = (const numpy_array *)items[i];
         if ((uintptr_t)((const PyObject *)x)->ob_type != type)
             return 0;
         int number = x->dtype->number, dense = x->flags & C_CONTIGUOUS;
@@ -98,7 +94,7 @@ ffi.cdef(
     """
 const char *built_from(void);
 int all_have(int64_t words, int32_t **where, int32_t bit);
-int64_t read_arrays(uintptr_t arrays, uintptr_t type, int64_t most, uint64_t *words);
+int64_t read_arrays(uintptr_t arrays, uintptr_t begin, uintptr_t type, int64_t most, uint64_t *words);
 """
 )
 ffi.set_source(
