@@ -1,4 +1,4 @@
-"""What a step on a CUDA device costs the host, on a stub of the driver: ``pytest -n 0 benchmarks/test_cuda.py``.
+"""Time of the host for a step on a CUDA device, on a stub of the driver: ``pytest -n 0 benchmarks/test_cuda.py``.
 
 The stub launches nothing, so that what remains is what Python does. No GPU is needed.
 """

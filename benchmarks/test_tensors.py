@@ -1,4 +1,4 @@
-"""What a step costs beside memory, what fewer bytes bring, and rows: ``pytest -n 0 benchmarks/test_tensors.py``."""
+"""Time of a step of many tensors, of states of fewer bytes, and of rows: ``pytest -n 0 benchmarks/test_tensors.py``."""
 
 from __future__ import annotations
 

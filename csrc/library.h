@@ -41,7 +41,7 @@ int prefetch_pays(int64_t bytes);
 /* The most elements that a thread takes at a time. Each takes the next part when it has finished one, because on a
  * busy machine some threads are slower than others. */
 #define SHARE 262144
-/* The same for rows. It is smaller, because some rows have many more lookups than others. */
+/* The most rows that a thread takes at a time. It is smaller, because some rows have many more lookups than others. */
 #define ROW_SHARE 16384
 
 typedef void (*part_function)(void *context, int64_t begin, int64_t end);

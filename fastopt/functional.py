@@ -59,7 +59,7 @@ def _as_lists(rule: Rule, arrays: Sequence[Any]) -> list[Sequence[Any]]:
     return list(arrays)
 
 
-#: What has been bound.
+#: The updates that have been bound.
 _known = Known(1 << 16)
 
 

@@ -23,7 +23,7 @@ from .rules import RULES, Hyper
 FOLDER = Path(__file__).parent
 _HEAD = '"""{}"""\n\n# Written by: python -m fastopt.generate\n\n'
 _TYPES = "from ._types import {}\n"
-# What fastopt.torch hands on of torch.optim: what every PyTorch that it works with has.
+# Names that fastopt.torch hands on of torch.optim: those of every PyTorch that it works with.
 _HANDED_ON = ("ASGD", "Adafactor", "LBFGS", "RAdam", "Rprop", "lr_scheduler", "swa_utils")
 
 
@@ -154,7 +154,7 @@ def _base(cls: type) -> Iterator[str]:
             yield _written(member, "    ")
 
 
-#: What is written, by its path.
+#: The writers of the stubs, by path.
 STUBS = {"__init__.pyi": _package_stub, "functional.pyi": _functional_stub, "torch.pyi": _torch_stub}
 _BEGIN, _END = "<!-- rules -->\n", "\n<!-- end of rules -->"
 

@@ -37,7 +37,7 @@ def state_dict_of(owned: Owned) -> dict[str, Any]:
 
 
 def check_pickled(owned: Owned) -> None:
-    """Whether pickle can hold all schedules.
+    """Check that pickle can hold all schedules.
 
     Raises
     ------

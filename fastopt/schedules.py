@@ -58,7 +58,7 @@ __all__ = [
     "plot",
 ]
 
-# What the fields of these names may be: a lowest number, True where it is not allowed itself, True for whole numbers.
+# The domain of the fields of these names: the lowest number, True if it is excluded, True for whole numbers.
 _FIELDS: dict[str, tuple[float, bool, bool]] = {
     **dict.fromkeys(("start", "end", "value", "low", "high", "peak", "lowest"), (-math.inf, False, False)),
     **dict.fromkeys(("factor", "power", "shrink", "threshold", "epsilon"), (0.0, False, False)),
@@ -152,7 +152,7 @@ def from_state_dict(state: Mapping[str, Any]) -> Schedule:
 
 
 def is_plain(value: Any) -> bool:
-    """True where `Schedule.state_dict` holds all of a schedule: it and those within it are of this module."""
+    """Return whether `Schedule.state_dict` holds all of a schedule: it and those within it are of this module."""
     if isinstance(value, Schedule):
         own = SCHEDULES.get(type(value).__name__) is type(value)
         return own and all(is_plain(getattr(value, field.name)) for field in fields(value))  # type: ignore[arg-type]

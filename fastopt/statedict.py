@@ -25,7 +25,7 @@ from .arrays.libraries.torch import detached, is_tensor, tensor_of
 _GROUPS = "param_groups"
 _SCHEDULES = "fastopt.schedules"
 _BFLOAT16 = ":bfloat16"
-# What saved groups have beside hyper-parameters: how torch computes, ...
+# Entries of saved groups beside hyper-parameters: ways of computing of torch's, ...
 _HOW = frozenset(("foreach", "fused", "capturable", "differentiable"))
 # ... and in what states were stored, which is for whoever loads them to choose.
 _STORED = "state_dtype"

@@ -39,7 +39,7 @@ from .drop_in.stepper import Stepper
 
 
 class Optimizer(torch.optim.Optimizer):
-    """What every class does and takes beside what is torch.optim.Optimizer's. The classes come from the rule table.
+    """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
 
     Parameters
     ----------
@@ -72,8 +72,8 @@ class Optimizer(torch.optim.Optimizer):
     last_grad_norm : float or None
         The global norm of the gradients at the last ``step(max_norm=...)``, before clipping.
     last_step_skipped : bool
-        Whether the last step did nothing, for a gradient was not finite: see ``step(skip_nonfinite=True)``; and
-        `torch.amp.GradScaler` too has steps skipped.
+        True if the last step did nothing, because a gradient was not finite: with ``step(skip_nonfinite=True)``, and
+        with `torch.amp.GradScaler`.
 
     Raises
     ------
@@ -98,7 +98,7 @@ class Optimizer(torch.optim.Optimizer):
     last_grad_norm: float | None = None
     """The global norm of the gradients at the last ``step(max_norm=...)``, before clipping."""
     last_step_skipped: bool = False
-    """Whether the last step did nothing, for a gradient was not finite."""
+    """True if the last step did nothing, because a gradient was not finite."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
@@ -108,7 +108,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether `torch.amp.GradScaler` leaves unscaling to `step`, and skipping a step that is not finite."""
+        """True where `torch.amp.GradScaler` leaves to `step` the unscaling, and skipping a step that is not finite."""
         return any(group.get("fused") for group in self.param_groups)
 
     # ---- groups ----
@@ -301,7 +301,7 @@ __all__ = [*CLASSES, "Optimizer", "clip_grad_norm_"]
 
 
 def __getattr__(name: str) -> Any:
-    """Whatever there is no class of here is torch.optim's own."""
+    """Return torch.optim's own, where fastopt has no class of that name."""
     if not name.startswith("__") and hasattr(torch.optim, name):
         return getattr(torch.optim, name)
     near = did_you_mean(name, __dir__()) or f"; it has {', '.join(__all__)}, and what torch.optim has"

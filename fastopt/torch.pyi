@@ -26,7 +26,7 @@ from ._types import Number, NumberPair, Numbers, StateDtype
 __all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'ASGD', 'Adafactor', 'LBFGS', 'RAdam', 'Rprop', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
-    """What every class does and takes beside what is torch.optim.Optimizer's. The classes come from the rule table.
+    """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
 
     Parameters
     ----------
@@ -59,8 +59,8 @@ class Optimizer(torch.optim.Optimizer):
     last_grad_norm : float or None
         The global norm of the gradients at the last ``step(max_norm=...)``, before clipping.
     last_step_skipped : bool
-        Whether the last step did nothing, for a gradient was not finite: see ``step(skip_nonfinite=True)``; and
-        `torch.amp.GradScaler` too has steps skipped.
+        True if the last step did nothing, because a gradient was not finite: with ``step(skip_nonfinite=True)``, and
+        with `torch.amp.GradScaler`.
 
     Raises
     ------

@@ -46,7 +46,7 @@ class _Child:
         self.path = path
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `end`)
         self.connection, other = Pipe()
-        # Of whatever marks: which tests run is told one by one.
+        # Marks do not matter: the tests to run are named one by one.
         command = [sys.executable, "-m", "pytest", "-n0", "-m", "", "-p", "no:cacheprovider"]
         self.process = subprocess.Popen(
             [*command, f"--tb={config.option.tbstyle}", f"--rootdir={config.rootpath}", os.fspath(path)],

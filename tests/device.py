@@ -65,7 +65,7 @@ def assert_equal(on_device, on_host):
 
 @contextmanager
 def without_waiting(gpu):
-    """What is done within waits for no device."""
+    """Fail if anything within the block waits for the device."""
     gc.disable()  # Numba's arrays wait when they go
     try:
         before = gpu.synchronizations

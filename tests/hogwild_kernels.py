@@ -34,7 +34,7 @@ def count(order, lr, seen):
 
 
 def second():
-    """Whether this is the second worker, thread or process."""
+    """Return whether this is the second worker, thread or process."""
     names = (threading.current_thread().name, multiprocessing.current_process().name)
     return "hogwild-1" in names
 

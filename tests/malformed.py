@@ -47,7 +47,7 @@ class Hostile:
         raise RuntimeError("repr")
 
 
-#: What is tried for every argument.
+#: Values tried for every argument.
 SCALARS: dict[str, Any] = {
     "None": None,
     "empty text": "",
@@ -81,7 +81,7 @@ SCALARS: dict[str, Any] = {
 }
 
 
-#: What is tried where others like it have had everything.
+#: Values tried where others like it have had everything.
 BRIEF = ("None", "text", "True", "NaN", "inf", "-1", "1e400", "complex", "dict", "array", "object", "hostile", "longer")
 
 
@@ -274,7 +274,7 @@ def _legitimate(target: Target, argument: str, value: str) -> bool:
 def judge(
     target: Target, argument: str, run: Callable[[], Any], watched: Any, legitimate: bool, unknown: bool = False
 ) -> str:
-    """What is wrong with a wrong call's outcome; nothing if it is as it must be."""
+    """Return the fault in a wrong call's outcome; nothing if it is as it must be."""
     before = freeze(watched)
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What the tests share: cases for every rule, data, and comparisons."""
+"""Shared parts of the tests: cases for every rule, data, and comparisons."""
 
 import itertools
 
@@ -146,13 +146,13 @@ def assert_same_bits(got, want):
         assert differing.size == 0, f"{differing.size} of {a.size} differ, the first at {differing[0]}"
 
 
-# How far a result may be from the oracle in long double, in epsilons of the largest magnitude that the element's
+# The distance allowed from the oracle in long double, in epsilons of the largest magnitude that the element's
 # trajectory had: 1 - beta2^t, folded in float64 as torch does, is what loses most. All measured below 34.
 BOUND = 40
 
 
 def assert_near_the_oracle(name, got, p0, path):
-    """Whether parameter and states are what the oracle had at each step, `path`, says for its end."""
+    """Assert that parameter and states are near the end of the oracle's `path` of steps."""
     for k, array in enumerate(got):
         values = [states[RULES[name].states[k - 1]] if k else p for p, states in path]
         scale = np.maximum.reduce(np.abs(values)) if k else np.maximum(np.abs(p0), np.maximum.reduce(np.abs(values)))

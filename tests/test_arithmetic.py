@@ -1,4 +1,4 @@
-"""The same bits whatever the calling thread's arithmetic was set to by others, and the setting is as it was."""
+"""Arithmetic modes of the calling thread, as others may set them: they change no bits, and are left as they were."""
 
 import contextlib
 import ctypes
@@ -19,8 +19,8 @@ from .support import CASES, assert_same_bits, make_states
 from .test_storage_bits import STORAGES, fill, job_of, make_arrays, same
 
 libm = ctypes.CDLL(ctypes.util.find_library("m"))
-# Where glibc's fenv_t has the register, and the bits of it that flush subnormal numbers to zero, as results and as
-# operands, and that round upwards.
+# The place of the register in glibc's fenv_t, its bits that flush subnormal numbers to zero, as results and operands,
+# and those that round upwards.
 LAYOUTS = {"x86_64": (7, 0x8040, 0x4000), "aarch64": (0, 1 << 24, 1 << 22)}
 if platform.machine() not in LAYOUTS or platform.system() != "Linux":
     pytest.skip("the register is found on Linux on x86-64 and aarch64 only", allow_module_level=True)

@@ -301,7 +301,7 @@ def test_what_to_do_about_what_cannot_be_updated():
 
 
 class Plain:
-    """As arrays were before DLPack had versions."""
+    """An array of a library from before DLPack had versions."""
 
     def __init__(self, array):
         self.array = array
@@ -328,7 +328,7 @@ class Plain:
     ],
 )
 def test_exports_in_any_layout(layout):
-    """What the array itself would have, and nothing between its elements is written."""
+    """The bits are those of the array itself, and nothing between its elements is written."""
     memory, reference = np.arange(48.0).reshape(6, 8), np.arange(48.0).reshape(6, 8)
     grads = np.random.default_rng(1).standard_normal((6, 8))
     fastopt.Adam(Plain(layout(memory)), lr=0.1).step(Plain(layout(grads)))

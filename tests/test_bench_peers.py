@@ -59,7 +59,7 @@ def peer(step):
 
 
 def arena_of(monkeypatch, **entry):
-    """Of NumPy, and of one more who is given."""
+    """Make an arena of NumPy's peer, and of one more."""
     monkeypatch.setitem(COMPETITORS, "new", Competitor("new", "New", **entry))
     return Arena(("numpy", "new"), 1)
 

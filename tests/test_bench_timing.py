@@ -1,4 +1,4 @@
-"""What the benchmark makes of times: medians, intervals, marks, goals and the gate, from numbers."""
+"""Statistics of the benchmark: medians, intervals, marks, goals and the gate, from given times."""
 
 from time import sleep
 
@@ -14,7 +14,7 @@ def test_spreads():
     assert quartiles([5.0, 1.0, 2.0, 3.0, 4.0]) == (2, 3, 4)
     for n, k in ((3, 0), (5, 0), (6, 0), (9, 1), (11, 1), (21, 5)):  # of tables of the sign test
         assert confidence(list(range(n))) == (k, (n - 1) / 2, n - 1 - k)
-    # What slows a whole round changes no ratio; whoever takes part in fewer rounds is compared in these.
+    # A slow round changes no ratio; a participant of fewer rounds is compared in these.
     assert ratio([2.0, 20.0, 200.0], [1.0, 10.0]) == (2, 2, 2)
 
 

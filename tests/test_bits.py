@@ -1,4 +1,4 @@
-"""The same bits on every backend, instruction set, number of threads and layout; and those bits near the oracle's."""
+"""Bits of updates: equal on every backend, instruction set, number of threads and layout, and near the oracle's."""
 
 import itertools
 
@@ -212,7 +212,7 @@ def test_infinite_parameters_stay_in_16_bits_and_in_rows(name, kind, backend):
 
 @pytest.mark.parametrize("name", RULES)
 def test_squares_are_as_large_as_their_averages(name, isa):
-    """Where states are within float32 the update is near the oracle's, though squares or corrected averages be not."""
+    """States within float32 suffice: squares or corrected averages beyond it leave the update near the oracle's."""
     hyper = {**without_decay(name), "eps": 1e-8} if "eps" in RULES[name].hyper else without_decay(name)
     hyper |= {key: value for key, value in default_hyper(name).items() if key in ("beta1", "beta2", "alpha", "rho")}
     hyper |= {"max_corrected": False} if "max_corrected" in hyper else {}  # else the state is the corrected average

@@ -73,7 +73,7 @@ def output(program, *arguments):
 
 
 def train(name, hyper, dtype):
-    """What tests/c/logistic.c does, operation by operation."""
+    """Repeat tests/c/logistic.c, operation by operation."""
     state, samples = 1, np.zeros((64, 5))
     for i in range(64):
         for j in range(5):
@@ -748,7 +748,7 @@ MEMORY = 2**56  # bytes: as many as a call takes
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_the_largest_that_is_taken(more):
-    """What is as large as can be is refused for the null pointers only, or the bad index, that come with it."""
+    """The largest sizes are refused only for the null pointers, or the bad index, that come with them."""
     refused = lib.FASTOPT_BAD_SIZE if more else lib.FASTOPT_NULL_POINTER
     null = ffi.NULL
     assert lib.fastopt_step(null, MEMORY // ffi.sizeof("fastopt_job") + more, 1.0, 1) == refused

@@ -127,7 +127,7 @@ def build(kind, capability):
 
 
 def check_update(kind, built):
-    """What is true of all updates: no function is called, nothing contracted, all is computed in the dtype."""
+    """Check what holds for all updates: no function is called, nothing contracted, all is computed in the dtype."""
     assert not built.count(r"\bcall\b")
     assert not built.count(r"\bfma\.")
     if kind.dtype != F8 and not kind.rule.by_row:

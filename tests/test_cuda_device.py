@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: ``pytest --gpu tests/test_cuda*.py``."""
+"""Tests that need a CUDA device: ``pytest --gpu tests/test_cuda*.py``."""
 
 import shutil
 import subprocess

@@ -46,7 +46,7 @@ class PretendedTensor(torch.Tensor):
 
 @pytest.fixture
 def device(gpu, monkeypatch):
-    """What makes tensors on the device."""
+    """Return a maker of tensors on the device."""
     if not hasattr(gpu, "register"):
         return lambda x: x.detach().cuda()
     PretendedTensor.gpu = gpu
@@ -199,7 +199,7 @@ def test_sparse_gradients(device):
 
 @pytest.fixture
 def capture(gpu, device):
-    """What records a call, and returns what replays it."""
+    """Return a recorder of calls, which returns the replay."""
 
     def stub(call):
         gpu.captured.clear()

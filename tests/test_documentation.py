@@ -29,7 +29,7 @@ DOCUMENTED = {**CLASSES, **FUNCTIONS, **OTHERS}
 
 
 def run_examples(text, name):
-    """How many examples there are in a docstring, and what those print that print something else."""
+    """Run the examples of a docstring and count them; one that prints something else is an error."""
     test = doctest.DocTestParser().get_doctest(text, {"Demon": fastopt.Demon}, name, None, 0)
     output = []
     result = doctest.DocTestRunner().run(test, out=output.append)
@@ -118,7 +118,7 @@ def test_the_arguments_that_choose_a_rule_do(name):
 
 
 def test_an_example_says_what_a_step_does():
-    """Of a rule whose kernel did something else, the example would fail."""
+    """The example of a rule would fail if its kernel did something else."""
     text = fastopt.AdamW.__doc__
     assert "[0.899, -1.898]" in text
     with pytest.raises(AssertionError, match=re.escape("[0.899, -1.898]")):

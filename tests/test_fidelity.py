@@ -37,7 +37,7 @@ def parse(call):
 
 
 class Reference(NamedTuple):
-    """Whom a line names.
+    """The reference that a line names.
 
     `run` is a generator function of the parameter, and of `weight_decay` if it `decays`. It yields the parameter, and
     is sent the next gradient with its learning rate. `lr` is the default learning rate, None where there is none.
@@ -377,7 +377,7 @@ def distance(got, want):
 
 
 def decay_argument(who, name):
-    """What the reference's weight_decay is called here."""
+    """Return fastopt's name of the reference's weight_decay."""
     keras_decay = who.startswith("keras") and name != "AdamW"
     return "decoupled_weight_decay" if keras_decay else "weight_decay"
 

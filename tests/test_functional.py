@@ -518,7 +518,7 @@ def test_nadam_at_a_later_step_knows_its_product():
 
 
 def test_a_backend_that_is_chosen_later_is_taken(monkeypatch):
-    """What was bound before for arrays of the same layouts is of another backend."""
+    """An update bound before for arrays of the same layouts is of another backend, and is not taken."""
     from fastopt.backends import numba_cpu
 
     made = []

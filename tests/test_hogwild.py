@@ -234,7 +234,7 @@ def test_the_order_is_another_each_epoch_and_for_each_seed_and_uniform():
     orders = [order(shard), order(shard), order(Shard(1000, 1, 0, 1))]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert np.mean(orders[a] == orders[b]) < 0.01
-    # Where the example 0 of 5 stands: 5000 draws, for each place 1000 +- 5 deviations of 28.
+    # The place of example 0 of 5: 5000 draws, for each place 1000 +- 5 deviations of 28.
     shard = Shard(5, 1, 0, 7)
     places = np.bincount([np.flatnonzero(order(shard) == 0)[0] for _ in range(5000)], minlength=5)
     assert abs(places - 1000).max() < 140
@@ -329,7 +329,7 @@ def test_a_worker_that_leaves_ends_the_run(start_method):
 
 
 def wait_for_the_end_of(group):
-    """Of all its processes: multiprocessing's own tracker takes a moment."""
+    """Wait for the end of all processes of a run: multiprocessing's own tracker takes a moment."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:

@@ -413,7 +413,7 @@ def test_scikit_learns_tools():
 
 @pytest.mark.parametrize(("code", "_"), examples(page("fastopt/hogwild")), ids=["models", "kernel"])
 def test_the_examples_of_the_page_learn(code, _, tmp_path):
-    """As a user would run them: each a script of its own."""
+    """The examples run as a user would run them: each a script of its own."""
     script = tmp_path / "example.py"
     script.write_text(code)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)

@@ -282,7 +282,7 @@ def _of_groups(name: str) -> Target:
 
 
 def _of_group_calls() -> Target:
-    """What a mapping offers beyond assignment."""
+    """Yield wrong calls of a mapping's other methods than assignment."""
 
     def make():
         opt = fresh()
@@ -1059,7 +1059,7 @@ def test_a_base_lr_that_is_taken_from_lr_is_not_blamed(module, name):
 
 
 def test_a_buffer_of_torch_s_sgd_that_has_not_begun_is_none():
-    """As torch itself leaves it."""
+    """The buffer is None, as torch itself leaves it."""
     (p, _) = params = tensors()
     opt = fo.SGD(params, lr=0.1, momentum=0.9)
     opt.state[p]["momentum_buffer"] = None

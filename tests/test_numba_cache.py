@@ -40,7 +40,7 @@ def use():
 
 
 def python(code, **environment):
-    """What a new process says on stderr."""
+    """Run code in a new process; return its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=environment.get("PYTHONPATH"),

@@ -547,7 +547,7 @@ def test_states_of_another_precision_are_converted(name, before, after):
 
 @pytest.mark.parametrize("rounding", ["nearest", "kahan", "master"])
 def test_a_model_made_bfloat16_goes_on(rounding):
-    """What keeps the bits that a parameter cannot hold begins anew from it, and ends with it."""
+    """A state that keeps the bits that a parameter cannot hold begins anew from it, and ends with it."""
     g = np.ones(9, "f4")
     wide, narrow = np.linspace(1, 2, 9, dtype="f4"), np.linspace(1, 2, 9).astype(ml_dtypes.bfloat16)
     one, two = fastopt.Adam([wide], lr=0.1), fastopt.Adam([narrow], lr=0.1, rounding=rounding)

@@ -289,7 +289,7 @@ def test_the_bound_is_the_systems_caches_too(tmp_path):
 
     with Resident(states) as resident:
         pager.stream(pager.chunks([job(arrays)], [FLOATS]), compute)
-    # What the disk reads ahead of its own accord comes on top.
+    # The disk's own reading ahead comes on top.
     assert 0 < resident.cache < states.nbytes
     assert in_cache(states) <= bound
     assert_same_bits(arrays[2:], [reference[2] + 1, reference[3] + 1])

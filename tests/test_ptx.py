@@ -143,7 +143,7 @@ def float_pairs(kind, seed=0):
 
 
 def assert_floats(got, want, kind):
-    """The same bits; NaNs of computed float32 and float16 are the canonical one, of float64 any."""
+    """Assert equal bits; a NaN computed in float32 or float16 is the canonical one, in float64 any."""
     want = np.asarray(want, got.dtype)
     words, nan = f"u{got.itemsize}", np.isnan(want)
     np.testing.assert_array_equal(got.view(words)[~nan], want.view(words)[~nan])

@@ -42,7 +42,7 @@ def cu(gpu):
 
 
 def value(result):
-    """What a call gave, which was to succeed."""
+    """Return the result of a call that must succeed."""
     error, *values = result
     assert error == 0, error
     return values[0] if values else None

@@ -25,7 +25,7 @@ EXAMPLES = [
 
 
 def anchors(text):
-    """Where a link may lead within a page: its headings, as GitHub writes them."""
+    """Return the anchors of a page: its headings, as GitHub writes them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
@@ -49,7 +49,7 @@ def test_files_that_are_named_are_there(name):
     assert not [name for name in names if not list(ROOT.glob(name.rstrip("/")))]
 
 
-#: What rooms of fastopt need, where that is not a package of their own name.
+#: Packages that rooms of fastopt need, where their names differ.
 NEEDS = {"training": "fastopt", "trajectories": "matplotlib"}
 
 

@@ -60,7 +60,7 @@ EACH = {
 
 
 def torch_rates(make, steps=STEPS):
-    """What torch's scheduler has for each step, of an lr of 0.3 at first."""
+    """Return the rates of torch's scheduler for each step, from an lr of 0.3."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
     scheduler, rates = make(torch.optim.lr_scheduler, optimizer), []

@@ -24,7 +24,7 @@ BLOCK = 256
 SIZES = tuple(end + d for end in (*range(32, 1025, 32), 1280, 4096) for d in (-1, 0, 1))
 #: Every remainder of a block, twice.
 EVERY = tuple(range(513))
-#: The same for the least that a thread takes and, of so many elements, the most at a time.
+#: Sizes around the least that a thread takes and, of so many elements, the most at a time.
 SHARES = (16385, 262143, 262145)
 ENGINES = [*((native, isa) for isa in native.isa_supported()), (numba_cpu, None)]
 DENSE = [name for name in RULES if not RULES[name].by_row]
@@ -124,7 +124,7 @@ class Tensors:
 
 
 def engines(tensors, t, threads=(2,), place=plain, cuts=()):
-    """What each engine's step t makes of tensors; with cuts it is done in parts."""
+    """Return each engine's function for step t of tensors; with cuts it is done in parts."""
     arrays = [place(array.copy()) for array in tensors.arrays]
     jobs = job_of(tensors.rule, tensors.hyper, tensors.of_each(arrays), tensors.options)
     progress = jobs[0].progress
@@ -149,7 +149,7 @@ def engines(tensors, t, threads=(2,), place=plain, cuts=()):
 
 
 def check(name, storage, sizes, **how):
-    """Whether each engine's second step leaves what it must."""
+    """Check the result of each engine's second step."""
     tensors = Tensors(name, storage, sizes)
     tensors.draw(1)
     tensors.step(1)

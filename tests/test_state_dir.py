@@ -217,7 +217,7 @@ def test_a_with_block_without_files():
 
 @pytest.mark.parametrize("memory", MEMORY)
 def test_killed_at_any_time(tmp_path, memory):
-    """What is resumed is of one step, and so are the parameters, which are in a file too."""
+    """The resumed states are of one step, and so are the parameters, which are in a file too."""
     code = """
 import sys
 import numpy as np, fastopt

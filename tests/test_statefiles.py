@@ -487,7 +487,7 @@ def test_a_process_killed_within_a_step_is_found_out(tmp_path):
 
 
 def test_a_process_killed_at_any_time(tmp_path):
-    """What is resumed is whole."""
+    """The resumed states are whole."""
     parameters = [adam(100_000), adam(100_000)]
     code = UPDATES.replace("sys.argv[1],", "sys.argv[1], [adam(100_000), adam(100_000)],")
     code += "print(flush=True)\nwhile True: step(files, counts)"

@@ -31,7 +31,7 @@ def isa(request):
 
 
 def same(got, want):
-    """Whether arrays have the same bits, NaNs being one."""
+    """Return whether arrays have the same bits; all NaNs are one."""
     assert got.dtype == want.dtype and got.shape == want.shape
     nan = np.isnan(got.astype("f4")) & np.isnan(want.astype("f4"))
     differing = np.flatnonzero((got.view(f"u{got.itemsize}") != want.view(f"u{want.itemsize}")) & ~nan)
@@ -288,7 +288,7 @@ def test_average_of_the_parameters(kind):
 @pytest.mark.parametrize("backend", ["native", "numba"])
 @pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])
 def test_averages_of_what_is_not_finite_are_torchs(decay, backend):
-    """As documented, decay*ema + (1 - decay)*p: a decay of 0 or 1 makes NaN of what is infinite and has no part."""
+    """The average is decay*ema + (1 - decay)*p, as documented: an infinite term makes NaN with a factor of 0 too."""
     swa_utils = pytest.importorskip("torch.optim.swa_utils")
     torch = pytest.importorskip("torch")
     first, then = np.array(list(itertools.product([1.5, np.inf, -np.inf, np.nan], repeat=2)), "f4").T.copy()

@@ -107,7 +107,7 @@ def fill(grads, step):
 
 
 def same(got, want):
-    """Whether arrays have the same bits, NaNs being one."""
+    """Return whether arrays have the same bits; all NaNs are one."""
     for a, b in zip(got, want, strict=True):
         a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
         if a.dtype == BF16:

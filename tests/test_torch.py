@@ -79,7 +79,7 @@ def leaves(values):
 
 
 def twins(name, options, dtype=torch.float32, **fixed):
-    """The same parameters under torch's class and under ours."""
+    """Make an optimizer of torch's and one of ours with equal parameters."""
     lacking = {**options, **fixed}.keys() - inspect.signature(getattr(torch.optim, name)).parameters.keys()
     if lacking:
         pytest.skip(f"{name} of PyTorch {torch.__version__} has no {', '.join(sorted(lacking))}")
@@ -93,7 +93,7 @@ def twins(name, options, dtype=torch.float32, **fixed):
 
 
 def give_gradients(*sets, step, missing=()):
-    """The same gradients to each set of parameters."""
+    """Give each set of parameters equal gradients."""
     generator = torch.Generator().manual_seed(1000 + step)
     for i, members in enumerate(zip(*sets, strict=True)):
         grad = torch.randn(members[0].shape, generator=generator, dtype=members[0].dtype)
@@ -163,7 +163,7 @@ def test_other_options(name, options, dtype):
 
 @pytest.mark.parametrize("name", SHARED)
 def test_torchs_own_error_cases(name):
-    """What torch refuses is refused, but for what only its implementation cannot do."""
+    """Calls that torch refuses are refused, but for those that only its implementation cannot do."""
     may = ("lr as a Tensor is not supported", "betas must be either both", r"betas\[0\] as a Tensor")
     for case in optim_db()[name].optim_error_inputs_func(device="cpu", dtype=torch.float32):
         if any(case.error_regex.startswith(text) for text in may):

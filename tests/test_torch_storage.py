@@ -35,7 +35,7 @@ def _given(name):
 
 
 def _pair(name, options, sizes=(5003, 100, 0)):
-    """The same parameters under torch's class and under NumPy's."""
+    """Make optimizers of the classes for torch and for NumPy with equal parameters."""
     arrays = [parameter(n).astype(ml_dtypes.bfloat16) for n in sizes]
     tensors = [torch.from_numpy(a.view(np.uint16).copy()).view(torch.bfloat16).requires_grad_() for a in arrays]
     own = {**_given(name), **({"momentum": 0.9, "dampening": 0.0} if name == "SGD" else {})}

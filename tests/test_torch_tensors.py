@@ -80,7 +80,7 @@ def _nested():
         return torch.nested.nested_tensor([torch.ones(1), torch.ones(1)])
 
 
-# What has no memory, and what an error says of it.
+# Tensors without memory, and the words of the error.
 WITHOUT_MEMORY = {
     "wrapper": (lambda: Wrapper(torch.ones(2)), "Wrapper"),
     "fake": (_fake, "FakeTensor"),
@@ -125,7 +125,7 @@ def test_a_negated_state_is_refused():
 
 
 def test_negated_gradients_are_read_by_norms_and_not_written():
-    # As rows too, and where a negated one is zeroed.
+    # It holds for rows too, and where a negated gradient is zeroed.
     assert fastopt.global_norm([negated(), torch.ones(2)]) == pytest.approx(22**0.5)
     with pytest.raises(ValueError, match=r"grads\[0\]: found a lazily negated tensor"):
         fastopt.clip_grad_norm_([negated()], 1.0)

@@ -1,4 +1,4 @@
-"""What editors and type checkers see: stubs that are what the command writes, and mistakes that are found."""
+"""Stubs, for editors and type checkers: they are what the command writes, and mistakes are found."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ PICTURES = {".png": b"\x89PNG", ".svg": b"<?xml"}
 
 
 def run(name, *arguments, cache, packages=("rich", "sklearn", "matplotlib")):
-    """What the workload printed."""
+    """Run a workload; return its output."""
     for package in packages:
         pytest.importorskip(package, reason=f"{package} is not installed")
     done = subprocess.run(

@@ -103,7 +103,7 @@ def make_files(folder: Path, elements: int) -> None:
 
 
 def regions(folder: Path) -> list[tuple[Path, int, int, bool]]:
-    """What a step goes through at once: file, begin, end, whether it is written."""
+    """Yield the regions that a step goes through together: file, begin, end, whether it is written."""
     states = (folder / "states" / "states").stat().st_size
     size = (folder / "parameters").stat().st_size
     return [
@@ -194,7 +194,7 @@ def measure(options: argparse.Namespace, run: str) -> tuple[dict[str, list[float
 
 
 def run_alone(options: argparse.Namespace) -> int:
-    """What `measure` runs."""
+    """Run one measurement in a process of its own, for `measure`."""
     try:
         seconds = train(Path(options.folder), options.run, options.memory * MIB, options.rounds)
     except MemoryError:

@@ -1,4 +1,4 @@
-"""What the workloads share: their options, the text, the tables, the picture."""
+"""Shared parts of the workloads: options, text, tables, pictures."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def sources(share: float) -> Iterator[tuple[bool, str]]:
 
 
 def cached(name: str, share: float, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What `build` makes of the sources, kept in ~/.cache/fastopt, or in $XDG_CACHE_HOME/fastopt."""
+    """Return the result of `build`, kept in ~/.cache/fastopt, or in $XDG_CACHE_HOME/fastopt."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastopt"
     path = folder / f"{name}-{platform.python_version()}-{share:g}.npz"
     if not path.exists():

@@ -55,7 +55,7 @@ class Digits:
 
     @classmethod
     def load(cls) -> Digits:
-        """Those that scikit-learn has, in an order that is always the same."""
+        """Load scikit-learn's images, always in the same order."""
         images, labels = load_digits(return_X_y=True)
         order = np.random.default_rng(0).permutation(len(images))
         images, labels = (images[order] / 16).astype(np.float32), labels[order]
@@ -64,7 +64,7 @@ class Digits:
         return cls(learnt, validated, held_out)
 
     def difficulty(self) -> np.ndarray:
-        """How much farther each image to learn from is from the mean of its kind than from the nearest of another."""
+        """Return how much farther each training image is from the mean of its kind than from the nearest of another."""
         images, labels = self.learnt
         means = np.stack([images[labels == kind].mean(axis=0) for kind in range(10)])
         away = np.linalg.norm(images[:, None] - means, axis=2)
@@ -126,7 +126,7 @@ def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.nd
 
 
 def check(digits: Digits) -> str:
-    """What the check of the network's gradient says; a wrong one ends the command."""
+    """Check the network's gradient and return the result in words; a wrong one ends the command."""
     network = Network(np.float64)
     images, labels = digits.learnt[0][:BATCH].astype(np.float64), digits.learnt[1][:BATCH]
 

@@ -1,4 +1,4 @@
-"""What storing parameters and optimizer states in fewer bits does to a training.
+"""Effects on a training of parameters and optimizer states in fewer bits.
 
 Two transformers learn with fastopt.torch.AdamW: one to read handwritten digits, one to continue the standard library's
 sources character by character. Each does so once in float32, then with states in bfloat16 and in 8 bits, then with
@@ -96,7 +96,7 @@ class Training:
     losses: list[float] = field(default_factory=list)
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What the network says, computed in float32."""
+        """Return the network's output, computed in float32."""
         floats = {name: p.float() for name, p in self.network.named_parameters()}
         return functional_call(self.network, floats, (inputs,)).flatten(0, -2)
 
@@ -131,7 +131,7 @@ class Training:
 
     @property
     def bytes_each(self) -> float:
-        """What a parameter takes with its states, gradients aside."""
+        """Return the bytes of a parameter with its states, gradients aside."""
         states = [x for state in self.optimizer.state.values() for name, x in state.items() if name != "step"]
         params = list(self.network.parameters())
         return sum(x.nbytes for x in (*params, *states)) / sum(p.numel() for p in params)
@@ -211,19 +211,22 @@ def nearest(signed: torch.Tensor, positive: torch.Tensor) -> Code:
 
 
 def eight_bits(x: torch.Tensor, never_negative: bool) -> torch.Tensor:
-    """Of fastopt's 8-bit floats, the nearest."""
+    """Round to the nearest of fastopt's 8-bit floats."""
     values = values_of(blocks_of(x.numpy().ravel(), never_negative), never_negative, x.numel())
     return torch.from_numpy(values).view(x.shape)
 
 
 def dynamic(parts: int) -> torch.Tensor:
-    """Of bitsandbytes' dynamic map, 0 and above: seven decades, each in twice as many parts as the one below."""
+    """Return the codes of bitsandbytes' dynamic map, 0 and above.
+
+    They are in seven decades, each in twice as many parts as the one below.
+    """
     decades = [10.0 ** (k - 6) * torch.linspace(0.1, 1, parts * 2**k + 1) for k in range(7)]
     return torch.cat([torch.tensor([0.0, 1.0]), *((d[1:] + d[:-1]) / 2 for d in decades)]).sort().values
 
 
 def codes() -> dict[str, Code]:
-    """Those to emulate, by name."""
+    """Return the codes to emulate, by name."""
     map7, map8 = dynamic(1), dynamic(2)
     e4m3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float() / 448
     e4m3 = e4m3[e4m3.isfinite()].unique()

@@ -50,7 +50,7 @@ def build(share: float) -> dict[str, np.ndarray]:
 
 
 def mean_loss(loss: str, z: np.ndarray, labels: np.ndarray) -> float:
-    """Of predictions z."""
+    """Return the mean loss of predictions z."""
     margin = labels * z
     return float((np.maximum(0, 1 - margin) if loss == "hinge" else np.logaddexp(0, -margin)).mean())
 

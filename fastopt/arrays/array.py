@@ -16,8 +16,9 @@ _UINTPTR = FFI().typeof("uintptr_t")
 
 
 class Place(NamedTuple):
-    """Where an array is: its device, as ``"cuda:0"``, the library that it is of, and on which of the device's streams
-    it says to be used, if its library has no current one.
+    """The place of an array: its device, as ``"cuda:0"``, its library, and the stream that it names.
+
+    Only arrays of libraries without a current stream name one.
     """
 
     device: str

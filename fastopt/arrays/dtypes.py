@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-#: What bfloat16 is here, be it torch's or ml_dtypes', which need not be installed.
+#: The dtype of bfloat16 here, torch's and ml_dtypes' alike: ml_dtypes need not be installed.
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 STORED_DTYPES = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16))  # of what is updated in float32
 

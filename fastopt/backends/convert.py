@@ -15,7 +15,7 @@ _FLOAT16_UNITS = float32(2**24)
 _RANDOM_UNIT = float32(2**-16)
 _ZERO = float32(0)
 
-# Of states in blocks.
+# Constants of states in blocks.
 _TOP_POSITIVE = float32(1.875)
 _TOP_SIGNED = float32(1.875 - 2**-15)
 _BELOW_TOP = float32(2**-20)  # elements are scaled to so much less than the largest code, which rounding must not pass
@@ -62,7 +62,10 @@ def encode_bfloat16(x):
 
 @register_jitable
 def dither_bfloat16(x, random):
-    """The same, rounded up with the probability, over random numbers of 16 bits, that the lower bits are of one."""
+    """A float32 as bfloat16, rounded up with the probability that its lower bits are of one.
+
+    `random` is a random number of 16 bits.
+    """
     u = bits_of(x)
     return _upper_half(u, u + int64(random))
 
@@ -92,14 +95,17 @@ def encode_float16(x):
     """A float32 as a float16's bits, rounded to nearest, ties to even."""
     u = bits_of(x)
     a = u & 0x7FFFFFFF
-    # What lies below the smallest normal number is rounded by an addition whose last place is its last place.
+    # A subnormal number is rounded by an addition whose last place is its last place.
     subnormal = bits_of(float_of(a) + _HALF) - 0x3F000000
     return _finish_float16(u, a, subnormal, (a - 0x38000000 + 0xFFF + (a >> 13 & 1)) >> 13)
 
 
 @register_jitable
 def dither_float16(x, random):
-    """The same, rounded up with the probability, over random numbers of 16 bits, that the lower bits are of one."""
+    """A float32 as float16, rounded up with the probability that its lower bits are of one.
+
+    `random` is a random number of 16 bits.
+    """
     u = bits_of(x)
     a = u & 0x7FFFFFFF
     units = (float_of(a) if a < 0x38800000 else _ZERO) * _FLOAT16_UNITS

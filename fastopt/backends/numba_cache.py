@@ -12,9 +12,9 @@ from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 
-#: How functions are compiled: IEEE arithmetic, and without the interpreter's lock.
+#: Options of compiling: IEEE arithmetic, and without the interpreter's lock.
 OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
-#: The same for functions that only compiled ones call, without the wrappers for calls from Python and from C: these
+#: Options for functions that only compiled ones call, without the wrappers for calls from Python and from C: these
 #: would take a fifth of the time that a kernel takes to compile.
 INNER: Any = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 

@@ -92,7 +92,7 @@ def _two_workers(rows: Rows) -> tuple[Spread, str]:
     return Spread(gain, gain, gain), ""
 
 
-#: Of the peers of rules, whom the goals speak of.
+#: The peers of rules that the goals name.
 PEERS = ("torch-fused", "torch-foreach")
 _FOREACH = ("rmsprop", "adadelta", "adamax", "nadam")
 _STORED = {

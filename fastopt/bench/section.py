@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .timing import Spread, Times, quartiles, ratio
 
-#: What one measurement found: `row_of` makes it.
+#: The result of one measurement: `row_of` makes it.
 Row = dict[str, Any]
 Show = Callable[[Row], str]
 NOISY = "~"

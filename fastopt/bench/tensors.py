@@ -28,7 +28,7 @@ SETS = {
         *(32 * 10, 10),
     ],
 }
-#: Who takes part: the key of the results, and the header.
+#: The participants: the key of the results, and the header.
 WAYS = {
     "native": "plan.step()",
     "step": "opt.step(grads)",

@@ -14,7 +14,7 @@ from ..backends.choice import ieee_arithmetic
 
 
 def _in_ieee_arithmetic(convert: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """The same conversion, whatever the calling thread's arithmetic is set to."""
+    """Wrap a conversion so that it does not depend on the calling thread's arithmetic."""
 
     @wraps(convert)
     def converted(*args: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What users see and change of an optimizer: groups of parameters and states, as mappings whose changes are checked."""
+"""Groups of parameters, and states, as users see and change them: mappings whose changes are checked."""
 
 from __future__ import annotations
 
@@ -138,12 +138,12 @@ class Weakly:
 
 
 class Fixed(tuple[Any, ...]):
-    """As many groups, or states, as an optimizer has, each its own for good."""
+    """The groups, or states, of an optimizer: a tuple, for none can be added, removed or replaced."""
 
     __slots__ = ()
 
     def refuse(self, *_: Any, **__: Any) -> NoReturn:
-        """Says that there are as many as there are, each for good."""
+        """Raise an error: none can be added, removed or replaced."""
         raise TypeError(
             "param_groups and state cannot be replaced, nor have entries added or removed: set a group's or a state's "
             "own entries, as param_groups[0]['lr'] = 0.1, or construct a new optimizer"
@@ -307,7 +307,7 @@ class Groups:
         return self.arguments.at_step(self.mappings[g], self._done(g) + 1)
 
     def at_last_step(self, g: int) -> dict[str, Any]:
-        """The same at the last step, or at the first if there was none."""
+        """A group's arguments as the numbers that they were at the last step; before it, at the first."""
         return self.arguments.at_step(self.mappings[g], max(self._done(g), 1))
 
     def _done(self, g: int) -> int:

@@ -36,7 +36,7 @@ def _gradients(grads: Any) -> tuple[list[Array | RowSparse], list[str]]:
 
 
 def _place_of(grads: Sequence[Array | RowSparse]) -> Place:
-    """Where gradients are."""
+    """Return the place of gradients."""
     return next((grad.values.place if isinstance(grad, RowSparse) else grad.place for grad in grads), CPU)
 
 
@@ -68,7 +68,7 @@ def norm_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums, thread
 
 
 def _all_finite(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> bool:
-    """Whether all gradients are finite, and their squares too."""
+    """Return whether all gradients and their squares are finite."""
     dense: list[Gradients] = []
     for table in tables:
         dense += make_gradients([table.values], ["grads"]) if isinstance(table, RowSparse) else [table]
@@ -83,7 +83,7 @@ def scale_of(
     max_norm: Any,
     skip_nonfinite: bool,
 ) -> tuple[float, float | None, bool]:
-    """What gradients say of a step: their scale once clipped, their norm if that needs it, whether to skip it."""
+    """Return the gradients' scale once clipped, their norm if clipping needs it, and whether to skip the step."""
     norm = None
     finite = True
     if max_norm is not None:
@@ -123,7 +123,7 @@ def check_max_norm(max_norm: Any) -> float:
 
 
 def _clip_factor(norm: float, limit: float) -> float:
-    """What gradients of that norm are multiplied by, so that their norm is at most `limit`."""
+    """Return the factor that brings gradients of a norm to at most `limit`."""
     factor = limit / (norm + EPS)
     return factor if factor < 1 or math.isnan(factor) else 1.0
 

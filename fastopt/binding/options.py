@@ -1,4 +1,4 @@
-"""What users call the rules' hyper-parameters: each class's arguments, in torch's terms, and the rule they choose."""
+"""Arguments of the classes, in torch's terms, and the rule and the hyper-parameters that they choose."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1), "nu1": ("nus", 0), "nu2"
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a class, and what they are to its rules.
+    """The arguments of a class, and the hyper-parameters of its rules that they are.
 
     A *group* is a mapping of arguments to their values, as the classes' ``param_groups`` hold them.
 
@@ -50,7 +50,7 @@ class Arguments:
 
     @property
     def decoupled(self) -> bool:
-        """Whether weight_decay is decoupled, and there is no other."""
+        """True where weight_decay is decoupled, and there is no other."""
         return all(rule.decoupled is not None for rule in self.rules)
 
     def rule(self, group: Mapping[str, Any]) -> Rule:
@@ -109,7 +109,7 @@ class Arguments:
         return {name: float(values[key]) for name, key in rule.initial.items()}
 
     def copies(self, rule: Rule, group: Mapping[str, Any]) -> int:
-        """How many copies of its states the rule has for a group."""
+        """Return the number of copies of its states that the rule has for a group."""
         return 1 if rule.vector is None else count_copies(rule, self.values(rule, group, 1))
 
     def row(self, rule: Rule, group: Mapping[str, Any], dtype: np.dtype, t: int = 1) -> np.ndarray:
@@ -165,7 +165,7 @@ class Arguments:
         return found
 
     def check_key(self, key: Any, where: str) -> None:
-        """Whether a group may have an entry of that name: an argument of the class, or a name of the user's own.
+        """Check the name of a group's entry: an argument of the class, or a name of the user's own.
 
         Raises
         ------
@@ -181,7 +181,7 @@ class Arguments:
             raise ValueError(f"{where}: found {key!r}, expected one of {', '.join(self.defaults)}{meant}")
 
     def _places(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
-        """Where a group has each hyper-parameter of the rule: an argument's name, and the place in a pair."""
+        """Return for each hyper-parameter of the rule the argument of a group that has it, and the place in a pair."""
         renamed = self.names(group)
         return {
             name: _PAIRS[name] if name in _PAIRS and name not in self.defaults else (renamed.get(name, name), None)
@@ -202,7 +202,7 @@ class Arguments:
         )
 
     def hypers(self) -> dict[str, list[Hyper]]:
-        """What each argument stands for: a hyper-parameter, or a pair of them."""
+        """Return for each argument its hyper-parameter, or the two of a pair."""
         own = {name: hyper for rule in self.rules for name, hyper in rule.hyper.items()} | dict(self.switches)
         pairs: dict[str, list[Hyper]] = {}
         for name, (pair, _) in _PAIRS.items():
@@ -212,12 +212,11 @@ class Arguments:
 
 @dataclass(frozen=True)
 class TorchArguments(Arguments):
-    """The same for the classes that stand in for torch's: ``decoupled_weight_decay`` is torch's flag, which says what
-    kind of decay ``weight_decay`` is."""
+    """The arguments of a class for torch, where ``decoupled_weight_decay`` is a flag: the kind of ``weight_decay``."""
 
     @classmethod
     def of(cls, arguments: Arguments) -> TorchArguments:
-        """Those of the class of that name."""
+        """Make them from the arguments of the class for arrays."""
         meaning = "the decay is of the parameter itself, times lr, as AdamW's, instead of an L2 penalty"
         decoupled = {"decoupled_weight_decay": flag(arguments.decoupled, meaning)}
         return cls(
@@ -237,7 +236,7 @@ class TorchArguments(Arguments):
         return {"decoupled_weight_decay": ""}
 
     def row(self, rule: Rule, group: Mapping[str, Any], dtype: np.dtype, t: int = 1) -> np.ndarray:
-        """The same; there are no schedules, for torch has its own."""
+        """The rule's hyper-parameters, checked, without schedules: torch has its own."""
         for key in self.defaults:
             value = group.get(key)
             for part in value if isinstance(value, (tuple, list)) else (value,):
@@ -246,7 +245,7 @@ class TorchArguments(Arguments):
         return super().row(rule, group, dtype, t)
 
 
-#: What every class takes beside hyper-parameters, with its default and its type. `fastopt.Optimizer` documents these.
+#: Arguments of every class beside hyper-parameters, with default and type. `fastopt.Optimizer` documents them.
 EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         "state_dtype": (None, "StateDtype | None"),
@@ -260,7 +259,7 @@ EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
 )
 
 
-#: The same of states in files, which the classes for arrays take.
+#: Arguments about states in files, of the classes for arrays.
 FILES: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {"state_dir": (None, "str | PathLike[str] | None"), "state_memory": (None, "SupportsIndex | None")}
 )
@@ -268,7 +267,7 @@ FILES: Mapping[str, tuple[Any, str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Call:
-    """What a class was called with: hyper-parameters with their defaults, and the rest, checked.
+    """A call of a class: hyper-parameters with their defaults, and the other arguments, checked.
 
     Attributes
     ----------
@@ -277,15 +276,15 @@ class Call:
     options : dict
         Hyper-parameters.
     execution : dict
-        The other arguments, as they were given.
+        The other arguments, as given.
     storage : StorageOptions
-        Those of them that are about storage.
+        Those about storage.
     backend : str or None
         The backend asked for.
     threads : int
         The threads asked for; 0: by default.
     files : dict
-        Where states in files are to be.
+        Those about states in files.
     """
 
     params: Any
@@ -298,7 +297,7 @@ class Call:
 
 
 def check_group(cls: type, group: Mapping[str, Any], name: str) -> None:
-    """Whether a group has only what groups can have of their own: of what is beside hyper-parameters, ``state_dtype``.
+    """Check that a group has no argument that holds for the whole optimizer, as all of storage but ``state_dtype``.
 
     Raises
     ------
@@ -311,7 +310,7 @@ def check_group(cls: type, group: Mapping[str, Any], name: str) -> None:
 
 
 def read_call(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """What a class was called with.
+    """Read and check the arguments that a class was called with.
 
     Raises
     ------

@@ -104,7 +104,7 @@ class RowSparse:
 
     @property
     def duplicates(self) -> str:
-        """What a row that is named several times means."""
+        """The meaning of a row that is named several times."""
         return self._duplicates
 
     @classmethod
@@ -168,7 +168,7 @@ class RowSparse:
         return self
 
     def coalesced(self) -> RowSparse:
-        """The same gradient with each row once, in order, summed: as ``"sum"`` understands it."""
+        """Return the gradient with each row once, in order, and its lookups summed as by ``"sum"``."""
         if isinstance(self._indices, Array):
             return self._on_host().coalesced()
         unique, place = np.unique(self._indices, return_inverse=True)
@@ -190,7 +190,7 @@ class RowSparse:
         return _rebuild, parts
 
     def check(self, param: Array, names: Sequence[str]) -> tuple[Array, Rows]:
-        """As backends take it: the array of rows, and which rows of the parameter they are.
+        """Check the gradient against its parameter; return the rows' array and numbers, as backends take them.
 
         Raises
         ------
@@ -243,7 +243,7 @@ def view_gradient(grad: Any, name: str, shape: tuple[int, ...] | None = None) ->
 
 
 def is_mapping(grads: Any) -> bool:
-    """Whether these are gradients by name. (SciPy's dok arrays are mappings too, but each is one gradient.)"""
+    """Return whether gradients are given by name. (SciPy's dok arrays are mappings too, but each is one gradient.)"""
     return isinstance(grads, Mapping) and not hasattr(grads, "tocsr")
 
 

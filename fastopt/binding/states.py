@@ -19,7 +19,7 @@ _OF_PARAM = ("master", "ema")  # which begin at the parameter
 
 
 def initial(like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, begin: float) -> Any:
-    """What a state of a parameter `like` that begins at: a number, or an array of its shape.
+    """Return the beginning of a state of a parameter `like`: a number, or an array of the state's shape.
 
     Parameters
     ----------

@@ -101,7 +101,7 @@ def split_rows(
 
 
 def gradient_of(name: str) -> str:
-    """What the gradient of a parameter of that name is called."""
+    """Return the name of the gradient of a parameter."""
     return f"grads{name.removeprefix('params')}"
 
 

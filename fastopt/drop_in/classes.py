@@ -11,7 +11,7 @@ import torch
 from ..binding.options import ARGUMENTS, EXECUTION, TorchArguments
 from ..documentation import torch_text
 
-# What torch's classes have beside hyper-parameters: how torch computes, which fastopt takes no notice of.
+# Arguments of torch's classes beside hyper-parameters: ways of computing, which fastopt takes no notice of.
 _EXECUTION = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
 
 
@@ -35,7 +35,7 @@ def namespace_of(arguments: TorchArguments) -> dict[str, Any]:
 
 
 def signature_of(arguments: TorchArguments) -> inspect.Signature:
-    """That of torch's class of the same name, and by keyword what fastopt has beyond it."""
+    """Return the signature of torch's class of the same name, extended by keywords that fastopt has beyond it."""
     theirs = getattr(torch.optim, arguments.name, None)
     signature = arguments.signature() if theirs is None else inspect.signature(theirs)
     fixed = ["decoupled_weight_decay"] if arguments.decoupled else []  # torch's flag: there is one decay only

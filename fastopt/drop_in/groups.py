@@ -25,7 +25,7 @@ from ..rules.hyper import frozen
 #: The dtypes that parameters can have.
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-#: What torch's classes have that cannot be had: ever, or on the CPU; and why.
+#: Flags of torch's classes that are refused, always or on the CPU, with the reason.
 REFUSED = {
     "differentiable": "the update is done in place and autograd does not see it",
     "capturable": "CUDA graphs record no update on the CPU",
@@ -105,7 +105,7 @@ def first_places(params: Sequence[torch.Tensor]) -> tuple[list[int], list[int]]:
 
 
 def labels_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What error messages call the parameters: by their names, where they have some."""
+    """Name the parameters for error messages: by their own names, where they have some."""
     labels: list[str] = []
     for g, group in enumerate(groups):
         names = group.get("param_names")

@@ -15,7 +15,7 @@ from .step import Bound
 
 
 class Stepper:
-    """What an optimizer keeps between steps."""
+    """The parts of an optimizer that last from step to step."""
 
     def __init__(self, arguments: TorchArguments) -> None:
         self.hypers = HyperRows(arguments)

@@ -190,7 +190,7 @@ class Pager:
         So many bytes are read, computed, written at once.
     """
 
-    # Of a file larger than the bound that is passed through again and again, the least recently used page is always
+    # When a file larger than the bound is passed through again and again, the least recently used page is always
     # that which is needed next. So a part of it that fits stays, and the rest goes through a window.
 
     def __init__(self, mapping: Mapping, memory: int) -> None:

@@ -115,7 +115,7 @@ class StateFiles:
     # All states are in one file, however many parameters there are: one descriptor, one mapping, and the disk's room
     # taken at once.
     #
-    # What is known after a crash. An update stores into memory maps, in this order: begun = t; the states and counters;
+    # After a crash: an update stores into memory maps, in this order: begun = t; the states and counters;
     # done = t. What a process that is killed has stored stays in the system's cache, so that begun == done tells
     # whether the update is whole, and no update waits for the disk. A system that fails loses what it had not written
     # yet, in any order. Then only `sync` vouches: it has everything written to the disk, and only then synced = done;

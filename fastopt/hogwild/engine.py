@@ -26,9 +26,9 @@ from ..rules import Rule
 
 _options: Any = {"nogil": True, "error_model": "numpy"}
 
-#: How many features, at most, each worker has copies of, and which of them, by rank in frequency, it merges with the
-#: others' after how many examples; those beyond the last rank when a call ends. Merging only then harms accuracy;
-#: merging more often than here gains none.
+#: The most features that each worker has copies of. Those below a rank in frequency are merged with the others' after
+#: a period of examples, those beyond the last rank when a call ends. Merging only then harms accuracy; merging more
+#: often than here gains none.
 HOT = 65536
 _RANKS = (256, 2048)
 _PERIODS = (128, 2048)  # powers of two
@@ -141,8 +141,10 @@ def _apply_adagrad(p, state, i, g, c):
 
 @dataclass(frozen=True)
 class _Form:
-    """How a rule updates an element of a table: ``apply(p, state, i, g, c)``, in place; `state` is any array where the
-    rule has none."""
+    """The update of an element of a table by a rule: ``apply(p, state, i, g, c)``, in place.
+
+    Where the rule has no state `state` is any array.
+    """
 
     rule: Rule
     fold: Any

@@ -176,7 +176,7 @@ class LinearModel(_Model):
     ) -> None:
         _check_choice("loss", loss, engine.LOSSES)
         _check_common(rule, lr, decay, l2, seed)
-        # As they are given: scikit-learn's clone() compares by identity.
+        # Arguments are kept as given: scikit-learn's clone() compares by identity.
         self.loss, self.rule, self.lr, self.decay, self.l2, self.seed = loss, rule, lr, decay, l2, seed
 
     def fit(

@@ -58,7 +58,7 @@ class Progress:
 
 @dataclass
 class Rows:
-    """Which rows of a parameter a gradient is of: lookup i is of row ``indices[i]``.
+    """The rows of a parameter that a gradient is of: lookup i is of row ``indices[i]``.
 
     The tables are NumPy's on the CPU, and on a CUDA device `fastopt.arrays.array.Array`.
     """
@@ -81,7 +81,7 @@ class Rows:
         """
         if not self.indices.size:
             return
-        # As unsigned numbers negative ones are the largest: one pass finds whatever is out of range.
+        # Negative indices are the largest unsigned numbers: one pass finds all that are out of range.
         unsigned = self.indices.view(f"u{self.indices.itemsize}")
         if int(unsigned.max()) >= self.count:
             found, (of, name) = self.indices[unsigned.argmax()], self.names
@@ -95,7 +95,7 @@ NORM_BLOCK = 4096
 #: The gradient's place among a tensor's arrays, behind the parameter.
 GRADIENT = 1
 
-#: What several lookups of one row can mean.
+#: Meanings of several lookups of one row.
 DUPLICATES = ("sum", "sequential", "hogwild")
 
 

@@ -240,7 +240,7 @@ def _table(
 
 
 def _runs(arrays: Sequence[Array], ordered: bool) -> tuple[np.ndarray, list[int], int]:
-    """As `runs_of`, with states in blocks, which lie as the first array does."""
+    """Find the runs of arrays by `runs_of`; states in blocks are laid out as the first array is."""
     blocks = [a.dtype == np.uint8 for a in arrays]
     if not any(blocks):
         return runs_of(arrays, ordered)

@@ -43,7 +43,7 @@ def adamax(p, g, exp_avg, exp_inf, beta1, beta1_c, beta2, eps_inside, eps_outsid
     exp_avg = beta1 * exp_avg + beta1_c * g
     exp_inf = maximum(beta2 * exp_inf, abs(g) + eps_inside)
     norm = exp_inf + eps_outside
-    # Where the norm is 0 every gradient was: the update is that 0, not 0/0.
+    # A norm of 0 means that every gradient was 0: the update is 0 too, not 0/0.
     return p - where(norm == 0, norm, rate * exp_avg / norm), exp_avg, exp_inf
 
 

@@ -16,7 +16,7 @@ _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"
 
 
 class _Pass(NamedTuple):
-    """What a forward pass leaves to the backward one."""
+    """The results of a forward pass that the backward pass needs."""
 
     x: np.ndarray
     mean: np.ndarray

@@ -34,9 +34,9 @@ def _part(unit, shape):
 
 @compiled
 def block_moments(x, sums, squares, counter, share):
-    """Of each block's columns the sum of the distances from the block's first row, and the sum of their squares.
+    """Sum each block's columns: distances from the block's first row, and their squares.
 
-    That row is one of those that are summed: the squares are at most 33 times those about the block's mean, so that no
+    That row is one of those that are summed. So the squares are at most 33 times those about the block's mean, and no
     data lose more than that in the difference of the two.
     """
     units = len(sums) * -(-x.shape[1] // STRIPE)
@@ -122,7 +122,7 @@ def forward_rows(x, centre, scale, shift, y, counter, share):
 
 @compiled
 def block_products(g, x, centre, sums, products, counter, share):
-    """Of each block's columns the sum of gradients, and of their products with the distances from the centre."""
+    """Sum each block's columns: gradients, and their products with the distances from the centre."""
     units = len(sums) * -(-x.shape[1] // STRIPE)
     while True:
         begin = fetch_add(counter, share)

@@ -328,7 +328,7 @@ class _Differences(_Loss):
                 noise += 2 * _EPS * max(1.0, abs(x)) * jump / step  # x is rounded within the loss
                 value = (4 * fine - coarse) / 3
                 found = _Slope(value, abs(value - fine) + noise, noise, value, value)
-                # Of a smooth function the two sides' slopes differ half as much at half the step.
+                # The two sides' slopes of a smooth function differ half as much at half the step.
                 if jump > max(0.75 * abs(wide[1] - wide[0]), 20 * noise, tolerance * max(map(abs, near))):
                     before, kink = kink, _Slope(fine, noise, noise, min(near), max(near))
                     if before is not None and abs(fine - before.value) < 0.01 * jump:

@@ -16,7 +16,7 @@ from ..schedules import InverseTime
 from .descent import ELEMENTWISE, Track, descend, tracks, tuned
 from .objectives import BEALE, RAVINE, SADDLE, Floats, Objective, bowl
 
-#: What a scene can show, side by side.
+#: The contents of a scene, side by side.
 PANELS = ("plane", "space", "loss")
 
 

@@ -98,7 +98,7 @@ TESTS = {
     "*.h": _CALLS,
     "*.c": _CALLS,
 }
-# What would only take time: other backends, what is installed, instrumented builds.
+# Tests that would only take time: other backends, installations, instrumented builds.
 LEFT_OUT = "not (numba or race or beyond or installed or environment_chooses)"
 
 _COMPARISONS = {"<": ["<=", ">="], "<=": ["<", ">"], ">": [">=", "<="], ">=": [">", "<"], "==": ["!="], "!=": ["=="]}
@@ -203,7 +203,7 @@ class Library:
 
     @cached_property
     def objects(self):
-        """What the unchanged sources are compiled to."""
+        """Compile the unchanged sources."""
         return {unit.object: self.compiled(self.csrc, unit) for unit in self.units}
 
     def concerned(self):
@@ -264,7 +264,7 @@ class Tests:
         return self.names[key]
 
     def noticed(self, library, objects, selection):
-        """What noticed a change: a test, or that it took too long; None if nothing did."""
+        """Return the test that noticed a change, or that it took too long; None if nothing did."""
         names = [name for file, choice in selection for name in self.chosen(library, file, choice)]
         arguments = self.folder / "arguments"
         arguments.write_text("\n".join(dict.fromkeys(names)))
@@ -296,7 +296,7 @@ def selection_of(change, text):
 
 
 def verdict(change, text, libraries, tests):
-    """What becomes of a change: a kind, and what more there is to say.
+    """Return the fate of a change: a kind, and details.
 
     What is compiled for each instruction set is tried for one after the other until something is noticed.
     """

@@ -116,7 +116,7 @@ def pytest(tree, arguments, env, seconds=None):
     return process.returncode, output
 
 
-# Which test runs which line.
+# The tests that run each line.
 
 
 def gather(work, without):
@@ -160,7 +160,7 @@ def gather(work, without):
 
 
 class Contexts:
-    """What was gathered: of each line the tests that run it, of each test how long it takes."""
+    """The gathered contexts: for each line the tests that run it, for each test its time."""
 
     def __init__(self, work):
         from coverage import CoverageData
@@ -186,7 +186,7 @@ class Contexts:
 
     @cache  # noqa: B019 (one for the whole run)
     def touched(self, module):
-        """How many lines of a module the tests of each file run."""
+        """Count the lines of a module that the tests of each file run."""
         counts = collections.Counter()
         for tests in self.tests[module].values():
             counts.update({test.split("::")[0] for test in tests})
@@ -293,7 +293,7 @@ def changed(tree, mutant, text):
 
 
 def try_one(tree, numba_cache, mutant, contexts, seconds):
-    """What became of a change, and how."""
+    """Return the fate of a change, and how it came about."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 

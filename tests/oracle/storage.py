@@ -1,4 +1,4 @@
-"""What storage must do to an array, in NumPy: from the formats' definitions, sharing no code with the package."""
+"""The effect of storage on an array, in NumPy: from the formats' definitions, sharing no code with the package."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 // A libcuda.so.1 for tests without a GPU: device memory is host memory, and launches go to a function of the test's.
 //
-// What a call needs to know is in `stub`, which the test reads and writes. Functions are called by their plain names;
+// Data of a call are in `stub`, which the test reads and writes. Functions are called by their plain names;
 // cuGetProcAddress gives them for every version that asks for no other arguments.
 #define _GNU_SOURCE
 #include <dlfcn.h>

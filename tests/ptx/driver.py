@@ -160,7 +160,7 @@ class Gpu:
 
     @property
     def execute(self) -> bool:
-        """Whether launches run; if not, they are only counted."""
+        """Let launches run, or only count them."""
         return bool(self._state.execute)
 
     @execute.setter
@@ -169,7 +169,7 @@ class Gpu:
 
     @property
     def capturing(self) -> bool:
-        """Whether streams say that they are being captured: launches are then kept in `captured` instead of run.
+        """Let streams say that they are being captured: launches are then kept in `captured` instead of run.
 
         Copies are made at once, nevertheless.
         """
@@ -190,12 +190,12 @@ class Gpu:
 
     @property
     def launched(self) -> int:
-        """How many launches there were, executed or not."""
+        """Number of launches, executed or not."""
         return self._state.launches
 
     @property
     def synchronizations(self) -> int:
-        """How many calls were made that wait for the device."""
+        """Number of calls that wait for the device."""
         return self._state.synchronizations
 
     def reset(self) -> None:

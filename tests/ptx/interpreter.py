@@ -78,7 +78,7 @@ class Instruction:
         self.guard = self.predicate(("!" if statement.negated else "") + statement.guard) if statement.guard else None
 
     def has(self, *modifiers: str) -> bool:
-        """Whether a modifier is among those given."""
+        """Return whether a modifier is among those given."""
         return any(modifier in self.modifiers for modifier in modifiers)
 
     def unsupported(self) -> NotImplementedError:

@@ -15,7 +15,7 @@ SHORT = {"load": "ld", "store": "st", "atomic": "atom"}
 
 
 class LaunchError(Exception):
-    """What a kernel must not do: an access outside every region, misaligned, read-only or racing; a deadlock."""
+    """A fault of a kernel: an access outside every region, misaligned, read-only or racing; a deadlock."""
 
 
 def warp_of(threads: np.ndarray, block: int) -> np.ndarray:
@@ -24,7 +24,7 @@ def warp_of(threads: np.ndarray, block: int) -> np.ndarray:
 
 
 class Shadow:
-    """Which threads accessed each place of a region in this launch.
+    """The threads that accessed each place of a region in this launch.
 
     A place is as large as the smallest access so far (at most 16 bytes), which loses nothing: all accesses are
     aligned to their size, so that they cover whole places.
@@ -48,7 +48,7 @@ class Shadow:
         return tags[first : first + (tags.size - first) // columns * columns].reshape(-1, columns)
 
     def synchronize(self, firsts: np.ndarray, block: int) -> None:
-        """What threads of these warps have accessed is the warp's from now on: no race for any of its threads."""
+        """Give the warps what their threads have accessed: it is no race for any of a warp's threads from now on."""
         for tags in self.tags.values():
             places = np.flatnonzero(tags > 0)
             warps = warp_of(tags[places] - 1, block)
@@ -108,7 +108,7 @@ class Region:
     def record(
         self, kind: str, size: int, index: slice | np.ndarray, threads: np.ndarray, block: int
     ) -> tuple[str, int] | None:
-        """As `Shadow.record`, where races are looked for."""
+        """Record accesses by `Shadow.record`, where races are looked for."""
         if not self.checked or (kind == "load" and not self.writable):
             return None
         if self.shadow is None:
@@ -166,7 +166,7 @@ class Memory:
                 region.shadow.synchronize(firsts, self.block)
 
     def load(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
-        """What is at the addresses: for each a row of unsigned integers of at most 8 bytes."""
+        """Read the addresses: for each a row of unsigned integers of at most 8 bytes."""
         found = None
         for region, index, lanes in self._locate("load", addresses, size, threads):
             words = region.words(size)[index]

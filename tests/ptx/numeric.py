@@ -165,7 +165,7 @@ def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def remainder(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """What `divide` leaves, with the sign of the dividend; the dividend where the divisor is 0."""
+    """Remainder of `divide`, with the sign of the dividend; the dividend where the divisor is 0."""
     safe = np.where(b == 0, b.dtype.type(1), b)
     return np.where(b == 0, a, a - divide(a, safe) * safe)
 

@@ -1,4 +1,4 @@
-"""What each PTX instruction does: functions that build the step of a decoded instruction, by opcode."""
+"""Semantics of PTX instructions: functions that build the step of a decoded instruction, by opcode."""
 
 from collections.abc import Callable
 
@@ -68,7 +68,7 @@ SIMPLE = {
 }
 
 
-# Of float32 in float64, without a rounding that a second one would show.
+# Operations of float32 in float64, without a rounding that a second one would show.
 EXACT = {
     np.add: numeric.odd_sum,
     np.subtract: lambda a, b: numeric.odd_sum(a, -b),
@@ -178,7 +178,7 @@ def _sign_bit(dtype: np.dtype) -> np.integer:
 
 @operation("neg", "abs")
 def _signs(i):
-    """Of floats only the sign bit changes, that of NaN as well."""
+    """Change only the sign bit of floats, that of NaN as well."""
     if i.type in ("f16x2", "bf16x2", "bf16"):
         raise i.unsupported()
     if i.dtype.kind != "f":
@@ -472,7 +472,7 @@ def _extract(i):
         begin, length = begin & np.uint32(255), np.minimum(length & np.uint32(255), count)
         if i.type[0] == "u":
             return numeric.shift_right(a, begin) & ~numeric.shift_left(~words.type(0), length)
-        # What lies beyond the operand is its sign; the field's highest bit then fills the rest.
+        # The bits beyond the operand are its sign; the field's highest bit then fills the rest.
         field = numeric.shift_right(a, np.minimum(begin, np.uint32(size - 1)))
         rest = count - length
         return numeric.shift_right(numeric.shift_left(field, rest), rest)
@@ -521,7 +521,7 @@ def _elements(i) -> tuple[np.dtype, int]:
 def _load(i):
     kind, count = _elements(i)
     size = kind.itemsize * count
-    # Of a signed type, that a wider register is filled by the sign; floats stay bits.
+    # A signed type fills a wider register by its sign; floats stay bits.
     element = i.dtype if i.dtype.kind == "i" else kind
     writes = [i.target(name, element) for name in i.members(0)]
     base, offset = i.address_parts(1)
@@ -714,7 +714,7 @@ def _member_check(i, operand: int) -> Callable:
 
 
 def _at_threads(frame, threads: np.ndarray) -> np.ndarray:
-    """Where in a frame threads are; -1 of those that are not."""
+    """Return the places of threads in a frame; -1 for those that are not in it."""
     places = np.full(frame.launch.threads + WARP, -1)
     places[frame.lanes] = np.arange(frame.size)
     return places[threads]

@@ -75,7 +75,7 @@ def test_the_formulas(shape, axis, dtype, training):
     y, dx, dweight, dbias, mean, var = oracle(x, dy, *norm.params.values(), axis, 1e-5, **running)
     n = x.size // shape[axis]
     assert_near(norm.forward(x, training), y, dtype, 24)
-    # Of two values dx is what cancels out.
+    # dx of two values cancels out.
     allowed = 24 if n > 3 else 24 * float(np.abs(dy).max() / max(np.abs(dx).max(), 1e-30))
     assert_near(norm.backward(dy), dx, dtype, allowed)
     assert_near(norm.grads["weight"], dweight, dtype, 24)
@@ -90,7 +90,7 @@ def test_the_formulas(shape, axis, dtype, training):
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize(("shape", "axis"), [case for case in SHAPES if case[0][0] > 2])
 def test_torch(shape, axis, dtype):
-    """The same numbers as torch's batch_norm to rounding, over several batches, and evaluated."""
+    """Numbers are torch's batch_norm's to rounding, over several batches, and evaluated."""
     torch = pytest.importorskip("torch")
     norm, *_ = data(shape, axis, dtype)
     running_mean, running_var = torch.zeros(shape[axis]), torch.ones(shape[axis])

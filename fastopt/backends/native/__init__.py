@@ -206,8 +206,8 @@ def sum_rows(values: Array, rows: Rows, threads: int) -> np.ndarray:
     return host.sum_rows(prepare, values, rows, threads)
 
 
-_ITEMS = tuple.__basicsize__  # where a tuple has its items: behind its hash too from Python 3.14 on
-# Where an array of NumPy has its flags: behind data, nd, dimensions, strides, base and descr, in every version.
+_ITEMS = tuple.__basicsize__  # the offset of a tuple's items: behind its hash too from Python 3.14 on
+# The offset of a NumPy array's flags: behind data, nd, dimensions, strides, base and descr, in every version.
 _FLAGS = object.__basicsize__ + struct.calcsize("PiPPPP")
 _WRITEABLE = 0x0400
 
@@ -299,7 +299,7 @@ class Folds:
         return replace(job, **tables, offsets=np.zeros(1, np.int64), strides=None, elements=None, storage=None)
 
     def __call__(self, grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
-        """Of each job, rows of coefficients, in float64; which of them each tensor has; whether there are several."""
+        """Return for each job its rows of coefficients in float64, each tensor's row, and whether there are several."""
         self._runner.advance(grad_scale)
         return [(rows, row_of, bool(row_of[-1])) for rows, row_of in self._runner.folded]
 

@@ -178,7 +178,7 @@ def _store_tile(code, place, address, n, like):
 
 @njit(**INNER)
 def _store_dithered(code, place, address, n, random, like):
-    """The same for elements of 16 bits, to each of which a number of 16 bits is added before its lower bits go."""
+    """Store elements of 16 bits, rounded at random: a number of 16 bits is added before the lower bits are dropped."""
     tile = array_at(place, n, like)
     h = unaligned_at(address, n, np.uint16)
     if code == _BFLOAT16:

@@ -99,7 +99,7 @@ class CapturedLaunch(RunLaunch):
 
     @property
     def has_memory(self) -> bool:
-        """Whether `allocate` has been called."""
+        """True once `allocate` has been called."""
         return self._memory is not None
 
     def allocate(self, stream: int) -> None:

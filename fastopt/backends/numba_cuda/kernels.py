@@ -245,20 +245,20 @@ def apply0(x, k, p, g, c):
 
 
 def apply1(x, k, p, g, c):
-    """The same for one state, of one copy after the other."""
+    """Update an element of a rule with one state, of one copy after the other."""
     for copy in range(COPIES):
         p, x[2 + copy, k] = update(p, g, x[2 + copy, k], *c[copy][3:])
     return p
 
 
 def apply2(x, k, p, g, c):
-    """The same for two."""
+    """Update an element of a rule with two states."""
     p, x[2, k], x[3, k] = update(p, g, x[2, k], x[3, k], *c[0][3:])
     return p
 
 
 def apply3(x, k, p, g, c):
-    """The same for three."""
+    """Update an element of a rule with three states."""
     p, x[2, k], x[3, k], x[4, k] = update(p, g, x[2, k], x[3, k], x[4, k], *c[0][3:])
     return p
 
@@ -455,7 +455,7 @@ def fold_row0(t, lr, own, kept):
 
 
 def fold_row1(t, lr, own, kept):
-    """The same for a rule that keeps a number from step to step."""
+    """Fold a row of hyper-parameters of a rule that keeps a number from step to step."""
     return fold(t, lr, *own[OWN_HYPER:FOLDED], load(kept, float64))
 
 
@@ -593,7 +593,7 @@ def _sum_gradients(x, address, stride, i, n, first, last, places, source, weight
 def update_row_elements(
     at, strides, i, n, c, element, step, seed, decay, rest, stride, first, last, places, source, weights
 ):
-    """As `update_elements`, of a row of n elements, with the sum of its gradients."""
+    """Update n elements of a row with the sum of its gradients."""
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
     _sum_gradients(x, at[1], stride, i, n, first, last, places, source, weights)

@@ -161,7 +161,7 @@ class RunLaunch:
 
 
 class _TabledLaunch:
-    """The same where tensors have several rows of coefficients, which are in a table of their own."""
+    """Launches of a job whose tensors have several rows of coefficients, which are in a table of their own."""
 
     def __init__(
         self, kernel: driver.Kernel, device: driver.Device, job: DenseJob, kind: KernelSpec, chunks: int
