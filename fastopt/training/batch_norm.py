@@ -264,13 +264,23 @@ class BatchNorm:
         return f"BatchNorm({self.features}, eps={self.eps}, {momentum}, axis={self.axis}, dtype={self.dtype})"
 
 
-def _run(norm: BatchNorm, kernel: Any, table: tuple[Any, ...], units: int, elements: int) -> None:
-    """Run a kernel over units of so many elements, in threads where there are enough of them."""
+def _run(norm: BatchNorm, kernel: Any, table: tuple[Any, ...], units: int, elements: int, parts: int = 4) -> None:
+    """Run a kernel over units of so many elements, some parts for each thread where there are enough of them."""
     from ..backends.numba_cpu.threads import run_parallel
 
     threads = norm.threads or get_num_threads()
     grain = max(1, -(-_GRAIN // max(1, elements)))
-    run_parallel(kernel, table, units, max(1, units // (4 * threads)), grain, 1, threads)
+    run_parallel(kernel, table, units, max(1, -(-units // (parts * threads))), grain, 1, threads)
+
+
+def _run_phases(norm: BatchNorm, kernel: Any, table: tuple[Any, ...], x: np.ndarray) -> None:
+    """Run a kernel until its phases are done: threads wait for each other in between, and return where that is long."""
+    from .batch_norm_kernels import cut
+
+    _, units, elements, stripes = cut(x)
+    claims, done = np.zeros((3, max(units, stripes)), np.int64), np.zeros(3, np.int64)
+    while done[1] < stripes or done[2] < units:
+        _run(norm, kernel, (*table, claims, done), max(units, 1), elements, parts=1)
 
 
 def _forward(
@@ -286,14 +296,10 @@ def _forward(
             table = (x, weight, bias, mean, var, y, norm.eps, measure)
             _run(norm, kernels.forward_planes, table, norm.features, n)
             return
-        blocks, units, elements = kernels.cut(x)
-        if measure:
-            sums, squares = np.empty((2, blocks, norm.features), norm.dtype)
-            _run(norm, kernels.block_moments, (x, sums, squares), units, elements)
-            kernels.merge_moments(x, sums, squares, mean, var)
-        centre, scale, shift = np.empty((3, norm.features), norm.dtype)
-        kernels.fold_forward(weight, bias, mean, var, norm.eps, centre, scale, shift)
-        _run(norm, kernels.forward_rows, (x, centre, scale, shift, y), units, elements)
+        sums, squares = np.empty((2, kernels.cut(x)[0] if measure else 0, norm.features), norm.dtype)
+        coefficients = np.empty((3, norm.features), norm.dtype)
+        table = (x, weight, bias, mean, var, norm.eps, measure, sums, squares, *coefficients, y)
+        _run_phases(norm, kernels.forward_table, table, x)
 
 
 def _backward(norm: BatchNorm, dy: np.ndarray, n: int, last: _Pass, dx: np.ndarray) -> None:
@@ -308,12 +314,8 @@ def _backward(norm: BatchNorm, dy: np.ndarray, n: int, last: _Pass, dx: np.ndarr
             table = (dy, x, weight, mean, var, dx, *grads, norm.eps, measured)
             _run(norm, kernels.backward_planes, table, norm.features, n)
             return
-        blocks, units, elements = kernels.cut(x)
-        sums, products = np.empty((2, blocks, norm.features), norm.dtype)
-        centre, up, down, constant = np.empty((4, norm.features), norm.dtype)
-        centre[:] = mean
-        _run(norm, kernels.block_products, (dy, x, centre, sums, products), units, elements)
-        kernels.fold_backward(
-            n, sums, products, weight, mean, var, norm.eps, measured, *grads, centre, up, down, constant
-        )
-        _run(norm, kernels.backward_rows, (dy, x, centre, up, down, constant, dx, measured), units, elements)
+        sums, products = np.empty((2, kernels.cut(x)[0], norm.features), norm.dtype)
+        coefficients = np.empty((4, norm.features), norm.dtype)
+        coefficients[0] = mean
+        table = (dy, x, n, weight, mean, var, norm.eps, measured, sums, products, *grads, *coefficients, dx)
+        _run_phases(norm, kernels.backward_table, table, x)

@@ -12,16 +12,21 @@ from ..backends.numba_cpu.memory import fetch_add
 
 BLOCK = 32  # rows that are summed in the arrays' dtype; a multiple of 4
 STRIPE = 1024  # features of a block that a thread takes at a time
+MERGED = 256  # features whose coefficients a thread computes at a time
+_SPINS = 2000  # looks at what other threads have done, of some 20 ns
 _LANES = 16  # sums side by side along a row, which the processor adds at once
 
 
 # ---- examples by features: (n, features) ----
+#
+# A pass has phases: sums of blocks, coefficients of stripes of features, the blocks' results. Threads claim the units
+# of a phase, and begin the next when all of them are done.
 
 
 def cut(x):
-    """The number of blocks of rows, of units of work, and of the elements of such a unit."""
+    """The number of blocks of rows, of units of work, of the elements of such a unit, and of stripes to merge."""
     blocks = -(-len(x) // BLOCK)
-    return blocks, blocks * -(-x.shape[1] // STRIPE), BLOCK * min(x.shape[1], STRIPE)
+    return blocks, blocks * -(-x.shape[1] // STRIPE), BLOCK * min(x.shape[1], STRIPE), -(-x.shape[1] // MERGED)
 
 
 @njit(**INNER)
@@ -32,51 +37,56 @@ def _part(unit, shape):
     return row, min(row + BLOCK, shape[0]), column, min(column + STRIPE, shape[1])
 
 
-@compiled
-def block_moments(x, sums, squares, counter, share):
-    """Sum each block's columns: distances from the block's first row, and their squares.
+@njit(**INNER)
+def _claim(claims, unit):
+    """True for the first thread that asks for a unit."""
+    return fetch_add(claims[unit : unit + 1], 1) == 0
+
+
+@njit(**INNER)
+def _reached(done, phase, units):
+    """True once all units of a phase are done, False where that takes long: a thread lost its processor."""
+    left = _SPINS
+    while left and fetch_add(done[phase : phase + 1], 0) < units:
+        left -= 1
+    return left > 0
+
+
+@njit(**INNER)
+def _block_moments(x, unit, sums, squares):
+    """Sum a block's columns: distances from the block's first row, and their squares.
 
     That row is one of those that are summed. So the squares are at most 33 times those about the block's mean, and no
     data lose more than that in the difference of the two.
     """
-    units = len(sums) * -(-x.shape[1] // STRIPE)
-    while True:
-        begin = fetch_add(counter, share)
-        if begin >= units:
-            break
-        for unit in range(begin, min(begin + share, units)):
-            first, last, left, right = _part(unit, x.shape)
-            width, whole = right - left, last - (last - first) % 4
-            total, square, origin = (
-                sums[first // BLOCK, left:right],
-                squares[first // BLOCK, left:right],
-                x[first, left:right],
-            )
-            total[:] = 0
-            square[:] = 0
-            for i in range(first, whole, 4):
-                a, b, c, d = x[i, left:right], x[i + 1, left:right], x[i + 2, left:right], x[i + 3, left:right]
-                for j in range(width):
-                    a0, b0, c0, d0 = a[j] - origin[j], b[j] - origin[j], c[j] - origin[j], d[j] - origin[j]
-                    total[j] += (a0 + b0) + (c0 + d0)
-                    square[j] += (a0 * a0 + b0 * b0) + (c0 * c0 + d0 * d0)
-            for i in range(whole, last):
-                a = x[i, left:right]
-                for j in range(width):
-                    a0 = a[j] - origin[j]
-                    total[j] += a0
-                    square[j] += a0 * a0
+    first, last, left, right = _part(unit, x.shape)
+    width, whole = right - left, last - (last - first) % 4
+    total, square, origin = sums[first // BLOCK, left:right], squares[first // BLOCK, left:right], x[first, left:right]
+    total[:] = 0
+    square[:] = 0
+    for i in range(first, whole, 4):
+        a, b, c, d = x[i, left:right], x[i + 1, left:right], x[i + 2, left:right], x[i + 3, left:right]
+        for j in range(width):
+            a0, b0, c0, d0 = a[j] - origin[j], b[j] - origin[j], c[j] - origin[j], d[j] - origin[j]
+            total[j] += (a0 + b0) + (c0 + d0)
+            square[j] += (a0 * a0 + b0 * b0) + (c0 * c0 + d0 * d0)
+    for i in range(whole, last):
+        a = x[i, left:right]
+        for j in range(width):
+            a0 = a[j] - origin[j]
+            total[j] += a0
+            square[j] += a0 * a0
 
 
-@compiled
-def merge_moments(x, sums, squares, mean, var):
-    """Mean and variance of each column from those of its blocks (Chan, Golub and LeVeque 1983)."""
-    n, features = x.shape
+@njit(**INNER)
+def _merge_moments(x, sums, squares, left, right, mean, var):
+    """Mean and variance of some columns from those of their blocks (Chan, Golub and LeVeque 1983)."""
+    n, features = len(x), right - left
     mean[:] = 0
     var[:] = 0
     for k in range(len(sums)):
         size = min(BLOCK, n - k * BLOCK)
-        origin, total = x[k * BLOCK], sums[k]
+        origin, total = x[k * BLOCK, left:right], sums[k, left:right]
         for j in range(features):
             mean[j] += size * np.float64(origin[j]) + total[j]
     for j in range(features):
@@ -84,7 +94,7 @@ def merge_moments(x, sums, squares, mean, var):
     for k in range(len(sums)):
         size = min(BLOCK, n - k * BLOCK)
         part = 1.0 / size
-        origin, total, square = x[k * BLOCK], sums[k], squares[k]
+        origin, total, square = x[k * BLOCK, left:right], sums[k, left:right], squares[k, left:right]
         for j in range(features):
             step = total[j] * part  # from the origin to the block's mean
             off = (origin[j] - mean[j]) + step
@@ -93,8 +103,8 @@ def merge_moments(x, sums, squares, mean, var):
         var[j] = max(var[j] / n, 0.0)
 
 
-@compiled
-def fold_forward(weight, bias, mean, var, eps, centre, scale, shift):
+@njit(**INNER)
+def _fold_forward(weight, bias, mean, var, eps, centre, scale, shift):
     """The coefficients of each feature."""
     for j in range(len(centre)):
         factor = weight[j] / np.sqrt(var[j] + eps)
@@ -103,60 +113,81 @@ def fold_forward(weight, bias, mean, var, eps, centre, scale, shift):
         shift[j] = bias[j] - (mean[j] - centre[j]) * factor
 
 
-@compiled
-def forward_rows(x, centre, scale, shift, y, counter, share):
-    """Each column less its centre, times its scale, plus its shift."""
-    units = -(-len(x) // BLOCK) * -(-x.shape[1] // STRIPE)
-    while True:
-        begin = fetch_add(counter, share)
-        if begin >= units:
-            break
-        for unit in range(begin, min(begin + share, units)):
-            first, last, left, right = _part(unit, x.shape)
-            u, v, w = centre[left:right], scale[left:right], shift[left:right]
-            for i in range(first, last):
-                a, b = x[i, left:right], y[i, left:right]
-                for j in range(right - left):
-                    b[j] = (a[j] - u[j]) * v[j] + w[j]
+@njit(**INNER)
+def _forward_rows(x, unit, centre, scale, shift, y):
+    """Each column of a block less its centre, times its scale, plus its shift."""
+    first, last, left, right = _part(unit, x.shape)
+    u, v, w = centre[left:right], scale[left:right], shift[left:right]
+    for i in range(first, last):
+        a, b = x[i, left:right], y[i, left:right]
+        for j in range(right - left):
+            b[j] = (a[j] - u[j]) * v[j] + w[j]
 
 
 @compiled
-def block_products(g, x, centre, sums, products, counter, share):
-    """Sum each block's columns: gradients, and their products with the distances from the centre."""
-    units = len(sums) * -(-x.shape[1] // STRIPE)
-    while True:
-        begin = fetch_add(counter, share)
-        if begin >= units:
-            break
-        for unit in range(begin, min(begin + share, units)):
-            first, last, left, right = _part(unit, x.shape)
-            width, whole = right - left, last - (last - first) % 2
-            total, product, mean = (
-                sums[first // BLOCK, left:right],
-                products[first // BLOCK, left:right],
-                centre[left:right],
-            )
-            total[:] = 0
-            product[:] = 0
-            for i in range(first, whole, 2):
-                a, b, u, v = x[i, left:right], x[i + 1, left:right], g[i, left:right], g[i + 1, left:right]
-                for j in range(width):
-                    total[j] += u[j] + v[j]
-                    product[j] += u[j] * (a[j] - mean[j]) + v[j] * (b[j] - mean[j])
-            for i in range(whole, last):
-                a, u = x[i, left:right], g[i, left:right]
-                for j in range(width):
-                    total[j] += u[j]
-                    product[j] += u[j] * (a[j] - mean[j])
+def forward_table(
+    x, weight, bias, mean, var, eps, measure, sums, squares, centre, scale, shift, y, claims, done, counter, share
+):
+    """Normalize each column, by its own mean and variance where these are to be measured.
+
+    A thread goes back over the blocks in the order in which it came: those that it read last are still in its cache.
+    """
+    units, stripes = -(-len(x) // BLOCK) * -(-x.shape[1] // STRIPE), -(-x.shape[1] // MERGED)
+    begin = fetch_add(counter, share)
+    if measure:
+        for k in range(units):
+            unit = (begin + k) % units
+            if _claim(claims[0], unit):
+                _block_moments(x, unit, sums, squares)
+                fetch_add(done[0:1], 1)
+        if not _reached(done, 0, units):
+            return
+    for k in range(stripes):
+        if _claim(claims[1], k):
+            left, right = k * MERGED, min((k + 1) * MERGED, x.shape[1])
+            part = slice(left, right)
+            if measure:
+                _merge_moments(x, sums, squares, left, right, mean[part], var[part])
+            _fold_forward(weight[part], bias[part], mean[part], var[part], eps, centre[part], scale[part], shift[part])
+            fetch_add(done[1:2], 1)
+    if not _reached(done, 1, stripes):
+        return
+    for k in range(units):
+        unit = (begin + share - 1 - k) % units
+        if _claim(claims[2], unit):
+            _forward_rows(x, unit, centre, scale, shift, y)
+            fetch_add(done[2:3], 1)
 
 
-@compiled
-def fold_backward(n, sums, products, weight, mean, var, eps, measured, dweight, dbias, centre, up, down, constant):
-    """The coefficients of each feature's gradients, and the gradients of weight and bias."""
-    features = len(centre)
+@njit(**INNER)
+def _block_products(g, x, unit, centre, sums, products):
+    """Sum a block's columns: gradients, and their products with the distances from the centre."""
+    first, last, left, right = _part(unit, x.shape)
+    width, whole = right - left, last - (last - first) % 2
+    total, product, mean = sums[first // BLOCK, left:right], products[first // BLOCK, left:right], centre[left:right]
+    total[:] = 0
+    product[:] = 0
+    for i in range(first, whole, 2):
+        a, b, u, v = x[i, left:right], x[i + 1, left:right], g[i, left:right], g[i + 1, left:right]
+        for j in range(width):
+            total[j] += u[j] + v[j]
+            product[j] += u[j] * (a[j] - mean[j]) + v[j] * (b[j] - mean[j])
+    for i in range(whole, last):
+        a, u = x[i, left:right], g[i, left:right]
+        for j in range(width):
+            total[j] += u[j]
+            product[j] += u[j] * (a[j] - mean[j])
+
+
+@njit(**INNER)
+def _fold_backward(
+    n, sums, products, left, right, weight, mean, var, eps, measured, dweight, dbias, centre, up, down, constant
+):
+    """The coefficients of some features' gradients, and the gradients of weight and bias."""
+    features = right - left
     total, product = np.zeros(features, np.float64), np.zeros(features, np.float64)
     for k in range(len(sums)):
-        a, b = sums[k], products[k]
+        a, b = sums[k, left:right], products[k, left:right]
         for j in range(features):
             total[j] += a[j]
             product[j] += b[j]
@@ -172,25 +203,52 @@ def fold_backward(n, sums, products, weight, mean, var, eps, measured, dweight, 
         constant[j] = factor * (off * slope * rstd - total[j]) / n if measured else 0.0
 
 
-@compiled
-def backward_rows(g, x, centre, up, down, constant, dx, measured, counter, share):
+@njit(**INNER)
+def _backward_rows(g, x, unit, centre, up, down, constant, dx, measured):
     """Each column's gradients times `up`, less its distances from the centre times `down`, plus a constant."""
-    units = -(-len(x) // BLOCK) * -(-x.shape[1] // STRIPE)
-    while True:
-        begin = fetch_add(counter, share)
-        if begin >= units:
-            break
-        for unit in range(begin, min(begin + share, units)):
-            first, last, left, right = _part(unit, x.shape)
-            u, v, w, z = centre[left:right], up[left:right], down[left:right], constant[left:right]
-            for i in range(first, last):
-                a, b, c = x[i, left:right], g[i, left:right], dx[i, left:right]
-                if measured:
-                    for j in range(right - left):
-                        c[j] = (b[j] * v[j] - (a[j] - u[j]) * w[j]) + z[j]
-                else:
-                    for j in range(right - left):
-                        c[j] = b[j] * v[j]
+    first, last, left, right = _part(unit, x.shape)
+    u, v, w, z = centre[left:right], up[left:right], down[left:right], constant[left:right]
+    for i in range(first, last):
+        a, b, c = x[i, left:right], g[i, left:right], dx[i, left:right]
+        if measured:
+            for j in range(right - left):
+                c[j] = (b[j] * v[j] - (a[j] - u[j]) * w[j]) + z[j]
+        else:
+            for j in range(right - left):
+                c[j] = b[j] * v[j]
+
+
+@compiled
+def backward_table(
+    g, x, n, weight, mean, var, eps, measured, sums, products, dweight, dbias, centre, up, down, constant, dx,
+    claims, done, counter, share,
+):  # fmt: skip
+    """Gradients of each column, through its mean and variance where these were measured."""
+    units, stripes = -(-len(x) // BLOCK) * -(-x.shape[1] // STRIPE), -(-x.shape[1] // MERGED)
+    begin = fetch_add(counter, share)
+    for k in range(units):
+        unit = (begin + k) % units
+        if _claim(claims[0], unit):
+            _block_products(g, x, unit, centre, sums, products)
+            fetch_add(done[0:1], 1)
+    if not _reached(done, 0, units):
+        return
+    for k in range(stripes):
+        if _claim(claims[1], k):
+            left, right = k * MERGED, min((k + 1) * MERGED, x.shape[1])
+            part = slice(left, right)
+            _fold_backward(
+                n, sums, products, left, right, weight[part], mean[part], var[part], eps, measured, dweight[part],
+                dbias[part], centre[part], up[part], down[part], constant[part],
+            )  # fmt: skip
+            fetch_add(done[1:2], 1)
+    if not _reached(done, 1, stripes):
+        return
+    for k in range(units):
+        unit = (begin + share - 1 - k) % units
+        if _claim(claims[2], unit):
+            _backward_rows(g, x, unit, centre, up, down, constant, dx, measured)
+            fetch_add(done[2:3], 1)
 
 
 # ---- features before other axes: (n, features, places) ----

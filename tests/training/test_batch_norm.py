@@ -149,6 +149,39 @@ def test_the_number_of_threads_changes_no_bit(shape):
         assert all((a == b).all() for a, b in zip(results[0], other, strict=True))
 
 
+def test_who_waits_too_long_for_a_thread_goes_home(monkeypatch):
+    """A thread that lost its processor holds a unit: others return, and the phase ends once it is back."""
+    norm, x, dy = data((300, 515), 1, "f4")
+    want, gradient = norm.forward(x), norm.backward(dy)
+    calls = []
+
+    def run_parallel(kernel, table, n, chunk, grain, align, threads):
+        *_, claims, done = table
+        calls.append(done.copy())
+        if len(calls) == 1:
+            claims[0, 2] = 1
+            kernel(*table, np.zeros(1, np.int64), n)
+            claims[0, 2] = 0
+        else:
+            kernel(*table, np.zeros(1, np.int64), n)
+
+    monkeypatch.setattr("fastopt.backends.numba_cpu.threads.run_parallel", run_parallel)
+    for call, expected in ((norm.forward, want), (norm.backward, gradient)):
+        calls.clear()
+        got = call(x if call == norm.forward else dy)
+        assert [done.tolist() for done in calls] == [[0, 0, 0], [9, 0, 0]]
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_no_examples_have_no_gradients():
+    norm, x, dy = data((4, 3), 1, "f4")
+    norm.forward(x)
+    norm.backward(dy)
+    y = norm.forward(x[:0], training=False)
+    assert y.shape == norm.backward(dy[:0]).shape == (0, 3)
+    assert not norm.grads["weight"].any() and not norm.grads["bias"].any()
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("shape", [(100, 6), (5, 6, 20)])
 def test_what_sums_could_lose(shape, dtype):

@@ -114,11 +114,14 @@ def prefetch(typing, address):
 
 @intrinsic
 def fetch_add(typing, counter, step):
-    """Adds to the one element of an array, as one operation whatever other threads do; the value before."""
+    """Adds to the one element of an array, as one operation whatever other threads do; the value before.
+
+    Whoever sees the new value sees what was written before it.
+    """
 
     def codegen(context, builder, signature, args):
         array = context.make_array(signature.args[0])(context, builder, args[0])
-        return builder.atomic_rmw("add", array.data, args[1], "monotonic")
+        return builder.atomic_rmw("add", array.data, args[1], "acq_rel")
 
     return types.int64(counter, types.int64), codegen
 
