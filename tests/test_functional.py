@@ -523,7 +523,7 @@ def test_a_backend_that_is_chosen_later_is_taken(monkeypatch):
 
     made = []
     prepare = numba_cpu.prepare
-    monkeypatch.setattr(numba_cpu, "prepare", lambda jobs: made.append(jobs) or prepare(jobs))
+    monkeypatch.setattr(numba_cpu, "prepare", lambda jobs, written: made.append(jobs) or prepare(jobs, written))
     for _ in range(2):
         functional.sgd(np.ones(13), np.ones(13), step=1, lr=0.1)
     assert not made

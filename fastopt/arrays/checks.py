@@ -90,6 +90,11 @@ def check_device(arrays: Sequence[Array], names: Sequence[str]) -> None:
             )
 
 
+def read_only_message(name: str, found: str, purpose: str) -> str:
+    """Say that an array cannot be written."""
+    return f"{name}: found {found}, expected a writable one, for it is {purpose}"
+
+
 def check_writable(array: Array, name: str, purpose: str) -> None:
     """Check that each element can be written.
 
@@ -99,9 +104,27 @@ def check_writable(array: Array, name: str, purpose: str) -> None:
         The array is read-only or overlaps itself.
     """
     if array.read_only_reason:
-        raise ValueError(f"{name}: found {array.read_only_reason}, expected a writable one, for it is {purpose}")
+        raise ValueError(read_only_message(name, array.read_only_reason, purpose))
     if not array.dense and _overlaps_itself(array):
         raise ValueError(f"{name}: found a view whose elements share memory, expected distinct elements")
+
+
+#: NumPy arrays that steps write, whose owners can make them read-only between steps: each with its name, and with what
+#: is done to it.
+Written = Sequence[tuple[np.ndarray, str, str]]
+
+
+def check_written(written: Written) -> None:
+    """Check that all can be written still.
+
+    Raises
+    ------
+    ValueError
+        One has become read-only.
+    """
+    for array, name, purpose in written:
+        if not array.flags.writeable:
+            raise ValueError(read_only_message(name, "a read-only array", purpose))
 
 
 def check_distinct(arrays: Sequence[Array], names: Sequence[str], purpose: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..arrays.array import Array
+from ..arrays.checks import Written
 from ..jobs.job import Gradients, Job, Rows
 
 #: Layouts of arrays, which can be compared and be keys, and their addresses as bytes of uint64.
@@ -19,7 +20,13 @@ class Runner(Protocol):
     """Jobs made ready by a backend."""
 
     def __call__(self, grad_scale: float, threads: int) -> None:
-        """Do one step: advance step counts, fold, update. Once begun it is done whole."""
+        """Do one step: advance step counts, fold, update. Once begun it is done whole.
+
+        Raises
+        ------
+        ValueError
+            An array to be written has become read-only, or an index is none of a row; nothing has been done.
+        """
 
 
 @runtime_checkable
@@ -70,8 +77,8 @@ class Backend(SquareSums, Protocol):
     def prepare_captured(self) -> PrepareCaptured | None:
         """The maker of steps that a CUDA graph records; None on the CPU."""
 
-    def prepare(self, jobs: Sequence[Job]) -> Runner:
-        """Make jobs ready to be run, any number of times."""
+    def prepare(self, jobs: Sequence[Job], written: Written = ()) -> Runner:
+        """Make jobs ready to be run, any number of times, unless an array of NumPy that they write is read-only."""
 
     def scale(self, array: Array, factor: float) -> None:
         """Multiply all elements of an array by a number, in place."""
@@ -89,7 +96,7 @@ class Backend(SquareSums, Protocol):
 class HostBackend(Backend, Protocol):
     """The functions of a backend for arrays on the CPU."""
 
-    def prepare(self, jobs: Sequence[Job]) -> PartRunner:
+    def prepare(self, jobs: Sequence[Job], written: Written = ()) -> PartRunner:
         """Make jobs ready to be run, whole or in parts, any number of times."""
 
     def sum_rows(self, values: Array, rows: Rows, threads: int) -> np.ndarray:
@@ -100,6 +107,3 @@ class HostBackend(Backend, Protocol):
 
     def array_reader(self) -> Callable[[Any], Look | None] | None:
         """Return what reads layouts and addresses of NumPy arrays; None where each is to be asked."""
-
-    def watch(self, arrays: Sequence[np.ndarray]) -> Callable[[], Any] | None:
-        """Return what tells whether arrays, which must live as long, are writable; None where each is to be asked."""

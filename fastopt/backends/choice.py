@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from .. import settings
 from ..arrays.array import CPU, Place
@@ -104,11 +102,6 @@ def ieee_arithmetic() -> AbstractContextManager[None]:
     It rounds to nearest and keeps subnormal numbers, which others may have set it not to do.
     """
     return host_backend().ieee_arithmetic()
-
-
-def watch_writable(arrays: Sequence[np.ndarray]) -> Callable[[], Any]:
-    """Return what tells whether arrays, which must live as long, all are writable still."""
-    return host_backend().watch(arrays) or (lambda: all(array.flags.writeable for array in arrays))
 
 
 def get_backend() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,18 +9,18 @@ import numpy as np
 
 from .. import settings
 from ..arrays.array import Array
-from ..arrays.checks import check_distinct
+from ..arrays.checks import Written, check_distinct, check_written
 from ..arrays.libraries import set_to_zero, view
-from ..arrays.libraries.torch import is_tensor, torch_layout
+from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend, Runner
-from ..backends.choice import get_backend, watch_writable
+from ..backends.choice import get_backend
 from ..checks import check_flag
 from ..jobs.job import GRADIENT, Gradients, Job, RowJob
 from ..jobs.tables import make_gradients
 from .groups import Groups
 from .norms import check_scale, scale_of
 from .sparse import RowSparse
-from .where import ApartFromThose, Columns, Places, Same, look, look_at
+from .where import NONE_WATCHED, ApartFromThose, Columns, Places, Same, Watched, look, look_at
 
 _GRADIENTS = slice(GRADIENT, GRADIENT + 1)  # the column of a job's table
 
@@ -59,27 +58,6 @@ def read_gradients(
     return scale
 
 
-class Watch:
-    """What an owner of arrays can change: those of NumPy become read-only, tensors of torch are put elsewhere."""
-
-    def __init__(self, arrays: Sequence[tuple[Any, str]]) -> None:
-        self._written = [(x, name) for x, name in arrays if isinstance(x, np.ndarray)]
-        self.tensors = [(weakref.ref(x), torch_layout(x), name) for x, name in arrays if is_tensor(x)]
-        #: Whether the arrays of NumPy all can be written still.
-        self.writable: Callable[[], Any] = watch_writable([x for x, _ in self._written])
-
-    def changed(self) -> str:
-        """What keeps arrays from being updated as they were, in words for an error; nothing if nothing does."""
-        if not self.writable():
-            name = next(name for array, name in self._written if not array.flags.writeable)
-            return f"{name}: found a read-only array, expected a writable one, for it is updated in place"
-        for ref, layout, name in self.tensors:
-            tensor = ref()
-            if tensor is None or torch_layout(tensor) != layout:
-                return f"{name}: found a tensor that has other memory than at bind, expected the same: bind again"
-        return ""
-
-
 class Binding:
     """Arrays of a step, checked and tabled for a backend. It knows of no optimizer, which may keep it.
 
@@ -95,8 +73,8 @@ class Binding:
         What these gradients are called.
     grads : sequence of Array
         Their views, as long as they are kept: see `let_go`.
-    arrays : sequence of (array, str)
-        Whatever others can change, for a `Watch`.
+    watched : Watched
+        The arrays that others can change.
     prepare : callable, optional
         Makes jobs ready; by default the backend's.
     """
@@ -108,31 +86,34 @@ class Binding:
         members: Sequence[int],
         names: Sequence[str],
         grads: Sequence[Array] = (),
-        arrays: Sequence[tuple[Any, str]] = (),
-        prepare: Callable[[Sequence[Job]], Runner] | None = None,
+        watched: Watched = NONE_WATCHED,
+        prepare: Callable[[Sequence[Job], Written], Runner] | None = None,
     ) -> None:
         self.backend = backend
         self.jobs = jobs
         self.members = members
-        self.arrays = arrays
+        self.watched = watched
         self._prepare = prepare or backend.prepare
-        self.runner: Runner = self._prepare(jobs)
+        self.runner: Runner = self._prepare(jobs, watched.written)
+        self._run = self.runner.__call__  # which Python calls in half the time of the runner itself
         self._names = names
         self._grads = grads
         self._rows: list[tuple[int, RowSparse, str]] = []
         self._zeroing: Runner | None = None
+        self._zeroed: Written = ()
         self._distinct = False  # gradients, where they are: each of their elements can be zeroed once
+        self._by_rows = {int(job.members[0]) for job in jobs if isinstance(job, RowJob)}
         self._base: Binding | None = None  # which has the tables of the dense gradients
         self._tables: list[Gradients] | None = None
         self._columns: Columns | None = None  # where gradients can be others than they were
 
     def with_rows(
-        self, jobs: Sequence[Job], rows: Sequence[tuple[int, RowSparse, str]], arrays: Sequence[tuple[Any, str]]
+        self, jobs: Sequence[Job], rows: Sequence[tuple[int, RowSparse, str]], watched: Watched = NONE_WATCHED
     ) -> Binding:
         """The same with gradients of rows of other parameters."""
         members = [*self.members, *(i for i, _, _ in rows)]
-        arrays = [*self.arrays, *arrays]
-        made = Binding(self.backend, [*self.jobs, *jobs], members, self._names, self._grads, arrays, self._prepare)
+        watched = self.watched.beside(watched)
+        made = Binding(self.backend, [*self.jobs, *jobs], members, self._names, self._grads, watched, self._prepare)
         made._rows, made._base = list(rows), self
         return made
 
@@ -148,17 +129,18 @@ class Binding:
 
     def zeroing_runner(self, grads: Sequence[Any] = ()) -> Runner:
         """The step that zeroes gradients too, made when it is first asked for; `grads` as in `tables`."""
+        if self._distinct and self._zeroing is not None:
+            return self._zeroing
         rows = [(grad.values, name) for _, grad, name in self._rows]
         if not self._distinct:
             found = [*(self._base or self)._views(grads), *rows]
             check_distinct([grad for grad, _ in found], [name for _, name in found], "set to zero")
             self._distinct = True
-        for grad, name in (*self.grads, *rows):
-            if isinstance(grad.owner, np.ndarray) and not grad.owner.flags.writeable:
-                raise ValueError(f"{name}: found a read-only array, expected a writable one, for it is set to zero")
         if self._zeroing is None:
+            owners = [(grad.owner, name) for grad, name in (*self.grads, *rows)]
+            self._zeroed = [(x, name, "set to zero") for x, name in owners if isinstance(x, np.ndarray)]
             jobs = [job.zeroing() for job in self.jobs]
-            self._zeroing = self._prepare(jobs)
+            self._zeroing = self._prepare(jobs, [*self.watched.written, *self._zeroed])
         return self._zeroing
 
     def _views(self, grads: Sequence[Any] | Mapping[int, Any]) -> Sequence[tuple[Array, str]]:
@@ -172,10 +154,9 @@ class Binding:
         for rows in self.rows:
             set_to_zero(rows.values)
         base = self._base or self
-        by_rows = {int(job.members[0]) for job in base.jobs if isinstance(job, RowJob)}
-        if by_rows:
+        if base._by_rows:
             for i, (array, _) in zip(base.members, base._views(grads), strict=True):
-                if i in by_rows:
+                if i in base._by_rows:
                     set_to_zero(array)
 
     def tables(self, grads: Sequence[Any] | Mapping[int, Any]) -> list[Gradients | RowSparse]:
@@ -219,15 +200,20 @@ class Binding:
         TypeError, ValueError
             An argument is not what it must be; nothing has been written.
         """
-        threads, files = owner.threads or settings.threads, owner.files
         if zero_grads is not False:
             zero_grads = check_flag("zero_grads", zero_grads)
         if skip_nonfinite is not False:
             skip_nonfinite = check_flag("skip_nonfinite", skip_nonfinite)
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = check_scale(grad_scale, owner.real)
-        runner = self.zeroing_runner(grads) if zero_grads else self.runner
+        threads, files = owner.threads or settings.threads, owner.files
         owner.last_step_skipped = False
+        if max_norm is None and not (skip_nonfinite or zero_grads or owner.groups.varying) and files is None:
+            self._run(grad_scale, threads)
+            return
+        runner = self.zeroing_runner(grads) if zero_grads else self.runner
+        if files is not None:  # which cannot be used after a step that was begun and refused
+            check_written([*self.watched.written, *(self._zeroed if zero_grads else ())])
         if max_norm is not None or skip_nonfinite:
             reader = self.backend if files is None or files.pager is None else files.pager.reading(self.backend)
             tables = self.tables(grads)
@@ -255,7 +241,7 @@ class Binding:
         blocks : sequence of int
             The block of each column.
         """
-        self._grads, self.arrays, self._tables = (), (), None
+        self._grads, self._tables, self._zeroing, self._zeroed = (), None, None, ()
         for job in self.jobs:
             job.owners.clear()
         if at is not None:
@@ -295,7 +281,6 @@ class Last:
     def __init__(self, bound: Binding, grads: tuple[Any, ...], written: Sequence[Array], can_move: bool) -> None:
         self.bound, self.asked = bound, get_backend()
         self.held: Sequence[Any] = ()  # views during a step
-        self._watch = Watch(bound.arrays)
         given = iter([array for array, _ in bound.grads])
         views = [None if grad is None else next(given) for grad in grads]
         found = look(grads)
@@ -305,7 +290,7 @@ class Last:
             self._remember(grads, views)
         self._kinds = list(map(_kind, grads))
         arrays = [*written, *(array for array in views if array is not None)]
-        can_move = can_move and not self._watch.tensors and len({array.place.device for array in arrays}) == 1
+        can_move = can_move and not bound.watched.tensors and len({array.place.device for array in arrays}) == 1
         self._moves = can_move and all(array.dense and array.size for array in arrays)
         self._places = Places(found, bound.move, ApartFromThose(written, views) if self._moves else None)
         bound.let_go(np.frombuffer(found[1], np.uint64) if self._moves else None)
@@ -317,8 +302,7 @@ class Last:
 
     def fits(self, grads: tuple[Any, ...]) -> bool:
         """Whether it is one for these gradients, or can be made so by their addresses alone."""
-        watch = self._watch
-        if (watch.tensors or not watch.writable()) and watch.changed():
+        if self.bound.watched.tensors and self.bound.watched.moved():
             return False
         found = look(grads)
         if found is None:

@@ -24,7 +24,7 @@ from .options import Arguments, Call, check_group
 from .sparse import RowSparse
 from .states import by_copy, initial, new_state
 from .structure import gradient_of, read_params, split_rows
-from .where import Look, look
+from .where import NONE_WATCHED, Look, Watched, look
 
 
 class Owned:
@@ -180,7 +180,7 @@ class Owned:
         for grad, (array, name) in zip(given, bound.grads, strict=True):
             if is_tensor(grad) and array.owner is not grad:
                 raise ValueError(f"{name}: found {array.read_only_reason}, expected one that a plan can read again")
-        return self._with_rows(bound, rows)
+        return self._with_rows(bound, rows, watched=True)
 
     def _bind(self, grads: Sequence[Any]) -> Binding:
         """The binding of dense gradients."""
@@ -196,17 +196,20 @@ class Owned:
             views.append(array)
             arrays.append((None if isinstance(grad, np.ndarray) else grad, names[-1][1]))
         jobs = make_jobs(self.groups.progress, tensors, names)
-        return Binding(self._backend(), jobs, members, [labels[1] for labels in names], views, arrays)
+        watched = Watched.of(arrays)
+        return Binding(self._backend(), jobs, members, [labels[1] for labels in names], views, watched)
 
-    def _with_rows(self, bound: Binding, rows: Sequence[tuple[int, RowSparse]]) -> Binding:
-        """The same with some rows of other parameters."""
+    def _with_rows(self, bound: Binding, rows: Sequence[tuple[int, RowSparse]], watched: bool = False) -> Binding:
+        """The same with some rows of other parameters, which are `watched` where there is to be a later step."""
         if not rows:
             return bound
         owned = [pair for i, _ in rows for pair in self._look(i)]
         tensors = [self._tensor(i, grad) for i, grad in rows]
         names = list(map(self._labels, tensors))
         named = [(i, grad, called[1]) for (i, grad), called in zip(rows, names, strict=True)]
-        return bound.with_rows(make_jobs(self.groups.progress, tensors, names), named, owned)
+        return bound.with_rows(
+            make_jobs(self.groups.progress, tensors, names), named, Watched.of(owned) if watched else NONE_WATCHED
+        )
 
     def _tensor(self, i: int, grad: Any) -> Tensor:
         """A parameter with its gradient and states, once it was looked at."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from .binding import Binding, Watch
+from .binding import Binding
 from .owned import Owned
 
 
@@ -14,7 +14,6 @@ class Plan:
     def __init__(self, owned: Owned, bound: Binding) -> None:
         self._owned = owned
         self._bound = bound
-        self._watch = Watch(bound.arrays)
 
     def step(
         self,
@@ -45,10 +44,10 @@ class Plan:
             gradients to be zeroed are read-only or share memory; since it was bound a parameter has become read-only,
             or a tensor of torch has been given other memory.
         """
-        watch = self._watch
-        if (watch.tensors or not watch.writable()) and (changed := watch.changed()):
-            raise ValueError(changed)
-        self._bound.step(self._owned, (), grad_scale, max_norm, skip_nonfinite, zero_grads)
+        bound = self._bound
+        if bound.watched.tensors and (moved := bound.watched.moved()):
+            raise ValueError(moved)
+        bound.step(self._owned, (), grad_scale, max_norm, skip_nonfinite, zero_grads)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("found a Plan, expected its optimizer: a plan is of arrays where they are, and is bound anew")

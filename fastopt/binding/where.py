@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from operator import is_
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays.array import Array
+from ..arrays.checks import Written
+from ..arrays.libraries.torch import is_tensor, torch_layout
 from ..backends import Look
 from ..backends.choice import host_backend
 
@@ -44,6 +47,44 @@ def look_at(views: Sequence[Array | None]) -> Look:
     """The layouts and addresses of views of any arrays."""
     layouts = tuple(None if a is None else (a.dtype, a.shape, a.given_strides, a.place.device) for a in views)
     return layouts, np.array([0 if a is None else a.address for a in views], np.uint64).tobytes()
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Arrays of a step that others can change: those of NumPy become read-only, tensors of torch are put elsewhere.
+
+    Attributes
+    ----------
+    written : Written
+        Those of NumPy, which steps themselves look at.
+    tensors : tuple
+        Tensors, by weak references, with their layouts and what they are called.
+    """
+
+    written: Written = ()
+    tensors: tuple[tuple[weakref.ref[Any], Any, str], ...] = ()
+
+    @classmethod
+    def of(cls, arrays: Sequence[tuple[Any, str]]) -> Watched:
+        """Of these arrays, with what they are called, those that others can change."""
+        written = [(x, name, "updated in place") for x, name in arrays if isinstance(x, np.ndarray)]
+        tensors = [(weakref.ref(x), torch_layout(x), name) for x, name in arrays if is_tensor(x)]
+        return cls(tuple(written), tuple(tensors))
+
+    def beside(self, other: Watched) -> Watched:
+        """All arrays of both."""
+        return Watched((*self.written, *other.written), self.tensors + other.tensors)
+
+    def moved(self) -> str:
+        """Say which tensor has other memory than it had, in words for an error; nothing where none has."""
+        for ref, layout, name in self.tensors:
+            tensor = ref()
+            if tensor is None or torch_layout(tensor) != layout:
+                return f"{name}: found a tensor that has other memory than at bind, expected the same: bind again"
+        return ""
+
+
+NONE_WATCHED = Watched()
 
 
 class Same:

@@ -13,7 +13,7 @@ from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
 
 from ..arrays.array import Array
-from ..arrays.checks import check_tensor
+from ..arrays.checks import Written, check_tensor
 from ..arrays.libraries import view
 from ..arrays.libraries.torch import view_torch
 from ..backends import Backend, Runner
@@ -302,7 +302,7 @@ class Bound:
         binding.let_go(np.zeros(len(chosen), np.uint64))
         return binding
 
-    def _prepare_captured(self, jobs: Sequence[Job]) -> Runner:
+    def _prepare_captured(self, jobs: Sequence[Job], written: Written) -> Runner:
         scalars = {key: table.data_ptr() for key, table in self._counters.scalars.items()}
         prepare = self._backend.prepare_captured
         assert prepare is not None  # a capturable step is on a CUDA device
@@ -357,7 +357,7 @@ class Bound:
             if self._times[i] > 1:
                 label = self._names[i][0]
                 raise ValueError(f"{label}: found several times, expected once with a sparse gradient")
-        return self._binding.with_rows([self._row_job(i, grad) for i, grad, _ in rows], rows, ())
+        return self._binding.with_rows([self._row_job(i, grad) for i, grad, _ in rows], rows)
 
     def _row_job(self, i: int, grad: RowSparse) -> Job:
         g = self._group_of[i]

@@ -7,12 +7,13 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...arrays.array import Array
+from ...arrays.checks import check_written
 from ...arrays.dtypes import CODES
 from ...arrays.libraries import multiply
 from ...checks import did_you_mean, wrong_value
@@ -21,6 +22,7 @@ from ...jobs.job import RowJob
 from .. import _sources, host
 
 if TYPE_CHECKING:
+    from ...arrays.checks import Written
     from ...jobs.job import Gradients, Job, Rows
     from .. import Look
 
@@ -98,7 +100,7 @@ class ieee_arithmetic:
 
 
 def _pointer(kind: str, array: np.ndarray | None) -> Any:
-    return ffi.NULL if array is None else ffi.cast(kind, array.ctypes.data)
+    return ffi.NULL if array is None else ffi.from_buffer(kind, array)
 
 
 def _check(code: int) -> None:
@@ -114,19 +116,19 @@ def _rows(rows: Rows) -> Any:
             "rows": rows.count,
             "width": rows.width,
             "count": len(rows.indices),
-            "indices": _pointer("void *", rows.indices),
+            "indices": _pointer("char[]", rows.indices),
             "index_size": rows.indices.itemsize,
             "duplicates": rows.duplicates,
-            "source": _pointer("int64_t *", rows.source),
-            "weights": _pointer("void *", rows.weights),
+            "source": _pointer("int64_t[]", rows.source),
+            "weights": _pointer("char[]", rows.weights),
         },
     )
 
 
 class _Runner:
-    __slots__ = ("_count", "_jobs", "_keep", "folded")
+    __slots__ = ("_ask", "_count", "_jobs", "_keep", "_own", "_written", "folded")
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], written: Written = ()) -> None:
         self._count = len(jobs)
         self._jobs = ffi.new("fastopt_job[]", len(jobs))
         self._keep: list[Any] = [jobs]
@@ -146,22 +148,27 @@ class _Runner:
             else:
                 offsets, tensor_of = job.offsets, job.tensor_of
             c.runs, c.tensors = len(tensor_of), len(job.members)
-            c.addresses = _pointer("void **", job.addresses)
-            c.strides = _pointer("int64_t *", job.strides)
-            c.offsets = _pointer("int64_t *", offsets)
-            c.tensor_of = _pointer("int32_t *", tensor_of)
-            c.parameter = _pointer("int32_t *", job.members)
-            c.group = _pointer("int32_t *", progress.group)
-            c.steps = _pointer("int64_t *", progress.steps)
-            c.scalars = _pointer("double *", progress.scalars if rule.scalars else None)
-            c.hyper = _pointer("double *", progress.hyper)
-            c.coefficients = _pointer("double *", coefficients)
-            c.row_of = _pointer("int32_t *", row_of)
-            c.elements = _pointer("int64_t *", job.elements)
+            c.addresses = _pointer("void *[]", job.addresses)
+            c.strides = _pointer("int64_t[]", job.strides)
+            c.offsets = _pointer("int64_t[]", offsets)
+            c.tensor_of = _pointer("int32_t[]", tensor_of)
+            c.parameter = _pointer("int32_t[]", job.members)
+            c.group = _pointer("int32_t[]", progress.group)
+            c.steps = _pointer("int64_t[]", progress.steps)
+            c.scalars = _pointer("double[]", progress.scalars if rule.scalars else None)
+            c.hyper = _pointer("double[]", progress.hyper)
+            c.coefficients = _pointer("double[]", coefficients)
+            c.row_of = _pointer("int32_t[]", row_of)
+            c.elements = _pointer("int64_t[]", job.elements)
             if job.storage is not None:
                 dtypes = self._kept(ffi.new("int32_t[]", job.storage.dtypes))
                 values = (dtypes, job.storage.options, job.storage.average_decay, job.storage.seed, 0)
                 c.storage = self._kept(ffi.new("fastopt_storage *", values))
+        self._written = written
+        self._ask = bool(written) and not _can_read_arrays()  # each array, for C cannot
+        flags = [] if self._ask else [id(array) + _FLAGS for array, _, _ in written]
+        flags = self._kept(ffi.new("uintptr_t[]", flags))
+        self._own = ffi.new("writable_jobs *", (self._jobs, len(jobs), flags, len(flags)))
 
     def _kept(self, value: Any) -> Any:
         self._keep.append(value)
@@ -169,18 +176,23 @@ class _Runner:
 
     def advance(self, grad_scale: float) -> None:
         """Advances step counts and folds coefficients."""
+        check_written(self._written)
         self._check(lib.fastopt_advance(self._jobs, self._count, grad_scale))
 
     def update(self, job: int, begin: int, end: int, threads: int) -> None:
         """Updates elements of a job with the coefficients that `advance` left."""
         self._check(lib.fastopt_update_part(ffi.addressof(self._jobs, job), begin, end, threads))
 
-    def __call__(self, grad_scale: float, threads: int, _step: Any = lib.fastopt_step) -> None:
-        code = _step(self._jobs, self._count, grad_scale, threads)
+    def __call__(self, grad_scale: float, threads: int, _step: Any = lib.step_writable) -> None:
+        if self._ask:
+            check_written(self._written)
+        code = _step(self._own, grad_scale, threads)
         if code:
             self._check(code)
 
     def _check(self, code: int) -> None:
+        if code == lib.READ_ONLY:
+            check_written(self._written)
         for job in self._keep[0]:  # which can name what has been written since they were made
             if code == lib.FASTOPT_BAD_INDEX:
                 job.check_indices()
@@ -209,18 +221,6 @@ def sum_rows(values: Array, rows: Rows, threads: int) -> np.ndarray:
 _ITEMS = tuple.__basicsize__  # the offset of a tuple's items: behind its hash too from Python 3.14 on
 # The offset of a NumPy array's flags: behind data, nd, dimensions, strides, base and descr, in every version.
 _FLAGS = object.__basicsize__ + struct.calcsize("PiPPPP")
-_WRITEABLE = 0x0400
-
-
-def watch(arrays: Sequence[np.ndarray]) -> Callable[[], int] | None:
-    """Return a function that tells whether all arrays are writable, in a hundredth of the time of asking each; or None.
-
-    The arrays must live for as long as it is called.
-    """
-    if not _can_read_arrays():
-        return None
-    where = np.array([id(array) + _FLAGS for array in arrays], np.uintp)
-    return partial(lib.all_have, len(where), ffi.from_buffer("int32_t *[]", where), _WRITEABLE)
 
 
 # Room for what `read_arrays` finds, for one call at a time: which takes it out for itself.
@@ -312,11 +312,11 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
         lib.fastopt_square_sums(
             CODES[grads.dtype],
             len(grads.addresses),
-            _pointer("void **", grads.addresses),
-            _pointer("int64_t *", grads.strides),
-            _pointer("int64_t *", grads.offsets),
-            _pointer("int64_t *", blocks),
-            _pointer("double *", sums),
+            _pointer("void *[]", grads.addresses),
+            _pointer("int64_t[]", grads.strides),
+            _pointer("int64_t[]", grads.offsets),
+            _pointer("int64_t[]", blocks),
+            _pointer("double[]", sums),
             threads,
         )
     )
@@ -327,8 +327,8 @@ def stream_rows(
     arrays: Sequence[np.ndarray], rows: np.ndarray, starts: np.ndarray, places: np.ndarray, threads: int
 ) -> None:
     """The ceiling of updates of rows, whose order is given: see fastopt.h."""
-    addresses = ffi.new("float *[]", [_pointer("float *", array) for array in arrays])
-    tables = [_pointer("int64_t *", table) for table in (rows, starts, places)]
+    addresses = ffi.new("float *[]", [_pointer("float[]", array) for array in arrays])
+    tables = [_pointer("int64_t[]", table) for table in (rows, starts, places)]
     _check(lib.fastopt_stream_rows(len(rows), *tables, arrays[0].shape[1], len(arrays), addresses, threads))
 
 

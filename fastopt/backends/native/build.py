@@ -18,18 +18,32 @@ def _declarations(header: str) -> str:
 
 _SOURCES = runpy.run_path(str(Path(__file__).parents[1] / "_sources.py"))["digest"]()
 
-# What only the Python package needs.
+# What only the Python package needs, as cffi and the compiler read it.
+_TYPES = """
+enum { READ_ONLY = -1 };
+
+/* Jobs, and the flags of the NumPy arrays that they write, which can become read-only. */
+typedef struct {
+    fastopt_job *jobs;
+    int64_t n;
+    uintptr_t *flags;
+    int64_t arrays;
+} writable_jobs;
+"""
 _OWN = (
     f"""
 static const char *built_from(void) {{ return "{_SOURCES}"; }}
 """
     + """
-static int all_have(int64_t words, int32_t **where, int32_t bit)
+enum { C_CONTIGUOUS = 1, ALIGNED = 0x100, WRITEABLE = 0x400 }; /* flags of NumPy's arrays */
+
+/* Does one step, unless an array is read-only: then it returns READ_ONLY, and nothing has been done. */
+static int step_writable(const writable_jobs *own, double grad_scale, int32_t threads)
 {
-    for (int64_t i = 0; i < words; i++)
-        if (!(*where[i] & bit))
-            return 0;
-    return 1;
+    for (int64_t i = 0; i < own->arrays; i++)
+        if (!(*(const int *)own->flags[i] & WRITEABLE))
+            return READ_ONLY;
+    return fastopt_step(own->jobs, own->n, grad_scale, threads);
 }
 
 /* How NumPy's arrays and dtypes begin, in every version. */
@@ -57,7 +71,7 @@ typedef struct {
  */
 static int64_t read_arrays(uintptr_t arrays, uintptr_t begin, uintptr_t type, int64_t most, uint64_t *words)
 {
-    enum { C_CONTIGUOUS = 1, ALIGNED = 0x100, WRITEABLE = 0x400, HALF = 23, STRING = 18 };
+    enum { HALF = 23, STRING = 18 };
     PyObject *const *items = (PyObject *const *)(arrays + begin);
     int64_t count = ((const PyVarObject *)arrays)->ob_size, k = count;
     for (int64_t i = 0; i < count; i++) {
@@ -91,14 +105,15 @@ static int64_t read_arrays(uintptr_t arrays, uintptr_t begin, uintptr_t type, in
 ffi = FFI()
 ffi.cdef("".join(map(_declarations, _HEADERS)))
 ffi.cdef(
-    """
+    _TYPES
+    + """
 const char *built_from(void);
-int all_have(int64_t words, int32_t **where, int32_t bit);
+int step_writable(const writable_jobs *own, double grad_scale, int32_t threads);
 int64_t read_arrays(uintptr_t arrays, uintptr_t begin, uintptr_t type, int64_t most, uint64_t *words);
 """
 )
 ffi.set_source(
     "fastopt.backends.native._native",
-    f'#include "internal.h"\n{_OWN}',
+    f'#include "internal.h"\n{_TYPES}{_OWN}',
     define_macros=[("Py_LIMITED_API", "0x030A0000")],
 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...arrays.array import Array
 from ...arrays.blocks import QUANT_BLOCK
+from ...arrays.checks import Written, check_written
 from ...arrays.dtypes import CODES
 from ...arrays.libraries import multiply
 from ...errors import BackendUnavailable
@@ -48,12 +49,13 @@ def _fused(job: Job) -> int:
 
 
 class _Runner:
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Sequence[Job], written: Written = ()) -> None:
+        self._jobs, self._written = jobs, written
         self._stored = [None if job.storage is None else _stored(job) for job in jobs]
         self._folded: list[Folded] = []
 
     def __call__(self, grad_scale: float, threads: int) -> None:
+        check_written(self._written)
         with whole():
             folded = [fold(job, grad_scale) for job in self._jobs]
             lookups = [_order(job) for job in self._jobs]
@@ -64,6 +66,7 @@ class _Runner:
 
     def advance(self, grad_scale: float) -> None:
         """Advances step counts and folds coefficients."""
+        check_written(self._written)
         with whole():
             for job in self._jobs:
                 job.check_indices()
@@ -106,10 +109,6 @@ def sum_rows(values: Array, rows: Rows, threads: int) -> np.ndarray:
 
 
 def array_reader() -> None:
-    """Return nothing: each array is to be asked."""
-
-
-def watch(arrays: Sequence[np.ndarray]) -> None:
     """Return nothing: each array is to be asked."""
 
 

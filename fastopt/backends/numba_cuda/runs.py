@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...arrays.array import Array
+from ...arrays.checks import Written
 from ...arrays.libraries import driver
 from ...jobs.job import GRADIENT, NORM_BLOCK, RowJob
 from ...jobs.tables import make_gradients
@@ -25,9 +26,9 @@ _FIRST_REAL = 11  # among the arguments of `kernels.update_runs`
 
 
 class Runner:
-    """Jobs made ready for a device."""
+    """Jobs made ready for a device, whose arrays none can make read-only."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], written: Written = ()) -> None:
         self._fold = folder(jobs)
         self._launches = [RowLaunch(job) if isinstance(job, RowJob) else RunLaunch(job) for job in jobs]
 
