@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
-from .arrays.libraries import floats_of, to_host, view
-from .binding.blocks import from_blocks
 from .binding.groups import ParamGroup, State
 from .binding.options import ARGUMENTS, EXECUTION, FILES, Arguments, read_call
 from .binding.owned import Owned
@@ -17,10 +14,10 @@ from .binding.plan import Plan
 from .binding.structure import match
 from .checks import check_integer, check_name
 from .documentation import class_text
-from .saving import check_pickled, load, state_dict_of, write_state
+from .saving import Saved, write_state
 
 
-class Optimizer:
+class Optimizer(Saved):
     """What every optimizer class does and takes. The classes themselves come from the rule table.
 
     A step updates parameters and states in place, in one pass over them.
@@ -110,8 +107,6 @@ class Optimizer:
     ([[0.9, 0.9], [0.9, 0.9]], 4.0)
     """
 
-    arguments: ClassVar[Arguments]
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
         self._execution = call.execution
@@ -174,39 +169,6 @@ class Optimizer:
         """
         return self._owned.groups.at_last_step(0)["lr"]
 
-    def sync(self) -> None:
-        """Waits until states in files are on the disk, so that even a power failure leaves them whole.
-
-        A process that is killed needs no such wait. Without ``state_dir`` it does nothing.
-
-        Raises
-        ------
-        OSError
-            The disk cannot be written.
-        """
-        if self._owned.files is not None:
-            self._owned.files.sync()
-
-    def close(self) -> None:
-        """Syncs states in files, and leaves their directory to whoever takes it up next; this optimizer is done then.
-
-        It happens at the end of a ``with`` block, when the optimizer is garbage, and when the process ends. Without
-        ``state_dir`` it does nothing.
-
-        Raises
-        ------
-        OSError
-            The disk cannot be written.
-        """
-        if self._owned.files is not None:
-            self._owned.files.close()
-
-    def __enter__(self) -> Optimizer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def state_values(self, i: int, name: str) -> np.ndarray:
         """A state's values in float32 (float64 where it is in that), whatever it is stored in.
 
@@ -227,13 +189,8 @@ class Optimizer:
         TypeError, ValueError
             There is no such parameter, or it has no state of that name.
         """
-        owned = self._owned
-        i = check_integer("i", i, 0, len(owned.states) - 1)
-        name = check_name("name", name, owned.states[i])
-        array = view(owned.states[i][name], name)
-        if array.dtype != np.uint8:
-            return floats_of(array).copy()
-        return from_blocks(to_host(array), name in owned.rule_of(i).positive, owned.views[i])
+        i = check_integer("i", i, 0, len(self.state) - 1)
+        return self._owned.values_of(i, check_name("name", name, self.state[i]))
 
     def bind(self, grads: Any) -> Plan:
         """Checks gradients once, for any number of steps from the same arrays.
@@ -294,76 +251,12 @@ class Optimizer:
         arrays = tuple(match(grads, owned.structure, "grads"))
         owned.step(arrays, grad_scale, max_norm, skip_nonfinite, zero_grads)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a training needs to go on bit for bit, in torch's layout.
-
-        Returns
-        -------
-        dict
-            ``state``: for each parameter's index its state; ``param_groups``: hyper-parameters, with the indices of
-            the parameters as ``params``. Arrays are the optimizer's own, not copies. Those of `fastopt.schedules` are
-            plain data; of another schedule that pickle does not find by name, as a lambda, a pickle holds the name.
-        """
-        return state_dict_of(self._owned)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned, here or in another process, or that of torch's class of that name.
-
-        States of another precision are converted to this optimizer's: float64, float32, bfloat16, float16 and 8-bit
-        blocks, each value to the nearest. What ``rounding`` keeps beside a parameter (``master``, ``compensation``)
-        begins anew where the state dict lacks it, from the parameter as it is now, and is left out where this optimizer
-        has no use for it.
-
-        Parameters
-        ----------
-        state_dict : mapping
-            In torch's layout. A parameter without state is as before its first step. Numbers of parameters may be
-            strings, as JSON has them; torch's SGD counts no steps, and has made one here.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Groups, parameters, state names, shapes or dtypes are not this optimizer's, or a number is none that it can
-            be; nothing has changed.
-        """
-        load(self._owned, state_dict)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        check_pickled(self._owned)
-        return _rebuild, self._parts()
-
-    def __copy__(self) -> Optimizer:
-        return _rebuild(*self._parts())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
-        memo[id(self)] = copied = _rebuild(*copy.deepcopy(self._parts(), memo))
-        return copied
-
-    def _parts(self) -> tuple[Any, ...]:
-        """What copies and pickles are built anew from, over the copied arrays: an address is no other array's."""
-        structure = self._owned.structure
-        structures = structure if isinstance(structure, list) else [structure]
-        groups = []
-        for group, own in zip(self.param_groups, structures, strict=True):
-            arrays = group["params"]
-            given = dict(zip(own, arrays, strict=True)) if isinstance(own, tuple) else arrays
-            groups.append({**group, "params": arrays[0] if own is None else given})
-        params = groups if isinstance(structure, list) else groups[0]["params"]
-        options = {key: groups[0][key] for key in self.arguments.defaults} if groups else {}
-        return type(self), params, options, self._execution, self.state_dict()
-
     def __repr__(self) -> str:
         groups = [
             ", ".join(f"{key}={value!r}" for key, value in group.items() if key != "params")
             for group in self.param_groups
         ]
         return f"{type(self).__name__}({len(self.state)} parameters; {'; '.join(groups)})"
-
-
-def _rebuild(cls: type[Optimizer], params: Any, options: dict, execution: dict, state_dict: dict) -> Optimizer:
-    optimizer = cls(params, **options, **execution)
-    optimizer.load_state_dict(state_dict)
-    return optimizer
 
 
 # ---- the classes, from the rule table ----

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .arrays.libraries import assign, numpy_of, view
 from .arrays.libraries.torch import is_tensor
+from .binding.options import Arguments
 from .binding.owned import Owned
 from .checks import check_number, did_you_mean, differing
 from .statedict import (
@@ -22,38 +24,130 @@ from .statedict import (
     taken_value,
 )
 
-
-def state_dict_of(owned: Owned) -> dict[str, Any]:
-    """The state dict of what an optimizer owns, in torch's layout; arrays are the optimizer's own."""
-    own = owned.groups.arguments.defaults
-    groups = [
-        {
-            **{key: saved_value(value) if key in own else value for key, value in group.items() if key != "params"},
-            "params": list(span),
-        }
-        for group, span in zip(owned.groups.mappings, owned.groups.spans, strict=True)
-    ]
-    return {"state": {i: dict(state) for i, state in enumerate(owned.states)}, "param_groups": groups}
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-def check_pickled(owned: Owned) -> None:
-    """Check that pickle can hold all schedules.
+class Saved:
+    """The part of the classes for arrays that saves: state dicts, states in files, copies and pickles."""
 
-    Raises
-    ------
-    TypeError
-        It cannot hold one; the message names the argument.
-    """
-    for group in owned.groups.mappings:
-        for key in owned.groups.arguments.defaults:
-            if unpickled := schedules_in(saved_value(group[key])):
-                raise TypeError(
-                    f"{key}: found {unpickled[0]!r}, expected what pickle finds by name, a function of a module or "
-                    "an object such as fastopt.Demon, to pickle an optimizer; its state_dict() can be pickled"
-                )
+    arguments: ClassVar[Arguments]
+    _owned: Owned
+    _execution: dict[str, Any]  # what else the class was called with
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a training needs to go on bit for bit, in torch's layout.
+
+        Returns
+        -------
+        dict
+            ``state``: for each parameter's index its state; ``param_groups``: hyper-parameters, with the indices of
+            the parameters as ``params``. Arrays are the optimizer's own, not copies. Those of `fastopt.schedules` are
+            plain data; of another schedule that pickle does not find by name, as a lambda, a pickle holds the name.
+        """
+        own = self.arguments.defaults
+        groups = [
+            {
+                **{key: saved_value(value) if key in own else value for key, value in group.items() if key != "params"},
+                "params": list(span),
+            }
+            for _, _, group, span in self._owned.groups.each()
+        ]
+        return {"state": {i: dict(state) for i, state in enumerate(self._owned.states)}, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned, here or in another process, or that of torch's class of that name.
+
+        States of another precision are converted to this optimizer's: float64, float32, bfloat16, float16 and 8-bit
+        blocks, each value to the nearest. What ``rounding`` keeps beside a parameter (``master``, ``compensation``)
+        begins anew where the state dict lacks it, from the parameter as it is now, and is left out where this optimizer
+        has no use for it.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            In torch's layout. A parameter without state is as before its first step. Numbers of parameters may be
+            strings, as JSON has them; torch's SGD counts no steps, and has made one here.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Groups, parameters, state names, shapes or dtypes are not this optimizer's, or a number is none that it can
+            be; nothing has changed.
+        """
+        _load(self._owned, state_dict)
+
+    def sync(self) -> None:
+        """Waits until states in files are on the disk, so that even a power failure leaves them whole.
+
+        A process that is killed needs no such wait. Without ``state_dir`` it does nothing.
+
+        Raises
+        ------
+        OSError
+            The disk cannot be written.
+        """
+        if self._owned.files is not None:
+            self._owned.files.sync()
+
+    def close(self) -> None:
+        """Syncs states in files, and leaves their directory to whoever takes it up next; this optimizer is done then.
+
+        It happens at the end of a ``with`` block, when the optimizer is garbage, and when the process ends. Without
+        ``state_dir`` it does nothing.
+
+        Raises
+        ------
+        OSError
+            The disk cannot be written.
+        """
+        if self._owned.files is not None:
+            self._owned.files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        for group in self._owned.groups.mappings:
+            for key in self.arguments.defaults:
+                if unpickled := schedules_in(saved_value(group[key])):
+                    raise TypeError(
+                        f"{key}: found {unpickled[0]!r}, expected what pickle finds by name, a function of a module or "
+                        "an object such as fastopt.Demon, to pickle an optimizer; its state_dict() can be pickled"
+                    )
+        return _rebuilt, self._parts()
+
+    def __copy__(self) -> Any:
+        return _rebuilt(*self._parts())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        memo[id(self)] = copied = _rebuilt(*copy.deepcopy(self._parts(), memo))
+        return copied
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What copies and pickles are built anew from, over the copied arrays: an address is no other array's."""
+        structure, mappings = self._owned.structure, self._owned.groups.mappings
+        structures = structure if isinstance(structure, list) else [structure]
+        groups = []
+        for group, own in zip(mappings, structures, strict=True):
+            arrays = group["params"]
+            given = dict(zip(own, arrays, strict=True)) if isinstance(own, tuple) else arrays
+            groups.append({**group, "params": arrays[0] if own is None else given})
+        params = groups if isinstance(structure, list) else groups[0]["params"]
+        options = {key: groups[0][key] for key in self.arguments.defaults} if groups else {}
+        return type(self), params, options, self._execution, self.state_dict()
 
 
-def load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
+def _rebuilt(cls: Any, params: Any, options: dict, execution: dict, state_dict: dict) -> Any:
+    optimizer = cls(params, **options, **execution)
+    optimizer.load_state_dict(state_dict)
+    return optimizer
+
+
+def _load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
     """Takes over a state dict: all of it, once it is checked, or nothing.
 
     Raises

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -239,6 +239,10 @@ class Groups:
         places: dict[int, int] = {}
         self.which = [places.setdefault(id(own), k) for k, own in enumerate(self.progress)]  # the first that shares it
         self.mappings = Fixed(made)
+
+    def each(self) -> Iterable[tuple[Rule, Progress, ParamGroup, range]]:
+        """Of each group its rule, progress, entries and parameters."""
+        return zip(self.rules, self.progress, self.mappings, self.spans, strict=True)
 
     def _read(self, g: int, values: Mapping[str, Any]) -> None:
         """Takes over a group's hyper-parameters, if they are what they must be."""

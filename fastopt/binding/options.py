@@ -19,7 +19,15 @@ from ..rules import RULES, Hyper, Rule, flag
 from ..rules.hyper import count_copies, hyper_row
 
 # torch gives these hyper-parameters as one pair.
-_PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1), "nu1": ("nus", 0), "nu2": ("nus", 1)}
+_PAIRS: dict[str, tuple[str, int]] = {
+    "beta1": ("betas", 0),
+    "beta2": ("betas", 1),
+    "nu1": ("nus", 0),
+    "nu2": ("nus", 1),
+}
+
+# Where a group has each hyper-parameter of a rule, as an argument's name and a place in a pair; and what it calls them.
+_Places = tuple[list[tuple[str, str, int | None]], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -67,15 +75,14 @@ class Arguments:
                 hyper.check(name, value)
         return RULES[self.choose(group)]
 
-    def names(self, group: Mapping[str, Any]) -> Mapping[str, str]:
-        """Hyper-parameters that a group calls otherwise than the rules; "" for one that it does not have."""
-        return {}
+    def names(self, group: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """Hyper-parameters that a group calls otherwise than the rules, with its names: "" for one that it lacks."""
+        return ()
 
     def values(self, rule: Rule, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """The rule's hyper-parameters at step t, from a group's."""
-
         values = {}
-        for name, (key, place) in self._places(rule, group).items():
+        for name, key, place in self._places(rule, group)[0]:
             if key not in group:
                 values[name] = rule.hyper[name].default
                 continue
@@ -122,8 +129,7 @@ class Arguments:
         TypeError, ValueError
             A value is no number, or outside its domain, or `dtype` cannot hold it; the message names the argument.
         """
-        places = self._places(rule, group).items()
-        labels = {name: key if place is None else f"{key}[{place}]" for name, (key, place) in places}
+        _, labels = self._places(rule, group)
         for key, hyper in self._idle[rule.name].items():
             value = group.get(key, hyper.default)
             hyper.check(key, value(t) if callable(value) else value)
@@ -180,13 +186,24 @@ class Arguments:
         if key in _everywhere() or meant:
             raise ValueError(f"{where}: found {key!r}, expected one of {', '.join(self.defaults)}{meant}")
 
-    def _places(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
-        """Return for each hyper-parameter of the rule the argument of a group that has it, and the place in a pair."""
+    def _places(self, rule: Rule, group: Mapping[str, Any]) -> _Places:
+        """Where a group has the hyper-parameters of the rule."""
         renamed = self.names(group)
-        return {
-            name: _PAIRS[name] if name in _PAIRS and name not in self.defaults else (renamed.get(name, name), None)
-            for name in rule.hyper
-        }
+        found = self._known_places.get((rule.name, renamed))
+        if found is None:
+            own = dict(renamed)
+            places = []
+            for name in rule.hyper:
+                paired = name in _PAIRS and name not in self.defaults
+                places.append((name, *(_PAIRS[name] if paired else (own.get(name, name), None))))
+            labels = {name: key if place is None else f"{key}[{place}]" for name, key, place in places}
+            found = self._known_places[rule.name, renamed] = places, labels
+        return found
+
+    @cached_property
+    def _known_places(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], _Places]:
+        """Places by the rule's name and the group's names."""
+        return {}
 
     def signature(self, more: Mapping[str, Any] = MappingProxyType({})) -> inspect.Signature:
         """The class's signature, with `more` arguments and their defaults.
@@ -227,13 +244,13 @@ class TorchArguments(Arguments):
             {**arguments.switches, **decoupled},
         )
 
-    def names(self, group: Mapping[str, Any]) -> Mapping[str, str]:
+    def names(self, group: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         """``weight_decay`` is the one decay or the other."""
         if self.decoupled:
-            return {}
+            return ()
         if group["decoupled_weight_decay"]:
-            return {"weight_decay": "", "decoupled_weight_decay": "weight_decay"}
-        return {"decoupled_weight_decay": ""}
+            return ("weight_decay", ""), ("decoupled_weight_decay", "weight_decay")
+        return (("decoupled_weight_decay", ""),)
 
     def row(self, rule: Rule, group: Mapping[str, Any], dtype: np.dtype, t: int = 1) -> np.ndarray:
         """The rule's hyper-parameters, checked, without schedules: torch has its own."""
@@ -317,23 +334,47 @@ def read_call(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ca
     TypeError, ValueError
         An argument that the class does not have, or one beside hyper-parameters that is not what it must be.
     """
+    positional, required, defaults = _parameters_of(cls)
+    given = dict(zip(positional, args, strict=False))
+    options = {**defaults, **given, **kwargs}
+    known = len(args) <= len(positional) and len(options) == len(defaults) and given.keys().isdisjoint(kwargs)
+    if not known or any(options[name] is inspect.Parameter.empty for name in required):
+        _refuse_call(cls, args, kwargs)
+    params = options.pop("params")
+    execution = {key: options.pop(key) for key in EXECUTION}
+    files = {"directory": options.pop("state_dir", None), "memory": options.pop("state_memory", None)}
+    backend, threads = execution["backend"], execution["threads"]
+    return Call(
+        params,
+        options,
+        execution,
+        StorageOptions() if kwargs.keys().isdisjoint(EXECUTION) else StorageOptions.of(execution),
+        None if backend is None else settings.check_backend("backend", backend),
+        0 if threads is None else settings.check_threads("threads", threads),
+        files,
+    )
+
+
+@cache
+def _parameters_of(cls: type) -> tuple[list[str], list[str], dict[str, Any]]:
+    """The parameters of a class that can be given by position; those that must be; and all, with their defaults."""
+    parameters = inspect.signature(cls).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    required = [p.name for p in parameters if p.default is p.empty]
+    return positional, required, {p.name: p.default for p in parameters}
+
+
+def _refuse_call(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise the TypeError that says what is wrong with a call."""
     signature = inspect.signature(cls)
     for key in kwargs:
         if key not in signature.parameters:
             known = list(signature.parameters)
             raise TypeError(f"{cls.__name__}: found {key!r}, expected {', '.join(known)}{did_you_mean(key, known)}")
     try:
-        bound = signature.bind(*args, **kwargs)
+        signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"{cls.__name__}: {error}") from None
-    bound.apply_defaults()
-    options = dict(bound.arguments)
-    params = options.pop("params")
-    execution = {key: options.pop(key) for key in EXECUTION}
-    backend, threads = settings.check_backend("backend", execution["backend"]), execution["threads"]
-    threads = 0 if threads is None else settings.check_threads("threads", threads)
-    files = {"directory": options.pop("state_dir", None), "memory": options.pop("state_memory", None)}
-    return Call(params, options, execution, StorageOptions.of(execution), backend, threads, files)
 
 
 # ---- the classes' arguments, from the rule table ----

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import numpy as np
 from ..arrays.array import CPU, Array
 from ..arrays.checks import check_device, check_overlap, check_tensor
 from ..arrays.dtypes import compute_dtype
-from ..arrays.libraries import view
+from ..arrays.libraries import floats_of, to_host, view
 from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend
 from ..backends.choice import choose_backend, get_backend
 from ..jobs.tables import Tensor, make_jobs
 from ..rules import Rule
 from .binding import Binding, Last
+from .blocks import from_blocks
 from .groups import Fixed, Groups, State, Weakly
 from .options import Arguments, Call, check_group
 from .sparse import RowSparse
@@ -76,7 +78,7 @@ class Owned:
         self.structure, given = read_params(call.params)
         self.names = [name for names, _, _ in given for name in names]
         self.params = [param for _, arrays, _ in given for param in arrays]
-        self.views = [view(param, name) for param, name in zip(self.params, self.names, strict=True)]
+        self.views = list(map(view, self.params, self.names))
         for g, (_, _, own) in enumerate(given):
             check_group(cls, own, f"params[{g}]")
         storages = [call.storage.of_group(own) for _, _, own in given]
@@ -89,19 +91,21 @@ class Owned:
         self.place = self.views[0].place if self.views else CPU
         self._backend_name, self.threads = call.backend, call.threads
         self._backend()
-        self.real = min((compute_dtype(array.dtype) for array in self.views), default=np.dtype(np.float64))
+        dtypes = map(attrgetter("dtype"), self.views)
+        self.real = min(map(compute_dtype, dtypes), default=np.dtype(np.float64))
         self._elements = call.storage.elements([array.size for array in self.views])
         self.groups = Groups(arguments, [own[1:] for own in given], call.options, storages, self.real)
+        groups = [(self.groups.rules[g], self.groups.progress[g].copies) for g in self.groups.of]
         kinds = [
-            storage.states(self.rule_of(i), param, self.copies_of(i))
-            for i, (storage, param) in enumerate(zip(of_each, self.views, strict=True))
+            storage.states(rule, param, copies)
+            for (rule, copies), storage, param in zip(groups, of_each, self.views, strict=True)
         ]
         self.files: Any = None
         if call.files["directory"] is not None or call.files["memory"] is not None:
             from .on_disk import open_files  # of Unix only, and for few
 
             self.files = open_files(self, kinds, **call.files)
-        self.states = Fixed(self._make_state(i, kinds[i], Weakly(self, write, i)) for i in range(len(kinds)))
+        self.states = Fixed(self._make_states(kinds, write))
         self._state_views: list[list[Array]] = [[]] * len(kinds)
         self._looks: list[Look | None] = [None] * len(kinds)  # where parameters and states were, as they were viewed
         self._last: Last | None = None
@@ -121,6 +125,13 @@ class Owned:
         counters = {"step", *self.rule_of(i).scalars}
         return {name: x for name, x in self.states[i].items() if name not in counters}
 
+    def values_of(self, i: int, name: str) -> np.ndarray:
+        """A copy of a state's values in the dtype in which they are computed with, whatever it is stored in."""
+        array = view(self.states[i][name], name)
+        if array.dtype != np.uint8:
+            return floats_of(array).copy()
+        return from_blocks(to_host(array), name in self.rule_of(i).positive, self.views[i])
+
     def initial(self, i: int, name: str, dtype: np.dtype) -> Any:
         """What a state begins at: a number, or an array of its shape."""
         rule = self.rule_of(i)
@@ -131,21 +142,25 @@ class Owned:
     def _begins(self, i: int) -> dict[str, float]:
         return self.groups.arguments.begins(self.rule_of(i), self.groups.mappings[self.groups.of[i]])
 
-    def _make_state(
-        self, i: int, kinds: Mapping[str, tuple[np.dtype, tuple[int, ...]]], write: Callable[[Mapping[str, Any]], None]
-    ) -> State:
-        rule, progress = self.rule_of(i), self.groups.progress[self.groups.of[i]]
-        state: dict[str, Any] = {"step": self.groups.steps[i : i + 1].reshape(())}
-        for k, name in enumerate(rule.scalars):
-            state[name] = progress.scalars[i : i + 1, k].reshape(())
-        begins = self._begins(i)
-        for name, (dtype, shape) in kinds.items():
-            if self.files is not None:
-                state[name] = self.files.arrays[i][name]
-            else:
-                begin = begins.get(name, 0.0)
-                state[name] = new_state(self.params[i], self.views[i], rule, name, dtype, shape, begin)
-        return State(state, f"state[{i}]", write)
+    def _make_states(
+        self,
+        kinds: Sequence[Mapping[str, tuple[np.dtype, tuple[int, ...]]]],
+        write: Callable[[Any, int, Mapping[str, Any]], None],
+    ) -> Iterator[State]:
+        """States as they begin, for users to see."""
+        for rule, progress, group, span in self.groups.each():
+            begins = self.groups.arguments.begins(rule, group)
+            for i in span:
+                state: dict[str, Any] = {"step": self.groups.steps[i : i + 1].reshape(())}
+                for k, name in enumerate(rule.scalars):
+                    state[name] = progress.scalars[i : i + 1, k].reshape(())
+                for name, (dtype, shape) in kinds[i].items():
+                    if self.files is not None:
+                        state[name] = self.files.arrays[i][name]
+                    else:
+                        begin = begins.get(name, 0.0)
+                        state[name] = new_state(self.params[i], self.views[i], rule, name, dtype, shape, begin)
+                yield State(state, f"state[{i}]", Weakly(self, write, i))
 
     def _look(self, i: int) -> list[tuple[Any, str]]:
         """Has views of a parameter and its states that are where these are now; returns both, for others to watch."""

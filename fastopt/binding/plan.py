@@ -22,20 +22,13 @@ class Plan:
         skip_nonfinite: bool = False,
         zero_grads: bool = False,
     ) -> None:
-        """Does one step, in place.
+        """Does one step, in place, with what the arrays hold now.
 
         Parameters
         ----------
-        grad_scale : float
-            What the gradients are multiplied by, within the pass; default 1.
-        max_norm : float, optional
-            Clips the gradients (after `grad_scale`) to this global norm, within the pass. The norm before clipping is
-            then the optimizer's ``last_grad_norm``.
-        skip_nonfinite : bool
-            Does nothing where a gradient is not finite, which a reading pass finds out first; ``last_step_skipped``
-            says so. (Nor where one's square is beyond float64.)
-        zero_grads : bool
-            Sets the gradients to zero, within the pass.
+        grad_scale, max_norm, skip_nonfinite, zero_grads : optional
+            As of `fastopt.Optimizer.step`; what they find out is told by the optimizer's ``last_grad_norm`` and
+            ``last_step_skipped``.
 
         Raises
         ------

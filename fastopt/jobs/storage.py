@@ -127,13 +127,13 @@ class StorageOptions:
             else:
                 dtype = np.dtype(np.float32)
         states = dict.fromkeys(rule.states, (dtype, shape))
-        options, compute = self.options(param), compute_dtype(param.dtype)
+        options = self.options(param)
         if options & KAHAN:
             states["compensation"] = (param.dtype, param.shape)
         if options & MASTER:
-            states["master"] = (compute, param.shape)
+            states["master"] = (compute_dtype(param.dtype), param.shape)
         if options & AVERAGE:
-            states["ema"] = (compute, param.shape)
+            states["ema"] = (compute_dtype(param.dtype), param.shape)
         return states
 
 

@@ -107,7 +107,7 @@ def new_array(like: Any, array: Array, dtype: np.dtype, shape: tuple[int, ...], 
     ModuleNotFoundError
         NumPy's bfloat16 is needed, which ml_dtypes brings.
     """
-    if is_tensor(like):
+    if type(like) is not np.ndarray and is_tensor(like):
         return full_like(like, dtype_name(dtype), shape, value)
     real = numpy_dtype(dtype) if dtype == BFLOAT16 else dtype
     if array.place is not CPU:
