@@ -122,7 +122,7 @@ int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fasto
         error = check_rows(rule, dtype, copies, rows, strides, NULL);
     if (error || !rows->count || !rows->width)
         return error;
-    for (int j = 0; j < 2 + copies * rules[rule].rule.states; j++)
+    for (int j = 0; j < arrays_of(rule, copies); j++)
         if (!addresses[j])
             return FASTOPT_NULL_POINTER;
     fastopt_lookup *space = lookup_space(rows->count);

@@ -34,10 +34,10 @@ int check_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *
     if (!strides || (rows->count && !rows->indices))
         return FASTOPT_NULL_POINTER;
     for (int j = 0; j < arrays; j++) {
-        const int64_t width = j >= 2 && j < 2 + states ? 1 : rows->width;
+        const int64_t width = j >= FIRST_STATE && j < FIRST_STATE + states ? 1 : rows->width;
         const int64_t bytes = width * size_of(storage ? storage->dtypes[j] : dtype);
-        if (exceeds_memory(j == 1 ? rows->count : rows->rows, strides[j])
-            || (j != 1 && rows->rows > 1 && strides[j] < bytes && strides[j] > -bytes))
+        if (exceeds_memory(j == GRADIENT ? rows->count : rows->rows, strides[j])
+            || (j != GRADIENT && rows->rows > 1 && strides[j] < bytes && strides[j] > -bytes))
             return FASTOPT_BAD_SIZE;
     }
     for (int64_t i = 0; i < rows->count; i++)

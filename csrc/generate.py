@@ -75,7 +75,7 @@ def structures(module, kernels):
         yield struct(f"prologue_coefs_{suffix}", module.PROLOGUE, real)
         for name, rule in kernels.items():
             yield struct(f"{name}_coefs_{suffix}", rule.coefficients, real)
-            yield struct(f"{name}_states_{suffix}", rule.states, real)
+            yield struct(f"{name}_states_{suffix}", rule.state_names, real)
     for fold, rule in {fold_of(rule): rule for rule in kernels.values()}.items():
         yield struct(f"{fold}_hyper", rule.row, "double")
 
@@ -85,9 +85,16 @@ def fold_of(rule):
     return rule.fold.__name__.removeprefix("fold_")
 
 
-def instance(name, states, copies):
+def places(module):
+    """Return the enumeration of where things are among a tensor's arrays, and in its row of coefficients."""
+    return f"enum {{ GRADIENT = {module.GRADIENT}, FIRST_STATE = {module.FIRST_STATE}, OWN = {module.OWN} }};"
+
+
+def instance(module, name, states, copies):
     """Yield the macros of a rule's loops, for so many copies of its states: pointers, prefetches, the update."""
-    pointers = [(f"{s}_{k}", 2 + k * len(states) + j) for k in range(copies) for j, s in enumerate(states)]
+    pointers = [
+        (f"{s}_{k}", module.FIRST_STATE + k * len(states) + j) for k in range(copies) for j, s in enumerate(states)
+    ]
     updates = []
     for k in range(copies):
         load = ", ".join(f"{s}_{k}[i]" for s in states) or "0"
@@ -95,7 +102,7 @@ def instance(name, states, copies):
         updates.append(f"  FN({name})(&p, g, &s, &coefs[{k}]);")
         updates += [f"  {s}_{k}[i] = s.{s};" for s in states]
         updates[-1] += " }"
-    yield f"enum {{ ARRAYS_{name}_{copies} = {2 + len(pointers)} }};"
+    yield f"enum {{ ARRAYS_{name}_{copies} = {module.FIRST_STATE + len(pointers)} }};"
     yield macro(f"STATES_{name}_{copies}(X)", *(f"X({j})" for _, j in pointers))
     yield macro(f"POINTERS_{name}_{copies}", *(f"real *restrict {p} = arrays[{j}];" for p, j in pointers))
     yield macro(f"PREFETCH_{name}_{copies}(i)", *(f"PREFETCH({p} + (i));" for p, _ in pointers))
@@ -112,7 +119,7 @@ def table_entry(module, rule):
     """Yield the lines of a rule's entry in the table of csrc/rules.c."""
     lengths = f"{len(rule.states)}, {len(rule.row)}, {len(module.PROLOGUE + rule.coefficients)}, {len(rule.scalars)}"
     copies = module.MAX_COPIES if rule.vector else 1
-    states = ", ".join([*(f'"{state}"' for state in rule.states), "NULL"])
+    states = ", ".join([*(f'"{state}"' for state in rule.state_names), "NULL"])
     yield f'{{{{"{rule.name}", {lengths}, {copies}, {int(rule.by_row is not None)}, (const char *const[]){{{states}}},'
     yield "  (const fastopt_hyper[]){"
     for name, hyper in c_hypers(module, rule).items():
@@ -128,16 +135,17 @@ def rule_table(module, levels):
     rules, kernels = module.RULES.values(), {}
     for rule in rules:
         kernels.setdefault(rule.kernel, rule)
-    lines = ["/* Written by csrc/generate.py from fastopt/rules. */", *structures(module, kernels)]
+    lines = ["/* Written by csrc/generate.py from fastopt/rules. */", "#ifndef FASTOPT_RULE_TABLE_H"]
+    lines += ["#define FASTOPT_RULE_TABLE_H", places(module), *structures(module, kernels)]
     instances, row_rules = [], []
     for name, rule in kernels.items():
         if rule.by_row:
             row_rules.append(f"X({name}, {rule.update.__name__})")
-            lines += ["", *row_rule(name, rule.states)]
+            lines += ["", *row_rule(name, rule.state_names)]
             continue
         for copies in range(1, module.MAX_COPIES + 1 if rule.vector else 2):
             instances.append(f"X({name}, {copies})")
-            lines += ["", *instance(name, rule.states, copies)]
+            lines += ["", *instance(module, name, rule.state_names, copies)]
     lines += [
         "",
         macro("FASTOPT_KERNELS(X)", *(f"X({name}, {fold_of(rule)})" for name, rule in kernels.items())),
@@ -147,14 +155,16 @@ def rule_table(module, levels):
         macro("FASTOPT_LEVELS(X)", *(f"X({level})" for level in levels)),
         "",
     ]
-    longest = {
-        "HYPER": max(len(rule.row) for rule in rules),
-        "COEFFICIENTS": max(len(module.PROLOGUE + rule.coefficients) for rule in rules),
-        "SCALARS": max(len(rule.scalars) for rule in rules),
-        "COPIES": module.MAX_COPIES,
+    own = [(module.MAX_COPIES if rule.vector else 1, rule) for rule in rules]
+    space = {
+        "MAX_ARRAYS": max(rule.count_arrays(copies) for copies, rule in own),
+        "MAX_ROW": max(copies * (module.OWN + len(rule.coefficients)) for copies, rule in own),
     }
-    lines += [f'_Static_assert({n} <= FASTOPT_MAX_{of}, "raise it in fastopt.in.h");' for of, n in longest.items()]
-    return "\n".join(lines) + "\n"
+    lines += [f"#define {name} {most}" for name, most in space.items()]
+    for name in ("HYPER", "COEFFICIENTS", "SCALARS", "COPIES"):
+        most = getattr(module, f"MAX_{name}")
+        lines.append(f'_Static_assert(FASTOPT_MAX_{name} == {most}, "as in fastopt/rules/base.py");')
+    return "\n".join([*lines, "#endif"]) + "\n"
 
 
 # ---- fastopt.h ----

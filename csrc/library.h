@@ -95,7 +95,7 @@ fastopt_lookup *lookup_space(int64_t n);
 /* ---- arrays ---- */
 
 /* The number of a tensor's arrays, without and with those that storage adds. */
-static inline int arrays_of(int rule, int copies) { return 2 + copies * rules[rule].rule.states; }
+static inline int arrays_of(int rule, int copies) { return FIRST_STATE + copies * rules[rule].rule.states; }
 static inline int all_arrays_of(int rule, int copies, const fastopt_storage *storage)
 {
     const int options = storage ? storage->options : 0;

@@ -79,7 +79,7 @@ __attribute__((noinline)) void fold_into(int rule, double t, double grad_scale, 
     c[0] = maximize ? -grad_scale : grad_scale;
     c[1] = one ? 0.0 : weight_decay;
     c[2] = decoupled ? 1.0 - lr * decoupled : 1.0;
-    rules[rule].fold(t, hyper, scalars, c + 3);
+    rules[rule].fold(t, hyper, scalars, c + OWN);
 }
 
 int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const double *hyper, double *scalars,

@@ -38,7 +38,7 @@ static void advance(const fastopt_job *job, double grad_scale)
 /* 1 if any array is in blocks, which are updated whole. */
 static int has_blocks(const fastopt_storage *storage, int arrays)
 {
-    for (int j = 2; storage && j < arrays; j++)
+    for (int j = FIRST_STATE; storage && j < arrays; j++)
         if (in_blocks(storage->dtypes[j]))
             return 1;
     return 0;

@@ -9,7 +9,7 @@ typedef struct {
 static void stream_part(void *context, int64_t begin, int64_t end)
 {
     const stream_context *c = context;
-    float *addresses[5];
+    float *addresses[MAX_STREAM];
     for (int j = 0; j < c->arrays; j++)
         addresses[j] = c->addresses[j] + begin;
     active->streams->stream(end - begin, c->arrays, addresses, c->ahead);
@@ -17,7 +17,7 @@ static void stream_part(void *context, int64_t begin, int64_t end)
 
 int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads)
 {
-    if (n < 0 || exceeds_memory(n, sizeof **addresses) || arrays < 2 || arrays > 5)
+    if (n < 0 || exceeds_memory(n, sizeof **addresses) || arrays < FIRST_STATE || arrays > MAX_STREAM)
         return FASTOPT_BAD_SIZE;
     for (int j = 0; j < arrays; j++)
         if (!addresses || (n && !addresses[j]))
@@ -39,7 +39,7 @@ int fastopt_stream_rows(int64_t segments, const int64_t *rows, const int64_t *st
                         int64_t width, int32_t arrays, float *const *addresses, int32_t threads)
 {
     if (segments < 0 || exceeds_memory(segments, sizeof *rows) || width < 1 || exceeds_memory(width, sizeof **addresses)
-        || arrays < 2 || arrays > 5)
+        || arrays < FIRST_STATE || arrays > MAX_STREAM)
         return FASTOPT_BAD_SIZE;
     if (!rows || !starts || !places || !addresses)
         return FASTOPT_NULL_POINTER;

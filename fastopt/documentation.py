@@ -82,7 +82,7 @@ def _shape(rule: Rule) -> str:
 
 def _states(rule: Rule) -> str:
     """List the state arrays."""
-    return ", ".join(f"``{name}``" for name in rule.states) + _shape(rule) if rule.states else "none"
+    return ", ".join(f"``{name}``" for name in rule.state_names) + _shape(rule) if rule.states else "none"
 
 
 def _kind(hypers: list[Hyper], default: Any, schedules: bool) -> str:
@@ -106,7 +106,7 @@ def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
     """Compute the examples' parameter after the rule's first step."""
     single = {name: hyper.check(name, values[name]) for name, hyper in rule.hyper.items() if not hyper.vector}
     vector = values[rule.vector] if rule.vector else (0.0,)
-    states = [single[rule.initial[state]] if state in rule.initial else 0.0 for state in rule.states]
+    states = [single[state.begins] if state.begins else 0.0 for state in rule.states]
     found = []
     for p, g in zip(START, GRADIENT, strict=True):
         for k, value in enumerate(vector):
@@ -276,12 +276,12 @@ def function_text(rule: Rule) -> str:
     lines += ["", *wrapped(f"Here g is grad_scale*grad, its sign flipped by ``maximize``{decays}."), *_notes([rule])]
     parameters = _entry("param, grad", "array, or list of arrays", "The parameter, which is updated, and its gradient.")
     if rule.states:
-        begins = [f", {state} at the class's {rule.initial[state]}" for state in rule.states if state in rule.initial]
+        begins = [f", {state} at the class's {name}" for state, name in rule.begins.items()]
         text = f"States, which are updated too{_shape(rule)}. They begin at zero{''.join(begins)}."
-        parameters += _entry(", ".join(rule.states), "array, or list of arrays", text)
+        parameters += _entry(", ".join(rule.state_names), "array, or list of arrays", text)
     parameters += _entry("step", "int", "The 1-based number of this step.")
     for name, hyper in rule.hyper.items():
-        if name not in rule.initial.values() and hyper is not COMMON.get(name):
+        if name not in rule.initial and hyper is not COMMON.get(name):
             parameters += _entry(name, _kind([hyper], hyper.default, schedules=False), _meaning([hyper]))
     for name in rule.scalars:
         text = "Its value before this step; by default that of constant hyper-parameters."
@@ -293,14 +293,17 @@ def function_text(rule: Rule) -> str:
     lines += _section("Raises", (*_INVALID[:1], _INVALID[1][:-1] + ", and nothing is written."))
     given = {**rule.defaults(), "lr": 0.1}
     shape = f"({len(given[rule.vector])}, {len(START)})" if rule.vector else len(START)
-    called = ", ".join(("p", *rule.states))
-    values = ", ".join((f"np.array({START})", *[f"np.zeros({shape})"] * len(rule.states)))
+    called = ", ".join(("p", *rule.state_names))
+    begin = [
+        f"np.full({shape}, {given['lr']})" if state.begins == "lr" else f"np.zeros({shape})" for state in rule.states
+    ]
+    values = ", ".join((f"np.array({START})", *begin))
     example = [
         ">>> import numpy as np, fastopt",
         f">>> {called} = {values}",
         f">>> fastopt.functional.{rule.name}(p, 2 * {called}, step=1, lr=0.1)",
         ">>> p.round(6).tolist()",
-        _after_a_step(rule, {**given, **dict.fromkeys(rule.initial.values(), 0.0)}),
+        _after_a_step(rule, {**given, **dict.fromkeys(rule.initial, 0.0)}),
     ]
     return "\n".join((*lines, *_section("Examples", example)))
 
@@ -333,7 +336,7 @@ def _numba_fold(rule: Rule) -> list[str]:
 
 
 def _numba_update(rule: Rule) -> list[str]:
-    states = "" if rule.by_row else "".join(f", {state}" for state in rule.states)
+    states = "" if rule.by_row else "".join(f", {state}" for state in rule.state_names)
     of_one = ["", "This is for one copy of the states. Call ``prologue`` once, then this for each copy."]
     of_rows = "From ``by_row``. This takes and returns no states, which are of rows."
     parameters = [
@@ -353,7 +356,7 @@ def _numba_update(rule: Rule) -> list[str]:
 
 
 def _numba_by_row(rule: Rule) -> list[str]:
-    states = ", ".join(rule.states)
+    states = ", ".join(rule.state_names)
     parameters = [
         *_entry("square", "float", "The mean over the row of the squared gradient, after ``prologue``."),
         *_entry(states, "float", "The row's states."),
@@ -413,8 +416,8 @@ def header_text(rows: Mapping[str, Mapping[str, Hyper]], width: int) -> list[str
 
 def _rule_for_c(rule: Rule, hypers: Mapping[str, Hyper]) -> Iterator[str]:
     """The lines of one rule in the C header."""
-    begins = {state: f" (may begin at {rule.hyper[name].domain})" for state, name in rule.initial.items()}
-    states = ", ".join(state + begins.get(state, "") for state in rule.states) or "none"
+    begins = {state: f" (may begin at {rule.hyper[name].domain})" for state, name in rule.begins.items()}
+    states = ", ".join(state + begins.get(state, "") for state in rule.state_names) or "none"
     yield f"{rule.name} - {rule.summary}."
     yield from _assignments(rule)
     yield f"  states: {states}{'; one element for each row' if rule.by_row else ''}"

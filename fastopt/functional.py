@@ -47,11 +47,11 @@ from .rules import RULES, Rule
 
 def _as_lists(rule: Rule, arrays: Sequence[Any]) -> list[Sequence[Any]]:
     if not isinstance(arrays[0], (list, tuple)):
-        for array, name in zip(arrays, ("param", "grad", *rule.states), strict=True):
+        for array, name in zip(arrays, ("param", "grad", *rule.state_names), strict=True):
             if isinstance(array, (list, tuple)):
                 raise TypeError(f"{name}: found a {type(array).__name__}, expected one array as param is")
         return [[array] for array in arrays]
-    for array, name in zip(arrays, ("param", "grad", *rule.states), strict=True):
+    for array, name in zip(arrays, ("param", "grad", *rule.state_names), strict=True):
         if not isinstance(array, (list, tuple)):
             raise TypeError(f"{name}: found {type(array).__name__}, expected a list of arrays as param is")
         if len(array) != len(arrays[0]):
@@ -98,7 +98,7 @@ def _refuse(rule: Rule, unknown: Iterable[str]) -> NoReturn:
 
 def _make(rule: Rule) -> Callable[..., None]:
     """The function of a rule, with its own signature."""
-    arrays = ("param", "grad", *rule.states)
+    arrays = ("param", "grad", *rule.state_names)
     keys = keys_of(rule)
     defaults = rule.defaults()
     required = "".join(f", {key}" for key in keys if key not in defaults)

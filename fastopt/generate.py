@@ -109,7 +109,7 @@ def _functional_stub() -> str:
     text += "from typing import SupportsIndex\n\n" + _TYPES.format("Array, Gradient, Number, Numbers")
     text += f"\n__all__ = {functional.__all__!r}\n"
     for name, rule in RULES.items():
-        arrays = dict.fromkeys(("param", *rule.states), "Array | Sequence[Array]")
+        arrays = dict.fromkeys(("param", *rule.state_names), "Array | Sequence[Array]")
         types = {**arrays, "grad": "Gradient | Sequence[Gradient]", "step": "SupportsIndex", "grad_scale": "Number"}
         types |= {"backend": "str | None", "threads": "SupportsIndex | None"}
         types |= dict.fromkeys(rule.scalars, "Number | None")

@@ -28,11 +28,11 @@ from numba import njit
 
 from .backends.numba_cpu import compiler
 from .documentation import numba_text
-from .rules import REQUIRED, RULES, Rule
+from .rules import OWN, REQUIRED, RULES, Rule
 
 
 def _fold(rule: Rule) -> Any:
-    keys = [name for name in rule.hyper if name not in rule.initial.values() and name != rule.vector]
+    keys = [name for name in rule.hyper if name not in rule.initial and name != rule.vector]
     defaults = {name: rule.hyper[name].default for name in keys}
     if rule.vector:  # this is of one copy of the states: what comes first has no default
         defaults = {
@@ -50,13 +50,14 @@ def _fold(rule: Rule) -> Any:
     numbers = {name: name if name in flags else f"float({name})" for name in ("t", "lr", *rule.common, *values)}
     folded = [numbers[name] for name in ("t", *values)]
     shared = [numbers[name] for name in rule.row if name == "lr" or name in rule.common]
+    first = ", ".join(f"real(first[{k}])" for k in range(OWN))
     rounded = ", ".join(f"real(folded[{k}])" for k in range(len(rule.coefficients)))
     after = ", ".join(f"folded[{len(rule.coefficients) + k}]" for k in range(len(rule.scalars)))
     source = (
         f"def fold({', '.join(arguments)}):\n"
         f"    first = fold_prologue(float(lr), ({', '.join(shared)}), float(grad_scale))\n"
         f"    folded = rule_fold({', '.join(folded)})\n"
-        f"    c = (real(first[0]), real(first[1]), real(first[2]), {rounded})\n"
+        f"    c = ({first}, {rounded})\n"
         f"    return c{', ' + after if after else ''}\n"
     )
     names = {"rule_fold": compiler.compile_fold(rule), "fold_prologue": compiler.compile_fold_prologue(rule)}
@@ -70,26 +71,26 @@ def _single(vector: str) -> str:
 
 def _update(rule: Rule) -> Any:
     if rule.by_row:
-        source = "def update(p, g, c, rate):\n    return rule_update(*prologue(p, g, c[0], c[1], c[2]), rate)\n"
+        source = f"def update(p, g, c, rate):\n    return rule_update(*prologue(p, g, *c[:{OWN}]), rate)\n"
         names = {"rule_update": compiler.compile_update(rule), "prologue": compiler.prologue}
         return _compiled(source, "update", rule, **names)
-    states = "".join(f", {name}" for name in rule.states)
-    own = ", ".join(f"c[{3 + k}]" for k in range(len(rule.coefficients)))
-    before = "" if rule.vector else "    p, g = prologue(p, g, c[0], c[1], c[2])\n"
+    states = "".join(f", {name}" for name in rule.state_names)
+    own = ", ".join(f"c[{OWN + k}]" for k in range(len(rule.coefficients)))
+    before = "" if rule.vector else f"    p, g = prologue(p, g, *c[:{OWN}])\n"
     source = f"def update(p, g{states}, c):\n{before}    return rule_update(p, g{states}, {own})\n"
     update = compiler.compile_update(rule)
     return _compiled(source, "update", rule, rule_update=update, prologue=compiler.prologue)
 
 
 def _by_row(rule: Rule) -> Any:
-    states = ", ".join(rule.states)
-    own = ", ".join(f"c[{3 + k}]" for k in range(len(rule.coefficients)))
+    states = ", ".join(rule.state_names)
+    own = ", ".join(f"c[{OWN + k}]" for k in range(len(rule.coefficients)))
     source = f"def by_row(square, {states}, c):\n    return rule_by_row(square, {states}, {own})\n"
     return _compiled(source, "by_row", rule, rule_by_row=compiler.compile_by_row(rule))
 
 
 def _prologue(rule: Rule) -> Any:
-    source = "def prologue(p, g, c):\n    return shared(p, g, c[0], c[1], c[2])\n"
+    source = f"def prologue(p, g, c):\n    return shared(p, g, *c[:{OWN}])\n"
     return _compiled(source, "prologue", rule, shared=compiler.prologue)
 
 

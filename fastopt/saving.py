@@ -170,7 +170,7 @@ def _load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
     writes = []
     for i, index in enumerate(order):
         where = f"state_dict['state'][{index!r}]"
-        state = state_from_torch(states.get(index, {}), where, arguments.name)
+        state = state_from_torch(states.get(index, {}), arguments.counted)
         writes.append(_read_state(owned, i, state, where) if state else _fresh_state(owned, i, owned.states[i]))
     _write_states(owned, writes)
     for g, (values, row) in enumerate(taken):
@@ -223,7 +223,7 @@ def _converted(owned: Owned, i: int, values: Mapping[str, Any], where: str) -> d
         elif name in rule.scalars:
             converted[name] = check_number(called, value)
         else:
-            shape = rule.state_shape(param.shape, owned.copies_of(i)) if name in rule.states else param.shape
+            shape = rule.state_shape(param.shape, owned.copies_of(i)) if name in rule.state_names else param.shape
             converted[name] = converted_state(value, own, shape, param, name in rule.positive, called)
     return converted
 

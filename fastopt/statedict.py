@@ -373,13 +373,12 @@ def group_from_torch(
     return {key: _plain(value) if key in arguments.defaults else value for key, value in group.items()}
 
 
-def state_from_torch(state: Mapping[str, Any], where: str, name: str) -> dict[str, Any]:
-    """A parameter's state of torch's class of that name as the NumPy class has it.
-
-    torch's SGD tells only whether it has begun.
+def state_from_torch(state: Mapping[str, Any], counted: bool) -> dict[str, Any]:
+    """A parameter's state of torch's class as the NumPy class has it; one that is not `counted` tells only whether it
+    has begun.
     """
     state = {key: value for key, value in state.items() if value is not None}
-    return {"step": 1, **state} if state and name == "SGD" else state
+    return {"step": 1, **state} if state and not counted else state
 
 
 def _plain(value: Any) -> Any:

@@ -136,7 +136,7 @@ class Optimizer(torch.optim.Optimizer):
             self._stepper.hypers.update(self.param_groups)
             groups.check_params(self)
         self._stepper.bound = None
-        if self.arguments.name == "Adagrad":  # torch's has its states from the start, and relies on them
+        if self.arguments.rule(group).begun:
             begin_states(self, group, self._stepper.numbers, where)
 
     # ---- steps ----

@@ -72,7 +72,7 @@ def default_hyper(name):
     return {
         key: 0.05 if hyper.default is REQUIRED else hyper.default
         for key, hyper in rule.hyper.items()
-        if key not in rule.initial.values()
+        if key not in rule.initial
     }
 
 
@@ -95,7 +95,7 @@ def copies_of(name, hyper):
 def make_states(name, hyper, param):
     """States before the first step, in the parameter's memory order."""
     shape = RULES[name].state_shape(param.shape, copies_of(name, hyper))
-    return [np.zeros(shape, param.dtype) for _ in RULES[name].states]
+    return [np.full(shape, hyper.get(state.begins, 0.0), param.dtype) for state in RULES[name].states]
 
 
 def gradients(n, steps, seed=0):
@@ -154,8 +154,8 @@ BOUND = 40
 def assert_near_the_oracle(name, got, p0, path):
     """Assert that parameter and states are near the end of the oracle's `path` of steps."""
     for k, array in enumerate(got):
-        values = [states[RULES[name].states[k - 1]] if k else p for p, states in path]
+        values = [states[RULES[name].state_names[k - 1]] if k else p for p, states in path]
         scale = np.maximum.reduce(np.abs(values)) if k else np.maximum(np.abs(p0), np.maximum.reduce(np.abs(values)))
         error = np.abs(array - values[-1]) / np.maximum(scale, np.finfo(array.dtype).tiny)
         worst = float(error.max()) / np.finfo(array.dtype).eps
-        assert worst <= BOUND, f"{'p' if not k else RULES[name].states[k - 1]}: {worst:.1f} eps"
+        assert worst <= BOUND, f"{'p' if not k else RULES[name].state_names[k - 1]}: {worst:.1f} eps"

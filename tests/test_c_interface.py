@@ -444,7 +444,7 @@ def test_c_knows_the_rules_as_python_does(number):
     rule = list(RULES.values())[number]
     found, states, hypers = describe(number)
     assert ffi.string(found.name).decode() == rule.name and lib.fastopt_find_rule(rule.name.encode()) == number
-    assert tuple(states) == rule.states and found.state_names[len(states)] == ffi.NULL
+    assert tuple(states) == rule.state_names and found.state_names[len(states)] == ffi.NULL
     assert tuple(hypers) == rule.row
     assert found.coefficients == len(PROLOGUE) + len(rule.coefficients)
     assert found.scalars == len(rule.scalars)
@@ -497,7 +497,7 @@ def test_the_header_has_every_rule():
         summary, *formula, states, values, source = map(str.strip, re.sub(r"\n( {8}| {6})", " ", entry).splitlines())
         assert summary == f"{rule.summary}."
         assert "; ".join(formula) == rule.formula
-        assert re.sub(r" \(.*?\)|;.*", "", states) == f"states: {', '.join(rule.states) or 'none'}"
+        assert re.sub(r" \(.*?\)|;.*", "", states) == f"states: {', '.join(rule.state_names) or 'none'}"
         assert ("one element for each row" in states) == (rule.by_row is not None)
         assert source == f"source: {rule.source}"
         row = ffi.new("double[]", lib.fastopt_get_rule(number).hyper)

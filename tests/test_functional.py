@@ -36,7 +36,7 @@ def test_signature_is_the_contract():
     )
     for name, rule in RULES.items():
         parameters = list(inspect.signature(getattr(functional, name)).parameters)
-        assert tuple(parameters[: 2 + len(rule.states)]) == ("param", "grad", *rule.states)
+        assert tuple(parameters[: 2 + len(rule.states)]) == ("param", "grad", *rule.state_names)
         documentation = " ".join(getattr(functional, name).__doc__.split())
         said = (*rule.formula.split("; "), *rule.notes, f"Source: {rule.source}.")
         assert all(" ".join(text.split()) in documentation for text in said)

@@ -50,23 +50,23 @@ def kind_of(hyper: Hyper) -> str:
 
 def of_function(name: str) -> Target:
     rule = RULES[name]
-    keys = [key for key in rule.hyper if key not in rule.initial.values()]
+    keys = [key for key in rule.hyper if key not in rule.initial]
     copies = (2,) if rule.vector else ()
 
     def make():
         shape = rule.state_shape(SHAPE, 2)
-        arguments = {"param": ones(), "grad": ones(), **{state: np.zeros(shape, "f4") for state in rule.states}}
+        arguments = {"param": ones(), "grad": ones(), **{state: np.zeros(shape, "f4") for state in rule.state_names}}
         arguments |= {"step": 3, **{key: rule.hyper[key].default for key in keys if key in rule.defaults()}}
         arguments |= {key: 0.1 for key in keys if key not in rule.defaults()}
         arguments |= {"betas": (0.0, 0.9)} if copies else {}
         arguments |= dict.fromkeys(rule.scalars)
         return getattr(functional, name), {**arguments, "grad_scale": 0.5, "backend": None, "threads": None}, None
 
-    kinds = {"param": "array", "grad": "gradient", **dict.fromkeys(rule.states, "array"), "step": "step"}
+    kinds = {"param": "array", "grad": "gradient", **dict.fromkeys(rule.state_names, "array"), "step": "step"}
     kinds |= {key: kind_of(rule.hyper[key]) for key in keys} | dict.fromkeys(rule.scalars, "optional number")
     kinds |= {"grad_scale": "any number", "backend": "backend", "threads": "threads"}
-    required = ("param", "grad", *rule.states, "step", *(key for key in keys if key not in rule.defaults()))
-    arrays = ("param", "grad", *rule.states)
+    required = ("param", "grad", *rule.state_names, "step", *(key for key in keys if key not in rule.defaults()))
+    arrays = ("param", "grad", *rule.state_names)
     return Target(
         f"functional.{name}",
         make,

@@ -51,15 +51,15 @@ def test_class_equals_functional_form(name, options):
     group = optimizer.param_groups[0]
     rule = optimizer.arguments.rule(group)
     values = optimizer.arguments.values(rule, group, 1)
-    hyper = {key: value for key, value in values.items() if key not in rule.initial.values()}
+    hyper = {key: value for key, value in values.items() if key not in rule.initial}
     want = p0.copy()
     copies = (len(hyper["betas"]),) if rule.vector else ()
-    initial = [values.get(rule.initial.get(s), 0.0) for s in rule.states]
+    initial = [values.get(s.begins, 0.0) for s in rule.states]
     states = [np.full((*copies, *want.shape), value, "f4") for value in initial]
     for t, g in enumerate(grads, 1):
         optimizer.step([g])
         getattr(functional, rule.name)(want, g, *states, step=t, **hyper)
-    assert_same_bits([params[0], *(optimizer.state[0][s] for s in rule.states)], [want, *states])
+    assert_same_bits([params[0], *(optimizer.state[0][s] for s in rule.state_names)], [want, *states])
 
 
 def test_signatures_are_torchs():

@@ -14,7 +14,7 @@ from fastopt.rules import REQUIRED, RULES
 from fastopt.rules.hyper import hyper_row
 
 from .oracle import ORACLES
-from .support import CASES, VARIED, default_hyper
+from .support import CASES, VARIED, default_hyper, gradients, parameter
 
 ffi, lib = native.ffi, native.lib
 
@@ -36,7 +36,7 @@ def test_folds_have_the_same_bits_in_c_and_python(case):
         c_scalars = ffi.new("double[]", [*scalars, 0.0])
         for t in (*range(1, 30), 1000, 10**7):
             want, scalars = rule.fold_row(float(t), row.tolist(), scalars)
-            got = ffi.new("double[]", 3 + len(rule.coefficients))
+            got = ffi.new("double[]", rules.OWN + len(rule.coefficients))
             assert lib.fastopt_fold(number, t, 0.25, ffi.from_buffer("double[]", row), c_scalars, got) == 0
             assert list(got) == [*rule.fold_prologue(row[0], row, 0.25), *want], t
             assert list(c_scalars)[: len(scalars)] == list(scalars)
@@ -56,10 +56,76 @@ def test_folds_at_zero_and_one_have_the_same_bits_in_c_and_python(name, value):
             scalars = tuple(rule.scalars.values())
             for t in (1, 2, 1000):
                 want, _ = rule.fold_row(float(t), row.tolist(), scalars)
-                got, c_scalars = ffi.new("double[]", 3 + len(rule.coefficients)), ffi.new("double[]", [*scalars, 0.0])
+                got, c_scalars = (
+                    ffi.new("double[]", rules.OWN + len(rule.coefficients)),
+                    ffi.new("double[]", [*scalars, 0.0]),
+                )
                 number = lib.fastopt_find_rule(name.encode())
                 assert lib.fastopt_fold(number, t, 0.25, ffi.from_buffer("double[]", row), c_scalars, got) == 0
-                np.testing.assert_array_equal(list(got)[3:], np.array(want, float), strict=True)
+                np.testing.assert_array_equal(list(got)[rules.OWN :], np.array(want, float), strict=True)
+
+
+def toy(fold, update, **more):
+    """A rule of hyper-parameters, scalars, states and coefficients that are named in the functions' arguments."""
+    return rules.Rule("toy", "Toy", "", "", "", more.pop("own", {"lr": rules.Hyper(1.0, "")}), update, fold, **more)
+
+
+@pytest.mark.parametrize(
+    "most, what, more",
+    [
+        (rules.MAX_SCALARS, "scalars", {"scalars": 5}),
+        (rules.MAX_HYPER, "hyper-parameters", {"own": 22}),
+        (rules.MAX_COEFFICIENTS, "coefficients", {"coefficients": 22}),
+    ],
+)
+def test_a_rule_with_more_than_c_has_room_for_is_refused(most, what, more):
+    def made(add):
+        """One that has so many, and `add` more."""
+        own = {
+            "lr": rules.Hyper(1.0, ""),
+            **{f"h{k}": rules.Hyper(1.0, "") for k in range(1, more.get("own", 1) + add)},
+        }
+        scalars = {f"k{k}": 0.0 for k in range(more.get("scalars", 0) + add)} if "scalars" in more else {}
+        names = [f"c{k}" for k in range(more.get("coefficients", 1) + add)] if "coefficients" in more else ["c"]
+        namespace = {}
+        exec(
+            f"def fold({', '.join(('t', *own, *scalars))}): pass\ndef update({', '.join(('p', 'g', *names))}): pass",
+            namespace,
+        )
+        return toy(namespace["fold"], namespace["update"], own=own, scalars=scalars)
+
+    made(-1)
+    with pytest.raises(ValueError, match=rf"rule toy: found {most + 1} {what}.* expected at most {most}"):
+        made(0)
+
+
+def test_a_rule_says_what_its_parts_must_be():
+    def fold(t, lr):
+        return (lr,)
+
+    def update(p, g, m, c):
+        return p - c * g, m
+
+    def by_row(square, m, n, c):
+        return m, n, c
+
+    toy(fold, update, states=(rules.State("m", begins="lr"),))
+    with pytest.raises(ValueError, match=r"rule toy: state m begins at 'size', which is no hyper-parameter"):
+        toy(fold, update, states=(rules.State("m", begins="size"),))
+    with pytest.raises(ValueError, match=r"rule toy: the arguments after g must be the states \('v',\)"):
+        toy(fold, update, states=(rules.State("v"),))
+    with pytest.raises(ValueError, match="rule toy: a rule by row has one state, and an update of p, g and one coeff"):
+        toy(fold, RULES["sgd"].update, states=(rules.State("m"), rules.State("n")), by_row=by_row)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_state_that_is_never_negative_is_none_after_steps(name):
+    """What rules say of their states, and what 8 bits without a sign hold."""
+    rule, (name, hyper) = RULES[name], CASES[f"{name}, varied"]
+    p0, grads = parameter(203), gradients(203, 20)
+    _, states = ORACLES[name](p0, grads, **hyper)
+    for state in rule.states:
+        assert state.positive == bool((states[state.name] >= 0).all()), state.name
 
 
 def test_a_row_is_plain_python():

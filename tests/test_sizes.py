@@ -81,7 +81,7 @@ class Tensors:
         p = kept[MASTER].copy() if options & MASTER else self.param.astype("f4")
         if options & KAHAN:
             p += kept[KAHAN].astype("f4")
-        states = [self._decoded(name, state) for name, state in zip(self.rule.states, self.states, strict=True)]
+        states = [self._decoded(name, state) for name, state in zip(self.rule.state_names, self.states, strict=True)]
         getattr(functional, self.name)(p, self.grad.astype("f4"), *states, step=t, grad_scale=0.5, **self.hyper)
         if options & AVERAGE:
             kept[AVERAGE][:] = np.float32(0.9) * kept[AVERAGE] + np.float32(1 - 0.9) * p
@@ -92,7 +92,7 @@ class Tensors:
         if options & KAHAN:
             kept[KAHAN][:] = (p - self.param.astype("f4")).astype(self.param.dtype)
         dither = oracle.dither(numbers, t) >> np.uint32(16) if options & DITHER else None
-        for name, state, values in zip(self.rule.states, self.states, states, strict=True):
+        for name, state, values in zip(self.rule.state_names, self.states, states, strict=True):
             values[..., ~self.there] = 0  # what blocks hold behind a tensor's end
             for own, new in zip(self._each(state), self._each(values), strict=True):
                 if state.dtype == BLOCKS:
@@ -171,7 +171,7 @@ def test_dense_arrays(name, dtype):
     p, states = ORACLES[name](start, grads, grad_scale=0.5, **tensors.hyper)
     path = [(p, states)]
     tensors.param[:] = p
-    for state, values in zip(RULES[name].states, tensors.states, strict=True):
+    for state, values in zip(RULES[name].state_names, tensors.states, strict=True):
         values[:] = states[state]
     tensors.draw(2)
     path.append(ORACLES[name](start, [*grads, tensors.grad], grad_scale=0.5, **tensors.hyper))

@@ -162,12 +162,12 @@ def test_blocks_are_the_float32_update_rounded(case, isa):
                 rows = [oracle.from_blocks(row, n, state in positive) for row in blocks.reshape(-1, 5 * 260)]
                 return np.array(rows).reshape(*blocks.shape[:-1], n)
 
-            want = [unpacked(state, blocks) for state, blocks in zip(rule.states, states, strict=True)]
+            want = [unpacked(state, blocks) for state, blocks in zip(rule.state_names, states, strict=True)]
             param = p.astype("f4")
             getattr(functional, name)(param, g.astype("f4"), *want, step=step, **hyper)
             getattr(functional, name)(p, g, *states, step=step, **hyper)
             same(p, param.astype(KINDS[kind]))
-            for state, blocks, values in zip(rule.states, states, want, strict=True):
+            for state, blocks, values in zip(rule.state_names, states, want, strict=True):
                 rows = [oracle.to_blocks(v, state in rule.positive, 0, step) for v in values.reshape(-1, n)]
                 np.testing.assert_array_equal(blocks, np.array(rows).reshape(blocks.shape))
 
@@ -376,7 +376,7 @@ def test_layouts(options):
 
 def test_small_parameters_have_float32_states():
     opt = fastopt.AMSGrad([np.zeros(4095, "f4"), np.zeros(4096, "f4"), np.zeros((64, 65), BF16)], state_dtype="8bit")
-    kinds = [{str(state[name].dtype) for name in RULES["amsgrad"].states} for state in opt.state]
+    kinds = [{str(state[name].dtype) for name in RULES["amsgrad"].state_names} for state in opt.state]
     assert kinds == [{"float32"}, {"uint8"}, {"uint8"}]
     assert opt.state[2]["exp_avg"].shape == (17 * 260,)
 

@@ -21,7 +21,7 @@
         COEFFICIENTS(rule, copies)                                                                                    \
         const int prefetch = pass->prefetch;                                                                          \
         real *restrict param = arrays[0];                                                                             \
-        const real *restrict grad = arrays[1];                                                                        \
+        const real *restrict grad = arrays[GRADIENT];                                                                 \
         POINTERS_##rule##_##copies                                                                                    \
         int64_t i = 0, last = n - n % STRIP;                                                                          \
         while (i < last) {                                                                                            \

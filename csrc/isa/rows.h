@@ -10,7 +10,8 @@ static int FN(dtype_at)(const fastopt_segments *s, int j)
 static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place, int64_t column)
 {
     const int64_t row = s->rows->source ? s->rows->source[place] : place;
-    return (const char *)s->addresses[1] + row * s->strides[1] + column * FN(element_size)(FN(dtype_at)(s, 1));
+    const int size = FN(element_size)(FN(dtype_at)(s, GRADIENT));
+    return (const char *)s->addresses[GRADIENT] + row * s->strides[GRADIENT] + column * size;
 }
 
 /* Lookups ahead to prefetch: rows lie anywhere, and only the list of lookups says which is next. */
@@ -33,7 +34,7 @@ INLINE void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
         return;
     for (int j = 0; j < s->arrays; j++) {
         const char *row = (const char *)s->addresses[j] + lookup->row * s->strides[j];
-        for (int64_t at = 0; j != 1 && at < bytes && at < s->strides[j]; at += 64)
+        for (int64_t at = 0; j != GRADIENT && at < bytes && at < s->strides[j]; at += 64)
             __builtin_prefetch(row + at, 1, 3);
     }
 }
@@ -42,7 +43,7 @@ INLINE void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
 static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m,
                               real *tile)
 {
-    const int dtype = FN(dtype_at)(s, 1);
+    const int dtype = FN(dtype_at)(s, GRADIENT);
     real converted[TILE];
     for (int64_t q = first; q < last; q++) {
         const int64_t place = s->lookups[q].place;
@@ -107,7 +108,7 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fas
     if (stored) {
         storage = *s->pass.storage;
         storage.dtypes = memcpy(dtypes, storage.dtypes, (size_t)s->arrays * sizeof *dtypes);
-        dtypes[1] = COMPUTE;
+        dtypes[GRADIENT] = COMPUTE;
     }
     real tiles[MAX_ARRAYS][TILE];
     void *at[MAX_STORED], *own[MAX_STORED];
@@ -119,31 +120,31 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fas
             m = width - column < TILE ? width - column : TILE;
             const fastopt_pass pass = FN(row_pass)(s, &storage, u, column);
             for (int j = 0; j < s->arrays; j++) {
-                at[j] = direct && j != 1 ? (void *)FN(row_address)(s, u, j, column) : tiles[j];
-                for (int64_t r = 0; !direct && j != 1 && r < k; r++)
+                at[j] = direct && j != GRADIENT ? (void *)FN(row_address)(s, u, j, column) : tiles[j];
+                for (int64_t r = 0; !direct && j != GRADIENT && r < k; r++)
                     memcpy(tiles[j] + r * m, FN(row_address)(s, u + r, j, column), (size_t)(m * size));
             }
             if (direct)
-                at[1] = tiles[0];
+                at[GRADIENT] = tiles[0];
             for (int64_t r = 0; r < k; r++) {
                 const int64_t first = s->starts[u + r], last = s->starts[u + r + 1];
                 if (sum && direct && !stored && last - first == 1 && !s->rows->weights) {
-                    at[1] = (char *)FN(lookup_gradient)(s, s->lookups[first].place, column);
+                    at[GRADIENT] = (char *)FN(lookup_gradient)(s, s->lookups[first].place, column);
                     if (column == 0)
                         FN(prefetch_lookup)(s, first + LOOKUPS_AHEAD);
                 } else if (sum)
-                    FN(sum_gradients)(s, first, last, column, m, (real *)at[1] + r * m);
+                    FN(sum_gradients)(s, first, last, column, m, (real *)at[GRADIENT] + r * m);
                 for (int64_t q = first; !sum && q < last; q++) {
-                    FN(sum_gradients)(s, q, q + 1, column, m, at[1]);
+                    FN(sum_gradients)(s, q, q + 1, column, m, at[GRADIENT]);
                     for (int j = 0; j < s->arrays; j++)
-                        own[j] = direct || j == 1 ? at[j] : tiles[j] + r * m;
+                        own[j] = direct || j == GRADIENT ? at[j] : tiles[j] + r * m;
                     kernel(m, own, coefs, &pass);
                 }
             }
             if (sum)
                 kernel(k * m, at, coefs, &pass);
             for (int j = 0; !direct && j < s->arrays; j++)
-                for (int64_t r = 0; j != 1 && r < k; r++)
+                for (int64_t r = 0; j != GRADIENT && r < k; r++)
                     memcpy(FN(row_address)(s, u + r, j, column), tiles[j] + r * m, (size_t)(m * size));
         }
     }
@@ -195,7 +196,7 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
     if (s->pass.storage)
         storage = *s->pass.storage;
     storage.dtypes = dtypes;
-    for (int j = 2 + states; j < s->arrays; j++)
+    for (int j = FIRST_STATE + states; j < s->arrays; j++)
         dtypes[j - states] = FN(dtype_at)(s, j);
     for (int64_t u = begin; u < end; u++) {
         const int64_t last = s->starts[u + 1];
@@ -204,7 +205,7 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
             next = sum ? last : q + 1;
             for (int64_t column = 0, m; column < width; column += m) {
                 m = width - column < TILE ? width - column : TILE;
-                const real *param = FN(row_param)(s, u, column, m, 2 + states, params);
+                const real *param = FN(row_param)(s, u, column, m, FIRST_STATE + states, params);
                 FN(sum_gradients)(s, q, next, column, m, grads);
                 for (int64_t i = 0; i < m; i++) {
                     real p = param[i];
@@ -212,15 +213,15 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
                 }
                 FN(add_squares)(squares, m, lanes);
             }
-            for (int j = 0; j < states; j++)
-                FN(read_floats)(FN(dtype_at)(s, 2 + j), &state[j], FN(row_address)(s, u, 2 + j, 0), 0, 1);
-            fold(FN(sum_lanes)(lanes) / (double)width, state, coefs + 3, own + 3);
-            for (int j = 0; j < states; j++)
-                FN(write_float)(FN(dtype_at)(s, 2 + j), state[j], FN(row_address)(s, u, 2 + j, 0));
+            for (int k = 0, j = FIRST_STATE; k < states; k++, j++)
+                FN(read_floats)(FN(dtype_at)(s, j), &state[k], FN(row_address)(s, u, j, 0), 0, 1);
+            fold(FN(sum_lanes)(lanes) / (double)width, state, coefs + OWN, own + OWN);
+            for (int k = 0, j = FIRST_STATE; k < states; k++, j++)
+                FN(write_float)(FN(dtype_at)(s, j), state[k], FN(row_address)(s, u, j, 0));
             for (int64_t column = 0, m; column < width; column += m) {
                 m = width - column < TILE ? width - column : TILE;
                 void *at[MAX_STORED] = {FN(row_address)(s, u, 0, column), grads};
-                for (int j = 2 + states; j < s->arrays; j++)
+                for (int j = FIRST_STATE + states; j < s->arrays; j++)
                     at[j - states] = FN(row_address)(s, u, j, column);
                 const fastopt_pass pass = FN(row_pass)(s, &storage, u, column);
                 const int direct = pass.storage || (uintptr_t)at[0] % sizeof(real) == 0;

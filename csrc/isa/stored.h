@@ -123,7 +123,7 @@ NOINLINE void FN(load_tail)(FN(stored) *s, int64_t left)
 NOINLINE void FN(store_tail)(FN(stored) *s, int64_t i, int64_t left)
 {
     for (int j = 0; j < s->all; j++)
-        if (!FN(in_blocks)(s->dtypes[j]) && (j != 1 || s->options & FASTOPT_ZERO_GRADS))
+        if (!FN(in_blocks)(s->dtypes[j]) && (j != GRADIENT || s->options & FASTOPT_ZERO_GRADS))
             memcpy(s->begins[j] + FN(offset)(s->dtypes[j], i), s->edges[j],
                    (size_t)left * FN(element_size)(s->dtypes[j]));
 }
@@ -153,7 +153,7 @@ NOINLINE void FN(store_param)(FN(stored) *s, int64_t i)
         FN(store_chunk)(s->dtypes[s->average], average, s->at[s->average]);
     }
     if (s->options & FASTOPT_ZERO_GRADS)
-        memset(s->at[1], 0, (size_t)CHUNK * FN(element_size)(s->dtypes[1]));
+        memset(s->at[GRADIENT], 0, (size_t)CHUNK * FN(element_size)(s->dtypes[GRADIENT]));
     if (s->options & FASTOPT_MASTER)
         FN(store_chunk)(COMPUTE, p, s->at[s->companion]);
 #ifdef FASTOPT_CONVERSIONS
@@ -242,7 +242,7 @@ INLINE void FN(store_state)(FN(stored) *s, int dtype, const real *chunk, char *a
 INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
 {
     FN(store_param)(s, i);
-    for (int j = 2; j < arrays; j++) {
+    for (int j = FIRST_STATE; j < arrays; j++) {
         if (!FN(in_blocks)(s->dtypes[j])) {
             FN(store_state)(s, s->dtypes[j], s->chunks[j], s->at[j], i);
             continue;
@@ -263,7 +263,7 @@ INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
 #define UPDATE_CHUNK(rule, copies)                                                                                    \
     {                                                                                                                 \
         real *restrict param = arrays[0];                                                                             \
-        const real *restrict grad = arrays[1];                                                                        \
+        const real *restrict grad = arrays[GRADIENT];                                                                 \
         POINTERS_##rule##_##copies                                                                                    \
         IVDEP                                                                                                         \
         for (int i = 0; i < CHUNK; i++)                                                                               \
@@ -276,8 +276,8 @@ INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
 /* 1 if arrays are of these dtypes and no option but dither is set. Blocks of either dtype match each other. */
 NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, int states)
 {
-    int is = s->dtypes[0] == param && s->dtypes[1] == grad && !(s->options & ~FASTOPT_DITHER);
-    for (int j = 2; j < arrays; j++)
+    int is = s->dtypes[0] == param && s->dtypes[GRADIENT] == grad && !(s->options & ~FASTOPT_DITHER);
+    for (int j = FIRST_STATE; j < arrays; j++)
         is &= s->dtypes[j] == states || (FN(in_blocks)(s->dtypes[j]) && FN(in_blocks)(states));
     return is;
 }

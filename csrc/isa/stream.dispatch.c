@@ -33,11 +33,13 @@ STREAM(2, , , p[i] += g[i];)
 STREAM(3, S(0), P(0), p[i] += g[i]; B(0))
 STREAM(4, S(0) S(1), P(0) P(1), p[i] += g[i]; B(0) B(1))
 STREAM(5, S(0) S(1) S(2), P(0) P(1) P(2), p[i] += g[i]; B(0) B(1) B(2))
+STREAM(6, S(0) S(1) S(2) S(3), P(0) P(1) P(2) P(3), p[i] += g[i]; B(0) B(1) B(2) B(3))
 
 static void stream(int64_t n, int arrays, float *const *a, int ahead)
 {
-    void (*const streams[])(int64_t, float *const *, int) = {stream_2, stream_3, stream_4, stream_5};
-    streams[arrays - 2](n, a, ahead);
+    void (*const streams[])(int64_t, float *const *, int) = {stream_2, stream_3, stream_4, stream_5,
+                                                                     stream_6};
+    streams[arrays - FIRST_STATE](n, a, ahead);
 }
 
 /* Adds each of a row's gradients to the row, and the first to the rows of its states. */
@@ -46,12 +48,12 @@ static void stream_rows(const fastopt_row_stream *s, int64_t begin, int64_t end)
     const int64_t width = s->width, last = s->starts[end];
     for (int64_t u = begin; u < end; u++)
         for (int64_t q = s->starts[u]; q < s->starts[u + 1]; q++) {
-            const float *restrict g = s->addresses[1] + s->places[q] * width;
-            const float *next = s->addresses[1] + s->places[q + 16 < last ? q + 16 : last - 1] * width;
+            const float *restrict g = s->addresses[GRADIENT] + s->places[q] * width;
+            const float *next = s->addresses[GRADIENT] + s->places[q + 16 < last ? q + 16 : last - 1] * width;
             for (int64_t k = 0; k < width; k += 16)
                 __builtin_prefetch(next + k, 0, 3);
             for (int j = 0; j < s->arrays; j++) {
-                if (j == 1 || (j > 1 && q > s->starts[u]))
+                if (j == GRADIENT || (j >= FIRST_STATE && q > s->starts[u]))
                     continue;
                 float *restrict p = s->addresses[j] + s->rows[u] * width;
                 const float *soon = s->addresses[j] + s->rows[u + 8 < end ? u + 8 : end - 1] * width;

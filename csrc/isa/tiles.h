@@ -89,7 +89,7 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
         kernel(m, tile, coefs, &own);
         for (int j = 0; j < arrays; j++) {
             const int64_t stride = strides ? strides[j] : sizes[j];
-            if (sizes[j] && (j != 1 || zeroed))
+            if (sizes[j] && (j != GRADIENT || zeroed))
                 FN(copy_strided)((char *)addresses[j] + i * stride, stride, (char *)tiles[j], sizes[j], m, sizes[j]);
         }
     }

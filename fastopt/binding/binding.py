@@ -15,8 +15,9 @@ from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend, Runner
 from ..backends.choice import get_backend
 from ..checks import check_flag
-from ..jobs.job import GRADIENT, Gradients, Job, RowJob
+from ..jobs.job import Gradients, Job, RowJob
 from ..jobs.tables import make_gradients
+from ..rules import GRADIENT
 from .groups import Groups
 from .norms import check_scale, scale_of
 from .sparse import RowSparse

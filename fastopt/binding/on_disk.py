@@ -52,7 +52,7 @@ def open_files(
             value = owned.initial(i, name, dtype)
             value = numpy_of(value) if is_tensor(value) else value
             order = param.order if shape == param.shape else None
-            if rule.vector and name in rule.states and dtype != np.uint8:  # copies, each as the parameter lies
+            if rule.vector and name in rule.state_names and dtype != np.uint8:  # copies, each as the parameter lies
                 order = (0, *(axis + 1 for axis in param.order))
             states.append(StateArray(name, kind, numpy_dtype(dtype), shape, value, order))
         described.append(ParameterStates(rule.name, param.shape, tuple(states)))

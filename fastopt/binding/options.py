@@ -61,6 +61,11 @@ class Arguments:
         """True where weight_decay is decoupled, and there is no other."""
         return all(rule.decoupled is not None for rule in self.rules)
 
+    @property
+    def counted(self) -> bool:
+        """Whether torch's class of that name keeps a count of steps."""
+        return all(rule.counted for rule in self.rules)
+
     def rule(self, group: Mapping[str, Any]) -> Rule:
         """The rule for a group.
 
@@ -112,8 +117,8 @@ class Arguments:
 
     def begins(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, float]:
         """The numbers that states begin at, of those that do not begin at 0."""
-        values = self.values(rule, group, 1) if rule.initial else {}
-        return {name: float(values[key]) for name, key in rule.initial.items()}
+        values = self.values(rule, group, 1) if rule.begins else {}
+        return {name: float(values[key]) for name, key in rule.begins.items()}
 
     def copies(self, rule: Rule, group: Mapping[str, Any]) -> int:
         """Return the number of copies of its states that the rule has for a group."""

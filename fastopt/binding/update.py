@@ -57,7 +57,7 @@ class Update:
         self, rule: Rule, lists: Sequence[Sequence[Any]], values: tuple[Any, ...], backend: str | None
     ) -> None:
         self.rule = rule
-        labels = ("param", "grad", *rule.states)
+        labels = ("param", "grad", *rule.state_names)
         called = [labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels] for i in range(len(lists[0]))]
         params = [view(param, own[0]) for param, own in zip(lists[0], called, strict=True)]
         self._real = min((compute_dtype(param.dtype) for param in params), default=np.dtype(np.float64))
@@ -103,7 +103,7 @@ class Update:
             if len(row) != self._progress.copies:
                 raise ValueError(
                     f"{self.rule.vector}: found {len(row)} values, expected {self._progress.copies}, one for each "
-                    f"of {self.rule.states[0]}"
+                    f"of {self.rule.state_names[0]}"
                 )
             self._progress.hyper[0] = row
             self._hyper = frozen(values)
@@ -121,7 +121,7 @@ class Update:
 
 def keys_of(rule: Rule) -> list[str]:
     """The hyper-parameters of a call, which has states of its own: all but those that states begin at."""
-    return [name for name in rule.hyper if name not in rule.initial.values()]
+    return [name for name in rule.hyper if name not in rule.initial]
 
 
 def row_of(rule: Rule, values: tuple[Any, ...], dtype: np.dtype = FLOAT64) -> np.ndarray:

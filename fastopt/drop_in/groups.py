@@ -145,7 +145,7 @@ def is_capturable(groups: Sequence[Mapping[str, Any]]) -> bool:
 def is_counted(optimizer: Groups) -> bool:
     """True if states have a step count; torch's SGD has none, for all it needs to know is whether it has begun."""
     groups = optimizer.param_groups
-    return optimizer.arguments.name != "SGD" or any(optimizer._storage.of_group(group).counted for group in groups)
+    return optimizer.arguments.counted or any(optimizer._storage.of_group(group).counted for group in groups)
 
 
 def check_flags(group: Mapping[str, Any], params: Sequence[torch.Tensor]) -> None:

@@ -21,7 +21,7 @@ from ..statedict import COMPANIONS, step_count
 from .groups import Groups, can_be_checked, is_counted
 
 #: All names that states have; others are the user's.
-STATE_NAMES = {"step", "ema", *COMPANIONS, *chain.from_iterable((*r.states, *r.scalars) for r in RULES.values())}
+STATE_NAMES = {"step", "ema", *COMPANIONS, *chain.from_iterable((*r.state_names, *r.scalars) for r in RULES.values())}
 
 #: The dtype and shape of each of a parameter's state arrays.
 Kinds = Mapping[str, tuple[np.dtype, tuple[int, ...]]]

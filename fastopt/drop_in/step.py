@@ -21,8 +21,9 @@ from ..backends.choice import get_backend
 from ..binding.binding import Binding, read_gradients
 from ..binding.sparse import RowSparse
 from ..binding.states import by_copy
-from ..jobs.job import GRADIENT, Job, Progress
+from ..jobs.job import Job, Progress
 from ..jobs.tables import Tensor, make_jobs, make_row_job
+from ..rules import GRADIENT
 from .counters import Counters
 from .gradients import absent_like, check_sparse, readable, rows_of
 from .groups import (

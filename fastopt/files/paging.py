@@ -19,7 +19,8 @@ import numpy as np
 
 from ..backends import SquareSums
 from ..checks import check_integer
-from ..jobs.job import GRADIENT, Gradients, Job, RowJob
+from ..jobs.job import Gradients, Job, RowJob
+from ..rules import GRADIENT
 
 SLOTS = 4  # pieces in memory at once: one being read, one computed, two being written
 LEAST, MOST = 1 << 20, 1 << 25  # bytes of a piece

@@ -92,9 +92,6 @@ class Rows:
 #: The elements of a run whose squares are added up together: part of what a norm is.
 NORM_BLOCK = 4096
 
-#: The gradient's place among a tensor's arrays, behind the parameter.
-GRADIENT = 1
-
 #: Meanings of several lookups of one row.
 DUPLICATES = ("sum", "sequential", "hogwild")
 
@@ -117,7 +114,7 @@ class _Job:
         """Storage codes of the arrays: `fastopt.arrays.dtypes.CODES`."""
         if self.storage is not None:
             return self.storage.dtypes
-        return (CODES[self.dtype],) * (2 + self.progress.copies * len(self.progress.rule.states))
+        return (CODES[self.dtype],) * self.progress.rule.count_arrays(self.progress.copies)
 
     @property
     def units(self) -> list[tuple[int, int]]:

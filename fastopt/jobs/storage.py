@@ -126,7 +126,7 @@ class StorageOptions:
                 shape = (*shape[: len(shape) - len(param.shape)], block_bytes(param.size))
             else:
                 dtype = np.dtype(np.float32)
-        states = dict.fromkeys(rule.states, (dtype, shape))
+        states = dict.fromkeys(rule.state_names, (dtype, shape))
         options = self.options(param)
         if options & KAHAN:
             states["compensation"] = (param.dtype, param.shape)

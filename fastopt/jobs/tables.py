@@ -15,7 +15,7 @@ from ..arrays.blocks import block_bytes
 from ..arrays.checks import check_device, check_overlap, check_tensor
 from ..arrays.dtypes import CODES, compute_dtype
 from ..arrays.runs import row_stride, runs_of
-from ..rules import Rule
+from ..rules import FIRST_STATE, GRADIENT, Rule
 from .job import DUPLICATES, DenseJob, Gradients, Job, Progress, RowJob, Rows, by_column, offsets_of
 from .storage import Storage, StorageOptions, code_of
 
@@ -89,7 +89,7 @@ def make_jobs(
     checked: list[list[Array]] = []
     for tensor, labels in zip(tensors, names, strict=True):
         rule, arrays = sets[tensor.set].rule, tensor.arrays
-        if isinstance(arrays[1], Array) and not rule.by_row:
+        if isinstance(arrays[GRADIENT], Array) and not rule.by_row:
             blocks = (block_bytes(arrays[0].size),)
             shapes = [None, None, *[blocks] * (sets[tensor.set].copies * len(rule.states))]
             check_tensor(arrays, labels, shapes=shapes)
@@ -104,7 +104,7 @@ def make_jobs(
     check_overlap(
         list(chain.from_iterable(checked)),
         list(chain.from_iterable(names)),
-        [j != 1 for arrays in checked for j in range(len(arrays))],
+        [j != GRADIENT for arrays in checked for j in range(len(arrays))],
     )
     made = [
         _make_dense_job(sets[k], dtype, storage, *map(list, zip(*members, strict=True)))
@@ -116,8 +116,8 @@ def make_jobs(
 def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array], dtype: np.dtype) -> Storage | None:
     """Return a tensor's storage; None where all arrays are of the compute dtype, and nothing is asked for."""
     rule = progress.rule
-    states = rule.states * progress.copies
-    named = [None, None, *states, *[None] * (len(arrays) - 2 - len(states))]
+    states = rule.state_names * progress.copies
+    named = [None, None, *states, *[None] * (len(arrays) - FIRST_STATE - len(states))]
     codes = tuple(map(code_of, repeat(rule), named, arrays))
     if not tensor.options and set(codes) == {CODES[dtype]}:
         return None
@@ -134,20 +134,22 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     TypeError, ValueError
         As `fastopt.arrays.checks.check_tensor` and `RowSparse.check`; or an array's rows are not contiguous.
     """
-    if isinstance(arrays[1], Array):  # a number is one row
+    if isinstance(arrays[GRADIENT], Array):  # a number is one row
         arrays = [array if array.shape else replace_shape(array, (1,)) for array in arrays]
     param, gradient = arrays[:2]
     if not param.shape:
         raise ValueError(f"{names[0]}: found a parameter without rows, expected one dimension at least")
-    for array, name in zip(arrays[2:], names[2:], strict=True):
+    for array, name in zip(arrays[FIRST_STATE:], names[FIRST_STATE:], strict=True):
         if array.dtype == np.uint8:
             raise TypeError(
                 f"{name}: found 8-bit blocks, expected float32, bfloat16 or float16: rows are not updated in blocks; "
                 'its group may have a state_dtype of its own, as {"params": ..., "state_dtype": "float32"}'
             )
-    states = 2 + len(rule.states) if rule.by_row else len(arrays)
+    states = rule.count_arrays(1) if rule.by_row else len(arrays)
     shape = rule.state_shape(param.shape, 1) if rule.by_row else param.shape
-    check_tensor([param, *arrays[2:states]], [names[0], *names[2:states]], read_only=-1, shape=shape)
+    check_tensor(
+        [param, *arrays[FIRST_STATE:states]], [names[0], *names[FIRST_STATE:states]], read_only=-1, shape=shape
+    )
     check_tensor([param, *arrays[states:]], [names[0], *names[states:]], read_only=-1)
     if isinstance(gradient, Array):
         check_tensor([param, gradient], names[:2])
@@ -157,7 +159,7 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
         values, rows = gradient, Rows(param.shape[0], math.prod(param.shape[1:]), every, DUPLICATES.index("sum"))
     else:
         values, rows = gradient.check(param, names)
-    checked = [param, values, *arrays[2:]]
+    checked = [param, values, *arrays[FIRST_STATE:]]
     for array, name in zip(checked, names, strict=True):
         if row_stride(array) is None:
             raise ValueError(f"{name}: found rows whose elements are not contiguous, expected contiguous ones")
@@ -199,9 +201,9 @@ def _make_dense_job(
     if storage is not None and storage.blocks:
         for tensor, labels, runs in zip(tensors, names, np.bincount(tensor_of, minlength=len(tensors)), strict=True):
             if runs > 1:
-                grad = tensor.arrays[1]
+                grad = tensor.arrays[GRADIENT]
                 raise ValueError(
-                    f"{labels[1]}: found strides {grad.strides}, expected elements in the order in memory of "
+                    f"{labels[GRADIENT]}: found strides {grad.strides}, expected elements in the order in memory of "
                     f"{labels[0]}, whose strides are {tensor.arrays[0].strides}: its states are in blocks of neighbours"
                 )
     owners = [a for tensor in tensors for a in tensor.arrays]

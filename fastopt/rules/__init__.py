@@ -5,9 +5,44 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from . import adam, adaptive, momentum
-from .base import COMMON, MAX_COPIES, OWN, PROLOGUE, REQUIRED, Hyper, Rule, flag, prologue
+from .base import (
+    COMMON,
+    FIRST_STATE,
+    GRADIENT,
+    MAX_COEFFICIENTS,
+    MAX_COPIES,
+    MAX_HYPER,
+    MAX_SCALARS,
+    OWN,
+    OWN_HYPER,
+    PROLOGUE,
+    REQUIRED,
+    Hyper,
+    Rule,
+    State,
+    flag,
+    prologue,
+)
 
 #: Every rule by name. It drives the classes, the functional forms, the C table, the Numba kernels, the tests.
 RULES = MappingProxyType({rule.name: rule for family in (momentum, adaptive, adam) for rule in family.RULES})
 
-__all__ = ["COMMON", "MAX_COPIES", "OWN", "PROLOGUE", "REQUIRED", "RULES", "Hyper", "Rule", "flag", "prologue"]
+__all__ = [
+    "COMMON",
+    "FIRST_STATE",
+    "GRADIENT",
+    "MAX_COEFFICIENTS",
+    "MAX_COPIES",
+    "MAX_HYPER",
+    "MAX_SCALARS",
+    "OWN",
+    "OWN_HYPER",
+    "PROLOGUE",
+    "REQUIRED",
+    "RULES",
+    "Hyper",
+    "Rule",
+    "State",
+    "flag",
+    "prologue",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, flag, fraction, nonnegative
+from .base import EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, State, flag, fraction, nonnegative
 from .primitives import isnan, maximum, sqrt, where
 
 
@@ -138,8 +138,8 @@ _EPS_HAT = (
     "``eps_hat=True`` is the form at the end of section 2 of Kingma and Ba, which is Keras's: "
     "p -= lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps)."
 )
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_MAX_MOMENTS = (*_MOMENTS, "max_exp_avg_sq")
+_MOMENTS = (State("exp_avg"), State("exp_avg_sq", positive=True))
+_MAX_MOMENTS = (*_MOMENTS, State("max_exp_avg_sq", positive=True))
 
 _adam = Rule(
     "adam", "Adam",
@@ -189,7 +189,7 @@ RULES = (
             "eps": nonnegative(1e-8, "added to |g| in the maximum"),
             "eps_outside": flag(False, "add eps to the maximum instead"),
         },
-        adamax, fold_adamax, ("exp_avg", "exp_inf"),
+        adamax, fold_adamax, (State("exp_avg"), State("exp_inf", positive=True)),
         notes=(
             "``eps=0`` is the paper's form; there u = 0 gives a zero update. ``eps_outside=True`` is Keras's: "
             "u = max(beta2*u, |g|); p -= lr/(1 - beta1^t)*m/(u + eps).",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import EPS, EPS_ROOT, LR, Hyper, Rule, flag, nonnegative
+from .base import EPS, EPS_ROOT, LR, Hyper, Rule, State, flag, nonnegative
 from .momentum import sgd
 from .primitives import sqrt, where
 
@@ -108,7 +108,8 @@ _RMSPROP_MOMENTUM = {
     "momentum": nonnegative(0.9, "decay rate of the velocity"),
     "lr_inside": flag(False, "the velocity accumulates steps, lr and all (differs once lr changes)"),
 }
-_INITIAL = {"square_avg": "initial_square_avg"}
+_SQUARE_AVG = State("square_avg", positive=True, begins="initial_square_avg")
+_SUM = State("sum", positive=True, begins="initial_accumulator_value")
 _LR_INSIDE = (
     "``lr_inside=True`` is the form of Graves, Keras, optax and TensorFlow: b = momentum*b + lr*g/(...); p -= b."
 )
@@ -123,7 +124,7 @@ RULES = (
         "s += g^2; p -= lr_t*g/(sqrt(s + eps_root) + eps), lr_t = lr/(1 + (t - 1)*lr_decay)",
         "Duchi et al. 2011; torch.optim.Adagrad",
         _ADAGRAD,
-        adagrad, fold_adagrad, ("sum",), initial={"sum": "initial_accumulator_value"},
+        adagrad, fold_adagrad, (_SUM,), begun=True,
     ),
     Rule(
         "rowwise_adagrad", "RowwiseAdagrad",
@@ -131,7 +132,7 @@ RULES = (
         "s += mean of g^2 over the row; p -= lr_t/(sqrt(s + eps_root) + eps)*g, lr_t = lr/(1 + (t - 1)*lr_decay)",
         "Duchi et al. 2011, by row as FBGEMM's EXACT_ROWWISE_ADAGRAD",
         _ADAGRAD,
-        sgd, fold_adagrad, ("sum",), initial={"sum": "initial_accumulator_value"}, by_row=rowwise_adagrad,
+        sgd, fold_adagrad, (_SUM,), by_row=rowwise_adagrad,
         notes=("The state has one element for each row of the parameter (its first axis).",),
     ),
     Rule(
@@ -144,22 +145,21 @@ RULES = (
             "rho": Hyper(0.9, "decay rate of both averages", low=0.0, high=1.0),
             "eps": nonnegative(1e-6, "added under both square roots"),
         },
-        adadelta, fold_adadelta, ("square_avg", "acc_delta"),
+        adadelta, fold_adadelta, (State("square_avg", positive=True), State("acc_delta", positive=True)),
     ),
     Rule(
         "rmsprop", "RMSprop",
         "The gradient over the root of the average squared gradient",
         "s = alpha*s + (1 - alpha)*g^2; p -= lr*g/(sqrt(s + eps_root) + eps)",
         f"{_TIELEMAN}; torch.optim.RMSprop",
-        _RMSPROP, rmsprop, fold_rmsprop, ("square_avg",), initial=_INITIAL,
+        _RMSPROP, rmsprop, fold_rmsprop, (_SQUARE_AVG,),
     ),
     Rule(
         "rmsprop_momentum", "RMSprop",
         "RMSprop with momentum: a decaying sum of its steps",
         "s = alpha*s + (1 - alpha)*g^2; b = momentum*b + g/(sqrt(s + eps_root) + eps); p -= lr*b",
         f"{_TIELEMAN}; torch.optim.RMSprop(momentum=)",
-        _RMSPROP_MOMENTUM, rmsprop_momentum, fold_rmsprop_momentum, ("square_avg", "momentum_buffer"),
-        initial=_INITIAL,
+        _RMSPROP_MOMENTUM, rmsprop_momentum, fold_rmsprop_momentum, (_SQUARE_AVG, State("momentum_buffer")),
         notes=(_LR_INSIDE,),
     ),
     Rule(
@@ -167,7 +167,7 @@ RULES = (
         "RMSprop with the gradient's variance in place of its mean square",
         "as rmsprop, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s",
         f"{_GRAVES}; torch.optim.RMSprop(centered=True)",
-        _RMSPROP, rmsprop_centered, fold_rmsprop, ("square_avg", "grad_avg"), initial=_INITIAL,
+        _RMSPROP, rmsprop_centered, fold_rmsprop, (_SQUARE_AVG, State("grad_avg")),
         notes=(_CLAMPED,),
     ),
     Rule(
@@ -176,7 +176,7 @@ RULES = (
         "as rmsprop_momentum, with a = alpha*a + (1 - alpha)*g and max(s - a^2, 0) in place of s",
         f"{_GRAVES}; torch.optim.RMSprop(centered=True, momentum=)",
         _RMSPROP_MOMENTUM, rmsprop_centered_momentum, fold_rmsprop_momentum,
-        ("square_avg", "momentum_buffer", "grad_avg"), initial=_INITIAL,
+        (_SQUARE_AVG, State("momentum_buffer"), State("grad_avg")),
         notes=(_LR_INSIDE, _CLAMPED),
     ),
     Rule(
@@ -192,7 +192,8 @@ RULES = (
             "l1": nonnegative(0.0, "L1 penalty, which makes parameters exactly 0"),
             "l2": nonnegative(0.0, "L2 penalty, on the parameter that the sums lead to"),
         },
-        ftrl, fold_ftrl, ("accumulator", "linear"), initial={"accumulator": "initial_accumulator_value"},
+        ftrl, fold_ftrl,
+        (State("accumulator", positive=True, begins="initial_accumulator_value"), State("linear")),
         notes=(
             "n is ``accumulator``, z ``linear``. The parameter follows from them: what it was at first is forgotten, "
             "but for its part in z. At ``lr=0`` all stays as it is. Keras's and TensorFlow's l2 is half of this one.",

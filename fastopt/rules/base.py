@@ -121,9 +121,40 @@ COMMON = {
     "decoupled_weight_decay": nonnegative(0.0, "decay of the parameter itself, times lr, before the update"),
     "maximize": flag(False, "ascend instead of descend: the gradient's sign is flipped"),
 }
-NEVER_NEGATIVE = frozenset(("sum", "square_avg", "acc_delta", "accumulator", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"))
+#: Where a rule's own hyper-parameters begin in a row of them, after lr.
+OWN_HYPER = 3
+#: The coefficients of the prologue, which come first in a row of coefficients.
 PROLOGUE = ("grad_scale", "weight_decay", "decay")
-OWN = 3  # where a rule's own hyper-parameters begin in a row of them, after lr
+#: Where a rule's own coefficients begin in a row of them.
+OWN = len(PROLOGUE)
+#: The gradient's place among a tensor's arrays, behind the parameter.
+GRADIENT = 1
+#: Where the states begin among a tensor's arrays.
+FIRST_STATE = 2
+# What C's tables have room for: FASTOPT_MAX_... in csrc/fastopt.in.h.
+MAX_HYPER = 24
+MAX_COEFFICIENTS = 24
+MAX_SCALARS = 4
+
+
+@dataclass(frozen=True)
+class State:
+    """An array that a rule keeps for each parameter.
+
+    Parameters
+    ----------
+    name : str
+        torch's name for it.
+    positive : bool
+        True for a state that is never negative (averages, sums and maxima of squares or magnitudes): in 8 bits it needs
+        no sign.
+    begins : str, optional
+        The hyper-parameter that it begins at; zero if not given.
+    """
+
+    name: str
+    positive: bool = False
+    begins: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,12 +181,10 @@ class Rule:
     fold : callable
         ``fold(t, *own hyper-parameters[, *scalars]) -> coefficients[, *scalars]``, in float64: everything that does
         not depend on the element.
-    states : tuple of str
-        State arrays, under torch's names, in the order of `update`'s arguments.
+    states : tuple of State
+        State arrays, in the order of `update`'s arguments.
     scalars : mapping of str to float
         Numbers kept for each parameter beside its step, with their initial values.
-    initial : mapping of str to str
-        For a state that does not begin at zero, the hyper-parameter that it begins at.
     decoupled : float, optional
         The default of ``weight_decay`` where that is of the parameter itself, times lr, and there is no other (AdamW).
     notes : tuple of str
@@ -163,7 +192,18 @@ class Rule:
     by_row : callable, optional
         For a rule whose states are of rows, an element each: ``by_row(square, *states, *coefficients) -> (*states,
         *update's coefficients)``, where `square` is the mean over the row of the squared gradient, after `prologue`.
-        `update` is then that of a rule without states.
+        `update` is then that of a rule without states and with one coefficient, and there is one state.
+    bounded : bool
+        True for a rule whose step is finite however large the gradient: the parameter survives an infinite one.
+    counted : bool
+        False for a rule whose class in torch keeps no count of steps.
+    begun : bool
+        True for a rule whose class in torch makes the states with the optimizer, and not at the first step.
+
+    Raises
+    ------
+    ValueError
+        Names of arguments do not match, or there is more of something than kernels have room for.
     """
 
     name: str
@@ -174,27 +214,55 @@ class Rule:
     own: Mapping[str, Hyper]
     update: Callable[..., Any]
     fold: Callable[..., Any]
-    states: tuple[str, ...] = ()
+    states: tuple[State, ...] = ()
     scalars: Mapping[str, float] = field(default_factory=dict)
-    initial: Mapping[str, str] = field(default_factory=dict)
     decoupled: float | None = None
     notes: tuple[str, ...] = ()
     by_row: Callable[..., Any] | None = None
+    bounded: bool = False
+    counted: bool = True
+    begun: bool = False
 
     def __post_init__(self) -> None:
         if next(iter(self.own)) != "lr":
             raise ValueError(f"rule {self.name}: the first hyper-parameter must be lr")
         before, *arguments = self._arguments
-        if tuple(arguments[: len(self.states)]) != self.states:
-            raise ValueError(f"rule {self.name}: the arguments after {before} must be the states {self.states}")
+        if tuple(arguments[: len(self.states)]) != self.state_names:
+            raise ValueError(f"rule {self.name}: the arguments after {before} must be the states {self.state_names}")
+        for state, name in self.begins.items():
+            if name not in self.own:
+                raise ValueError(f"rule {self.name}: state {state} begins at {name!r}, which is no hyper-parameter")
         folded = ("t", *self.folded, *self.scalars)
         if tuple(inspect.signature(self.fold).parameters) != folded:
             raise ValueError(f"rule {self.name}: fold's arguments must be {folded}")
+        for what, found, most in (
+            ("hyper-parameters", len(self.row), MAX_HYPER),
+            ("coefficients, the prologue's included", OWN + len(self.coefficients), MAX_COEFFICIENTS),
+            ("scalars", len(self.scalars), MAX_SCALARS),
+        ):
+            if found > most:
+                raise ValueError(f"rule {self.name}: found {found} {what}, expected at most {most}")
+        if self.by_row and (len(self.states), len(inspect.signature(self.update).parameters)) != (1, 3):
+            raise ValueError(
+                f"rule {self.name}: a rule by row has one state, and an update of p, g and one coefficient"
+            )
+        if self.by_row and self.vector:
+            raise ValueError(f"rule {self.name}: a rule by row has no {self.vector} of several values")
 
-    @property
+    @cached_property
     def state_names(self) -> tuple[str, ...]:
         """The state arrays' names, in the order of the functional form's arguments."""
-        return self.states
+        return tuple(state.name for state in self.states)
+
+    @cached_property
+    def begins(self) -> dict[str, str]:
+        """The hyper-parameter that a state begins at, for each that does not begin at zero."""
+        return {state.name: state.begins for state in self.states if state.begins is not None}
+
+    @cached_property
+    def initial(self) -> frozenset[str]:
+        """The hyper-parameters that only say how states begin."""
+        return frozenset(self.begins.values()) - {"lr"}
 
     @property
     def kernel(self) -> str:
@@ -220,7 +288,7 @@ class Rule:
     @cached_property
     def folded(self) -> tuple[str, ...]:
         """`fold`'s arguments between ``t`` and the scalars; those that only say how a state begins are left out."""
-        names = [name for name in self.own if name not in self.initial.values()]
+        names = [name for name in self.own if name not in self.initial]
         return (*names, "copies") if self.vector else tuple(names)
 
     @cached_property
@@ -248,8 +316,12 @@ class Rule:
 
     @cached_property
     def positive(self) -> frozenset[str]:
-        """The states that are never negative: averages, sums and maxima of squares and magnitudes."""
-        return frozenset(self.states) & NEVER_NEGATIVE
+        """The states that are never negative."""
+        return frozenset(state.name for state in self.states if state.positive)
+
+    def count_arrays(self, copies: int) -> int:
+        """The number of a tensor's arrays, without those that storage adds."""
+        return FIRST_STATE + copies * len(self.states)
 
     def state_shape(self, shape: tuple[int, ...], copies: int) -> tuple[int, ...]:
         """The shape of a state of a parameter of that shape."""
@@ -259,7 +331,7 @@ class Rule:
 
     def fold_row(self, t: float, row: Sequence[float], scalars: Sequence[float] = ()) -> tuple[tuple, tuple]:
         """The coefficients of step t and the scalars after it, from a row of hyper-parameters."""
-        found = self.fold(t, row[0], *row[OWN : OWN + len(self.folded) - 1], *scalars)
+        found = self.fold(t, row[0], *row[OWN_HYPER : OWN_HYPER + len(self.folded) - 1], *scalars)
         return found[: len(self.coefficients)], found[len(self.coefficients) :]
 
     @property

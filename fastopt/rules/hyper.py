@@ -45,7 +45,7 @@ def hyper_row(
         A value is no number, or outside its domain, or `dtype` cannot hold it or what becomes of it at step `t`.
     """
     names = names or {}
-    for name in rule.initial.values():
+    for name in rule.initial:
         if name in values:
             rule.hyper[name].check(names.get(name, name), values[name])
     copies = count_copies(rule, values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import LR, REQUIRED, Hyper, Rule, flag, fraction, nonnegative, number
+from .base import LR, REQUIRED, Hyper, Rule, State, flag, fraction, nonnegative, number
 
 
 def sgd(p, g, lr):
@@ -65,7 +65,7 @@ RULES = (
         "p -= lr*g",
         "Robbins and Monro 1951; torch.optim.SGD",
         {"lr": nonnegative(1e-3, LR)},
-        sgd, fold_sgd,
+        sgd, fold_sgd, counted=False,
     ),
     Rule(
         "momentum", "Momentum",
@@ -73,7 +73,7 @@ RULES = (
         "b = momentum*b + (1 - dampening)*g, the first step b = g; p -= lr*b",
         "Polyak 1964; torch.optim.SGD(momentum=)",
         _MOMENTUM,
-        momentum, fold_momentum, ("momentum_buffer",),
+        momentum, fold_momentum, (State("momentum_buffer"),),
         notes=("``lr_inside=True`` is the form of Ruder's overview and of Keras: b = momentum*b + lr*g; p -= b.",),
     ),
     Rule(
@@ -82,7 +82,7 @@ RULES = (
         "b = momentum*b + (1 - dampening)*g, the first step b = g; p -= lr*(g + momentum*b)",
         "Nesterov 1983, in the form of Sutskever et al. 2013; torch.optim.SGD(nesterov=True)",
         _MOMENTUM,
-        nesterov, fold_nesterov, ("momentum_buffer",),
+        nesterov, fold_nesterov, (State("momentum_buffer"),),
         notes=(
             "The parameter array holds the look-ahead point theta - momentum*v of the literal form "
             "v = momentum*v + lr*grad(theta - momentum*v); theta -= v, at which the gradient is to be taken.",
@@ -98,7 +98,7 @@ RULES = (
             "momentum": fraction(0.999, "decay rate of the gradient's average (beta in the paper)"),
             "nu": Hyper(0.7, "weight of the average against the gradient", low=0.0, high=1.0),
         },
-        qhm, fold_qhm, ("momentum_buffer",),
+        qhm, fold_qhm, (State("momentum_buffer"),),
     ),
     Rule(
         "aggmo", "AggMo",
@@ -109,7 +109,7 @@ RULES = (
             "lr": nonnegative(1e-3, LR),
             "betas": fraction((0.0, 0.9, 0.99), "decay rates of the K velocities", vector=True),
         },
-        aggmo, fold_aggmo, ("momentum_buffer",),
+        aggmo, fold_aggmo, (State("momentum_buffer"),),
         notes=("The state has shape (K, *shape of the parameter). Velocities are subtracted one after the other.",),
     ),
 )  # fmt: skip

@@ -19,6 +19,7 @@ from ...arrays.libraries import multiply
 from ...checks import did_you_mean, wrong_value
 from ...errors import BackendUnavailable, install_command
 from ...jobs.job import RowJob
+from ...rules import OWN
 from .. import _sources, host
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class _Runner:
         self.folded: list[tuple[np.ndarray, np.ndarray]] = []  # of each job, coefficients and the tensors' rows there
         for c, job in zip(self._jobs, jobs, strict=True):
             progress, rule = job.progress, job.progress.rule
-            width = progress.copies * (3 + len(rule.coefficients))
+            width = progress.copies * (OWN + len(rule.coefficients))
             coefficients = np.empty((len(job.members), width))
             row_of = np.empty(len(job.members), np.int32)
             self.folded.append((coefficients, row_of))

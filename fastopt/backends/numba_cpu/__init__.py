@@ -13,7 +13,8 @@ from ...arrays.checks import Written, check_written
 from ...arrays.dtypes import CODES
 from ...arrays.libraries import multiply
 from ...errors import BackendUnavailable
-from ...jobs.job import DUPLICATES, GRADIENT, NORM_BLOCK, RowJob
+from ...jobs.job import DUPLICATES, NORM_BLOCK, RowJob
+from ...rules import FIRST_STATE, GRADIENT, OWN
 from .. import host
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ try:
     from ..numba_arithmetic import ieee_arithmetic
     from . import tiles
     from .compiler import (
-        APPLY_COPIES,
+        FUSED,
         kernel,
         row_kernel,
         segments,
@@ -45,7 +46,7 @@ ROW_SHARE = 16384  # the same for rows, of which some have many more lookups tha
 
 def _fused(job: Job) -> int:
     """Return the number of copies of its states that the job's kernel fuses: all, where there is a loop for as many."""
-    return job.progress.copies if job.progress.copies in APPLY_COPIES else 1
+    return job.progress.copies if job.progress.copies <= FUSED else 1
 
 
 class _Runner:
@@ -118,7 +119,7 @@ def _stored(job: Job) -> tiles.Stored:
     progress, stored, real = job.progress, job.storage, job.dtype.type
     rule, fused = progress.rule, _fused(job)
     return tiles.Stored(
-        2 if rule.by_row else 2 + progress.copies * len(rule.states),
+        FIRST_STATE if rule.by_row else rule.count_arrays(progress.copies),
         progress.copies // fused,
         QUANT_BLOCK if stored.blocks else 1,
         stored.options,
@@ -193,18 +194,19 @@ def _run_rows(
         updated = codes.copy()  # with the sum of a row's gradients, and without a rule of rows' state
         updated[GRADIENT] = CODES[job.dtype]
         if progress.rule.by_row:
-            updated = np.delete(updated, 2)
+            updated = np.delete(updated, FIRST_STATE)
         table = (*table, *numbers, codes, updated, stored, like)
     run_parallel(function, table, len(starts) - 1, share, grain, 1, threads)
 
 
 def _for_kernel(job: Job, folded: np.ndarray) -> np.ndarray:
     """Rows of coefficients as the job's kernel takes them: of its dtype, and with its copies fused of the shape (rows,
-    1, 3 + copies*coefficients).
+    1, OWN + copies*coefficients).
     """
     coefficients = folded.astype(job.dtype)
     if _fused(job) > 1:
-        coefficients = np.concatenate([coefficients[:, :1, :3], coefficients[:, :, 3:].reshape(len(folded), 1, -1)], 2)
+        own = coefficients[:, :, OWN:].reshape(len(folded), 1, -1)
+        coefficients = np.concatenate([coefficients[:, :1, :OWN], own], 2)
     return coefficients
 
 

@@ -22,7 +22,7 @@ from ...arrays import blocks, dtypes
 from ...arrays.dtypes import BFLOAT16, CODES
 from ...jobs import storage
 from ...jobs.job import NORM_BLOCK
-from ...rules import primitives
+from ...rules import FIRST_STATE, GRADIENT, OWN, primitives
 
 if TYPE_CHECKING:
     from ...rules import Rule
@@ -38,94 +38,55 @@ from . import memory, tiles
 from .memory import array_at, fetch_add, gather, load, scatter
 from .tiles import TILE, prologue
 
-# ---- the loops, one for each number of states; `apply` is bound to a rule's ----
+# ---- the loops, written out for each number of states; `apply` is bound to a rule's ----
 
 update: Any = None
 apply: Any = None
-
-
-def _loop0(n, a, c, like):
-    p, grad = array_at(a[0], n, like), array_at(a[1], n, like)
-    for i in range(n):
-        x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
-        p[i] = apply(x, g, c)
-
-
-def _loop1(n, a, c, like):
-    p, grad, s0 = array_at(a[0], n, like), array_at(a[1], n, like), array_at(a[2], n, like)
-    for i in range(n):
-        x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
-        p[i], s0[i] = apply(x, g, s0[i], c)
-
-
-def _loop2(n, a, c, like):
-    p, grad, s0, s1 = (
-        array_at(a[0], n, like),
-        array_at(a[1], n, like),
-        array_at(a[2], n, like),
-        array_at(a[3], n, like),
-    )
-    for i in range(n):
-        x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
-        p[i], s0[i], s1[i] = apply(x, g, s0[i], s1[i], c)
-
-
-def _loop3(n, a, c, like):
-    p, grad, s0, s1, s2 = (
-        array_at(a[0], n, like),
-        array_at(a[1], n, like),
-        array_at(a[2], n, like),
-        array_at(a[3], n, like),
-        array_at(a[4], n, like),
-    )
-    for i in range(n):
-        x, g = prologue(p[i], grad[i], c[0], c[1], c[2])
-        p[i], s0[i], s1[i], s2[i] = apply(x, g, s0[i], s1[i], s2[i], c)
-
-
 width: int = 0
-first: Any = None
-second: Any = None
-third: Any = None
 
 
 def _as_tuple(c):
     return to_fixed_tuple(c, width)
 
 
-def _apply0(p, g, c):
-    return update(p, g, *c[3:])
+def _written(source: str, name: str) -> Any:
+    """A function of this module from its source: one that no number of states can be given to."""
+    namespace = dict(globals())
+    exec(source, namespace)
+    return namespace[name]
 
 
-def _apply1(p, g, s0, c):
-    return update(p, g, s0, *c[3:])
+@cache
+def _loop_of(states: int) -> Any:
+    """The loop over elements of a parameter with so many states."""
+    names = ["p", "grad", *(f"s{k}" for k in range(states))]
+    views = ", ".join(f"array_at(a[{j}], n, like)" for j in range(len(names)))
+    own = "".join(f", {name}[i]" for name in names[FIRST_STATE:])
+    source = (
+        f"def loop(n, a, c, like):\n"
+        f"    {', '.join(names)} = {views}\n"
+        f"    for i in range(n):\n"
+        f"        x, g = prologue(p[i], grad[i], {', '.join(f'c[{k}]' for k in range(OWN))})\n"
+        f"        p[i]{own} = apply(x, g{own}, c)\n"
+    )
+    return _written(source, "loop")
 
 
-def _apply2(p, g, s0, s1, c):
-    return update(p, g, s0, s1, *c[3:])
+@cache
+def _apply_of(states: int, coefficients: int, copies: int) -> Any:
+    """The update of an element with so many states in each of its copies, one after the other."""
+    names = [f"s{k}" for k in range(states * copies)]
+    source = f"def apply({', '.join(('p', 'g', *names, 'c'))}):\n"
+    for k in range(copies):
+        own = names[k * states : (k + 1) * states]
+        first = OWN + k * coefficients
+        arguments = ", ".join(("p", "g", *own, f"*c[{first}:{first + coefficients}]"))
+        source += f"    {', '.join(('p', *own))} = update({arguments})\n"
+    return _written(f"{source}    return {', '.join(('p', *names))}\n", "apply")
 
 
-def _apply3(p, g, s0, s1, s2, c):
-    return update(p, g, s0, s1, s2, *c[3:])
-
-
-def _apply_twice(p, g, s0, s1, c):
-    p, s0 = update(p, g, s0, *c[first])
-    p, s1 = update(p, g, s1, *c[second])
-    return p, s0, s1
-
-
-def _apply_thrice(p, g, s0, s1, s2, c):
-    p, s0 = update(p, g, s0, *c[first])
-    p, s1 = update(p, g, s1, *c[second])
-    p, s2 = update(p, g, s2, *c[third])
-    return p, s0, s1, s2
-
-
-_APPLY = (_apply0, _apply1, _apply2, _apply3)
-# A rule with several copies of its one state, for as many as the loops have states.
-APPLY_COPIES = {2: _apply_twice, 3: _apply_thrice}
-_LOOPS = (_loop0, _loop1, _loop2, _loop3)
+# The most copies of a rule's state that are fused in one loop.
+FUSED = 3
 
 
 @njit(**_inner)
@@ -171,13 +132,13 @@ def _update_at(n, at, own, shared, like):
     if len(own) == 1:
         loop(n, at, to_tuple(own[0]), like)
         return
-    part = np.empty(2 + states, np.int64)
-    p, grad = array_at(at[0], n, like), array_at(at[1], n, like)
+    part = np.empty(FIRST_STATE + states, np.int64)
+    p, grad = array_at(at[0], n, like), array_at(at[GRADIENT], n, like)
     _split_gradient(n, p, grad, shared, own[0])
     for k in range(len(own)):
-        part[0], part[1] = at[0], shared.ctypes.data
+        part[0], part[GRADIENT] = at[0], shared.ctypes.data
         for j in range(states):
-            part[2 + j] = at[2 + j + k * states]
+            part[FIRST_STATE + j] = at[FIRST_STATE + j + k * states]
         loop_after(n, part, to_tuple(own[k]), like)
 
 
@@ -187,7 +148,7 @@ update_at: Any = None
 def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end):
     """Updates elements [begin, end) of a table of runs."""
     itemsize = like.itemsize
-    arrays = 2 + copies * states
+    arrays = FIRST_STATE + copies * states
     at = np.empty(arrays, np.int64)
     tiles = np.empty((arrays, TILE), like.dtype)
     shared = np.empty(TILE, like.dtype)
@@ -214,7 +175,7 @@ def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, c
             update_at(m, at, own, shared, like)
             if not dense:
                 for j in range(arrays):
-                    if j != 1:
+                    if j != GRADIENT:
                         stride = strides[r, j] if strides.size else itemsize
                         scatter(tiles[j], np.int64(addresses[r, j]) + (start + i) * stride, stride, m)
         r += 1
@@ -289,7 +250,7 @@ def _row_kernel(
     addresses, strides, width, rows, places, starts, source, weights, summed, own, copies, like, counter, share
 ):
     """Updates rows, `share` segments at a time, until none is left."""
-    arrays = 2 + copies * states
+    arrays = FIRST_STATE + copies * states
     itemsize = like.itemsize
     at = np.empty(arrays, np.int64)
     tiles = np.empty((arrays, TILE), like.dtype)
@@ -305,18 +266,20 @@ def _row_kernel(
                 m = min(TILE, width - column)
                 for j in range(arrays):
                     at[j] = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
-                    if j != 1 and not direct:
+                    if j != GRADIENT and not direct:
                         gather(tiles[j], at[j], itemsize, m)
                         at[j] = tiles[j].ctypes.data
-                at[1] = tiles[1].ctypes.data
-                gradients = np.int64(addresses[1]) + column * itemsize
+                at[GRADIENT] = tiles[GRADIENT].ctypes.data
+                gradients = np.int64(addresses[GRADIENT]) + column * itemsize
                 step = starts[u + 1] - starts[u] if summed else 1
                 for q in range(starts[u], starts[u + 1], step):
-                    _sum_gradients(tiles[1], gradients, strides[1], m, places[q : q + step], source, weights, one)
+                    _sum_gradients(
+                        tiles[GRADIENT], gradients, strides[GRADIENT], m, places[q : q + step], source, weights, one
+                    )
                     update_at(m, at, own, shared, like)
                 if not direct:
                     for j in range(arrays):
-                        if j != 1:
+                        if j != GRADIENT:
                             address = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
                             scatter(tiles[j], address, itemsize, m)
         if begin + share >= starts.size - 1:
@@ -347,25 +310,25 @@ def _whole_row_kernel(
                 for column in range(0, width, TILE):
                     m = min(TILE, width - column)
                     gather(params, np.int64(addresses[0]) + row * strides[0] + column * itemsize, itemsize, m)
-                    gradients = np.int64(addresses[1]) + column * itemsize
-                    _sum_gradients(grads, gradients, strides[1], m, mine, source, weights, one)
+                    gradients = np.int64(addresses[GRADIENT]) + column * itemsize
+                    _sum_gradients(grads, gradients, strides[GRADIENT], m, mine, source, weights, one)
                     for i in range(m):
                         x = np.float64(prologue(params[i], grads[i], c[0], c[1], c[2])[1])
                         lanes[i % 16] += x * x
                 total = 0.0
                 for lane in range(16):
                     total += lanes[lane]
-                address = np.int64(addresses[2]) + row * strides[2]
+                address = np.int64(addresses[FIRST_STATE]) + row * strides[FIRST_STATE]
                 gather(state, address, itemsize, 1)
-                state[0], rate = by_row(like.dtype.type(total / width), state[0], *to_tuple(c)[3:])
+                state[0], rate = by_row(like.dtype.type(total / width), state[0], *to_tuple(c)[OWN:])
                 scatter(state, address, itemsize, 1)
                 for column in range(0, width, TILE):
                     m = min(TILE, width - column)
                     address = np.int64(addresses[0]) + row * strides[0] + column * itemsize
                     gather(params, address, itemsize, m)
                     if width > TILE:  # what the tile held is gone
-                        gradients = np.int64(addresses[1]) + column * itemsize
-                        _sum_gradients(grads, gradients, strides[1], m, mine, source, weights, one)
+                        gradients = np.int64(addresses[GRADIENT]) + column * itemsize
+                        _sum_gradients(grads, gradients, strides[GRADIENT], m, mine, source, weights, one)
                     for i in range(m):
                         x, g = prologue(params[i], grads[i], c[0], c[1], c[2])
                         params[i] = update(x, g, rate)
@@ -439,24 +402,24 @@ def _bound_loops(name: str, copies: int) -> dict[str, Any]:
     that of elements, without states and with one coefficient.
     """
     rule = _rule_of(name)
-    count, width = (0, 1) if rule.by_row else (len(rule.states) * copies, len(rule.coefficients))
-    once: Any = _APPLY[count] if copies == 1 else APPLY_COPIES[copies]
-    own = {key: slice(3 + k * width, 3 + (k + 1) * width) for k, key in enumerate(("first", "second", "third"))}
-    apply = njit(**_inner)(bind(once, f"apply_{name}_{copies}", update=compile_update(rule), **own))
-    loop = njit(**_inner)(bind(_LOOPS[count], f"loop_{name}_{copies}", apply=apply))
+    count, width = (0, 1) if rule.by_row else (len(rule.states), len(rule.coefficients))
+    once = _apply_of(count, width, copies)
+    apply = njit(**_inner)(bind(once, f"apply_{name}_{copies}", update=compile_update(rule)))
+    loop = njit(**_inner)(bind(_loop_of(count * copies), f"loop_{name}_{copies}", apply=apply))
     loop_after = loop
     if rule.vector:
-        after = bind(_LOOPS[count], f"loop_after_{name}_{copies}", apply=apply, prologue=_passed)
+        after = bind(_loop_of(count * copies), f"loop_after_{name}_{copies}", apply=apply, prologue=_passed)
         loop_after = njit(**_inner)(after)
     at = bind(
         _update_at,
         f"at_{name}_{copies}",
         loop=loop,
         loop_after=loop_after,
-        to_tuple=njit(**_inner)(bind(_as_tuple, "as_tuple", width=3 + width * copies)),
-        states=count,
+        to_tuple=njit(**_inner)(bind(_as_tuple, "as_tuple", width=OWN + width * copies)),
+        states=count * copies,
     )
-    return {"update_at": njit(**_inner)(at), "states": count, "width": 3 + width * copies, "digest": digest(rule)}
+    names = {"update_at": njit(**_inner)(at), "states": count * copies, "width": OWN + width * copies}
+    return {**names, "digest": digest(rule)}
 
 
 @cache
@@ -473,7 +436,7 @@ def row_kernel(name: str, copies: int) -> Any:
     rule = _rule_of(name)
     if rule.by_row:
         whole = {"by_row": compile_by_row(rule), "update": compile_update(rule)}
-        whole["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=3 + len(rule.coefficients)))
+        whole["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=OWN + len(rule.coefficients)))
         return compiled(bind(_whole_row_kernel, f"rows_{name}_{digest(rule)}", **whole))
     loops = _bound_loops(name, copies)
     return compiled(bind(_row_kernel, f"rows_{name}_{copies}_{loops['digest']}", **loops))
@@ -492,14 +455,14 @@ def _tile_update(n, at, own, rows, shared):
     """
     tile = array_at(shared, TILE, real)
     coefficients = array_at(own, rows * width, real).reshape(rows, width)
-    update_at(n, array_at(at, 2 + rows * states, np.int64), coefficients, tile, tile)
+    update_at(n, array_at(at, FIRST_STATE + rows * states, np.int64), coefficients, tile, tile)
 
 
 def _tile_by_row(state, own, rate, square, _):
     """Update the mean square of a row by addresses: its state, and the coefficient of the update."""
-    state, rate = array_at(state, 1, real), array_at(rate, 4, real)
+    state, rate = array_at(state, 1, real), array_at(rate, OWN + 1, real)
     c = array_at(own, width, real)
-    state[0], rate[3] = by_row(array_at(square, 1, real)[0], state[0], *to_tuple(c)[3:])
+    state[0], rate[OWN] = by_row(array_at(square, 1, real)[0], state[0], *to_tuple(c)[OWN:])
 
 
 _TILE_SIGNATURE = types.void(*[types.int64] * 5)
@@ -517,7 +480,7 @@ def tile_update(name: str, copies: int, dtype: np.dtype) -> Any:
 def tile_by_row(name: str, dtype: np.dtype) -> Any:
     """Compile the rule's update of a row's mean square, as a function that is called by its address."""
     rule = _rule_of(name)
-    width = 3 + len(rule.coefficients)
+    width = OWN + len(rule.coefficients)
     names = {"real": dtype.type, "width": width, "by_row": compile_by_row(rule)}
     names["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=width))
     bound = bind(_tile_by_row, f"tile_by_row_{name}_{dtype.name}_{digest(rule)}", **names)

@@ -16,6 +16,7 @@ from ... import rules
 from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
 from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
+from ...rules import FIRST_STATE, GRADIENT, OWN
 from .. import convert
 from ..numba_cache import INNER
 from .memory import (
@@ -274,9 +275,9 @@ def _update_tile(n, at, codes, s, own, element, step, space):
             average[i] = s.decay * average[i] + s.rest * p[i]
         _store_tile(codes[j], place, at[j], n, like)
     if s.options & ZERO_GRADS:
-        unaligned_at(at[1], n * _size(codes[1], like), np.uint8)[:] = 0
+        unaligned_at(at[GRADIENT], n * _size(codes[GRADIENT], like), np.uint8)[:] = 0
     _store_param(n, at, codes, s, places[0], element, step, space)
-    for j in range(2, s.arrays):
+    for j in range(FIRST_STATE, s.arrays):
         if codes[j] >= SIGNED:
             _store_blocks(codes[j], tiles[j], at[j], n, element, step)
         elif s.options & DITHER and codes[j] != _own(like):
@@ -347,7 +348,7 @@ def run_kernel(
                 _update_tile(n, at, codes, s, own, elements[r] + i, step, space)
                 for j in range(arrays):
                     stride, size = strides[r, j], _size(codes[j], like)
-                    if codes[j] < SIGNED and stride != size and (j != 1 or s.options & ZERO_GRADS):
+                    if codes[j] < SIGNED and stride != size and (j != GRADIENT or s.options & ZERO_GRADS):
                         _move_out(space.raw[j], np.int64(addresses[r, j]) + i * stride, stride, n, size)
             r += 1
 
@@ -373,8 +374,8 @@ def _sum_gradients(tile, converted, code, address, stride, n, places, source, we
 def _find_row(at, addresses, strides, row, column, stored, like):
     """Return the addresses of a row from a column on, in each array but the gradient and a row rule's state."""
     for j in range(len(at)):
-        k = j if j < 2 else j + len(stored) - len(at)
-        if j != 1:
+        k = j if j < FIRST_STATE else j + len(stored) - len(at)
+        if j != GRADIENT:
             at[j] = np.int64(addresses[k]) + row * strides[k] + column * _size(stored[k], like)
 
 
@@ -415,8 +416,8 @@ def row_kernel(
     space, at = _space(arrays, like), on_stack(arrays, np.int64)
     grads, converted = on_stack(TILE, like), on_stack(TILE, like)
     state, square, lanes = on_stack(1, like), on_stack(1, like), on_stack(16, np.float64)
-    rate, size = on_stack(4, like), _size(stored[1], like)
-    for k in range(3):
+    rate, size = on_stack(OWN + 1, like), _size(stored[GRADIENT], like)
+    for k in range(OWN):
         rate[k] = own[0, k]
     coefficients = address_of(rate) if s.by_row else address_of(own)
     while True:
@@ -431,23 +432,27 @@ def row_kernel(
                     for column in range(0, width, TILE):
                         n = min(TILE, width - column)
                         _find_row(at, addresses, strides, row, column, stored, like)
-                        gradients = np.int64(addresses[1]) + column * size
-                        _sum_gradients(grads, converted, stored[1], gradients, strides[1], n, mine, source, weights)
+                        gradients = np.int64(addresses[GRADIENT]) + column * size
+                        _sum_gradients(
+                            grads, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
+                        )
                         _add_squares(lanes, array_at(_load_param(n, at, codes, s, space), n, like), grads, n, own[0])
                     total = 0.0
                     for lane in range(16):
                         total += lanes[lane]
                     square[0] = total / width
-                    address = np.int64(addresses[2]) + row * strides[2]
-                    state[0] = array_at(_load_tile(stored[2], state, address, 1), 1, like)[0]
+                    address = np.int64(addresses[FIRST_STATE]) + row * strides[FIRST_STATE]
+                    state[0] = array_at(_load_tile(stored[FIRST_STATE], state, address, 1), 1, like)[0]
                     call(s.by_row, address_of(state), address_of(own), address_of(rate), address_of(square), 0)
-                    _store_tile(stored[2], address_of(state), address, 1, like)
+                    _store_tile(stored[FIRST_STATE], address_of(state), address, 1, like)
                 for column in range(0, width, TILE):
                     n = min(TILE, width - column)
                     _find_row(at, addresses, strides, row, column, stored, like)
-                    gradients = np.int64(addresses[1]) + column * size
-                    _sum_gradients(grads, converted, stored[1], gradients, strides[1], n, mine, source, weights)
-                    at[1] = address_of(grads)
+                    gradients = np.int64(addresses[GRADIENT]) + column * size
+                    _sum_gradients(
+                        grads, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
+                    )
+                    at[GRADIENT] = address_of(grads)
                     _update_tile(n, at, codes, s, coefficients, element + row * width + column, step, space)
         if begin + share >= starts.size - 1:
             break

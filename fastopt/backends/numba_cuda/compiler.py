@@ -39,6 +39,7 @@ from ...arrays.blocks import POSITIVE, SIGNED
 from ...arrays.dtypes import CODES, compute_dtype, dtype_name
 from ...jobs import job, storage
 from ...jobs.job import DUPLICATES
+from ...rules import FIRST_STATE, OWN, OWN_HYPER
 from .. import convert, numba_cache
 from . import kernels, memory
 
@@ -83,7 +84,7 @@ class KernelSpec:
     @property
     def width(self) -> int:
         """Coefficients of a copy, with the prologue's."""
-        return 3 + len(self.rule.coefficients)
+        return OWN + len(self.rule.coefficients)
 
     @property
     def row_bytes(self) -> int:
@@ -130,7 +131,7 @@ class KernelSpec:
             "IN_BLOCKS": self.in_blocks,
             "IN_HALVES": self.in_halves,
             "update": rule.update,
-            "apply": kernels.APPLY[len(rule.states)],
+            "apply": apply_of(len(rule.states), self.copies),
         }
 
     def of_lanes(self, function: Callable[..., Any], lanes: int, aligned: bool) -> Any:
@@ -186,7 +187,7 @@ class RowKernelSpec(KernelSpec):
         names = {**super().bindings(), "ROWS": True, "DUPLICATE_RULE": self.duplicates}
         names |= {"STORED": self.elementwise, "ARRAYS": len(self.elementwise)}
         if self.rule.by_row:
-            names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": kernels.apply0}
+            names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": apply_of(0, 1)}
         return names
 
     def bound(self) -> Any:
@@ -227,12 +228,11 @@ class Fold:
         names = {
             **self.update.bindings(),
             "HYPER": (0.0,) * len(rule.row),
-            "FOLDED": rules.OWN + len(rule.folded) - 1,
             "KEPT": len(rule.scalars),
             "WIDTH": self.update.width,
             "fold": rule.fold,
             "fold_prologue": rule.fold_prologue,
-            "fold_row": kernels.FOLD_ROW[len(rule.scalars)],
+            "fold_row": fold_row_of(len(rule.folded) - 1, len(rule.scalars)),
         }
         return rebound(kernels.fold_steps, names)[0]
 
@@ -320,6 +320,31 @@ def unrolled(function: Callable[..., Any], count: int) -> Any:
     namespace: dict[str, Any] = {"one": function, "int64": np.int64}
     exec(f"def each({arguments}):\n{calls}", namespace)
     return namespace["each"]
+
+
+@cache
+def apply_of(states: int, copies: int) -> Any:
+    """The `kernels.apply` of a rule with so many states in each of its copies, one after the other."""
+    calls = ""
+    for copy in range(copies):
+        first = FIRST_STATE + copy * states
+        own = "".join(f", x[{j}, k]" for j in range(first, first + states))
+        calls += f"    p{own} = update(p, g{own}, *c[{copy}][{OWN}:])\n"
+    namespace: dict[str, Any] = {"update": None}
+    exec(f"def apply(x, k, p, g, c):\n{calls}    return p\n", namespace)
+    return namespace["apply"]
+
+
+@cache
+def fold_row_of(folded: int, kept: int) -> Any:
+    """The `kernels.fold_row` of a rule that folds so many hyper-parameters beside lr, and keeps so many numbers."""
+    scalars = "".join(f", load(kept + {8 * k}, float64)" for k in range(kept))
+    namespace: dict[str, Any] = {"fold": None, "load": memory.load, "float64": np.float64}
+    exec(
+        f"def fold_row(t, lr, own, kept):\n    return fold(t, lr, *own[{OWN_HYPER}:{OWN_HYPER + folded}]{scalars})\n",
+        namespace,
+    )
+    return namespace["fold_row"]
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
 from ...jobs.job import DUPLICATES, NORM_BLOCK
 from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
-from ...rules.base import OWN as OWN_HYPER
-from ...rules.base import prologue
+from ...rules.base import FIRST_STATE, GRADIENT, prologue
+from ...rules.base import OWN as FIRST_OWN
 from ..convert import (
     LARGEST_FINITE,
     bits_of,
@@ -73,7 +73,6 @@ ROWS = False  # whether the gradient is of some rows
 DUPLICATE_RULE = 0  # what several lookups of one row mean: the place in `DUPLICATES`
 BY_ROW: tuple[int, ...] = ()  # how the state of a rule of rows is stored
 HYPER: tuple[float, ...] = ()  # as many zeros as a row of hyper-parameters has
-FOLDED = 0  # where those end in it that the rule's fold takes
 KEPT = 0  # numbers that the rule keeps from step to step
 WIDTH = 0  # coefficients of a copy, with the prologue's
 
@@ -127,7 +126,7 @@ def _value(code, address):
 
 def read(j, x, at, strides, i, n):
     """Loads elements i, i + 1, ... of array j; zeros from n on."""
-    if j == 1 and ROWS:  # it is summed
+    if j == GRADIENT and ROWS:  # it is summed
         return
     if IN_BLOCKS and STORED[j] >= SIGNED:
         _read_block(x, j, STORED[j] == POSITIVE, at[j] + i // QUANT_BLOCK * BLOCK_BYTES, i % QUANT_BLOCK)
@@ -168,7 +167,7 @@ def _pair(low, high):
 def write(j, x, at, strides, i, n, element, step, random):
     """Stores elements i, i + 1, ..., n - 1 of array j, of which the first has the number `element`."""
     code = STORED[j]
-    if j == 1 and (ROWS or not OPTIONS & ZERO_GRADS):
+    if j == GRADIENT and (ROWS or not OPTIONS & ZERO_GRADS):
         return
     if IN_BLOCKS and code >= SIGNED:
         _write_block(x, j, code == POSITIVE, at[j] + i // QUANT_BLOCK * BLOCK_BYTES, i % QUANT_BLOCK, element, step)
@@ -178,7 +177,7 @@ def write(j, x, at, strides, i, n, element, step, random):
         for k in range(LANES):
             if j == 0 and OPTIONS & STOCHASTIC:
                 bits[k] = _dither(code, x[j, k], random[k])
-            elif 2 <= j < 2 + COPIES * STATES and OPTIONS & DITHER:
+            elif FIRST_STATE <= j < FIRST_STATE + COPIES * STATES and OPTIONS & DITHER:
                 bits[k] = _dither(code, x[j, k], dither_of(element + k, step) >> 16)
             else:
                 bits[k] = _encode(code, x[j, k])
@@ -239,32 +238,8 @@ def _write_block(x, j, positive, block, i, element, step):
 # ---- the update of a thread's elements ----
 
 
-def apply0(x, k, p, g, c):
-    """The rule's update of lane k: the parameter, whose states it leaves in x."""
-    return update(p, g, *c[0][3:])
-
-
-def apply1(x, k, p, g, c):
-    """Update an element of a rule with one state, of one copy after the other."""
-    for copy in range(COPIES):
-        p, x[2 + copy, k] = update(p, g, x[2 + copy, k], *c[copy][3:])
-    return p
-
-
-def apply2(x, k, p, g, c):
-    """Update an element of a rule with two states."""
-    p, x[2, k], x[3, k] = update(p, g, x[2, k], x[3, k], *c[0][3:])
-    return p
-
-
-def apply3(x, k, p, g, c):
-    """Update an element of a rule with three states."""
-    p, x[2, k], x[3, k], x[4, k] = update(p, g, x[2, k], x[3, k], x[4, k], *c[0][3:])
-    return p
-
-
-APPLY = (apply0, apply1, apply2, apply3)
-apply: Any = None  # one of these
+# The rule's update of lane k: ``apply(x, k, p, g, c)`` returns the parameter, and leaves its states in x.
+apply: Any = None
 
 
 def _draw(random, element, step, seed):
@@ -281,19 +256,19 @@ def _draw(random, element, step, seed):
 def _parameter(x, k):
     """The parameter in lane k, with what its dtype could not hold."""
     if OPTIONS & MASTER:
-        return x[2 + COPIES * STATES, k]
+        return x[FIRST_STATE + COPIES * STATES, k]
     if OPTIONS & KAHAN:
-        return x[0, k] + x[2 + COPIES * STATES, k]
+        return x[0, k] + x[FIRST_STATE + COPIES * STATES, k]
     return x[0, k]
 
 
 def update_lane(k, x, c, i, n, decay, rest):
     """Updates lane k, which is of element i + k."""
-    companion = 2 + COPIES * STATES
+    companion = FIRST_STATE + COPIES * STATES
     weight_decay = c[0][1]
     if STATES == 0:
-        weight_decay = varying(weight_decay, x[1, k])
-    p, g = prologue(_parameter(x, k), x[1, k], c[0][0], weight_decay, c[0][2])
+        weight_decay = varying(weight_decay, x[GRADIENT, k])
+    p, g = prologue(_parameter(x, k), x[GRADIENT, k], c[0][0], weight_decay, c[0][2])
     p = apply(x, k, p, g, c)
     x[0, k] = p
     if OPTIONS & AVERAGE:
@@ -304,9 +279,9 @@ def update_lane(k, x, c, i, n, decay, rest):
         stored = _decode(STORED[0], _encode(STORED[0], p))
         x[companion, k] = p - stored if abs(stored) < np.inf else float32(0)  # infinity less infinity is none lost
     if OPTIONS & ZERO_GRADS:
-        x[1, k] = 0
+        x[GRADIENT, k] = 0
     if IN_BLOCKS and i + k >= n:  # what remains of a run's last block
-        for j in range(2, companion):
+        for j in range(FIRST_STATE, companion):
             x[j, k] = 0
 
 
@@ -439,28 +414,18 @@ def fold_steps(steps, scalars, hyper, rates, groups, parameters, rows, tensors, 
             lr = float64(load(rate, float32)) if load(rates + 16 * group + 8, int64) == 4 else load(rate, float64)
         to = row + 8 + copy * WIDTH * _size(OWN)
         first = fold_prologue(lr, own, grad_scale)
-        for k in range(3):
+        for k in range(FIRST_OWN):
             store(to + k * _size(OWN), REAL(first[k]))
         kept = scalars + 8 * KEPT * at
         found = fold_row(float64(step), lr, own, kept)
-        for k in range(WIDTH - 3):
-            store(to + (3 + k) * _size(OWN), REAL(found[k]))
+        for k in range(WIDTH - FIRST_OWN):
+            store(to + (FIRST_OWN + k) * _size(OWN), REAL(found[k]))
         for k in range(KEPT):
-            store(kept + 8 * k, found[WIDTH - 3 + k])
+            store(kept + 8 * k, found[WIDTH - FIRST_OWN + k])
 
 
-def fold_row0(t, lr, own, kept):
-    """A rule's fold, from a row of hyper-parameters."""
-    return fold(t, lr, *own[OWN_HYPER:FOLDED])
-
-
-def fold_row1(t, lr, own, kept):
-    """Fold a row of hyper-parameters of a rule that keeps a number from step to step."""
-    return fold(t, lr, *own[OWN_HYPER:FOLDED], load(kept, float64))
-
-
-FOLD_ROW = (fold_row0, fold_row1)
-fold_row: Any = None  # one of these
+# The rule's fold: ``fold_row(t, lr, own, kept)``, from a row of hyper-parameters and the address of what it keeps.
+fold_row: Any = None
 
 
 # ---- norms ----
@@ -582,12 +547,12 @@ def _sum_gradients(x, address, stride, i, n, first, last, places, source, weight
         row = address + (load(source + 8 * place, int64) if source else place) * stride
         weight = load(weights + _size(OWN) * place, REAL) if weights else REAL(1)
         if ALIGNED:
-            _read_aligned(gradient, 0, STORED[1], row + i * _size(STORED[1]))
+            _read_aligned(gradient, 0, STORED[GRADIENT], row + i * _size(STORED[GRADIENT]))
         else:
-            gradient[0, 0] = _value(STORED[1], row + i * _size(STORED[1]))
+            gradient[0, 0] = _value(STORED[GRADIENT], row + i * _size(STORED[GRADIENT]))
         for k in range(LANES):
             y = weight * gradient[0, k]
-            x[1, k] = y if q == first else x[1, k] + y
+            x[GRADIENT, k] = y if q == first else x[GRADIENT, k] + y
 
 
 def update_row_elements(
@@ -596,7 +561,7 @@ def update_row_elements(
     """Update n elements of a row with the sum of its gradients."""
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
-    _sum_gradients(x, at[1], stride, i, n, first, last, places, source, weights)
+    _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights)
     _update_and_write(x, at, strides, i, n, c, element + i, step, seed, decay, rest)
 
 
@@ -604,8 +569,8 @@ def square_of(at, strides, i, n, c, stride, first, last, places, source, weights
     """The square of an element's gradient, after the prologue."""
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
-    _sum_gradients(x, at[1], stride, i, n, first, last, places, source, weights)
-    g = float64(prologue(_parameter(x, 0), x[1, 0], c[0][0], c[0][1], c[0][2])[1])
+    _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights)
+    g = float64(prologue(_parameter(x, 0), x[GRADIENT, 0], c[0][0], c[0][1], c[0][2])[1])
     return g * g
 
 
@@ -645,9 +610,9 @@ def update_rows(
         at[j] = load(addresses + 8 * j, int64)
         inner[j] = _size(STORED[j])
         misaligned |= at[j] % 16 | load(strides + 8 * j, int64) % 16
-        if j != 1:
+        if j != GRADIENT:
             at[j] += row * load(strides + 8 * j, int64)
-    stride = load(strides + 8, int64)
+    stride = load(strides + 8 * GRADIENT, int64)
     element += row * width
     together = end - u if DUPLICATE_RULE == SUM else int64(1)
     whole = width // LANES * LANES if misaligned == 0 else int64(0)
@@ -659,7 +624,7 @@ def update_rows(
             rate = REAL(0)
             if lane == 0:
                 address = load(addresses + 8 * ARRAYS, int64) + row * load(strides + 8 * ARRAYS, int64)
-                state, rate = by_row(square, _value(BY_ROW[0], address), *own[0][3:])
+                state, rate = by_row(square, _value(BY_ROW[0], address), *own[0][FIRST_OWN:])
                 if BY_ROW[0] in _OWN:
                     store(address, state)
                 else:

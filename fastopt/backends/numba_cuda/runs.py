@@ -12,7 +12,7 @@ import numpy as np
 from ...arrays.array import Array
 from ...arrays.checks import Written
 from ...arrays.libraries import driver
-from ...jobs.job import GRADIENT, NORM_BLOCK, RowJob
+from ...jobs.job import NORM_BLOCK, RowJob
 from ...jobs.tables import make_gradients
 from ..fold import folder
 from .compiler import KernelSpec, Plain, integers, ptx_of, scale_of, squares_of
@@ -21,6 +21,7 @@ from .rows import RowLaunch
 
 if TYPE_CHECKING:
     from ...jobs.job import DenseJob, Gradients, Job
+from ...rules import GRADIENT
 
 _FIRST_REAL = 11  # among the arguments of `kernels.update_runs`
 

@@ -104,7 +104,7 @@ def hyper_of(rule: Rule) -> dict[str, Any]:
 
 def count_arrays(rule: Rule) -> int:
     """The arrays of a step: parameter, gradient, states. All are read, all but the gradient are written."""
-    return 2 + len(rule.states) * count_copies(rule, hyper_of(rule))
+    return rule.count_arrays(count_copies(rule, hyper_of(rule)))
 
 
 def new_arrays(task: Task) -> list[np.ndarray]:

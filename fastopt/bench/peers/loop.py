@@ -19,8 +19,8 @@ _MOST = numba.get_num_threads()  # it starts no more than there are processors
 def _kernel(name: str) -> Any:
     rule = RULES[name]
     own = ", ".join(f"c[0, {k}]" for k in range(len(rule.coefficients)))
-    states = "".join(f", {state}" for state in rule.states)
-    elements = "".join(f", {state}[i]" for state in rule.states)
+    states = "".join(f", {state}" for state in rule.state_names)
+    elements = "".join(f", {state}[i]" for state in rule.state_names)
     body = f"        p[i]{elements} = update(p[i] * decay, g[i]{elements}, {own})\n"
     if rule.vector:
         copies = elements.replace("[i]", "[k, i]")

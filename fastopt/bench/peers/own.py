@@ -28,7 +28,7 @@ def build(backend: str, task: Task) -> Peer:
     options = {"lr": hyper_of(rule)["lr"], **_OPTIONS.get(rule.name, {})}
     optimizer = CLASSES[rule.optimizer](param, backend=backend, threads=task.threads, **options)
     plan = optimizer.bind(task.grad)
-    return Peer(plan.step, lambda: [param, *(optimizer.state[0][name] for name in rule.states)])
+    return Peer(plan.step, lambda: [param, *(optimizer.state[0][name] for name in rule.state_names)])
 
 
 BACKENDS = tuple(Competitor(name, name, partial(build, name), dtypes=ALL) for name in ("native", "numba"))
