@@ -415,3 +415,16 @@ def _odd_array(rng, shape):
     if rng.random() < 0.03:
         x.flags.writeable = False
     return x
+
+
+@pytest.mark.parametrize("begin", [24, 32])
+def test_arrays_are_read_wherever_a_tuple_has_its_items(begin):
+    """Behind its length, and from Python 3.14 on behind its hash, which is -1 at first."""
+    native = pytest.importorskip("fastopt.backends.native", exc_type=ImportError)
+    x, y = np.zeros((2, 3), "f4"), np.zeros(4)[::2]
+    header = [1, id(tuple), 2, 2**64 - 1][: begin // 8]
+    laid_out = np.array([*header, id(x), id(y)], np.uint64)
+    room = native.ffi.new("uint64_t[]", 16)
+    count = native.lib.read_arrays(laid_out.ctypes.data, begin, id(np.ndarray), 16, room)
+    assert list(room)[:count] == list(np.frombuffer(b"".join(native.read_arrays((x, y))[::-1]), np.uint64))
+    assert list(room)[:2] == [x.ctypes.data, y.ctypes.data]
