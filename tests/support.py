@@ -61,9 +61,16 @@ KINDS = {(len(rule.states), rule.vector, rule.by_row is not None): name for name
 
 def compiled_for_each(names, backends):
     """Parameters: each rule with each backend; slow where Numba would compile one more kernel of a kind."""
-    for name, backend in itertools.product(names, backends):
-        slow = backend == "numba" and name not in KINDS.values()
-        yield pytest.param(name, backend, marks=[pytest.mark.slow] * slow)
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case[1] == "numba" and case[0] not in KINDS.values()))
+        for case in itertools.product(names, backends)
+    ]
+
+
+def one_of_each_kind(names, more=()):
+    """Parameters: each rule; slow where one more kernel of a kind would be compiled and `more` does not name it."""
+    fast = {*KINDS.values(), *more}
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in fast)) for name in names]
 
 
 def default_hyper(name):

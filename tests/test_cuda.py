@@ -10,7 +10,7 @@ from fastopt import RULES, RowSparse, functional
 from fastopt.arrays.blocks import block_bytes
 
 from .device import DeviceArray, assert_equal, hyper_of, on_both, without_waiting
-from .support import gradients, make_states, parameter
+from .support import gradients, make_states, one_of_each_kind, parameter
 
 pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -37,9 +37,7 @@ def compare(gpu, name, shapes, dtype, steps=3, **layout):
         assert_equal(device, own)
 
 
-@pytest.mark.parametrize("dtype", [F4, F8], ids=str)
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_every_rule_has_the_cpus_bits(gpu, name, dtype):
+def assert_every_tensor_has_the_cpus_bits(gpu, name, dtype):
     compare(gpu, name, SHAPES, dtype)
     updates = [launch for launch in gpu.launches if launch.name.startswith(f"fastopt_{RULES[name].kernel}_float")]
     assert len(updates) == (3 if gpu.launches else 0), "one launch a step, whatever the number of tensors"
@@ -49,6 +47,16 @@ def test_every_rule_has_the_cpus_bits(gpu, name, dtype):
         if not RULES[name].vector:  # copies of an odd size are misaligned
             assert launch.statistics["ld", 16] == arrays * whole
             assert launch.statistics["st", 16] == (arrays - 1) * whole
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_every_rule_has_the_cpus_bits(gpu, name):
+    assert_every_tensor_has_the_cpus_bits(gpu, name, F4)
+
+
+@pytest.mark.parametrize("name", one_of_each_kind(ELEMENTWISE))
+def test_every_rule_has_the_cpus_bits_in_float64(gpu, name):
+    assert_every_tensor_has_the_cpus_bits(gpu, name, F8)
 
 
 @pytest.mark.parametrize("layout", [{"offset": 1}, {"offset": 3}, {"step": 2}, {"offset": 2, "step": 3}], ids=str)
@@ -114,8 +122,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("groups", [False, True], ids=["one group", "two groups"])
-@pytest.mark.parametrize("case", OPTIONS)
+@pytest.mark.parametrize(
+    ("case", "groups"),
+    [
+        *((case, False) for case in OPTIONS),
+        *(pytest.param(case, True, marks=[pytest.mark.slow] * (case != "clipped")) for case in OPTIONS),
+    ],
+)
 def test_optimizers_have_the_cpus_bits(case, groups):
     param_dtype, grad_dtype, options, how = OPTIONS[case]
     rng = np.random.default_rng(0)

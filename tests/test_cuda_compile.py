@@ -22,6 +22,8 @@ from fastopt.arrays.blocks import POSITIVE, SIGNED
 from fastopt.jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
 from fastopt.rules import RULES
 
+from .support import one_of_each_kind
+
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
@@ -165,7 +167,7 @@ def allowed(kind, capability):
 # ---- updates ----
 
 
-@pytest.mark.parametrize("kernel", BY_RUNS)
+@pytest.mark.parametrize("kernel", one_of_each_kind(BY_RUNS))
 def test_updates(kernel):
     for capability in TARGETS:
         kind = update(kernel)

@@ -339,6 +339,7 @@ def test_what_the_last_update_makes_infinite_is_seen():
         LinearModel("squared", lr=1e20).fit(X, [1], epochs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [False, True])
 def test_compiling_is_no_part_of_an_epoch(tmp_path, processes):
     code = f"""
@@ -411,6 +412,7 @@ def test_scikit_learns_tools():
     assert cross_val_score(LinearModel("squared", lr=0.1), X, z, scoring="r2", cv=2).min() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "_"), examples(page("fastopt/hogwild")), ids=["models", "kernel"])
 def test_the_examples_of_the_page_learn(code, _, tmp_path):
     """The examples run as a user would run them: each a script of its own."""

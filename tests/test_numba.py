@@ -15,7 +15,7 @@ import fastopt.numba as kernels
 from fastopt.rules import RULES
 
 from .pages import example
-from .support import CASES, assert_same_bits, gradients, make_states, parameter, run
+from .support import CASES, assert_same_bits, gradients, make_states, one_of_each_kind, parameter, run
 
 STEPS = 6
 
@@ -37,7 +37,9 @@ def without_none(hyper):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", [name for name in RULES if not (RULES[name].vector or RULES[name].by_row)])
+@pytest.mark.parametrize(
+    "name", one_of_each_kind([name for name, rule in RULES.items() if not (rule.vector or rule.by_row)], more=["nadam"])
+)
 def test_same_bits(name, dtype):
     for case in [case for case in CASES if CASES[case][0] == name]:
         hyper = CASES[case][1]
@@ -154,6 +156,7 @@ def test_the_engine_of_the_page():
     assert np.isfinite(u).all()
 
 
+@pytest.mark.slow
 def test_within_a_cuda_kernel_on_the_simulator():
     """The simulator hands coefficients on as Python's floats: what is float32 on a GPU is float64 there."""
     code = """

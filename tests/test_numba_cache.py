@@ -66,6 +66,7 @@ def unwritable(tmp_path):
     return {"PYTHONPATH": str(tmp_path), "HOME": where, "XDG_CACHE_HOME": where, "NUMBA_CACHE_DIR": where}
 
 
+@pytest.mark.slow
 def test_without_a_folder_to_write_in_functions_are_compiled_and_it_is_said_once(unwritable):
     code = f"""
 import fastopt, numpy as np

@@ -418,6 +418,7 @@ def test_a_backend_is_chosen_for_the_thread_or_task():
     assert seen == ["numba_cpu", "native", "native"]
 
 
+@pytest.mark.slow
 def test_numba_kernels_are_cached_across_processes(tmp_path):
     code = """
 import numpy as np, fastopt
