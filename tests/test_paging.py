@@ -17,7 +17,7 @@ from fastopt.arrays.libraries import view
 from fastopt.backends import native, numba_cpu
 from fastopt.binding.norms import norm_of
 from fastopt.files import paging
-from fastopt.files.paging import GRAIN, LEAST, SLOTS, SPARE, Chunk, Mapping, Pager, check_memory
+from fastopt.files.paging import GRAIN, LEAST, SLOTS, SPARE, Chunk, Mapping, Pager, Range, check_memory
 from fastopt.jobs.job import DUPLICATES, DenseJob, RowJob, Rows
 from fastopt.jobs.tables import make_gradients
 
@@ -219,6 +219,31 @@ def test_what_is_no_shared_map_of_a_file_is_left_alone(tmp_path):
     assert chunk == Chunk(0, 0, 9, [])
 
 
+def test_memory_beside_maps_is_not_theirs(tmp_path, monkeypatch):
+    """What is taken for a map is let go after it was used: of other memory the numbers would be lost."""
+    shared = [(4096 * begin, 4096 * end, 0, 1, name) for begin, end, name in ((10, 20, "a"), (30, 40, "b"))]
+    monkeypatch.setattr(paging, "_shared_mappings", lambda: shared)
+    monkeypatch.setattr(paging, "_open", lambda start, stop, offset, inode, path: path)
+    m = mapped(tmp_path / "m", 10)
+    pager = Pager(own(m), SMALLEST)
+    at = {9: None, 10: "a", 19: "a", 20: None, 29: None, 30: "b", 39: "b", 40: None}
+    edges = {4096 * page + inside: found for page, found in at.items() for inside in (0, 4095)}
+    (table,) = pager._mappings([np.array([list(edges)], np.uint64)])
+    assert table == [list(edges.values())]
+    assert pager._mappings([np.array([[m.ctypes.data]], np.uint64)]) == [[[pager._own]]]
+
+
+def test_ranges_that_touch_are_one():
+    """But for those of two files, whose pages lie side by side at other offsets, and those that are only read."""
+    first, second = Mapping(0, 40, 0, None, "first"), Mapping(40, 80, 0, None, "second")
+    ranges = [(first, 0, 10), (first, 10, 20), (first, 15, 18), (first, 21, 40), (second, 40, 50), (second, 45, 60)]
+    whole = [(first, 0, 20), (first, 21, 40), (second, 40, 60)]
+    as_ranges = [[Range(*range_, True) for range_ in several] for several in (reversed(ranges), whole)]
+    assert paging._merged(as_ranges[0]) == as_ranges[1]
+    apart = [Range(first, 0, 10, True), Range(first, 10, 20, False)]
+    assert paging._merged(apart) == apart
+
+
 def test_a_job_of_rows_is_left_whole(tmp_path):
     p, g, m = (mapped(tmp_path / name, (1000, 64)) for name in "pgm")
     rows = Rows(1000, 64, np.arange(1000), DUPLICATES.index("sum"))
@@ -412,6 +437,30 @@ def test_copying(tmp_path, kind):
     want = np.empty(n, "f4")
     want[:] = source if kind == "number" else source[:]
     assert_same_bits([target], [want])
+
+
+def test_copying_takes_the_pages_of_its_elements(tmp_path, monkeypatch):
+    n = 1 << 20
+    states, source = mapped(tmp_path / "states", n), mapped(tmp_path / "source", n)
+    pager, streamed = Pager(own(states), SMALLEST), []
+    monkeypatch.setattr(pager, "stream", lambda chunks, compute: streamed.extend(chunks))
+    pager.copy(states, source)
+    assert_covers(streamed, 0, n)
+    assert len(streamed) > 2
+    for _, begin, end, ranges, _ in streamed:
+        held = sorted((r.low, r.high, r.written) for r in ranges)
+        parts = ((states[begin:end], True), (source[begin:end], False))
+        assert held == sorted((*pages(part)[0], written) for part, written in parts)
+
+
+def test_gradients_are_only_read_for_a_norm(tmp_path, monkeypatch):
+    """Pages that were fetched to be written would be written back, though nothing in them has changed."""
+    gradient = mapped(tmp_path / "g", 300_000, seed=0)
+    pager, streamed = Pager(own(mapped(tmp_path / "states", 10)), SMALLEST), []
+    stream = pager.stream
+    monkeypatch.setattr(pager, "stream", lambda chunks, compute: (streamed.extend(chunks), stream(chunks, compute)))
+    norm_of(make_gradients([view(gradient, "")], ["grads[0]"]), pager.reading(native), 1)
+    assert {r.written for chunk in streamed for r in chunk.ranges} == {False}
 
 
 @pytest.mark.parametrize("backend", [native, numba_cpu])

@@ -119,17 +119,18 @@ def pytest(tree, arguments, env, seconds=None):
 # The tests that run each line.
 
 
-def gather(work, without):
+def gather(work, only, without):
     from coverage import CoverageData
 
     tree, kept = work / "tree", work / "contexts"
     package = digest([ROOT / file for file in package_files(ROOT)])
     kept.mkdir(parents=True, exist_ok=True)
     copy_tree(tree)
-    for test in sorted(tree.glob("tests/test_*.py"), key=lambda path: path.stat().st_size):
-        name, stamp = test.relative_to(tree).as_posix(), package + digest([test])
-        data, about = kept / f"{test.stem}.coverage", kept / f"{test.stem}.json"
-        if any(Path(name).match(pattern) for pattern in without):
+    for test in sorted(tree.glob("tests/**/test_*.py"), key=lambda path: path.stat().st_size):
+        path, stamp = test.relative_to(tree), package + digest([test])
+        name, flat = path.as_posix(), "-".join(path.with_suffix("").parts[1:])
+        data, about = kept / f"{flat}.coverage", kept / f"{flat}.json"
+        if not any(path.match(pattern) for pattern in only) or any(path.match(pattern) for pattern in without):
             continue
         if about.exists() and json.loads(about.read_text())["stamp"] == stamp:
             continue
@@ -364,6 +365,7 @@ def main():
     parser.add_argument("--work", type=Path, default=WORK, help="where all is kept (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     gathering = commands.add_parser("gather", help="copy the tree and note which test runs which line")
+    gathering.add_argument("--only", action="append", metavar="PATTERN", help="test files to run (default: all)")
     gathering.add_argument("--without", action="append", default=[], metavar="PATTERN", help="test files to leave out")
     running = commands.add_parser("run", help="try a sample of changes")
     running.add_argument("--file", action="append", metavar="PATTERN", help="files to change (default: all)")
@@ -373,7 +375,7 @@ def main():
     running.add_argument("--jobs", type=int, default=1, help="how many at a time, each in a copy of its own")
     arguments = parser.parse_args()
     if arguments.command == "gather":
-        gather(arguments.work, arguments.without)
+        gather(arguments.work, arguments.only or ["*"], arguments.without)
     else:
         patterns = arguments.file or ["*"]
         run(arguments.work, patterns, arguments.sample, arguments.seed, arguments.seconds, arguments.jobs)
