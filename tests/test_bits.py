@@ -157,7 +157,6 @@ def test_nonfinite_gradients_stay_in_their_element(name, backend):
     for bad in (np.nan, np.inf, -np.inf):
         grads[1, 7] = bad
         got = run(name, hyper, p0, grads, "float32", backend=backend)
-        assert not np.isfinite(got[0][7]) or name in ("adabound", "amsbound", "adamax") or np.isinf(bad)
         if np.isnan(bad):
             assert all(np.isnan(a[..., 7]).any() for a in got)
         others = np.arange(40) != 7

@@ -27,7 +27,7 @@ OPTIONS = [
     {"state_dtype": "float32", "rounding": "kahan"},
     {"state_dtype": "8bit", "rounding": "master"},
 ]
-NAMES = ["Adam", "AdamW", "SGD", "Adagrad", "NAdam", "RMSprop", "Adamax", "Adadelta", "AggMo", "FTRL"]
+NAMES = [name for name in optim.CLASSES if name in fastopt.__all__]
 
 
 def _given(name):

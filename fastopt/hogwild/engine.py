@@ -19,12 +19,11 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .. import rules
-from ..backends.numba_cache import compiled
+from ..backends.numba_cache import OPTIONS, compiled
 from ..backends.numba_cpu import compiler
+from ..backends.numba_cpu.memory import address_of, prefetch_near
 from ..numba import adagrad, sgd
 from ..rules import Rule
-
-_options: Any = {"nogil": True, "error_model": "numpy"}
 
 #: The most features that each worker has copies of. Those below a rank in frequency are merged with the others' after
 #: a period of examples, those beyond the last rank when a call ends. Merging only then harms accuracy; merging more
@@ -33,7 +32,7 @@ HOT = 65536
 _RANKS = (256, 2048)
 _PERIODS = (128, 2048)  # powers of two
 _AHEAD = 4  # examples to prefetch ahead: their order is random, so the processor cannot guess
-_LINE = 16  # 4-byte elements of a cache line
+_ITEM, _LINE = 4, 16  # bytes of an element; elements of a cache line
 
 
 # ---- the rules ----
@@ -46,25 +45,6 @@ _fold_adagrad, _update_adagrad = adagrad.fold, adagrad.update
 # ---- memory ----
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
-
-
-@intrinsic
-def _prefetch(typing, array, index):
-    """Fetches the cache line of an element, which is soon to be read."""
-
-    def codegen(context, builder, signature, args):
-        byte, word = llvmlite.ir.IntType(8).as_pointer(), llvmlite.ir.IntType(32)
-        kind = llvmlite.ir.FunctionType(llvmlite.ir.VoidType(), [byte, word, word, word])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        pointer = builder.bitcast(_pointer(context, builder, signature.args[0], *args), byte)
-        builder.call(function, [pointer, word(0), word(3), word(1)])  # to read, to all levels, data
-        return context.get_dummy_value()
-
-    return types.void(array, index), codegen
-
-
 @intrinsic
 def _exchange(typing, array, index, before, after):
     """Puts `after` in the place of `before` if that is still there, bit for bit, as one operation; whether it was."""
@@ -73,7 +53,8 @@ def _exchange(typing, array, index, before, after):
 
     def codegen(context, builder, signature, args):
         bits = llvmlite.ir.IntType(signature.args[0].dtype.bitwidth)
-        pointer = builder.bitcast(_pointer(context, builder, signature.args[0], *args[:2]), bits.as_pointer())
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), bits.as_pointer())
         old, new = (builder.bitcast(x, bits) for x in args[2:])
         done = builder.extract_value(builder.cmpxchg(pointer, old, new, "monotonic", "monotonic"), 1)
         return builder.zext(done, llvmlite.ir.IntType(cgutils.bool_t.width)) if cgutils.bool_t.width > 1 else done
@@ -84,7 +65,7 @@ def _exchange(typing, array, index, before, after):
 # ---- update forms: an element of a table, in place ----
 
 
-@njit(**_options)
+@njit(**OPTIONS)
 def async_adagrad(p, sum, i, g, c):
     """Adagrad's update of one element in arrays that others update at the same time, for kernels of your own.
 
@@ -197,7 +178,7 @@ apply: Any = None
 loss_of: Any = None
 
 
-@njit(**_options)
+@njit(**OPTIONS)
 def _merge(table, local, base, begin, end):
     """Adds to the table what a worker has changed in its copies since they were last equal, and makes them equal."""
     for row in range(table.shape[0]):
@@ -206,7 +187,7 @@ def _merge(table, local, base, begin, end):
             table[row, i] = local[row, i] = base[row, i] = now
 
 
-@njit(**_options)
+@njit(**OPTIONS)
 def _dot(w, columns, values, begin, end):
     z = _ZERO
     for k in range(begin, end):
@@ -231,8 +212,8 @@ def _linear(order, lr, starts, splits, columns, values, targets, decay, table, h
         if n + _AHEAD < order.size:
             later = np.uint64(order[n + _AHEAD])
             for k in range(np.uint64(starts[later]), np.uint64(starts[later + np.uint64(1)]), np.uint64(_LINE)):
-                _prefetch(columns, k)
-                _prefetch(values, k)
+                prefetch_near(address_of(columns) + _ITEM * np.int64(k))
+                prefetch_near(address_of(values) + _ITEM * np.int64(k))
         i = np.uint64(order[n])
         begin, split, end = np.uint64(starts[i]), np.uint64(splits[i]), np.uint64(starts[i + np.uint64(1)])
         z = _dot(local_w, columns, values, begin, split) + _dot(w, columns, values, split, end)
@@ -298,9 +279,9 @@ def _factorization(order, lr, first, second, ratings, u, v, l2):
 def kernel(model: str, rule: str, loss: str = "") -> Any:
     """The compiled kernel of a model. Compiled when first called, and cached on disk."""
     form = RULES[rule]
-    names = {"fold": form.fold, "apply": njit(**_options)(form.apply)}
+    names = {"fold": form.fold, "apply": njit(**OPTIONS)(form.apply)}
     if loss:
-        names["loss_of"] = njit(**_options)(LOSSES[loss])
+        names["loss_of"] = njit(**OPTIONS)(LOSSES[loss])
     function: Any = {"linear": _linear, "factorization": _factorization}[model]
     bound = compiler.bind(function, f"{model}_{rule}_{loss}_{compiler.digest(form.rule)}", **names)
     return compiled(bound)

@@ -98,18 +98,27 @@ def store(typing, address, value):
     return types.void(types.int64, value), codegen
 
 
-@intrinsic
-def prefetch(typing, address):
-    """Fetches the cache line at an address, which is soon to be read, to the second-level cache."""
-
+def _prefetch(locality):
     def codegen(context, builder, signature, args):
         byte, word = llvmlite.ir.IntType(8).as_pointer(), llvmlite.ir.IntType(32)
         kind = llvmlite.ir.FunctionType(llvmlite.ir.VoidType(), [byte, word, word, word])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        builder.call(function, [builder.inttoptr(args[0], byte), word(0), word(2), word(1)])  # to read; data
+        builder.call(function, [builder.inttoptr(args[0], byte), word(0), word(locality), word(1)])  # to read; data
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Fetches the cache line at an address, which is soon to be read, to the second-level cache."""
+    return _prefetch(2)
+
+
+@intrinsic
+def prefetch_near(typing, address):
+    """Fetches the cache line at an address, which is soon to be read, to all levels of the cache."""
+    return _prefetch(3)
 
 
 @intrinsic
