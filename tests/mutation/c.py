@@ -345,7 +345,8 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the changes and make none")
     arguments = parser.parse_args()
     csrc = ROOT / "csrc"
-    files = sorted(file for file in csrc.glob("**/*.[ch]") if not file.name.endswith(".in.h"))
+    files = [file for file in sorted(csrc.glob("**/*.[ch]")) if not file.name.endswith(".in.h")]
+    files = [file for file in files if file.parent.name != "python"]  # which is no part of the library
     files = [file for file in files if not arguments.file or file.name in arguments.file]
     every = [change for file in files for change in changes(file)]
     texts = {file: file.read_text() for file in files}
