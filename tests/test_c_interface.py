@@ -728,13 +728,13 @@ def test_norm_and_stream_refuse():
     assert lib.fastopt_square_sums(0, -1, null, null, null, null, null, 1) == lib.FASTOPT_BAD_SIZE
     assert lib.fastopt_square_sums(0, 1, null, null, null, null, null, 1) == lib.FASTOPT_NULL_POINTER
     assert lib.fastopt_square_sums(0, 0, null, null, null, null, null, 0) == lib.FASTOPT_BAD_THREADS
-    assert lib.fastopt_stream(8, 6, null, 0, 1) == lib.fastopt_stream(-1, 2, null, 0, 1) == lib.FASTOPT_BAD_SIZE
+    assert lib.fastopt_stream(8, 7, null, 0, 1) == lib.fastopt_stream(-1, 2, null, 0, 1) == lib.FASTOPT_BAD_SIZE
     assert lib.fastopt_square_sums(0, 2**62, *[ffi.cast("void *", 8)] * 5, 1) == lib.FASTOPT_BAD_SIZE
     assert lib.fastopt_stream(2**62, 2, null, 0, 1) == lib.FASTOPT_BAD_SIZE
     assert lib.fastopt_stream(8, 2, null, 0, 1) == lib.FASTOPT_NULL_POINTER
     table = ffi.new("int64_t[]", [0, 0])
     arrays = ffi.new("float *[]", [ffi.NULL, ffi.NULL])
-    for segments, width, count in ((-1, 1, 2), (2**62, 1, 2), (1, 0, 2), (1, 2**62, 2), (1, 1, 1), (1, 1, 6)):
+    for segments, width, count in ((-1, 1, 2), (2**62, 1, 2), (1, 0, 2), (1, 2**62, 2), (1, 1, 1), (1, 1, 7)):
         code = lib.fastopt_stream_rows(segments, table, table, table, width, count, arrays, 1)
         assert code == lib.FASTOPT_BAD_SIZE
     assert lib.fastopt_stream_rows(1, table, table, table, 1, 2, arrays, 1) == lib.FASTOPT_NULL_POINTER
