@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,12 +24,13 @@ class Optimizer(Saved):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings of arrays, or list of group dicts
         Arrays of NumPy, torch, CuPy or Numba, or with DLPack, ``__cuda_array_interface__`` or the buffer protocol, of
         one device; float32, float64, bfloat16 (``ml_dtypes`` or torch) or float16. The arrays themselves are held,
         and updated in place: write new values into them, as ``params['W'][...] = x``; another array in their place, as
         by ``params['W'] = x``, is none of this optimizer's. A group is a mapping with ``"params"`` and the
-        hyper-parameters of its own; entries under names of your own, as ``name``, are kept.
+        hyper-parameters of its own; entries under names of your own, as ``name``, are kept. A group of mappings and
+        sequences within each other has the paths of its arrays, as "layers.0.weight", as its entry ``param_names``.
     hyper-parameters : float, bool, or callable of the 1-based step
         Those of the class, all but ``lr`` by keyword. Numbers may be arrays or tensors of one element. A callable is
         a schedule: it is called at each step, and gives the value for that step; see `fastopt.schedules`.
@@ -140,6 +141,39 @@ class Optimizer(Saved):
     def state(self, _: Any) -> NoReturn:
         self._owned.states.refuse()
 
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Adds a group, behind those that there are, as torch's method of that name: parameters that join later.
+
+        Gradients are then given as a list of all groups' (or of all parameters'). States of the new parameters begin
+        anew, and their steps are counted from 1. Plans that were bound before go on with the parameters that they have.
+
+        Parameters
+        ----------
+        param_group : mapping
+            As a group at construction: ``"params"``, hyper-parameters of its own, and entries under names of your own.
+            What it lacks is as it was given to the class.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is no such group, its arrays are on another device or share memory with other parameters, or states are
+            in files; nothing has changed.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> head, body = np.zeros(2), {"layers": [{"weight": np.zeros((2, 2))}]}
+        >>> opt = fastopt.SGD(head, lr=0.1)
+        >>> opt.step(np.ones(2))
+        >>> opt.add_param_group({"params": body, "lr": 0.01, "name": "body"})
+        >>> opt.step([np.ones(2), {"layers": [{"weight": np.ones((2, 2))}]}])
+        >>> head.tolist(), body["layers"][0]["weight"][0].tolist()
+        ([-0.2, -0.2], [-0.01, -0.01])
+        >>> opt.param_groups[1]["param_names"], opt.param_groups[1]["name"]
+        (['layers.0.weight'], 'body')
+        """
+        self._owned.add_group(param_group)
+
     def hyper(self, group: int = 0) -> dict[str, Any]:
         """The hyper-parameters that a group's next step will use: schedules as the numbers that they give for it.
 
@@ -197,8 +231,8 @@ class Optimizer(Saved):
 
         Parameters
         ----------
-        grads : array, sequence, mapping or list of groups
-            The same structure as ``params``; ``None`` skips that parameter.
+        grads : array, nested sequences and mappings, or list of groups
+            The same structure as ``params``; ``None`` skips that parameter, or all of a nested part.
 
         Returns
         -------
@@ -226,9 +260,9 @@ class Optimizer(Saved):
 
         Parameters
         ----------
-        grads : array, sequence, mapping or list of groups
-            The same structure as ``params``; ``None`` skips that parameter, whose state and step count stay; with a
-            `RowSparse` some rows are updated.
+        grads : array, nested sequences and mappings, or list of groups
+            The same structure as ``params``; ``None`` skips that parameter, or all of a nested part, whose states and
+            step counts stay; with a `RowSparse` some rows are updated.
         grad_scale : float
             What the gradients are multiplied by, within the pass; default 1.
         max_norm : float, optional

@@ -10,6 +10,7 @@ from .arrays.libraries import assign, numpy_of, view
 from .arrays.libraries.torch import is_tensor
 from .binding.options import Arguments
 from .binding.owned import Owned
+from .binding.structure import PARAM_NAMES
 from .checks import check_number, did_you_mean, differing
 from .statedict import (
     COMPANIONS,
@@ -133,11 +134,13 @@ class Saved:
         structures = structure if isinstance(structure, list) else [structure]
         groups = []
         for group, own in zip(mappings, structures, strict=True):
-            arrays = group["params"]
-            given = dict(zip(own, arrays, strict=True)) if isinstance(own, tuple) else arrays
-            groups.append({**group, "params": arrays[0] if own is None else given})
+            arrays = iter(group["params"])
+            groups.append({**group, "params": next(arrays) if own is None else own.build(arrays)})
         params = groups if isinstance(structure, list) else groups[0]["params"]
-        options = {key: groups[0][key] for key in self.arguments.defaults} if groups else {}
+        options = {  # for further groups: what pickle cannot hold is as the first group has it
+            key: groups[0][key] if groups and schedules_in(saved_value(value)) else value
+            for key, value in self._owned.groups.options.items()
+        }
         return type(self), params, options, self._execution, self.state_dict()
 
 
@@ -165,6 +168,7 @@ def _load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
             arguments.check_key(key, where)
             if key in arguments.defaults:
                 values[key] = restored(values[key], own[key], f"{where}[{key!r}]")
+        _check_paths(values, own, where)
         values = {**own, **values}
         taken.append((values, groups.row(g, values)))
     writes = []
@@ -176,6 +180,20 @@ def _load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
     for g, (values, row) in enumerate(taken):
         own = groups.mappings[g]
         groups.replace(g, {key: taken_value(value, own.get(key)) for key, value in values.items()}, row)
+
+
+def _check_paths(saved: Mapping[str, Any], own: Mapping[str, Any], where: str) -> None:
+    """Check that nested parameters of a saved group have the paths of this one's.
+
+    Raises
+    ------
+    ValueError
+        They have others.
+    """
+    found, expected = (list(group.get(PARAM_NAMES) or ()) for group in (saved, own))
+    if found and expected and found != expected:
+        differences = differing(set(found), set(expected)) or ", but in another order"
+        raise ValueError(f"{where}[{PARAM_NAMES!r}]: found other paths than params has{differences}")
 
 
 def write_state(owned: Owned, i: int, changes: Mapping[str, Any]) -> None:

@@ -138,15 +138,15 @@ class Weakly:
 
 
 class Fixed(tuple[Any, ...]):
-    """The groups, or states, of an optimizer: a tuple, for none can be added, removed or replaced."""
+    """The groups, or states, of an optimizer: a tuple, for none can be removed or replaced."""
 
     __slots__ = ()
 
     def refuse(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise an error: none can be added, removed or replaced."""
+        """Raise an error: none can be removed or replaced, nor added here."""
         raise TypeError(
             "param_groups and state cannot be replaced, nor have entries added or removed: set a group's or a state's "
-            "own entries, as param_groups[0]['lr'] = 0.1, or construct a new optimizer"
+            "own entries, as param_groups[0]['lr'] = 0.1, add a group by add_param_group, or construct a new optimizer"
         )
 
     def __setitem__(self, place: Any, value: Any) -> None:
@@ -167,14 +167,8 @@ class Groups:
     ----------
     arguments : Arguments
         The class's.
-    given : sequence of (sequence of array, dict)
-        Of each group the parameters, and the hyper-parameters of its own.
     options : dict
         The hyper-parameters of all groups.
-    storages : sequence of StorageOptions
-        How the states of each are stored.
-    real : numpy.dtype
-        That of computing.
 
     Attributes
     ----------
@@ -185,40 +179,70 @@ class Groups:
     rules : list of Rule
         The rule of each group.
     progress : list of Progress
-        Of each group; those of one rule share it.
+        Of each group; those of one rule that came together share it.
+    storages : list of StorageOptions
+        How the states of each are stored.
+    real : numpy.dtype
+        That of computing.
     varying : set of int
         The groups whose hyper-parameters are to be read at each step.
     mappings : Fixed of ParamGroup
         The groups as users see them.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A hyper-parameter is not what it must be; the message names it.
     """
 
-    def __init__(
+    def __init__(self, arguments: Arguments, options: dict[str, Any]) -> None:
+        self.arguments, self.options = arguments, options
+        self.real = np.dtype(np.float64)
+        self.of: list[int] = []
+        self.rules: list[Rule] = []
+        self.progress: list[Progress] = []
+        self.storages: list[StorageOptions] = []
+        self.spans: list[range] = []
+        self.varying: set[int] = set()
+        self._rows: list[int] = []  # of each group the first row of its progress that is a parameter's own
+        self.mappings = Fixed()
+        self.which: list[int] = []
+
+    def extend(
         self,
-        arguments: Arguments,
         given: Sequence[tuple[Sequence[Any], dict[str, Any]]],
-        options: dict[str, Any],
+        names: Sequence[str],
         storages: Sequence[StorageOptions],
         real: np.dtype,
     ) -> None:
-        self.arguments, self.storages, self.real = arguments, storages, real
-        self.of = [g for g, (arrays, _) in enumerate(given) for _ in arrays]
-        self.steps = np.zeros(len(self.of), np.int64)
-        self.rules: list[Rule] = []
-        self.progress: list[Progress] = []
-        self.spans: list[range] = []
-        self.varying: set[int] = set()
-        self._shared_rows = len(given)  # rows of hyper-parameters that a group shares; then one for each parameter
-        made: list[ParamGroup] = []
+        """Add groups behind those that there are, whose progress stays where it is.
+
+        Parameters
+        ----------
+        given : sequence of (sequence of array, dict)
+            Of each group the parameters, and the entries of its own.
+        names : sequence of str
+            What messages call them.
+        storages : sequence of StorageOptions
+            How the states of each are stored.
+        real : numpy.dtype
+            That of computing from now on.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A hyper-parameter is not what it must be; the message names it.
+        """
+        arguments, options = self.arguments, self.options
+        if real != self.real:
+            for rule, _, group, _ in self.each():
+                arguments.row(rule, group, real)
+        first, rows = len(self.of), len(self.rules) + len(given)
+        count = first + sum(len(arrays) for arrays, _ in given)
+        steps = np.zeros(count, np.int64)
         shared: dict[tuple[str, int], Progress] = {}
-        first = 0
-        for g, (arrays, own) in enumerate(given):
+        made: list[ParamGroup] = []
+        self.real, self.varying = real, {*self.varying}
+        self.rules, self.progress, self.spans = [*self.rules], [*self.progress], [*self.spans]
+        self.storages, self._rows = [*self.storages, *storages], [*self._rows, *[rows] * len(given)]
+        for g, ((arrays, own), called) in enumerate(zip(given, names, strict=True), len(self.rules)):
             for name in own:
-                arguments.check_key(name, f"params[{g}]")
+                arguments.check_key(name, called)
             values = {**options, **own}
             for name in options:
                 if isinstance(values[name], list):
@@ -228,7 +252,7 @@ class Groups:
             copies = arguments.copies(rule, values)
             key = (rule.name, copies)
             if key not in shared:
-                shared[key] = Progress.of(rule, copies, len(self.of), len(given) + len(self.of), self.steps)
+                shared[key] = Progress.of(rule, copies, count, rows + count, steps)
             self.rules.append(rule)
             self.progress.append(shared[key])
             self.spans.append(range(first, first + len(arrays)))
@@ -238,7 +262,8 @@ class Groups:
             self._put(g, values, arguments.row(rule, values, real))
         places: dict[int, int] = {}
         self.which = [places.setdefault(id(own), k) for k, own in enumerate(self.progress)]  # the first that shares it
-        self.mappings = Fixed(made)
+        self.of = [g for g, span in enumerate(self.spans) for _ in span]
+        self.mappings = Fixed([*self.mappings, *made])
 
     def each(self) -> Iterable[tuple[Rule, Progress, ParamGroup, range]]:
         """Of each group its rule, progress, entries and parameters."""
@@ -286,7 +311,7 @@ class Groups:
         progress, span = self.progress[g], self.spans[g]
         if frozen(map(values.__getitem__, self.arguments.defaults)) is None:
             self.varying.add(g)
-            progress.group[span.start : span.stop] = self._shared_rows + np.arange(span.start, span.stop)
+            progress.group[span.start : span.stop] = self._rows[g] + np.arange(span.start, span.stop)
         else:
             self.varying.discard(g)
             progress.group[span.start : span.stop] = g
@@ -298,13 +323,14 @@ class Groups:
         for i in members:
             g = self.of[i]
             if g in self.varying:
-                key = (g, int(self.steps[i]) + 1)
+                key = (g, int(self.progress[g].steps[i]) + 1)
                 if key not in rows:
                     rows[key] = self.arguments.row(self.rules[g], self.mappings[g], self.real, key[1])
         for i in members:
             g = self.of[i]
             if g in self.varying:
-                self.progress[g].hyper[self._shared_rows + i] = rows[g, int(self.steps[i]) + 1]
+                progress = self.progress[g]
+                progress.hyper[self._rows[g] + i] = rows[g, int(progress.steps[i]) + 1]
 
     def at_next_step(self, g: int) -> dict[str, Any]:
         """A group's arguments as the numbers that they are at the next step of the foremost of its parameters."""
@@ -316,4 +342,4 @@ class Groups:
 
     def _done(self, g: int) -> int:
         span = self.spans[g]
-        return int(self.steps[span.start : span.stop].max(initial=0))
+        return int(self.progress[g].steps[span.start : span.stop].max(initial=0))

@@ -56,7 +56,7 @@ def open_files(
                 order = (0, *(axis + 1 for axis in param.order))
             states.append(StateArray(name, kind, numpy_dtype(dtype), shape, value, order))
         described.append(ParameterStates(rule.name, param.shape, tuple(states)))
-    steps = owned.groups.steps
+    steps = next((progress.steps for progress in owned.groups.progress), np.zeros(0, np.int64))  # which all share
     of_rules = {id(progress): progress for progress in owned.groups.progress if progress.rule.scalars}
     files = StateFiles(directory, described, [steps, *(own.scalars for own in of_rules.values())], memory)
     if files.resumed and steps.any():

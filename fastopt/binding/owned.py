@@ -17,6 +17,7 @@ from ..arrays.libraries import floats_of, to_host, view
 from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend
 from ..backends.choice import choose_backend, get_backend
+from ..checks import wrong_type
 from ..jobs.tables import Tensor, make_jobs
 from ..rules import Rule
 from .binding import Binding, Last
@@ -25,7 +26,7 @@ from .groups import Fixed, Groups, State, Weakly
 from .options import Arguments, Call, check_group
 from .sparse import RowSparse
 from .states import by_copy, initial, new_state
-from .structure import gradient_of, read_params, split_rows
+from .structure import Given, gradient_of, is_group, read_group, read_params, split_rows
 from .where import NONE_WATCHED, Look, Watched, look
 
 
@@ -75,40 +76,82 @@ class Owned:
         call: Call,
         write: Callable[[Any, int, Mapping[str, Any]], None],
     ) -> None:
+        self._cls, self._write, self._storage = cls, write, call.storage
+        self._backend_name, self.threads = call.backend, call.threads
+        self.names: list[str] = []
+        self.params: list[Any] = []
+        self.views: list[Array] = []
+        self.states = Fixed()
+        self._state_views: list[list[Array]] = []
+        self._looks: list[Look | None] = []  # where parameters and states were, as they were viewed
+        self._last: Last | None = None
+        self.files: Any = None
+        self.groups = Groups(arguments, call.options)
         self.structure, given = read_params(call.params)
-        self.names = [name for names, _, _ in given for name in names]
-        self.params = [param for _, arrays, _ in given for param in arrays]
-        self.views = list(map(view, self.params, self.names))
-        for g, (_, _, own) in enumerate(given):
-            check_group(cls, own, f"params[{g}]")
-        storages = [call.storage.of_group(own) for _, _, own in given]
-        of_each = [storage for storage, (names, _, _) in zip(storages, given, strict=True) for _ in names]
-        for array, name, storage in zip(self.views, self.names, of_each, strict=True):
+        self._extend(given, [f"params[{g}]" for g in range(len(given))], call.files)
+
+    def _extend(self, given: Sequence[Given], called: Sequence[str], files: Mapping[str, Any]) -> None:
+        """Own further groups, behind those that there are; messages have them as `called`."""
+        first = len(self.params)
+        self.names = [*self.names, *(name for group in given for name in group.names)]
+        self.params = [*self.params, *(array for group in given for array in group.arrays)]
+        self.views = [*self.views, *map(view, self.params[first:], self.names[first:])]
+        for group, name in zip(given, called, strict=True):
+            check_group(self._cls, group.own, name)
+        storages = [self._storage.of_group(group.own) for group in given]
+        of_each = [storage for storage, group in zip(storages, given, strict=True) for _ in group.names]
+        for array, name, storage in zip(self.views[first:], self.names[first:], of_each, strict=True):
             check_tensor([array], [name])
             storage.check(array, name)
         check_device(self.views, self.names)
         check_overlap(self.views, self.names, [True] * len(self.views))
         self.place = self.views[0].place if self.views else CPU
-        self._backend_name, self.threads = call.backend, call.threads
         self._backend()
         dtypes = map(attrgetter("dtype"), self.views)
         self.real = min(map(compute_dtype, dtypes), default=np.dtype(np.float64))
-        self._elements = call.storage.elements([array.size for array in self.views])
-        self.groups = Groups(arguments, [own[1:] for own in given], call.options, storages, self.real)
-        groups = [(self.groups.rules[g], self.groups.progress[g].copies) for g in self.groups.of]
+        self._elements = self._storage.elements([array.size for array in self.views])
+        self.groups.extend([group[1:] for group in given], called, storages, self.real)
+        groups = [(self.groups.rules[g], self.groups.progress[g].copies) for g in self.groups.of[first:]]
         kinds = [
             storage.states(rule, param, copies)
-            for (rule, copies), storage, param in zip(groups, of_each, self.views, strict=True)
+            for (rule, copies), storage, param in zip(groups, of_each, self.views[first:], strict=True)
         ]
-        self.files: Any = None
-        if call.files["directory"] is not None or call.files["memory"] is not None:
+        if files["directory"] is not None or files["memory"] is not None:
             from .on_disk import open_files  # of Unix only, and for few
 
-            self.files = open_files(self, kinds, **call.files)
-        self.states = Fixed(self._make_states(kinds, write))
-        self._state_views: list[list[Array]] = [[]] * len(kinds)
-        self._looks: list[Look | None] = [None] * len(kinds)  # where parameters and states were, as they were viewed
-        self._last: Last | None = None
+            self.files = open_files(self, kinds, **files)
+        self.states = Fixed([*self.states, *self._make_states(first, kinds)])
+        self._state_views = [*self._state_views, *([] for _ in kinds)]
+        self._looks = [*self._looks, *[None] * len(kinds)]
+        self._last = None
+
+    def add_group(self, group: Any) -> None:
+        """Own one more group: all of it, or nothing.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is not what it must be; the message names it.
+        """
+        if self.files is not None:
+            raise ValueError(
+                "param_group: found one more group, expected none with state_dir, whose file has the states of the "
+                "construction; construct a new optimizer"
+            )
+        if not is_group(group):
+            raise wrong_type("param_group", group, "a mapping with 'params'")
+        structure, given = read_group(group, f"params[{len(self.groups.spans)}]")
+        before = dict(vars(self)), dict(vars(self.groups))
+        try:
+            if not isinstance(self.structure, list):
+                self.names = [name.replace("params", "params[0]['params']", 1) for name in self.names]
+                self.structure = [self.structure]
+            self.structure = [*self.structure, structure]
+            self._extend([given], ["param_group"], {"directory": None, "memory": None})
+        except BaseException:
+            vars(self).update(before[0])
+            vars(self.groups).update(before[1])
+            raise
 
     # ---- parameters and states ----
 
@@ -144,23 +187,23 @@ class Owned:
 
     def _make_states(
         self,
+        first: int,
         kinds: Sequence[Mapping[str, tuple[np.dtype, tuple[int, ...]]]],
-        write: Callable[[Any, int, Mapping[str, Any]], None],
     ) -> Iterator[State]:
-        """States as they begin, for users to see."""
+        """States as they begin, for users to see, of the parameters from the `first` on."""
         for rule, progress, group, span in self.groups.each():
             begins = self.groups.arguments.begins(rule, group)
-            for i in span:
-                state: dict[str, Any] = {"step": self.groups.steps[i : i + 1].reshape(())}
+            for i in span if span.start >= first else ():
+                state: dict[str, Any] = {"step": progress.steps[i : i + 1].reshape(())}
                 for k, name in enumerate(rule.scalars):
                     state[name] = progress.scalars[i : i + 1, k].reshape(())
-                for name, (dtype, shape) in kinds[i].items():
+                for name, (dtype, shape) in kinds[i - first].items():
                     if self.files is not None:
                         state[name] = self.files.arrays[i][name]
                     else:
                         begin = begins.get(name, 0.0)
                         state[name] = new_state(self.params[i], self.views[i], rule, name, dtype, shape, begin)
-                yield State(state, f"state[{i}]", Weakly(self, write, i))
+                yield State(state, f"state[{i}]", Weakly(self, self._write, i))
 
     def _look(self, i: int) -> list[tuple[Any, str]]:
         """Has views of a parameter and its states that are where these are now; returns both, for others to watch."""

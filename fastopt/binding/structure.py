@@ -1,9 +1,9 @@
-"""The structure of parameters and gradients: a list, a mapping, a single array, or groups of them."""
+"""The structure of parameters and gradients: an array, nested mappings and sequences of arrays, or groups of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -11,45 +11,150 @@ from ..arrays.array import Array
 from ..checks import differing
 from .sparse import RowSparse, as_row_sparse, is_mapping
 
-
-def _is_group_list(params: Any) -> bool:
-    return (
-        isinstance(params, (list, tuple))
-        and len(params) > 0
-        and all(isinstance(group, Mapping) and "params" in group for group in params)
-    )
+#: The entry of a group of nested parameters that has their paths, as torch calls that of named ones.
+PARAM_NAMES = "param_names"
 
 
-def read_params(params: Any) -> tuple[Any, list[tuple[list[str], list[Any], dict[str, Any]]]]:
-    """The structure of params, and each group's names, arrays and own hyper-parameters."""
-    if _is_group_list(params):
-        structures, groups = [], []
-        for g, group in enumerate(params):
-            structure, names, arrays = _read_arrays(group["params"], f"params[{g}]['params']")
-            structures.append(structure)
-            groups.append((names, arrays, {key: value for key, value in group.items() if key != "params"}))
-        return structures, groups
-    structure, names, arrays = _read_arrays(params, "params")
-    return structure, [(names, arrays, {})]
+class Leaf(NamedTuple):
+    """An array in nested mappings and sequences."""
+
+    key: str  # the path with dots, as "layers.0.weight": the name in files and states; "params" of a single array
+    name: str  # as messages have it: "params['layers'][0]['weight']"
+    array: Any
 
 
-def _read_arrays(params: Any, name: str) -> tuple[Any, list[str], list[Any]]:
-    """A structure is the keys of a mapping, the length of a sequence, or None for a single array."""
+class Tree:
+    """A mapping or sequence, of which each part is an array, or a tree again.
+
+    Parameters
+    ----------
+    keys : tuple or None
+        The keys of a mapping; None of a sequence.
+    parts : tuple of Tree or None
+        Its values: None is an array.
+
+    Attributes
+    ----------
+    size : int
+        The number of arrays.
+    flat : bool
+        True where all parts are arrays.
+    """
+
+    __slots__ = ("_known", "flat", "keys", "parts", "size")
+
+    def __init__(self, keys: tuple[Any, ...] | None, parts: tuple[Tree | None, ...]) -> None:
+        self.keys, self.parts, self._known = keys, parts, frozenset(keys or ())
+        self.flat = all(part is None for part in parts)
+        self.size = sum(_size(part) for part in parts)
+
+    def match(self, grads: Any, name: str) -> list[Any]:
+        """Gradients in the order of the parameters; None for a tree is None for each of its arrays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They have another structure; the message says where.
+        """
+        values: list[Any]
+        if self.keys is not None:
+            if not is_mapping(grads):
+                raise TypeError(f"{name}: found {type(grads).__name__}, expected a mapping as params is")
+            if grads.keys() != self._known:
+                differences = differing(grads.keys(), self._known)
+                raise ValueError(f"{name}: found other keys than params has, expected the same{differences}")
+            values = [grads[key] for key in self.keys]
+        else:
+            if not isinstance(grads, (list, tuple, Iterator)):
+                raise TypeError(
+                    f"{name}: found {type(grads).__name__}, expected a sequence of {len(self.parts)} arrays"
+                )
+            values = list(grads)
+            if len(values) != len(self.parts):
+                kind = "one for each parameter" if self.flat else "as params has"
+                raise ValueError(f"{name}: found {len(values)} gradients, expected {len(self.parts)}, {kind}")
+        if self.flat:
+            return values
+        found: list[Any] = []
+        for key, value, part in zip(self.keys or range(len(values)), values, self.parts, strict=True):
+            if part is None:
+                found.append(value)
+            else:
+                found += [None] * part.size if value is None else part.match(value, f"{name}[{key!r}]")
+        return found
+
+    def build(self, arrays: Iterator[Any]) -> Any:
+        """The same structure of other arrays, which are taken in order."""
+        values = [next(arrays) if part is None else part.build(arrays) for part in self.parts]
+        return values if self.keys is None else dict(zip(self.keys, values, strict=True))
+
+
+#: The structure of one array, or of nested ones.
+Structure: TypeAlias = "Tree | None"
+
+
+def _size(structure: Structure) -> int:
+    return 1 if structure is None else structure.size
+
+
+def read_tree(params: Any, name: str, key: str = "") -> tuple[Structure, list[Leaf]]:
+    """The structure of nested mappings and sequences, and their arrays in order."""
+    items: list[tuple[Any, Any]]
     if isinstance(params, Mapping):
-        return tuple(params), [f"{name}[{key!r}]" for key in params], list(params.values())
-    if isinstance(params, Iterator):
-        params = list(params)
-    if isinstance(params, (list, tuple)):
-        return len(params), [f"{name}[{i}]" for i in range(len(params))], list(params)
-    return None, [name], [params]
+        keys: tuple[Any, ...] | None = tuple(params)
+        items = list(params.items())
+    elif isinstance(params, (list, tuple, Iterator)):
+        keys, items = None, list(enumerate(params))
+    else:
+        return None, [Leaf(key or "params", name, params)]
+    parts, leaves = [], []
+    for k, value in items:
+        part, found = read_tree(value, f"{name}[{k!r}]", f"{key}.{k}" if key else str(k))
+        parts.append(part)
+        leaves += found
+    return Tree(keys, tuple(parts)), leaves
 
 
-def match(grads: Any, structure: Any, name: str) -> list[Any]:
+class Given(NamedTuple):
+    """A group of parameters as it is given."""
+
+    names: list[str]
+    arrays: list[Any]
+    own: dict[str, Any]  # hyper-parameters, and other entries
+
+
+def is_group(group: Any) -> bool:
+    """Return whether it is a group of parameters."""
+    return isinstance(group, Mapping) and "params" in group
+
+
+def read_group(group: Mapping[str, Any], name: str) -> tuple[Structure, Given]:
+    """The structure of a group's parameters, and what is given of it; nested ones have the entry ``param_names``."""
+    structure, leaves = read_tree(group["params"], f"{name}['params']")
+    return structure, _given(structure, leaves, {key: value for key, value in group.items() if key != "params"})
+
+
+def _given(structure: Structure, leaves: Sequence[Leaf], own: dict[str, Any]) -> Given:
+    if structure is not None and not structure.flat:
+        own = {PARAM_NAMES: [leaf.key for leaf in leaves], **own}
+    return Given([leaf.name for leaf in leaves], [leaf.array for leaf in leaves], own)
+
+
+def read_params(params: Any) -> tuple[Structure | list[Structure], list[Given]]:
+    """The structure of params, a list of groups', and each group as it is given."""
+    if isinstance(params, (list, tuple)) and len(params) > 0 and all(map(is_group, params)):
+        read = [read_group(group, f"params[{g}]") for g, group in enumerate(params)]
+        return [structure for structure, _ in read], [given for _, given in read]
+    structure, leaves = read_tree(params, "params")
+    return structure, [_given(structure, leaves, {})]
+
+
+def match(grads: Any, structure: Structure | list[Structure], name: str) -> list[Any]:
     """Gradients in the order of the parameters, or an error that says where the structures differ."""
     if isinstance(structure, list):  # groups
         if not isinstance(grads, (list, tuple)):
             raise TypeError(f"{name}: found {type(grads).__name__}, expected a list as params is")
-        total = sum(len(s) if isinstance(s, tuple) else 1 if s is None else s for s in structure)
+        total = sum(map(_size, structure))
         if len(grads) == total and not any(isinstance(g, (list, tuple)) or is_mapping(g) for g in grads):
             return list(grads)
         if len(grads) != len(structure):
@@ -63,27 +168,13 @@ def match(grads: Any, structure: Any, name: str) -> list[Any]:
                 own = own["params"]
             found += match(own, shape, f"{name}[{g}]")
         return found
-    if structure is None:
-        if isinstance(grads, (list, tuple)) and len(grads) == 1:
-            return list(grads)
-        if isinstance(grads, (list, tuple)) or is_mapping(grads):
-            raise TypeError(f"{name}: found {type(grads).__name__}, expected one array as params is")
-        return [grads]
-    if isinstance(structure, tuple):
-        if not is_mapping(grads):
-            raise TypeError(f"{name}: found {type(grads).__name__}, expected a mapping as params is")
-        if grads.keys() != set(structure):
-            raise ValueError(
-                f"{name}: found other keys than params has, expected the same{differing(grads.keys(), set(structure))}"
-            )
-        return [grads[key] for key in structure]
-    if isinstance(grads, Iterator):
-        grads = list(grads)
-    if not isinstance(grads, (list, tuple)):
-        raise TypeError(f"{name}: found {type(grads).__name__}, expected a sequence of {structure} arrays")
-    if len(grads) != structure:
-        raise ValueError(f"{name}: found {len(grads)} gradients, expected {structure}, one for each parameter")
-    return list(grads)
+    if structure is not None:
+        return structure.match(grads, name)
+    if isinstance(grads, (list, tuple)) and len(grads) == 1:
+        return list(grads)
+    if isinstance(grads, (list, tuple)) or is_mapping(grads):
+        raise TypeError(f"{name}: found {type(grads).__name__}, expected one array as params is")
+    return [grads]
 
 
 def split_rows(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,27 +11,8 @@ from ..arrays.array import Array
 from ..arrays.checks import check_writable
 from ..arrays.dtypes import BFLOAT16, CODES, compute_dtype, dtype_name, numpy_dtype
 from ..arrays.libraries import assign, floats_of, to_host, view
+from ..binding.structure import Leaf, read_tree
 from ..checks import differing
-
-
-class Leaf(NamedTuple):
-    """An array in nested mappings and sequences."""
-
-    key: str  # the path with dots, as "layers.0.weight": the name in files and states; "params" of a single array
-    name: str  # as messages have it: "params['layers'][0]['weight']"
-    array: Array
-
-
-def walk(params: Any, name: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Key, name and value of each leaf of nested mappings and sequences, in order."""
-    if isinstance(params, Mapping):
-        for k, value in params.items():
-            yield from walk(value, f"{name}[{k!r}]", f"{key}.{k}" if key else str(k))
-    elif isinstance(params, (list, tuple, Iterator)):
-        for k, value in enumerate(params):
-            yield from walk(value, f"{name}[{k}]", f"{key}.{k}" if key else str(k))
-    else:
-        yield key or "params", name, params
 
 
 def leaves(params: Any, name: str = "params") -> list[Leaf]:
@@ -42,7 +23,7 @@ def leaves(params: Any, name: str = "params") -> list[Leaf]:
     TypeError, ValueError
         There is none, a leaf is no array, or two have the same path.
     """
-    found = [Leaf(key, label, view(value, label)) for key, label, value in walk(params, name)]
+    found = [Leaf(key, label, view(value, label)) for key, label, value in read_tree(params, name)[1]]
     if not found:
         raise ValueError(f"{name}: found no array, expected at least one")
     keys: dict[str, str] = {}
