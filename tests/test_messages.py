@@ -281,6 +281,50 @@ def _of_groups(name: str) -> Target:
     )
 
 
+def _of_added_groups() -> Target:
+    """``opt.add_param_group(group)``."""
+
+    def make():
+        opt = fresh()
+        return opt.add_param_group, {}, opt
+
+    def groups() -> dict[str, Any]:
+        shared = fresh().param_groups[0]["params"]
+        values = {f"params: {label}": {"params": value} for label, value in SCALARS.items()}
+        values |= {f"nested: {label}": {"params": {"a": [value]}} for label, value in SCALARS.items()}
+        values |= {f"lr: {label}": {"params": ones(4), "lr": value} for label, value in SCALARS.items()}
+        values |= {
+            "no params": {"lr": 0.1},
+            "params twice": {"params": [shared[0], shared[0]]},
+            "an argument of all groups": {"params": ones(4), "seed": 1},
+            "a name like an argument's": {"params": ones(4), "betass": (0.9, 0.99)},
+        }
+        return {**SCALARS, **values}
+
+    arrays = dict.fromkeys(("array", "array of one"), "an array of floats")
+    empty = dict.fromkeys(("empty list", "empty dict"), "no parameters")
+    return Target(
+        "fastopt.Adam.add_param_group",
+        make,
+        {"param_group": "given"},
+        names={"param_group": ("param_group", "params", "lr", "seed", "betas")},
+        wrong={"param_group": groups},
+        required=("param_group",),
+        keywords=False,
+        legitimate={
+            "param_group": {
+                **{
+                    f"{place}: {label}": why
+                    for place in ("params", "nested")
+                    for label, why in {**arrays, **empty}.items()
+                },
+                **{f"lr: {label}": why for label, why in SCHEDULES.items()},
+                **dict.fromkeys(("lr: 0", "lr: 1.5", "lr: array of one"), "a number"),
+            }
+        },
+    )
+
+
 def _of_group_calls() -> Target:
     """Yield wrong calls of a mapping's other methods than assignment."""
 
@@ -1002,6 +1046,7 @@ TARGETS: list[Target] = [
     *_of_step("Adam", state_dtype="8bit"),
     *(_of_groups(name) for name in ARGUMENTS),
     _of_group_calls(),
+    _of_added_groups(),
     _loads(adam, LOADED_BY_ARRAYS),
     _loads(torch_adam, LOADED_BY_TORCH),
     *(of_torch_class(name) for name in fo.CLASSES),
