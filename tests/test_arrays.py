@@ -9,8 +9,10 @@ import pytest
 
 import fastopt
 from fastopt import functional
-from fastopt.arrays.libraries import view
-from fastopt.arrays.runs import runs_of
+from fastopt.arrays.array import Array, Place
+from fastopt.arrays.checks import check_tensor
+from fastopt.arrays.libraries import new_array, view
+from fastopt.arrays.runs import row_stride, runs_of
 from fastopt.errors import install_command
 
 
@@ -86,6 +88,10 @@ def test_gradients_that_overlap():
     optimizer.step([block[10:15], block[10:15]])
     with pytest.raises(ValueError, match="state of params"):
         optimizer.step([optimizer.state[1]["exp_avg"], block[10:15]])
+    for params in ([block[:5], block[4:5]], [block[4:5], block[:5]], [block[4:5], block[4:9]]):
+        with pytest.raises(ValueError, match=r"params\[1\]: found memory shared with params\[0\]"):
+            fastopt.Adam(params)
+    fastopt.Adam([block[:5], block[5:6], block[3:3]])
 
 
 def test_runs_are_as_few_as_strides_allow():
@@ -97,6 +103,36 @@ def test_runs_are_as_few_as_strides_allow():
     assert (len(table), strides, length) == (8, [64, 64], 12) or length * len(table) == 96
     table, _, length = runs_of([view(a[:, :0], "a")])
     assert len(table) * length == 0
+
+
+def test_rows_have_a_stride_where_their_own_elements_are_contiguous():
+    for n in (1, 2, 3):
+        wide = np.zeros((4, 3 * n), "f4")
+        found = [row_stride(view(x, "")) for x in (wide, wide[:, :n], wide[::-1, :n], wide[:, ::3])]
+        assert found == [12 * n, 12 * n, -12 * n, 12 * n if n == 1 else None]
+        deep = np.zeros((4, 5, n), "f4")
+        found = [row_stride(view(x, "")) for x in (deep, deep[:, :n], deep[:, ::5], deep[:, ::2], deep[:, :, :1])]
+        assert found == [20 * n, 20 * n, 20 * n, None, 20 * n if n == 1 else None]
+
+
+def test_places():
+    """Of devices by number; memory of one is none for the other's kernels, though it be of two arrays alone."""
+    assert [(Place(f"cuda{n}").kind, Place(f"cuda{n}").number) for n in ("", ":0", ":3")] == [
+        ("cuda", 0), ("cuda", 0), ("cuda", 3)
+    ]  # fmt: skip
+    here, there = (Array(None, 0, np.dtype("f4"), (3,), None, Place(device)) for device in ("cuda:0", "cuda:1"))
+    for arrays in ([here, there], [here, here, there]):
+        with pytest.raises(ValueError, match=r": found an array on cuda:1, expected one on cuda:0 as p is"):
+            check_tensor(arrays, ["p", "g", "m"][: len(arrays)])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_new_arrays_have_the_shape_that_is_asked_for_and_the_order_of_their_model(value):
+    for model in (np.ones((3, 4), "f4"), np.ones((4, 3), "f4").T, np.ones((3, 8), "f4")[:, ::2]):
+        same = new_array(model, view(model, ""), np.dtype("f8"), (3, 4), value)
+        assert (same == value).all() and same.dtype == "f8" and same.flags.f_contiguous == model.flags.f_contiguous
+        rows = new_array(model, view(model, ""), np.dtype("f4"), (3,), value)
+        assert rows.tolist() == [value] * 3
 
 
 def test_no_backend_of_that_name():

@@ -160,6 +160,7 @@ def test_what_a_schedule_does_past_its_end():
         EACH["Join"]: 0.05,
     }.items():
         assert schedule(10**6) == schedule(2**62) == pytest.approx(last, abs=1e-18)
+    assert Demon(1)(1) == 0
     assert WarmRestarts(1.0, 5)(10**9 + 1) == 1.0 and WarmRestarts(1.0, 5, 2)(10**15) >= 0
 
 

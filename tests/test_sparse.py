@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import fastopt
 from fastopt import RowSparse, functional
+from fastopt.arrays.libraries import view
 from fastopt.jobs.job import DUPLICATES
+from fastopt.jobs.tables import check_rows
 from fastopt.rules import RULES
 
 from .pages import example
@@ -145,6 +147,16 @@ def test_summing_is_exact(rows, count, width, seed, backend):
     coalesced = RowSparse(indices, values).coalesced()
     np.testing.assert_array_equal(coalesced.indices, np.unique(indices))
     np.testing.assert_array_equal(coalesced.values.numpy(), want[np.unique(indices)])
+
+
+def test_arrays_beside_a_rules_own_have_the_parameters_shape():
+    """An average, or what is lost in rounding: the message says as which array's it is to be."""
+    p, state = np.ones((5, 2), "f4"), np.zeros(5, "f4")
+    rows = RowSparse(np.array([0]), np.ones((1, 2), "f4"))
+    for name, own in (("rowwise_adagrad", state), ("adagrad", p.copy())):
+        arrays = [view(x, "") if isinstance(x, np.ndarray) else x for x in (p, rows, own, state[:4])]
+        with pytest.raises(ValueError, match=r"average: found shape \(4,\), expected \(5, 2\) as p has"):
+            check_rows(RULES[name], arrays, ["p", "g", "state", "average"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -321,6 +321,29 @@ def test_a_step_outside_the_mode_it_was_begun_in():
     assert [float(optimizer.state[p]["step"]) for p in params] == [5.0, 6.0, 6.0]
 
 
+@pytest.mark.parametrize("name", ["Adam", "NAdam"])
+def test_a_count_loaded_in_a_mode_can_be_set_outside_of_it(name):
+    params, optimizer = made(name)
+    step(params, optimizer)
+    with torch.inference_mode():
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p in params:
+        optimizer.state[p]["step"].fill_(5)
+    step(params, optimizer)
+    assert [float(optimizer.state[p]["step"]) for p in params] == [6.0, 6.0, 6.0]
+
+
+def test_a_state_that_is_none_is_no_fresh_one():
+    """Zeros in its place would be wrong numbers without a word."""
+    params, optimizer = made()
+    step(params, optimizer)
+    before = [p.detach().clone() for p in params]
+    optimizer.state[params[1]]["exp_avg_sq"] = None
+    with pytest.raises(TypeError, match=r"'exp_avg_sq' of .*: found None of type NoneType, expected a tensor, or no"):
+        step(params, optimizer)
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
 # ---- what else there is in torch.optim, and parameters that are not trained ----
 
 

@@ -102,6 +102,21 @@ def test_a_negated_gradient_has_its_own_sign(face):
     assert p.tolist() == [1.0, 2.0]
 
 
+def test_a_negated_gradient_is_clipped():
+    params = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+    params[0].grad, params[2].grad = negated(), torch.tensor([0.0, 4.0])
+    kept = params[2].grad
+    assert float(optim.clip_grad_norm_(params, 3.0)) == 6.0
+    assert not params[0].grad.is_neg() and params[1].grad is None and params[2].grad is kept
+    assert [p.grad.tolist() for p in params[::2]] == [pytest.approx([-1.0, -2.0]), pytest.approx([0.0, 2.0])]
+
+
+def test_what_is_no_parameter_is_named_wherever_it_is():
+    group = {"params": [torch.zeros(2, requires_grad=True)]}
+    with pytest.raises(TypeError, match=r"params\[1\]: found 5 of type int, expected a tensor"):
+        optim.SGD([group, 5], lr=0.1)
+
+
 @pytest.mark.parametrize("face", STEPS)
 def test_a_negated_parameter_is_refused(face):
     p = negated()
