@@ -3,6 +3,7 @@
 import array
 import ctypes
 import mmap
+import sys
 
 import numpy as np
 import pytest
@@ -404,6 +405,13 @@ def test_arrays_of_jax():
         g.delete()
         with pytest.raises(TypeError, match=r"grads: found ArrayImpl that cannot be viewed: "):
             optimizer.step([g])
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="other Pythons have objects of their own")
+def test_numpys_arrays_are_read_in_c():
+    """Else each step asks each array, which takes ten times as long."""
+    native = pytest.importorskip("fastopt.backends.native", exc_type=ImportError)
+    assert native._can_read_arrays()
 
 
 @pytest.mark.parametrize("backend", ["native", "numba"])

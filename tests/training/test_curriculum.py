@@ -131,8 +131,9 @@ def test_wrong_states_change_nothing(change, error, said):
         curriculum.load_state_dict({**before, "seed": 5, "level": 2, **change})
     with pytest.raises(TypeError, match="state_dict: found None"):
         curriculum.load_state_dict(None)
-    with pytest.raises(ValueError, match="size: found 0"):
-        curriculum.draw(0)
+    for size in (0, 2**31):
+        with pytest.raises(ValueError, match=f"size: found {size}"):
+            curriculum.draw(size)
     assert curriculum.state_dict() == before
 
 

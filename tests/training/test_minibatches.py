@@ -194,7 +194,12 @@ def test_a_loop_that_is_left_goes_on():
         ((np.float64(1),), {}, TypeError, "data: found .*float64"),
         ((np.array(1.0),), {}, ValueError, "without dimensions"),
         ((np.zeros((0, 3)),), {}, ValueError, "found 0 examples"),
-        (((np.array([0, 2]), np.array([1]), np.array([1.0])),), {}, ValueError, "found 1 indices and 1 values"),
+        (
+            ((np.array([0, 2]), np.array([1]), np.array([1.0])),),
+            {},
+            ValueError,
+            "1 indices and 1 values, expected 2 of",
+        ),
         (((np.array([0, 2, 1]), np.array([1]), np.array([1.0])),), {}, ValueError, "never fall"),
         (((np.array([0.0, 1]), np.array([1]), np.array([1.0])),), {}, TypeError, "expected integers"),
         ((((), (), ()),), {}, TypeError, r"\(indptr, indices, data\)"),
