@@ -325,7 +325,7 @@ def _numba_fold(rule: Rule) -> list[str]:
         *_entry("t", "int", "The 1-based step."),
         *(_entry("copies", "int", of_one) if rule.vector else []),
         *_entry("lr, ...", "float or bool", f"As of `fastopt.functional.{rule.name}`; NaN stands for None."),
-        *_entry("grad_scale", "float, default 1.0", "What gradients are multiplied by."),
+        *_entry("grad_scale", "float, default 1.0", "A factor of gradients."),
     ]
     returned = [f"tuple{after}", *wrapped(text, "    ")]
     return [

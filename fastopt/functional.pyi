@@ -21,7 +21,7 @@ decoupled_weight_decay : float, default 0.0
 maximize : bool, default False
     Ascend instead of descend: the gradient's sign is flipped.
 grad_scale : float, default 1.0
-    What the gradient is multiplied by, within the pass.
+    A factor of the gradient, within the pass.
 backend : str, optional
     "native", "numba" or "numba-cuda"; by default what `fastopt.use_backend` chose, else by the arrays.
 threads : int, optional

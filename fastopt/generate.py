@@ -93,7 +93,7 @@ def _package_stub() -> str:
     text += f"\n__all__ = {_public()!r}\n"
     others = {name: kind for name, (_, kind) in {**EXECUTION, **FILES}.items()}
     for cls in optimizers.CLASSES.values():
-        text += "\n" + _class(cls, cls.arguments, "Params", True, others)  # type: ignore[attr-defined]
+        text += "\n" + _class(cls, cls._arguments, "Params", True, others)  # type: ignore[attr-defined]
     return text
 
 
@@ -139,7 +139,7 @@ def _torch_stub() -> str:
         ("capturable", "differentiable"), "bool"
     )
     for cls in face.CLASSES.values():
-        text += "\n" + _class(cls, cls.arguments, "ParamsT", False, others)
+        text += "\n" + _class(cls, cls._arguments, "ParamsT", False, others)
     return text + "\n" + _written(face.clip_grad_norm_)
 
 

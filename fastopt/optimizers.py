@@ -18,7 +18,7 @@ from .saving import Saved, write_state
 
 
 class Optimizer(Saved):
-    """What every optimizer class does and takes. The classes themselves come from the rule table.
+    """The base of all optimizer classes: their common arguments and methods. The classes come from the rule table.
 
     A step updates parameters and states in place, in one pass over them.
 
@@ -41,7 +41,7 @@ class Optimizer(Saved):
     maximize : bool, default False
         Ascend instead of descend: the gradient's sign is flipped.
     state_dtype : str or dtype, optional
-        What states are stored in: "float32", "bfloat16", "float16", or "8bit", blocks of 256 8-bit floats with a
+        The storage of states: "float32", "bfloat16", "float16", or "8bit", blocks of 256 8-bit floats with a
         float32 scale each (parameters of fewer than 4096 elements, or with gaps between their elements, have float32
         states then); by default each parameter's own dtype, as in torch, but of a float16 one float32, for float16 has
         no second moments below 6e-8 or above 65504. Where it is given, 16-bit states are rounded up or down in turns,
@@ -49,13 +49,13 @@ class Optimizer(Saved):
         beta2 = 0.999 in bfloat16 never falls. A group may have its own: parameters that are updated by rows need one
         that is not in blocks.
     rounding : str, default "nearest"
-        What becomes of the bits of an updated bfloat16 or float16 parameter that it cannot hold: "nearest" drops them;
-        "stochastic" rounds up or down at random, in proportion; "kahan" keeps them in the state ``compensation``, of
-        the parameter's dtype; "master" keeps the parameter in float32, as the state ``master``, of which it is a
+        The rounding of updated bfloat16 and float16 parameters: "nearest" drops the bits that they cannot hold;
+        "stochastic" rounds up or down at random, in proportion; "kahan" keeps those bits in the state ``compensation``,
+        of the parameter's dtype; "master" keeps the parameter in float32, as the state ``master``, of which it is a
         rounded copy. Other parameters are updated as ever.
     seed : int, default 0
-        Of stochastic rounding, which draws from Philox4x32-10 by seed, step and number of the element, and so rounds
-        alike on every backend, with any number of threads.
+        The seed of stochastic rounding, which draws from Philox4x32-10 by seed, step and number of the element, and so
+        rounds alike on every backend, with any number of threads.
     first_element : int, default 0
         The number of the first parameter's first element; the others' follow, parameter by parameter. For one who
         holds a part of something larger, whose elements are then rounded as in the whole (8-bit states, if it is cut
@@ -89,7 +89,7 @@ class Optimizer(Saved):
     last_grad_norm : float or None
         The global norm of the gradients at the last step that clipped, before clipping.
     last_step_skipped : bool
-        Whether the last step did nothing, as ``skip_nonfinite`` asks for.
+        True if the last step did nothing, because a gradient was not finite: see ``step(skip_nonfinite=True)``.
 
     Raises
     ------
@@ -111,7 +111,7 @@ class Optimizer(Saved):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
         self._execution = call.execution
-        self._owned = Owned(type(self), self.arguments, call, write_state)
+        self._owned = Owned(type(self), self._arguments, call, write_state)
 
     @property
     def last_grad_norm(self) -> float | None:
@@ -120,7 +120,7 @@ class Optimizer(Saved):
 
     @property
     def last_step_skipped(self) -> bool:
-        """Whether the last step did nothing, as ``skip_nonfinite`` asks for."""
+        """True if the last step did nothing, because a gradient was not finite."""
         return self._owned.last_step_skipped
 
     @property
@@ -264,7 +264,7 @@ class Optimizer(Saved):
             The same structure as ``params``; ``None`` skips that parameter, or all of a nested part, whose states and
             step counts stay; with a `RowSparse` some rows are updated.
         grad_scale : float
-            What the gradients are multiplied by, within the pass; default 1.
+            A factor of the gradients, within the pass; default 1.
         max_norm : float, optional
             Clips the gradients (after `grad_scale`) to this global norm, within the pass; see ``last_grad_norm``.
         skip_nonfinite : bool
@@ -302,7 +302,7 @@ def _define(arguments: Arguments) -> type:
         "__doc__": class_text(arguments, execution),
         "__module__": "fastopt",
         "__signature__": arguments.signature(execution),
-        "arguments": arguments,
+        "_arguments": arguments,
     }
     return type(arguments.name, (Optimizer,), namespace)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Saved:
     """The part of the classes for arrays that saves: state dicts, states in files, copies and pickles."""
 
-    arguments: ClassVar[Arguments]
+    _arguments: ClassVar[Arguments]
     _owned: Owned
     _execution: dict[str, Any]  # what else the class was called with
 
@@ -46,7 +46,7 @@ class Saved:
             the parameters as ``params``. Arrays are the optimizer's own, not copies. Those of `fastopt.schedules` are
             plain data; of another schedule that pickle does not find by name, as a lambda, a pickle holds the name.
         """
-        own = self.arguments.defaults
+        own = self._arguments.defaults
         groups = [
             {
                 **{key: saved_value(value) if key in own else value for key, value in group.items() if key != "params"},
@@ -113,7 +113,7 @@ class Saved:
 
     def __reduce__(self) -> tuple[Any, ...]:
         for group in self._owned.groups.mappings:
-            for key in self.arguments.defaults:
+            for key in self._arguments.defaults:
                 if unpickled := schedules_in(saved_value(group[key])):
                     raise TypeError(
                         f"{key}: found {unpickled[0]!r}, expected what pickle finds by name, a function of a module or "
@@ -129,7 +129,7 @@ class Saved:
         return copied
 
     def _parts(self) -> tuple[Any, ...]:
-        """What copies and pickles are built anew from, over the copied arrays: an address is no other array's."""
+        """Return what copies and pickles are built from, over copied arrays, for no address is that of a copy."""
         structure, mappings = self._owned.structure, self._owned.groups.mappings
         structures = structure if isinstance(structure, list) else [structure]
         groups = []

@@ -14,10 +14,8 @@ torch's class of the same name. Tensors are updated where they are, never copied
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
-
-import numpy as np
 
 from .errors import install_command
 
@@ -25,15 +23,13 @@ try:
     import torch
 except ImportError as error:
     raise ImportError(f"fastopt.torch needs PyTorch ({error}): {install_command('torch')}") from None
-from torch.autograd.graph import increment_version
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from .binding import norms
 from .binding.options import TorchArguments, check_group, read_call
-from .checks import as_float, check_flag, did_you_mean, wrong_type, wrong_value
+from .checks import check_flag, did_you_mean, wrong_type
 from .drop_in import groups, loading
 from .drop_in.classes import TORCH_ARGUMENTS, namespace_of
-from .drop_in.gradients import grads_to_scale
+from .drop_in.gradients import clip_grad_norm_
 from .drop_in.states import adopt_numbers, begin_states, copies_of
 from .drop_in.stepper import Stepper
 
@@ -94,7 +90,7 @@ class Optimizer(torch.optim.Optimizer):
     ([0.9, 0.9], 2.828427)
     """
 
-    arguments: ClassVar[TorchArguments]
+    _arguments: ClassVar[TorchArguments]
     last_grad_norm: float | None = None
     """The global norm of the gradients at the last ``step(max_norm=...)``, before clipping."""
     last_step_skipped: bool = False
@@ -103,8 +99,8 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
         self._backend_name, self._threads, self._storage = call.backend, call.threads, call.storage
-        self._stepper = Stepper(self.arguments)
-        super().__init__(groups.read_params(call.params, "params"), {**self.arguments.defaults, **call.options})
+        self._stepper = Stepper(self._arguments)
+        super().__init__(groups.read_params(call.params, "params"), {**self._arguments.defaults, **call.options})
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -131,12 +127,12 @@ class Optimizer(torch.optim.Optimizer):
             param_group["params"] = groups.read_params(param_group["params"], f"{where}['params']")
             super().add_param_group(param_group)
             group = self.param_groups[-1]
-            self.arguments.complete(group)
+            self._arguments.complete(group)
             groups.check_flags(group, group["params"])
             self._stepper.hypers.update(self.param_groups)
             groups.check_params(self)
         self._stepper.bound = None
-        if self.arguments.rule(group).begun:
+        if self._arguments.rule(group).begun:
             begin_states(self, group, self._stepper.numbers, where)
 
     # ---- steps ----
@@ -237,8 +233,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._stepper = Stepper(self.arguments)
-        adopt_numbers(self.state.values(), self.arguments.rules, self._stepper.numbers)
+        self._stepper = Stepper(self._arguments)
+        adopt_numbers(self.state.values(), self._arguments.rules, self._stepper.numbers)
 
 
 # ---- the classes ----
@@ -249,54 +245,6 @@ CLASSES: dict[str, type[Optimizer]] = {
     own.name: type(own.name, (Optimizer,), {**namespace_of(own), "__module__": __name__}) for own in TORCH_ARGUMENTS
 }
 globals().update(CLASSES)
-
-
-def clip_grad_norm_(
-    parameters: torch.Tensor | Iterable[torch.Tensor],
-    max_norm: float,
-    norm_type: float = 2.0,
-    error_if_nonfinite: bool = False,
-    foreach: bool | None = None,
-) -> torch.Tensor:
-    """Scales gradients in place so that their global norm is at most `max_norm`: torch.nn.utils.clip_grad_norm_.
-
-    ``optimizer.step(max_norm=...)`` has the same effect without a pass that writes the gradients.
-
-    Parameters
-    ----------
-    parameters : tensor or iterable of tensors
-        Those without a gradient are skipped.
-    max_norm : float
-        At least 0.
-    norm_type : float
-        2, the only one there is.
-    error_if_nonfinite : bool
-        Raises RuntimeError, and changes nothing, where the norm is not finite.
-    foreach : bool, optional
-        Accepted, and without effect.
-
-    Returns
-    -------
-    torch.Tensor
-        The norm before clipping, summed in float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `norm_type` is another, `max_norm` no number >= 0, or something is no tensor.
-    """
-    if as_float(norm_type) != 2.0:
-        raise wrong_value("norm_type", norm_type, "2.0 (others: torch.nn.utils.clip_grad_norm_)")
-    norms.check_max_norm(max_norm)
-    error_if_nonfinite = check_flag("error_if_nonfinite", error_if_nonfinite)
-    grads = grads_to_scale(parameters)
-    if error_if_nonfinite and not np.isfinite(norms.global_norm(grads)):
-        raise RuntimeError("the gradients' global norm is not finite, so they were not clipped")
-    norm = norms.clip_grad_norm_(grads, max_norm)
-    increment_version(grads)
-    return grads[0].detach().new_tensor(norm) if grads else torch.tensor(norm)
-
-
 __all__ = [*CLASSES, "Optimizer", "clip_grad_norm_"]
 
 

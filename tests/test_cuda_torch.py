@@ -70,7 +70,7 @@ def to_numpy(x):
 CASES = {
     f"{name}, {rule}": {"lr": 0.02, **chosen}
     for name, cls in optim.CLASSES.items()
-    for rule, chosen in cls.arguments.choices.items()
+    for rule, chosen in cls._arguments.choices.items()
 }
 GRAPHS = [case for case in CASES if not RULES[case.partition(", ")[2]].by_row]
 

@@ -75,7 +75,7 @@ def test_what_all_classes_share_stands_once(name):
     assert len(text.splitlines()) <= 86
     once = re.search(r"^more : as every class, by keyword\n((?: {4}.*\n)+)", text, re.M)[1]
     of_torch = {"foreach", "fused", "capturable", "differentiable"}
-    assert ("weight_decay" in once) != CLASSES[name].arguments.decoupled and "maximize" in once
+    assert ("weight_decay" in once) != CLASSES[name]._arguments.decoupled and "maximize" in once
     for argument in re.findall(r"``(\w+)``", once):
         assert not re.search(rf"^{argument} : ", text, re.M), argument
         assert re.search(rf"^ {{4}}(\w+, )*{argument}(, \w+)* : .+\n +\S", shared.__doc__, re.M), argument
@@ -85,25 +85,36 @@ def test_what_all_classes_share_stands_once(name):
         assert re.search(rf"^ *{attribute} : ", shared.__doc__, re.M)
 
 
-def test_each_public_member_has_a_docstring():
-    for cls in (fastopt.Optimizer, fastopt.Plan, fastopt.RowSparse, fastopt.Rule):
-        for name, member in vars(cls).items():
-            if not name.startswith("_") and (callable(member) or isinstance(member, (property, classmethod))):
-                assert inspect.getdoc(member), f"{cls.__name__}.{name}"
+def public_names(cls):
+    return {name for name in dir(cls) if not name.startswith("_")}
+
+
+def test_each_public_member_is_documented():
+    for own, cls in {"Plan": fastopt.Plan, "RowSparse": fastopt.RowSparse, "Rule": fastopt.Rule, **OTHERS}.items():
+        inherited = public_names(torch.optim.Optimizer) if own.startswith("torch.") else set()
+        for name in public_names(cls) - inherited:
+            member = inspect.getattr_static(cls, name)
+            described = getattr(member, "__doc__", None) != type(member).__doc__
+            assert described or re.search(rf"^ *(\w+, )*{name}(, \w+)* : ", cls.__doc__, re.M), f"{own}.{name}"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_has_the_members_of_the_base(name):
+    assert public_names(CLASSES[name]) == public_names(CLASSES[name].__mro__[1])
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_class_says_what_it_does(name):
     cls = CLASSES[name]
     text = " ".join(cls.__doc__.split())
-    chosen = documentation.choices(cls.arguments)
-    assert set(chosen) == {rule.name for rule in cls.arguments.rules}
-    for rule in cls.arguments.rules:
+    chosen = documentation.choices(cls._arguments)
+    assert set(chosen) == {rule.name for rule in cls._arguments.rules}
+    for rule in cls._arguments.rules:
         assert rule.summary in text and all(" ".join(source.split()) in text for source in rule.source.split("; "))
         assert all(part in cls.__doc__ for part in rule.formula.split("; "))
         for referred in re.findall(r"\bas (\w+)", rule.formula):
             assert all(part in cls.__doc__ for part in RULES[referred].formula.split("; "))
-    decoupled = cls.arguments.rules[0].decoupled is not None
+    decoupled = cls._arguments.rules[0].decoupled is not None
     assert ("+ weight_decay*p" in text) != decoupled
     assert not decoupled or "weight_decay*p" in text
 
@@ -111,9 +122,9 @@ def test_a_class_says_what_it_does(name):
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
 def test_the_arguments_that_choose_a_rule_do(name):
     cls = getattr(fastopt, name)
-    for rule, given in documentation.choices(cls.arguments).items():
+    for rule, given in documentation.choices(cls._arguments).items():
         arguments = eval(f"dict({given})")
-        assert cls.arguments.choose({**cls.arguments.defaults, **arguments}) == rule
+        assert cls._arguments.choose({**cls._arguments.defaults, **arguments}) == rule
         assert not given or f"With ``{given}``:" in cls.__doc__
 
 

@@ -491,7 +491,7 @@ def torch_adam() -> Any:
 
 def of_torch_class(name: str) -> Target:
     cls = fo.CLASSES[name]
-    arguments = cls.arguments
+    arguments = cls._arguments
     defaults = {key: 0.1 if default is REQUIRED else default for key, default in arguments.defaults.items()}
     import inspect
 
@@ -595,7 +595,7 @@ def _of_torch_step() -> list[Target]:
             "no params": {"lr": 0.1},
         }
     }
-    kinds = _class_kinds(fo.Adam.arguments)
+    kinds = _class_kinds(fo.Adam._arguments)
     return [
         Target(
             "fastopt.torch.Adam.step",

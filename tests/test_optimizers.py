@@ -49,8 +49,8 @@ def test_class_equals_functional_form(name, options):
     params = [p0.copy()]
     optimizer = make(name, params, **options, weight_decay=0.01)
     group = optimizer.param_groups[0]
-    rule = optimizer.arguments.rule(group)
-    values = optimizer.arguments.values(rule, group, 1)
+    rule = optimizer._arguments.rule(group)
+    values = optimizer._arguments.values(rule, group, 1)
     hyper = {key: value for key, value in values.items() if key not in rule.initial}
     want = p0.copy()
     copies = (len(hyper["betas"]),) if rule.vector else ()

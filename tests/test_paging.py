@@ -220,7 +220,7 @@ def test_what_is_no_shared_map_of_a_file_is_left_alone(tmp_path):
 
 
 def test_memory_beside_maps_is_not_theirs(tmp_path, monkeypatch):
-    """What is taken for a map is let go after it was used: of other memory the numbers would be lost."""
+    """Pages taken for a map's are let go after use, by which other memory would lose its numbers."""
     shared = [(4096 * begin, 4096 * end, 0, 1, name) for begin, end, name in ((10, 20, "a"), (30, 40, "b"))]
     monkeypatch.setattr(paging, "_shared_mappings", lambda: shared)
     monkeypatch.setattr(paging, "_open", lambda start, stop, offset, inode, path: path)

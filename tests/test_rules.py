@@ -120,7 +120,7 @@ def test_a_rule_says_what_its_parts_must_be():
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_state_that_is_never_negative_is_none_after_steps(name):
-    """What rules say of their states, and what 8 bits without a sign hold."""
+    """The rules' word on their states is true: 8 bits without a sign hold them."""
     rule, (name, hyper) = RULES[name], CASES[f"{name}, varied"]
     p0, grads = parameter(203), gradients(203, 20)
     _, states = ORACLES[name](p0, grads, **hyper)

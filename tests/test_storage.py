@@ -236,7 +236,7 @@ def test_master_and_kahan_hold_what_rounding_loses(name, kind):
     p0 = parameter(n).astype(KINDS[kind])
     grads = gradients(n, 8).astype("f4")
     exact, master, kahan = p0.astype("f4"), p0.copy(), p0.copy()
-    options = {key: value for key, value in hyper.items() if key in cls.arguments.defaults}
+    options = {key: value for key, value in hyper.items() if key in cls._arguments.defaults}
     opts = [
         cls(exact, **options),
         cls(master, rounding="master", state_dtype="float32", **options),

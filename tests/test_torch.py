@@ -623,9 +623,9 @@ def test_arguments_are_torchs():
 
 def test_a_rule_whose_decay_is_decoupled_has_no_flag_for_it():
     """torch's AdamW has none in its arguments; a class that torch lacks has none either."""
-    of_adamw = replace(optim.AdamW.arguments, name="NotOfTorch")
+    of_adamw = replace(optim.AdamW._arguments, name="NotOfTorch")
     assert "weight_decay" in signature_of(of_adamw).parameters
-    for arguments in (of_adamw, optim.AdamW.arguments):
+    for arguments in (of_adamw, optim.AdamW._arguments):
         assert "decoupled_weight_decay" not in signature_of(arguments).parameters
 
 
@@ -817,7 +817,7 @@ def test_numpy_classes_and_functions_refuse_a_tensor_that_is_no_leaf():
     [
         *(("Adam", "amsgrad"), ("AdamW", "amsgrad"), ("SGD", "nesterov"), ("RMSprop", "centered")),
         *((name, "maximize") for name in optim.CLASSES),
-        *((name, "decoupled_weight_decay") for name, cls in optim.CLASSES.items() if not cls.arguments.decoupled),
+        *((name, "decoupled_weight_decay") for name, cls in optim.CLASSES.items() if not cls._arguments.decoupled),
     ],
 )
 def test_flags_are_true_or_false(name, flag):

@@ -27,14 +27,14 @@ _GRADIENTS = slice(GRADIENT, GRADIENT + 1)  # the column of a job's table
 
 
 class Told(Protocol):
-    """What steps say afterwards: an optimizer's attributes."""
+    """The results of a step beside the update: an optimizer's attributes."""
 
     last_grad_norm: float | None
     last_step_skipped: bool
 
 
 class Owner(Told, Protocol):
-    """What a step asks of what an optimizer owns."""
+    """The part of what an optimizer owns that a step needs."""
 
     threads: int  # at most so many; 0: as by default
     real: np.dtype  # that of computing
@@ -111,7 +111,7 @@ class Binding:
     def with_rows(
         self, jobs: Sequence[Job], rows: Sequence[tuple[int, RowSparse, str]], watched: Watched = NONE_WATCHED
     ) -> Binding:
-        """The same with gradients of rows of other parameters."""
+        """Return a binding of these arrays and of gradients of rows of other parameters."""
         members = [*self.members, *(i for i, _, _ in rows)]
         watched = self.watched.beside(watched)
         made = Binding(self.backend, [*self.jobs, *jobs], members, self._names, self._grads, watched, self._prepare)
@@ -302,7 +302,7 @@ class Last:
         self._same = Same(grads) if stay else None
 
     def fits(self, grads: tuple[Any, ...]) -> bool:
-        """Whether it is one for these gradients, or can be made so by their addresses alone."""
+        """Return whether these gradients are the bound ones, or take their place by their addresses alone."""
         if self.bound.watched.tensors and self.bound.watched.moved():
             return False
         found = look(grads)
@@ -321,12 +321,12 @@ class Last:
 
 
 def _kind(grad: Any) -> Any:
-    """What a gradient's view will be like, as its library tells it."""
+    """Return the shape and dtype of a gradient, as its library has them."""
     return None if grad is None else (getattr(grad, "shape", None), getattr(grad, "dtype", None))
 
 
 def _stays(x: Any, array: Array) -> bool:
-    """Whether an array is where its view is for as long as it lives, or says that it is not.
+    """Return whether an array stays where its view is for as long as it lives, or tells that it does not.
 
     What a view copied, as the values of a lazily negated tensor, is of one step only, and what exports its memory by a
     protocol may export other memory the next time.

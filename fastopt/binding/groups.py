@@ -266,7 +266,7 @@ class Groups:
         self.mappings = Fixed([*self.mappings, *made])
 
     def each(self) -> Iterable[tuple[Rule, Progress, ParamGroup, range]]:
-        """Of each group its rule, progress, entries and parameters."""
+        """Yield each group's rule, progress, entries and parameters."""
         return zip(self.rules, self.progress, self.mappings, self.spans, strict=True)
 
     def _read(self, g: int, values: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ class Arguments:
 
     @property
     def counted(self) -> bool:
-        """Whether torch's class of that name keeps a count of steps."""
+        """True where torch's class of that name keeps a count of steps."""
         return all(rule.counted for rule in self.rules)
 
     def rule(self, group: Mapping[str, Any]) -> Rule:
@@ -192,7 +192,7 @@ class Arguments:
             raise ValueError(f"{where}: found {key!r}, expected one of {', '.join(self.defaults)}{meant}")
 
     def _places(self, rule: Rule, group: Mapping[str, Any]) -> _Places:
-        """Where a group has the hyper-parameters of the rule."""
+        """Return the places in a group of the rule's hyper-parameters, and their labels."""
         renamed = self.names(group)
         found = self._known_places.get((rule.name, renamed))
         if found is None:

@@ -31,7 +31,7 @@ from .where import NONE_WATCHED, Look, Watched, look
 
 
 class Owned:
-    """What an optimizer owns: parameters with their states, groups, and the binding of the last step.
+    """The possessions of an optimizer: parameters with their states, groups, and the binding of the last step.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Owned:
     arguments : Arguments
         The class's.
     call : Call
-        What the class was called with.
+        The call of the class.
     write : callable
         Writes values into some of a parameter's states, once they are checked: takes this, the parameter's number, and
         a mapping of names to values.
@@ -160,7 +160,7 @@ class Owned:
         return self.groups.rules[self.groups.of[i]]
 
     def copies_of(self, i: int) -> int:
-        """How many copies of its states a parameter has."""
+        """Return the number of copies of its states that a parameter has."""
         return self.groups.progress[self.groups.of[i]].copies
 
     def arrays_of(self, i: int) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class Owned:
         return from_blocks(to_host(array), name in self.rule_of(i).positive, self.views[i])
 
     def initial(self, i: int, name: str, dtype: np.dtype) -> Any:
-        """What a state begins at: a number, or an array of its shape."""
+        """Return the beginning of a state: a number, or an array of its shape."""
         rule = self.rule_of(i)
         if name in rule.scalars:
             return rule.scalars[name]
@@ -258,7 +258,7 @@ class Owned:
         return Binding(self._backend(), jobs, members, [labels[1] for labels in names], views, watched)
 
     def _with_rows(self, bound: Binding, rows: Sequence[tuple[int, RowSparse]], watched: bool = False) -> Binding:
-        """The same with some rows of other parameters, which are `watched` where there is to be a later step."""
+        """Return a binding with gradients of rows added, whose parameters are `watched` for later steps."""
         if not rows:
             return bound
         owned = [pair for i, _ in rows for pair in self._look(i)]
@@ -276,7 +276,7 @@ class Owned:
         return Tensor.of(self.groups.storages[g], self.groups.which[g], i, arrays, self._elements[i])
 
     def _labels(self, tensor: Tensor) -> list[str]:
-        """What a tensor's arrays are called in error messages."""
+        """Name a tensor's arrays for error messages."""
         label = self.names[tensor.parameter]
         return [label, gradient_of(label), *[f"state of {label}"] * (len(tensor.arrays) - 2)]
 
@@ -287,7 +287,7 @@ class Owned:
     ) -> None:
         """Does one step with gradients of all parameters in order; see `Binding.step`."""
         last = self._last
-        # What is to be zeroed is checked for that anew.
+        # Gradients that are to be zeroed are checked for that anew.
         if last is not None and (zero_grads is not False or last.asked != get_backend()):
             last = None
         try:

@@ -1,4 +1,4 @@
-"""Where arrays are now, and how they are laid out: what a step looks at that was bound before."""
+"""Addresses and layouts of arrays, which a step that was bound before looks at again."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Watched:
 
     @classmethod
     def of(cls, arrays: Sequence[tuple[Any, str]]) -> Watched:
-        """Of these arrays, with what they are called, those that others can change."""
+        """Select those arrays that others can change, with their names."""
         written = [(x, name, "updated in place") for x, name in arrays if isinstance(x, np.ndarray)]
         tensors = [(weakref.ref(x), torch_layout(x), name) for x, name in arrays if is_tensor(x)]
         return cls(tuple(written), tuple(tensors))
@@ -112,11 +112,11 @@ class Same:
             self._watch(arrays)
 
     def are(self, arrays: Sequence[Any]) -> bool:
-        """Whether these are the arrays."""
+        """Return whether these are the arrays."""
         return list(map(id, arrays)) == self._ids and (self._watched or self._watch(arrays))
 
     def _watch(self, arrays: Sequence[Any]) -> bool:
-        """Whether what has the identities are the arrays themselves; then their identities do until one ends."""
+        """Compare the arrays themselves, and if they are the same, trust their identities until one of them ends."""
         given = [x for x in arrays if x is not None]
         if not all(map(is_, given, [ref() for ref in self._refs])):
             return False
@@ -159,7 +159,7 @@ class Places:
 
     @property
     def can_move(self) -> bool:
-        """Whether arrays elsewhere can take their place."""
+        """True where arrays elsewhere can take their place."""
         return self._apart is not None
 
     def take(self, found: Look) -> bool:
@@ -195,7 +195,7 @@ class ApartFromThose:
         self._sizes = np.array([0 if a is None else a.size * a.dtype.itemsize for a in moving], np.uint64)
 
     def __call__(self, at: np.ndarray) -> bool:
-        """Whether they do not, at these addresses."""
+        """Return whether they share none, at these addresses."""
         after = np.searchsorted(self._high, at, "right")  # the first array that ends behind
         return not (self._low[after] < at + self._sizes).any()
 
@@ -217,7 +217,7 @@ class ApartFromEachOther:
         self._order = list(range(len(arrays)))
 
     def __call__(self, addresses: np.ndarray) -> bool:
-        """Whether they have none, at these addresses."""
+        """Return whether they have none, at these addresses."""
         return self._are(addresses.tolist())
 
     def _are(self, at: Sequence[int]) -> bool:

@@ -31,7 +31,7 @@ def namespace_of(arguments: TorchArguments) -> dict[str, Any]:
     others = [*_EXECUTION, *EXECUTION]
     defaults = {key: p.default for key, p in list(signature.parameters.items())[1:] if key not in others}
     doc = torch_text(arguments, defaults, [name for name in others if name in signature.parameters])
-    return {"__doc__": doc, "__signature__": signature, "arguments": arguments}
+    return {"__doc__": doc, "__signature__": signature, "_arguments": arguments}
 
 
 def signature_of(arguments: TorchArguments) -> inspect.Signature:

@@ -37,7 +37,7 @@ _capturable = methodcaller("get", "capturable")
 class Groups(Protocol):
     """An optimizer's parameters and what it was told of them."""
 
-    arguments: ClassVar[TorchArguments]
+    _arguments: ClassVar[TorchArguments]
     param_groups: list[dict[str, Any]]
     defaults: dict[str, Any]
     state: Any
@@ -145,7 +145,7 @@ def is_capturable(groups: Sequence[Mapping[str, Any]]) -> bool:
 def is_counted(optimizer: Groups) -> bool:
     """True if states have a step count; torch's SGD has none, for all it needs to know is whether it has begun."""
     groups = optimizer.param_groups
-    return optimizer.arguments.counted or any(optimizer._storage.of_group(group).counted for group in groups)
+    return optimizer._arguments.counted or any(optimizer._storage.of_group(group).counted for group in groups)
 
 
 def check_flags(group: Mapping[str, Any], params: Sequence[torch.Tensor]) -> None:

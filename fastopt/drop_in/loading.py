@@ -36,7 +36,7 @@ def load(optimizer: Any, state_dict: Mapping[str, Any], by_torch: Callable[[dict
 
     def keep(_: Any) -> None:
         optimizer.state.update(taken)
-        adopt_numbers(taken.values(), optimizer.arguments.rules, optimizer._stepper.numbers)
+        adopt_numbers(taken.values(), optimizer._arguments.rules, optimizer._stepper.numbers)
 
     # After the user's own hooks before loading, which may adapt it, and before those after loading.
     hooks = [
@@ -75,8 +75,8 @@ def read(
     indices = iter(order)
     for group, own in zip(groups, optimizer.param_groups, strict=True):
         check_flags(group, own["params"])
-        rule = optimizer.arguments.rule(group)
-        copies = len(optimizer.arguments.row(rule, group, real_of(params_of(optimizer.param_groups))))
+        rule = optimizer._arguments.rule(group)
+        copies = len(optimizer._arguments.row(rule, group, real_of(params_of(optimizer.param_groups))))
         for p in own["params"]:
             index = next(indices)
             state = {key: x for key, x in saved.get(index, {}).items() if x is not None}
@@ -98,7 +98,7 @@ def _completed(optimizer: Groups, group: Mapping[str, Any], own: Mapping[str, An
     group = {key: value for key, value in {**optimizer.defaults, **group}.items() if key != "state_dtype"}
     if "state_dtype" in own:
         group["state_dtype"] = own["state_dtype"]
-    return {**group, "decoupled_weight_decay": True} if optimizer.arguments.decoupled else group
+    return {**group, "decoupled_weight_decay": True} if optimizer._arguments.decoupled else group
 
 
 def _loaded(
@@ -111,7 +111,7 @@ def _loaded(
     where: str,
 ) -> dict[str, Any]:
     """A parameter's state from a saved one, checked and converted."""
-    rule, param, counted = optimizer.arguments.rule(group), view(p, "params"), is_counted(optimizer)
+    rule, param, counted = optimizer._arguments.rule(group), view(p, "params"), is_counted(optimizer)
     kinds = optimizer._storage.of_group(group).states(rule, param, copies)
     numbers = {*(["step"] if counted else []), *rule.scalars}
     expected = {*numbers, *kinds}

@@ -124,7 +124,7 @@ def complete(
 
 def begin_states(optimizer: Groups, group: Mapping[str, Any], own: Numbers, label: str) -> None:
     """Makes the states of a group's parameters."""
-    rule = optimizer.arguments.rule(group)
+    rule = optimizer._arguments.rule(group)
     numbers = {**({"step": 0.0} if is_counted(optimizer) else {}), **rule.scalars}
     for p in filter(can_be_checked, group["params"]):
         param, state = view(p, "params"), optimizer.state[p]
@@ -132,7 +132,7 @@ def begin_states(optimizer: Groups, group: Mapping[str, Any], own: Numbers, labe
         check_entries(state, (*numbers, *kinds), label)
         for name, begin in numbers.items():
             state.setdefault(name, own.make(begin))
-        complete(state, p, param, rule, kinds, optimizer.arguments.begins(rule, group))
+        complete(state, p, param, rule, kinds, optimizer._arguments.begins(rule, group))
 
 
 class Entries:

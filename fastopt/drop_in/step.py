@@ -148,7 +148,7 @@ class Bound:
             own = p if absent else grad
             self._known[i], self._strides[i], self._sizes[i] = True, own.stride(), own.nbytes
         self._all_known = all(self._known)
-        begins = [optimizer.arguments.begins(own.rule, group) for own, group in zip(self._sets, groups, strict=True)]
+        begins = [optimizer._arguments.begins(own.rule, group) for own, group in zip(self._sets, groups, strict=True)]
         before = {p: dict(state) if isinstance(state, dict) else state for p, state in optimizer.state.items()}
         entries: dict[int, tuple[str, ...]] = {}  # of whose states and numbers, by the parameter's id
         tensors = []
@@ -369,7 +369,7 @@ class Bound:
     # ---- what is on the device ----
 
     def on_device(self) -> tuple[Any, ...]:
-        """What a step has on the device beside tensors that the user holds."""
+        """Return the memory on the device that a step needs beside tensors that the user holds."""
         return self._binding, self._again, self._tables
 
     def _tell_device(

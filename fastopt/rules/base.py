@@ -350,7 +350,7 @@ def fold_both_decays(lr, row, grad_scale):
 
 
 def fold_decoupled_decay(lr, row, grad_scale):
-    """The same where ``weight_decay`` is decoupled."""
+    """Fold the prologue of a rule whose ``weight_decay`` is decoupled."""
     return (-grad_scale if row[2] else grad_scale), 0.0, (1.0 - lr * row[1] if row[1] else 1.0)
 
 

@@ -75,7 +75,7 @@ def _settled(inside: np.ndarray) -> int | None:
 def optimizer_class(rule: str) -> Any:
     """The class that stands for a rule, with the arguments that choose the rule bound."""
     cls: Any = CLASSES[RULES[rule].optimizer]
-    return partial(cls, **cls.arguments.choices[rule])
+    return partial(cls, **cls._arguments.choices[rule])
 
 
 def descend(

@@ -292,7 +292,7 @@ by_row: Any = None
 def _whole_row_kernel(
     addresses, strides, width, rows, places, starts, source, weights, summed, own, copies, like, counter, share
 ):
-    """The same for a rule of rows with one state and one coefficient: each row's mean square, then its elements."""
+    """Update rows by a rule with one state for each row: first the row's mean square, then its elements."""
     itemsize = like.itemsize
     params, grads = np.empty(TILE, like.dtype), np.empty(TILE, like.dtype)
     state = np.empty(1, like.dtype)
@@ -432,7 +432,7 @@ def kernel(name: str, copies: int) -> Any:
 
 @cache
 def row_kernel(name: str, copies: int) -> Any:
-    """The same for rows."""
+    """The compiled kernel of a rule for rows, by the kernel's name."""
     rule = _rule_of(name)
     if rule.by_row:
         whole = {"by_row": compile_by_row(rule), "update": compile_update(rule)}
