@@ -122,7 +122,7 @@ def test_a_group_joins_none():
 
 
 def test_references_to_groups_hold():
-    """As schedulers keep them."""
+    """References that schedulers keep hold."""
     opt = fastopt.SGD(arrays(3), lr=0.1)
     group, state = opt.param_groups[0], opt.state[0]
     opt.add_param_group({"params": arrays(2)})

@@ -84,7 +84,7 @@ class Tree:
         return found
 
     def build(self, arrays: Iterator[Any]) -> Any:
-        """The same structure of other arrays, which are taken in order."""
+        """Return this structure of other arrays, which are taken in order."""
         values = [next(arrays) if part is None else part.build(arrays) for part in self.parts]
         return values if self.keys is None else dict(zip(self.keys, values, strict=True))
 
