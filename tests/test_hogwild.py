@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from numba.core.errors import TypingError
 
 import fastopt.numba
 from fastopt.hogwild import Run, SharedArrays, WorkerDied, run
-from fastopt.hogwild.runner import BATCH, Shard
+from fastopt.hogwild.runner import BATCH, Shard, _died
 
 from . import hogwild_kernels as kernels
 from .support import assert_same_bits
@@ -328,6 +329,13 @@ def test_a_worker_that_leaves_ends_the_run(start_method):
     assert time.monotonic() - begin < 20
 
 
+def test_workers_that_are_gone_are_told_by_their_exit_code():
+    ends = {0: "ended with exit code 0", 1: "ended with exit code 1", -15: "was killed by SIGTERM (signal 15)"}
+    for code, how in ends.items():
+        process = SimpleNamespace(exitcode=code, pid=7, join=lambda: None)
+        assert str(_died(1, process, "in epoch 2")).startswith(f"worker 1 (process 7) {how} in epoch 2; ")
+
+
 def wait_for_the_end_of(group):
     """Wait for the end of all processes of a run: multiprocessing's own tracker takes a moment."""
     deadline = time.monotonic() + 20
@@ -433,6 +441,7 @@ def test_bad_arguments():
         ("examples", 1.5, TypeError, "examples: found 1.5 of type float, expected an integer >= 1"),
         ("workers", 0, ValueError, "workers: found 0, expected an integer >= 1"),
         ("epochs", 0, ValueError, "epochs: found 0"),
+        ("epochs", 2**63, ValueError, "epochs: found 9223372036854775808"),
         ("lr", 0, ValueError, "lr: found 0, expected a finite number > 0"),
         ("lr", np.nan, ValueError, "lr: found nan"),
         ("lr", "1", TypeError, "lr: found '1' of type str"),
