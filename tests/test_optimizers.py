@@ -176,6 +176,12 @@ def test_each_group_has_its_own_schedule(bound):
     assert params[:, 0].tolist() == [-3.0, -30.0, -200.0]
 
 
+def test_a_group_without_parameters_is_before_its_first_step():
+    optimizer = fastopt.SGD([{"params": [np.zeros(2)]}, {"params": [], "lr": lambda t: 1.0 / t}], lr=0.1)
+    optimizer.step([[np.ones(2)], []])
+    assert optimizer.hyper(1)["lr"] == 1.0
+
+
 def test_a_schedule_out_of_range_changes_nothing():
     p, g = arrays(9, 9)
     before = p.copy()
