@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,6 @@ from ..checks import check_flag
 from ..jobs.job import Gradients, Job, RowJob
 from ..jobs.tables import make_gradients
 from ..rules import GRADIENT
-from .groups import Groups
 from .norms import check_scale, scale_of
 from .sparse import RowSparse
 from .where import NONE_WATCHED, ApartFromThose, Columns, Places, Same, Watched, look, look_at
@@ -33,30 +33,27 @@ class Told(Protocol):
     last_step_skipped: bool
 
 
-class Owner(Told, Protocol):
+class Varying(Protocol):
+    """Hyper-parameters that are read at each step."""
+
+    @property
+    def varying(self) -> Collection[int]:
+        """The groups that have them."""
+
+    def read_varying(self, members: Sequence[int]) -> None:
+        """Read those of parameters."""
+
+
+class Owner(Protocol):
     """The part of what an optimizer owns that a step needs."""
 
     threads: int  # at most so many; 0: as by default
     real: np.dtype  # that of computing
-    groups: Groups
     files: Any
 
-
-def read_gradients(
-    told: Told,
-    tables: Sequence[Gradients | RowSparse],
-    backend: Backend,
-    threads: int,
-    scale: float,
-    max_norm: float | None,
-    skip_nonfinite: bool,
-) -> float:
-    """The scale of gradients once they are clipped; their norm, and whether to skip the step, are told."""
-    scale, norm, skipped = scale_of(tables, backend, threads, scale, max_norm, skip_nonfinite)
-    if norm is not None:
-        told.last_grad_norm = norm
-    told.last_step_skipped = skipped
-    return scale
+    @property
+    def groups(self) -> Varying:
+        """Those of the parameters."""
 
 
 class Binding:
@@ -78,6 +75,8 @@ class Binding:
         The arrays that others can change.
     prepare : callable, optional
         Makes jobs ready; by default the backend's.
+    before : sequence of Binding
+        Those of parameters that are there several times, whose updates come before.
     """
 
     def __init__(
@@ -89,6 +88,7 @@ class Binding:
         grads: Sequence[Array] = (),
         watched: Watched = NONE_WATCHED,
         prepare: Callable[[Sequence[Job], Written], Runner] | None = None,
+        before: Sequence[Binding] = (),
     ) -> None:
         self.backend = backend
         self.jobs = jobs
@@ -96,7 +96,9 @@ class Binding:
         self.watched = watched
         self._prepare = prepare or backend.prepare
         self.runner: Runner = self._prepare(jobs, watched.written)
-        self._run = self.runner.__call__  # which Python calls in half the time of the runner itself
+        # A method of the runner, which Python calls in half the time of the runner itself.
+        self._run = partial(self._run_all, self.runner) if before else self.runner.__call__
+        self._before = before
         self._names = names
         self._grads = grads
         self._rows: list[tuple[int, RowSparse, str]] = []
@@ -114,7 +116,8 @@ class Binding:
         """Return a binding of these arrays and of gradients of rows of other parameters."""
         members = [*self.members, *(i for i, _, _ in rows)]
         watched = self.watched.beside(watched)
-        made = Binding(self.backend, [*self.jobs, *jobs], members, self._names, self._grads, watched, self._prepare)
+        names, prepare, before = self._names, self._prepare, self._before
+        made = Binding(self.backend, [*self.jobs, *jobs], members, names, self._grads, watched, prepare, before)
         made._rows, made._base = list(rows), self
         return made
 
@@ -128,8 +131,8 @@ class Binding:
         """The views of the dense gradients, with what they are called, as long as they are kept."""
         return list(zip(self._grads, self._names, strict=True)) if self._grads else []
 
-    def zeroing_runner(self, grads: Sequence[Any] = ()) -> Runner:
-        """The step that zeroes gradients too, made when it is first asked for; `grads` as in `tables`."""
+    def zeroing_runner(self, grads: Sequence[Any] | Mapping[int, Any] = ()) -> Runner:
+        """The step that zeroes gradients too, made when it is first asked for; `grads` as in `step`."""
         if self._distinct and self._zeroing is not None:
             return self._zeroing
         rows = [(grad.values, name) for _, grad, name in self._rows]
@@ -150,8 +153,8 @@ class Binding:
             return self.grads
         return [(view(grads[i], name), name) for i, name in zip(self.members, self._names, strict=True)]
 
-    def zero_rows(self, grads: Sequence[Any] | Mapping[int, Any]) -> None:
-        """Zero those gradients that `zeroing_runner` leaves, for they are updated by rows; `grads` as in `tables`."""
+    def _zero_rows(self, grads: Sequence[Any] | Mapping[int, Any]) -> None:
+        """Zero those gradients that `zeroing_runner` leaves, for they are updated by rows; `grads` as in `step`."""
         for rows in self.rows:
             set_to_zero(rows.values)
         base = self._base or self
@@ -160,7 +163,7 @@ class Binding:
                 if i in base._by_rows:
                     set_to_zero(array)
 
-    def tables(self, grads: Sequence[Any] | Mapping[int, Any]) -> list[Gradients | RowSparse]:
+    def _gradient_tables(self, grads: Sequence[Any] | Mapping[int, Any]) -> list[Gradients | RowSparse]:
         """All gradients as norms read them; `grads` are those of all parameters in this step, if none are kept."""
         return [*(self._base or self)._dense_tables(grads), *self.rows]
 
@@ -179,7 +182,8 @@ class Binding:
     def step(
         self,
         owner: Owner,
-        grads: Sequence[Any],
+        told: Told,
+        grads: Sequence[Any] | Mapping[int, Any],
         grad_scale: float,
         max_norm: float | None,
         skip_nonfinite: bool,
@@ -191,6 +195,8 @@ class Binding:
         ----------
         owner : Owner
             Of the parameters.
+        told : Told
+            Is told what the gradients say.
         grads : sequence of array or None
             The dense gradients of all parameters, if none are kept.
         grad_scale, max_norm, skip_nonfinite, zero_grads
@@ -208,7 +214,7 @@ class Binding:
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = check_scale(grad_scale, owner.real)
         threads, files = owner.threads or settings.threads, owner.files
-        owner.last_step_skipped = False
+        told.last_step_skipped = False
         if max_norm is None and not (skip_nonfinite or zero_grads or owner.groups.varying) and files is None:
             self._run(grad_scale, threads)
             return
@@ -217,18 +223,26 @@ class Binding:
             check_written([*self.watched.written, *(self._zeroed if zero_grads else ())])
         if max_norm is not None or skip_nonfinite:
             reader = self.backend if files is None or files.pager is None else files.pager.reading(self.backend)
-            tables = self.tables(grads)
-            grad_scale = read_gradients(owner, tables, reader, threads, grad_scale, max_norm, skip_nonfinite)
-            if owner.last_step_skipped:
+            tables = self._gradient_tables(grads)
+            grad_scale, norm, skipped = scale_of(tables, reader, threads, grad_scale, max_norm, skip_nonfinite)
+            if norm is not None:
+                told.last_grad_norm = norm
+            told.last_step_skipped = skipped
+            if skipped:
                 return
         if owner.groups.varying:
             owner.groups.read_varying(self.members)
         if files is None:
-            runner(grad_scale, threads)
+            self._run_all(runner, grad_scale, threads)
         else:
             files.step(self.jobs, runner, grad_scale, threads)
         if zero_grads:
-            self.zero_rows(grads)
+            self._zero_rows(grads)
+
+    def _run_all(self, runner: Runner, grad_scale: float, threads: int) -> None:
+        for own in self._before:
+            own.runner(grad_scale, threads)
+        runner(grad_scale, threads)
 
     def let_go(self, at: np.ndarray | None, columns: slice = _GRADIENTS, blocks: Sequence[int] = (0,)) -> None:
         """Keeps no array any longer.
@@ -257,6 +271,8 @@ class Binding:
         assert self._columns is not None  # it was told that they may
         self._at, self._distinct = at, False
         self._columns.put(at)
+        for own in self._before:
+            own.move(at)
 
 
 class Last:

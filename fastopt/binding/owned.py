@@ -292,19 +292,19 @@ class Owned:
             last = None
         try:
             if last is not None and last.fits(grads):
-                last.bound.step(self, grads, scale, max_norm, skip_nonfinite, zero_grads)
+                last.bound.step(self, self, grads, scale, max_norm, skip_nonfinite, zero_grads)
                 return
             dense, rows = split_rows(grads, self.views, self.names)
             if rows and last is not None and last.fits(dense):
                 bound = self._with_rows(last.bound, rows)
-                bound.step(self, dense, scale, max_norm, skip_nonfinite, zero_grads)
+                bound.step(self, self, dense, scale, max_norm, skip_nonfinite, zero_grads)
                 return
         finally:
             if last is not None:
                 last.held = ()
         self._last = None
         bound = self._bind(dense)
-        self._with_rows(bound, rows).step(self, dense, scale, max_norm, skip_nonfinite, zero_grads)
+        self._with_rows(bound, rows).step(self, self, dense, scale, max_norm, skip_nonfinite, zero_grads)
         with suppress(TypeError):  # an array that no weak reference can be made to
             for i, grad in enumerate(dense):
                 if grad is None:

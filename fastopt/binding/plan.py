@@ -40,7 +40,7 @@ class Plan:
         bound = self._bound
         if bound.watched.tensors and (moved := bound.watched.moved()):
             raise ValueError(moved)
-        bound.step(self._owned, (), grad_scale, max_norm, skip_nonfinite, zero_grads)
+        bound.step(self._owned, self._owned, (), grad_scale, max_norm, skip_nonfinite, zero_grads)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("found a Plan, expected its optimizer: a plan is of arrays where they are, and is bound anew")

@@ -138,8 +138,8 @@ class Places:
 
     Parameters
     ----------
-    found : Look
-        The arrays as they are now.
+    found : pair
+        The layouts of the arrays as they are now, and the addresses, as a `Look` or as lists.
     move : callable
         Writes other addresses into the tables.
     apart : callable, optional
@@ -149,7 +149,7 @@ class Places:
 
     def __init__(
         self,
-        found: Look,
+        found: tuple[Any, Any],
         move: Callable[[np.ndarray], None],
         apart: Callable[[np.ndarray], bool] | None = None,
     ) -> None:
@@ -162,7 +162,7 @@ class Places:
         """True where arrays elsewhere can take their place."""
         return self._apart is not None
 
-    def take(self, found: Look) -> bool:
+    def take(self, found: tuple[Any, Any]) -> bool:
         """Takes over arrays; False for those of other layouts, and where they may share memory."""
         layouts, addresses = found
         if layouts != self._layouts:
@@ -170,7 +170,7 @@ class Places:
         if addresses != self.addresses:
             if self._apart is None:
                 return False
-            at = np.frombuffer(addresses, np.uint64)
+            at = np.frombuffer(addresses, np.uint64) if type(addresses) is bytes else np.array(addresses, np.uint64)
             if not self._apart(at):
                 return False
             self._move(at)

@@ -200,6 +200,8 @@ def check_params(optimizer: Groups) -> None:
 class HyperRows:
     """Each group's rule and row of hyper-parameters, read anew when values have changed."""
 
+    varying = ()  # none is read at each step: torch's schedulers set them
+
     def __init__(self, arguments: TorchArguments) -> None:
         self._arguments = arguments
         self._get = itemgetter(*arguments.defaults)
@@ -237,6 +239,9 @@ class HyperRows:
             known[g : g + 1] = [one]
         del known[len(groups) :]
         return list(found)
+
+    def read_varying(self, members: Sequence[int]) -> None:
+        """Read nothing."""
 
     def _read(self, group: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> tuple[Rule, np.ndarray]:
         if group.get("capturable") and isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda:

@@ -16,11 +16,12 @@ from ..arrays.array import Array
 from ..arrays.checks import Written, check_tensor
 from ..arrays.libraries import view
 from ..arrays.libraries.torch import view_torch
-from ..backends import Backend, Runner
+from ..backends import Backend, CapturedRunner, Runner
 from ..backends.choice import get_backend
-from ..binding.binding import Binding, read_gradients
+from ..binding.binding import Binding
 from ..binding.sparse import RowSparse
 from ..binding.states import by_copy
+from ..binding.where import Places
 from ..jobs.job import Job, Progress
 from ..jobs.tables import Tensor, make_jobs, make_row_job
 from ..rules import GRADIENT
@@ -35,6 +36,7 @@ from .groups import (
     is_counted,
     labels_of,
     params_of,
+    real_of,
 )
 from .states import Entries, Kinds, Numbers, check_entries, complete
 
@@ -74,25 +76,33 @@ class Bound:
     backend : Backend
         What does the steps.
 
+    Attributes
+    ----------
+    threads, real, groups, files
+        As `fastopt.binding.binding.Owner` has them: no states are in files.
+
     Raises
     ------
     TypeError, ValueError
         A tensor is not what it must be; the message names it, and states are as they were.
     """
 
-    _addresses: list[int] | None  # of the gradients that bindings are for now
+    files = None
     _held: _Held  # from when they are taken over until they are used
 
     def __init__(self, optimizer: Groups, numbers: Numbers, hypers: HyperRows, backend: Backend) -> None:
         self._backend, self._asked = backend, get_backend()
+        self.threads = optimizer._threads
         groups = optimizer.param_groups
         # One that is there several times, of which torch warns, is updated so many times.
         params = params_of(groups)
         self._firsts, self._times = first_places(params)
         self._params = list(map(params.__getitem__, self._firsts))
         self._capturable = is_capturable(groups)
-        self._hypers, self._numbers = hypers, numbers
+        self.groups, self._numbers = hypers, numbers
+        self._captured: list[CapturedRunner] = []  # what tensors on the device tell of a step
         self._make_sets(groups)
+        self.real = real_of(params)
         self._bind(optimizer)
         self._present: list[bool] | None = []
         if not self._take_gradients(list(map(_grad, self._params))):
@@ -109,9 +119,9 @@ class Bound:
         self._sets: list[Progress] = []  # of each group
         self._which: list[int] = []  # the places of these among the sets, each once
         made: dict[tuple[str, int], Progress] = {}
-        self._hypers.update(groups)
+        self.groups.update(groups)
         for g in range(len(groups)):
-            rule, row = self._hypers[g]
+            rule, row = self.groups[g]
             key = rule.name, len(row)
             if key not in made:
                 made[key] = self._counters.progress(rule, len(row), len(groups), self._group_of)
@@ -229,8 +239,8 @@ class Bound:
             return False
         if not self._take_gradients(list(map(_grad, params))):
             return False
-        for g in self._hypers.update(groups):
-            own, (rule, row) = self._sets[g], self._hypers[g]
+        for g in self.groups.update(groups):
+            own, (rule, row) = self._sets[g], self.groups[g]
             if rule is not own.rule or len(row) != own.copies:
                 return False
             own.hyper[g] = row
@@ -268,17 +278,8 @@ class Bound:
             addresses = list(map(_data_ptr, grads))
             if addresses.count(0) != self._empty:
                 return False
-        if (list(map(_stride, grads)), list(map(_nbytes, grads))) != self._layout:
+        if not self._places.take(((list(map(_stride, grads)), list(map(_nbytes, grads))), addresses)):
             return False
-        if addresses != self._addresses:
-            at = np.array(addresses, np.uint64)
-            if present is not None:
-                at, moved = np.zeros(len(given), np.uint64), at
-                at[self._places] = moved
-            self._binding.move(at)
-            for again in self._again:
-                again.move(at)
-            self._addresses = addresses
         self._held = given, grads, rows
         return True
 
@@ -286,20 +287,29 @@ class Bound:
         """Makes ready for gradients of some parameters, or of all."""
         chosen = np.ones(len(self._params), bool) if present is None else np.array(present, bool)
         times = np.array(self._times)
-        self._binding = self._binding_of(chosen)
-        self._again = [self._binding_of(chosen & (times > done)) for done in range(1, max(self._times, default=1))]
-        self._places = self._binding.members
+        self._captured.clear()
+        before = [self._binding_of(chosen & (times > done)) for done in range(1, max(self._times, default=1))]
+        self._binding = self._binding_of(chosen, before)
         self._stepped = list(compress(self._params, chosen))
-        self._layout = list(compress(self._strides, chosen)), list(compress(self._sizes, chosen))
-        self._empty = self._layout[1].count(0)
+        strides, sizes = list(compress(self._strides, chosen)), list(compress(self._sizes, chosen))
+        self._empty = sizes.count(0)
         self._present = present
-        self._addresses = None
+        # Others than in any step before, and anywhere: gradients of torch may share memory.
+        self._places = Places(((strides, sizes), None), self._move, lambda at: True)
 
-    def _binding_of(self, chosen: np.ndarray) -> Binding:
+    def _move(self, at: np.ndarray) -> None:
+        """Have the tables follow the gradients that are present."""
+        if self._present is not None:
+            at, moved = np.zeros(len(self._present), np.uint64), at
+            at[self._binding.members] = moved
+        self._binding.move(at)
+
+    def _binding_of(self, chosen: np.ndarray, before: Sequence[Binding] = ()) -> Binding:
         jobs = [part for job in self._jobs if (part := job.of(chosen)) is not None]
         members = np.flatnonzero(chosen).tolist()
         prepare = self._prepare_captured if self._capturable else None
-        binding = Binding(self._backend, jobs, members, [self._names[i][1] for i in members], prepare=prepare)
+        names = [self._names[i][1] for i in members]
+        binding = Binding(self._backend, jobs, members, names, prepare=prepare, before=before)
         binding.let_go(np.zeros(len(chosen), np.uint64))
         return binding
 
@@ -307,7 +317,8 @@ class Bound:
         scalars = {key: table.data_ptr() for key, table in self._counters.scalars.items()}
         prepare = self._backend.prepare_captured
         assert prepare is not None  # a capturable step is on a CUDA device
-        return prepare(jobs, self._counters.counts.data_ptr(), scalars)
+        self._captured.append(prepare(jobs, self._counters.counts.data_ptr(), scalars))
+        return self._captured[-1]
 
     # ---- steps ----
 
@@ -315,7 +326,6 @@ class Bound:
         self,
         optimizer: Groups,
         scale: float,
-        threads: int,
         max_norm: float | None,
         skip_nonfinite: bool,
         zero_grads: bool,
@@ -324,27 +334,24 @@ class Bound:
         """Does the step; `amp` is what `torch.amp.GradScaler` leaves to it: its scale, and whether to skip."""
         (given, dense, rows), self._held = self._held, _NOTHING
         binding = self._with_rows(rows) if rows else self._binding
-        runner = binding.zeroing_runner(given) if zero_grads else binding.runner
+        grads: Any = dense
+        if self._present is not None and (zero_grads or skip_nonfinite or max_norm is not None):
+            grads = dict(zip(self._binding.members, dense, strict=True))
+        if zero_grads:
+            binding.zeroing_runner(given)  # which refuses what is read as a copy
         before = self._counters.read()
         if self._capturable:
-            self._tell_device(optimizer.param_groups, amp, [runner, *(again.runner for again in self._again)])
-        if max_norm is not None or skip_nonfinite:
-            grads = dense if self._present is None else dict(zip(self._places, dense, strict=True))
-            tables = binding.tables(grads)
-            scale = read_gradients(optimizer, tables, self._backend, threads, scale, max_norm, skip_nonfinite)
-            if optimizer.last_step_skipped:
-                return
+            self._tell_device(optimizer.param_groups, amp)
         try:
-            for again in self._again:
-                again.runner(scale, threads)
-            runner(scale, threads)
+            binding.step(self, optimizer, grads, scale, max_norm, skip_nonfinite, zero_grads)
         finally:  # an interrupt comes once it is done
             self._counters.write(before)
+        if optimizer.last_step_skipped:
+            return
         stepped = self._stepped
         if rows:
             stepped = [*stepped, *(self._params[i] for i, _, _ in rows)]
         if zero_grads:
-            binding.zero_rows(given)
             stepped = [*stepped, *filter(_is_given, given)]
         increment_version(stepped)
         if amp[0] is not None:
@@ -370,17 +377,15 @@ class Bound:
 
     def on_device(self) -> tuple[Any, ...]:
         """Return the memory on the device that a step needs beside tensors that the user holds."""
-        return self._binding, self._again, self._tables
+        return self._binding, self._tables
 
-    def _tell_device(
-        self, groups: Sequence[Mapping[str, Any]], amp: tuple[torch.Tensor | None, ...], runners: Sequence[Any]
-    ) -> None:
+    def _tell_device(self, groups: Sequence[Mapping[str, Any]], amp: tuple[torch.Tensor | None, ...]) -> None:
         """Tells where the learning rates are that are read on the device, and what `torch.amp.GradScaler` has put."""
         lrs = [group["lr"] for group in groups]
         on_device = [isinstance(lr, torch.Tensor) and lr.is_cuda for lr in lrs]
         rates = [(x.data_ptr(), x.element_size()) if own else (0, 0) for x, own in zip(lrs, on_device, strict=True)]
         scale, skip = (0 if x is None else x.data_ptr() for x in amp)
-        for runner in runners:
+        for runner in self._captured:
             runner.rates[:] = rates
             runner.scale, runner.skip = scale, skip
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from .. import settings
 from ..backends.choice import choose_backend
 from ..binding.options import TorchArguments
 from .groups import Groups, HyperRows, is_capturable, params_of, place_of
@@ -35,8 +34,8 @@ class Stepper:
         attributes = optimizer.__dict__  # where GradScaler puts what is for this step
         amp = attributes.get("grad_scale"), attributes.get("found_inf")
         capturable = is_capturable(optimizer.param_groups)  # then nothing may wait for the device
-        optimizer.last_step_skipped = not capturable and amp[1] is not None and bool(amp[1])
-        if optimizer.last_step_skipped:
+        if amp[1] is not None and not capturable and bool(amp[1]):
+            optimizer.last_step_skipped = True
             return
         if amp[0] is not None and not capturable:
             scale = 1.0 / float(amp[0])
@@ -53,5 +52,4 @@ class Stepper:
             bound = self.bound = Bound(optimizer, self.numbers, self.hypers, backend)
         if recording:
             self._recorded.append(bound.on_device())
-        threads = optimizer._threads or settings.threads
-        bound.run(optimizer, scale, threads, max_norm, skip_nonfinite, zero_grads, amp)
+        bound.run(optimizer, scale, max_norm, skip_nonfinite, zero_grads, amp)
