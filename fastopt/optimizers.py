@@ -248,9 +248,42 @@ class Optimizer(Saved):
         """
         return Plan(self._owned, self._owned.bind(tuple(match(grads, self._owned.structure, "grads"))))
 
+    def accumulate(self, grads: Any) -> None:
+        """Adds gradients to those that the next ``step()`` uses, as those of several batches.
+
+        Of each parameter ``sum = g1``, then ``sum = sum + g2`` and so on: in float32 (float64 of float64 parameters),
+        each sum rounded to the nearest, in the order of the calls. Rows of a `RowSparse` are put behind those that are
+        there, and summed row by row in that order. Each call reads the gradients and adds them in one pass; they may be
+        written anew after it. The memory of the sums is kept from step to step.
+
+        Parameters
+        ----------
+        grads : array, nested sequences and mappings, or list of groups
+            As for `step`. A parameter that has None each time is skipped.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `bind`; a parameter has rows at one time and a dense gradient at another; arrays are on a CUDA device.
+            Nothing has been added.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> p = np.zeros(2)
+        >>> opt = fastopt.SGD(p, lr=1.0)
+        >>> for batch in (np.array([1.0, 2.0]), np.array([3.0, 4.0])):
+        ...     opt.accumulate(batch)
+        >>> opt.step(grad_scale=1 / 2)  # the mean of both
+        >>> p.tolist()
+        [-2.0, -3.0]
+        """
+        owned = self._owned
+        owned.sums.add(match(grads, owned.structure, "grads"), owned.views, owned.names)
+
     def step(
         self,
-        grads: Any,
+        grads: Any = ...,
         grad_scale: float = 1.0,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -262,7 +295,7 @@ class Optimizer(Saved):
         ----------
         grads : array, nested sequences and mappings, or list of groups
             The same structure as ``params``; ``None`` skips that parameter, or all of a nested part, whose states and
-            step counts stay; with a `RowSparse` some rows are updated.
+            step counts stay; with a `RowSparse` some rows are updated. Left out, the gradients that `accumulate` added.
         grad_scale : float
             A factor of the gradients, within the pass; default 1.
         max_norm : float, optional
@@ -282,6 +315,9 @@ class Optimizer(Saved):
             The backend asked for, or one for the arrays' device, is not here.
         """
         owned = self._owned
+        if grads is ... or owned.sums.pending:
+            owned.step_accumulated(grads is not ..., grad_scale, max_norm, skip_nonfinite, zero_grads)
+            return
         arrays = tuple(match(grads, owned.structure, "grads"))
         owned.step(arrays, grad_scale, max_norm, skip_nonfinite, zero_grads)
 

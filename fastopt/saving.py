@@ -45,7 +45,14 @@ class Saved:
             ``state``: for each parameter's index its state; ``param_groups``: hyper-parameters, with the indices of
             the parameters as ``params``. Arrays are the optimizer's own, not copies. Those of `fastopt.schedules` are
             plain data; of another schedule that pickle does not find by name, as a lambda, a pickle holds the name.
+
+        Raises
+        ------
+        ValueError
+            Gradients are accumulated for a step that is to come: it has no place for them.
         """
+        if self._owned.sums.pending:
+            raise ValueError("grads: found some accumulated, expected none in a state dict or a copy: step() before it")
         own = self._arguments.defaults
         groups = [
             {
@@ -62,7 +69,7 @@ class Saved:
         States of another precision are converted to this optimizer's: float64, float32, bfloat16, float16 and 8-bit
         blocks, each value to the nearest. What ``rounding`` keeps beside a parameter (``master``, ``compensation``)
         begins anew where the state dict lacks it, from the parameter as it is now, and is left out where this optimizer
-        has no use for it.
+        has no use for it. Gradients that were accumulated are forgotten.
 
         Parameters
         ----------
@@ -177,6 +184,7 @@ def _load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
         state = state_from_torch(states.get(index, {}), arguments.counted)
         writes.append(_read_state(owned, i, state, where) if state else _fresh_state(owned, i, owned.states[i]))
     _write_states(owned, writes)
+    owned.sums.clear()
     for g, (values, row) in enumerate(taken):
         own = groups.mappings[g]
         groups.replace(g, {key: taken_value(value, own.get(key)) for key, value in values.items()}, row)

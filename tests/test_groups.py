@@ -270,6 +270,8 @@ def test_what_is_no_array_is_named_by_its_place():
         fastopt.SGD({"layers": [{}, {"bias": "zero"}]}, lr=0.1)
     with pytest.raises(TypeError, match=r"params\[0\]\['params'\]\['a'\]\[0\]: found"):
         fastopt.SGD([{"params": {"a": [None]}}], lr=0.1)
+    with pytest.raises(TypeError, match=r"params\[1\]: found .*expected a mapping with 'params', as other entries are"):
+        fastopt.SGD([{"params": np.ones(2)}, np.ones(2)], lr=0.1)
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])

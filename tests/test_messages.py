@@ -153,6 +153,7 @@ PARAMS_TAKEN = {
     "empty dict": "no parameters: nothing to do",
     "array": "an array",
     "array of one": "an array",
+    "two levels": "nested sequences",
 }
 
 
@@ -166,6 +167,7 @@ def _params() -> dict[str, Any]:
         "group with None": [{"params": None}],
         "groups and arrays": [{"params": p}, ones()],
         "two levels": [[p]],
+        "two levels of nothing": [[None]],
         "text in list": [p, "x"],
         "ints": [p, np.ones(3, int)],
         "read-only": [_locked()],
@@ -243,6 +245,10 @@ def _of_step(name: str, **options: Any) -> list[Target]:
         opt = fresh(name, **options)
         return opt.bind, {"grads": grads()}, opt
 
+    def accumulate():
+        opt = fresh(name, **options)
+        return opt.accumulate, {"grads": grads()}, opt
+
     def plan():
         opt = fresh(name, **options)
         return opt.bind(grads()).step, dict(GOOD_STEP), opt
@@ -252,6 +258,7 @@ def _of_step(name: str, **options: Any) -> list[Target]:
     return [
         Target(f"{called}.step", step, {"grads": "structure", **STEP}, **how),
         Target(f"{called}.bind", bind, {"grads": "structure"}, **how),
+        Target(f"{called}.accumulate", accumulate, {"grads": "structure"}, **how),
         Target(f"{called}.bind().step", plan, STEP),
     ]
 

@@ -20,6 +20,7 @@ from ..backends.choice import choose_backend, get_backend
 from ..checks import wrong_type
 from ..jobs.tables import Tensor, make_jobs
 from ..rules import Rule
+from .accumulated import Accumulated
 from .binding import Binding, Last
 from .blocks import from_blocks
 from .groups import Fixed, Groups, State, Weakly
@@ -55,6 +56,8 @@ class Owned:
         The states as users see them.
     files : StateFiles or None
         What keeps states in files.
+    sums : Accumulated
+        The gradients that were accumulated for the next step.
     last_grad_norm, last_step_skipped
         As those of the optimizer.
 
@@ -87,6 +90,7 @@ class Owned:
         self._last: Last | None = None
         self.files: Any = None
         self.groups = Groups(arguments, call.options)
+        self.sums = Accumulated()
         self.structure, given = read_params(call.params)
         self._extend(given, [f"params[{g}]" for g in range(len(given))], call.files)
 
@@ -312,3 +316,22 @@ class Owned:
             written = [*self.views, *chain.from_iterable(self._state_views)]
             can_move = self.place.kind == "cuda" or all(type(p) is np.ndarray for p in self.params)
             self._last = Last(bound, dense, written, can_move)
+
+    def step_accumulated(
+        self, given: bool, scale: float, max_norm: float | None, skip_nonfinite: bool, zero_grads: bool
+    ) -> None:
+        """Do one step with the gradients that were accumulated, and forget them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There are none, or others are `given` too.
+        """
+        if given:
+            raise ValueError(
+                "grads: found gradients beside those accumulated, expected none: accumulate them too, then step()"
+            )
+        if not self.sums.pending:
+            raise TypeError("grads: found none, expected gradients, or some accumulated before")
+        self.step(self.sums.gradients(len(self.params)), scale, max_norm, skip_nonfinite, zero_grads)
+        self.sums.clear()

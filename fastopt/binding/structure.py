@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..arrays.array import Array
-from ..checks import differing
+from ..checks import differing, wrong_type
 from .sparse import RowSparse, as_row_sparse, is_mapping
 
 #: The entry of a group of nested parameters that has their paths, as torch calls that of named ones.
@@ -141,8 +141,17 @@ def _given(structure: Structure, leaves: Sequence[Leaf], own: dict[str, Any]) ->
 
 
 def read_params(params: Any) -> tuple[Structure | list[Structure], list[Given]]:
-    """The structure of params, a list of groups', and each group as it is given."""
-    if isinstance(params, (list, tuple)) and len(params) > 0 and all(map(is_group, params)):
+    """The structure of params, a list of groups', and each group as it is given.
+
+    Raises
+    ------
+    TypeError
+        Some entries are groups, and others are not.
+    """
+    if isinstance(params, (list, tuple)) and any(map(is_group, params)):
+        for g, group in enumerate(params):
+            if not is_group(group):
+                raise wrong_type(f"params[{g}]", group, "a mapping with 'params', as other entries are")
         read = [read_group(group, f"params[{g}]") for g, group in enumerate(params)]
         return [structure for structure, _ in read], [given for _, given in read]
     structure, leaves = read_tree(params, "params")
