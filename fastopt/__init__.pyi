@@ -58,7 +58,7 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.
@@ -136,7 +136,7 @@ class Momentum(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.
@@ -211,7 +211,7 @@ class NAG(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.
@@ -283,7 +283,7 @@ class QHM(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable
         Learning rate. A finite number >= 0.
@@ -355,7 +355,7 @@ class AggMo(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.
@@ -421,7 +421,7 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.01
         Learning rate. A finite number >= 0.
@@ -498,7 +498,7 @@ class RowwiseAdagrad(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.01
         Learning rate. A finite number >= 0.
@@ -576,7 +576,7 @@ class Adadelta(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 1.0
         Learning rate. A finite number >= 0.
@@ -667,7 +667,7 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.01
         Learning rate. A finite number >= 0.
@@ -759,7 +759,7 @@ class FTRL(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate (alpha in the paper). A finite number >= 0.
@@ -848,7 +848,7 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.
@@ -945,7 +945,7 @@ class AMSGrad(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.
@@ -1046,7 +1046,7 @@ class AdamW(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.
@@ -1138,7 +1138,7 @@ class Adamax(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.002
         Learning rate. A finite number >= 0.
@@ -1221,7 +1221,7 @@ class NAdam(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.002
         Learning rate. A finite number >= 0.
@@ -1302,7 +1302,7 @@ class QHAdam(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.
@@ -1383,7 +1383,7 @@ class AdaBound(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.
@@ -1473,7 +1473,7 @@ class AMSBound(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence, mapping, or list of group dicts
+    params : array, nested sequences and mappings, or list of group dicts
         Arrays that are updated in place.
     lr : float or callable, default 0.001
         Learning rate. A finite number >= 0.

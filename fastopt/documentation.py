@@ -209,7 +209,11 @@ def class_text(arguments: Arguments, shared: Iterable[str]) -> str:
         before += ", + weight_decay*p; then p *= 1 - lr*decoupled_weight_decay; then comes the above."
     common = _common(arguments, arguments.defaults)
     parameters = [
-        *_entry("params", "array, sequence, mapping, or list of group dicts", "Arrays that are updated in place."),
+        *_entry(
+            "params",
+            "array, nested sequences and mappings, or list of group dicts",
+            "Arrays that are updated in place.",
+        ),
         *_hypers(arguments, {k: v for k, v in arguments.defaults.items() if k not in common}, schedules=True),
         *_shared([*common, *shared], "fastopt.Optimizer"),
     ]

@@ -299,7 +299,8 @@ def test_ftrl_warms_up_from_zero():
 
 def test_adamw_is_documented_as_decoupled():
     assert "L2" not in fastopt.AdamW.__doc__ and "decoupled_weight_decay" not in fastopt.AdamW.__doc__
-    assert "L2" in fastopt.Adam.__doc__
+    assert "L2" in fastopt.Optimizer.__doc__  # which has what all other classes take alike
+    assert "``weight_decay``" in fastopt.Adam.__doc__ and "``decoupled_weight_decay``" in fastopt.Adam.__doc__
 
 
 def test_grad_scale_maximize_and_max_norm_fold_into_the_pass():
