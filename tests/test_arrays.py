@@ -117,7 +117,7 @@ def test_rows_have_a_stride_where_their_own_elements_are_contiguous():
 
 
 def test_places():
-    """Of devices by number; memory of one is none for the other's kernels, though it be of two arrays alone."""
+    """Places are of devices by number: memory of one is none for the kernels of another, even of two arrays alone."""
     assert [(Place(f"cuda{n}").kind, Place(f"cuda{n}").number) for n in ("", ":0", ":3")] == [
         ("cuda", 0), ("cuda", 0), ("cuda", 3)
     ]  # fmt: skip

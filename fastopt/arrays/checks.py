@@ -90,7 +90,7 @@ def check_device(arrays: Sequence[Array], names: Sequence[str]) -> None:
             )
 
 
-def read_only_message(name: str, found: str, purpose: str) -> str:
+def _read_only_message(name: str, found: str, purpose: str) -> str:
     """Say that an array cannot be written."""
     return f"{name}: found {found}, expected a writable one, for it is {purpose}"
 
@@ -104,7 +104,7 @@ def check_writable(array: Array, name: str, purpose: str) -> None:
         The array is read-only or overlaps itself.
     """
     if array.read_only_reason:
-        raise ValueError(read_only_message(name, array.read_only_reason, purpose))
+        raise ValueError(_read_only_message(name, array.read_only_reason, purpose))
     if not array.dense and _overlaps_itself(array):
         raise ValueError(f"{name}: found a view whose elements share memory, expected distinct elements")
 
@@ -124,7 +124,7 @@ def check_written(written: Written) -> None:
     """
     for array, name, purpose in written:
         if not array.flags.writeable:
-            raise ValueError(read_only_message(name, "a read-only array", purpose))
+            raise ValueError(_read_only_message(name, "a read-only array", purpose))
 
 
 def check_distinct(arrays: Sequence[Array], names: Sequence[str], purpose: str) -> None:

@@ -53,7 +53,7 @@ class Owner(Protocol):
 
     @property
     def groups(self) -> Varying:
-        """Those of the parameters."""
+        """The groups of the parameters."""
 
 
 class Binding:

@@ -382,10 +382,10 @@ def compile_by_row(rule: Rule) -> Any:
 def digest(rule: Rule) -> str:
     """Digest all source that a kernel is made from: Numba's cache looks at one file only, so the name must tell."""
     functions = (rule.update, rule.by_row or rule.update, rules.prologue, primitives.where, _kernel)
-    return digest_of(*(sys.modules[f.__module__] for f in functions), memory, tiles)
+    return _digest_of(*(sys.modules[f.__module__] for f in functions), memory, tiles)
 
 
-def digest_of(*modules: pytypes.ModuleType) -> str:
+def _digest_of(*modules: pytypes.ModuleType) -> str:
     """A digest of modules' source."""
     return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:12]
 
@@ -492,7 +492,7 @@ def stored_kernel(rows: bool) -> Any:
     """The kernel for stored arrays, of whatever rule; for rows, or for runs."""
     modules = (tiles, convert, memory, storage, blocks, dtypes, sys.modules[rules.prologue.__module__])
     function = tiles.row_kernel if rows else tiles.run_kernel
-    return compiled(bind(function, f"{function.__name__}_{digest_of(*modules)}"))
+    return compiled(bind(function, f"{function.__name__}_{_digest_of(*modules)}"))
 
 
 value: Any = None
@@ -531,5 +531,5 @@ def _itself(x):
 def square_kernel(code: int) -> Any:
     """The compiled `_square_sums` for floats of that code."""
     values = {CODES[BFLOAT16]: convert.decode_bfloat16, CODES[np.dtype(np.float16)]: convert.decode_float16}
-    name = f"square_sums_{code}_{digest_of(memory, convert)}"
+    name = f"square_sums_{code}_{_digest_of(memory, convert)}"
     return compiled(bind(_square_sums, name, value=values.get(code, _itself)))

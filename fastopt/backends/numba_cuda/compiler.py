@@ -131,7 +131,7 @@ class KernelSpec:
             "IN_BLOCKS": self.in_blocks,
             "IN_HALVES": self.in_halves,
             "update": rule.update,
-            "apply": apply_of(len(rule.states), self.copies),
+            "apply": _apply_of(len(rule.states), self.copies),
         }
 
     def of_lanes(self, function: Callable[..., Any], lanes: int, aligned: bool) -> Any:
@@ -150,7 +150,7 @@ class KernelSpec:
             "update_aligned": self.of_lanes(kernels.update_elements, self.lanes, True),
             "update_any": self.of_lanes(kernels.update_elements, self.lanes if self.in_blocks else 1, False),
         }
-        return rebound(kernels.update_runs, names)[0]
+        return _rebound(kernels.update_runs, names)[0]
 
     def signature(self) -> Any:
         """The types of its arguments."""
@@ -187,7 +187,7 @@ class RowKernelSpec(KernelSpec):
         names = {**super().bindings(), "ROWS": True, "DUPLICATE_RULE": self.duplicates}
         names |= {"STORED": self.elementwise, "ARRAYS": len(self.elementwise)}
         if self.rule.by_row:
-            names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": apply_of(0, 1)}
+            names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": _apply_of(0, 1)}
         return names
 
     def bound(self) -> Any:
@@ -199,7 +199,7 @@ class RowKernelSpec(KernelSpec):
             "update_any": self.of_lanes(kernels.update_row_elements, 1, False),
             "square_of": self.of_lanes(kernels.square_of, 1, False),
         }
-        return rebound(kernels.update_rows, names)[0]
+        return _rebound(kernels.update_rows, names)[0]
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class Fold:
             "fold_prologue": rule.fold_prologue,
             "fold_row": fold_row_of(len(rule.folded) - 1, len(rule.scalars)),
         }
-        return rebound(kernels.fold_steps, names)[0]
+        return _rebound(kernels.fold_steps, names)[0]
 
     def signature(self) -> Any:
         """The types of its arguments."""
@@ -259,7 +259,7 @@ class Plain:
 
     def bound(self) -> Any:
         """The kernel as Python whose every name is bound."""
-        return rebound(getattr(kernels, self.function), dict(self.names))[0]
+        return _rebound(getattr(kernels, self.function), dict(self.names))[0]
 
     def signature(self) -> Any:
         """The types of its arguments."""
@@ -293,13 +293,13 @@ def bound(function: Callable[..., Any], names: Mapping[str, Any]) -> Any:
 
     Where these mean the same it is the same, whatever the kernel: Numba deals with it once.
     """
-    own, key = rebound(function, names)
+    own, key = _rebound(function, names)
     if key not in _bound:
         _bound[key] = cuda.jit(own, device=True, forceinline=True)
     return _bound[key]
 
 
-def rebound(function: Callable[..., Any], names: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+def _rebound(function: Callable[..., Any], names: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     """Copy a function with some globals replaced; return it, and a key that tells it from other copies."""
     found = {}
     for name in function.__code__.co_names:
@@ -323,7 +323,7 @@ def unrolled(function: Callable[..., Any], count: int) -> Any:
 
 
 @cache
-def apply_of(states: int, copies: int) -> Any:
+def _apply_of(states: int, copies: int) -> Any:
     """The `kernels.apply` of a rule with so many states in each of its copies, one after the other."""
     calls = ""
     for copy in range(copies):
