@@ -54,7 +54,7 @@ def test_parameters_that_cannot_be():
     for params, error, message in [
         ([a, a[:4]], ValueError, r"params\[1\]: found memory shared with params\[0\]"),
         ([a, "b"], TypeError, r"params\[1\]: found str"),
-        ([a, [a]], TypeError, r"params\[1\]: found list"),
+        ([a, [a]], ValueError, r"params\[1\]\[0\]: found memory shared with params\[0\]"),
         ({"w": np.ones(3, "i8")}, TypeError, r"params\['w'\]: found dtype int64"),
         ([{"params": a, "betas": 0.9}], TypeError, "betas: found 0.9 of type float, expected a pair"),
         ([{"params": a, "rho": 0.9}], ValueError, r"params\[0\]: found 'rho'"),
