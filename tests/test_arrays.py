@@ -307,6 +307,7 @@ NO_ARRAYS = {
 @pytest.mark.parametrize("kind", NO_ARRAYS)
 def test_what_is_no_array_is_named(kind):
     odd, p = NO_ARRAYS[kind], np.ones(3, "f4")
+    within = r"(\[0\])?" if kind == "list" else ""  # parameters may be nested
     for call, name in [
         (lambda: fastopt.SGD([p, odd], lr=1.0), r"params\[1\]"),
         (lambda: fastopt.SGD({"w": odd}, lr=1.0), r"params\['w'\]"),
@@ -318,7 +319,7 @@ def test_what_is_no_array_is_named(kind):
         (lambda: fastopt.global_norm([p, odd]), r"grads\[1\]"),
         (lambda: fastopt.RowSparse([0, 1, 2], odd), "values"),
     ]:
-        with pytest.raises(TypeError, match=f"^{name}: found") as caught:
+        with pytest.raises(TypeError, match=f"^{name}{within}: found") as caught:
             call()
         assert "expected" in str(caught.value) or "cannot be viewed" in str(caught.value)
     with pytest.raises((TypeError, ValueError), match=r"^weights: found"):
