@@ -54,6 +54,12 @@ def test_dtypes(dtype):
     assert arena.reasons.get(f"numpy, {dtype}") == (None if dtype == "float64" else "has float32, float64")
 
 
+@pytest.mark.parametrize("size", [1, 1 << 20, (1 << 20) + 3])
+def test_values_are_random_to_the_last(size):
+    for array in values(size, "float32"):
+        assert len(array) == size and len(set(array[-3:].tolist())) == min(size, 3) and np.abs(array[-3:]).max() < 6
+
+
 def peer(step):
     return lambda task: Peer(step, lambda: [task.start])
 

@@ -152,5 +152,7 @@ def test_tensors_without_a_backend():
         fastopt.SGD([torch.ones(3, dtype=torch.int16)])
     with pytest.raises(TypeError, match="grads: found 2 sparse dimensions, expected 1: rows"):
         fastopt.SGD([torch.ones(3, 3)]).step([torch.ones(3, 3).to_sparse()])
+    with pytest.raises(TypeError, match=r"grads\[1\]: found 2 sparse dimensions"):
+        fastopt.SGD([torch.ones(3), torch.ones(3, 3)]).step([torch.ones(3), torch.ones(3, 3).to_sparse()])
     with pytest.raises(TypeError, match="sparse_csr"):
         fastopt.SGD([torch.ones(3, 3)]).step([torch.ones(3, 3).to_sparse_csr()])
