@@ -158,6 +158,14 @@ def test_optimizers_have_the_cpus_bits(case, groups):
     np.testing.assert_array_equal(again.state_values(1, "exp_avg_sq"), cpus.state_values(1, "exp_avg_sq"))
 
 
+def test_tables_of_many_tensors():
+    """They are written to the device in several parts."""
+    there, here = on_both([np.full(3, k, F4) for k in range(600)])
+    fastopt.SGD(there[:300], lr=0.5).step(there[300:])
+    fastopt.SGD(here[:300], lr=0.5).step(here[300:])
+    assert_equal(there, here)
+
+
 def test_a_functional_form_finds_an_array_that_was_put_elsewhere():
     there, here = on_both([parameter(300).astype(F4) for _ in range(2)])
     functional.sgd(*there, step=1, lr=0.1)

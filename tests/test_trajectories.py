@@ -102,9 +102,11 @@ def test_nag_is_the_literal_sequence():
 
 def test_the_vectors_of_nag_add_up():
     scene = trajectories.nag()
-    theta = scene.tracks[1].points
+    momentum, theta = (track.points for track in scene.tracks)
     for t in range(2, scene.steps + 1):
-        jump, correction = [arrow for arrow in scene.arrows if arrow.step == t][-2:]
+        leap, gradient, jump, correction = [arrow for arrow in scene.arrows if arrow.step == t]
+        assert leap.begin == tuple(momentum[t - 1]) and gradient.end == tuple(momentum[t])
+        assert leap.end == gradient.begin
         assert jump.begin == tuple(theta[t - 1]) and correction.end == tuple(theta[t])
         np.testing.assert_allclose(jump.end, correction.begin, rtol=1e-12)
         downhill = -scene.objective.gradient(np.array(correction.begin))
