@@ -64,6 +64,6 @@ def open_files(
             f"state_dir: states after step {steps.max()} are resumed from {os.fsdecode(directory)}, where no "
             "parameters are: they must be those after this step too, or load a state dict that goes with them",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return files
