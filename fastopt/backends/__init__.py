@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays.array import Array
 from ..arrays.checks import Written
-from ..jobs.job import Gradients, Job, Rows
+from ..jobs.job import Gradients, Job
 
 #: Layouts of arrays, which can be compared and be keys, and their addresses as bytes of uint64.
 Look = tuple[Hashable, bytes]
@@ -98,9 +98,6 @@ class HostBackend(Backend, Protocol):
 
     def prepare(self, jobs: Sequence[Job], written: Written = ()) -> PartRunner:
         """Make jobs ready to be run, whole or in parts, any number of times."""
-
-    def sum_rows(self, values: Array, rows: Rows, threads: int) -> np.ndarray:
-        """Return the sum of the gradient of each of the rows, in the dtype of computing."""
 
     def ieee_arithmetic(self) -> AbstractContextManager[None]:
         """Have this thread round to nearest and keep subnormal numbers until the block's end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ from ..arrays.array import Array
 from ..arrays.dtypes import compute_dtype
 from ..arrays.libraries import view
 from ..checks import describe
-from ..jobs.job import Job, Progress, Rows
+from ..jobs.job import Progress, Rows
 from ..jobs.tables import Tensor, make_row_job
 from ..rules import RULES
 from ..rules.hyper import hyper_row
-from . import Runner
+from . import HostBackend
 
 
 def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) -> tuple[Any, Any]:
@@ -40,11 +39,11 @@ def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) ->
     return source, None if mean is None else np.repeat(1 / np.maximum(sizes, 1).astype(mean), sizes)
 
 
-def sum_rows(prepare: Callable[[Sequence[Job]], Runner], values: Array, rows: Rows, threads: int) -> np.ndarray:
+def sum_rows(backend: HostBackend, values: Array, rows: Rows, threads: int) -> np.ndarray:
     """Return the sum of each row's gradient: a step of SGD upwards from zeros with a learning rate of 1."""
     rule = RULES["sgd"]
     progress = Progress.of(rule, 1, 1, 1)
     progress.hyper[0] = hyper_row(rule, {**rule.defaults(), "lr": 1.0, "maximize": True})
     sums = np.zeros((rows.count, *values.shape[1:]), compute_dtype(values.dtype))
-    prepare([make_row_job(progress, Tensor(0, 0, [view(sums, "sums"), values]), rows)])(1.0, threads)
+    backend.prepare([make_row_job(progress, Tensor(0, 0, [view(sums, "sums"), values]), rows)])(1.0, threads)
     return sums

@@ -17,6 +17,7 @@ from ..arrays.libraries import floats_of, to_host, view
 from ..arrays.libraries.torch import coo_rows, detached, is_tensor
 from ..arrays.runs import row_stride
 from ..backends.choice import backend_of, host_backend
+from ..backends.host import sum_rows
 from ..checks import check_name
 from ..jobs.job import DUPLICATES, Rows
 
@@ -174,7 +175,7 @@ class RowSparse:
         unique, place = np.unique(self._indices, return_inverse=True)
         width = math.prod(self._values.shape[1:])
         rows = Rows(len(unique), width, place.reshape(-1), DUPLICATES.index("sum"), self._source, self._weights)
-        return RowSparse(unique, host_backend().sum_rows(self._values, rows, settings.get_num_threads()))
+        return RowSparse(unique, sum_rows(host_backend(), self._values, rows, settings.get_num_threads()))
 
     def _on_host(self) -> RowSparse:
         """A copy on the CPU, of a gradient on a CUDA device, once it is there."""

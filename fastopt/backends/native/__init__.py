@@ -214,11 +214,6 @@ def scale(array: Array, factor: float) -> None:
         multiply(array, factor)
 
 
-def sum_rows(values: Array, rows: Rows, threads: int) -> np.ndarray:
-    """Return the sum of the gradient of each of the rows, in the dtype of computing."""
-    return host.sum_rows(prepare, values, rows, threads)
-
-
 _ITEMS = tuple.__basicsize__  # the offset of a tuple's items: behind its hash too from Python 3.14 on
 # The offset of a NumPy array's flags: behind data, nd, dimensions, strides, base and descr, in every version.
 _FLAGS = object.__basicsize__ + struct.calcsize("PiPPPP")

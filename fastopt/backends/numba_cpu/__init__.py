@@ -18,7 +18,7 @@ from ...rules import FIRST_STATE, GRADIENT, OWN
 from .. import host
 
 if TYPE_CHECKING:
-    from ...jobs.job import DenseJob, Gradients, Job, Rows
+    from ...jobs.job import DenseJob, Gradients, Job
 
 try:
     from ..fold import Folded, fold
@@ -102,11 +102,6 @@ def scale(array: Array, factor: float) -> None:
     """Multiply all elements of an array by a number, in place."""
     with ieee_arithmetic():
         multiply(array, factor)
-
-
-def sum_rows(values: Array, rows: Rows, threads: int) -> np.ndarray:
-    """Return the sum of the gradient of each of the rows, in the dtype of computing."""
-    return host.sum_rows(prepare, values, rows, threads)
 
 
 def array_reader() -> None:
