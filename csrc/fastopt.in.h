@@ -192,8 +192,9 @@ enum {
     FASTOPT_MASTER = 4,      /* a 16-bit parameter is a rounded copy of an array of the compute type */
     FASTOPT_AVERAGE = 8,     /* an average of the parameter is kept: average = decay*average + (1 - decay)*parameter */
     FASTOPT_ZERO_GRADS = 16, /* gradients are set to zero once read */
-    FASTOPT_DITHER = 32      /* 16-bit states are rounded up or down in turns, so that slow averages move;
+    FASTOPT_DITHER = 32,     /* 16-bit states are rounded up or down in turns, so that slow averages move;
                               * states in blocks always are */
+    FASTOPT_NOISE = 64       /* normal noise of the variance noise_eta/t^noise_gamma is added to grad_scale*g */
 };
 typedef struct {
     const int32_t *dtypes;   /* of each array: those of fastopt_update, then the lost part or the master if there is
@@ -202,6 +203,8 @@ typedef struct {
     double average_decay;
     uint64_t seed;           /* of stochastic rounding, by Philox4x32-10 of seed, step and element's number */
     int64_t first_element;   /* the number of the first tensor's first element; the others follow */
+    double noise_eta, noise_gamma;
+    uint64_t noise_seed;     /* of noise, by Philox4x32-10 of seed, step and element's number */
 } fastopt_storage;
 
 /* Does the same as fastopt_update, at step t (from 1), for arrays in the formats that `storage` gives. */

@@ -84,6 +84,9 @@ int check_job(const fastopt_job *job, int threads);
 
 /* ---- step.c, rows.c ---- */
 
+/* The pass of step t over a job's arrays, from element 0 on. */
+fastopt_pass pass_of(const fastopt_job *job, int64_t t);
+
 /* Updates elements [begin, end) of a job's runs. The coefficients are folded before. */
 void update_elements(const fastopt_job *job, int64_t begin, int64_t end, int threads);
 /* Updates the rows of a job, with work space from `lookup_space`. The coefficients are folded before. */

@@ -120,11 +120,10 @@ void update_rows(const fastopt_job *job, fastopt_lookup *space, int threads)
     const fastopt_loops *loops = active->loops[job->dtype];
     const int kernel = rules[job->rule].kernel;
     const int64_t n = rows->count, width = rows->width;
-    const fastopt_pass pass = {.storage = job->storage,
-                               .element = job->elements ? job->elements[0] : 0,
-                               .step = job->steps ? job->steps[job->parameter[0]] : 0};
+    fastopt_pass pass = pass_of(job, job->steps ? job->steps[job->parameter[0]] : 0);
+    pass.element = job->elements ? job->elements[0] : 0;
     row_context c = {
-        .kernel = (job->storage ? loops->stored : loops->kernels)[kernel][job->copies - 1],
+        .kernel = (pass.storage ? loops->stored : loops->kernels)[kernel][job->copies - 1],
         .fold = loops->row_folds[kernel],
         .run = loops->run_rows,
         .segments = {rows, space, NULL, n, all_arrays_of(job->rule, job->copies, job->storage), rule->states,

@@ -1,6 +1,7 @@
 /* Steps of jobs: advance step counts, fold hyper-parameters into coefficients, update elements. */
 #include "library.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,6 +48,32 @@ static int has_blocks(const fastopt_storage *storage, int arrays)
 /* Rounds n up to a multiple of a power of two. */
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) & -to; }
 
+/* 1 if all arrays are of the compute dtype and no option but noise is set, which is added before kernels run. */
+static int is_plain(const fastopt_storage *storage, int32_t dtype, int arrays)
+{
+    if (storage->options & ~FASTOPT_NOISE)
+        return 0;
+    for (int j = 0; j < arrays; j++)
+        if (storage->dtypes[j] != dtype)
+            return 0;
+    return 1;
+}
+
+fastopt_pass pass_of(const fastopt_job *job, int64_t t)
+{
+    const fastopt_storage *storage = job->storage;
+    fastopt_pass pass = {.step = t, .deviation = -1};
+    if (!storage)
+        return pass;
+    if (storage->options & FASTOPT_NOISE) {
+        pass.deviation = sqrt(storage->noise_eta / pow((double)t, storage->noise_gamma));
+        pass.noise_seed = storage->noise_seed;
+    }
+    if (!is_plain(storage, job->dtype, arrays_of(job->rule, job->copies)))
+        pass.storage = storage;
+    return pass;
+}
+
 /* Updates elements [begin, end) of a job, or of a run in blocks the blocks that begin there. */
 static void update_runs(const fastopt_job *job, int64_t begin, int64_t end)
 {
@@ -54,12 +81,11 @@ static void update_runs(const fastopt_job *job, int64_t begin, int64_t end)
     const fastopt_storage *storage = job->storage;
     const int row = job->copies * rules[job->rule].rule.coefficients, kernel_of = rules[job->rule].kernel;
     const int arrays = arrays_of(job->rule, job->copies), all = all_arrays_of(job->rule, job->copies, storage);
-    const fastopt_kernel kernel = (storage ? loops->stored : loops->kernels)[kernel_of][job->copies - 1];
     const int64_t block = has_blocks(storage, arrays) ? FASTOPT_BLOCK : 1;
     int64_t bytes = 0;
     for (int j = 0; j < all; j++)
         bytes += storage ? in_blocks(storage->dtypes[j]) ? 1 : size_of(storage->dtypes[j]) : size_of(job->dtype);
-    fastopt_pass pass = {.prefetch = prefetch_pays(job->offsets[job->runs] * bytes), .storage = storage};
+    const int prefetch = prefetch_pays(job->offsets[job->runs] * bytes);
     void *addresses[MAX_STORED];
     for (int64_t r = find_run(job->offsets, job->runs, begin); r < job->runs && job->offsets[r] < end; r++) {
         const int64_t first = job->offsets[r], length = job->offsets[r + 1] - first;
@@ -76,7 +102,9 @@ static void update_runs(const fastopt_job *job, int64_t begin, int64_t end)
         }
         const int32_t tensor = job->tensor_of[r];
         const double *coefficients = job->coefficients + (int64_t)job->row_of[tensor] * row;
-        pass.step = job->steps[job->parameter[tensor]];
+        fastopt_pass pass = pass_of(job, job->steps[job->parameter[tensor]]);
+        const fastopt_kernel kernel = (pass.storage ? loops->stored : loops->kernels)[kernel_of][job->copies - 1];
+        pass.prefetch = prefetch;
         pass.element = (job->elements ? job->elements[r] : first + (storage ? storage->first_element : 0)) + start;
         loops->run(kernel, stop - start, all, addresses, strides, coefficients, row, &pass);
     }

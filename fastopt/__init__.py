@@ -16,6 +16,7 @@ from .binding.sparse import RowSparse
 from .checks import did_you_mean
 from .errors import BackendUnavailable
 from .info import get_include, get_library, show_config
+from .jobs.noise import GradientNoise
 from .optimizers import CLASSES as _CLASSES
 from .optimizers import Optimizer, Plan
 from .rules import RULES, Rule
@@ -33,6 +34,7 @@ __all__ = [
     "RULES",
     "BackendUnavailable",
     "Demon",
+    "GradientNoise",
     "Optimizer",
     "Plan",
     "RowSparse",

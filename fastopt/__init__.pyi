@@ -17,6 +17,7 @@ from .binding.norms import clip_grad_norm_ as clip_grad_norm_, global_norm as gl
 from .binding.sparse import RowSparse as RowSparse
 from .errors import BackendUnavailable as BackendUnavailable
 from .info import get_include as get_include, get_library as get_library, show_config as show_config
+from .jobs.noise import GradientNoise as GradientNoise
 from .optimizers import Optimizer as Optimizer, Plan as Plan
 from .rules import RULES as RULES, Rule as Rule
 from .settings import get_num_threads as get_num_threads, set_num_threads as set_num_threads
@@ -24,7 +25,7 @@ from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dic
 from . import schedules as schedules
 from .schedules import Demon as Demon
 
-__all__ = ['AMSBound', 'AMSGrad', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'Momentum', 'NAG', 'NAdam', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rule', 'SGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+__all__ = ['AMSBound', 'AMSGrad', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'Momentum', 'NAG', 'NAdam', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rule', 'SGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 
 class SGD(Optimizer):
     """Stochastic gradient descent: a step against the gradient.
@@ -72,8 +73,8 @@ class SGD(Optimizer):
         Chooses the rule, as above.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -113,6 +114,7 @@ class SGD(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -148,8 +150,8 @@ class Momentum(Optimizer):
         The velocity accumulates lr*g instead of g (differs once lr changes).
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -187,6 +189,7 @@ class Momentum(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -223,8 +226,8 @@ class NAG(Optimizer):
         The velocity accumulates lr*g instead of g (differs once lr changes).
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -262,6 +265,7 @@ class NAG(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -293,8 +297,8 @@ class QHM(Optimizer):
         Weight of the average against the gradient. A number in [0, 1].
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -331,6 +335,7 @@ class QHM(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -363,8 +368,8 @@ class AggMo(Optimizer):
         Decay rates of the K velocities. Each a number in [0, 1).
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -400,6 +405,7 @@ class AggMo(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -435,8 +441,8 @@ class Adagrad(Optimizer):
         Added under the square root. A finite number >= 0.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -475,6 +481,7 @@ class Adagrad(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -512,8 +519,8 @@ class RowwiseAdagrad(Optimizer):
         Added under the square root. A finite number >= 0.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -552,6 +559,7 @@ class RowwiseAdagrad(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -586,8 +594,8 @@ class Adadelta(Optimizer):
         Added under both square roots. A finite number >= 0.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -624,6 +632,7 @@ class Adadelta(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -687,8 +696,8 @@ class RMSprop(Optimizer):
         Chooses the rule, as above.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -732,6 +741,7 @@ class RMSprop(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -773,8 +783,8 @@ class FTRL(Optimizer):
         L2 penalty, on the parameter that the sums lead to. A finite number >= 0.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -813,6 +823,7 @@ class FTRL(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -869,8 +880,8 @@ class Adam(Optimizer):
         Chooses the rule, as above.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -913,6 +924,7 @@ class Adam(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -964,8 +976,8 @@ class AMSGrad(Optimizer):
         Take the maximum over v^, not over v, which is then corrected.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1006,6 +1018,7 @@ class AMSGrad(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -1069,8 +1082,8 @@ class AdamW(Optimizer):
         Chooses the rule, as above.
     more : as every class, by keyword
         ``maximize``, ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``,
-        ``backend``, ``threads``, ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which
-        has the methods too.
+        ``gradient_noise``, ``backend``, ``threads``, ``state_dir``, ``state_memory``: see
+        `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1112,6 +1125,7 @@ class AdamW(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -1151,8 +1165,8 @@ class Adamax(Optimizer):
         Add eps to the maximum instead.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1190,6 +1204,7 @@ class Adamax(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -1235,8 +1250,8 @@ class NAdam(Optimizer):
         >= 0, infinity.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1274,6 +1289,7 @@ class NAdam(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -1316,8 +1332,8 @@ class QHAdam(Optimizer):
         gradient. Each a number in [0, 1].
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1355,6 +1371,7 @@ class QHAdam(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -1400,8 +1417,8 @@ class AdaBound(Optimizer):
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1441,6 +1458,7 @@ class AdaBound(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,
@@ -1490,8 +1508,8 @@ class AMSBound(Optimizer):
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
-        ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``, ``state_dir``,
-        ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1531,6 +1549,7 @@ class AMSBound(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
         state_dir: str | PathLike[str] | None = None,

@@ -270,6 +270,8 @@ def torch_text(arguments: Arguments, defaults: Mapping[str, Any], shared: Iterab
 
 # ---- functions ----
 
+_CALL = ("grad_scale", "gradient_noise", "first_element", "backend", "threads")
+
 
 def function_text(rule: Rule) -> str:
     """The docstring of a rule's functional form."""
@@ -291,7 +293,7 @@ def function_text(rule: Rule) -> str:
         text = "Its value before this step; by default that of constant hyper-parameters."
         parameters += _entry(name, "float, optional", text)
     common = [name for name, hyper in COMMON.items() if rule.hyper.get(name) is hyper]
-    names = ", ".join(f"``{name}``" for name in (*common, "grad_scale", "backend", "threads"))
+    names = ", ".join(f"``{name}``" for name in (*common, *_CALL))
     parameters += _entry("more", "as every function", f"{names}: see `fastopt.functional`.")
     lines += _section("Parameters", parameters)
     lines += _section("Raises", (*_INVALID[:1], _INVALID[1][:-1] + ", and nothing is written."))

@@ -22,6 +22,10 @@ maximize : bool, default False
     Ascend instead of descend: the gradient's sign is flipped.
 grad_scale : float, default 1.0
     A factor of the gradient, within the pass.
+gradient_noise : fastopt.GradientNoise, optional
+    Normal noise that is added to the gradient, within the pass.
+first_element : int, default 0
+    The number of the first parameter's first element, of which noise depends; the others' follow.
 backend : str, optional
     "native", "numba" or "numba-cuda"; by default what `fastopt.use_backend` chose, else by the arrays.
 threads : int, optional
@@ -42,6 +46,8 @@ from . import settings
 from .binding.update import Known, Update, keys_of, row_of
 from .checks import did_you_mean
 from .documentation import function_text
+from .jobs.noise import GradientNoise, check_noise
+from .jobs.storage import check_first_element
 from .rules import RULES, Rule
 
 
@@ -70,6 +76,8 @@ def _update(
     values: tuple[Any, ...],
     grad_scale: float,
     scalars: Any,
+    gradient_noise: GradientNoise | None,
+    first_element: Any,
     backend: str | None,
     threads: int | None,
 ) -> None:
@@ -77,11 +85,15 @@ def _update(
     limit = settings.threads if threads is None else settings.check_threads("threads", threads)
     if backend is not None and type(backend) is not str:
         backend = settings.check_backend("backend", backend)
+    noise = None
+    if gradient_noise is not None or type(first_element) is not int or first_element:
+        added, first_element = check_noise(gradient_noise), check_first_element(first_element)
+        noise = None if added is None else (added, first_element)
     members = arrays
     if type(arrays[0]) in (list, tuple):
         members = tuple(chain.from_iterable(_as_lists(rule, arrays)))
-    update = _known.take(rule, members, backend) or _known.add(
-        Update(rule, _as_lists(rule, arrays), values, backend), members, backend
+    update = _known.take(rule, members, backend, noise) or _known.add(
+        Update(rule, _as_lists(rule, arrays), values, backend, noise), members, backend
     )
     try:
         update.step(step, values, grad_scale, limit, scalars)
@@ -109,14 +121,14 @@ def _make(rule: Rule) -> Callable[..., None]:
     numbers = [key for key in keys if not rule.hyper[key].flag]
     numbers_are_flags = " or ".join(f"{key} is True or {key} is False" for key in numbers)  # 1.0 == True
     source = (
-        f"def {rule.name}({', '.join(arrays)}, *, step{required}{optional}{scalars}, grad_scale=1.0, backend=None, "
-        f"threads=None, **unknown):\n"
+        f"def {rule.name}({', '.join(arrays)}, *, step{required}{optional}{scalars}, grad_scale=1.0, "
+        f"gradient_noise=None, first_element=0, backend=None, threads=None, **unknown):\n"
         f"    if unknown:\n"
         f"        _refuse(_rule, unknown)\n"
         f"    if {numbers_are_flags}:\n"
         f"        _row_of(_rule, ({', '.join(keys)},))\n"
-        f"    _update(_rule, ({', '.join(arrays)}), step, ({', '.join(keys)},), grad_scale, {given}, backend, "
-        "threads)\n"
+        f"    _update(_rule, ({', '.join(arrays)}), step, ({', '.join(keys)},), grad_scale, {given}, "
+        "gradient_noise, first_element, backend, threads)\n"
     )
     namespace: dict[str, Any] = {
         "_update": _update,

@@ -22,6 +22,10 @@ maximize : bool, default False
     Ascend instead of descend: the gradient's sign is flipped.
 grad_scale : float, default 1.0
     A factor of the gradient, within the pass.
+gradient_noise : fastopt.GradientNoise, optional
+    Normal noise that is added to the gradient, within the pass.
+first_element : int, default 0
+    The number of the first parameter's first element, of which noise depends; the others' follow.
 backend : str, optional
     "native", "numba" or "numba-cuda"; by default what `fastopt.use_backend` chose, else by the arrays.
 threads : int, optional
@@ -36,6 +40,7 @@ from collections.abc import Sequence
 from typing import SupportsIndex
 
 from ._types import Array, Gradient, Number, Numbers
+from .jobs.noise import GradientNoise
 
 __all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound']
 
@@ -49,6 +54,8 @@ def sgd(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -74,8 +81,8 @@ def sgd(
     lr : float, default 0.001
         Learning rate. A finite number >= 0.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -105,6 +112,8 @@ def momentum(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -141,8 +150,8 @@ def momentum(
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -172,6 +181,8 @@ def nesterov(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -209,8 +220,8 @@ def nesterov(
     lr_inside : bool, default False
         The velocity accumulates lr*g instead of g (differs once lr changes).
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -239,6 +250,8 @@ def qhm(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -271,8 +284,8 @@ def qhm(
     nu : float, default 0.7
         Weight of the average against the gradient. A number in [0, 1].
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -300,6 +313,8 @@ def aggmo(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -333,8 +348,8 @@ def aggmo(
     betas : sequence of float, default (0.0, 0.9, 0.99)
         Decay rates of the K velocities. Each a number in [0, 1).
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -364,6 +379,8 @@ def adagrad(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -399,8 +416,8 @@ def adagrad(
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -430,6 +447,8 @@ def rowwise_adagrad(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -467,8 +486,8 @@ def rowwise_adagrad(
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -498,6 +517,8 @@ def adadelta(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -533,8 +554,8 @@ def adadelta(
     eps : float, default 1e-06
         Added under both square roots. A finite number >= 0.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -564,6 +585,8 @@ def rmsprop(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -599,8 +622,8 @@ def rmsprop(
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -633,6 +656,8 @@ def rmsprop_momentum(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -676,8 +701,8 @@ def rmsprop_momentum(
     lr_inside : bool, default False
         The velocity accumulates steps, lr and all (differs once lr changes).
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -708,6 +733,8 @@ def rmsprop_centered(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -749,8 +776,8 @@ def rmsprop_centered(
     eps_root : float, default 0.0
         Added under the square root. A finite number >= 0.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -784,6 +811,8 @@ def rmsprop_centered_momentum(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -833,8 +862,8 @@ def rmsprop_centered_momentum(
     lr_inside : bool, default False
         The velocity accumulates steps, lr and all (differs once lr changes).
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -865,6 +894,8 @@ def ftrl(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -906,8 +937,8 @@ def ftrl(
     l2 : float, default 0.0
         L2 penalty, on the parameter that the sums lead to. A finite number >= 0.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -941,6 +972,8 @@ def adam(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -986,8 +1019,8 @@ def adam(
     eps_hat : bool, default False
         Divide eps by sqrt(1 - beta2^t), as where it is added to sqrt(v), not to sqrt(v^).
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1023,6 +1056,8 @@ def amsgrad(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -1076,8 +1111,8 @@ def amsgrad(
     max_corrected : bool, default False
         Take the maximum over v^, not over v, which is then corrected.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1110,6 +1145,8 @@ def adamw(
     weight_decay: Number = 0.01,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -1159,7 +1196,8 @@ def adamw(
     weight_decay : float, default 0.01
         Decay of the parameter itself, times lr, before the update. A finite number >= 0.
     more : as every function
-        ``maximize``, ``grad_scale``, ``backend``, ``threads``: see `fastopt.functional`.
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1194,6 +1232,8 @@ def adamw_amsgrad(
     weight_decay: Number = 0.01,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -1252,7 +1292,8 @@ def adamw_amsgrad(
     weight_decay : float, default 0.01
         Decay of the parameter itself, times lr, before the update. A finite number >= 0.
     more : as every function
-        ``maximize``, ``grad_scale``, ``backend``, ``threads``: see `fastopt.functional`.
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1284,6 +1325,8 @@ def adamax(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -1325,8 +1368,8 @@ def adamax(
     eps_outside : bool, default False
         Add eps to the maximum instead.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1359,6 +1402,8 @@ def nadam(
     maximize: bool = False,
     mu_product: Number | None = None,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -1408,8 +1453,8 @@ def nadam(
     mu_product : float, optional
         Its value before this step; by default that of constant hyper-parameters.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1442,6 +1487,8 @@ def qhadam(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -1487,8 +1534,8 @@ def qhadam(
     nu2 : float, default 1.0
         Weight of the average against the squared gradient. A number in [0, 1].
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1522,6 +1569,8 @@ def adabound(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -1569,8 +1618,8 @@ def adabound(
     base_lr : float or None, default None
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------
@@ -1605,6 +1654,8 @@ def amsbound(
     decoupled_weight_decay: Number = 0.0,
     maximize: bool = False,
     grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
     backend: str | None = None,
     threads: SupportsIndex | None = None,
 ) -> None:
@@ -1656,8 +1707,8 @@ def amsbound(
     base_lr : float or None, default None
         The lr that final_lr belongs to; None: lr itself. A finite number > 0.
     more : as every function
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``, ``backend``,
-        ``threads``: see `fastopt.functional`.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
 
     Raises
     ------

@@ -107,10 +107,12 @@ def _functional_stub() -> str:
     """The text of fastopt/functional.pyi."""
     text = _HEAD.format(inspect.getdoc(functional)) + "from collections.abc import Sequence\n"
     text += "from typing import SupportsIndex\n\n" + _TYPES.format("Array, Gradient, Number, Numbers")
+    text += "from .jobs.noise import GradientNoise\n"
     text += f"\n__all__ = {functional.__all__!r}\n"
     for name, rule in RULES.items():
         arrays = dict.fromkeys(("param", *rule.state_names), "Array | Sequence[Array]")
         types = {**arrays, "grad": "Gradient | Sequence[Gradient]", "step": "SupportsIndex", "grad_scale": "Number"}
+        types |= {"gradient_noise": "GradientNoise | None", "first_element": "SupportsIndex"}
         types |= {"backend": "str | None", "threads": "SupportsIndex | None"}
         types |= dict.fromkeys(rule.scalars, "Number | None")
         types |= {key: _type([hyper], False) for key, hyper in rule.hyper.items()}
@@ -132,6 +134,7 @@ def _torch_stub() -> str:
     text += f"from torch.optim import {', '.join(f'{name} as {name}' for name in _HANDED_ON)}\n"
     text += "from torch.optim.optimizer import ParamsT\n\n"
     text += _TYPES.format("Number, NumberPair, Numbers, StateDtype")
+    text += "from .jobs.noise import GradientNoise\n"
     text += f"\n__all__ = {[*face.__all__, *_HANDED_ON]!r}\n\n"
     text += "\n".join(_base(face.Optimizer))
     others = {name: kind for name, (_, kind) in EXECUTION.items()}

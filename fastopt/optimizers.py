@@ -58,11 +58,14 @@ class Optimizer(Saved):
         rounds alike on every backend, with any number of threads.
     first_element : int, default 0
         The number of the first parameter's first element; the others' follow, parameter by parameter. For one who
-        holds a part of something larger, whose elements are then rounded as in the whole (8-bit states, if it is cut
-        at multiples of 256).
+        holds a part of something larger, whose elements are then rounded, and have noise, as in the whole (8-bit
+        states, if it is cut at multiples of 256).
     ema_decay : float, optional
         A number in [0, 1] keeps the state ``ema``, an exponential moving average of the parameter that begins at it:
         ema = ema_decay*ema + (1 - ema_decay)*p, of the updated p before it is rounded to its dtype.
+    gradient_noise : GradientNoise, optional
+        Normal noise that is added to the gradient, within the pass: after ``grad_scale`` and clipping, before weight
+        decay.
     backend : str, optional
         "native", "numba" or "numba-cuda"; by default what `use_backend` chose, else by the arrays: on a CUDA device
         "numba-cuda", on the CPU "native" where it is built.

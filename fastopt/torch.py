@@ -56,7 +56,7 @@ class Optimizer(torch.optim.Optimizer):
         Steps are recorded by CUDA graphs. It must be False on the CPU.
     differentiable : bool, default False
         It must be False: the update is done in place and autograd does not see it.
-    state_dtype, rounding, seed, first_element, ema_decay, backend, threads : optional
+    state_dtype, rounding, seed, first_element, ema_decay, gradient_noise, backend, threads : optional
         By keyword, as those of `fastopt.Optimizer`, which is the same for arrays without torch.
 
     Attributes

@@ -22,6 +22,7 @@ from torch.optim import ASGD as ASGD, Adafactor as Adafactor, LBFGS as LBFGS, RA
 from torch.optim.optimizer import ParamsT
 
 from ._types import Number, NumberPair, Numbers, StateDtype
+from .jobs.noise import GradientNoise
 
 __all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'ASGD', 'Adafactor', 'LBFGS', 'RAdam', 'Rprop', 'lr_scheduler', 'swa_utils']
 
@@ -47,7 +48,7 @@ class Optimizer(torch.optim.Optimizer):
         Steps are recorded by CUDA graphs. It must be False on the CPU.
     differentiable : bool, default False
         It must be False: the update is done in place and autograd does not see it.
-    state_dtype, rounding, seed, first_element, ema_decay, backend, threads : optional
+    state_dtype, rounding, seed, first_element, ema_decay, gradient_noise, backend, threads : optional
         By keyword, as those of `fastopt.Optimizer`, which is the same for arrays without torch.
 
     Attributes
@@ -199,8 +200,8 @@ class SGD(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -248,6 +249,7 @@ class SGD(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -283,8 +285,8 @@ class Momentum(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -330,6 +332,7 @@ class Momentum(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -366,8 +369,8 @@ class NAG(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -413,6 +416,7 @@ class NAG(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -444,8 +448,8 @@ class QHM(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -490,6 +494,7 @@ class QHM(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -522,8 +527,8 @@ class AggMo(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -567,6 +572,7 @@ class AggMo(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -602,8 +608,8 @@ class Adagrad(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -650,6 +656,7 @@ class Adagrad(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -687,8 +694,8 @@ class RowwiseAdagrad(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -735,6 +742,7 @@ class RowwiseAdagrad(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -769,8 +777,8 @@ class Adadelta(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -815,6 +823,7 @@ class Adadelta(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -878,8 +887,8 @@ class RMSprop(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -931,6 +940,7 @@ class RMSprop(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -972,8 +982,8 @@ class FTRL(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1020,6 +1030,7 @@ class FTRL(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -1076,8 +1087,8 @@ class Adam(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1128,6 +1139,7 @@ class Adam(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -1179,8 +1191,8 @@ class AMSGrad(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1229,6 +1241,7 @@ class AMSGrad(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -1290,8 +1303,8 @@ class AdamW(Optimizer):
         Take the maximum over v^, not over v, which is then corrected.
     more : as every class, by keyword
         ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
-        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``backend``, ``threads``: see
-        `fastopt.torch.Optimizer`, which has the methods too.
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1341,6 +1354,7 @@ class AdamW(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -1380,8 +1394,8 @@ class Adamax(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1427,6 +1441,7 @@ class Adamax(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -1472,8 +1487,8 @@ class NAdam(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1519,6 +1534,7 @@ class NAdam(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -1561,8 +1577,8 @@ class QHAdam(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1608,6 +1624,7 @@ class QHAdam(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -1653,8 +1670,8 @@ class AdaBound(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1702,6 +1719,7 @@ class AdaBound(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -1751,8 +1769,8 @@ class AMSBound(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1800,6 +1818,7 @@ class AMSBound(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
@@ -1856,8 +1875,8 @@ class SparseAdam(Optimizer):
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
-        ``first_element``, ``ema_decay``, ``backend``, ``threads``: see `fastopt.torch.Optimizer`,
-        which has the methods too.
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
 
     Attributes
     ----------
@@ -1908,6 +1927,7 @@ class SparseAdam(Optimizer):
         seed: SupportsIndex = 0,
         first_element: SupportsIndex = 0,
         ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...

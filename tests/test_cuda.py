@@ -106,6 +106,7 @@ def test_storage_has_the_cpus_bits(case, size):
     assert_equal(there, here)
 
 
+NOISE = fastopt.GradientNoise(eta=0.3, gamma=0.55, seed=2**40 + 7)
 OPTIONS = {
     "stochastic": (BF, BF, {"rounding": "stochastic", "seed": 2**40 + 5}, {}),
     "stochastic, odd first element": (F2, BF, {"rounding": "stochastic", "first_element": 7}, {}),
@@ -117,6 +118,14 @@ OPTIONS = {
         {"zero_grads": True},
     ),
     "8 bits": (F4, F4, {"state_dtype": "8bit"}, {}),
+    "noise": (F4, F4, {"gradient_noise": NOISE, "first_element": 7}, {"grad_scale": 0.5}),
+    "noise of float64": (F8, F8, {"gradient_noise": NOISE}, {}),
+    "noise, 8 bits, zeroing": (
+        BF,
+        F4,
+        {"gradient_noise": NOISE, "state_dtype": "8bit", "rounding": "kahan"},
+        {"zero_grads": True},
+    ),
     "clipped": (F4, F4, {}, {"max_norm": 0.5}),
     "float16, clipped and checked": (F2, F2, {}, {"max_norm": 0.5, "skip_nonfinite": True}),
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import RULES, RowSparse, functional
+from fastopt import RULES, GradientNoise, RowSparse, functional
 
 from .device import DeviceArray, assert_equal, hyper_of, on_both, without_waiting
 from .support import make_states, one_of_each_kind
@@ -46,6 +46,19 @@ def test_rows_have_the_cpus_bits(gpu, case, indices_dtype):
             getattr(functional, name)(there[0], gradient, *there[1:], step=step, **hyper_of(name))
         own = RowSparse(indices, values, duplicates=duplicates)
         getattr(functional, name)(here[0], own, *here[1:], step=step, threads=1, **hyper_of(name))
+    assert_equal(there, here)
+
+
+@pytest.mark.parametrize("name", ["adam", "rowwise_adagrad"])
+def test_rows_have_the_cpus_noise(name):
+    rng = np.random.default_rng(0)
+    param, values = rng.standard_normal((40, 13)).astype(F4), rng.standard_normal((60, 13)).astype(F4)
+    indices = rng.integers(0, 40, 60)
+    there, here = on_both([param, *make_states(name, hyper_of(name), param)])
+    noise = {"gradient_noise": GradientNoise(eta=0.3, seed=2**40 + 7), "first_element": 7}
+    for arrays, kind in ((there, DeviceArray), (here, np.array)):
+        gradient = RowSparse(kind(indices), kind(values))
+        getattr(functional, name)(arrays[0], gradient, *arrays[1:], step=3, **noise, **hyper_of(name))
     assert_equal(there, here)
 
 

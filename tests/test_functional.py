@@ -32,7 +32,7 @@ def test_signature_is_the_contract():
     assert text == (
         "(param, grad, exp_avg, exp_avg_sq, *, step, lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, eps_root=0.0, "
         "bias_correction=True, eps_hat=False, weight_decay=0.0, decoupled_weight_decay=0.0, maximize=False, "
-        "grad_scale=1.0, backend=None, threads=None)"
+        "grad_scale=1.0, gradient_noise=None, first_element=0, backend=None, threads=None)"
     )
     for name, rule in RULES.items():
         parameters = list(inspect.signature(getattr(functional, name)).parameters)

@@ -60,11 +60,13 @@ def of_function(name: str) -> Target:
         arguments |= {key: 0.1 for key in keys if key not in rule.defaults()}
         arguments |= {"betas": (0.0, 0.9)} if copies else {}
         arguments |= dict.fromkeys(rule.scalars)
-        return getattr(functional, name), {**arguments, "grad_scale": 0.5, "backend": None, "threads": None}, None
+        arguments |= {"grad_scale": 0.5, "gradient_noise": None, "first_element": 0, "backend": None, "threads": None}
+        return getattr(functional, name), arguments, None
 
     kinds = {"param": "array", "grad": "gradient", **dict.fromkeys(rule.state_names, "array"), "step": "step"}
     kinds |= {key: kind_of(rule.hyper[key]) for key in keys} | dict.fromkeys(rule.scalars, "optional number")
-    kinds |= {"grad_scale": "any number", "backend": "backend", "threads": "threads"}
+    kinds |= {"grad_scale": "any number", "gradient_noise": "optional", "first_element": "count >= 0"}
+    kinds |= {"backend": "backend", "threads": "threads"}
     required = ("param", "grad", *rule.state_names, "step", *(key for key in keys if key not in rule.defaults()))
     arrays = ("param", "grad", *rule.state_names)
     return Target(
@@ -102,6 +104,7 @@ EXECUTION_KINDS = {
     "seed": "count >= 0",
     "first_element": "count >= 0",
     "ema_decay": "optional share",
+    "gradient_noise": "optional",
     "backend": "backend",
     "threads": "threads",
 }
@@ -824,6 +827,11 @@ def _of_settings() -> list[Target]:
             "fastopt.set_num_threads", one(fastopt.set_num_threads, n=2), {"n": "required threads"}, required=("n",)
         ),
         Target("fastopt.use_backend", one(fastopt.use_backend, name="native"), {"name": "backend"}, required=("name",)),
+        Target(
+            "fastopt.GradientNoise",
+            one(fastopt.GradientNoise, eta=0.3, gamma=0.55, seed=0),
+            {"eta": "number >= 0", "gamma": "number >= 0", "seed": "count >= 0"},
+        ),
         Target(
             "fastopt.Demon",
             one(fastopt.Demon, total=10, beta=0.9),

@@ -7,37 +7,14 @@
  * Each conversion is written once with the compiler's vector extensions, for every instruction set. Compilers round
  * and pack badly for AVX-512, so the hot conversions are written with its intrinsics too. Both give the same bits.
  */
-#ifdef __AVX512BW__
-#include <immintrin.h>
-#endif
+#include "random.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "16-bit elements are split and joined as on little-endian machines"
 #endif
 
-/* LANES are those of the instruction set's vectors: compilers split wider ones badly. */
 enum { HALF = CHUNK / 2 };
-#if defined(__AVX512BW__)
-#define LANES 16
-#define EVENS {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
-#define LOWER {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
-#elif defined(__AVX2__)
-#define LANES 8
-#define EVENS {0, 2, 4, 6, 8, 10, 12, 14}
-#define LOWER {0, 8, 1, 9, 2, 10, 3, 11}
-#else
-#define LANES 4
-#define EVENS {0, 2, 4, 6}
-#define LOWER {0, 4, 1, 5}
-#endif
 #define FOR_PARTS(k) for (int k = 0; k < HALF; k += LANES)
-
-typedef uint32_t words __attribute__((vector_size(LANES * 4)));
-typedef int32_t ints __attribute__((vector_size(LANES * 4)));
-typedef float floats __attribute__((vector_size(LANES * 4)));
-typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
-
-#define SPLAT(x) ((words){0} + (uint32_t)(x))
 
 /* The increments of dither, see there. */
 #define BY_ELEMENT 0x6A09E667
@@ -65,24 +42,6 @@ enum { CONSTANTS(NAME) };
 #define K(name) SPLAT(name)
 #undef NAME
 #endif
-static const words EVEN = EVENS;
-
-INLINE words load_words(const void *from)
-{
-    words w;
-    memcpy(&w, from, sizeof w);
-    return w;
-}
-
-INLINE floats load_floats(const void *from)
-{
-    floats x;
-    memcpy(&x, from, sizeof x);
-    return x;
-}
-
-INLINE void store_words(void *to, words w) { memcpy(to, &w, sizeof w); }
-INLINE void store_floats(void *to, floats x) { memcpy(to, &x, sizeof x); }
 
 INLINE words widen_halves(const void *from)
 {
@@ -92,16 +51,6 @@ INLINE words widen_halves(const void *from)
     shorts h;
     memcpy(&h, from, sizeof h);
     return __builtin_convertvector(h, words);
-#endif
-}
-
-/* where ? a : b, for each bit. */
-INLINE words select_bits(words where, words a, words b)
-{
-#ifdef __AVX512BW__
-    return (words)_mm512_ternarylogic_epi32((__m512i)where, (__m512i)a, (__m512i)b, 0xca);
-#else
-    return (a & where) | (b & ~where);
 #endif
 }
 
@@ -255,31 +204,6 @@ INLINE void store_float16(const float *chunk, char *to)
 
 /* ---- stochastic rounding ---- */
 
-/* Philox4x32-10 (Salmon et al. 2011) for 16 successive counters. */
-NOINLINE void philox(uint64_t first, uint64_t step, uint64_t seed, uint32_t (*out)[HALF])
-{
-    uint32_t c[4][HALF], key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    for (int k = 0; k < HALF; k++) {
-        const uint64_t counter = first + (uint64_t)k;
-        c[0][k] = (uint32_t)counter;
-        c[1][k] = (uint32_t)(counter >> 32);
-        c[2][k] = (uint32_t)step;
-        c[3][k] = (uint32_t)(step >> 32);
-    }
-    for (int round = 0; round < 10; round++) {
-        for (int k = 0; k < HALF; k++) {
-            const uint64_t a = (uint64_t)c[0][k] * 0xD2511F53, b = (uint64_t)c[2][k] * 0xCD9E8D57;
-            c[0][k] = (uint32_t)(b >> 32) ^ c[1][k] ^ key[0];
-            c[1][k] = (uint32_t)b;
-            c[2][k] = (uint32_t)(a >> 32) ^ c[3][k] ^ key[1];
-            c[3][k] = (uint32_t)a;
-        }
-        key[0] += 0x9E3779B9;
-        key[1] += 0xBB67AE85;
-    }
-    memcpy(out, c, sizeof c);
-}
-
 /* Random numbers of 16 bits for the elements of a tensor. A group of 128 elements has 16 counters: elements 2l and
  * 2l + 1 of its q-th chunk have the halves of word q of counter l. Numbers are then in the order of a chunk. */
 enum { GROUP = 4 * CHUNK };
@@ -289,6 +213,19 @@ typedef struct {
     uint32_t bits[2][4][HALF];
 } randoms;
 
+/* Draws the numbers of a group. */
+NOINLINE void draw_group(randoms *r, uint64_t group)
+{
+    const philox_stream stream = start_philox(r->step, r->seed);
+    FOR_PARTS(k)
+    {
+        words w[4];
+        philox(&stream, even_counters(group * HALF + (uint64_t)k), w);
+        for (int q = 0; q < 4; q++)
+            store_words(r->bits[group & 1][q] + k, w[q]);
+    }
+}
+
 /* Writes the numbers of the chunk that begins at an element, two in each word. */
 NOINLINE void random_chunk(randoms *r, uint64_t element, uint32_t *random)
 {
@@ -296,7 +233,7 @@ NOINLINE void random_chunk(randoms *r, uint64_t element, uint32_t *random)
     for (int part = 0; part < 2; part++) {
         const uint64_t at = element / CHUNK + (uint64_t)part, group = at * CHUNK / GROUP;
         if (r->group[group & 1] != group + 1) {
-            philox(group * HALF, r->step, r->seed, r->bits[group & 1]);
+            draw_group(r, group);
             r->group[group & 1] = group + 1;
         }
         memcpy(both + part * CHUNK, r->bits[group & 1][at % 4], CHUNK * sizeof *both);

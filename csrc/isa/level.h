@@ -20,6 +20,8 @@ typedef struct {
     const fastopt_storage *storage; /* NULL if every array is of the compute dtype */
     int64_t element;                /* the number of the first element */
     int64_t step;
+    double deviation;               /* of the gradient noise; negative if there is none */
+    uint64_t noise_seed;
 } fastopt_pass;
 
 typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients, const fastopt_pass *pass);

@@ -70,6 +70,27 @@ static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t 
     }
 }
 
+/* The pass over a segment's row from `column` on. The storage says that the summed gradient is of the compute type. */
+static fastopt_pass FN(row_pass)(const fastopt_segments *s, const fastopt_storage *storage, int64_t u, int64_t column)
+{
+    fastopt_pass pass = s->pass;
+    pass.storage = s->pass.storage ? storage : NULL;
+    pass.element += s->lookups[s->starts[u]].row * s->rows->width + column;
+    return pass;
+}
+
+/* Writes the gradient of segment u from `column` on, summed over lookups [first, last). Noise is added to the scaled
+ * sum. */
+static void FN(read_gradient)(const fastopt_segments *s, int64_t u, int64_t first, int64_t last, int64_t column,
+                              int64_t m, real scale, real *tile)
+{
+    FN(sum_gradients)(s, first, last, column, m, tile);
+    if (s->pass.deviation >= 0) {
+        const fastopt_pass pass = FN(row_pass)(s, NULL, u, column);
+        FN(add_noise)(tile, m, scale, &pass);
+    }
+}
+
 /* 1 if all arrays are aligned for the compute type. */
 static int FN(aligned)(const fastopt_segments *s)
 {
@@ -86,19 +107,10 @@ static char *FN(row_address)(const fastopt_segments *s, int64_t u, int j, int64_
          + column * FN(element_size)(FN(dtype_at)(s, j));
 }
 
-/* The pass over a segment's row from `column` on. The storage says that the summed gradient is of the compute type. */
-static fastopt_pass FN(row_pass)(const fastopt_segments *s, const fastopt_storage *storage, int64_t u, int64_t column)
-{
-    fastopt_pass pass = s->pass;
-    pass.storage = s->pass.storage ? storage : NULL;
-    pass.element += s->lookups[s->starts[u]].row * s->rows->width + column;
-    return pass;
-}
-
 /* Updates segments [begin, end): each row in place or, if rows are short or not aligned, several at a time in
  * tiles. */
-static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fastopt_segments *s, int64_t begin,
-                             int64_t end)
+static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, real scale, const fastopt_segments *s,
+                             int64_t begin, int64_t end)
 {
     const int64_t width = s->rows->width, size = sizeof(real);
     const int stored = s->pass.storage != NULL;
@@ -128,14 +140,14 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, const fas
                 at[GRADIENT] = tiles[0];
             for (int64_t r = 0; r < k; r++) {
                 const int64_t first = s->starts[u + r], last = s->starts[u + r + 1];
-                if (sum && direct && !stored && last - first == 1 && !s->rows->weights) {
+                if (sum && direct && !stored && last - first == 1 && !s->rows->weights && s->pass.deviation < 0) {
                     at[GRADIENT] = (char *)FN(lookup_gradient)(s, s->lookups[first].place, column);
                     if (column == 0)
                         FN(prefetch_lookup)(s, first + LOOKUPS_AHEAD);
                 } else if (sum)
-                    FN(sum_gradients)(s, first, last, column, m, (real *)at[GRADIENT] + r * m);
+                    FN(read_gradient)(s, u + r, first, last, column, m, scale, (real *)at[GRADIENT] + r * m);
                 for (int64_t q = first; !sum && q < last; q++) {
-                    FN(sum_gradients)(s, q, q + 1, column, m, at[GRADIENT]);
+                    FN(read_gradient)(s, u + r, q, q + 1, column, m, scale, at[GRADIENT]);
                     for (int j = 0; j < s->arrays; j++)
                         own[j] = direct || j == GRADIENT ? at[j] : tiles[j] + r * m;
                     kernel(m, own, coefs, &pass);
@@ -183,7 +195,7 @@ static const real *FN(row_param)(const fastopt_segments *s, int64_t u, int64_t c
 
 /* Updates segments [begin, end) of a rule with states by row: first the states by the row's mean square, then its
  * elements. */
-static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const real *coefs,
+static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const real *coefs, real scale,
                                const fastopt_segments *s, int64_t begin, int64_t end)
 {
     const int64_t width = s->rows->width;
@@ -206,7 +218,7 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
             for (int64_t column = 0, m; column < width; column += m) {
                 m = width - column < TILE ? width - column : TILE;
                 const real *param = FN(row_param)(s, u, column, m, FIRST_STATE + states, params);
-                FN(sum_gradients)(s, q, next, column, m, grads);
+                FN(read_gradient)(s, u, q, next, column, m, scale, grads);
                 for (int64_t i = 0; i < m; i++) {
                     real p = param[i];
                     squares[i] = FN(prologue)(&p, grads[i], &prologue);
@@ -226,7 +238,7 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
                 const fastopt_pass pass = FN(row_pass)(s, &storage, u, column);
                 const int direct = pass.storage || (uintptr_t)at[0] % sizeof(real) == 0;
                 if (width > TILE) /* later columns have overwritten the tiles */
-                    FN(sum_gradients)(s, q, next, column, m, grads);
+                    FN(read_gradient)(s, u, q, next, column, m, scale, grads);
                 if (!direct)
                     at[0] = memcpy(params, at[0], (size_t)m * sizeof(real));
                 kernel(m, at, own, &pass);
@@ -243,8 +255,11 @@ static void FN(run_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const fas
     real coefs[MAX_ROW];
     for (int j = 0; j < s->coefficients; j++)
         coefs[j] = (real)s->folded[j];
+    const real scale = coefs[0];
+    if (s->pass.deviation >= 0) /* the gradient is scaled before the rule's prologue */
+        coefs[0] = 1;
     if (fold)
-        FN(run_whole_rows)(kernel, fold, coefs, s, begin, end);
+        FN(run_whole_rows)(kernel, fold, coefs, scale, s, begin, end);
     else
-        FN(run_elements)(kernel, coefs, s, begin, end);
+        FN(run_elements)(kernel, coefs, scale, s, begin, end);
 }

@@ -273,10 +273,11 @@ INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
 /* ---- the specialised loops ---- */
 
 #ifdef FASTOPT_CONVERSIONS
-/* 1 if arrays are of these dtypes and no option but dither is set. Blocks of either dtype match each other. */
+/* 1 if arrays are of these dtypes and no option but dither and noise is set. Blocks of either dtype match each other.
+ */
 NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, int states)
 {
-    int is = s->dtypes[0] == param && s->dtypes[GRADIENT] == grad && !(s->options & ~FASTOPT_DITHER);
+    int is = s->dtypes[0] == param && s->dtypes[GRADIENT] == grad && !(s->options & ~(FASTOPT_DITHER | FASTOPT_NOISE));
     for (int j = FIRST_STATE; j < arrays; j++)
         is &= s->dtypes[j] == states || (FN(in_blocks)(s->dtypes[j]) && FN(in_blocks)(states));
     return is;

@@ -275,6 +275,7 @@ EXECUTION: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "seed": (0, "SupportsIndex"),
         "first_element": (0, "SupportsIndex"),
         "ema_decay": (None, "Number | None"),
+        "gradient_noise": (None, "GradientNoise | None"),
         "backend": (None, "str | None"),
         "threads": (None, "SupportsIndex | None"),
     }

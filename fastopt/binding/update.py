@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from ..arrays.libraries import layout_of, view
 from ..backends.choice import choose_backend, get_backend, ieee_arithmetic
 from ..checks import check_integer, check_number
 from ..jobs.job import MAX_STEP, Progress
+from ..jobs.noise import GradientNoise
+from ..jobs.storage import NOISE
 from ..jobs.tables import Tensor, make_jobs
 from ..rules import Rule
 from ..rules.hyper import FLOAT64, frozen, hyper_row
@@ -24,6 +26,8 @@ from .states import by_copy
 from .where import ApartFromEachOther, Look, Places, Same, look
 
 _NONE: deque[Any] = deque(maxlen=0)
+
+Noise: TypeAlias = tuple[GradientNoise, int] | None
 
 
 class Update:
@@ -39,6 +43,8 @@ class Update:
         The hyper-parameters, in the order of `keys_of`.
     backend : str, optional
         As the call asks for it.
+    noise : tuple of GradientNoise and int, optional
+        What is added to gradients, and the number of the first parameter's first element.
 
     Raises
     ------
@@ -54,9 +60,15 @@ class Update:
     layouts: list[Any]  # ... which their owner can lay out anew
 
     def __init__(
-        self, rule: Rule, lists: Sequence[Sequence[Any]], values: tuple[Any, ...], backend: str | None
+        self,
+        rule: Rule,
+        lists: Sequence[Sequence[Any]],
+        values: tuple[Any, ...],
+        backend: str | None,
+        noise: Noise = None,
     ) -> None:
-        self.rule = rule
+        self.rule, self.noise = rule, noise
+        added, element = noise or (None, 0)
         labels = ("param", "grad", *rule.state_names)
         called = [labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels] for i in range(len(lists[0]))]
         params = [view(param, own[0]) for param, own in zip(lists[0], called, strict=True)]
@@ -71,7 +83,8 @@ class Update:
         for i, (param, own, grad, *others) in enumerate(zip(params, called, *lists[1:], strict=True)):
             views = [(view(array, name), name) for array, name in zip(others, own[2:], strict=True)]
             tensor = [param, view_gradient(grad, own[1], param.shape), *by_copy(rule, len(row), views, param)]
-            tensors.append(Tensor(0, i, tensor))
+            tensors.append(Tensor(0, i, tensor, 0 if noise is None else NOISE, element=element, noise=added))
+            element += param.size
             names.append([*own[:2], *(own[2:] * len(row))])
         self.place = params[0].place if params else CPU
         jobs = make_jobs([self._progress], tensors, names)
@@ -143,7 +156,7 @@ def _scalars_before(rule: Rule, step: int, row: np.ndarray, given: Any) -> tuple
 
 
 class Known:
-    """Updates that wait for a next call, by rule, backend and layouts: one serves all arrays of these layouts.
+    """Updates that wait for a next call, by rule, backend, noise and layouts: one serves all arrays of these layouts.
 
     What cannot be moved, for its arrays interleave or share memory, is known by the arrays' addresses too. A call takes
     an update out for itself, for another thread may make one at the same time. Arrays on a device are known by their
@@ -166,14 +179,14 @@ class Known:
         """Forgets all."""
         self._waiting.clear()
 
-    def take(self, rule: Rule, arrays: tuple[Any, ...], backend: str | None) -> Update | None:
+    def take(self, rule: Rule, arrays: tuple[Any, ...], backend: str | None, noise: Noise) -> Update | None:
         """Takes out the update of these arrays, if one waits; it is to be put into its `waiting` again."""
         chosen = get_backend() if backend is None else backend
         found = look(arrays)
         if found is None:
-            return self._take_others(arrays, (rule.name, chosen, *map(id, arrays)))
+            return self._take_others(arrays, (rule.name, chosen, noise, *map(id, arrays)))
         layouts, addresses = found
-        waiting = self._waiting.get((rule.name, chosen, layouts))
+        waiting = self._waiting.get((rule.name, chosen, noise, layouts))
         try:
             if waiting is not None:
                 update = waiting.pop()
@@ -181,7 +194,7 @@ class Known:
                 if addresses == places.addresses or places.take(found):
                     return update
                 waiting.append(update)
-            return self._waiting[rule.name, chosen, layouts, addresses].pop()
+            return self._waiting[rule.name, chosen, noise, layouts, addresses].pop()
         except LookupError:
             return None
 
@@ -195,7 +208,7 @@ class Known:
         """Has an update wait for a next call once it is in its `waiting`, if arrays like these can be known again."""
         if len(self._waiting) * len(arrays) > self._most:
             self._waiting.clear()
-        key: tuple[Any, ...] = (update.rule.name, get_backend() if backend is None else backend)
+        key: tuple[Any, ...] = (update.rule.name, get_backend() if backend is None else backend, update.noise)
         found = look(arrays)
         if found is not None:
             update.let_go(arrays, found)

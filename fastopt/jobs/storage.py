@@ -15,10 +15,11 @@ from ..arrays.dtypes import CODES, compute_dtype, dtype_name
 from ..arrays.runs import is_one_run
 from ..checks import check_integer, check_name, check_number, did_you_mean, wrong_value
 from ..rules import Rule
+from .noise import GradientNoise, check_noise
 
 SMALLEST_IN_BLOCKS = 4096  # parameters of fewer elements have float32 states instead
 # The options of a tensor's storage, a sum of these.
-STOCHASTIC, KAHAN, MASTER, AVERAGE, ZERO_GRADS, DITHER = 1, 2, 4, 8, 16, 32
+STOCHASTIC, KAHAN, MASTER, AVERAGE, ZERO_GRADS, DITHER, NOISE = 1, 2, 4, 8, 16, 32, 64
 _KEPT = {"nearest": 0, "stochastic": STOCHASTIC, "kahan": KAHAN, "master": MASTER}
 _STATE_DTYPES: dict[str, np.dtype] = {**{dtype_name(dtype): dtype for dtype in CODES}, "8bit": np.dtype(np.uint8)}
 
@@ -37,17 +38,20 @@ class Storage:
         Of the parameter's average.
     seed : int
         Of stochastic rounding.
+    noise : GradientNoise or None
+        What is added to gradients.
     """
 
     dtypes: tuple[int, ...]
     options: int = 0
     average_decay: float = 0.0
     seed: int = 0
+    noise: GradientNoise | None = None
 
     @property
     def numbered(self) -> bool:
-        """Tell whether elements need numbers: for stochastic rounding, and for blocks."""
-        return bool(self.options & (STOCHASTIC | DITHER)) or self.blocks
+        """Tell whether elements need numbers: for stochastic rounding, for blocks, and for noise."""
+        return bool(self.options & (STOCHASTIC | DITHER | NOISE)) or self.blocks
 
     @property
     def blocks(self) -> bool:
@@ -57,13 +61,14 @@ class Storage:
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """The storage arguments of an optimizer: how its states are stored and its parameters rounded."""
+    """The storage arguments of an optimizer: how its states are stored and its parameters rounded; and its noise."""
 
     state_dtype: np.dtype | None = None
     rounding: str = "nearest"
     seed: int = 0
     first_element: int = 0
     ema_decay: float | None = None
+    noise: GradientNoise | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> StorageOptions:
@@ -79,9 +84,9 @@ class StorageOptions:
         if decay is not None:
             decay = check_number("ema_decay", decay, 0, 1, expected="a number in [0, 1] or None")
         seed = check_integer("seed", options["seed"], 0, 2**64 - 1, "a whole number >= 0, below 2**64")
-        first = options["first_element"]
-        first = check_integer("first_element", first, 0, 2**62 - 1, "a whole number >= 0, below 2**62")
-        return cls(_storage_dtype(options["state_dtype"]), rounding, seed, first, decay)
+        first = check_first_element(options["first_element"])
+        noise = check_noise(options["gradient_noise"])
+        return cls(_storage_dtype(options["state_dtype"]), rounding, seed, first, decay, noise)
 
     def of_group(self, group: Mapping[str, Any]) -> StorageOptions:
         """Copy the options for a group that has a ``state_dtype`` of its own."""
@@ -93,12 +98,15 @@ class StorageOptions:
 
     @property
     def counted(self) -> bool:
-        """Tell whether a step's number decides how something is rounded."""
-        return self.rounding == "stochastic" or (self.state_dtype is not None and self.state_dtype.itemsize < 4)
+        """Tell whether a step's number decides how something is rounded, or which noise there is."""
+        rounds = self.rounding == "stochastic" or (self.state_dtype is not None and self.state_dtype.itemsize < 4)
+        return rounds or self.noise is not None
 
     def options(self, param: Array) -> int:
         """The options of a parameter's storage."""
         options = 0 if self.ema_decay is None else AVERAGE
+        if self.noise is not None:
+            options |= NOISE
         if self.state_dtype is not None and self.state_dtype.itemsize == 2:
             options |= DITHER
         return options | (_KEPT[self.rounding] if param.dtype.itemsize == 2 else 0)
@@ -135,6 +143,17 @@ class StorageOptions:
         if options & AVERAGE:
             states["ema"] = (compute_dtype(param.dtype), param.shape)
         return states
+
+
+def check_first_element(value: Any) -> int:
+    """The number of an element, as the argument ``first_element``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is none.
+    """
+    return check_integer("first_element", value, 0, 2**62 - 1, "a whole number >= 0, below 2**62")
 
 
 def _storage_dtype(value: Any) -> np.dtype | None:

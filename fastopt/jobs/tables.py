@@ -17,6 +17,7 @@ from ..arrays.dtypes import CODES, compute_dtype
 from ..arrays.runs import row_stride, runs_of
 from ..rules import FIRST_STATE, GRADIENT, Rule
 from .job import DUPLICATES, DenseJob, Gradients, Job, Progress, RowJob, Rows, by_column, offsets_of
+from .noise import GradientNoise
 from .storage import Storage, StorageOptions, code_of
 
 
@@ -30,12 +31,14 @@ class Tensor(NamedTuple):
     average_decay: float = 0.0
     seed: int = 0
     element: int = 0  # the number of its first element
+    noise: GradientNoise | None = None
 
     @classmethod
     def of(cls, stored: StorageOptions, in_set: int, parameter: int, arrays: list[Any], element: int) -> Tensor:
         """A tensor of an optimizer that was told `stored`."""
         decay = stored.ema_decay or 0.0
-        return cls(in_set, parameter, arrays, stored.options(arrays[0]), decay, stored.seed, element)
+        options = stored.options(arrays[0])
+        return cls(in_set, parameter, arrays, options, decay, stored.seed, element, stored.noise)
 
 
 def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str) -> list[Array]:
@@ -98,6 +101,11 @@ def make_jobs(
             dense.setdefault(key, []).append((tensor, labels))
         else:
             arrays, rows = check_rows(rule, arrays, labels)
+            if tensor.noise is not None and DUPLICATES[rows.duplicates] != "sum":
+                raise ValueError(
+                    f"{labels[GRADIENT]}: found duplicates {DUPLICATES[rows.duplicates]!r}, expected 'sum': with "
+                    "gradient_noise each step of a row would have the same noise"
+                )
             by_rows.append(make_row_job(sets[tensor.set], tensor._replace(arrays=arrays), rows))
         checked.append(arrays)
     check_device([arrays[0] for arrays in checked], [labels[0] for labels in names])
@@ -121,7 +129,7 @@ def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array], dtype:
     codes = tuple(map(code_of, repeat(rule), named, arrays))
     if not tensor.options and set(codes) == {CODES[dtype]}:
         return None
-    return Storage(codes, tensor.options, tensor.average_decay, tensor.seed)
+    return Storage(codes, tensor.options, tensor.average_decay, tensor.seed, tensor.noise)
 
 
 def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:

@@ -6,7 +6,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +163,8 @@ class _Runner:
             c.elements = _pointer("int64_t[]", job.elements)
             if job.storage is not None:
                 dtypes = self._kept(ffi.new("int32_t[]", job.storage.dtypes))
-                values = (dtypes, job.storage.options, job.storage.average_decay, job.storage.seed, 0)
+                noise = () if job.storage.noise is None else astuple(job.storage.noise)
+                values = (dtypes, job.storage.options, job.storage.average_decay, job.storage.seed, 0, *noise)
                 c.storage = self._kept(ffi.new("fastopt_storage *", values))
         self._written = written
         self._ask = bool(written) and not _can_read_arrays()  # each array, for C cannot

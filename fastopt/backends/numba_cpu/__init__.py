@@ -87,7 +87,7 @@ class _Runner:
         coefficients = _for_kernel(job, folded.coefficients)
         if isinstance(job, RowJob):
             assert lookups is not None
-            _run_rows(job, stored, coefficients[0], lookups, int(folded.steps[0]), threads)
+            _run_rows(job, stored, coefficients[0], lookups, folded, threads)
         else:
             _run_elements(job, stored, coefficients, folded, begin, end, threads)
 
@@ -121,6 +121,7 @@ def _stored(job: Job) -> tiles.Stored:
         real(stored.average_decay),
         real(1.0 - stored.average_decay),
         np.uint64(stored.seed),
+        np.uint64(0 if stored.noise is None else stored.noise.seed),
         tile_update(rule.kernel, fused, job.dtype).address,
         tile_by_row(rule.kernel, job.dtype).address if rule.by_row else 0,
     )
@@ -152,7 +153,7 @@ def _run_elements(
         strides = job.strides if job.strides is not None else np.tile(sizes, (len(job.addresses), 1))
         elements = job.elements if job.elements is not None else job.offsets[:-1]
         table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients)
-        table = (*table, elements, folded.steps, codes, stored, like)
+        table = (*table, _take_noise(job, folded, coefficients), elements, folded.steps, codes, stored, like)
     run_parallel(function, (job.addresses, *table, end), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
 
 
@@ -168,7 +169,7 @@ def _order(job: Job) -> Lookups | None:
 
 
 def _run_rows(
-    job: RowJob, stored: tiles.Stored | None, own: np.ndarray, lookups: Lookups, step: int, threads: int
+    job: RowJob, stored: tiles.Stored | None, own: np.ndarray, lookups: Lookups, folded: Folded, threads: int
 ) -> None:
     rows, progress, (named, places, starts) = job.rows, job.progress, lookups
     kind = DUPLICATES[rows.duplicates]
@@ -184,7 +185,7 @@ def _run_rows(
     else:
         assert job.elements is not None
         function = stored_kernel(rows=True)
-        numbers = int(job.elements[0]), step
+        numbers = _take_noise(job, folded, own[None]), int(job.elements[0]), int(folded.steps[0])
         codes = np.array(job.codes)
         updated = codes.copy()  # with the sum of a row's gradients, and without a rule of rows' state
         updated[GRADIENT] = CODES[job.dtype]
@@ -192,6 +193,17 @@ def _run_rows(
             updated = np.delete(updated, FIRST_STATE)
         table = (*table, *numbers, codes, updated, stored, like)
     run_parallel(function, table, len(starts) - 1, share, grain, 1, threads)
+
+
+def _take_noise(job: Job, folded: Folded, coefficients: np.ndarray) -> np.ndarray:
+    """The scale of each tensor's gradient, which is taken out of the coefficients, and the deviation of its noise."""
+    found = np.zeros((len(folded.row_of), 2), job.dtype)
+    noise = None if job.storage is None else job.storage.noise
+    if noise is not None:
+        found[:, 0] = coefficients[folded.row_of, 0, 0]
+        found[:, 1] = list(map(noise.deviation, folded.steps.tolist()))
+        coefficients[:, :, 0] = 1
+    return found
 
 
 def _for_kernel(job: Job, folded: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 from numba import njit, types
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from .. import convert
+from .. import convert, noise
 from ..numba_cache import INNER as _inner
 from ..numba_cache import compiled, compiled_callback
 from . import memory, tiles
@@ -490,7 +490,7 @@ def tile_by_row(name: str, dtype: np.dtype) -> Any:
 @cache
 def stored_kernel(rows: bool) -> Any:
     """The kernel for stored arrays, of whatever rule; for rows, or for runs."""
-    modules = (tiles, convert, memory, storage, blocks, dtypes, sys.modules[rules.prologue.__module__])
+    modules = (tiles, convert, noise, memory, storage, blocks, dtypes, sys.modules[rules.prologue.__module__])
     function = tiles.row_kernel if rows else tiles.run_kernel
     return compiled(bind(function, f"{function.__name__}_{_digest_of(*modules)}"))
 

@@ -15,9 +15,10 @@ from numba import njit
 from ... import rules
 from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
-from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
+from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, NOISE, STOCHASTIC, ZERO_GRADS
 from ...rules import FIRST_STATE, GRADIENT, OWN
 from .. import convert
+from ..noise import normals_of
 from ..numba_cache import INNER
 from .memory import (
     address_of,
@@ -51,6 +52,7 @@ class Stored(NamedTuple):
     decay: Any  # of the average, in the compute type
     rest: Any  # 1 - decay, rounded once
     seed: Any  # uint64
+    noise_seed: Any  # uint64
     update: int  # the address of the rule's update of a tile
     by_row: int  # that of what a rule of rows makes of a row's mean square; 0 for others
 
@@ -63,6 +65,7 @@ class Space(NamedTuple):
     places: np.ndarray  # int64 [arrays]: where each array's elements are in the compute type
     shared: np.ndarray  # of the compute type [TILE]
     random: np.ndarray  # uint32 [words]: numbers of 16 bits, two in each
+    deviates: np.ndarray  # float32 [TILE + 8]
 
 
 @njit(inline="always", **INNER)  # what is on the stack is its caller's
@@ -73,6 +76,7 @@ def _space(arrays, like):
         on_stack(arrays, np.int64),
         on_stack(TILE, like),
         on_stack((TILE + 2 * GROUP) // 2, np.uint32),
+        on_stack(TILE + 8, np.float32),
     )
 
 
@@ -222,6 +226,19 @@ def _dither(words, element, n, step):
     return dither
 
 
+@njit(**INNER)
+def _add_noise(tile, place, n, scale, deviation, element, step, seed, deviates):
+    """Writes n gradients from an address, scaled and with noise, to a tile; returns the tile's address."""
+    first = element // 4
+    for group in range(first, (element + n - 1) // 4 + 1):
+        at = (group - first) * 4
+        deviates[at], deviates[at + 1], deviates[at + 2], deviates[at + 3] = normals_of(group, step, seed)
+    before, grads = element - first * 4, array_at(place, n, tile)
+    for i in range(n):
+        tile[i] = scale * grads[i] + deviation * tile.dtype.type(deviates[before + i])
+    return address_of(tile)
+
+
 # ---- a tile ----
 
 
@@ -257,15 +274,19 @@ def _store_param(n, at, codes, s, place, element, step, space):
 
 
 @njit(**INNER)
-def _update_tile(n, at, codes, s, own, element, step, space):
+def _update_tile(n, at, codes, s, own, scale, deviation, element, step, space):
     """Updates n elements, TILE of them at most, of contiguous arrays of any alignment that begin at the addresses `at`.
 
-    `own` is the address of their coefficients, `element` the number of the first.
+    `own` is the address of their coefficients, `element` the number of the first. With noise of that deviation the
+    gradient is scaled here, and not by the coefficients.
     """
     places, tiles, like = space.places, space.tiles, space.shared
     places[0] = _load_param(n, at, codes, s, space)
     for j in range(1, s.arrays):
         places[j] = _load_tile(codes[j], tiles[j], at[j], n)
+    if s.options & NOISE:
+        tile, place = tiles[GRADIENT], places[GRADIENT]
+        places[GRADIENT] = _add_noise(tile, place, n, scale, deviation, element, step, s.noise_seed, space.deviates)
     call(s.update, n, address_of(places), own, s.copies, address_of(like))
     if s.options & AVERAGE:
         j = len(codes) - 1
@@ -314,7 +335,21 @@ def _prefetch(address, n):
 
 
 def run_kernel(
-    addresses, strides, offsets, tensor_of, row_of, coefficients, elements, steps, codes, s, like, end, counter, share
+    addresses,
+    strides,
+    offsets,
+    tensor_of,
+    row_of,
+    coefficients,
+    noise,
+    elements,
+    steps,
+    codes,
+    s,
+    like,
+    end,
+    counter,
+    share,
 ):
     """Updates elements up to `end` of a table of runs, `share` of them at a time, until none is left.
 
@@ -331,6 +366,7 @@ def run_kernel(
         while r < len(offsets) - 1 and offsets[r] < stop:
             first, tensor = offsets[r], tensor_of[r]
             own, step = address_of(coefficients[row_of[tensor]]), steps[tensor]
+            scale, deviation = noise[tensor, 0], noise[tensor, 1]
             last = min(-(-(stop - first) // s.block) * s.block, offsets[r + 1] - first)
             for i in range(-(-max(begin - first, 0) // s.block) * s.block, last, TILE):
                 n = min(TILE, last - i)
@@ -345,7 +381,7 @@ def run_kernel(
                         _prefetch(at[j] + n * size, after * size)
                     else:
                         at[j] = _move_in(space.raw[j], address + i * stride, stride, n, size)
-                _update_tile(n, at, codes, s, own, elements[r] + i, step, space)
+                _update_tile(n, at, codes, s, own, scale, deviation, elements[r] + i, step, space)
                 for j in range(arrays):
                     stride, size = strides[r, j], _size(codes[j], like)
                     if codes[j] < SIGNED and stride != size and (j != GRADIENT or s.options & ZERO_GRADS):
@@ -398,6 +434,7 @@ def row_kernel(
     weights,
     summed,
     own,
+    noise,
     element,
     step,
     stored,
@@ -420,6 +457,7 @@ def row_kernel(
     for k in range(OWN):
         rate[k] = own[0, k]
     coefficients = address_of(rate) if s.by_row else address_of(own)
+    scale, deviation = noise[0, 0], noise[0, 1]
     while True:
         begin = fetch_add(counter, share)
         for u in range(begin, min(begin + share, starts.size - 1)):
@@ -436,6 +474,9 @@ def row_kernel(
                         _sum_gradients(
                             grads, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
                         )
+                        if s.options & NOISE:
+                            number, place = element + row * width + column, address_of(grads)
+                            _add_noise(grads, place, n, scale, deviation, number, step, s.noise_seed, space.deviates)
                         _add_squares(lanes, array_at(_load_param(n, at, codes, s, space), n, like), grads, n, own[0])
                     total = 0.0
                     for lane in range(16):
@@ -453,6 +494,7 @@ def row_kernel(
                         grads, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
                     )
                     at[GRADIENT] = address_of(grads)
-                    _update_tile(n, at, codes, s, coefficients, element + row * width + column, step, space)
+                    number = element + row * width + column
+                    _update_tile(n, at, codes, s, coefficients, scale, deviation, number, step, space)
         if begin + share >= starts.size - 1:
             break

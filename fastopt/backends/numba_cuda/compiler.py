@@ -40,7 +40,7 @@ from ...arrays.dtypes import CODES, compute_dtype, dtype_name
 from ...jobs import job, storage
 from ...jobs.job import DUPLICATES
 from ...rules import FIRST_STATE, OWN, OWN_HYPER
-from .. import convert, numba_cache
+from .. import convert, noise, numba_cache
 from . import kernels, memory
 
 _NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: "signed8bit", POSITIVE: "positive8bit"}
@@ -88,8 +88,9 @@ class KernelSpec:
 
     @property
     def row_bytes(self) -> int:
-        """Size of a row of coefficients in a table: a step before them, whole words."""
-        return 8 + -(-self.copies * self.width * self.dtype.itemsize // 8) * 8
+        """Size of a row of coefficients in a table: a step before them, whole words, the deviation of noise behind."""
+        noise = 8 if self.options & storage.NOISE else 0
+        return 8 + -(-self.copies * self.width * self.dtype.itemsize // 8) * 8 + noise
 
     @property
     def in_blocks(self) -> bool:
@@ -156,7 +157,7 @@ class KernelSpec:
         """The types of its arguments."""
         real = from_dtype(self.dtype)
         own = types.UniTuple(types.UniTuple(real, self.width), self.copies)
-        return types.void(*integers(self.integers), types.uint64, real, real, own)
+        return types.void(*integers(self.integers), types.uint64, types.uint64, real, real, real, own)
 
 
 @dataclass(frozen=True)
@@ -397,7 +398,7 @@ def ptx_from(llvm: list[str], capability: tuple[int, int], name: str) -> str:
 
 
 def _sources() -> str:
-    modules = (kernels, memory, convert, storage, job, blocks, dtypes, *_rule_modules(), sys.modules[__name__])
+    modules = (kernels, memory, convert, noise, storage, job, blocks, dtypes, *_rule_modules(), sys.modules[__name__])
     versions = [numba.__version__, numba_cuda.__version__, llvmlite.__version__, np.__version__]
     with suppress(metadata.PackageNotFoundError):
         versions.append(metadata.version("nvidia-nvvm"))  # by which the PTX has a version that a driver takes or not

@@ -37,7 +37,7 @@ class CapturableRunner:
     Raises
     ------
     ValueError
-        A job updates rows.
+        A job updates rows, or has gradient noise.
 
     Attributes
     ----------
@@ -50,6 +50,11 @@ class CapturableRunner:
     def __init__(self, jobs: Sequence[Job], steps: int, scalars: Mapping[int, int]) -> None:
         dense = [job for job in jobs if isinstance(job, DenseJob)]
         for job in jobs:
+            if job.storage is not None and job.storage.noise is not None:
+                raise ValueError(
+                    "capturable: found True, expected False: a graph does not record what deviation the noise of "
+                    "gradient_noise has in a step"
+                )
             if not isinstance(job, DenseJob):
                 name = job.progress.rule.optimizer
                 raise ValueError(f"capturable: found True, expected False: {name} updates rows, which no graph records")

@@ -18,7 +18,7 @@ from numpy import float32, float64, int32, int64, uint8, uint16, uint32
 from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
 from ...jobs.job import DUPLICATES, NORM_BLOCK
-from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
+from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, NOISE, STOCHASTIC, ZERO_GRADS
 from ...rules.base import FIRST_STATE, GRADIENT, prologue
 from ...rules.base import OWN as FIRST_OWN
 from ..convert import (
@@ -41,6 +41,7 @@ from ..convert import (
     philox_of,
     scale_of,
 )
+from ..noise import normals_of
 from .memory import load, load_tuple, load_vector, store, store_vector, varying
 
 THREADS = 256  # of a thread block: each of its warps updates a block of 256 elements that share a scale at a time
@@ -253,6 +254,16 @@ def _draw(random, element, step, seed):
         random[k] = uint16(word >> uint32(16 * (e % 2)))
 
 
+def _draw_normals(deviates, element, step, seed):
+    """Normal deviates for a thread's elements: four have those of a counter."""
+    drawn = normals_of(element // 4, step, seed)
+    for k in range(LANES):
+        e = element + k
+        if k > 0 and e % 4 == 0:
+            drawn = normals_of(e // 4, step, seed)
+        deviates[k] = drawn[e % 4]
+
+
 def _parameter(x, k):
     """The parameter in lane k, with what its dtype could not hold."""
     if OPTIONS & MASTER:
@@ -262,13 +273,17 @@ def _parameter(x, k):
     return x[0, k]
 
 
-def update_lane(k, x, c, i, n, decay, rest):
+def update_lane(k, x, c, i, n, decay, rest, deviates, deviation):
     """Updates lane k, which is of element i + k."""
+    scale = c[0][0]
+    if OPTIONS & NOISE:
+        x[GRADIENT, k] = scale * x[GRADIENT, k] + deviation * REAL(deviates[k])
+        scale = REAL(1)
     companion = FIRST_STATE + COPIES * STATES
     weight_decay = c[0][1]
     if STATES == 0:
         weight_decay = varying(weight_decay, x[GRADIENT, k])
-    p, g = prologue(_parameter(x, k), x[GRADIENT, k], c[0][0], weight_decay, c[0][2])
+    p, g = prologue(_parameter(x, k), x[GRADIENT, k], scale, weight_decay, c[0][2])
     p = apply(x, k, p, g, c)
     x[0, k] = p
     if OPTIONS & AVERAGE:
@@ -291,18 +306,20 @@ write_all: Any = None
 update_lanes: Any = None
 
 
-def update_elements(at, strides, i, n, c, element, step, seed, decay, rest):
+def update_elements(at, strides, i, n, c, element, step, seed, noise_seed, decay, rest, deviation):
     """Updates a thread's elements i, i + 1, ..., as far as they are below n, of arrays that begin at the addresses
     `at`; the run's first element has the number `element`.
     """
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
-    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, decay, rest)
+    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, noise_seed, decay, rest, deviation)
 
 
-def _update_and_write(x, at, strides, i, n, c, element, step, seed, decay, rest):
-    random = cuda.local.array(LANES, uint16)
-    update_lanes(x, c, i, n, decay, rest)
+def _update_and_write(x, at, strides, i, n, c, element, step, seed, noise_seed, decay, rest, deviation):
+    random, deviates = cuda.local.array(LANES, uint16), cuda.local.array(LANES, float32)
+    if OPTIONS & NOISE:
+        _draw_normals(deviates, element, step, noise_seed)
+    update_lanes(x, c, i, n, decay, rest, deviates, deviation)
     if OPTIONS & STOCHASTIC:
         _draw(random, element, step, seed)
     write_all(x, at, strides, i, n, element, step, random)
@@ -339,7 +356,24 @@ def map_chunks(first, run_of, runs, chunks):
         store(run_of + 4 * chunk, int32(find_run(first, True, runs, chunk)))
 
 
-def update_runs(addresses, strides, offsets, elements, first, run_of, row_of, rows, runs, step, seed, decay, rest, own):
+def update_runs(
+    addresses,
+    strides,
+    offsets,
+    elements,
+    first,
+    run_of,
+    row_of,
+    rows,
+    runs,
+    step,
+    seed,
+    noise_seed,
+    decay,
+    rest,
+    deviation,
+    own,
+):
     """Updates a chunk of a run.
 
     The first seven are the addresses of tables: of arrays' addresses and strides [arrays, runs], offsets and numbers of
@@ -352,6 +386,8 @@ def update_runs(addresses, strides, offsets, elements, first, run_of, row_of, ro
     if TABLED:
         row = rows + ROW_BYTES * load(row_of + 4 * run, int32)
         step, c = load(row, int64), load_tuple(row + 8, COEFFICIENTS)
+        if OPTIONS & NOISE:
+            deviation = load(row + ROW_BYTES - 8, REAL)
         if step < 0:
             return
     begin = (chunk - load(first + 8 * run, int64)) * BLOCK_ELEMENTS
@@ -372,15 +408,15 @@ def update_runs(addresses, strides, offsets, elements, first, run_of, row_of, ro
     if IN_BLOCKS:
         for i in range(thread * LANES, -(-n // QUANT_BLOCK) * QUANT_BLOCK, THREADS * LANES):
             if misaligned == 0 and i // QUANT_BLOCK * QUANT_BLOCK + QUANT_BLOCK <= n:  # the same for a whole warp
-                update_aligned(at, stride, i, n, c, element, step, seed, decay, rest)
+                update_aligned(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, deviation)
             else:
-                update_any(at, stride, i, n, c, element, step, seed, decay, rest)
+                update_any(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, deviation)
     else:
         whole = n // LANES * LANES if misaligned == 0 else int64(0)
         for i in range(thread * LANES, whole, THREADS * LANES):
-            update_aligned(at, stride, i, n, c, element, step, seed, decay, rest)
+            update_aligned(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, deviation)
         for i in range(whole + thread, n, THREADS):
-            update_any(at, stride, i, n, c, element, step, seed, decay, rest)
+            update_any(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, deviation)
 
 
 # ---- steps that a graph records: counted and folded on the device ----
@@ -556,30 +592,58 @@ def _sum_gradients(x, address, stride, i, n, first, last, places, source, weight
 
 
 def update_row_elements(
-    at, strides, i, n, c, element, step, seed, decay, rest, stride, first, last, places, source, weights
+    at,
+    strides,
+    i,
+    n,
+    c,
+    element,
+    step,
+    seed,
+    noise_seed,
+    decay,
+    rest,
+    deviation,
+    stride,
+    first,
+    last,
+    places,
+    source,
+    weights,
 ):
     """Update n elements of a row with the sum of its gradients."""
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
     _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights)
-    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, decay, rest)
+    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, noise_seed, decay, rest, deviation)
 
 
-def square_of(at, strides, i, n, c, stride, first, last, places, source, weights):
+def square_of(at, strides, i, n, c, element, step, noise_seed, deviation, stride, first, last, places, source, weights):
     """The square of an element's gradient, after the prologue."""
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
     _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights)
-    g = float64(prologue(_parameter(x, 0), x[GRADIENT, 0], c[0][0], c[0][1], c[0][2])[1])
+    scale = c[0][0]
+    if OPTIONS & NOISE:
+        deviates = cuda.local.array(1, float32)
+        _draw_normals(deviates, element + i, step, noise_seed)
+        x[GRADIENT, 0] = scale * x[GRADIENT, 0] + deviation * REAL(deviates[0])
+        scale = REAL(1)
+    g = float64(prologue(_parameter(x, 0), x[GRADIENT, 0], scale, c[0][1], c[0][2])[1])
     return g * g
 
 
-def _mean_square(lane, at, strides, width, c, stride, first, last, places, source, weights):
+def _mean_square(
+    lane, at, strides, width, c, element, step, noise_seed, deviation, stride, first, last, places, source, weights
+):
     """The mean square of a row's gradient: sixteen partial sums, added up by every thread of the warp."""
     partial, total = 0.0, 0.0
     if lane < 16:
         for i in range(lane, width, 16):
-            partial += square_of(at, strides, i, width, c, stride, first, last, places, source, weights)
+            partial += square_of(
+                at, strides, i, width, c, element, step, noise_seed, deviation, stride, first, last, places, source,
+                weights,
+            )  # fmt: skip
     for k in range(16):
         total += cuda.shfl_sync(EVERYONE, partial, k)
     return REAL(total / width)
@@ -587,7 +651,7 @@ def _mean_square(lane, at, strides, width, c, stride, first, last, places, sourc
 
 def update_rows(
     addresses, strides, width, threads, rows, places, lookups, bad, source, weights, element,
-    step, seed, decay, rest, own,
+    step, seed, noise_seed, decay, rest, deviation, own,
 ):  # fmt: skip
     """Updates the rows that lookups name, ordered by row, each by so many threads.
 
@@ -620,7 +684,10 @@ def update_rows(
         last = first + together
         c = own
         if BY_ROW:
-            square = _mean_square(lane, at, inner, width, own, stride, first, last, places, source, weights)
+            square = _mean_square(
+                lane, at, inner, width, own, element, step, noise_seed, deviation, stride, first, last, places, source,
+                weights,
+            )  # fmt: skip
             rate = REAL(0)
             if lane == 0:
                 address = load(addresses + 8 * ARRAYS, int64) + row * load(strides + 8 * ARRAYS, int64)
@@ -633,11 +700,45 @@ def update_rows(
             cuda.syncwarp()  # elements are written by other threads than those that read them for their squares,
         for i in range(lane * LANES, whole, threads * LANES):
             update_aligned(
-                at, inner, i, width, c, element, step, seed, decay, rest, stride, first, last, places, source, weights
+                at,
+                inner,
+                i,
+                width,
+                c,
+                element,
+                step,
+                seed,
+                noise_seed,
+                decay,
+                rest,
+                deviation,
+                stride,
+                first,
+                last,
+                places,
+                source,
+                weights,
             )
         for i in range(whole + lane, width, threads):
             update_any(
-                at, inner, i, width, c, element, step, seed, decay, rest, stride, first, last, places, source, weights
+                at,
+                inner,
+                i,
+                width,
+                c,
+                element,
+                step,
+                seed,
+                noise_seed,
+                decay,
+                rest,
+                deviation,
+                stride,
+                first,
+                last,
+                places,
+                source,
+                weights,
             )
         if BY_ROW:
             cuda.syncwarp()  # and read again, if another lookup of the row follows

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BEGIN, _COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
 _ADD_UP, _ORDER = Plain("add_up_counters", integers(2)), Plain("order_by_digit", integers(8))
-_FIRST_REAL = 13  # among the arguments of `kernels.update_rows`
+_FIRST_REAL = 14  # among the arguments of `kernels.update_rows`
 
 
 class RowLaunch:
@@ -92,20 +92,22 @@ class RowLaunch:
                 ordered, other = other, ordered
         kind = self._kind
         kernel = device.kernel(
-            ptx_of(kind, device.capability), kind.name, _FIRST_REAL + 2 + coefficients[0].size, THREADS
+            ptx_of(kind, device.capability), kind.name, _FIRST_REAL + 3 + coefficients[0].size, THREADS
         )
         source = 0 if rows.source is None else rows.source.address
         weights = 0 if rows.weights is None else rows.weights.address
         half = bad + 16 + 4 * len(tables)
         element = 0 if job.elements is None else job.elements[0]
         storage, step = job.storage, job.progress.steps[job.members[0]]
-        numbers = (step, 0 if storage is None else storage.seed)
+        noise = None if storage is None else storage.noise
+        numbers = (step, 0 if storage is None else storage.seed, 0 if noise is None else noise.seed)
         kernel.arguments[:_FIRST_REAL] = np.array(
             [bad + 16, half, width, self._threads, *ordered, lookups, bad, source, weights, element, *numbers], object
         ).astype(np.uint64)
         reals = kernel.arguments[_FIRST_REAL:].view(job.dtype)[:: 8 // job.dtype.itemsize]
         decay = 0.0 if storage is None else storage.average_decay
-        reals[:] = [decay, 1.0 - decay, *coefficients[0]]
+        deviation = 0.0 if noise is None else noise.deviation(int(step))
+        reals[:] = [decay, 1.0 - decay, deviation, *coefficients[0]]
         kernel.launch(-(-lookups * self._threads // THREADS), stream)
 
     def _run(self, kind: Plain, blocks: int, stream: int, *arguments: int, threads: int = THREADS) -> None:

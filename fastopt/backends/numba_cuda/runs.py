@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ...jobs.job import DenseJob, Gradients, Job
 from ...rules import GRADIENT
 
-_FIRST_REAL = 11  # among the arguments of `kernels.update_runs`
+_FIRST_REAL = 12  # among the arguments of `kernels.update_runs`
 
 
 class Runner:
@@ -133,15 +133,18 @@ class RunLaunch:
             self._tabled.launch_with(stream, coefficients, row_of)
             return
         kernel, own = self._by_value
-        own[:] = coefficients[0]
-        if self._job.elements is not None:  # what is rounded by numbers is so by the step's too
-            kernel.arguments[9] = self._job.progress.steps[self._job.members[0]]
+        own[1:] = coefficients[0]
+        job = self._job
+        if job.elements is not None:  # what is rounded by numbers is so by the step's too
+            kernel.arguments[9] = step = job.progress.steps[job.members[0]]
+            if job.storage is not None and job.storage.noise is not None:
+                own[0] = job.storage.noise.deviation(int(step))
         kernel.launch(self._chunks, stream)
 
     def _kernel(self, kind: KernelSpec) -> tuple[driver.Kernel, np.ndarray]:
         """The kernel with all arguments that stay, and its coefficients among them."""
         device, job, where = self._device, self._job, self._where
-        count = _FIRST_REAL + 2 + kind.copies * kind.width
+        count = _FIRST_REAL + 3 + kind.copies * kind.width
         kernel = device.kernel(ptx_of(kind, device.capability), kind.name, count, THREADS)
         names = ("addresses", "strides", "offsets", "elements", "first", "run_of", "row_of", "rows")
         kernel.arguments[:8] = [where[name] for name in names]
@@ -150,6 +153,8 @@ class RunLaunch:
         if job.storage is not None:
             kernel.arguments[10] = job.storage.seed
             reals[:2] = job.storage.average_decay, 1.0 - job.storage.average_decay
+            if job.storage.noise is not None:
+                kernel.arguments[11] = job.storage.noise.seed
         return kernel, reals[2:]
 
     @cached_property
@@ -169,8 +174,14 @@ class _TabledLaunch:
         self, kernel: driver.Kernel, device: driver.Device, job: DenseJob, kind: KernelSpec, chunks: int
     ) -> None:
         self._kernel, self._device, self._job, self._chunks = kernel, device, job, chunks
-        own = (job.dtype, kind.copies * kind.width)
-        self._row = np.dtype({"names": ["step", "own"], "formats": [np.int64, own], "itemsize": kind.row_bytes})
+        self._noise = None if job.storage is None else job.storage.noise
+        fields = {"step": (np.int64, 0), "own": ((job.dtype, kind.copies * kind.width), 8)}
+        if self._noise is not None:
+            fields["deviation"] = (job.dtype, kind.row_bytes - 8)
+        formats, offsets = zip(*fields.values(), strict=True)
+        self._row = np.dtype(
+            {"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": kind.row_bytes}
+        )
         self._sent = b""
 
     def launch_with(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray) -> None:
@@ -179,7 +190,9 @@ class _TabledLaunch:
         found, tensor = np.unique(row_of, return_index=True)
         rows = np.zeros(len(found), self._row)
         rows["own"] = coefficients[: len(found)]
-        rows["step"] = job.progress.steps[job.members[tensor]]
+        rows["step"] = steps = job.progress.steps[job.members[tensor]]
+        if self._noise is not None:
+            rows["deviation"] = list(map(self._noise.deviation, steps.tolist()))
         of_runs = row_of[job.tensor_of]
         of_runs_at, rows_at = self._kernel.arguments[6:8].tolist()
         if of_runs.tobytes() != self._sent:

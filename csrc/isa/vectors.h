@@ -1,0 +1,95 @@
+/* Vectors of 32-bit numbers, as the compiler's vector extensions have them, for every instruction set. */
+#ifndef FASTOPT_VECTORS_H
+#define FASTOPT_VECTORS_H
+
+#if defined(__AVX512BW__) || defined(__AVX2__) || defined(__SSE2__)
+#include <immintrin.h>
+#endif
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "compiler.h"
+
+/* LANES are those of the instruction set's vectors: compilers split wider ones badly. */
+#if defined(__AVX512BW__)
+#define LANES 16
+#define EVENS {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
+#define LOWER {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
+#elif defined(__AVX2__)
+#define LANES 8
+#define EVENS {0, 2, 4, 6, 8, 10, 12, 14}
+#define LOWER {0, 8, 1, 9, 2, 10, 3, 11}
+#else
+#define LANES 4
+#define EVENS {0, 2, 4, 6}
+#define LOWER {0, 4, 1, 5}
+#endif
+
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+typedef float floats __attribute__((vector_size(LANES * 4)));
+typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
+typedef uint64_t longs __attribute__((vector_size(LANES * 4)));
+
+#define SPLAT(x) ((words){0} + (uint32_t)(x))
+
+static const words EVEN = EVENS;
+
+INLINE words load_words(const void *from)
+{
+    words w;
+    memcpy(&w, from, sizeof w);
+    return w;
+}
+
+INLINE floats load_floats(const void *from)
+{
+    floats x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+INLINE void store_words(void *to, words w) { memcpy(to, &w, sizeof w); }
+INLINE void store_floats(void *to, floats x) { memcpy(to, &x, sizeof x); }
+
+/* where ? a : b, for each bit. */
+INLINE words select_bits(words where, words a, words b)
+{
+#ifdef __AVX512BW__
+    return (words)_mm512_ternarylogic_epi32((__m512i)where, (__m512i)a, (__m512i)b, 0xca);
+#else
+    return (a & where) | (b & ~where);
+#endif
+}
+
+/* Products of the lower halves of 64-bit lanes with a number. */
+INLINE longs multiply(longs a, uint32_t by)
+{
+#if defined(__AVX512BW__)
+    return (longs)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(by));
+#elif defined(__AVX2__)
+    return (longs)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(by));
+#elif defined(__SSE2__)
+    return (longs)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(by));
+#else
+    return (a & UINT32_MAX) * by;
+#endif
+}
+
+INLINE floats square_root(floats x)
+{
+#if defined(__AVX512BW__)
+    return (floats)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (floats)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+    return (floats)_mm_sqrt_ps((__m128)x);
+#else
+    for (int k = 0; k < LANES; k++)
+        x[k] = sqrtf(x[k]);
+    return x;
+#endif
+}
+
+#endif
