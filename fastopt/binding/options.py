@@ -344,7 +344,7 @@ def read_call(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ca
     given = dict(zip(positional, args, strict=False))
     options = {**defaults, **given, **kwargs}
     known = len(args) <= len(positional) and len(options) == len(defaults) and given.keys().isdisjoint(kwargs)
-    if not known or any(options[name] is inspect.Parameter.empty for name in required):
+    if not known or [name for name in required if options[name] is inspect.Parameter.empty]:
         _refuse_call(cls, args, kwargs)
     params = options.pop("params")
     execution = {key: options.pop(key) for key in EXECUTION}

@@ -97,8 +97,8 @@ class Owned:
     def _extend(self, given: Sequence[Given], called: Sequence[str], files: Mapping[str, Any]) -> None:
         """Own further groups, behind those that there are; messages have them as `called`."""
         first = len(self.params)
-        self.names = [*self.names, *(name for group in given for name in group.names)]
-        self.params = [*self.params, *(array for group in given for array in group.arrays)]
+        self.names = [*self.names, *chain.from_iterable(map(attrgetter("names"), given))]
+        self.params = [*self.params, *chain.from_iterable(map(attrgetter("arrays"), given))]
         self.views = [*self.views, *map(view, self.params[first:], self.names[first:])]
         for group, name in zip(given, called, strict=True):
             check_group(self._cls, group.own, name)
@@ -113,7 +113,7 @@ class Owned:
         self._backend()
         dtypes = map(attrgetter("dtype"), self.views)
         self.real = min(map(compute_dtype, dtypes), default=np.dtype(np.float64))
-        self._elements = self._storage.elements([array.size for array in self.views])
+        self._elements = self._storage.elements(map(attrgetter("size"), self.views))
         self.groups.extend([group[1:] for group in given], called, storages, self.real)
         groups = [(self.groups.rules[g], self.groups.progress[g].copies) for g in self.groups.of[first:]]
         kinds = [
@@ -125,7 +125,7 @@ class Owned:
 
             self.files = open_files(self, kinds, **files)
         self.states = Fixed([*self.states, *self._make_states(first, kinds)])
-        self._state_views = [*self._state_views, *([] for _ in kinds)]
+        self._state_views = [*self._state_views, *[[] for _ in kinds]]
         self._looks = [*self._looks, *[None] * len(kinds)]
         self._last = None
 

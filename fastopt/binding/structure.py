@@ -45,8 +45,8 @@ class Tree:
 
     def __init__(self, keys: tuple[Any, ...] | None, parts: tuple[Tree | None, ...]) -> None:
         self.keys, self.parts, self._known = keys, parts, frozenset(keys or ())
-        self.flat = all(part is None for part in parts)
-        self.size = sum(_size(part) for part in parts)
+        self.flat = not any(parts)
+        self.size = sum(map(_size, parts))
 
     def match(self, grads: Any, name: str) -> list[Any]:
         """Gradients in the order of the parameters; None for a tree is None for each of its arrays.

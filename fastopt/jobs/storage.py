@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -92,7 +92,7 @@ class StorageOptions:
         """Copy the options for a group that has a ``state_dtype`` of its own."""
         return replace(self, state_dtype=_storage_dtype(group["state_dtype"])) if "state_dtype" in group else self
 
-    def elements(self, sizes: Sequence[int]) -> list[int]:
+    def elements(self, sizes: Iterable[int]) -> list[int]:
         """The number of the first element of each of an optimizer's parameters."""
         return [self.first_element + before for before in accumulate(sizes, initial=0)][:-1]
 
