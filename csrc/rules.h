@@ -62,6 +62,43 @@ UPDATE(aggmo)
     *p -= c->rate * s->momentum_buffer;
 }
 
+/* ---- lion ---- */
+UPDATE(lion)
+{
+    const real b = c->beta1 * s->exp_avg + c->beta1_c * g;
+    *p -= b > 0 ? c->lr : b < 0 ? -c->lr : b;
+    s->exp_avg = c->beta2 * s->exp_avg + c->beta2_c * g;
+}
+
+/* ---- signsgd ---- */
+UPDATE(signsgd)
+{
+    const real b = c->beta * s->momentum_buffer + c->beta_c * g;
+    *p -= b > 0 ? c->lr : b < 0 ? -c->lr : b;
+    s->momentum_buffer = b;
+}
+
+/* ---- asgd ---- */
+UPDATE(asgd)
+{
+    *p = c->shrink * *p - c->rate * g;
+    const real average = c->mu_c * s->ax + c->mu * *p;
+    s->ax = c->mu_c == 0 ? *p : average; /* while mu is 1 the average is the parameter, whatever it was */
+}
+
+/* ---- rprop ---- */
+UPDATE(rprop)
+{
+    const real agreement = g * s->prev, longer = c->etaplus * s->step_size, shorter = c->etaminus * s->step_size;
+    real size = agreement > 0 ? longer : agreement < 0 ? shorter : s->step_size;
+    size = size < c->smallest ? c->smallest : size > c->largest ? c->largest : size;
+    size = g == g ? size : g; /* NaN if g is */
+    g = agreement < 0 ? 0 : g;
+    *p -= g > 0 ? size : g < 0 ? -size : g;
+    s->prev = g;
+    s->step_size = size;
+}
+
 /* ---- adagrad ---- */
 UPDATE(adagrad)
 {
@@ -196,6 +233,46 @@ UPDATE(amsbound)
     *p -= r * s->exp_avg;
 }
 
+/* ---- adabelief ---- */
+UPDATE(adabelief)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    const real surprise = g - s->exp_avg;
+    s->exp_avg_var = c->beta2 * s->exp_avg_var + c->beta2_c * surprise * surprise + c->eps_root;
+    *p -= c->rate * s->exp_avg / (SQRT(s->exp_avg_var) + c->eps);
+}
+
+/* ---- radam ---- */
+UPDATE(radam)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
+    const real norm = SQRT(s->exp_avg_sq) + c->eps;
+    *p -= c->rate * s->exp_avg / (c->adaptive == 0 ? c->eps : norm);
+}
+
+/* ---- adan ---- */
+UPDATE(adan)
+{
+    const real change = g + s->neg_pre_grad, difference = c->past == 0 ? c->past : change;
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_diff = c->beta2 * s->exp_avg_diff + c->beta2_c * difference;
+    const real ahead = g + c->weight * difference;
+    s->exp_avg_sq = c->beta3 * s->exp_avg_sq + c->beta3_c * ahead * ahead;
+    *p -= (c->rate * s->exp_avg + c->rate_diff * s->exp_avg_diff) / (SQRT(s->exp_avg_sq + c->eps_root) + c->eps);
+    *p *= c->shrink;
+    s->neg_pre_grad = -g;
+}
+
+/* ---- ademamix ---- */
+UPDATE(ademamix)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_slow = c->beta3 * s->exp_avg_slow + c->beta3_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
+    *p -= (c->rate * s->exp_avg + c->rate_slow * s->exp_avg_slow) / (SQRT(s->exp_avg_sq + c->eps_root) + c->eps);
+}
+
 #ifdef FASTOPT_FOLDS
 
 /* Sets a coefficient to the hyper-parameter of its name, and the one with the suffix _c to 1 less it. */
@@ -235,6 +312,39 @@ FOLD(aggmo)
 {
     c->beta = h->betas;
     c->rate = h->lr / h->copies;
+}
+
+FOLD(lion)
+{
+    WITH_REST(beta1);
+    WITH_REST(beta2);
+    c->lr = h->lr;
+}
+
+FOLD(signsgd)
+{
+    c->beta = h->momentum;
+    c->beta_c = 1.0 - h->momentum;
+    c->lr = h->lr;
+}
+
+FOLD(asgd)
+{
+    const double eta = t == 1.0 ? h->lr : scalars[0], mu = scalars[1], base = 1.0 + h->lambd * h->lr * t;
+    c->shrink = 1.0 - h->lambd * eta;
+    c->rate = eta;
+    c->mu = mu;
+    c->mu_c = 1.0 - mu;
+    scalars[0] = base > 0.0 ? h->lr / pow(base, h->alpha) : 0.0;
+    scalars[1] = t - h->t0 > 1.0 ? 1.0 / (t - h->t0) : 1.0;
+}
+
+FOLD(rprop)
+{
+    c->etaminus = h->etaminus;
+    c->etaplus = h->etaplus;
+    c->smallest = h->step_size_min;
+    c->largest = h->step_size_max;
 }
 
 FOLD(adagrad)
@@ -356,6 +466,69 @@ FOLD(adabound)
     c->eps = h->eps;
     c->lower = final * (1.0 - 1.0 / (h->gamma * t + 1.0));
     c->upper = final + final / (h->gamma * t);
+}
+
+FOLD(adabelief)
+{
+    const double root = sqrt(1.0 - pow(h->beta2, t)); /* as in FOLD_ADAM */
+    WITH_REST(beta1);
+    WITH_REST(beta2);
+    c->rate = h->lr * root / (1.0 - pow(h->beta1, t));
+    c->eps = h->eps * root;
+    c->eps_root = h->eps_root;
+}
+
+FOLD(radam)
+{
+    const double correction1 = 1.0 - pow(h->beta1, t), power = pow(h->beta2, t), correction2 = 1.0 - power;
+    const double longest = 2.0 / (1.0 - h->beta2) - 1.0, length = longest - 2.0 * t * power / correction2;
+    WITH_REST(beta1);
+    WITH_REST(beta2);
+    c->rate = h->lr / correction1;
+    c->eps = 1.0; /* the denominator, if there is no other */
+    c->adaptive = 0.0;
+    if (length > 5.0) {
+        const double tractable = (length - 4.0) * (length - 2.0) * longest, root = sqrt(correction2);
+        c->rate = c->rate * root * sqrt(tractable / ((longest - 4.0) * (longest - 2.0) * length));
+        c->eps = h->eps_hat ? h->eps : h->eps * root;
+        c->adaptive = 1.0;
+    }
+}
+
+FOLD(adan)
+{
+    const double weight = isnan(h->difference_weight) ? h->beta2 : h->difference_weight;
+    const double correction3 = 1.0 - pow(h->beta3, t), root = sqrt(correction3); /* as in FOLD_ADAM */
+    WITH_REST(beta1);
+    WITH_REST(beta2);
+    WITH_REST(beta3);
+    c->weight = weight;
+    c->past = t == 1.0 ? 0.0 : 1.0;
+    c->rate = h->lr * root / (1.0 - pow(h->beta1, t));
+    c->rate_diff = h->lr * weight * root / (1.0 - pow(h->beta2, t));
+    c->eps = h->eps * root;
+    c->eps_root = h->eps_root * correction3;
+    c->shrink = 1.0 / (1.0 + h->lr * h->proximal_weight_decay);
+}
+
+FOLD(ademamix)
+{
+    const double correction2 = 1.0 - pow(h->beta2, t), root = sqrt(correction2); /* as in FOLD_ADAM */
+    double beta3 = h->beta3, alpha = h->alpha;
+    if (t < h->warmup) { /* never if it is NaN */
+        const double done = t / h->warmup, first = h->beta1 > 0.0 ? 1.0 / log(h->beta1) : 0.0;
+        const double last = h->beta3 > 0.0 ? 1.0 / log(h->beta3) : 0.0, memory = (1.0 - done) * first + done * last;
+        beta3 = memory < 0.0 ? exp(1.0 / memory) : 0.0;
+        alpha *= done;
+    }
+    WITH_REST(beta1);
+    WITH_REST(beta2);
+    c->beta3 = beta3;
+    c->beta3_c = 1.0 - beta3;
+    c->rate = h->lr * root / (1.0 - pow(h->beta1, t));
+    c->rate_slow = h->lr * root * alpha;
+    c->eps = h->eps * root;
+    c->eps_root = h->eps_root * correction2;
 }
 
 #endif

@@ -88,7 +88,13 @@ def _states(rule: Rule) -> str:
 def _kind(hypers: list[Hyper], default: Any, schedules: bool) -> str:
     """The type of an argument, in numpydoc's words, with its default."""
     words = "bool" if hypers[0].flag else "float or callable" if schedules else "float"
-    words = f"pair of {words}" if len(hypers) > 1 else f"sequence of {words}" if hypers[0].vector else words
+    words = (
+        f"{'pair' if len(hypers) == 2 else 'tuple'} of {words}"
+        if len(hypers) > 1
+        else f"sequence of {words}"
+        if hypers[0].vector
+        else words
+    )
     words += " or None" if hypers[0].optional else ""
     return words if default is REQUIRED else f"{words}, default {default!r}"
 

@@ -117,7 +117,6 @@ def _make(rule: Rule) -> Callable[..., None]:
     optional = "".join(f", {key}=_defaults[{key!r}]" for key in keys if key in defaults)
     scalars = "".join(f", {name}=None" for name in rule.scalars)
     given = f"({', '.join(rule.scalars)},)" if rule.scalars else "None"
-    given = f"None if {' or '.join(f'{name} is None' for name in rule.scalars)} else {given}" if rule.scalars else given
     numbers = [key for key in keys if not rule.hyper[key].flag]
     numbers_are_flags = " or ".join(f"{key} is True or {key} is False" for key in numbers)  # 1.0 == True
     source = (

@@ -42,7 +42,7 @@ from typing import SupportsIndex
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -363,6 +363,286 @@ def aggmo(
     >>> fastopt.functional.aggmo(p, 2 * p, momentum_buffer, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.8, -1.6]
+    """
+
+def lion(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.0001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.99,
+    weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of lion, in place.
+
+    Evolved sign momentum: a step of lr against the sign of a weighted mean of the average and the
+    gradient.
+
+    ::
+
+        p -= lr*weight_decay*p
+        p -= lr*sign(beta1*m + (1 - beta1)*g)
+        m = beta2*m + (1 - beta2)*g
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    Source: Chen et al. 2023, arXiv:2302.06675.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.0001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Weight of the average against the gradient in a step. A number in [0, 1).
+    beta2 : float, default 0.99
+        Decay rate of the gradient's average. A number in [0, 1).
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.lion(p, 2 * p, exp_avg, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def signsgd(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    momentum_buffer: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    momentum: Number = 0.9,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of signsgd, in place.
+
+    A step of lr against the sign of the gradient's average (Signum).
+
+    ::
+
+        b = momentum*b + (1 - momentum)*g
+        p -= lr*sign(b)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``momentum=0`` is signSGD, whose step is against the sign of the gradient itself.
+
+    Source: Bernstein et al. 2018, arXiv:1802.04434.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    momentum_buffer : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, momentum_buffer = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.signsgd(p, 2 * p, momentum_buffer, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def asgd(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    ax: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    lambd: Number = 0.0001,
+    alpha: Number = 0.75,
+    t0: Number = 1000000.0,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    eta: Number | None = None,
+    mu: Number | None = None,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of asgd, in place.
+
+    Averaged SGD: a step against the gradient at a decaying rate, beside the average of the
+    parameters.
+
+    ::
+
+        p = (1 - lambd*eta)*p - eta*g, eta = lr/(1 + lambd*lr*(t - 1))^alpha
+        a = a + mu*(p - a), mu = 1/max(1, t - 1 - t0)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    The state ``ax`` is the average; a step's eta comes from the lr of the step before.
+
+    Source: Polyak and Juditsky 1992, at the rates of Bottou 2010; torch.optim.ASGD.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    ax : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    lambd : float, default 0.0001
+        Decay of the parameter, times eta.
+    alpha : float, default 0.75
+        Power by which the rate eta decays.
+    t0 : float, default 1000000.0
+        Steps before the average begins.
+    eta : float, optional
+        Its value before this step; by default that of constant hyper-parameters.
+    mu : float, optional
+        Its value before this step; by default that of constant hyper-parameters.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, ax = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.asgd(p, 2 * p, ax, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.79999, -1.59998]
+    """
+
+def rprop(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    prev: Array | Sequence[Array],
+    step_size: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    etaminus: Number = 0.5,
+    etaplus: Number = 1.2,
+    step_size_min: Number = 1e-06,
+    step_size_max: Number = 50.0,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of rprop, in place.
+
+    Resilient backpropagation: steps against the gradient's sign, longer while it stays, shorter if
+    it turns.
+
+    ::
+
+        s = min(s*etaplus, largest) where g*prev > 0, max(s*etaminus, smallest) where g*prev < 0, and there g = 0
+        p -= s*sign(g)
+        prev = g
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Gradients are to be those of all data: with batches their signs turn by chance.
+
+    Source: Riedmiller and Braun 1993; torch.optim.Rprop.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    prev, step_size : array, or list of arrays
+        States, which are updated too. They begin at zero, step_size at the class's lr.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Length of the first step. A finite number >= 0.
+    etaminus : float, default 0.5
+        Factor of the step's length where the sign turns. A number in [4.94066e-324, 1).
+    etaplus : float, default 1.2
+        Factor where it stays. A finite number > 0.
+    step_size_min : float, default 1e-06
+        The shortest step.
+    step_size_max : float, default 50.0
+        The longest step.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, prev, step_size = np.array([1.0, -2.0]), np.zeros(2), np.full(2, 0.1)
+    >>> fastopt.functional.rprop(p, 2 * p, prev, step_size, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
     """
 
 def adagrad(
@@ -1722,4 +2002,335 @@ def amsbound(
     >>> fastopt.functional.amsbound(p, 2 * p, exp_avg, exp_avg_sq, max_exp_avg_sq, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.9, -1.9]
+    """
+
+def adabelief(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_var: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-16,
+    eps_root: Number = 1e-16,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adabelief, in place.
+
+    Adam with the average square of the gradient's distance from its average in place of its own.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        s = beta2*s + (1 - beta2)*(g - m)^2 + eps_root
+        p -= lr*m^/(sqrt(s^) + eps), m^ = m/(1 - beta1^t), s^ = s/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Zhuang et al. 2020, arXiv:2010.07468.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_var : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-16
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 1e-16
+        Added to the average of squares at each step. A finite number >= 0.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_var = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.adabelief(p, 2 * p, exp_avg, exp_avg_var, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.888889, -1.888889]
+    """
+
+def radam(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    eps_hat: bool = True,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of radam, in place.
+
+    Adam with a rate that is rectified for the variance of young averages of squares; before,
+    momentum.
+
+    ::
+
+        m, v as adam
+        rho = rho_inf - 2*t*beta2^t/(1 - beta2^t), rho_inf = 2/(1 - beta2) - 1
+        p -= lr*m^*r*sqrt(1 - beta2^t)/(sqrt(v) + eps) where rho > 5, else p -= lr*m^, r = sqrt((rho - 4)*(rho - 2)*rho_inf/((rho_inf - 4)*(rho_inf - 2)*rho))
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Source: Liu et al. 2020, arXiv:1908.03265; torch.optim.RAdam.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_hat : bool, default True
+        Add eps to sqrt(v), as torch; else to sqrt(v^).
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.radam(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+def adan(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_diff: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    neg_pre_grad: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.98,
+    beta2: Number = 0.92,
+    beta3: Number = 0.99,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    difference_weight: Number | None = None,
+    proximal_weight_decay: Number = 0.0,
+    weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adan, in place.
+
+    Adam with Nesterov's momentum from averages of the gradient and of its change.
+
+    ::
+
+        d = g - prev, 0 at first
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*d
+        n = beta3*n + (1 - beta3)*(g + beta2*d)^2
+        p -= lr*weight_decay*p
+        p -= lr*(m^ + beta2*v^)/(sqrt(n^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t), n^ = n/(1 - beta3^t)
+        p /= 1 + lr*proximal_weight_decay
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    ``proximal_weight_decay`` is the authors' ``weight_decay``, ``weight_decay`` the same with their
+    ``no_prox=True``. The state ``neg_pre_grad`` is -1 times the gradient before.
+
+    Source: Xie et al. 2022, arXiv:2208.06677; the authors' code, sail-sg/Adan.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_diff, exp_avg_sq, neg_pre_grad : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.98
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.92
+        Decay rate of the average of its change. A number in [0, 1).
+    beta3 : float, default 0.99
+        Decay rate of the average of squares. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    difference_weight : float or None, default None
+        Weight of the gradient's change in a step; None: beta2. A finite number >= 0.
+    proximal_weight_decay : float, default 0.0
+        The parameter is divided by 1 + lr times it, after the update. A finite number >= 0.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_diff, exp_avg_sq, neg_pre_grad = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.adan(p, 2 * p, exp_avg, exp_avg_diff, exp_avg_sq, neg_pre_grad, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def ademamix(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_slow: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    beta3: Number = 0.9999,
+    alpha: Number = 5.0,
+    warmup: Number | None = None,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of ademamix, in place.
+
+    Adam with a second, slow average of the gradient.
+
+    ::
+
+        m, v as adam
+        s = beta3*s + (1 - beta3)*g
+        p -= lr*weight_decay*p
+        p -= lr*(m^ + alpha*s)/(sqrt(v^ + eps_root) + eps)
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    Source: Pagliardini et al. 2024, arXiv:2409.03137; Apple's ml-ademamix.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_slow, exp_avg_sq : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's fast average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    beta3 : float, default 0.9999
+        Decay rate of the gradient's slow average. A number in [0, 1).
+    alpha : float, default 5.0
+        Weight of the slow average. A finite number >= 0.
+    warmup : float or None, default None
+        Steps over which alpha grows from 0, and the half-life of the slow average from the fast
+        one's; None: none. A finite number > 0.
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_slow, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.ademamix(p, 2 * p, exp_avg, exp_avg_slow, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.89995, -1.89995]
     """

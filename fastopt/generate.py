@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 _HEAD = '"""{}"""\n\n# Written by: python -m fastopt.generate\n\n'
 _TYPES = "from ._types import {}\n"
 # Names that fastopt.torch hands on of torch.optim: those of every PyTorch that it works with.
-_HANDED_ON = ("ASGD", "Adafactor", "LBFGS", "RAdam", "Rprop", "lr_scheduler", "swa_utils")
+_HANDED_ON = ("Adafactor", "LBFGS", "lr_scheduler", "swa_utils")
 
 
 def _quoted(text: str, indent: str) -> str:
@@ -52,9 +52,12 @@ def _definition(name: str, parameters: list[inspect.Parameter], returned: str, t
 
 
 def _type(hypers: list[Hyper], schedules: bool) -> str:
-    """The type of a hyper-parameter, or of a pair of them."""
+    """The type of a hyper-parameter, or of several."""
     name = "bool" if hypers[0].flag else "Value" if schedules else "Number"
-    name = f"{name}Pair" if len(hypers) > 1 else f"{name}s" if hypers[0].vector else name
+    if len(hypers) == 2:
+        name = f"{name}Pair"
+    elif len(hypers) > 2 or hypers[0].vector:
+        name = f"{name}s"
     return f"{name} | None" if hypers[0].optional else name
 
 

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, SupportsIndex
 
 import torch
-from torch.optim import ASGD as ASGD, Adafactor as Adafactor, LBFGS as LBFGS, RAdam as RAdam, Rprop as Rprop, lr_scheduler as lr_scheduler, swa_utils as swa_utils
+from torch.optim import Adafactor as Adafactor, LBFGS as LBFGS, lr_scheduler as lr_scheduler, swa_utils as swa_utils
 from torch.optim.optimizer import ParamsT
 
 from ._types import Number, NumberPair, Numbers, StateDtype
 from .jobs.noise import GradientNoise
 
-__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'ASGD', 'Adafactor', 'LBFGS', 'RAdam', 'Rprop', 'lr_scheduler', 'swa_utils']
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
@@ -567,6 +567,326 @@ class AggMo(Optimizer):
         fused: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Lion(Optimizer):
+    """Evolved sign momentum: a step of lr against the sign of a weighted mean of the average and the
+    gradient.
+
+    ::
+
+        p -= lr*weight_decay*p
+        p -= lr*sign(beta1*m + (1 - beta1)*g)
+        m = beta2*m + (1 - beta2)*g
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    Source: Chen et al. 2023, arXiv:2302.06675.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.0001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.99)
+        Weight of the average against the gradient in a step; decay rate of the gradient's average.
+        Each a number in [0, 1).
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Lion([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.0001,
+        *,
+        betas: NumberPair = (0.9, 0.99),
+        weight_decay: Number = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class SignSGD(Optimizer):
+    """A step of lr against the sign of the gradient's average (Signum).
+
+    ::
+
+        b = momentum*b + (1 - momentum)*g
+        p -= lr*sign(b)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    ``momentum=0`` is signSGD, whose step is against the sign of the gradient itself.
+
+    Source: Bernstein et al. 2018, arXiv:1802.04434.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.SignSGD([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        momentum: Number = 0.9,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class ASGD(Optimizer):
+    """Averaged SGD: a step against the gradient at a decaying rate, beside the average of the
+    parameters.
+
+    ::
+
+        p = (1 - lambd*eta)*p - eta*g, eta = lr/(1 + lambd*lr*(t - 1))^alpha
+        a = a + mu*(p - a), mu = 1/max(1, t - 1 - t0)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    The state ``ax`` is the average; a step's eta comes from the lr of the step before.
+
+    Source: Polyak and Juditsky 1992, at the rates of Bottou 2010; torch.optim.ASGD.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    lambd : float, default 0.0001
+        Decay of the parameter, times eta.
+    alpha : float, default 0.75
+        Power by which the rate eta decays.
+    t0 : float, default 1000000.0
+        Steps before the average begins.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, ``eta``, ``mu``, and arrays: ``ax``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.ASGD([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.79999, -1.59998]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.01,
+        lambd: Number = 0.0001,
+        alpha: Number = 0.75,
+        t0: Number = 1000000.0,
+        weight_decay: Number = 0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        *,
+        decoupled_weight_decay: bool = False,
+        fused: bool | None = None,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Rprop(Optimizer):
+    """Resilient backpropagation: steps against the gradient's sign, longer while it stays, shorter if
+    it turns.
+
+    ::
+
+        s = min(s*etaplus, largest) where g*prev > 0, max(s*etaminus, smallest) where g*prev < 0, and there g = 0
+        p -= s*sign(g)
+        prev = g
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    Gradients are to be those of all data: with batches their signs turn by chance.
+
+    Source: Riedmiller and Braun 1993; torch.optim.Rprop.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.01
+        Length of the first step. A finite number >= 0.
+    etas : pair of float, default (0.5, 1.2)
+        Factor of the step's length where the sign turns; factor where it stays. Each a number in
+        [4.94066e-324, 1).
+    step_sizes : pair of float, default (1e-06, 50)
+        The shortest step; the longest step.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``prev``, ``step_size``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Rprop([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.01,
+        etas: NumberPair = (0.5, 1.2),
+        step_sizes: NumberPair = (1e-06, 50),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        fused: bool | None = None,
         state_dtype: StateDtype | None = None,
         rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
         seed: SupportsIndex = 0,
@@ -1808,6 +2128,368 @@ class AMSBound(Optimizer):
         base_lr: Number | None = None,
         weight_decay: Number = 0.0,
         decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AdaBelief(Optimizer):
+    """Adam with the average square of the gradient's distance from its average in place of its own.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*g
+        s = beta2*s + (1 - beta2)*(g - m)^2 + eps_root
+        p -= lr*m^/(sqrt(s^) + eps), m^ = m/(1 - beta1^t), s^ = s/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    Source: Zhuang et al. 2020, arXiv:2010.07468.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-16
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 1e-16
+        Added to the average of squares at each step. A finite number >= 0.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_var``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.AdaBelief([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.888889, -1.888889]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-16,
+        eps_root: Number = 1e-16,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class RAdam(Optimizer):
+    """Adam with a rate that is rectified for the variance of young averages of squares; before,
+    momentum.
+
+    ::
+
+        m, v as adam
+        rho = rho_inf - 2*t*beta2^t/(1 - beta2^t), rho_inf = 2/(1 - beta2) - 1
+        p -= lr*m^*r*sqrt(1 - beta2^t)/(sqrt(v) + eps) where rho > 5, else p -= lr*m^, r = sqrt((rho - 4)*(rho - 2)*rho_inf/((rho_inf - 4)*(rho_inf - 2)*rho))
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    Source: Liu et al. 2020, arXiv:1908.03265; torch.optim.RAdam.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_hat : bool, default True
+        Add eps to sqrt(v), as torch; else to sqrt(v^).
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.RAdam([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        weight_decay: Number = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        eps_hat: bool = True,
+        fused: bool | None = None,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adan(Optimizer):
+    """Adam with Nesterov's momentum from averages of the gradient and of its change.
+
+    ::
+
+        d = g - prev, 0 at first
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*d
+        n = beta3*n + (1 - beta3)*(g + beta2*d)^2
+        p -= lr*weight_decay*p
+        p -= lr*(m^ + beta2*v^)/(sqrt(n^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t), n^ = n/(1 - beta3^t)
+        p /= 1 + lr*proximal_weight_decay
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    ``proximal_weight_decay`` is the authors' ``weight_decay``, ``weight_decay`` the same with their
+    ``no_prox=True``. The state ``neg_pre_grad`` is -1 times the gradient before.
+
+    Source: Xie et al. 2022, arXiv:2208.06677; the authors' code, sail-sg/Adan.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : tuple of float, default (0.98, 0.92, 0.99)
+        Decay rate of the gradient's average; decay rate of the average of its change; decay rate of
+        the average of squares. Each a number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    difference_weight : float or None, default None
+        Weight of the gradient's change in a step; None: beta2. A finite number >= 0.
+    proximal_weight_decay : float, default 0.0
+        The parameter is divided by 1 + lr times it, after the update. A finite number >= 0.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_diff``, ``exp_avg_sq``, ``neg_pre_grad``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Adan([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: Numbers = (0.98, 0.92, 0.99),
+        eps: Number = 1e-08,
+        eps_root: Number = 0.0,
+        difference_weight: Number | None = None,
+        proximal_weight_decay: Number = 0.0,
+        weight_decay: Number = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AdEMAMix(Optimizer):
+    """Adam with a second, slow average of the gradient.
+
+    ::
+
+        m, v as adam
+        s = beta3*s + (1 - beta3)*g
+        p -= lr*weight_decay*p
+        p -= lr*(m^ + alpha*s)/(sqrt(v^ + eps_root) + eps)
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    Source: Pagliardini et al. 2024, arXiv:2409.03137; Apple's ml-ademamix.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : tuple of float, default (0.9, 0.999, 0.9999)
+        Decay rate of the gradient's fast average; decay rate of the squared gradient's average;
+        decay rate of the gradient's slow average. Each a number in [0, 1).
+    alpha : float, default 5.0
+        Weight of the slow average. A finite number >= 0.
+    warmup : float or None, default None
+        Steps over which alpha grows from 0, and the half-life of the slow average from the fast
+        one's; None: none. A finite number > 0.
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_slow``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.AdEMAMix([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.89995, -1.89995]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: Numbers = (0.9, 0.999, 0.9999),
+        alpha: Number = 5.0,
+        warmup: Number | None = None,
+        eps: Number = 1e-08,
+        eps_root: Number = 0.0,
+        weight_decay: Number = 0.0,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,

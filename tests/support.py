@@ -15,6 +15,10 @@ VARIED = {
     "nesterov": {"lr": 0.05, "momentum": 0.8, "dampening": 0.2, "lr_inside": True},
     "qhm": {"lr": 0.05, "momentum": 0.95, "nu": 0.6},
     "aggmo": {"lr": 0.05, "betas": (0.0, 0.5, 0.9, 0.9)},
+    "lion": {"lr": 0.02, "beta1": 0.8, "beta2": 0.95},
+    "signsgd": {"lr": 0.02, "momentum": 0.8},
+    "asgd": {"lr": 0.05, "lambd": 0.02, "alpha": 0.6, "t0": 4.0},
+    "rprop": {"lr": 0.02, "etaminus": 0.4, "etaplus": 1.3, "step_size_min": 1e-4, "step_size_max": 0.05},
     "adagrad": {"lr": 0.05, "lr_decay": 0.1, "eps": 1e-7, "eps_root": 1e-6},
     "rowwise_adagrad": {"lr": 0.05, "lr_decay": 0.1, "eps": 1e-7, "eps_root": 1e-6},
     "adadelta": {"lr": 0.7, "rho": 0.8, "eps": 1e-5},
@@ -32,6 +36,10 @@ VARIED = {
     "qhadam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "nu1": 0.7, "nu2": 0.9},
     "adabound": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "final_lr": 0.3, "gamma": 0.05, "base_lr": 0.01},
     "amsbound": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "final_lr": 0.3, "gamma": 0.05},
+    "adabelief": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "eps_root": 1e-7},
+    "radam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6},
+    "adan": {"lr": 0.02, "beta1": 0.9, "beta2": 0.8, "beta3": 0.95, "eps_root": 1e-7, "proximal_weight_decay": 0.1},
+    "ademamix": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "beta3": 0.995, "alpha": 3.0, "warmup": 15.0},
 }
 DECAY = {"weight_decay": 0.02, "decoupled_weight_decay": 0.03}
 # Forms that an option of a rule makes, beside the two of every rule.
@@ -47,6 +55,9 @@ FORMS = {
     "adamax, the paper's": ("adamax", {**VARIED["adamax"], "eps": 0.0}),
     "nadam, constant beta1": ("nadam", {**VARIED["nadam"], "momentum_decay": None}),
     "nadam, optax's": ("nadam", {**VARIED["nadam"], "momentum_decay": np.inf}),
+    "radam, optax's": ("radam", {**VARIED["radam"], "eps_hat": False}),
+    "adan, optax's": ("adan", {**VARIED["adan"], "difference_weight": 0.2}),
+    "ademamix, no warm-up": ("ademamix", {**VARIED["ademamix"], "warmup": None}),
     "adam, eps-hat": ("adam", {**VARIED["adam"], "eps_hat": True}),
     "adam, uncorrected": ("adam", {**VARIED["adam"], "bias_correction": False}),
     "amsgrad, torch's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True}),

@@ -67,7 +67,7 @@ def torch_reference(torch, call):
             param.grad = torch.tensor(g)
             optimizer.step()
 
-    return Reference(run, parameters_of(make)["lr"].default, True)
+    return Reference(run, parameters_of(make)["lr"].default, "weight_decay" in parameters_of(make))
 
 
 def keras_reference(keras, call):
@@ -86,7 +86,7 @@ def keras_reference(keras, call):
 
 def optax_reference(optax, call):
     name, options = parse(call)
-    make = getattr(optax, name)
+    make = getattr(optax, name, None) or getattr(optax.contrib, name)
 
     def run(p, **decay):
         state = make(1.0, **options, **decay).init(p)
@@ -204,6 +204,61 @@ def adabound_without_maximum(p, weight_decay=0.0):
 @formula("Luo et al. 2019, package adabound (amsbound=True)", lr=1e-3)
 def adabound_with_maximum(p, weight_decay=0.0):
     return adabound(p, weight_decay, amsbound=True)
+
+
+@formula("Chen et al. 2023, package lion-pytorch", lr=1e-4)
+def lion(p, weight_decay=0.0):
+    m = 0.0
+    while True:
+        g, lr = yield p
+        p = p * (1 - lr * weight_decay)
+        p = p - lr * np.sign(0.9 * m + 0.1 * g)
+        m = 0.99 * m + 0.01 * g
+
+
+@formula("Zhuang et al. 2020, package adabelief-pytorch (weight_decouple=False, rectify=False)", lr=1e-3)
+def adabelief(p, weight_decay=0.0):
+    m = s = 0.0
+    for t in itertools.count(1):
+        g, lr = yield p
+        g = g + weight_decay * p
+        m = 0.9 * m + 0.1 * g
+        s = 0.999 * s + 0.001 * (g - m) ** 2 + 1e-16
+        p = p - lr / (1 - 0.9**t) * m / (np.sqrt(s) / math.sqrt(1 - 0.999**t) + 1e-16)
+
+
+@formula("Xie et al. 2022, sail-sg/Adan (weight_decay=0.02)", lr=1e-3)
+def adan(p):
+    m = v = n = 0.0
+    before = None
+    for t in itertools.count(1):
+        g, lr = yield p
+        change = 0.0 if before is None else g - before
+        before = g
+        m = 0.98 * m + 0.02 * g
+        v = 0.92 * v + 0.08 * change
+        n = 0.99 * n + 0.01 * (g + 0.92 * change) ** 2
+        denominator = np.sqrt(n) / math.sqrt(1 - 0.99**t) + 1e-8
+        p = p - lr / (1 - 0.98**t) * m / denominator
+        p = p - lr * 0.92 / (1 - 0.92**t) * v / denominator
+        p = p / (1 + lr * 0.02)
+
+
+@formula("Pagliardini et al. 2024, ml-ademamix (alpha=5, beta3_warmup=12, alpha_warmup=12)", lr=1e-3)
+def ademamix(p, weight_decay=0.0):
+    def half_life(beta):
+        return math.log(0.5) / math.log(beta) - 1
+
+    fast = slow = v = 0.0
+    for t in itertools.count(1):
+        g, lr = yield p
+        done = min(t / 12, 1.0)
+        beta3 = 0.5 ** (1 / ((1 - done) * half_life(0.9) + done * half_life(0.9999) + 1))
+        fast = 0.9 * fast + 0.1 * g
+        slow = beta3 * slow + (1 - beta3) * g
+        v = 0.999 * v + 0.001 * g**2
+        update = (fast / (1 - 0.9**t) + 5 * done * slow) / (np.sqrt(v) / math.sqrt(1 - 0.999**t) + 1e-8)
+        p = p - lr * (update + weight_decay * p)
 
 
 @formula("Ruder 2016, momentum")
@@ -378,7 +433,7 @@ def distance(got, want):
 
 def decay_argument(who, name):
     """Return fastopt's name of the reference's weight_decay."""
-    keras_decay = who.startswith("keras") and name != "AdamW"
+    keras_decay = who.startswith("keras") and not CLASSES[name]._arguments.decoupled
     return "decoupled_weight_decay" if keras_decay else "weight_decay"
 
 
@@ -409,9 +464,13 @@ def test_every_line_of_the_table_is_read():
     assert set(FORMULAS) == {who for who in ROWS if who.partition(".")[0] not in LIBRARIES}
 
 
+# A step of optax's Rprop is that of the gradient before, which no option of another has.
+UNLIKE = {"optax": {"rprop"}}
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_every_optimizer_that_a_library_shares_has_a_line(library, request):
     module = request.getfixturevalue(library)
     theirs = {name.lower() for name in dir(getattr(module, "optim", getattr(module, "optimizers", module)))}
     lines = {parse(who)[0].lower() for who in ROWS if who.startswith(library)}
-    assert {name.lower() for name in CLASSES} & theirs - lines == set()
+    assert {name.lower() for name in CLASSES} & theirs - lines == UNLIKE.get(library, set())

@@ -175,8 +175,12 @@ def test_dense_arrays(name, dtype):
         values[:] = states[state]
     tensors.draw(2)
     path.append(ORACLES[name](start, [*grads, tensors.grad], grad_scale=0.5, **tensors.hyper))
+    there, before = tensors.there, [array.copy() for array in tensors.arrays]
+    path = [(p[there], {key: state[..., there] for key, state in states.items()}) for p, states in path]
     for param, grad, *states in engines(tensors, 2):
-        assert_near_the_oracle(name, [param, *states], start, path)
+        assert_near_the_oracle(name, [array[..., there] for array in (param, *states)], start[there], path)
+        after = [param, grad, *states]
+        assert_same_bits([array[..., ~there] for array in after], [array[..., ~there] for array in before])
         assert_same_bits([grad], [tensors.grad])
 
 

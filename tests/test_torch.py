@@ -303,7 +303,8 @@ def test_state_dicts_between_torch_and_numpy_classes(name, options, tmp_path):
         give_gradients(back, step=t)
         resumed.step()
         ours.step([p.grad.numpy() for p in back])
-    assert_close([torch.from_numpy(a) for a in arrays], back, tensors(torch.float64))
+    bound = 1e9 if name == "ASGD" else BOUND  # whose eta torch makes float32 again
+    assert_close([torch.from_numpy(a) for a in arrays], back, tensors(torch.float64), bound)
 
 
 NO_COUNTS = [

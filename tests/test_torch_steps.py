@@ -348,12 +348,12 @@ def test_a_state_that_is_none_is_no_fresh_one():
 
 
 def test_the_rest_is_torchs():
-    from fastopt.torch import RAdam, lr_scheduler
+    from fastopt.torch import LBFGS, lr_scheduler
 
-    assert lr_scheduler is torch.optim.lr_scheduler and RAdam is torch.optim.RAdam
+    assert lr_scheduler is torch.optim.lr_scheduler and LBFGS is torch.optim.LBFGS
     assert optim.swa_utils is torch.optim.swa_utils and optim.LBFGS is torch.optim.LBFGS
     assert optim.Adam is not torch.optim.Adam
-    assert {"lr_scheduler", "RAdam", "Adam", "FTRL"} <= set(dir(optim))
+    assert {"lr_scheduler", "LBFGS", "Adam", "FTRL"} <= set(dir(optim))
     with pytest.raises(AttributeError, match=r"no attribute 'Adamw'; did you mean 'Adam"):
         optim.Adamw  # noqa: B018
     with pytest.raises(AttributeError, match=r"no attribute 'xyzzy'; it has"):

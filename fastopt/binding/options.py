@@ -18,15 +18,7 @@ from ..jobs.storage import StorageOptions
 from ..rules import RULES, Hyper, Rule, flag
 from ..rules.hyper import count_copies, hyper_row
 
-# torch gives these hyper-parameters as one pair.
-_PAIRS: dict[str, tuple[str, int]] = {
-    "beta1": ("betas", 0),
-    "beta2": ("betas", 1),
-    "nu1": ("nus", 0),
-    "nu2": ("nus", 1),
-}
-
-# Where a group has each hyper-parameter of a rule, as an argument's name and a place in a pair; and what it calls them.
+# Where a group has a rule's hyper-parameters, as an argument's name and a place in a tuple; and what it calls them.
 _Places = tuple[list[tuple[str, str, int | None]], dict[str, str]]
 
 
@@ -94,8 +86,9 @@ class Arguments:
             value = group[key]
             value = value(t) if callable(value) else value
             if place is not None:
-                if not isinstance(value, (tuple, list)) or len(value) != 2:
-                    raise wrong_type(key, value, "a pair of numbers")
+                size = rule.sizes[key]
+                if not isinstance(value, (tuple, list)) or len(value) != size:
+                    raise wrong_type(key, value, "a pair of numbers" if size == 2 else f"a tuple of {size} numbers")
                 value = value[place]
                 value = value(t) if callable(value) else value
             elif name == rule.vector and isinstance(value, (tuple, list)):
@@ -197,10 +190,7 @@ class Arguments:
         found = self._known_places.get((rule.name, renamed))
         if found is None:
             own = dict(renamed)
-            places = []
-            for name in rule.hyper:
-                paired = name in _PAIRS and name not in self.defaults
-                places.append((name, *(_PAIRS[name] if paired else (own.get(name, name), None))))
+            places = [(name, *rule.parts.get(name, (own.get(name, name), None))) for name in rule.hyper]
             labels = {name: key if place is None else f"{key}[{place}]" for name, key, place in places}
             found = self._known_places[rule.name, renamed] = places, labels
         return found
@@ -224,12 +214,11 @@ class Arguments:
         )
 
     def hypers(self) -> dict[str, list[Hyper]]:
-        """Return for each argument its hyper-parameter, or the two of a pair."""
+        """Return for each argument its hyper-parameter, or those of a tuple."""
         own = {name: hyper for rule in self.rules for name, hyper in rule.hyper.items()} | dict(self.switches)
-        pairs: dict[str, list[Hyper]] = {}
-        for name, (pair, _) in _PAIRS.items():
-            pairs.setdefault(pair, []).extend([own[name]] if name in own else [])
-        return {key: [own[key]] if key in own else pairs[key] for key in self.defaults}
+        return {
+            key: [own[key]] if key in own else [x for x in own.values() if x.part_of == key] for key in self.defaults
+        }
 
 
 @dataclass(frozen=True)
@@ -420,11 +409,12 @@ def _defaults(rules: Sequence[Rule], switches: Mapping[str, Hyper]) -> dict[str,
     defaults: dict[str, Any] = {}
     for rule in rules:
         for name, hyper in rule.own.items():
-            pair, place = _PAIRS.get(name, (name, None))
-            if place is None:
+            if hyper.part_of is None:
                 defaults.setdefault(name, hyper.default)
-            elif place == 0:
-                defaults.setdefault(pair, (hyper.default, rule.own[name[:-1] + "2"].default))
+            else:
+                defaults.setdefault(
+                    hyper.part_of, tuple(x.default for x in rule.own.values() if x.part_of == hyper.part_of)
+                )
     return defaults | {name: hyper.default for name, hyper in {**rules[-1].common, **switches}.items()}
 
 

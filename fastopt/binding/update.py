@@ -143,16 +143,17 @@ def row_of(rule: Rule, values: tuple[Any, ...], dtype: np.dtype = FLOAT64) -> np
 
 
 def _scalars_before(rule: Rule, step: int, row: np.ndarray, given: Any) -> tuple[float, ...]:
-    """The rule's scalars before `step`: as given, else what constant hyper-parameters lead to."""
-    if given is not None:
-        return tuple(check_number(name, value) for name, value in zip(rule.scalars, given, strict=True))
+    """The rule's scalars before `step`: as given; in place of None, what constant hyper-parameters lead to."""
+    given = tuple(x if x is None else check_number(name, x) for name, x in zip(rule.scalars, given, strict=True))
+    if None not in given:
+        return given
     scalars = tuple(rule.scalars.values())
     for t in range(1, step):
         _, advanced = rule.fold_row(float(t), row.tolist(), scalars)
         if advanced == scalars:  # a fixed point, once products have underflowed
             break
         scalars = advanced
-    return scalars
+    return tuple(led if x is None else x for x, led in zip(given, scalars, strict=True))
 
 
 class Known:

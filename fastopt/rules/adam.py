@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, State, flag, fraction, nonnegative
-from .primitives import isnan, maximum, sqrt, where
+from .primitives import exp, isnan, log, maximum, sqrt, where
 
 
 def adam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, eps, eps_root):
@@ -113,9 +113,89 @@ def amsbound(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, beta1, beta1_c, beta2, b
     return p - r * exp_avg, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
+def adabelief(p, g, exp_avg, exp_avg_var, beta1, beta1_c, beta2, beta2_c, rate, eps, eps_root):
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    surprise = g - exp_avg
+    exp_avg_var = beta2 * exp_avg_var + beta2_c * surprise * surprise + eps_root
+    return p - rate * exp_avg / (sqrt(exp_avg_var) + eps), exp_avg, exp_avg_var
+
+
+def fold_adabelief(t, lr, beta1, beta2, eps, eps_root):
+    root = sqrt(1.0 - beta2**t)  # as in fold_adam
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, lr * root / (1.0 - beta1**t), eps * root, eps_root
+
+
+def radam(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, rate, eps, adaptive):
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
+    return p - rate * exp_avg / where(adaptive == 0, eps, sqrt(exp_avg_sq) + eps), exp_avg, exp_avg_sq
+
+
+def fold_radam(t, lr, beta1, beta2, eps, eps_hat):
+    correction1, correction2 = 1.0 - beta1**t, 1.0 - beta2**t
+    longest = 2.0 / (1.0 - beta2) - 1.0
+    length = longest - 2.0 * t * beta2**t / correction2
+    rate, adaptive = lr / correction1, 0.0
+    if length > 5.0:
+        tractable = (length - 4.0) * (length - 2.0) * longest
+        rectified = sqrt(tractable / ((longest - 4.0) * (longest - 2.0) * length))
+        root = sqrt(correction2)
+        rate, eps, adaptive = rate * root * rectified, (eps if eps_hat else eps * root), 1.0
+    else:
+        eps = 1.0  # the denominator
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate, eps, adaptive
+
+
+def adan(
+    p, g, exp_avg, exp_avg_diff, exp_avg_sq, neg_pre_grad,
+    beta1, beta1_c, beta2, beta2_c, beta3, beta3_c, weight, past, rate, rate_diff, eps, eps_root, shrink,
+):  # fmt: skip
+    difference = where(past == 0, past, g + neg_pre_grad)
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_diff = beta2 * exp_avg_diff + beta2_c * difference
+    ahead = g + weight * difference
+    exp_avg_sq = beta3 * exp_avg_sq + beta3_c * ahead * ahead
+    p = p - (rate * exp_avg + rate_diff * exp_avg_diff) / (sqrt(exp_avg_sq + eps_root) + eps)
+    return p * shrink, exp_avg, exp_avg_diff, exp_avg_sq, -g
+
+
+def fold_adan(t, lr, beta1, beta2, beta3, eps, eps_root, difference_weight, proximal_weight_decay):
+    weight = beta2 if isnan(difference_weight) else difference_weight  # None: beta2
+    correction3 = 1.0 - beta3**t
+    root = sqrt(correction3)  # as in fold_adam
+    rate, rate_diff = lr * root / (1.0 - beta1**t), lr * weight * root / (1.0 - beta2**t)
+    past, shrink = 0.0 if t == 1.0 else 1.0, 1.0 / (1.0 + lr * proximal_weight_decay)
+    averages = beta1, 1.0 - beta1, beta2, 1.0 - beta2, beta3, 1.0 - beta3
+    return (*averages, weight, past, rate, rate_diff, eps * root, eps_root * correction3, shrink)
+
+
+def ademamix(
+    p, g, exp_avg, exp_avg_slow, exp_avg_sq,
+    beta1, beta1_c, beta2, beta2_c, beta3, beta3_c, rate, rate_slow, eps, eps_root,
+):  # fmt: skip
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_slow = beta3 * exp_avg_slow + beta3_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
+    p = p - (rate * exp_avg + rate_slow * exp_avg_slow) / (sqrt(exp_avg_sq + eps_root) + eps)
+    return p, exp_avg, exp_avg_slow, exp_avg_sq
+
+
+def fold_ademamix(t, lr, beta1, beta2, beta3, alpha, warmup, eps, eps_root):
+    if t < warmup:  # never where it is NaN: None
+        done = t / warmup
+        first, last = 1.0 / log(beta1) if beta1 > 0.0 else 0.0, 1.0 / log(beta3) if beta3 > 0.0 else 0.0
+        memory = (1.0 - done) * first + done * last
+        beta3, alpha = exp(1.0 / memory) if memory < 0.0 else 0.0, alpha * done
+    correction2 = 1.0 - beta2**t
+    root = sqrt(correction2)  # as in fold_adam
+    rate, rate_slow = lr * root / (1.0 - beta1**t), lr * root * alpha
+    averages = beta1, 1.0 - beta1, beta2, 1.0 - beta2, beta3, 1.0 - beta3
+    return (*averages, rate, rate_slow, eps * root, eps_root * correction2)
+
+
 _BETAS = {
-    "beta1": fraction(0.9, "decay rate of the gradient's average"),
-    "beta2": fraction(0.999, "decay rate of the squared gradient's average"),
+    "beta1": fraction(0.9, "decay rate of the gradient's average", part_of="betas"),
+    "beta2": fraction(0.999, "decay rate of the squared gradient's average", part_of="betas"),
 }
 _ADAM = {
     "lr": nonnegative(1e-3, LR),
@@ -225,8 +305,10 @@ RULES = (
             "lr": nonnegative(1e-3, LR),
             **_BETAS,
             "eps": nonnegative(1e-8, EPS),
-            "nu1": Hyper(1.0, "weight of the average against the gradient", low=0.0, high=1.0),
-            "nu2": Hyper(1.0, "weight of the average against the squared gradient", low=0.0, high=1.0),
+            "nu1": Hyper(1.0, "weight of the average against the gradient", low=0.0, high=1.0, part_of="nus"),
+            "nu2": Hyper(
+                1.0, "weight of the average against the squared gradient", low=0.0, high=1.0, part_of="nus"
+            ),
         },
         qhadam, fold_qhadam, _MOMENTS,
         notes=("nus = (1, 1) is Adam; the paper recommends (0.7, 1) with betas (0.995, 0.999).",),
@@ -245,5 +327,85 @@ RULES = (
         "as adabound, with x = max(x, v) in place of v",
         "Luo et al. 2019, arXiv:1902.09843; the authors' package adabound (amsbound=True)",
         _ADABOUND, amsbound, fold_adabound, _MAX_MOMENTS,
+    ),
+    Rule(
+        "adabelief", "AdaBelief",
+        "Adam with the average square of the gradient's distance from its average in place of its own",
+        "m = beta1*m + (1 - beta1)*g; s = beta2*s + (1 - beta2)*(g - m)^2 + eps_root; "
+        "p -= lr*m^/(sqrt(s^) + eps), m^ = m/(1 - beta1^t), s^ = s/(1 - beta2^t)",
+        "Zhuang et al. 2020, arXiv:2010.07468",
+        {
+            "lr": nonnegative(1e-3, LR),
+            **_BETAS,
+            "eps": nonnegative(1e-16, EPS),
+            "eps_root": nonnegative(1e-16, "added to the average of squares at each step"),
+        },
+        adabelief, fold_adabelief, (State("exp_avg"), State("exp_avg_var", positive=True)),
+    ),
+    Rule(
+        "radam", "RAdam",
+        "Adam with a rate that is rectified for the variance of young averages of squares; before, momentum",
+        "m, v as adam; rho = rho_inf - 2*t*beta2^t/(1 - beta2^t), rho_inf = 2/(1 - beta2) - 1; "
+        "p -= lr*m^*r*sqrt(1 - beta2^t)/(sqrt(v) + eps) where rho > 5, else p -= lr*m^, "
+        "r = sqrt((rho - 4)*(rho - 2)*rho_inf/((rho_inf - 4)*(rho_inf - 2)*rho))",
+        "Liu et al. 2020, arXiv:1908.03265; torch.optim.RAdam",
+        {
+            "lr": nonnegative(1e-3, LR),
+            **_BETAS,
+            "eps": nonnegative(1e-8, EPS),
+            "eps_hat": flag(True, "add eps to sqrt(v), as torch; else to sqrt(v^)"),
+        },
+        radam, fold_radam, _MOMENTS,
+    ),
+    Rule(
+        "adan", "Adan",
+        "Adam with Nesterov's momentum from averages of the gradient and of its change",
+        "d = g - prev, 0 at first; m = beta1*m + (1 - beta1)*g; v = beta2*v + (1 - beta2)*d; "
+        "n = beta3*n + (1 - beta3)*(g + beta2*d)^2; "
+        "p -= lr*weight_decay*p; p -= lr*(m^ + beta2*v^)/(sqrt(n^ + eps_root) + eps), m^ = m/(1 - beta1^t), "
+        "v^ = v/(1 - beta2^t), n^ = n/(1 - beta3^t); p /= 1 + lr*proximal_weight_decay",
+        "Xie et al. 2022, arXiv:2208.06677; the authors' code, sail-sg/Adan",
+        {
+            "lr": nonnegative(1e-3, LR),
+            "beta1": fraction(0.98, "decay rate of the gradient's average", part_of="betas"),
+            "beta2": fraction(0.92, "decay rate of the average of its change", part_of="betas"),
+            "beta3": fraction(0.99, "decay rate of the average of squares", part_of="betas"),
+            "eps": nonnegative(1e-8, EPS),
+            "eps_root": nonnegative(0.0, EPS_ROOT),
+            "difference_weight": Hyper(
+                None, "weight of the gradient's change in a step; None: beta2", low=0.0, optional=True
+            ),
+            "proximal_weight_decay": nonnegative(0.0, "the parameter is divided by 1 + lr times it, after the update"),
+        },
+        adan, fold_adan,
+        (State("exp_avg"), State("exp_avg_diff"), State("exp_avg_sq", positive=True), State("neg_pre_grad")),
+        decoupled=0.0,
+        notes=(
+            "``proximal_weight_decay`` is the authors' ``weight_decay``, ``weight_decay`` the same with their "
+            "``no_prox=True``. The state ``neg_pre_grad`` is -1 times the gradient before.",
+        ),
+    ),
+    Rule(
+        "ademamix", "AdEMAMix",
+        "Adam with a second, slow average of the gradient",
+        "m, v as adam; s = beta3*s + (1 - beta3)*g; "
+        "p -= lr*weight_decay*p; p -= lr*(m^ + alpha*s)/(sqrt(v^ + eps_root) + eps)",
+        "Pagliardini et al. 2024, arXiv:2409.03137; Apple's ml-ademamix",
+        {
+            "lr": nonnegative(1e-3, LR),
+            "beta1": fraction(0.9, "decay rate of the gradient's fast average", part_of="betas"),
+            "beta2": fraction(0.999, "decay rate of the squared gradient's average", part_of="betas"),
+            "beta3": fraction(0.9999, "decay rate of the gradient's slow average", part_of="betas"),
+            "alpha": nonnegative(5.0, "weight of the slow average"),
+            "warmup": Hyper(
+                None, "steps over which alpha grows from 0, and the half-life of the slow average from the fast one's; "
+                "None: none",
+                low=POSITIVE, optional=True,
+            ),
+            "eps": nonnegative(1e-8, EPS),
+            "eps_root": nonnegative(0.0, EPS_ROOT),
+        },
+        ademamix, fold_ademamix, (State("exp_avg"), State("exp_avg_slow"), State("exp_avg_sq", positive=True)),
+        decoupled=0.0,
     ),
 )  # fmt: skip

@@ -36,6 +36,9 @@ class Hyper:
         True where None is a value too; folds see it as NaN.
     infinite : bool
         True where infinity is a value too.
+    part_of : str, optional
+        The argument that classes have in its place, as torch's ``betas``: a tuple of the hyper-parameters that are part
+        of it, in the rule's order.
     """
 
     default: Any
@@ -47,6 +50,7 @@ class Hyper:
     vector: bool = False
     optional: bool = False
     infinite: bool = False
+    part_of: str | None = None
 
     @property
     def domain(self) -> str:
@@ -298,6 +302,20 @@ class Rule:
             return COMMON
         decay = nonnegative(self.decoupled, COMMON["decoupled_weight_decay"].meaning)
         return {"weight_decay": decay, "maximize": COMMON["maximize"]}
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, int]]:
+        """For each hyper-parameter that is part of a class's argument, the argument and the place in it."""
+        found: dict[str, tuple[str, int]] = {}
+        for name, hyper in self.own.items():
+            if hyper.part_of is not None:
+                found[name] = hyper.part_of, sum(whole == hyper.part_of for whole, _ in found.values())
+        return found
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The number of hyper-parameters that are part of each such argument."""
+        return {whole: place + 1 for whole, place in self.parts.values()}
 
     @cached_property
     def row(self) -> tuple[str, ...]:

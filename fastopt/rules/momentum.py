@@ -1,8 +1,9 @@
-"""SGD and the rules with averages of the gradient alone."""
+"""SGD and the rules with averages of the gradient alone, or of its sign."""
 
 from __future__ import annotations
 
-from .base import LR, REQUIRED, Hyper, Rule, State, flag, fraction, nonnegative, number
+from .base import LR, POSITIVE, REQUIRED, Hyper, Rule, State, flag, fraction, nonnegative, number
+from .primitives import where
 
 
 def sgd(p, g, lr):
@@ -49,6 +50,52 @@ def aggmo(p, g, momentum_buffer, beta, rate):
 
 def fold_aggmo(t, lr, betas, copies):
     return betas, lr / copies
+
+
+def lion(p, g, exp_avg, beta1, beta1_c, beta2, beta2_c, lr):
+    b = beta1 * exp_avg + beta1_c * g
+    return p - where(b > 0, lr, where(b < 0, -lr, b)), beta2 * exp_avg + beta2_c * g
+
+
+def fold_lion(t, lr, beta1, beta2):
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, lr
+
+
+def signsgd(p, g, momentum_buffer, beta, beta_c, lr):
+    momentum_buffer = beta * momentum_buffer + beta_c * g
+    return p - where(momentum_buffer > 0, lr, where(momentum_buffer < 0, -lr, momentum_buffer)), momentum_buffer
+
+
+def fold_signsgd(t, lr, momentum):
+    return momentum, 1.0 - momentum, lr
+
+
+def asgd(p, g, ax, shrink, rate, mu, mu_c):
+    p = shrink * p - rate * g
+    # While mu is 1 the average is the parameter, whatever it was.
+    return p, where(mu_c == 0, p, mu_c * ax + mu * p)
+
+
+def fold_asgd(t, lr, lambd, alpha, t0, eta, mu):
+    eta = lr if t == 1.0 else eta
+    base = 1.0 + lambd * lr * t
+    next_eta = lr / base**alpha if base > 0.0 else 0.0
+    next_mu = 1.0 / (t - t0) if t - t0 > 1.0 else 1.0
+    return 1.0 - lambd * eta, eta, mu, 1.0 - mu, next_eta, next_mu
+
+
+def rprop(p, g, prev, step_size, etaminus, etaplus, smallest, largest):
+    agreement = g * prev
+    # NaN where g is; where an infinite one met a 0, as it was.
+    size = where(agreement > 0, etaplus * step_size, where(agreement < 0, etaminus * step_size, step_size))
+    size = where(size < smallest, smallest, where(size > largest, largest, size))
+    size = where(g == g, size, g)
+    g = where(agreement < 0, etaplus - etaplus, g)
+    return p - where(g > 0, size, where(g < 0, -size, g)), g, size
+
+
+def fold_rprop(t, lr, etaminus, etaplus, step_size_min, step_size_max):
+    return etaminus, etaplus, step_size_min, step_size_max
 
 
 _MOMENTUM = {
@@ -111,5 +158,63 @@ RULES = (
         },
         aggmo, fold_aggmo, (State("momentum_buffer"),),
         notes=("The state has shape (K, *shape of the parameter). Velocities are subtracted one after the other.",),
+    ),
+    Rule(
+        "lion", "Lion",
+        "Evolved sign momentum: a step of lr against the sign of a weighted mean of the average and the gradient",
+        "p -= lr*weight_decay*p; p -= lr*sign(beta1*m + (1 - beta1)*g); m = beta2*m + (1 - beta2)*g",
+        "Chen et al. 2023, arXiv:2302.06675",
+        {
+            "lr": nonnegative(1e-4, LR),
+            "beta1": fraction(0.9, "weight of the average against the gradient in a step", part_of="betas"),
+            "beta2": fraction(0.99, "decay rate of the gradient's average", part_of="betas"),
+        },
+        lion, fold_lion, (State("exp_avg"),), decoupled=0.0, bounded=True,
+    ),
+    Rule(
+        "signsgd", "SignSGD",
+        "A step of lr against the sign of the gradient's average (Signum)",
+        "b = momentum*b + (1 - momentum)*g; p -= lr*sign(b)",
+        "Bernstein et al. 2018, arXiv:1802.04434",
+        {
+            "lr": nonnegative(1e-3, LR),
+            "momentum": fraction(0.9, "decay rate of the gradient's average"),
+        },
+        signsgd, fold_signsgd, (State("momentum_buffer"),), bounded=True,
+        notes=("``momentum=0`` is signSGD, whose step is against the sign of the gradient itself.",),
+    ),
+    Rule(
+        "asgd", "ASGD",
+        "Averaged SGD: a step against the gradient at a decaying rate, beside the average of the parameters",
+        "p = (1 - lambd*eta)*p - eta*g, eta = lr/(1 + lambd*lr*(t - 1))^alpha; a = a + mu*(p - a), "
+        "mu = 1/max(1, t - 1 - t0)",
+        "Polyak and Juditsky 1992, at the rates of Bottou 2010; torch.optim.ASGD",
+        {
+            "lr": nonnegative(1e-2, LR),
+            "lambd": number(1e-4, "decay of the parameter, times eta"),
+            "alpha": number(0.75, "power by which the rate eta decays"),
+            "t0": number(1e6, "steps before the average begins"),
+        },
+        asgd, fold_asgd, (State("ax"),), scalars={"eta": 0.0, "mu": 1.0},
+        notes=("The state ``ax`` is the average; a step's eta comes from the lr of the step before.",),
+    ),
+    Rule(
+        "rprop", "Rprop",
+        "Resilient backpropagation: steps against the gradient's sign, longer while it stays, shorter if it turns",
+        "s = min(s*etaplus, largest) where g*prev > 0, max(s*etaminus, smallest) where g*prev < 0, and there g = 0; "
+        "p -= s*sign(g); prev = g",
+        "Riedmiller and Braun 1993; torch.optim.Rprop",
+        {
+            "lr": nonnegative(1e-2, "length of the first step"),
+            "etaminus": Hyper(
+                0.5, "factor of the step's length where the sign turns",
+                low=POSITIVE, high=1.0, below_high=True, part_of="etas",
+            ),
+            "etaplus": Hyper(1.2, "factor where it stays", low=1.0, part_of="etas"),
+            "step_size_min": Hyper(1e-6, "the shortest step", part_of="step_sizes"),
+            "step_size_max": Hyper(50.0, "the longest step", part_of="step_sizes"),
+        },
+        rprop, fold_rprop, (State("prev"), State("step_size", positive=True, begins="lr")), bounded=True,
+        notes=("Gradients are to be those of all data: with batches their signs turn by chance.",),
     ),
 )  # fmt: skip

@@ -7,9 +7,9 @@ Each is a choice between values already computed, never a branch, which is what 
 
 from __future__ import annotations
 
-from math import isnan, sqrt
+from math import exp, isnan, log, sqrt
 
-__all__ = ["isnan", "maximum", "sqrt", "where"]
+__all__ = ["exp", "isnan", "log", "maximum", "sqrt", "where"]
 
 
 def where(condition, a, b):

@@ -52,6 +52,48 @@ def aggmo(t, g, b, *, lr=1e-3, betas=(0.0, 0.9, 0.99)):
     return lr / len(betas) * b.sum(axis=0), b
 
 
+@oracle(b="momentum_buffer")
+def signsgd(t, g, b, *, lr=1e-3, momentum=0.9):
+    """Bernstein et al., 2018 (arXiv:1802.04434), with the momentum of their algorithm 2, Signum."""
+    b = momentum * b + (1 - momentum) * g
+    return lr * np.sign(b), b
+
+
+@oracle(m="exp_avg")
+def lion(t, g, m, *, lr=1e-4, beta1=0.9, beta2=0.99):
+    """Chen et al., 2023 (arXiv:2302.06675), algorithm 2."""
+    return lr * np.sign(beta1 * m + (1 - beta1) * g), beta2 * m + (1 - beta2) * g
+
+
+def _way(p, after):
+    """From `after` to `p`; an infinite parameter stays where it is."""
+    return np.where(np.isinf(p), 0, p - after)
+
+
+@oracle(a="ax")
+def asgd(t, g, a, eta, mu, *, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, p=None):
+    """Polyak and Juditsky, 1992, at Bottou's rates, which are those of torch: step t has what step t - 1 left."""
+    if t == 1:
+        eta, mu = lr, 1
+    after = p * (1 - lambd * eta) - eta * g
+    a = after if mu == 1 else a + mu * (after - a)
+    return _way(p, after), a, lr / (1 + lambd * lr * t) ** alpha, 1 / max(1, t - t0)
+
+
+@oracle(before="prev", s="step_size")
+def rprop(t, g, before, s, *, lr=1e-2, etaminus=0.5, etaplus=1.2, step_size_min=1e-6, step_size_max=50.0):
+    """Riedmiller and Braun, 1993, without going back (iRprop-): a gradient that has turned counts as 0."""
+    if t == 1:
+        s = np.full_like(g, lr)
+    turned, stayed = g * before < 0, g * before > 0
+    s = np.where(turned, np.maximum(s * etaminus, step_size_min), s)
+    s = np.where(stayed, np.minimum(s * etaplus, step_size_max), s)
+    s = np.clip(s, step_size_min, step_size_max)
+    s = np.where(np.isnan(g), g, s)
+    g = np.where(turned, 0, g)
+    return np.sign(g) * s, g, s
+
+
 def demon(t, T, beta):
     """Chen et al., 2019 (arXiv:1910.04952): a momentum or beta1 that decays to 0 at step T, and stays there."""
     if t >= T:
@@ -182,6 +224,7 @@ def decoupled(run, default=1e-2):
 
 
 ORACLES["adamw"] = decoupled(adam)
+ORACLES["lion"] = decoupled(lion, 0.0)
 
 
 @oracle(m="exp_avg", v="exp_avg_sq", x="max_exp_avg_sq")
@@ -291,6 +334,81 @@ def amsbound(
     return np.clip(rate, lower, upper) * m, m, v, x, first_lr
 
 
+@oracle(m="exp_avg", s="exp_avg_var")
+def adabelief(t, g, m, s, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-16, eps_root=1e-16):
+    """Zhuang et al., 2020 (arXiv:2010.07468), algorithm 2, where both epsilons are one."""
+    m = beta1 * m + (1 - beta1) * g
+    s = beta2 * s + (1 - beta2) * (g - m) ** 2 + eps_root
+    return lr * (m / (1 - beta1**t)) / (np.sqrt(s / (1 - beta2**t)) + eps), m, s
+
+
+@oracle(m="exp_avg", v="exp_avg_sq")
+def radam(t, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps_hat=True):
+    """Liu et al., 2020 (arXiv:1908.03265), algorithm 2; from rho > 5 on, as in their code, with eps beside sqrt(v)."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t)
+    beta = float(beta2)  # rho is a small difference of large numbers: in float64, as in their code and torch's
+    rho_inf = 2 / (1 - beta) - 1
+    rho = rho_inf - 2 * t * beta**t / (1 - beta**t)
+    if rho <= 5:
+        return lr * m_hat, m, v
+    r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    if eps_hat:
+        eps = eps / np.sqrt(1 - beta2**t)
+    return lr * r * m_hat / (np.sqrt(v / (1 - beta2**t)) + eps), m, v
+
+
+@oracle(m="exp_avg", v="exp_avg_diff", n="exp_avg_sq", before="neg_pre_grad")
+def adan(
+    t,
+    g,
+    m,
+    v,
+    n,
+    before,
+    *,
+    lr=1e-3,
+    beta1=0.98,
+    beta2=0.92,
+    beta3=0.99,
+    eps=1e-8,
+    eps_root=0.0,
+    difference_weight=None,
+    proximal_weight_decay=0.0,
+    p=None,
+):
+    """Xie et al., 2022 (arXiv:2208.06677), algorithm 1, whose betas are 1 less these."""
+    weight = beta2 if difference_weight is None else difference_weight
+    change = np.zeros_like(g) if t == 1 else g + before
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * change
+    n = beta3 * n + (1 - beta3) * (g + weight * change) ** 2
+    root = np.sqrt(n / (1 - beta3**t) + eps_root) + eps
+    after = p - lr * (m / (1 - beta1**t) + weight * v / (1 - beta2**t)) / root
+    return _way(p, after / (1 + lr * proximal_weight_decay)), m, v, n, -g
+
+
+@oracle(m="exp_avg", s="exp_avg_slow", v="exp_avg_sq")
+def ademamix(
+    t, g, m, s, v, *, lr=1e-3, beta1=0.9, beta2=0.999, beta3=0.9999, alpha=5.0, warmup=None, eps=1e-8, eps_root=0.0
+):
+    """Pagliardini et al., 2024 (arXiv:2409.03137), equations of section 3, with their schedules of alpha and beta3."""
+    if warmup is not None and t < warmup:
+        done = t / warmup
+        half_lives = [np.log(0.5) / np.log(beta) - 1 for beta in (beta1, beta3)]
+        beta3 = 0.5 ** (1 / ((1 - done) * half_lives[0] + done * half_lives[1] + 1))
+        alpha = done * alpha
+    m = beta1 * m + (1 - beta1) * g
+    s = beta3 * s + (1 - beta3) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    return lr * (m / (1 - beta1**t) + alpha * s) / (np.sqrt(v / (1 - beta2**t) + eps_root) + eps), m, s, v
+
+
 def dynamic_bounds(t, final_lr, gamma):
     """AdaBound's interval of learning rates, which closes on `final_lr`."""
     return final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))
+
+
+ORACLES["adan"] = decoupled(adan, 0.0)
+ORACLES["ademamix"] = decoupled(ademamix, 0.0)

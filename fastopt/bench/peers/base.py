@@ -108,10 +108,11 @@ def count_arrays(rule: Rule) -> int:
 
 
 def new_arrays(task: Task) -> list[np.ndarray]:
-    """A copy of the parameter, and zero states, every page of them touched."""
+    """A copy of the parameter, and states as before the first step, every page of them touched."""
     rule, start = task.rule, task.start
     shape = rule.state_shape(start.shape, count_copies(rule, hyper_of(rule)))
-    return [start.copy(), *(np.full(shape, 0, start.dtype) for _ in rule.states)]
+    hyper = hyper_of(rule)
+    return [start.copy(), *(np.full(shape, hyper.get(str(state.begins), 0.0), start.dtype) for state in rule.states)]
 
 
 def coefficients(task: Task) -> tuple[float, Iterator[list[list[float]]]]:
