@@ -41,7 +41,7 @@ def test_signature_is_the_contract():
         said = (*rule.formula.split("; "), *rule.notes, f"Source: {rule.source}.")
         assert all(" ".join(text.split()) in documentation for text in said)
     with pytest.raises(AttributeError, match="the rules are sgd"):
-        functional.adan  # noqa: B018
+        functional.no_rule  # noqa: B018
 
 
 @pytest.mark.parametrize("backend", ["native", "numba"])
