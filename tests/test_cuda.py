@@ -126,6 +126,7 @@ OPTIONS = {
         {"gradient_noise": NOISE, "state_dtype": "8bit", "rounding": "kahan"},
         {"zero_grads": True},
     ),
+    "stochastic, 8 bits": (BF, F4, {"rounding": "stochastic", "state_dtype": "8bit"}, {}),
     "clipped": (F4, F4, {}, {"max_norm": 0.5}),
     "float16, clipped and checked": (F2, F2, {}, {"max_norm": 0.5, "skip_nonfinite": True}),
 }

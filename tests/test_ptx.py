@@ -1183,6 +1183,25 @@ def test_threads_that_a_mask_names_must_be_there():
     launch(body.format("0xffff0000"))
 
 
+def test_threads_wait_for_those_that_a_mask_names():
+    """Those that come by a later part of the code are behind in the interpreter; others have ended."""
+    out = aligned(np.zeros(32, "u4"))
+    launch(
+        """
+        mad.wide.u32 %rd1, %i, 4, %a0;
+        mov.u32 %r2, %i;
+        setp.ge.u32 %p2, %i, 24;  @%p2 bra end;
+        setp.ge.u32 %p1, %i, 16;  @%p1 bra far;
+        near: shfl.sync.idx.b32 %r1, %r2, 20, 31, 0xffffffff;
+        st.global.u32 [%rd1], %r1;
+        end: ret;
+        far: add.u32 %r2, %i, 100;  bra near;
+        """,
+        [out],
+    )
+    np.testing.assert_array_equal(out, [120] * 24 + [0] * 8)
+
+
 # ---- what a kernel must not do ----
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from . import parser
-from .memory import LaunchError, Memory
+from .memory import Elsewhere, LaunchError, Memory
 from .numeric import BOOL, TYPES, U32, U64, UNSIGNED, bits, extended, literal
 from .operations import OPERATIONS, WAIT
 
@@ -282,6 +282,7 @@ class Launch:
         self.spaces: dict[str, tuple[dict[str, int], int, int]] = {}
         self.root = Frame(self, lanes)
         self.alive = np.ones(self.threads, bool)
+        self.held: dict[int, np.ndarray] = {}  # threads that wait for others of their warp, by place
         self.resume = np.full(self.threads, -1)  # where threads that wait at a barrier go on
         self.barrier = np.zeros(self.threads, np.int64)
 
@@ -334,26 +335,38 @@ class Launch:
     def run(self) -> None:
         end = len(self.kernel.code)
         self.groups = {0: self.root.lanes}
-        while self.groups or self.release():
+        missed: Elsewhere | None = None
+        while self.groups or (not self.held and self.release()):
             place = min(self.groups)
             lanes = self.groups.pop(place)
             if place == end:
                 self.alive[lanes] = False
+                self.groups, self.held = {**self.groups, **self.held}, {}  # who has ended is not waited for
                 continue
             frame = self.root if lanes.size == self.threads else self.root.part(lanes)
-            following = self.stretch(frame, place, min(self.groups, default=end))
+            waits, following = self.stretch(frame, place, min(self.groups, default=end))
             goes_on = [(following, slice(None))] if isinstance(following, int) else following
             if frame is not self.root:
                 live = self.kernel.live
                 frame.join(frozenset().union(*(live(self.resumed if to == WAIT else to) for to, _ in goes_on)))
+            if waits and following not in self.groups:  # until others arrive
+                missed, self.held[following] = waits, lanes
+                continue
             for to, places in goes_on:
                 self.put(to, lanes[places])
+        if missed and self.held:
+            raise missed
 
-    def stretch(self, frame: Frame, place: int, stop: int) -> int | list[tuple[int, np.ndarray]]:
-        """Run threads together until they diverge, wait, end or reach others; returns where they (each) go on."""
+    def stretch(
+        self, frame: Frame, place: int, stop: int
+    ) -> tuple[Elsewhere | None, int | list[tuple[int, np.ndarray]]]:
+        """Run threads together until they diverge, wait, end or reach others; returns where they (each) go on.
+
+        First comes what is missing where they must wait for others of their warp.
+        """
         code, steps = self.kernel.code, 0
         try:
-            while place < stop:
+            while place < stop and place not in self.held:
                 following = code[place](frame)
                 steps += 1
                 if following is None:
@@ -363,18 +376,22 @@ class Launch:
                         raise LaunchError(f"{self.kernel.name}: it seems to loop forever")
                     place = following
                 else:
-                    return following
+                    return None, following
         except LaunchError as error:
-            raise LaunchError(f"{error}; in {self.kernel.body.statements[place].text!r}") from None
+            told = type(error)(f"{error}; in {self.kernel.body.statements[place].text!r}")
+            if isinstance(told, Elsewhere):
+                return told, place
+            raise told from None
         finally:
             self.steps += steps
-        return place
+        return None, place
 
     def put(self, place: int, lanes: np.ndarray) -> None:
         if place == WAIT:
             return  # the barrier has them
-        if place in self.groups:
-            lanes = np.sort(np.concatenate([self.groups[place], lanes]), kind="stable")  # merges sorted parts
+        for others in (self.groups.pop(place, None), self.held.pop(place, None)):
+            if others is not None:
+                lanes = np.sort(np.concatenate([others, lanes]), kind="stable")  # merges sorted parts
         self.groups[place] = lanes
 
     def wait(self, frame: Frame, places: np.ndarray | slice, barrier: np.ndarray, resume: int) -> None:

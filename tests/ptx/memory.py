@@ -18,6 +18,10 @@ class LaunchError(Exception):
     """A fault of a kernel: an access outside every region, misaligned, read-only or racing; a deadlock."""
 
 
+class Elsewhere(LaunchError):
+    """Threads that an instruction waits for have not arrived at it."""
+
+
 def warp_of(threads: np.ndarray, block: int) -> np.ndarray:
     """The number of the first thread of each thread's warp."""
     return threads - threads % block % WARP

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from . import numeric
+from .memory import Elsewhere
 from .numeric import BOOL, F32, F64, TYPES, U8, U32, U64, UNSIGNED, bits, flushed
 
 OPERATIONS: dict[str, Callable] = {}
@@ -692,7 +693,7 @@ def _warps(frame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _member_check(i, operand: int) -> Callable:
-    """A function that raises where threads named by a `membermask` do not execute the instruction together."""
+    """A function that raises `Elsewhere` until all threads that a `membermask` names are here."""
     mask = i.source(operand, U32)
 
     def check(frame):
@@ -705,7 +706,7 @@ def _member_check(i, operand: int) -> Callable:
         at = frame.launch.thread[alive] % WARP
         np.bitwise_or.at(living, alive - at, np.uint32(1) << at.astype(U32))
         if (mine & living[first] & ~here[first]).any():
-            frame.launch.fail("threads named by its membermask are elsewhere")
+            raise Elsewhere(f"{frame.launch.kernel.name}: threads named by its membermask are elsewhere")
         if (mine >> lane.astype(U32) & np.uint32(1) == 0).any():
             frame.launch.fail("it is executed by threads that its membermask does not name")
         return mine
