@@ -80,6 +80,7 @@ _RULES = looks(
         *("aggmo", "adamw", "qhm", "rmsprop_momentum", "ftrl", "nadam", "adabound", "adamw_amsgrad"),
         *("adamax", "qhadam", "rmsprop_centered", "rmsprop_centered_momentum"),
         *("rowwise_adagrad", "lion", "amsbound", "radam"),
+        *("asgd", "adabelief", "signsgd", "rprop", "adan", "ademamix"),
     )
 )
 

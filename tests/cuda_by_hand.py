@@ -61,7 +61,8 @@ class ByHand:
             own = tuple(tuple(map(real, copy)) for copy in coefficients[0])
             kernel[int(chunks.sum()), self.threads](
                 addresses, 0, offsets, *(elements or [0]), first, run_of, 0, 0, len(chunks),
-                int(job.progress.steps[0]), np.uint64(seed), real(decay), real(1.0 - decay), own,
+                int(job.progress.steps[0]), np.uint64(seed), np.uint64(0),
+                real(decay), real(1.0 - decay), real(0.0), own,
             )  # fmt: skip
 
         return launch
@@ -106,7 +107,7 @@ def simulated(job):
         "BLOCK_ELEMENTS": BLOCK_ELEMENTS,
     }
     for name, value in names.items():
-        if isinstance(value, types.FunctionType) and value.__module__ == kernels.__name__:
+        if name == "apply" or (isinstance(value, types.FunctionType) and value.__module__ == kernels.__name__):
             names[name] = types.FunctionType(value.__code__, names, name)
     for name in ("read", "write"):
         names[f"{name}_all"] = unrolled(names[name], len(job.codes))
