@@ -39,7 +39,7 @@ fastopt.Adam([w, b], rounding="up")  # wrong: no such rounding
 fastopt.Adam("w")  # wrong: no arrays
 fastopt.Adam()  # wrong: no parameters
 fastopt.QHM(w)  # wrong: no lr
-fastopt.Adan(w)  # wrong: no such class
+fastopt.Adem(w)  # wrong: no such class
 opt.step()  # wrong: no gradients
 opt.setp(grads)  # wrong: no such method
 functional.adam(w, grads[0], np.zeros_like(w), step=1)  # wrong: a state too few

@@ -23,6 +23,6 @@ optim.AdamW(model.parameters(), learning_rate=0.1)  # wrong: a keyword that it d
 optim.AdamW(model.parameters(), lr="0.1")  # wrong: text
 optim.AdamW(model.parameters(), lr=lambda t: 0.1)  # wrong: a schedule
 optim.AdamW(model)  # wrong: a module
-optim.Adan(model.parameters())  # wrong: no such class
+optim.Adem(model.parameters())  # wrong: no such class
 opt.step(max_nrom=1.0)  # wrong: a keyword that it does not have
 opt.step(1.0)  # wrong: no closure
