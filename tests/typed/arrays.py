@@ -40,9 +40,9 @@ fastopt.Adam("w")  # wrong: no arrays
 fastopt.Adam()  # wrong: no parameters
 fastopt.QHM(w)  # wrong: no lr
 fastopt.Adem(w)  # wrong: no such class
-opt.step()  # wrong: no gradients
+opt.bind()  # wrong: no gradients
 opt.setp(grads)  # wrong: no such method
 functional.adam(w, grads[0], np.zeros_like(w), step=1)  # wrong: a state too few
 functional.adam(w, grads[0], np.zeros_like(w), np.zeros_like(w))  # wrong: which step?
 functional.sgd(w, grads[0], step=1, lr=lambda t: 0.1)  # wrong: a schedule
-functional.adan(w, grads[0], step=1)  # wrong: no such rule
+functional.adem(w, grads[0], step=1)  # wrong: no such rule
