@@ -18,7 +18,7 @@ BATCH = 64
 HELD_OUT = 360  # of 1797
 
 #: Learning rates; 1e-2 for whoever is not here.
-LR = {"SGD": 0.5, "Momentum": 0.05, "NAG": 0.05, "QHM": 0.5, "AggMo": 0.05, "Adadelta": 1.0}
+LR = {"SGD": 0.5, "ASGD": 0.5, "Momentum": 0.05, "NAG": 0.05, "QHM": 0.5, "AggMo": 0.05, "Adadelta": 1.0}
 
 
 #: FTRL, for linear models, forgets the weights that it begins with, and from zero such a network learns nothing.
