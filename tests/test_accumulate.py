@@ -104,6 +104,17 @@ def test_what_was_added_is_used_once():
     assert p.tolist() == [-3, -3]
 
 
+def test_rows_that_were_added_are_used_once():
+    param = np.zeros((3, 1))
+    opt = fastopt.SGD([param], lr=1.0)
+    for row in (0, 2):
+        opt.accumulate([fastopt.RowSparse(np.array([row]), np.ones((1, 1)))])
+        opt.step()
+    opt.accumulate([np.ones((3, 1))])  # dense ones may follow
+    opt.step()
+    assert param.ravel().tolist() == [-2.0, -1.0, -2.0]
+
+
 def test_a_step_that_fails_keeps_the_sum():
     p = np.zeros(2)
     opt = fastopt.SGD(p, lr=1.0)

@@ -57,6 +57,38 @@ def test_a_group_that_joins_later_is_as_an_optimizer_of_its_own(name, varying):
     assert opt.hyper(1)["lr"] == 0.05
 
 
+def test_a_schedule_of_a_late_group_counts_each_parameters_steps():
+    first, a, b = np.zeros(1), np.zeros(1), np.zeros(1)
+    opt = fastopt.SGD([first], lr=1.0)
+    opt.step([np.ones(1)])
+    opt.add_param_group({"params": [a, b], "lr": lambda t: 2.0**-t})
+    one = np.ones(1)
+    for grads in ([one, one, one], [one, one, None], [one, one, one], [None, one, one]):
+        opt.step(grads)
+    assert [p.item() for p in (first, a, b)] == [-4.0, -0.5 - 0.25 - 0.125 - 0.0625, -0.5 - 0.25 - 0.125]
+
+
+def test_a_group_whose_states_find_no_memory_does_not_join(monkeypatch):
+    params, late = np.ones(3), np.ones(4)
+    opt = fastopt.Adam(params, lr=0.1)
+    opt.step(np.ones(3))
+    before = pickle.dumps(opt.state_dict())
+
+    def full(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastopt.binding.owned.new_state", full)
+        with pytest.raises(MemoryError):
+            opt.add_param_group({"params": late})
+    assert len(opt.param_groups) == len(opt.state) == 1
+    assert pickle.dumps(opt.state_dict()) == before
+    opt.step(np.ones(3))
+    opt.add_param_group({"params": late})
+    opt.step([np.ones(3), np.ones(4)])
+    assert [int(state["step"]) for state in opt.state] == [3, 1]
+
+
 def test_torch_counts_the_same():
     torch = pytest.importorskip("torch")
     one, two = arrays(3, dtype="f8")[0], arrays(4, dtype="f8")[0]

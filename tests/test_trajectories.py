@@ -184,6 +184,11 @@ SLOPE = trajectories.RAVINE.gradient
             ValueError,
             r"gradient: found gradients of shape \(2,\), expected \(1, 2\)",
         ),
+        (
+            lambda: trajectories.descend("sgd", lambda p: p[:, :1], (1.0, 2.0), [0.1], 3),
+            ValueError,
+            r"gradient: found gradients of shape \(1, 1\), expected \(1, 2\)",
+        ),
         (lambda: trajectories.tuned("sgd", SLOPE, 3), TypeError, "objective: found .*expected an Objective"),
         (lambda: trajectories.swats(SLOPE, np.ones(2), 0.1, 2.5), TypeError, "steps: found 2.5"),
         (lambda: trajectories.swats(SLOPE, np.ones(2), 0.1, 3, 0), ValueError, "tolerance: found 0, expected .* > 0"),
