@@ -8,7 +8,7 @@ from typing import Any
 from .base import Competitor, Peer, Task, hyper_of, limit_threads, load
 from .pytorch import leaf, load_torch
 
-#: Its third, Lion, is no rule of fastopt's.
+#: Its third, Lion, is not measured.
 CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "adam": ("adam", "DeepSpeedCPUAdam", {"adamw_mode": False}),
     "adamw": ("adam", "DeepSpeedCPUAdam", {"adamw_mode": True, "weight_decay": 0.01}),

@@ -22,6 +22,8 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("adam", {}),
     "adamw": ("adamw", {"weight_decay": 0.01}),
     "adamax": ("adamax", {}),
+    "adabelief": ("adabelief", {}),
+    "lion": ("lion", {"weight_decay": 0.0}),
 }
 
 

@@ -26,6 +26,9 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "adamw_amsgrad": ("AdamW", {"amsgrad": True}),
     "adamax": ("Adamax", {}),
     "nadam": ("NAdam", {}),
+    "asgd": ("ASGD", {}),
+    "radam": ("RAdam", {}),
+    "rprop": ("Rprop", {}),
 }
 _FUSED = [name for name, (theirs, _) in CLASSES.items() if theirs in ("SGD", "Adagrad", "Adam", "AdamW")]  # on the CPU
 _KERNELS = {
