@@ -216,6 +216,9 @@ def _add_bench(commands: Any) -> None:
         help="trainings of benchmarks/workloads, minutes each, of " + ", ".join(_WORKLOADS),
     )  # fmt: skip
     more.add_argument("--cuda", action="store_true", help="instead: the rules on a CUDA device (size default 2e8)")
+    more.add_argument(
+        "--kernels", action="store_true", help="instead: what limits CUDA kernels as compiled; needs no GPU"
+    )
     more.add_argument("--goals", action="store_true", help="all that has a goal, and which goals are met")
     more.add_argument("--no-digits", dest="digits", action="store_false", help="does not train on digits")
     made = bench.add_argument_group("time and output")
@@ -241,7 +244,7 @@ def _bench(given: argparse.Namespace, command: str) -> int:
         given.sizes = given.sizes or [10**k for k in range(6, 10)]
         given.workloads = given.workloads or ["text"]
         given.peers = goals.PEERS if given.peers is None else given.peers
-    if given.cuda:
+    if given.cuda or given.kernels:
         given.peers = []
     given.size = given.size or (200_000_000 if given.cuda else 20_000_000)
     given.threads = given.threads or settings.get_num_threads()

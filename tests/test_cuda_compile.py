@@ -25,11 +25,12 @@ from fastopt.rules import RULES
 from .support import one_of_each_kind
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
-core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
-from fastopt.arrays.libraries import driver  # noqa: E402
-from fastopt.backends.numba_cuda import compiler, rows, runs  # noqa: E402
-from fastopt.backends.numba_cuda.compiler import Fold, KernelSpec, Plain, RowKernelSpec, scale_of, squares_of  # noqa: E402
+from fastopt.arrays.libraries import driver
+from fastopt.backends.numba_cuda import compiler, rows, runs
+from fastopt.backends.numba_cuda.compiler import Fold, KernelSpec, Plain, RowKernelSpec, scale_of, squares_of
+from fastopt.bench.assembly import Assembled, assemble
 
 TARGETS = ((7, 5), (8, 0), (9, 0))
 F4, F8 = np.dtype("f4"), np.dtype("f8")
@@ -89,9 +90,16 @@ class Built:
     """A kernel for one target."""
 
     ptx: str
-    registers: int
-    stack: int
-    spills: int
+    code: Assembled
+
+    @property
+    def registers(self):
+        return self.code.registers
+
+    @property
+    def in_memory(self):
+        """Bytes of a thread that are in memory for want of registers."""
+        return self.code.stack + self.code.spills
 
     def count(self, pattern):
         return len(re.findall(pattern, self.ptx))
@@ -103,21 +111,13 @@ def llvm_of(kind):
     return compiler.llvm_of(kind.bound(), kind.signature(), TARGETS[0])
 
 
-def assembled(ptx, capability):
-    options = core.LinkerOptions(arch="sm_{}{}".format(*capability), ptxas_options=["-v"])
-    linker = core.Linker(core.ObjectCode.from_ptx(ptx.encode()), options=options)
-    linker.link("cubin")
-    log = linker.get_info_log()
-    stack, stores, loads = map(int, re.search(r"(\d+) bytes stack.*?(\d+) bytes.*?(\d+) bytes", log).groups())
-    return Built(ptx, int(re.search(r"Used (\d+) registers", log)[1]), stack, stores + loads)
-
-
 def build(kind, capability):
     """Compiles and assembles, and checks what is true of all kernels: but libdevice, in folds, may know better."""
-    built = assembled(compiler.ptx_from(llvm_of(kind), capability, kind.name), capability)
+    ptx = compiler.ptx_from(llvm_of(kind), capability, kind.name)
+    built = Built(ptx, assemble(ptx, capability))
     assert f".target sm_{capability[0]}{capability[1]}" in built.ptx
     assert f".visible .entry {kind.name}(" in built.ptx
-    assert (built.stack, built.spills) == (0, 0)
+    assert built.in_memory == 0
     assert not built.count(r"\.local\b")
     assert not built.count(r"(?:\.approx|\.ftz|\.full)[.\w]*f32")
     assert isinstance(kind, Fold) or not built.count(r"\.approx|\.ftz")
@@ -250,8 +250,8 @@ def test_plain(kind):
 def test_upload():
     text = Path(driver.__file__).with_name("upload.ptx").read_text()
     for capability in TARGETS:
-        built = assembled(text, capability)
-        assert (built.stack, built.spills) == (0, 0)
+        built = Built(text, assemble(text, capability))
+        assert built.in_memory == 0
         assert built.registers <= PLAIN
 
 

@@ -18,7 +18,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import settings
 from ..info import configuration
-from . import baseline, cuda, goals, precision, report, rules, scaling, sizes, sparse, startup, tensors, workloads
+from . import (
+    baseline,
+    cuda,
+    goals,
+    kernels,
+    precision,
+    report,
+    rules,
+    scaling,
+    sizes,
+    sparse,
+    startup,
+    tensors,
+    workloads,
+)
 from .peers import COMPETITORS, versions
 from .pictures import Picture
 from .plan import OutOfTime, Plan, alarm
@@ -63,8 +77,10 @@ class Part:
 
 def _sections(options: Options) -> list[Section]:
     """List the sections asked for. A section is a module of this package; this is where it is named."""
-    if options.cuda:
-        return [cuda.section(options)]
+    if options.cuda or options.kernels:
+        return [
+            module.section(options) for wanted, module in ((options.cuda, cuda), (options.kernels, kernels)) if wanted
+        ]
     found = [rules.section(options)]
     for wanted, module in (
         (options.sizes, sizes),
@@ -90,6 +106,7 @@ def _packages(options: Options) -> Iterator[str]:
         yield COMPETITORS[name].package
     for wanted, packages in (
         (options.cuda, ["torch", "numba-cuda"]),
+        (options.kernels, ["numba-cuda", "nvidia-nvjitlink"]),
         (options.tensors, ["torch"]),
         (options.sparse, ["torch", "fbgemm-gpu-cpu"]),
         (options.precision, ["torchao", "bitsandbytes"]),

@@ -49,6 +49,7 @@ class Options:
     digits: bool = True
     startup: bool = False
     cuda: bool = False
+    kernels: bool = False
     limited: bool = False
 
 
