@@ -309,7 +309,10 @@ class Last:
         arrays = [*written, *(array for array in views if array is not None)]
         can_move = can_move and not bound.watched.tensors and len({array.place.device for array in arrays}) == 1
         self._moves = can_move and all(array.dense and array.size for array in arrays)
-        self._places = Places(found, bound.move, ApartFromThose(written, views) if self._moves else None)
+        if self._moves:
+            self._places = Places(found, bound.move, ApartFromThose(written, views))
+        else:
+            self._places = Places(found)
         bound.let_go(np.frombuffer(found[1], np.uint64) if self._moves else None)
 
     def _remember(self, grads: Sequence[Any], views: Sequence[Array | None]) -> None:

@@ -101,7 +101,7 @@ class Update:
         blocks = [0, 1, *[2 + k for _ in range(self._progress.copies) for k in range(len(self.rule.states))]]
         self._bound.let_go(at, slice(None), blocks)
         apart = ApartFromEachOther([view(array, "") for array in arrays])
-        self.places = Places(found, self._bound.move, apart if apart(at) else None)
+        self.places = Places(found, self._bound.move if apart(at) else None, apart)
 
     def step(self, step: Any, values: tuple[Any, ...], grad_scale: float, threads: int, scalars: Any = None) -> None:
         """Does one step of that number."""

@@ -140,17 +140,16 @@ class Places:
     ----------
     found : pair
         The layouts of the arrays as they are now, and the addresses, as a `Look` or as lists.
-    move : callable
-        Writes other addresses into the tables.
+    move : callable, optional
+        Writes other addresses into the tables; by default the arrays stay where they are.
     apart : callable, optional
-        Tells whether arrays at some addresses share no memory that they may not share; by default the arrays stay
-        where they are.
+        Tells whether arrays at some addresses share no memory that they may not share; by default they may share any.
     """
 
     def __init__(
         self,
         found: tuple[Any, Any],
-        move: Callable[[np.ndarray], None],
+        move: Callable[[np.ndarray], None] | None = None,
         apart: Callable[[np.ndarray], bool] | None = None,
     ) -> None:
         self._layouts, self.addresses = found
@@ -160,7 +159,7 @@ class Places:
     @property
     def can_move(self) -> bool:
         """True where arrays elsewhere can take their place."""
-        return self._apart is not None
+        return self._move is not None
 
     def take(self, found: tuple[Any, Any]) -> bool:
         """Takes over arrays; False for those of other layouts, and where they may share memory."""
@@ -168,10 +167,10 @@ class Places:
         if layouts != self._layouts:
             return False
         if addresses != self.addresses:
-            if self._apart is None:
+            if self._move is None:
                 return False
             at = np.frombuffer(addresses, np.uint64) if type(addresses) is bytes else np.array(addresses, np.uint64)
-            if not self._apart(at):
+            if self._apart is not None and not self._apart(at):
                 return False
             self._move(at)
             self.addresses = addresses

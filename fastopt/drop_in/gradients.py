@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,23 @@ def rows_of(grad: torch.Tensor, name: str) -> RowSparse:
     for index, n in zip(others, grad.shape[1:], strict=False):
         first = first * n + index
     return RowSparse(first, grad._values())
+
+
+def part(grads: Sequence[Any], names: Mapping[int, Sequence[str]]) -> tuple[list[bool], list[Any], list[Any]]:
+    """Part dense gradients from those that are sparse, and from None.
+
+    Returns
+    -------
+    list of bool
+        True for each that is dense.
+    list of torch.Tensor
+        Those.
+    list of (int, RowSparse, str)
+        The number, the rows and the name of each that is sparse; `names` are of a parameter and its gradient.
+    """
+    present = [g is not None and not g.is_sparse for g in grads]
+    sparse = [i for i, (g, dense) in enumerate(zip(grads, present, strict=True)) if g is not None and not dense]
+    return present, list(compress(grads, present)), [(i, rows_of(grads[i], names[i][1]), names[i][1]) for i in sparse]
 
 
 def check_sparse(rule: Rule, arrays: list[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:

@@ -15,10 +15,13 @@ import torch
 from ..arrays.array import Array
 from ..arrays.libraries import view
 from ..binding.states import new_state
+from ..binding.where import Places
 from ..checks import check_number, wrong_type
 from ..rules import RULES, Rule
 from ..statedict import COMPANIONS, step_count
 from .groups import Groups, can_be_checked, is_counted
+
+_data_ptr: Any = torch.Tensor.data_ptr
 
 #: All names that states have; others are the user's.
 STATE_NAMES = {"step", "ema", *COMPANIONS, *chain.from_iterable((*r.state_names, *r.scalars) for r in RULES.values())}
@@ -159,6 +162,47 @@ class Entries:
         return chain.from_iterable(
             flatten(map(getter, compress(state.values(), chosen))) for flatten, getter, chosen in self._kinds
         )
+
+
+class Kept:
+    """The tensors that an optimizer keeps: parameters, entries of their states, and tables of numbers.
+
+    Parameters
+    ----------
+    params : sequence of torch.Tensor
+        The parameters.
+    known : sequence of bool
+        True for each that has its state.
+    entries : Entries
+        Of the states.
+    tables : sequence of torch.Tensor
+        The tables.
+    state : mapping
+        The states as they are now.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[torch.Tensor],
+        known: Sequence[bool],
+        entries: Entries,
+        tables: Sequence[torch.Tensor],
+        state: Mapping[Any, Any],
+    ) -> None:
+        self._known = None if all(known) else known
+        self._read, self._tables = entries.read, tables
+        self._places = Places(self._look(params, state))
+
+    def stay(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> bool:
+        """Return whether all are where they were."""
+        try:
+            return self._places.take(self._look(params, state))
+        except (LookupError, TypeError, RuntimeError):  # an entry is missing, or no tensor with memory
+            return False
+
+    def _look(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> tuple[None, list[int]]:
+        known = params if self._known is None else compress(params, self._known)
+        return None, list(map(_data_ptr, chain(known, self._read(state), self._tables)))
 
 
 def copies_of(states: Mapping[Any, Any], numbers: Numbers) -> dict[Any, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, compress
+from collections.abc import Mapping, Sequence
+from itertools import compress
 from operator import attrgetter
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
 
 from ..arrays.array import Array
-from ..arrays.checks import Written, check_tensor
+from ..arrays.checks import check_tensor
 from ..arrays.libraries import view
 from ..arrays.libraries.torch import view_torch
-from ..backends import Backend, CapturedRunner, Runner
+from ..backends import Backend
 from ..backends.choice import get_backend
 from ..binding.binding import Binding
 from ..binding.sparse import RowSparse
@@ -25,8 +25,9 @@ from ..binding.where import Places
 from ..jobs.job import Job, Progress
 from ..jobs.tables import Tensor, make_jobs, make_row_job
 from ..rules import GRADIENT
+from .captured import Captured, unscale
 from .counters import Counters
-from .gradients import absent_like, check_sparse, readable, rows_of
+from .gradients import absent_like, check_sparse, part, readable, rows_of
 from .groups import (
     Groups,
     HyperRows,
@@ -38,7 +39,7 @@ from .groups import (
     params_of,
     real_of,
 )
-from .states import Entries, Kinds, Numbers, check_entries, complete
+from .states import Entries, Kept, Kinds, Numbers, check_entries, complete
 
 _data_ptr: Any = torch.Tensor.data_ptr
 _stride: Any = torch.Tensor.stride
@@ -100,8 +101,8 @@ class Bound:
         self._params = list(map(params.__getitem__, self._firsts))
         self._capturable = is_capturable(groups)
         self.groups, self._numbers = hypers, numbers
-        self._captured: list[CapturedRunner] = []  # what tensors on the device tell of a step
         self._make_sets(groups)
+        self._captured = Captured(backend, self._counters) if self._capturable else None
         self.real = real_of(params)
         self._bind(optimizer)
         self._present: list[bool] | None = []
@@ -157,7 +158,6 @@ class Bound:
             begin[i] = self._arrays[i][1].address
             own = p if absent else grad
             self._known[i], self._strides[i], self._sizes[i] = True, own.stride(), own.nbytes
-        self._all_known = all(self._known)
         begins = [optimizer._arguments.begins(own.rule, group) for own, group in zip(self._sets, groups, strict=True)]
         before = {p: dict(state) if isinstance(state, dict) else state for p, state in optimizer.state.items()}
         entries: dict[int, tuple[str, ...]] = {}  # of whose states and numbers, by the parameter's id
@@ -180,10 +180,9 @@ class Bound:
             job.owners.clear()
         for arrays in self._arrays.values():
             del arrays[1]
-        self._entries = Entries(optimizer.state, entries)
-        self._tables = self._counters.tables
         self._counters.write(())
-        self._where = self._addresses_of(params, optimizer.state)
+        read = Entries(optimizer.state, entries)
+        self._kept = Kept(params, self._known, read, self._counters.tables, optimizer.state)
 
     def _is_known(self, optimizer: Groups, p: torch.Tensor, g: int, counted: bool) -> bool:
         """True for a parameter without a gradient that has its state, or needs none."""
@@ -232,10 +231,7 @@ class Bound:
             if len(params) != sum(self._times):
                 return False
             params = [params[i] for i in self._firsts]
-        try:
-            if self._addresses_of(params, optimizer.state) != self._where:
-                return False
-        except (LookupError, TypeError, RuntimeError):  # an entry is missing, or no tensor with memory
+        if not self._kept.stay(params, optimizer.state):
             return False
         if not self._take_gradients(list(map(_grad, params))):
             return False
@@ -246,31 +242,22 @@ class Bound:
             own.hyper[g] = row
         return True
 
-    def _addresses_of(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> list[int]:
-        """The addresses of parameters, their states and numbers, and of the tables of numbers."""
-        known: Iterable[torch.Tensor] = params if self._all_known else compress(params, self._known)
-        return list(map(_data_ptr, chain(known, self._entries.read(state), self._tables)))
-
     def _take_gradients(self, given: list[Any]) -> bool:
         """Takes over where gradients are; False where they are otherwise laid out, or of parameters without states."""
         grads, present = given, None
-        rows: list[tuple[int, RowSparse, str]] = []
+        rows: Sequence[tuple[int, RowSparse, str]] = ()
         try:
             addresses = list(map(_data_ptr, grads))
         except (TypeError, RuntimeError):  # there is None among them, or a sparse one
             if any(g is not None and not known for g, known in zip(grads, self._known, strict=True)):
                 return False
-            present = [g is not None and not g.is_sparse for g in grads]
-            for i, (g, dense) in enumerate(zip(grads, present, strict=True)):
-                if g is not None and not dense:
-                    rows.append((i, rows_of(g, self._names[i][1]), self._names[i][1]))
-            grads = list(compress(grads, present))
+            present, grads, rows = part(grads, self._names)
             try:
                 addresses = list(map(_data_ptr, grads))
             except RuntimeError:  # one that has no memory
                 return False
         if present != self._present:
-            if present is None and not self._all_known:
+            if present is None and not all(self._known):
                 return False
             self._select(present)
         if addresses.count(0) != self._empty or any(map(_is_neg, grads)):
@@ -287,7 +274,8 @@ class Bound:
         """Makes ready for gradients of some parameters, or of all."""
         chosen = np.ones(len(self._params), bool) if present is None else np.array(present, bool)
         times = np.array(self._times)
-        self._captured.clear()
+        if self._captured is not None:
+            self._captured.clear()
         before = [self._binding_of(chosen & (times > done)) for done in range(1, max(self._times, default=1))]
         self._binding = self._binding_of(chosen, before)
         self._stepped = list(compress(self._params, chosen))
@@ -295,30 +283,23 @@ class Bound:
         self._empty = sizes.count(0)
         self._present = present
         # Others than in any step before, and anywhere: gradients of torch may share memory.
-        self._places = Places(((strides, sizes), None), self._move, lambda at: True)
+        move = self._binding.move if present is None else self._move_present
+        self._places = Places(((strides, sizes), None), move)
 
-    def _move(self, at: np.ndarray) -> None:
-        """Have the tables follow the gradients that are present."""
-        if self._present is not None:
-            at, moved = np.zeros(len(self._present), np.uint64), at
-            at[self._binding.members] = moved
-        self._binding.move(at)
+    def _move_present(self, at: np.ndarray) -> None:
+        """Have the tables follow the gradients that are present, where some are not."""
+        of_all = np.zeros(len(self._params), np.uint64)
+        of_all[self._binding.members] = at
+        self._binding.move(of_all)
 
     def _binding_of(self, chosen: np.ndarray, before: Sequence[Binding] = ()) -> Binding:
         jobs = [part for job in self._jobs if (part := job.of(chosen)) is not None]
         members = np.flatnonzero(chosen).tolist()
-        prepare = self._prepare_captured if self._capturable else None
+        prepare = None if self._captured is None else self._captured.prepare
         names = [self._names[i][1] for i in members]
         binding = Binding(self._backend, jobs, members, names, prepare=prepare, before=before)
         binding.let_go(np.zeros(len(chosen), np.uint64))
         return binding
-
-    def _prepare_captured(self, jobs: Sequence[Job], written: Written) -> Runner:
-        scalars = {key: table.data_ptr() for key, table in self._counters.scalars.items()}
-        prepare = self._backend.prepare_captured
-        assert prepare is not None  # a capturable step is on a CUDA device
-        self._captured.append(prepare(jobs, self._counters.counts.data_ptr(), scalars))
-        return self._captured[-1]
 
     # ---- steps ----
 
@@ -340,8 +321,8 @@ class Bound:
         if zero_grads:
             binding.zeroing_runner(given)  # which refuses what is read as a copy
         before = self._counters.read()
-        if self._capturable:
-            self._tell_device(optimizer.param_groups, amp)
+        if self._captured is not None:
+            self._captured.tell(optimizer.param_groups, amp)
         try:
             binding.step(self, optimizer, grads, scale, max_norm, skip_nonfinite, zero_grads)
         finally:  # an interrupt comes once it is done
@@ -355,7 +336,7 @@ class Bound:
             stepped = [*stepped, *filter(_is_given, given)]
         increment_version(stepped)
         if amp[0] is not None:
-            self._unscale(list(filter(_is_given, given)), amp[0], amp[1])
+            unscale(list(filter(_is_given, given)), amp[0], amp[1] if self._capturable else None)
 
     def _with_rows(self, rows: Sequence[tuple[int, RowSparse, str]]) -> Binding:
         """The binding of this step, with sparse gradients."""
@@ -373,25 +354,6 @@ class Bound:
         arrays, rows = check_sparse(self._sets[g].rule, [param, grad, *states], self._names[i])
         return make_row_job(self._sets[g], Tensor.of(self._storages[g], 0, i, arrays, self._elements[i]), rows)
 
-    # ---- what is on the device ----
-
     def on_device(self) -> tuple[Any, ...]:
         """Return the memory on the device that a step needs beside tensors that the user holds."""
-        return self._binding, self._tables
-
-    def _tell_device(self, groups: Sequence[Mapping[str, Any]], amp: tuple[torch.Tensor | None, ...]) -> None:
-        """Tells where the learning rates are that are read on the device, and what `torch.amp.GradScaler` has put."""
-        lrs = [group["lr"] for group in groups]
-        on_device = [isinstance(lr, torch.Tensor) and lr.is_cuda for lr in lrs]
-        rates = [(x.data_ptr(), x.element_size()) if own else (0, 0) for x, own in zip(lrs, on_device, strict=True)]
-        scale, skip = (0 if x is None else x.data_ptr() for x in amp)
-        for runner in self._captured:
-            runner.rates[:] = rates
-            runner.scale, runner.skip = scale, skip
-
-    def _unscale(self, grads: Sequence[Any], scale: torch.Tensor, found_inf: torch.Tensor | None) -> None:
-        """Unscale gradients that `torch.amp.GradScaler` left to the step, as torch's fused classes do."""
-        if self._capturable and found_inf is not None:
-            scale = torch.where(found_inf > 0, torch.ones_like(scale), scale)
-        with torch.no_grad():
-            torch._foreach_div_([g._values() if g.is_sparse else g for g in grads], scale)
+        return self._binding, self._counters.tables
