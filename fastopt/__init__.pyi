@@ -1,8 +1,8 @@
 """Optimizer updates at the speed of memory, on any array, with the same bits on every backend.
 
-Public is what ``dir(fastopt)`` lists, and the modules ``functional``, ``hogwild``, ``numba``, ``schedules``, ``torch``,
-``training`` and ``trajectories``, each with what its ``dir()`` lists. The docstrings of all other modules begin with
-"Internal": what is in them may change in any version."""
+Public is what ``dir(fastopt)`` lists, and the modules ``distributed``, ``functional``, ``hogwild``, ``numba``,
+``schedules``, ``torch``, ``training`` and ``trajectories``, each with what its ``dir()`` lists. The docstrings of all
+other modules begin with "Internal": what is in them may change in any version."""
 
 # Written by: python -m fastopt.generate
 

@@ -50,7 +50,7 @@ def test_files_that_are_named_are_there(name):
 
 
 #: Packages that rooms of fastopt need, where their names differ.
-NEEDS = {"training": "fastopt", "trajectories": "matplotlib"}
+NEEDS = {"distributed": "fastopt", "training": "fastopt", "trajectories": "matplotlib"}
 
 
 @pytest.mark.parametrize(("code", "printed"), EXAMPLES)

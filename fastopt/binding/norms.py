@@ -47,8 +47,8 @@ def _tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list
     return [*make_gradients([grad for grad, _ in dense], [name for _, name in dense]), *tables]
 
 
-def norm_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> float:
-    """The Euclidean norm over tables of gradients: the same bits whatever the number of threads and the backend.
+def square_sums_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> list[np.ndarray]:
+    """The sums of squares of tables of gradients, block by block, of which `root_of` makes the norm.
 
     A row that is named several times counts as the sum of its gradients.
     """
@@ -60,11 +60,21 @@ def norm_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums, thread
         summed = table.coalesced().values  # of a gradient on a CUDA device, on the CPU
         own = backend if summed.place == table.values.place else host_backend()
         sums += [own.square_sums(dense, threads) for dense in make_gradients([summed], ["grads"])]
+    return sums
+
+
+def root_of(sums: Sequence[np.ndarray]) -> float:
+    """The norm, from all sums of squares in any order: the same bits, for their sum is rounded once."""
     try:
         with ieee_arithmetic():
             return math.sqrt(math.fsum(np.concatenate(sums).tolist())) if sums else 0.0
     except OverflowError:
         return math.inf
+
+
+def norm_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> float:
+    """The Euclidean norm over tables of gradients: the same bits whatever the number of threads and the backend."""
+    return root_of(square_sums_of(tables, backend, threads))
 
 
 def _all_finite(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> bool:
@@ -90,12 +100,17 @@ def scale_of(
         limit = check_max_norm(max_norm)
         norm = norm_of(tables, backend, threads)
         finite = math.isfinite(norm)
-        with ieee_arithmetic():
-            norm *= abs(scale)
-            scale *= _clip_factor(norm, limit)
+        scale, norm = clipped(scale, norm, limit)
     elif skip_nonfinite:
         finite = _all_finite(tables, backend, threads)
     return scale, norm, skip_nonfinite and not finite
+
+
+def clipped(scale: float, norm: float, limit: float) -> tuple[float, float]:
+    """Return the scale that clips gradients of a norm, once they are scaled, to a limit; and their norm then."""
+    with ieee_arithmetic():
+        norm *= abs(scale)
+        return scale * _clip_factor(norm, limit), norm
 
 
 def check_scale(grad_scale: Any, dtype: np.dtype) -> float:

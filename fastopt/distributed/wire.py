@@ -1,0 +1,56 @@
+"""Internal. What sums of gradients travel in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .partial import Lanes
+
+WIRES = ("float32", "bfloat16")
+
+
+class Wire:
+    """The form of sums on their way.
+
+    Parameters
+    ----------
+    name : str
+        One of `WIRES`.
+    dtypes : mapping
+        The dtypes in which gradients are computed.
+    argument : str
+        What messages call it.
+
+    Raises
+    ------
+    ValueError
+        Gradients of float64 parameters would travel in bfloat16.
+    """
+
+    def __init__(self, name: str, dtypes: Mapping[np.dtype, int], argument: str) -> None:
+        self._rounds = name == "bfloat16"
+        if self._rounds and np.dtype(np.float64) in dtypes:
+            raise ValueError(
+                f"{argument}: found 'bfloat16' with a float64 parameter, expected 'float32', which is exact"
+            )
+
+    def lanes(self, sizes: Mapping[np.dtype, int]) -> Lanes:
+        """Room for what comes."""
+        return {dtype: np.zeros(size, np.uint16 if self._rounds else dtype) for dtype, size in sizes.items()}
+
+    def narrowed(self, values: np.ndarray) -> np.ndarray:
+        """Values as they travel: bfloat16 is the nearest one, of two the even."""
+        if not self._rounds:
+            return values
+        bits = values.view(np.uint32)
+        rounded = (bits + (0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        missing = np.isnan(values)
+        if missing.any():
+            rounded[missing] = (bits[missing] >> 16 | 0x40).astype(np.uint16)
+        return rounded
+
+    def widened(self, values: np.ndarray) -> np.ndarray:
+        """What travelled as numbers that can be added."""
+        return (values.astype(np.uint32) << 16).view(np.float32) if self._rounds else values

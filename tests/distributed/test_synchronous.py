@@ -1,0 +1,450 @@
+"""Synchronous: the bits of one process, for any number of ranks, on threads."""
+
+import functools
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import distributed as fd
+from fastopt.distributed.carriers import current, run_threads
+
+from ..test_optimizers import EVERY, REQUIRED
+
+SHAPES = {"long": (9001,), "table": (150, 60), "bias": (7,), "last": (3, 2000)}
+SLICES = 8
+
+
+def parameters(dtypes="f4"):
+    rng = np.random.default_rng(0)
+    dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,) * len(SHAPES)
+    return {
+        name: rng.standard_normal(shape).astype("f4").astype(dtype)
+        for (name, shape), dtype in zip(SHAPES.items(), dtypes, strict=True)
+    }
+
+
+def gradient(params, step, number):
+    """The gradient of a slice: it depends on the parameters too, so that what goes astray spreads."""
+    rng = np.random.default_rng(100 * step + number)
+    return {
+        name: (rng.standard_normal(p.shape) + 0.1 * p.astype("f4")).astype(p.dtype if p.dtype.itemsize > 2 else "f4")
+        for name, p in params.items()
+    }
+
+
+def tree_sum(leaves):
+    half = len(leaves) // 2
+    return leaves[0] if not half else tree_sum(leaves[:half]) + tree_sum(leaves[half:])
+
+
+def trained_alone(cls, dtypes, options, steps, max_norm, gradient=gradient):
+    """The training by the class itself, with the sum of the slices."""
+    params = parameters(dtypes)
+    optimizer = cls(params, **options)
+    norms = []
+    for step in range(steps):
+        slices = [gradient(params, step, number) for number in range(SLICES)]
+        grads = {
+            name: None if slices[0][name] is None else tree_sum([grads[name] for grads in slices]) for name in params
+        }
+        optimizer.step(grads, grad_scale=1 / SLICES, max_norm=max_norm)
+        norms.append(optimizer.last_grad_norm)
+    return params, optimizer.state_dict(), norms
+
+
+def trained(cls, dtypes, options, steps, max_norm, gradient=gradient, wire="float32"):
+    """The same by this rank."""
+    params = parameters(dtypes)
+    optimizer = fd.Synchronous(cls, params, slices=SLICES, wire=wire, **options)
+    norms = []
+    for step in range(steps):
+        for number, _ in optimizer.slices(2 * SLICES):
+            optimizer.add(number, gradient(params, step, number))
+        optimizer.step(max_norm=max_norm)
+        norms.append(optimizer.last_grad_norm)
+    return params, optimizer.state_dict(), norms
+
+
+def assert_same(found, expected):
+    params, states, norms = found
+    assert norms == expected[2]
+    for name, own in params.items():
+        assert own.tobytes() == expected[0][name].tobytes(), name
+    if states is None:
+        return
+    assert states["param_groups"] == expected[1]["param_groups"]
+    for i, state in expected[1]["state"].items():
+        assert states["state"][i].keys() == state.keys()
+        for name, own in state.items():
+            other = states["state"][i][name]
+            assert np.shape(other) == np.shape(own) and other.dtype == own.dtype, (i, name)
+            assert np.asarray(other).tobytes() == np.asarray(own).tobytes(), (i, name)
+
+
+def check(cls, ranks, dtypes="f4", options=(), steps=3, max_norm=None, shares=True, **more):
+    options = {**REQUIRED.get(cls.__name__, {}), **dict(options)}
+    expected = trained_alone(cls, dtypes, options, steps, max_norm, **more)
+    run = functools.partial(trained, cls, dtypes, options, steps, max_norm, **more)
+    results = [run()] if ranks is None else run_threads(ranks, run, shares=shares)
+    for found in results:
+        assert_same(found, expected)
+    assert [found[1] is None for found in results] == [rank > 0 for rank in range(len(results))]
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+@pytest.mark.parametrize("ranks", [None, 1, 2, 3, 4, 5, 8])
+def test_bits_are_those_of_one_process(ranks, shares):
+    check(fastopt.AdamW, ranks, shares=shares)
+    check(fastopt.AdamW, ranks, shares=shares, max_norm=0.5)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_every_rule(name, options):
+    check(getattr(fastopt, name), 3, options={**options, "weight_decay": 0.01}, max_norm=1.0)
+    check(getattr(fastopt, name), 4, options=options, shares=False)
+
+
+STORED = {
+    "float64": ("f8", {}),
+    "bfloat16": (ml_dtypes.bfloat16, {}),
+    "float16": ("f2", {}),
+    "bfloat16 with master": (ml_dtypes.bfloat16, {"rounding": "master"}),
+    "bfloat16, stochastic": (ml_dtypes.bfloat16, {"rounding": "stochastic", "seed": 3, "first_element": 17}),
+    "8-bit states": ("f4", {"state_dtype": "8bit"}),
+    "bfloat16 states": ("f4", {"state_dtype": "bfloat16"}),
+    "an average": ("f4", {"ema_decay": 0.9}),
+    "noise": ("f4", {"gradient_noise": fastopt.GradientNoise(0.1, 0.5, 1)}),
+    "a schedule": ("f4", {"lr": fastopt.schedules.Cosine(1e-2, steps=5)}),
+    "several": (("f8", "f4", ml_dtypes.bfloat16, "f4"), {}),
+}
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+@pytest.mark.parametrize("what", STORED)
+def test_every_storage(what, shares):
+    dtypes, options = STORED[what]
+    check(fastopt.AdamW, 3, dtypes, options, max_norm=1.0, shares=shares)
+    check(fastopt.AggMo, 2, dtypes, options, shares=shares)
+
+
+def test_groups_keep_their_own():
+    def run(ranks):
+        params = parameters()
+        names = list(params)
+        groups = [
+            {"params": {name: params[name] for name in names[:2]}, "lr": 0.1, "name": "first"},
+            {"params": [params[name] for name in names[2:]], "momentum": 0.0, "weight_decay": 0.1},
+        ]
+        if ranks is None:
+            optimizer = fastopt.SGD(groups, momentum=0.9, lr=0.01)
+        else:
+            optimizer = fd.Synchronous(fastopt.SGD, groups, slices=SLICES, momentum=0.9, lr=0.01)
+        for step in range(3):
+            slices = [gradient(params, step, number) for number in range(SLICES)]
+            if ranks is None:
+                optimizer.step([tree_sum([g[name] for g in slices]) for name in names], grad_scale=1 / SLICES)
+                optimizer.param_groups[0]["lr"] = 0.05
+            else:
+                for number, _ in optimizer.slices(SLICES):
+                    optimizer.add(number, list(slices[number].values()))
+                optimizer.step()
+                optimizer.optimizer.param_groups[0]["lr"] = 0.05
+        saved = optimizer.state_dict()
+        return params, saved, []
+
+    expected = run(None)
+    for found in [*run_threads(3, lambda: run(3)), *run_threads(1, lambda: run(1))]:
+        assert_same(found, expected)
+
+
+def some_missing(params, step, number):
+    grads = gradient(params, step, number)
+    return {name: None if (name == "table" and step == 1) or name == "bias" else g for name, g in grads.items()}
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+def test_a_parameter_without_gradients_stays(shares):
+    check(fastopt.AdamW, 3, gradient=some_missing, shares=shares, max_norm=1.0)
+
+
+def sparse(params, step, number):
+    """Rows of the table and of the long vector, some named several times, some by several slices."""
+    rng = np.random.default_rng(100 * step + number)
+    grads = gradient(params, step, number)
+    for name, rows in (("table", 150), ("long", 9001), ("last", 3)):
+        chosen = rng.integers(0, rows, 40)
+        grads[name] = fastopt.RowSparse(chosen, rng.standard_normal((40, *params[name].shape[1:])).astype("f4"))
+    return grads
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+@pytest.mark.parametrize("ranks", [None, 2, 3, 5])
+@pytest.mark.parametrize("name", ["Adam", "Adagrad", "RowwiseAdagrad"])
+def test_rows_are_updated_by_the_ranks_that_have_them(name, ranks, shares):
+    """One process accumulates the slices' rows, in order."""
+    cls = getattr(fastopt, name)
+
+    def alone():
+        params = parameters()
+        optimizer = cls(params)
+        norms = []
+        for step in range(3):
+            slices = [sparse(params, step, number) for number in range(SLICES)]
+            for grads in slices:
+                optimizer.accumulate({**grads, "bias": None})
+            grads = optimizer._owned.sums.gradients(len(SHAPES))
+            optimizer._owned.sums.clear()
+            grads = dict(zip(SHAPES, grads, strict=True))
+            grads["bias"] = tree_sum([own["bias"] for own in slices])
+            optimizer.step(grads, grad_scale=1 / SLICES, max_norm=1.0)
+            norms.append(optimizer.last_grad_norm)
+        return params, optimizer.state_dict(), norms
+
+    run = functools.partial(trained, cls, "f4", {}, 3, 1.0, gradient=sparse)
+    expected = alone()
+    for found in [run()] if ranks is None else run_threads(ranks, run, shares=shares):
+        assert_same(found, expected)
+
+
+def test_slices_may_be_added_in_any_order():
+    def run(order):
+        params = parameters()
+        optimizer = fd.Synchronous(fastopt.SGD, params, slices=SLICES, lr=0.1)
+        for step in range(2):
+            grads = [gradient(params, step, number) for number in range(SLICES)]
+            for number in order(number for number, _ in optimizer.slices(SLICES)):
+                optimizer.add(number, grads[number])
+            optimizer.step()
+        return params
+
+    expected = run(list)
+    for order in (lambda numbers: list(numbers)[::-1], lambda numbers: sorted(numbers, key=lambda n: (n % 3, n))):
+        for found in [run(order), *run_threads(3, lambda order=order: run(order))]:
+            for name, own in found.items():
+                assert own.tobytes() == expected[name].tobytes()
+
+
+def test_sums_travel_in_bfloat16():
+    """Each block that leaves a rank is rounded once, to the nearest."""
+    results = run_threads(
+        2, functools.partial(trained, fastopt.SGD, "f4", {"lr": 1.0}, 1, None, wire="bfloat16"), shares=False
+    )
+    before = parameters()
+    slices = [gradient(before, 0, number) for number in range(SLICES)]
+    halves = [{name: tree_sum([g[name] for g in part]) for name in before} for part in (slices[:4], slices[4:])]
+    first, second = (np.concatenate([half[name].reshape(-1) for name in before]) for half in halves)
+    rounded_first, rounded_second = (half.astype(ml_dtypes.bfloat16).astype("f4") for half in (first, second))
+    start, found = (np.concatenate([p[name].reshape(-1) for name in before]) for p in (before, results[0][0]))
+    of_first = found == start - (first + rounded_second) / np.float32(8)
+    of_second = found == start - (rounded_first + second) / np.float32(8)
+    cut = int(np.argmin(of_first))  # where the second rank's shard begins
+    assert 0 < cut < len(found) and of_second[cut:].all()
+    assert_same(results[1], (results[0][0], None, results[0][2]))
+    with pytest.raises(ValueError, match=r"^wire: found 'bfloat16' with a float64 parameter"):
+        fd.Synchronous(fastopt.SGD, parameters("f8"), slices=2, wire="bfloat16")
+
+
+def test_numbers_that_are_none_travel_in_bfloat16():
+    from fastopt.distributed.wire import Wire
+
+    wire = Wire("bfloat16", {}, "wire")
+    values = np.array([np.nan, -np.inf, 3.4e38, 1e-45, -0.0, 1.00390625], "f4")
+    values[0:1].view("u4")[0] = 0x7F800001
+    found = wire.widened(wire.narrowed(values))
+    with np.errstate(invalid="ignore"):
+        want = values.astype(ml_dtypes.bfloat16).astype("f4")
+    assert np.isnan(found[0]) and found[1:].tobytes() == want[1:].tobytes()
+
+
+# ---- states ----
+
+
+@pytest.mark.parametrize(("saving", "loading"), [(2, 3), (3, None), (None, 4)])
+@pytest.mark.parametrize(("cls", "options"), [(fastopt.AdamW, {"state_dtype": "8bit"}), (fastopt.AggMo, {})])
+def test_states_of_some_ranks_load_into_others(cls, options, saving, loading):
+    params, states, _ = (
+        trained(cls, "f4", options, 2, None)
+        if saving is None
+        else run_threads(saving, lambda: trained(cls, "f4", options, 2, None))[0]
+    )
+
+    def go_on():
+        own = {name: p.copy() for name, p in params.items()}
+        optimizer = fd.Synchronous(cls, own, slices=SLICES, **options)
+        optimizer.load_state_dict(states)
+        for step in range(2, 4):
+            for number, _ in optimizer.slices(SLICES):
+                optimizer.add(number, gradient(own, step, number))
+            optimizer.step()
+        return own, optimizer.state_dict(), []
+
+    expected = trained_alone(cls, "f4", options, 4, None)
+    for found in [go_on()] if loading is None else run_threads(loading, go_on):
+        assert_same((*found[:2], expected[2]), expected)
+
+
+# ---- what is wrong ----
+
+
+def differing(rank):
+    """Calls of which those of rank 1 are others."""
+    params = parameters()
+    one = rank == 1
+    altered = parameters()
+    altered["table"][3, 5] += 1
+    return {
+        "optimizer": (fastopt.Adam if one else fastopt.AdamW, params, {}),
+        "slices": (fastopt.AdamW, params, {"slices": 16 if one else 8}),
+        "wire": (fastopt.AdamW, params, {"wire": "bfloat16" if one else "float32"}),
+        "lr": (fastopt.AdamW, params, {"lr": 0.1 if one else 0.2}),
+        r"the elements of params\['table'\]": (fastopt.AdamW, altered if one else params, {}),
+        r"params\['bias'\]": (fastopt.AdamW, {**params, "bias": np.ones(8 if one else 7, "f4")}, {}),
+    }
+
+
+@pytest.mark.parametrize("what", differing(0))
+def test_ranks_that_differ_are_told(what):
+    errors = []
+
+    def run():
+        cls, params, options = differing(current().rank)[what]
+        with pytest.raises(ValueError, match=f"^{what}: found .* in rank 1, expected .* rank 0") as error:
+            fd.Synchronous(cls, params, **{"slices": 8, **options})
+        errors.append(str(error.value))
+
+    run_threads(3, run)
+    assert len(set(errors)) == 1 and len(errors) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slices": 3}, r"^slices: found 3, expected a power of two, at least 1"),
+        ({"slices": 2048}, r"^slices: found 2048, expected a power of two"),
+        ({"slices": 8, "wire": "float16"}, r"^wire: found 'float16', expected one of float32, bfloat16"),
+        ({"slices": 8, "state_dir": "x"}, r"^state_dir: found 'x', expected None"),
+        ({"slices": 8, "rate": 1.0}, r"^AdamW: found 'rate'"),
+        ({"slices": 8, "lr": -1.0}, r"^lr: found -1.0"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        fd.Synchronous(fastopt.AdamW, parameters(), **options)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"w": np.ones((4, 4), "f4").T}, r"^params\['w'\]: found strides \(4, 16\), expected a contiguous array"),
+        ({"w": np.ones(0, "f4")}, r"^params\['w'\]: found shape \(0,\)"),
+        ({"w": np.ones(3, "i4")}, r"^params\['w'\]: found dtype int32"),
+        ({"w": [1.0]}, r"^params\['w'\]\[0\]: found float"),
+    ],
+)
+def test_wrong_parameters(params, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        fd.Synchronous(fastopt.AdamW, params, slices=8)
+
+
+def test_wrong_calls_add_nothing():
+    params = parameters()
+    before = {name: p.copy() for name, p in params.items()}
+    optimizer = fd.Synchronous(fastopt.AdamW, params, slices=2, state_dtype="8bit")
+    grads = gradient(params, 0, 0)
+    rows = fastopt.RowSparse([1], np.ones((1, 60), "f4"))
+    for call, message in [
+        (lambda: optimizer.slices(3), r"^examples: found 3, expected a multiple of slices, which is 2"),
+        (lambda: optimizer.slices(0), r"^examples: found 0"),
+        (lambda: optimizer.add(2, grads), r"^number: found 2, expected a slice of rank 0, 0 to 1"),
+        (lambda: optimizer.add(0, {**grads, "more": None}), r"^grads: found other keys"),
+        (lambda: optimizer.add(0, {**grads, "bias": np.ones(8, "f4")}), r"^grads\['bias'\]: found shape \(8,\)"),
+        (lambda: optimizer.add(0, {**grads, "table": rows}), r"^grads\['table'\]: found rows, .* 8-bit blocks"),
+        (lambda: optimizer.add(0), r"^grads: found none, expected gradients, for params\['long'\] is no tensor"),
+        (lambda: optimizer.step(), r"^grads: found slice 0 of rank 0 not added"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            call()
+    optimizer.add(0, grads)
+    with pytest.raises(ValueError, match=r"^number: found 0, expected a slice that has not been added"):
+        optimizer.add(0, grads)
+    with pytest.raises(ValueError, match=r"^grads\['bias'\]: found another kind of gradient than in other slices"):
+        optimizer.add(1, {**grads, "bias": None})
+    with pytest.raises(ValueError, match=r"^grads: found slice 1 of rank 0 not added"):
+        optimizer.step()
+    for name, p in params.items():
+        assert p.tobytes() == before[name].tobytes()
+
+
+def test_a_step_is_refused_in_all_ranks():
+    def run(wrong):
+        params = {"w": np.zeros(3, "f4"), "b": np.zeros(2, "f4")}
+        optimizer = fd.Synchronous(fastopt.SGD, params, slices=4)
+        one = optimizer.rank == 1
+        for number, _ in optimizer.slices(4):
+            if not (wrong == "slice" and number == 3):
+                missing = wrong == "kind" and one
+                optimizer.add(number, {"w": np.ones(3, "f4"), "b": None if missing else np.ones(2, "f4")})
+        with pytest.raises(ValueError, match=messages[wrong]):
+            optimizer.step(max_norm=2.0 if wrong == "max_norm" and one else 1.0)
+        assert not params["w"].any()
+
+    messages = {
+        "slice": r"^grads: found slice 3 of rank 1 not added",
+        "kind": r"^grads\['b'\]: found another kind of gradient in rank 1",
+        "max_norm": r"^max_norm: found 2.0 in rank 1, expected 1.0 as in rank 0",
+    }
+    for wrong in messages:
+        run_threads(2, lambda wrong=wrong: run(wrong))
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+def test_an_exception_in_a_rank_ends_all(shares):
+    def run():
+        params = parameters()
+        optimizer = fd.Synchronous(fastopt.SGD, params, slices=4)
+        for step in range(3):
+            if step == 2 and optimizer.rank == 1:
+                raise ZeroDivisionError("by this test")
+            for number, _ in optimizer.slices(4):
+                optimizer.add(number, gradient(params, step, number))
+            optimizer.step()
+
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError, match="by this test"):
+        run_threads(4, run, shares=shares)
+    assert threading.active_count() == before
+
+
+def test_memory_of_states_is_shared_out():
+    def run():
+        params = [np.zeros(3_000_000, "f4"), np.zeros((500, 1000), "f4")]
+        optimizer = fd.Synchronous(fastopt.Adam, params, slices=4)
+        return sum(own["exp_avg"].nbytes for own in optimizer.optimizer.state)
+
+    found = run_threads(4, run)
+    assert sum(found) == 3_500_000 * 4 and max(found) <= 3_500_000 * 4 / 4 * 1.05
+
+
+def test_tensors_of_torch_give_their_gradients():
+    torch = pytest.importorskip("torch")
+
+    def run():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(300, 40)
+        optimizer = fd.Synchronous(fastopt.AdamW, model.parameters(), slices=4, lr=0.1)
+        for step in range(2):
+            for number, part in optimizer.slices(8):
+                model.zero_grad()
+                x = torch.from_numpy(np.random.default_rng(step).standard_normal((8, 300)).astype("f4"))
+                model(x[part]).square().mean().backward()
+                optimizer.add(number)
+            optimizer.step()
+        return [p.detach().numpy().copy() for p in model.parameters()]
+
+    expected = run()
+    for found in run_threads(1, run):
+        for own, other in zip(found, expected, strict=True):
+            assert own.tobytes() == other.tobytes()
