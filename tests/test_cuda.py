@@ -106,6 +106,25 @@ def test_storage_has_the_cpus_bits(case, size):
     assert_equal(there, here)
 
 
+def test_every_float16_is_read_and_rounded_to_as_the_cpu_does():
+    """The device's own conversions: each number, and what lies halfway between it and the next, and beside that."""
+    numbers = np.arange(65536, dtype=np.uint16).view(F2)
+    numbers = numbers[~np.isnan(numbers)]
+    finite = np.sort(np.unique(numbers[np.isfinite(numbers)].astype(F4)))
+    halfway = (finite[:-1] + finite[1:]) / 2
+    beyond = F4.type([65519.996, 65520, 65536, 1e30, np.inf, 2**-25, 2**-26, 1e-40, 0.0])
+    values = np.concatenate([halfway, np.nextafter(halfway, F4.type(-1e9)), np.nextafter(halfway, F4.type(1e9))])
+    for param, grad in (
+        (numbers, np.zeros(len(numbers), F4)),
+        (np.zeros(len(values), F2), -values),
+        (np.zeros(2 * len(beyond), F2), np.concatenate([beyond, -beyond])),
+    ):
+        there, here = on_both([param, grad])
+        for arrays in (there, here):
+            functional.sgd(*arrays, step=1, lr=1.0)
+        assert_equal(there, here)
+
+
 NOISE = fastopt.GradientNoise(eta=0.3, gamma=0.55, seed=2**40 + 7)
 OPTIONS = {
     "stochastic": (BF, BF, {"rounding": "stochastic", "seed": 2**40 + 5}, {}),

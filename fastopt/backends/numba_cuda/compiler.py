@@ -41,7 +41,7 @@ from ...jobs import job, storage
 from ...jobs.job import DUPLICATES
 from ...rules import FIRST_STATE, OWN, OWN_HYPER
 from .. import convert, noise, numba_cache
-from . import kernels, memory
+from . import instructions, kernels
 
 _NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: "signed8bit", POSITIVE: "positive8bit"}
 _BITS_16 = {code for dtype, code in CODES.items() if dtype.itemsize == 2}
@@ -340,7 +340,7 @@ def _apply_of(states: int, copies: int) -> Any:
 def fold_row_of(folded: int, kept: int) -> Any:
     """The `kernels.fold_row` of a rule that folds so many hyper-parameters beside lr, and keeps so many numbers."""
     scalars = "".join(f", load(kept + {8 * k}, float64)" for k in range(kept))
-    namespace: dict[str, Any] = {"fold": None, "load": memory.load, "float64": np.float64}
+    namespace: dict[str, Any] = {"fold": None, "load": instructions.load, "float64": np.float64}
     exec(
         f"def fold_row(t, lr, own, kept):\n    return fold(t, lr, *own[{OWN_HYPER}:{OWN_HYPER + folded}]{scalars})\n",
         namespace,
@@ -398,7 +398,18 @@ def ptx_from(llvm: list[str], capability: tuple[int, int], name: str) -> str:
 
 
 def _sources() -> str:
-    modules = (kernels, memory, convert, noise, storage, job, blocks, dtypes, *_rule_modules(), sys.modules[__name__])
+    modules = (
+        kernels,
+        instructions,
+        convert,
+        noise,
+        storage,
+        job,
+        blocks,
+        dtypes,
+        *_rule_modules(),
+        sys.modules[__name__],
+    )
     versions = [numba.__version__, numba_cuda.__version__, llvmlite.__version__, np.__version__]
     with suppress(metadata.PackageNotFoundError):
         versions.append(metadata.version("nvidia-nvvm"))  # by which the PTX has a version that a driver takes or not

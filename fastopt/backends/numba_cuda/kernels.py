@@ -25,7 +25,6 @@ from ..convert import (
     LARGEST_FINITE,
     bits_of,
     decode_bfloat16,
-    decode_float16,
     decode_positive,
     decode_signed,
     dither_bfloat16,
@@ -33,7 +32,6 @@ from ..convert import (
     dither_of,
     encode_among_nonfinite,
     encode_bfloat16,
-    encode_float16,
     encode_positive,
     encode_signed,
     float_of,
@@ -42,7 +40,7 @@ from ..convert import (
     scale_of,
 )
 from ..noise import normals_of
-from .memory import load, load_tuple, load_vector, store, store_vector, varying
+from .instructions import decode_float16, encode_float16, load, load_tuple, load_vector, store, store_vector, varying
 
 THREADS = 256  # of a thread block: each of its warps updates a block of 256 elements that share a scale at a time
 BLOCK_ELEMENTS = 4096  # elements that a thread block updates, of one run

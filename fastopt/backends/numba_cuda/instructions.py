@@ -1,4 +1,4 @@
-"""Global memory by address, for functions that Numba compiles for CUDA: all of fastopt's own instructions are here."""
+"""Instructions for functions that Numba compiles for CUDA: global memory by address, and conversions by the device."""
 
 from __future__ import annotations
 
@@ -105,6 +105,26 @@ def varying(typing, number, other):
         return builder.asm(same, f"mov.f{number.bitwidth} $0, $1;", f"={letter},{letter},{letter}", args, False)
 
     return number(number, number), codegen
+
+
+@intrinsic
+def decode_float16(typing, bits):
+    """The float32 that a float16's bits stand for, by the device's own conversion."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), codegen
+
+
+@intrinsic
+def encode_float16(typing, number):
+    """The bits of a float32 as float16, rounded to nearest, ties to even, by the device's own conversion."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
 
 
 def _flat_count(kind):
