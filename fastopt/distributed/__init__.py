@@ -1,9 +1,10 @@
 """Training by several processes, threads or machines: the same bits for any number of them."""
 
+from .checkpoint import Checkpoint, read_checkpoint
 from .synchronous import Synchronous
 from .world import RankDied
 
-__all__ = ["RankDied", "Synchronous"]
+__all__ = ["Checkpoint", "RankDied", "Synchronous", "read_checkpoint"]
 
 
 def __dir__() -> list[str]:

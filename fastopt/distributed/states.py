@@ -47,10 +47,15 @@ def join_states(
             if name == "step" or name in rule.scalars:
                 whole[i][name] = np.array(found[0])
                 continue
-            rows = copies[i] if rule.vector and name in rule.state_names else 1
+            rows = copies_in(rule, name, copies[i])
             joined = np.concatenate([values.reshape(rows, -1) for values in found], axis=1)
             whole[i][name] = joined.reshape(state_shape(rule, name, param, copies[i], joined.dtype))
     return whole
+
+
+def copies_in(rule: Rule, name: str, copies: int) -> int:
+    """The number of arrays like the parameter that one state is."""
+    return copies if rule.vector and name in rule.state_names else 1
 
 
 def state_shape(rule: Rule, name: str, param: Array, copies: int, dtype: np.dtype) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from .. import settings
 from ..arrays.array import CPU, Array
 from ..arrays.checks import check_tensor
-from ..arrays.dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype, dtype_name
 from ..arrays.libraries import floats_of, view
 from ..arrays.libraries.torch import detached, is_tensor
 from ..backends import PartRunner
@@ -26,13 +26,14 @@ from ..binding.structure import gradient_of, match, read_params, split_rows
 from ..checks import check_integer, check_name, wrong_type, wrong_value
 from ..jobs.job import DenseJob
 from ..optimizers import CLASSES, Optimizer
+from . import checkpoint
 from .agreement import check_alike, digest, said
 from .carriers import current
 from .norms import Portion, gathered_square_sums
 from .partial import Lanes, Partial
 from .rows import Rows, own_elements, rows_of_table, send_rows
 from .shards import Extent, Layout, Range, Span
-from .states import join_states, split_states
+from .states import copies_in, host_values, join_states, split_states, state_shape
 from .tree import Node, additions, aligned
 from .wire import WIRES, Wire
 from .world import Request
@@ -92,6 +93,8 @@ class Synchronous:
         Of this rank's shard: its ``param_groups`` have the hyper-parameters, which are to change in all ranks alike.
     rank, ranks : int
         The number of this rank, and of all.
+    steps : int
+        The number of steps that have been made.
     last_grad_norm : float or None
         The global norm of the mean gradient at the last step that clipped, before clipping.
 
@@ -115,6 +118,8 @@ class Synchronous:
 
     last_grad_norm: float | None = None
     """The global norm of the mean gradient at the last step that clipped, before clipping."""
+    steps: int = 0
+    """The number of steps that have been made."""
 
     def __init__(self, optimizer: Any, params: Any, *, slices: int, wire: str = "float32", **options: Any) -> None:
         if not (isinstance(optimizer, type) and CLASSES.get(optimizer.__name__) is optimizer):
@@ -376,6 +381,7 @@ class Synchronous:
             if rows:
                 self._step_rows(rows, scale)
         self._forget()
+        self.steps += 1
 
     def _agree(self, max_norm: Any) -> list[int]:
         """Check that all ranks have added all slices, of the same parameters; return the kinds of gradients."""
@@ -575,6 +581,92 @@ class Synchronous:
         self.optimizer.load_state_dict(
             split_states(state_dict, self._group_sizes, self._tables, self._views, self._rules)
         )
+
+    def save(self, directory: Any) -> None:
+        """Writes a checkpoint that any number of ranks can load, one process and torch too; see `read_checkpoint`.
+
+        It is whole or not there, and the one before it is kept. All ranks reach the directory.
+
+        Parameters
+        ----------
+        directory : path
+            That of all checkpoints; it is made if there is none.
+
+        Raises
+        ------
+        OSError
+            It cannot be written: in all ranks, with the file's name. The checkpoints before are there.
+        ValueError
+            Slices have been added for a step that is to come.
+        TypeError
+            A hyper-parameter is a callable that no file can hold; those of `fastopt.schedules` are plain data.
+        """
+        if any(self._world.all_gather(bool(self._added))):
+            raise ValueError("grads: found some added, expected none in a checkpoint: step() before it")
+        own = self.optimizer.state_dict()
+        parts, shapes = [], {}
+        for k, (span, _) in enumerate(self._tables):
+            i, values = span.parameter, {}
+            rule, copies = self._rules[i], self._copies[i]
+            whole = shapes[i] = {checkpoint.PARAMETER: self._views[i].shape}
+            values[checkpoint.PARAMETER] = host_values(self._parameter_part(span), "params").reshape(1, -1)
+            for name, value in own["state"][k].items():
+                values[name] = host_values(value, name)
+                whole[name] = ()
+                if values[name].ndim:
+                    whole[name] = state_shape(rule, name, self._views[i], copies, values[name].dtype)
+                    values[name] = values[name].reshape(copies_in(rule, name, copies), -1)
+            parts.append(checkpoint.Part(span, values))
+        about = {"optimizer": type(self.optimizer).__name__, "parameters": self._described()}
+        groups = self._numbered(own["param_groups"])
+        checkpoint.write(directory, self._world, self.steps, parts, shapes, about, groups)
+
+    def load(self, directory: Any) -> int:
+        """Takes over parameters and states of the last checkpoint in a directory, whatever number of ranks saved it.
+
+        Parameters
+        ----------
+        directory : path
+            As of `save`.
+
+        Returns
+        -------
+        int
+            The steps that had been made: 0 where there is no checkpoint, and then nothing has changed.
+
+        Raises
+        ------
+        OSError
+            It cannot be read.
+        TypeError, ValueError
+            It is of other parameters or of another optimizer; nothing has changed.
+        """
+        path = self._world.all_gather(checkpoint.latest(directory))[0]
+        if path is None:
+            return 0
+        reader = checkpoint.Reader(path)
+        try:
+            checkpoint.check(reader, type(self.optimizer).__name__, self._described())
+            mine = {span.parameter for span in self._layout.spans(self.rank)}
+            states = {i: reader.states(i) for i in sorted(mine)}
+            loaded = [np.ascontiguousarray(reader.parameter(i)) for i in range(len(self._views))]
+            self.load_state_dict({"state": states, "param_groups": reader.groups})
+        finally:
+            reader.close()
+        for memory, values in zip(self._memory, loaded, strict=True):
+            memory[:] = values.reshape(-1).view(np.uint8)
+        self.steps = reader.index["steps"]
+        return self.steps
+
+    def _described(self) -> list[list[Any]]:
+        """The parameters as the index of a checkpoint has them."""
+        return [
+            [name, dtype_name(view_.dtype), list(view_.shape)]
+            for name, view_ in zip(self._names, self._views, strict=True)
+        ]
+
+    def _parameter_part(self, span: Span) -> Any:
+        return _part(self._arrays[span.parameter], span.begin, span.end, None)
 
 
 class _Flight:

@@ -84,7 +84,7 @@ def assert_same(found, expected):
             assert np.asarray(other).tobytes() == np.asarray(own).tobytes(), (i, name)
 
 
-def check(cls, ranks, dtypes="f4", options=(), steps=3, max_norm=None, shares=True, **more):
+def check(cls, ranks, dtypes="f4", options=(), steps=2, max_norm=None, shares=True, **more):
     options = {**REQUIRED.get(cls.__name__, {}), **dict(options)}
     expected = trained_alone(cls, dtypes, options, steps, max_norm, **more)
     run = functools.partial(trained, cls, dtypes, options, steps, max_norm, **more)
@@ -94,7 +94,10 @@ def check(cls, ranks, dtypes="f4", options=(), steps=3, max_norm=None, shares=Tr
     assert [found[1] is None for found in results] == [rank > 0 for rank in range(len(results))]
 
 
-@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+WAYS = pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+
+
+@WAYS
 @pytest.mark.parametrize("ranks", [None, 1, 2, 3, 4, 5, 8])
 def test_bits_are_those_of_one_process(ranks, shares):
     check(fastopt.AdamW, ranks, shares=shares)
@@ -122,7 +125,7 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+@WAYS
 @pytest.mark.parametrize("what", STORED)
 def test_every_storage(what, shares):
     dtypes, options = STORED[what]
@@ -165,7 +168,7 @@ def some_missing(params, step, number):
     return {name: None if (name == "table" and step == 1) or name == "bias" else g for name, g in grads.items()}
 
 
-@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+@WAYS
 def test_a_parameter_without_gradients_stays(shares):
     check(fastopt.AdamW, 3, gradient=some_missing, shares=shares, max_norm=1.0)
 
@@ -180,9 +183,9 @@ def sparse(params, step, number):
     return grads
 
 
-@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
-@pytest.mark.parametrize("ranks", [None, 2, 3, 5])
-@pytest.mark.parametrize("name", ["Adam", "Adagrad", "RowwiseAdagrad"])
+@WAYS
+@pytest.mark.parametrize("ranks", [None, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
+@pytest.mark.parametrize("name", ["Adam", "RowwiseAdagrad", pytest.param("Adagrad", marks=pytest.mark.slow)])
 def test_rows_are_updated_by_the_ranks_that_have_them(name, ranks, shares):
     """One process accumulates the slices' rows, in order."""
     cls = getattr(fastopt, name)
@@ -400,7 +403,7 @@ def test_a_step_is_refused_in_all_ranks():
         run_threads(2, lambda wrong=wrong: run(wrong))
 
 
-@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+@WAYS
 def test_an_exception_in_a_rank_ends_all(shares):
     def run():
         params = parameters()
