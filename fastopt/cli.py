@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from . import settings
 from ._version import __version__
 from .backends.choice import get_backend, load_backend
+from .bench.workloads import NAMES as _WORKLOADS
 from .checks import did_you_mean
 from .documentation import listing, table
 from .errors import BackendUnavailable, install_command
@@ -31,7 +32,6 @@ _SIZES = sorted([10**k for k in range(2, 10)] + [3 * 10**k for k in range(2, 9)]
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _PICTURES = (".gif", ".html", ".mp4", ".png", ".svg")  # what `fastopt show` saves
 _SCENES = ("beale", "saddle", "ravine", "fluctuation", "nag", "loss", "claims")
-_WORKLOADS = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory", "curriculum", "overview")
 
 
 def _count(text: str) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from ..arrays.array import Array
 from ..arrays.dtypes import compute_dtype
-from ..arrays.libraries import view
+from ..arrays.libraries import multiply, view
 from ..checks import describe
 from ..jobs.job import Progress, Rows
 from ..jobs.tables import Tensor, make_row_job
@@ -37,6 +39,12 @@ def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) ->
         )
     source = np.repeat(np.arange(bags), sizes)
     return source, None if mean is None else np.repeat(1 / np.maximum(sizes, 1).astype(mean), sizes)
+
+
+def scale(arithmetic: Callable[[], AbstractContextManager[None]], array: Array, factor: float) -> None:
+    """Multiply all elements of an array by a number, in place, in some arithmetic."""
+    with arithmetic():
+        multiply(array, factor)
 
 
 def sum_rows(backend: HostBackend, values: Array, rows: Rows, threads: int) -> np.ndarray:

@@ -79,7 +79,7 @@ class RowSparse:
         source: Any = None,
         weights: Any = None,
         shape: tuple[int, ...] | None = None,
-    ) -> RowSparse:
+    ) -> None:
         """Takes its parts; `shape` is that of the whole gradient, where it is known."""
         check_name("duplicates", duplicates, DUPLICATES)
         self._kept: list[Any] = [indices, values]  # what keeps memory where it is
@@ -91,7 +91,13 @@ class RowSparse:
         self._source = source
         self._weights = weights
         self._shape = shape
-        return self
+
+    @classmethod
+    def _of(cls, indices: Array, values: Array, *others: Any, **named: Any) -> RowSparse:
+        """Make one of checked parts, as `_hold` takes them."""
+        made = cls.__new__(cls)
+        made._hold(indices, values, *others, **named)
+        return made
 
     @property
     def indices(self) -> Any:
@@ -143,7 +149,7 @@ class RowSparse:
         TypeError, ValueError
             An array is not what it must be; the message names it.
         """
-        self = cls.__new__(cls)._hold(_integers(indices, "indices"), _rows(values, "values"), duplicates)
+        self = cls._of(_integers(indices, "indices"), _rows(values, "values"), duplicates)
         offsets, count = _integers(offsets, "offsets"), self._indices.size
         bags = self._values.shape[0] if self._values.shape else 0
         check_name("mode", mode, ("sum", "mean"))
@@ -181,7 +187,7 @@ class RowSparse:
         """A copy on the CPU, of a gradient on a CUDA device, once it is there."""
         source, weights = (None if array is None else to_host(array) for array in (self._source, self._weights))
         arrays = view(to_host(self._indices), "indices"), view(to_host(self._values), "values")
-        return RowSparse.__new__(RowSparse)._hold(*arrays, self._duplicates, source, weights, self._shape)
+        return RowSparse._of(*arrays, self._duplicates, source, weights, self._shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are built anew over the copied arrays: an address is no other array's."""
@@ -229,7 +235,7 @@ class RowSparse:
 
 def _rebuild(indices: Any, values: Any, duplicates: str, source: Any, weights: Any, shape: Any) -> RowSparse:
     arrays = _integers(indices, "indices"), _rows(values, "values")
-    return RowSparse.__new__(RowSparse)._hold(*arrays, duplicates, source, weights, shape)
+    return RowSparse._of(*arrays, duplicates, source, weights, shape)
 
 
 def view_gradient(grad: Any, name: str, shape: tuple[int, ...] | None = None) -> Array | RowSparse:
@@ -267,7 +273,7 @@ def as_row_sparse(grad: Any, name: str, shape: tuple[int, ...] | None = None) ->
         if parts is None:
             return None
         rows = _integers(parts[0], name), _rows(parts[1], name)
-        return RowSparse.__new__(RowSparse)._hold(*rows, shape=tuple(grad.shape))
+        return RowSparse._of(*rows, shape=tuple(grad.shape))
     sparse = sys.modules.get("scipy.sparse")
     if sparse is None or not sparse.issparse(grad):
         return None
@@ -280,7 +286,7 @@ def as_row_sparse(grad: Any, name: str, shape: tuple[int, ...] | None = None) ->
         named = np.flatnonzero(np.diff(flat.indptr))
         values = flat[named].toarray().reshape(-1, *whole[1:])
     copied = _rows(values, name)._replace(read_only_reason="rows that are copied from a scipy.sparse array")
-    return RowSparse.__new__(RowSparse)._hold(_integers(named, name), copied, shape=whole)
+    return RowSparse._of(_integers(named, name), copied, shape=whole)
 
 
 def _integers(x: Any, name: str) -> Array:

@@ -7,15 +7,13 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...arrays.array import Array
 from ...arrays.checks import check_written
 from ...arrays.dtypes import CODES
-from ...arrays.libraries import multiply
 from ...checks import did_you_mean, wrong_value
 from ...errors import BackendUnavailable, install_command
 from ...jobs.job import RowJob
@@ -207,12 +205,7 @@ prepare = _Runner
 
 prepare_captured = None
 find_bags = host.find_bags
-
-
-def scale(array: Array, factor: float) -> None:
-    """Multiply all elements of an array by a number, in place."""
-    with ieee_arithmetic():
-        multiply(array, factor)
+scale = partial(host.scale, ieee_arithmetic)
 
 
 _ITEMS = tuple.__basicsize__  # the offset of a tuple's items: behind its hash too from Python 3.14 on

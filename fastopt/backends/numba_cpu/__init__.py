@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...arrays.array import Array
 from ...arrays.blocks import QUANT_BLOCK
 from ...arrays.checks import Written, check_written
 from ...arrays.dtypes import CODES
-from ...arrays.libraries import multiply
 from ...errors import BackendUnavailable
 from ...jobs.job import DUPLICATES, NORM_BLOCK, RowJob
 from ...rules import FIRST_STATE, GRADIENT, OWN
@@ -80,7 +79,9 @@ class _Runner:
         with whole():
             self._update(job, self._folded[job], _order(self._jobs[job]), begin, end, threads)
 
-    def _update(self, k: int, folded: Folded, lookups: Lookups | None, begin: int, end: int, threads: int) -> None:
+    def _update(
+        self, k: int, folded: Folded, lookups: tiles.Lookups | None, begin: int, end: int, threads: int
+    ) -> None:
         job, stored = self._jobs[k], self._stored[k]
         if begin >= end:
             return
@@ -96,12 +97,7 @@ prepare = _Runner
 
 prepare_captured = None
 find_bags = host.find_bags
-
-
-def scale(array: Array, factor: float) -> None:
-    """Multiply all elements of an array by a number, in place."""
-    with ieee_arithmetic():
-        multiply(array, factor)
+scale = partial(host.scale, ieee_arithmetic)
 
 
 def array_reader() -> None:
@@ -125,10 +121,6 @@ def _stored(job: Job) -> tiles.Stored:
         tile_update(rule.kernel, fused, job.dtype).address,
         tile_by_row(rule.kernel, job.dtype).address if rule.by_row else 0,
     )
-
-
-#: Rows and places of lookups in order, and where each row's start.
-Lookups = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _run_elements(
@@ -157,28 +149,28 @@ def _run_elements(
     run_parallel(function, (job.addresses, *table, end), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
 
 
-def _order(job: Job) -> Lookups | None:
+def _order(job: Job) -> tiles.Lookups | None:
     """A job's lookups, ordered; None where it is of whole tensors."""
     if not isinstance(job, RowJob):
         return None
     rows = job.rows
-    named, places, starts = segments(rows.indices, rows.count, DUPLICATES[rows.duplicates] == "hogwild")
+    kind = DUPLICATES[rows.duplicates]
+    named, places, starts = segments(rows.indices, rows.count, kind == "hogwild")
     if not starts.size:
         rows.check_indices()
-    return named, places, starts
+    source = np.empty(0, np.int64) if rows.source is None else rows.source
+    weights = np.empty(0, job.dtype) if rows.weights is None else rows.weights
+    return tiles.Lookups(rows.width, named, places, starts, source, weights, kind == "sum")
 
 
 def _run_rows(
-    job: RowJob, stored: tiles.Stored | None, own: np.ndarray, lookups: Lookups, folded: Folded, threads: int
+    job: RowJob, stored: tiles.Stored | None, own: np.ndarray, lookups: tiles.Lookups, folded: Folded, threads: int
 ) -> None:
-    rows, progress, (named, places, starts) = job.rows, job.progress, lookups
-    kind = DUPLICATES[rows.duplicates]
-    source = np.empty(0, np.int64) if rows.source is None else rows.source
-    weights = np.empty(0, job.dtype) if rows.weights is None else rows.weights
+    progress, width = job.progress, lookups.width
     table: tuple[Any, ...]
-    table = (job.addresses, job.strides, rows.width, named, places, starts, source, weights, kind == "sum", own)
+    table = (job.addresses, job.strides, lookups, own)
     like = np.empty(0, job.dtype)
-    share, grain = ROW_SHARE // rows.width + 1, GRAIN // rows.width + 1
+    share, grain = ROW_SHARE // width + 1, GRAIN // width + 1
     if stored is None:
         function = row_kernel(progress.rule.kernel, _fused(job))
         table = (*table, len(own), like)
@@ -192,7 +184,7 @@ def _run_rows(
         if progress.rule.by_row:
             updated = np.delete(updated, FIRST_STATE)
         table = (*table, *numbers, codes, updated, stored, like)
-    run_parallel(function, table, len(starts) - 1, share, grain, 1, threads)
+    run_parallel(function, table, len(lookups.starts) - 1, share, grain, 1, threads)
 
 
 def _take_noise(job: Job, folded: Folded, coefficients: np.ndarray) -> np.ndarray:

@@ -246,10 +246,9 @@ def _sum_gradients(tile, address, stride, n, places, source, weights, one):
             tile[i] = x if q == 0 else tile[i] + x
 
 
-def _row_kernel(
-    addresses, strides, width, rows, places, starts, source, weights, summed, own, copies, like, counter, share
-):
+def _row_kernel(addresses, strides, lookups, own, copies, like, counter, share):
     """Updates rows, `share` segments at a time, until none is left."""
+    width, rows, places, starts, source, weights, summed = lookups
     arrays = FIRST_STATE + copies * states
     itemsize = like.itemsize
     at = np.empty(arrays, np.int64)
@@ -289,10 +288,9 @@ def _row_kernel(
 by_row: Any = None
 
 
-def _whole_row_kernel(
-    addresses, strides, width, rows, places, starts, source, weights, summed, own, copies, like, counter, share
-):
+def _whole_row_kernel(addresses, strides, lookups, own, copies, like, counter, share):
     """Update rows by a rule with one state for each row: first the row's mean square, then its elements."""
+    width, rows, places, starts, source, weights, summed = lookups
     itemsize = like.itemsize
     params, grads = np.empty(TILE, like.dtype), np.empty(TILE, like.dtype)
     state = np.empty(1, like.dtype)

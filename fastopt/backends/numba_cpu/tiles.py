@@ -57,6 +57,18 @@ class Stored(NamedTuple):
     by_row: int  # that of what a rule of rows makes of a row's mean square; 0 for others
 
 
+class Lookups(NamedTuple):
+    """The lookups of a job of rows, in the order in which they are updated."""
+
+    width: int  # elements of a row
+    rows: np.ndarray  # int64: the parameter's row of each
+    places: np.ndarray  # int64: the number that each was given with
+    starts: np.ndarray  # int64: where each row's begin, and the end
+    source: np.ndarray  # int64: of each number the row of gradients; empty where it is that number
+    weights: np.ndarray  # of the compute type: of each number; empty where all are 1
+    summed: bool  # True where a row's gradients are summed first
+
+
 class Space(NamedTuple):
     """Scratch memory of a thread."""
 
@@ -423,33 +435,14 @@ def _add_squares(lanes, p, grads, n, c):
         lanes[i % 16] += x * x
 
 
-def row_kernel(
-    addresses,
-    strides,
-    width,
-    rows,
-    places,
-    starts,
-    source,
-    weights,
-    summed,
-    own,
-    noise,
-    element,
-    step,
-    stored,
-    codes,
-    s,
-    like,
-    counter,
-    share,
-):
+def row_kernel(addresses, strides, lookups, own, noise, element, step, stored, codes, s, like, counter, share):
     """Updates rows, `share` segments at a time, until none is left.
 
     `stored` are the codes of all arrays, `codes` those of what is updated element by element, with a gradient that has
     been summed: of a rule of rows without its state, which is the third array and has an element for each row.
     """
     arrays, codes = len(codes), array_at(address_of(codes), len(codes), codes)  # here without counts of references
+    width, rows, places, starts, source, weights, summed = lookups
     space, at = _space(arrays, like), on_stack(arrays, np.int64)
     grads, converted = on_stack(TILE, like), on_stack(TILE, like)
     state, square, lanes = on_stack(1, like), on_stack(1, like), on_stack(16, np.float64)
