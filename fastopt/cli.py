@@ -1,4 +1,4 @@
-"""Internal. The command line: ``fastopt info``, ``bench`` and ``show``; ``python -m fastopt`` is the same."""
+"""Internal. The command line: ``fastopt info``, ``bench``, ``show`` and ``run``; ``python -m fastopt`` is the same."""
 
 from __future__ import annotations
 
@@ -45,6 +45,13 @@ def _count(text: str) -> int:
     return int(number)
 
 
+def _whole(text: str) -> int:
+    """A whole number >= 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number >= 0")
+    return int(text)
+
+
 def _threads(text: str) -> int:
     """A number of threads."""
     number = _count(text)
@@ -83,6 +90,17 @@ def _among(allowed: Iterable[str]) -> Callable[[str], list[str]]:
         return names
 
     return read
+
+
+def _hosts(text: str) -> list[tuple[str, int]]:
+    """Machines with the number of processes that each has room for, as a:2,b:2."""
+    hosts = []
+    for host in text.split(","):
+        name, _, slots = host.partition(":")
+        if not name.strip() or not (slots or "1").isdecimal() or not int(slots or "1"):
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected machines with numbers of processes, as a:2,b:2")
+        hosts.append((name.strip(), int(slots or "1")))
+    return hosts
 
 
 def _peers(text: str) -> list[str]:
@@ -178,6 +196,24 @@ def _parser() -> argparse.ArgumentParser:
         "--save", type=partial(picture, endings=_PICTURES), metavar="FILE",
         help="a picture (.png, .svg), an animation (.gif; .mp4, by ffmpeg) or a page with a slider (.html)",
     )  # fmt: skip
+    run = commands.add_parser(
+        "run",
+        help="runs a program that uses fastopt.distributed in several processes",
+        description="Runs a Python program in several processes, on this machine or on several, by MPI. If one fails, "
+        "all end.",
+    )
+    run.add_argument(
+        "-n", "--ranks", type=_count, help="how many processes (default: as many as --hosts have room for)"
+    )
+    run.add_argument(
+        "--hosts", type=_hosts, default=[], help="machines, reached by ssh, as a:2,b:2 (default: this one)"
+    )
+    run.add_argument(
+        "--restarts", type=_whole, default=0, metavar="K",
+        help="if a process fails, starts anew with one fewer, up to K times: for programs that load their checkpoint",
+    )  # fmt: skip
+    run.add_argument("program", help="a file of Python")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own")
     return parser
 
 
@@ -280,6 +316,19 @@ def _show(given: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def _run(given: argparse.Namespace, command: str) -> int:
+    """Runs ``fastopt run``."""
+    from .distributed import launch
+
+    room = sum(slots for _, slots in given.hosts)
+    if given.ranks is None and not given.hosts:
+        return _fail(given, "found neither -n nor --hosts, expected a number of processes, as -n 4", 2)
+    ranks = given.ranks or room
+    if given.hosts and ranks > room:
+        return _fail(given, f"found -n {ranks}, expected at most {room}, for which --hosts have room", 2)
+    return launch.run(ranks, given.program, given.arguments, hosts=given.hosts, restarts=given.restarts)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -311,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(options, str(error), 2)
     try:
         try:
-            return {"info": _info, "bench": _bench, "show": _show}[options.command](options, command)
+            return {"info": _info, "bench": _bench, "show": _show, "run": _run}[options.command](options, command)
         finally:
             if sys.stdout is not None:  # it is None where it was closed
                 sys.stdout.flush()

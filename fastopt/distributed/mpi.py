@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendUnavailable, install_command
+from .ending import leave
 from .world import Request
 
 
@@ -48,14 +49,6 @@ def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType 
     """Print an uncaught exception as ever, and end this process; the launcher ends the others."""
     _hooks[0](kind, error, trace)
     leave(130 if issubclass(kind, KeyboardInterrupt) else 1)
-
-
-def leave(status: int) -> None:
-    """End this process at once, without MPI's own end, for which all ranks would have to be there."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    os._exit(status)
 
 
 def _end(mpi: Any) -> None:

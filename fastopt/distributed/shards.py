@@ -23,11 +23,12 @@ class Extent(NamedTuple):
     dtype: np.dtype  # in which it is computed
     by_row: bool = False  # its states are of rows: it is cut between rows only
     in_blocks: bool = False  # a state of it is in blocks of 8-bit floats
+    whole: bool = False  # its rule measures whole parameters: it is not cut
 
     @property
     def step(self) -> int:
         """The elements between places where it may be cut."""
-        return self.width if self.by_row else NORM_BLOCK
+        return self.size if self.whole else self.width if self.by_row else NORM_BLOCK
 
 
 class Span(NamedTuple):
@@ -50,7 +51,7 @@ class Layout:
     """The elements of all parameters, one behind the other, cut into a shard for each rank.
 
     A shard ends at a multiple of 4096 elements within a parameter, where blocks of norms and of 8-bit states end, with
-    no fewer behind it; between two rows, where states are of rows.
+    no fewer behind it; between two rows, where states are of rows. What a rule measures whole is not cut.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ class Layout:
         return units
 
     def _parts(self, span: Span) -> Iterator[Span]:
-        if self.extents[span.parameter].by_row:
+        if self.extents[span.parameter].by_row or self.extents[span.parameter].whole:
             yield span
             return
         for begin in range(span.begin, span.end, UNIT):

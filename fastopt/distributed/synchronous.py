@@ -26,6 +26,7 @@ from ..binding.structure import gradient_of, match, read_params, split_rows
 from ..checks import check_integer, check_name, wrong_type, wrong_value
 from ..jobs.job import DenseJob
 from ..optimizers import CLASSES, Optimizer
+from ..rules import Rule
 from . import checkpoint
 from .agreement import check_alike, digest, said
 from .carriers import current
@@ -156,8 +157,10 @@ class Synchronous:
             rule, stored = self._rules[i], probe.groups.storages[probe.groups.of[i]]
             in_blocks = any(dtype == np.uint8 for dtype, _ in stored.states(rule, array, self._copies[i]).values())
             width = math.prod(array.shape[1:])
-            extents.append(Extent(array.size, width, compute_dtype(array.dtype), rule.by_row is not None, in_blocks))
+            by_row, whole = rule.by_row is not None, _measures_tensors(rule)
+            extents.append(Extent(array.size, width, compute_dtype(array.dtype), by_row, in_blocks, whole))
         self._layout = Layout(extents, world.size)
+        self._parted = not any(extent.whole for extent in extents)  # a step can be done unit by unit
         self._wire = Wire(wire, self._layout.sizes, "wire")
 
         self._tables = [_Table(*part) for span in self._layout.spans(self.rank) for part in self._layout.tables(span)]
@@ -331,6 +334,10 @@ class Synchronous:
                 f"{name}: found rows, expected a dense gradient, for states of {self._names[i]} are in 8-bit blocks; "
                 'its group may have a state_dtype of its own, as {"params": ..., "state_dtype": "float32"}'
             )
+        if self._layout.extents[i].whole:
+            raise ValueError(
+                f"{name}: found rows, expected a dense gradient: {self._rules[i].name} measures whole tensors"
+            )
         if grad.duplicates != "sum":
             raise ValueError(f"{name}: found duplicates {grad.duplicates!r}, expected 'sum'")
         return grad.coalesced()
@@ -370,14 +377,20 @@ class Synchronous:
             if owned.groups.varying:
                 owned.groups.read_varying(bound.members)
             runner = cast(PartRunner, bound.runner)  # of arrays on the CPU
-            runner.advance(scale)
+            if self._parted:
+                runner.advance(scale)
             for k, unit in enumerate(units):
                 if limit is None:
                     flight.receive(k)
                     self._sum(unit)
-                for job, begin, end in unit.parts:
+                for job, begin, end in unit.parts if self._parted else ():
                     runner.update(job, begin, end, threads)
-                flight.publish(k)
+                if self._parted:
+                    flight.publish(k)
+            if not self._parted:
+                runner(scale, threads)
+                for k in range(len(units)):
+                    flight.publish(k)
             if rows:
                 self._step_rows(rows, scale)
         self._forget()
@@ -746,6 +759,11 @@ class _Flight:
                     at += part.size
         for request in self._going:
             request.wait()
+
+
+def _measures_tensors(rule: Rule) -> bool:
+    """Tell whether a rule's step of an element depends on all of its parameter."""
+    return getattr(rule, "by_tensor", None) is not None
 
 
 def _by_name(item: tuple[np.dtype, int]) -> str:

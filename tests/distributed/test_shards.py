@@ -20,8 +20,9 @@ def extents(*sizes, **more):
         extents(3),
         [],
         [Extent(700 * 30, 30, F4, by_row=True), Extent(50000, 5, F8, in_blocks=True), Extent(7, 1, F4)],
+        extents(100, 20000, 70000, 30, 40000, whole=True),
     ],
-    ids=["many", "one small", "none", "rows and blocks"],
+    ids=["many", "one small", "none", "rows and blocks", "whole"],
 )
 def test_shards_are_all_elements_cut_where_blocks_end(parts, ranks):
     layout = Layout(parts, ranks)

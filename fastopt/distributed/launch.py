@@ -1,0 +1,128 @@
+"""Internal. ``fastopt run``: a program in several processes, started anew with one fewer where one has died."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from ..errors import BackendUnavailable, install_command
+
+_INTERRUPTED = 130
+_PATIENCE = 10.0  # seconds that processes have to end in
+#: Variables that other machines are told: threads, and where Python looks for modules.
+_TOLD = ("OMP_NUM_THREADS", "PYTHONPATH")
+
+
+def run(
+    ranks: int, program: str, arguments: Sequence[str] = (), *, hosts: Sequence[tuple[str, int]] = (), restarts: int = 0
+) -> int:
+    """Run a program in several processes, until all have ended.
+
+    Parameters
+    ----------
+    ranks : int
+        The number of processes.
+    program : str
+        A file of Python.
+    arguments : sequence of str
+        The program's.
+    hosts : sequence of (str, int)
+        Machines, with the number of processes that each has room for; by default this one.
+    restarts : int
+        How often the program is started anew, with a process fewer, where a process has failed.
+
+    Returns
+    -------
+    int
+        The exit status: that of a process that failed, 130 after Ctrl-C, else 0.
+
+    Raises
+    ------
+    BackendUnavailable
+        Several processes are asked for, and there is no MPI.
+    FileNotFoundError
+        There is no such program.
+    """
+    if not Path(program).is_file():
+        raise FileNotFoundError(2, "No such file", program)
+    most = max((slots for _, slots in hosts), default=ranks)
+    threads = max(len(os.sched_getaffinity(0)) // most, 1)
+    # It stays when the program is started anew: what a slice's gradient is may depend on it.
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    while True:
+        status = _wait([*_launcher(ranks, hosts), *_program(program, arguments)], environment)
+        if status in (0, _INTERRUPTED) or not restarts or ranks == 1:
+            return status
+        restarts -= 1
+        ranks -= 1
+        left = "no restart is" if not restarts else f"{restarts} restart{'s are' if restarts > 1 else ' is'}"
+        print(f"fastopt run: a process has failed; again with {ranks}, {left} left", file=sys.stderr, flush=True)
+
+
+def _program(program: str, arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "fastopt.distributed.process", program, *arguments]
+
+
+def _launcher(ranks: int, hosts: Sequence[tuple[str, int]]) -> list[str]:
+    """The command that starts processes: none for one alone."""
+    if ranks == 1 and not hosts:
+        return []
+    own = Path(sysconfig.get_path("scripts")) / "mpiexec"
+    found = str(own) if own.exists() else shutil.which("mpiexec")
+    if found is None or find_spec("mpi4py") is None:
+        missing = "mpi4py" if found else "mpiexec"
+        raise BackendUnavailable(
+            f"found no {missing}, which starts several processes: {install_command('distributed')}"
+        )
+    command = [found, "-n", str(ranks), "--bind-to", "none"]
+    if os.geteuid() == 0:
+        command.append("--allow-run-as-root")
+    most = ranks
+    if hosts:
+        most = max(slots for _, slots in hosts)
+        command += ["--host", ",".join(f"{name}:{slots}" for name, slots in hosts), "--prefix", sys.prefix]
+        for name in _TOLD:
+            command += ["-x", name] if name in os.environ or name == "OMP_NUM_THREADS" else []
+    command += ["--map-by", ":OVERSUBSCRIBE", "--mca", "osc", "^ucx"]
+    if most >= len(os.sched_getaffinity(0)):
+        command += ["--mca", "mpi_yield_when_idle", "1"]  # else waiting processes take the time of working ones
+    return command
+
+
+def _wait(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a command to its end, which is brought about where this process is told to end."""
+    before = signal.signal(signal.SIGTERM, _end)
+    process = subprocess.Popen(command, env=environment)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # the launcher has had it too
+        status = _INTERRUPTED
+    finally:
+        _stop(process)
+        signal.signal(signal.SIGTERM, before)
+    return 128 - status if status < 0 else status
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Have a launcher end, and with it all processes."""
+    for end in (lambda: None, process.terminate, process.kill):
+        if process.poll() is not None:
+            return
+        end()
+        try:
+            process.wait(_PATIENCE if end != process.kill else None)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            continue

@@ -1,0 +1,220 @@
+"""``fastopt run``: processes started, ended together, and started anew."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import cli
+from fastopt import distributed as fd
+from fastopt.distributed import launch
+
+from .test_mpi import ROOT, needs_mpi
+
+MARK = "FASTOPT_TEST_MARK"
+
+
+@pytest.fixture
+def program(tmp_path):
+    """What writes a program, and what runs it by the command line: returns the process."""
+
+    def start(text, *options, arguments=()):
+        path = tmp_path / "train.py"
+        path.write_text(text)
+        environment = {**os.environ, MARK: str(tmp_path), "PYTHONPATH": str(ROOT)}
+        environment.pop("OMP_NUM_THREADS", None)
+        command = [sys.executable, "-m", "fastopt", "run", *options, str(path), *arguments]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+
+    yield start
+    left = marked(tmp_path)
+    assert left == []
+
+
+def marked(path):
+    """The processes of a test that are there after a second."""
+    for _ in range(20):
+        left = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal() and int(folder.name) != os.getpid():
+                try:
+                    if f"{MARK}={path}".encode() in (folder / "environ").read_bytes():
+                        left.append((folder / "cmdline").read_bytes())
+                except OSError:
+                    continue
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
+
+
+TRAINING = """
+import hashlib, os, sys
+import numpy as np
+import fastopt
+from fastopt import distributed as fd
+
+params = [np.zeros(9000, "f4"), np.ones((70, 30), "f4")]
+opt = fd.Synchronous(fastopt.AdamW, params, slices=4, lr=0.1)
+first = not opt.load("checkpoints")
+while opt.steps < 6:
+    if opt.steps == 3 and first and opt.rank == 1:
+        os.kill(os.getpid(), 9)
+    for number, _ in opt.slices(4):
+        rng = np.random.default_rng(10 * opt.steps + number)
+        opt.add(number, [rng.standard_normal(p.shape).astype("f4") + p for p in params])
+    opt.step(max_norm=1.0)
+    if opt.steps % 2 == 0:
+        opt.save("checkpoints")
+if opt.rank == 0:
+    print(opt.ranks, hashlib.sha256(params[0].tobytes() + params[1].tobytes()).hexdigest())
+"""
+
+
+def trained_alone():
+    params = [np.zeros(9000, "f4"), np.ones((70, 30), "f4")]
+    optimizer = fd.Synchronous(fastopt.AdamW, params, slices=4, lr=0.1)
+    for step in range(6):
+        for number, _ in optimizer.slices(4):
+            rng = np.random.default_rng(10 * step + number)
+            optimizer.add(number, [rng.standard_normal(p.shape).astype("f4") + p for p in params])
+        optimizer.step(max_norm=1.0)
+    import hashlib
+
+    return hashlib.sha256(params[0].tobytes() + params[1].tobytes()).hexdigest()
+
+
+@needs_mpi
+def test_a_rank_that_is_killed_is_done_without(program):
+    """One fewer goes on from the checkpoint, with the bits of a run that nothing disturbed."""
+    process = program(TRAINING, "-n", "3", "--restarts", "2")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.split() == ["2", trained_alone()]
+    assert "fastopt run: a process has failed; again with 2, 1 restart is left" in err
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_all(program):
+    process = program(TRAINING, "-n", "3")
+    out, _ = process.communicate(timeout=120)
+    assert (process.returncode, out) == (137, "")
+
+
+FAILING = """
+import sys, time
+from fastopt.distributed.carriers import current
+
+def fail():
+    {what}
+
+world = current()
+if world.rank == 1:
+    fail()
+world.barrier()
+time.sleep(60)
+"""
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("what", "status", "told"),
+    [
+        ("raise ZeroDivisionError('by this test')", 1, "ZeroDivisionError: by this test"),
+        pytest.param("sys.exit(7)", 7, None, marks=pytest.mark.slow),
+        pytest.param("sys.exit('no more')", 1, "no more", marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_fails_ends_all(what, status, told, program):
+    process = program(FAILING.format(what=what), "-n", "3")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert told is None or err.count(told) == 1
+    assert err.count("Traceback") == what.startswith("raise")
+    assert "runpy" not in err
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_what_is_told_to_end_ends_all(number, status, program):
+    process = program("import time\nprint('ready', flush=True)\ntime.sleep(60)", "-n", "2", "--restarts", "3")
+    assert process.stdout.readline() == "ready\n" == process.stdout.readline()
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == status
+
+
+def test_one_process_needs_no_mpi(program):
+    text = "import os, sys\nprint(sys.argv, __name__, os.environ['OMP_NUM_THREADS'])\nsys.exit(len(sys.argv))"
+    process = program(text, "-n", "1", arguments=["--epochs", "3"])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert out.endswith(f"train.py', '--epochs', '3'] __main__ {len(os.sched_getaffinity(0))}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.py"], "found neither -n nor --hosts, expected a number of processes, as -n 4"),
+        (["-n", "0", "train.py"], "found '0', expected a whole number >= 1"),
+        (["-n", "5", "--hosts", "a:2,b:2", "train.py"], "found -n 5, expected at most 4"),
+        (["--hosts", "a:x", "train.py"], "found 'a:x', expected machines with numbers of processes, as a:2,b:2"),
+        (["-n", "2", "--restarts", "-1", "train.py"], "found '-1', expected a whole number >= 0"),
+        (["-n", "2", "nonesuch.py"], "nonesuch.py: No such file"),
+    ],
+)
+def test_wrong_commands(arguments, message, capsys):
+    try:
+        status = cli.main(["run", *arguments])
+    except SystemExit as end:
+        status = end.code
+    assert status in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_without_mpi_the_command_that_installs_it_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    (tmp_path / "train.py").write_text("")
+    assert cli.main(["run", "-n", "2", str(tmp_path / "train.py")]) == 1
+    assert "[distributed]" in capsys.readouterr().err
+
+
+def test_machines_are_told_what_this_one_is(monkeypatch):
+    commands = []
+    monkeypatch.setattr(launch, "_wait", lambda command, environment: commands.append((command, environment)) or 0)
+    monkeypatch.setattr(launch, "find_spec", lambda name: True)
+    monkeypatch.setattr(launch.shutil, "which", lambda name: "mpiexec")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda process: set(range(8)))
+    launch.run(4, __file__, ["--fast"], hosts=[("a", 2), ("b", 2)])
+    ((command, environment),) = commands
+    assert environment["OMP_NUM_THREADS"] == "4"
+    joined = " ".join(command)
+    assert "-n 4" in joined and "--host a:2,b:2" in joined and "-x OMP_NUM_THREADS" in joined
+    assert command[-2:] == [__file__, "--fast"]
+
+
+@needs_mpi
+def test_digits_have_one_digest():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    pytest.importorskip("threadpoolctl", reason="threadpoolctl is not installed")
+    pytest.importorskip("rich", reason="rich is not installed")
+    program = ROOT / "benchmarks" / "workloads" / "distributed_digits.py"
+    printed = [
+        subprocess.run(
+            [sys.executable, "-m", "fastopt", "run", "-n", n, program], capture_output=True, text=True, check=True
+        ).stdout
+        for n in "12"
+    ]
+    assert printed[0] == printed[1] and "180 steps" in printed[0]
