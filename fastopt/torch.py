@@ -29,7 +29,8 @@ from .binding.options import TorchArguments, check_group, read_call
 from .checks import check_flag, did_you_mean, wrong_type
 from .drop_in import groups, loading
 from .drop_in.classes import TORCH_ARGUMENTS, namespace_of
-from .drop_in.gradients import clip_grad_norm_
+from .drop_in.clipping import clip_grad_norm_
+from .drop_in.sharded import Shards
 from .drop_in.states import adopt_numbers, begin_states, copies_of
 from .drop_in.stepper import Stepper
 
@@ -130,10 +131,13 @@ class Optimizer(torch.optim.Optimizer):
             self._arguments.complete(group)
             groups.check_flags(group, group["params"])
             self._stepper.hypers.update(self.param_groups)
-            groups.check_params(self)
+            shards = Shards.of(self)
+            groups.check_params(shards or self)
         self._stepper.bound = None
         if self._arguments.rule(group).begun:
-            begin_states(self, group, self._stepper.numbers, where)
+            begin_states(shards or self, (shards or self).param_groups[-1], self._stepper.numbers, where)
+            if shards is not None:
+                shards.put_states(self)
 
     # ---- steps ----
 

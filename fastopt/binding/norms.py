@@ -40,7 +40,7 @@ def _place_of(grads: Sequence[Array | RowSparse]) -> Place:
     return next((grad.values.place if isinstance(grad, RowSparse) else grad.place for grad in grads), CPU)
 
 
-def _tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list[Gradients | RowSparse]:
+def tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list[Gradients | RowSparse]:
     """Gradients as `norm_of` takes them."""
     dense = [(grad, name) for grad, name in zip(grads, names, strict=True) if isinstance(grad, Array)]
     tables: list[Gradients | RowSparse] = [grad for grad in grads if isinstance(grad, RowSparse)]
@@ -65,9 +65,15 @@ def square_sums_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums,
 
 def root_of(sums: Sequence[np.ndarray]) -> float:
     """The norm, from all sums of squares in any order: the same bits, for their sum is rounded once."""
+    with ieee_arithmetic():
+        return math.sqrt(sum_of(sums))
+
+
+def sum_of(sums: Sequence[np.ndarray]) -> float:
+    """All sums of squares together, in any order, rounded once."""
     try:
         with ieee_arithmetic():
-            return math.sqrt(math.fsum(np.concatenate(sums).tolist())) if sums else 0.0
+            return math.fsum(np.concatenate(sums).tolist()) if sums else 0.0
     except OverflowError:
         return math.inf
 
@@ -164,7 +170,7 @@ def global_norm(grads: Any, *, backend: str | None = None, threads: int | None =
     """
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
     gradients, names = _gradients(grads)
-    return norm_of(_tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
+    return norm_of(tables_of(gradients, names), choose_backend(backend, _place_of(gradients)), limit)
 
 
 def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, threads: int | None = None) -> float:
@@ -192,13 +198,21 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, backend: str | None = None, 
         Something is no array, has another dtype, is read-only or shares memory with another, which would be scaled
         twice; `max_norm` is no number >= 0.
     """
+    return clip(grads, max_norm, backend=backend, threads=threads)
+
+
+def clip(
+    grads: Any, max_norm: float, norm: float | None = None, backend: str | None = None, threads: int | None = None
+) -> float:
+    """Clip as `clip_grad_norm_`; by `norm` where these are some of the gradients only."""
     most = check_max_norm(max_norm)
     gradients, names = _gradients(grads)
     arrays = [grad.values if isinstance(grad, RowSparse) else grad for grad in gradients]
     check_distinct(arrays, names, "scaled in place")
     limit = settings.get_num_threads() if threads is None else settings.check_threads("threads", threads)
     chosen = choose_backend(backend, _place_of(gradients))
-    norm = norm_of(_tables_of(gradients, names), chosen, limit)
+    if norm is None:
+        norm = norm_of(tables_of(gradients, names), chosen, limit)
     factor = _clip_factor(norm, most)
     if factor != 1:
         for array in arrays:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd.graph import increment_version
 
 from ..arrays.array import Array, replace_shape
-from ..binding import norms
 from ..binding.sparse import RowSparse, as_row_sparse
-from ..checks import as_float, check_flag, wrong_value
 from ..jobs.job import Rows
 from ..jobs.tables import check_rows
 from ..rules import Rule
-from .groups import read_params
 
 
 def readable(grads: Sequence[Any]) -> list[Any]:
@@ -30,61 +26,6 @@ def _materialized(grad: torch.Tensor) -> torch.Tensor:
     if grad.is_neg():
         return grad.detach().resolve_neg()
     return torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
-
-
-def _grads_to_scale(parameters: Any) -> list[torch.Tensor]:
-    """The gradients that parameters have; lazily negated ones, which cannot be scaled in place, are replaced."""
-    params = [parameters] if isinstance(parameters, torch.Tensor) else read_params(parameters, "parameters", False)
-    for p in params:
-        if p.grad is not None and p.grad.is_neg():
-            p.grad = p.grad.resolve_neg()
-    return [p.grad for p in params if p.grad is not None]
-
-
-def clip_grad_norm_(
-    parameters: torch.Tensor | Iterable[torch.Tensor],
-    max_norm: float,
-    norm_type: float = 2.0,
-    error_if_nonfinite: bool = False,
-    foreach: bool | None = None,
-) -> torch.Tensor:
-    """Scales gradients in place so that their global norm is at most `max_norm`: torch.nn.utils.clip_grad_norm_.
-
-    ``optimizer.step(max_norm=...)`` has the same effect without a pass that writes the gradients.
-
-    Parameters
-    ----------
-    parameters : tensor or iterable of tensors
-        Those without a gradient are skipped.
-    max_norm : float
-        At least 0.
-    norm_type : float
-        2, the only one there is.
-    error_if_nonfinite : bool
-        Raises RuntimeError, and changes nothing, where the norm is not finite.
-    foreach : bool, optional
-        Accepted, and without effect.
-
-    Returns
-    -------
-    torch.Tensor
-        The norm before clipping, summed in float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `norm_type` is another, `max_norm` no number >= 0, or something is no tensor.
-    """
-    if as_float(norm_type) != 2.0:
-        raise wrong_value("norm_type", norm_type, "2.0 (others: torch.nn.utils.clip_grad_norm_)")
-    norms.check_max_norm(max_norm)
-    error_if_nonfinite = check_flag("error_if_nonfinite", error_if_nonfinite)
-    grads = _grads_to_scale(parameters)
-    if error_if_nonfinite and not np.isfinite(norms.global_norm(grads)):
-        raise RuntimeError("the gradients' global norm is not finite, so they were not clipped")
-    norm = norms.clip_grad_norm_(grads, max_norm)
-    increment_version(grads)
-    return grads[0].detach().new_tensor(norm) if grads else torch.tensor(norm)
 
 
 def rows_of(grad: torch.Tensor, name: str) -> RowSparse:

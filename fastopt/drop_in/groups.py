@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter, methodcaller
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ..arrays.checks import check_overlap, check_tensor
 from ..arrays.libraries import view
 from ..arrays.libraries.torch import place_of as place_of_tensor
 from ..backends.choice import choose_backend
+from ..binding.binding import Told
 from ..binding.options import TorchArguments
 from ..checks import wrong_type
 from ..jobs.storage import StorageOptions
@@ -37,15 +38,20 @@ _capturable = methodcaller("get", "capturable")
 class Groups(Protocol):
     """An optimizer's parameters and what it was told of them."""
 
-    _arguments: ClassVar[TorchArguments]
     param_groups: list[dict[str, Any]]
     defaults: dict[str, Any]
     state: Any
-    last_grad_norm: float | None
-    last_step_skipped: bool
     _backend_name: str | None
     _threads: int
     _storage: StorageOptions
+
+    @property
+    def _arguments(self) -> TorchArguments:
+        """The class's."""
+
+
+class Stepping(Groups, Told, Protocol):
+    """An optimizer that is told of its steps."""
 
 
 def read_params(params: Any, name: str, leaves: bool = True) -> list[Any]:

@@ -13,6 +13,7 @@ from ..arrays.libraries import assign, new_array, view
 from ..binding.states import new_state
 from ..statedict import COMPANIONS, converted_state, read_state_dict, torch_groups
 from .groups import Groups, check_flags, is_counted, params_of, real_of
+from .placements import local_of, local_state, whole_state
 from .states import STATE_NAMES, Numbers, adopt_numbers, number_of
 
 
@@ -82,7 +83,8 @@ def read(
             state = {key: x for key, x in saved.get(index, {}).items() if x is not None}
             if state:
                 where = f"state_dict['state'][{index!r}]"
-                states[p] = _loaded(optimizer, state, p, group, copies, numbers, where)
+                loaded = _loaded(optimizer, local_state(p, state), local_of(p), group, copies, numbers, where)
+                states[p] = whole_state(p, loaded, {"step", *rule.scalars})
     return groups, states
 
 

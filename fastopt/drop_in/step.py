@@ -31,6 +31,7 @@ from .gradients import absent_like, check_sparse, part, readable, rows_of
 from .groups import (
     Groups,
     HyperRows,
+    Stepping,
     can_be_checked,
     first_places,
     is_capturable,
@@ -92,7 +93,7 @@ class Bound:
     _held: _Held  # from when they are taken over until they are used
 
     def __init__(self, optimizer: Groups, numbers: Numbers, hypers: HyperRows, backend: Backend) -> None:
-        self._backend, self._asked = backend, get_backend()
+        self.backend, self._asked = backend, get_backend()
         self.threads = optimizer._threads
         groups = optimizer.param_groups
         # One that is there several times, of which torch warns, is updated so many times.
@@ -297,7 +298,7 @@ class Bound:
         members = np.flatnonzero(chosen).tolist()
         prepare = None if self._captured is None else self._captured.prepare
         names = [self._names[i][1] for i in members]
-        binding = Binding(self._backend, jobs, members, names, prepare=prepare, before=before)
+        binding = Binding(self.backend, jobs, members, names, prepare=prepare, before=before)
         binding.let_go(np.zeros(len(chosen), np.uint64))
         return binding
 
@@ -305,7 +306,7 @@ class Bound:
 
     def run(
         self,
-        optimizer: Groups,
+        optimizer: Stepping,
         scale: float,
         max_norm: float | None,
         skip_nonfinite: bool,
@@ -337,6 +338,10 @@ class Bound:
         increment_version(stepped)
         if amp[0] is not None:
             unscale(list(filter(_is_given, given)), amp[0], amp[1] if self._capturable else None)
+
+    def let_go(self) -> None:
+        """Lets go of the gradients of a step that is not done."""
+        self._held = _NOTHING
 
     def _with_rows(self, rows: Sequence[tuple[int, RowSparse, str]]) -> Binding:
         """The binding of this step, with sparse gradients."""

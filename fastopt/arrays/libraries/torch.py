@@ -52,7 +52,7 @@ def view_torch(x: Any, name: str) -> Array:
     except RuntimeError:
         address = 0
     if x.is_nested or (address == 0 and x.numel()):  # a wrapper, one of torch.func, or one whose memory was freed
-        hint = "; DTensor is not supported" if type(x).__name__ == "DTensor" else ""
+        hint = ": x.to_local() is this process's shard" if type(x).__name__ == "DTensor" else ""
         raise TypeError(f"{name}: found a {type(x).__name__} that has no memory of its own, expected a plain one{hint}")
     strides = None if x.is_contiguous() else tuple(s * dtype.itemsize for s in x.stride())
     array = Array(x, address, dtype, tuple(x.shape), strides, place, read_only_reason)
