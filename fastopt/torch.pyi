@@ -32,7 +32,8 @@ class Optimizer(torch.optim.Optimizer):
     Parameters
     ----------
     params : iterable of tensors, of (name, tensor) pairs, or of group dicts
-        float32, float64, bfloat16 or float16 tensors, of one device, updated in place.
+        float32, float64, bfloat16 or float16 tensors, of one device, updated in place. Of DTensors, as FSDP2 and tensor
+        parallelism have them, each rank updates its shard.
     hyper-parameters : float, bool or Tensor
         Those of the class: torch's, and by keyword what its rule has beyond them. Schedules are torch's, as
         ``torch.optim.lr_scheduler``.
