@@ -49,7 +49,7 @@
  *     g += weight_decay*p
  *     p *= 1 - lr*decoupled_weight_decay
  *
- * A formula that begins with a decay, like adamw's, uses weight_decay for it; such a rule has no other decay.
+ * A formula that has a weight_decay of its own, like adamw's, uses it there; such a rule has no other decay.
  *
  * <rules>
  */

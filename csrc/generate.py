@@ -126,8 +126,8 @@ def table_entry(module, rule):
         numbers = ", ".join(map(number, (hyper.default, *c_domain(hyper))))
         yield f'    {{"{name}", {numbers}, {int(hyper.flag or name == "copies")}, {int(hyper.optional)}}},'
     scalars = ", ".join(map(number, rule.scalars.values())) or "0"
-    decoupled = int(rule.decoupled is not None)
-    yield f"  }}}}, number_{rule.kernel}, folded_{rule.kernel}, {decoupled}, {{{scalars}}}}},"
+    decay = 0 if rule.decoupled is None else 2 if rule.decays_inside else 1
+    yield f"  }}}}, number_{rule.kernel}, folded_{rule.kernel}, {decay}, {{{scalars}}}}},"
 
 
 def rule_table(module, levels):

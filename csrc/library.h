@@ -19,7 +19,7 @@ typedef struct {
     fastopt_rule rule;
     int kernel;
     fold_function fold;
-    int decoupled; /* 1: weight_decay is decoupled, and there is no L2 decay */
+    int decay; /* 0: L2 and decoupled; 1: weight_decay is decoupled; 2: it is the update's */
     double scalars[FASTOPT_MAX_SCALARS]; /* before the first step */
 } rule_entry;
 extern const rule_entry rules[];

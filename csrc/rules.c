@@ -73,11 +73,11 @@ int fastopt_set_hyper(int32_t rule, double *hyper, const char *name, double valu
 __attribute__((noinline)) void fold_into(int rule, double t, double grad_scale, const double *hyper, double *scalars,
                                           double *c)
 {
-    const int one = rules[rule].decoupled;
+    const int kind = rules[rule].decay;
     const double lr = hyper[0], weight_decay = hyper[1], maximize = hyper[2];
-    const double decoupled = one ? weight_decay : hyper[rules[rule].rule.hyper - 1];
+    const double decoupled = kind == 0 ? hyper[rules[rule].rule.hyper - 1] : kind == 1 ? weight_decay : 0.0;
     c[0] = maximize ? -grad_scale : grad_scale;
-    c[1] = one ? 0.0 : weight_decay;
+    c[1] = kind == 0 ? weight_decay : 0.0;
     c[2] = decoupled ? 1.0 - lr * decoupled : 1.0;
     rules[rule].fold(t, hyper, scalars, c + OWN);
 }

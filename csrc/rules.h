@@ -78,6 +78,24 @@ UPDATE(signsgd)
     s->momentum_buffer = b;
 }
 
+/* ---- schedule-free ---- */
+UPDATE(schedule_free_sgd)
+{
+    const real offset = s->z_offset;
+    *p -= c->rate * g - c->weight * offset;
+    s->z_offset = c->rest * (offset - c->gain * g);
+}
+
+UPDATE(schedule_free_adamw)
+{
+    const real offset = s->z_offset;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
+    const real direction = c->root * g / (SQRT(s->exp_avg_sq) + c->eps), decayed = direction + c->decay * *p;
+    const real u = c->decay == 0 ? direction : decayed; /* as in the prologue */
+    *p -= c->rate * u - c->weight * offset;
+    s->z_offset = c->rest * (offset - c->gain * u);
+}
+
 /* ---- asgd ---- */
 UPDATE(asgd)
 {
@@ -326,6 +344,35 @@ FOLD(signsgd)
     c->beta = h->momentum;
     c->beta_c = 1.0 - h->momentum;
     c->lr = h->lr;
+}
+
+/* The fold that both have, with beta for where the gradient is taken. The sum of weights is in units of the largest that
+ * a learning rate gave so far: their powers cannot overflow. */
+#define FOLD_SCHEDULE_FREE(beta)                                                                                      \
+    const double rate = t < h->warmup_steps ? h->lr * (t / h->warmup_steps) : h->lr;                                  \
+    const double before = scalars[1], lr_max = rate > before ? rate : before;                                         \
+    if (lr_max > 0.0)                                                                                                 \
+        scalars[0] *= pow(before / lr_max, h->weight_lr_power);                                                       \
+    const double share = lr_max > 0.0 || h->weight_lr_power == 0.0 ? pow(t, h->r) : 0.0;                              \
+    scalars[0] += share;                                                                                              \
+    scalars[1] = lr_max;                                                                                              \
+    c->weight = scalars[0] > 0.0 ? share / scalars[0] : 0.0;                                                          \
+    c->rest = 1.0 - c->weight;                                                                                        \
+    c->gain = rate * (beta);                                                                                          \
+    c->rate = rate * (1.0 - (beta)*c->rest);
+
+FOLD(schedule_free_sgd)
+{
+    FOLD_SCHEDULE_FREE(h->momentum)
+}
+
+FOLD(schedule_free_adamw)
+{
+    FOLD_SCHEDULE_FREE(h->beta1)
+    c->root = sqrt(1.0 - pow(h->beta2, t)); /* as in FOLD_ADAM */
+    WITH_REST(beta2);
+    c->eps = h->eps * c->root;
+    c->decay = h->weight_decay;
 }
 
 FOLD(asgd)

@@ -25,7 +25,7 @@ from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dic
 from . import schedules as schedules
 from .schedules import Demon as Demon
 
-__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'Lion', 'Momentum', 'NAG', 'NAdam', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'Lion', 'Momentum', 'NAG', 'NAdam', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 
 class SGD(Optimizer):
     """Stochastic gradient descent: a step against the gradient.
@@ -550,6 +550,115 @@ class SignSGD(Optimizer):
         state_dir: str | PathLike[str] | None = None,
         state_memory: SupportsIndex | None = None,
     ) -> None: ...
+
+class ScheduleFreeSGD(Optimizer):
+    """SGD without a schedule: iterates z are averaged to x, and gradients are taken in between.
+
+    ::
+
+        d = z - p
+        p -= gamma*(1 - momentum*(1 - c))*g - c*d
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    In the paper's letters p is y = (1 - momentum)*z + momentum*x, and ``z_offset`` z - y. What is
+    to be evaluated is x = y - (1 - momentum)/momentum*z_offset. ``weight_sum`` is in units of the
+    largest weight that a learning rate gave so far.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682; the authors' package schedulefree.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 1.0
+        Learning rate. A finite number >= 0.
+    momentum : float or callable, default 0.9
+        Where the gradient is taken: 1 at the average x, 0 at z. A number in [4.94066e-324, 1).
+    warmup_steps : float or callable, default 0.0
+        Steps over which the learning rate rises from 0. A finite number >= 0.
+    r : float or callable, default 0.0
+        Power of the step's number in its weight. A number in [0, 10].
+    weight_lr_power : float or callable, default 2.0
+        Power of the largest learning rate so far in a step's weight. A finite number >= 0.
+    train_mode : bool, default True
+        The parameters are where gradients are taken: what ``train`` and ``eval`` change.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, ``weight_sum``, ``lr_max``, and arrays: ``z_offset``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.ScheduleFreeSGD(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 1.0,
+        *,
+        momentum: Value = 0.9,
+        warmup_steps: Value = 0.0,
+        r: Value = 0.0,
+        weight_lr_power: Value = 2.0,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        train_mode: bool = True,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+    def eval(
+        self,
+    ) -> None:
+        """Moves the parameters, in place, to where they are to be evaluated, or saved for use: the average x.
+
+        States stay as they are, and ``param_groups`` and state dicts tell it, as ``train_mode``. A step is refused
+        until `train` is called; both do nothing where parameters are there already.
+
+        Raises
+        ------
+        ValueError
+            A parameter cannot be written; nothing has been.
+        """
+
+    def train(
+        self,
+    ) -> None:
+        """Moves the parameters, in place, to where gradients are taken, up to rounding where they were before `eval`.
+
+        Raises
+        ------
+        ValueError
+            A parameter cannot be written; nothing has been.
+        """
 
 class ASGD(Optimizer):
     """Averaged SGD: a step against the gradient at a decaying rate, beside the average of the
@@ -2179,3 +2288,123 @@ class AdEMAMix(Optimizer):
         state_dir: str | PathLike[str] | None = None,
         state_memory: SupportsIndex | None = None,
     ) -> None: ...
+
+class ScheduleFreeAdamW(Optimizer):
+    """AdamW without a schedule: iterates z are averaged to x, and gradients are taken in between.
+
+    ::
+
+        d = z - p
+        v = beta2*v + (1 - beta2)*g^2
+        u = weight_decay*p + g/(sqrt(v/(1 - beta2^t)) + eps)
+        p -= gamma*(1 - beta1*(1 - c))*u - c*d
+        d = (1 - c)*(d - gamma*beta1*u), gamma and c as schedule_free_sgd
+
+    and schedule_free_sgd is::
+
+        d = z - p
+        p -= gamma*(1 - momentum*(1 - c))*g - c*d
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    In the paper's letters p is y = (1 - beta1)*z + beta1*x, and ``z_offset`` z - y. What is to be
+    evaluated is x = y - (1 - beta1)/beta1*z_offset. The decay is of the direction, at y.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682; the authors' package schedulefree.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.0025
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Where the gradient is taken: 1 at the average x, 0 at z; decay rate of the squared
+        gradient's average. Each a number in [4.94066e-324, 1).
+    eps : float or callable, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    warmup_steps : float or callable, default 0.0
+        Steps over which the learning rate rises from 0. A finite number >= 0.
+    r : float or callable, default 0.0
+        Power of the step's number in its weight. A number in [0, 10].
+    weight_lr_power : float or callable, default 2.0
+        Power of the largest learning rate so far in a step's weight. A finite number >= 0.
+    weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    train_mode : bool, default True
+        The parameters are where gradients are taken: what ``train`` and ``eval`` change.
+    more : as every class, by keyword
+        ``maximize``, ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``,
+        ``gradient_noise``, ``backend``, ``threads``, ``state_dir``, ``state_memory``: see
+        `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, ``weight_sum``, ``lr_max``, and arrays: ``z_offset``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.ScheduleFreeAdamW(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.0025,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-08,
+        warmup_steps: Value = 0.0,
+        r: Value = 0.0,
+        weight_lr_power: Value = 2.0,
+        weight_decay: Value = 0.0,
+        maximize: bool = False,
+        train_mode: bool = True,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+    def eval(
+        self,
+    ) -> None:
+        """Moves the parameters, in place, to where they are to be evaluated, or saved for use: the average x.
+
+        States stay as they are, and ``param_groups`` and state dicts tell it, as ``train_mode``. A step is refused
+        until `train` is called; both do nothing where parameters are there already.
+
+        Raises
+        ------
+        ValueError
+            A parameter cannot be written; nothing has been.
+        """
+
+    def train(
+        self,
+    ) -> None:
+        """Moves the parameters, in place, to where gradients are taken, up to rounding where they were before `eval`.
+
+        Raises
+        ------
+        ValueError
+            A parameter cannot be written; nothing has been.
+        """

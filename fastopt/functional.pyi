@@ -42,7 +42,7 @@ from typing import SupportsIndex
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -492,6 +492,87 @@ def signsgd(
     >>> fastopt.functional.signsgd(p, 2 * p, momentum_buffer, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.9, -1.9]
+    """
+
+def schedule_free_sgd(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    z_offset: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 1.0,
+    momentum: Number = 0.9,
+    warmup_steps: Number = 0.0,
+    r: Number = 0.0,
+    weight_lr_power: Number = 2.0,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    weight_sum: Number | None = None,
+    lr_max: Number | None = None,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of schedule_free_sgd, in place.
+
+    SGD without a schedule: iterates z are averaged to x, and gradients are taken in between.
+
+    ::
+
+        d = z - p
+        p -= gamma*(1 - momentum*(1 - c))*g - c*d
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    In the paper's letters p is y = (1 - momentum)*z + momentum*x, and ``z_offset`` z - y. What is
+    to be evaluated is x = y - (1 - momentum)/momentum*z_offset. ``weight_sum`` is in units of the
+    largest weight that a learning rate gave so far.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682; the authors' package schedulefree.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    z_offset : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 1.0
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Where the gradient is taken: 1 at the average x, 0 at z. A number in [4.94066e-324, 1).
+    warmup_steps : float, default 0.0
+        Steps over which the learning rate rises from 0. A finite number >= 0.
+    r : float, default 0.0
+        Power of the step's number in its weight. A number in [0, 10].
+    weight_lr_power : float, default 2.0
+        Power of the largest learning rate so far in a step's weight. A finite number >= 0.
+    weight_sum : float, optional
+        Its value before this step; by default that of constant hyper-parameters.
+    lr_max : float, optional
+        Its value before this step; by default that of constant hyper-parameters.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, z_offset = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.schedule_free_sgd(p, 2 * p, z_offset, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
     """
 
 def asgd(
@@ -2333,4 +2414,99 @@ def ademamix(
     >>> fastopt.functional.ademamix(p, 2 * p, exp_avg, exp_avg_slow, exp_avg_sq, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.89995, -1.89995]
+    """
+
+def schedule_free_adamw(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    z_offset: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.0025,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-08,
+    warmup_steps: Number = 0.0,
+    r: Number = 0.0,
+    weight_lr_power: Number = 2.0,
+    weight_decay: Number = 0.0,
+    maximize: bool = False,
+    weight_sum: Number | None = None,
+    lr_max: Number | None = None,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of schedule_free_adamw, in place.
+
+    AdamW without a schedule: iterates z are averaged to x, and gradients are taken in between.
+
+    ::
+
+        d = z - p
+        v = beta2*v + (1 - beta2)*g^2
+        u = weight_decay*p + g/(sqrt(v/(1 - beta2^t)) + eps)
+        p -= gamma*(1 - beta1*(1 - c))*u - c*d
+        d = (1 - c)*(d - gamma*beta1*u), gamma and c as schedule_free_sgd
+
+    and schedule_free_sgd is::
+
+        d = z - p
+        p -= gamma*(1 - momentum*(1 - c))*g - c*d
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    In the paper's letters p is y = (1 - beta1)*z + beta1*x, and ``z_offset`` z - y. What is to be
+    evaluated is x = y - (1 - beta1)/beta1*z_offset. The decay is of the direction, at y.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682; the authors' package schedulefree.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    z_offset, exp_avg_sq : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.0025
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Where the gradient is taken: 1 at the average x, 0 at z. A number in [4.94066e-324, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    warmup_steps : float, default 0.0
+        Steps over which the learning rate rises from 0. A finite number >= 0.
+    r : float, default 0.0
+        Power of the step's number in its weight. A number in [0, 10].
+    weight_lr_power : float, default 2.0
+        Power of the largest learning rate so far in a step's weight. A finite number >= 0.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    weight_sum : float, optional
+        Its value before this step; by default that of constant hyper-parameters.
+    lr_max : float, optional
+        Its value before this step; by default that of constant hyper-parameters.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, z_offset, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.schedule_free_adamw(p, 2 * p, z_offset, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
     """

@@ -69,6 +69,8 @@ def _class(cls: Any, arguments: Arguments, params: str, schedules: bool, others:
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [p.replace(annotation=types[p.name]) for p in (first, *inspect.signature(cls).parameters.values())]
     body = _definition("__init__", parameters, "None", "", "    ")
+    if arguments.evaluated:
+        body = "\n".join([body, *(_written(member, "    ") for member in (cls.eval, cls.train))])
     return f"class {cls.__name__}(Optimizer):\n{_quoted(cls.__doc__, '    ')}\n\n{body}"
 
 

@@ -9,6 +9,7 @@ from .binding.owned import Owned
 from .binding.plan import Plan
 from .binding.structure import match
 from .documentation import class_text
+from .evaluation import Evaluated
 from .grouping import Grouped
 from .saving import Saved, write_state
 
@@ -217,6 +218,9 @@ class Optimizer(Grouped, Saved):
         arrays = tuple(match(grads, owned.structure, "grads"))
         owned.step(arrays, grad_scale, max_norm, skip_nonfinite, zero_grads)
 
+    def _move(self, train: bool) -> None:
+        self._owned.move(train)
+
     def __repr__(self) -> str:
         groups = [
             ", ".join(f"{key}={value!r}" for key, value in group.items() if key != "params")
@@ -236,7 +240,8 @@ def _define(arguments: Arguments) -> type:
         "__signature__": arguments.signature(execution),
         "_arguments": arguments,
     }
-    return type(arguments.name, (Optimizer,), namespace)
+    bases = (Optimizer, Evaluated) if arguments.evaluated else (Optimizer,)
+    return type(arguments.name, bases, namespace)
 
 
 #: Every optimizer class by name.

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from .errors import install_command
+from .evaluation import Evaluated
 
 try:
     import torch
@@ -211,6 +212,9 @@ class Optimizer(torch.optim.Optimizer):
     # where it is needed.
     step.hooked = True  # type: ignore[attr-defined]
 
+    def _move(self, train: bool) -> None:
+        self._stepper.move(self, train)
+
     # ---- saving, loading, copying ----
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -247,7 +251,12 @@ class Optimizer(torch.optim.Optimizer):
 
 #: Every class by name.
 CLASSES: dict[str, type[Optimizer]] = {
-    own.name: type(own.name, (Optimizer,), {**namespace_of(own), "__module__": __name__}) for own in TORCH_ARGUMENTS
+    own.name: type(
+        own.name,
+        (Optimizer, Evaluated) if own.evaluated else (Optimizer,),
+        {**namespace_of(own), "__module__": __name__},
+    )
+    for own in TORCH_ARGUMENTS
 }
 globals().update(CLASSES)
 __all__ = [*CLASSES, "Optimizer", "clip_grad_norm_"]

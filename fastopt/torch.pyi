@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from ._types import Number, NumberPair, Numbers, StateDtype
 from .jobs.noise import GradientNoise
 
-__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
@@ -730,6 +730,123 @@ class SignSGD(Optimizer):
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
+
+class ScheduleFreeSGD(Optimizer):
+    """SGD without a schedule: iterates z are averaged to x, and gradients are taken in between.
+
+    ::
+
+        d = z - p
+        p -= gamma*(1 - momentum*(1 - c))*g - c*d
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    In the paper's letters p is y = (1 - momentum)*z + momentum*x, and ``z_offset`` z - y. What is
+    to be evaluated is x = y - (1 - momentum)/momentum*z_offset. ``weight_sum`` is in units of the
+    largest weight that a learning rate gave so far.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682; the authors' package schedulefree.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 1.0
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Where the gradient is taken: 1 at the average x, 0 at z. A number in [4.94066e-324, 1).
+    warmup_steps : float, default 0.0
+        Steps over which the learning rate rises from 0. A finite number >= 0.
+    r : float, default 0.0
+        Power of the step's number in its weight. A number in [0, 10].
+    weight_lr_power : float, default 2.0
+        Power of the largest learning rate so far in a step's weight. A finite number >= 0.
+    train_mode : bool, default True
+        The parameters are where gradients are taken: what ``train`` and ``eval`` change.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, ``weight_sum``, ``lr_max``, and arrays: ``z_offset``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.ScheduleFreeSGD([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1.0,
+        *,
+        momentum: Number = 0.9,
+        warmup_steps: Number = 0.0,
+        r: Number = 0.0,
+        weight_lr_power: Number = 2.0,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        train_mode: bool = True,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+    def eval(
+        self,
+    ) -> None:
+        """Moves the parameters, in place, to where they are to be evaluated, or saved for use: the average x.
+
+        States stay as they are, and ``param_groups`` and state dicts tell it, as ``train_mode``. A step is refused
+        until `train` is called; both do nothing where parameters are there already.
+
+        Raises
+        ------
+        ValueError
+            A parameter cannot be written; nothing has been.
+        """
+
+    def train(
+        self,
+    ) -> None:
+        """Moves the parameters, in place, to where gradients are taken, up to rounding where they were before `eval`.
+
+        Raises
+        ------
+        ValueError
+            A parameter cannot be written; nothing has been.
+        """
 
 class ASGD(Optimizer):
     """Averaged SGD: a step against the gradient at a decaying rate, beside the average of the
@@ -2505,6 +2622,132 @@ class AdEMAMix(Optimizer):
         backend: str | None = None,
         threads: SupportsIndex | None = None,
     ) -> None: ...
+
+class ScheduleFreeAdamW(Optimizer):
+    """AdamW without a schedule: iterates z are averaged to x, and gradients are taken in between.
+
+    ::
+
+        d = z - p
+        v = beta2*v + (1 - beta2)*g^2
+        u = weight_decay*p + g/(sqrt(v/(1 - beta2^t)) + eps)
+        p -= gamma*(1 - beta1*(1 - c))*u - c*d
+        d = (1 - c)*(d - gamma*beta1*u), gamma and c as schedule_free_sgd
+
+    and schedule_free_sgd is::
+
+        d = z - p
+        p -= gamma*(1 - momentum*(1 - c))*g - c*d
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    In the paper's letters p is y = (1 - beta1)*z + beta1*x, and ``z_offset`` z - y. What is to be
+    evaluated is x = y - (1 - beta1)/beta1*z_offset. The decay is of the direction, at y.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682; the authors' package schedulefree.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.0025
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Where the gradient is taken: 1 at the average x, 0 at z; decay rate of the squared
+        gradient's average. Each a number in [4.94066e-324, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    warmup_steps : float, default 0.0
+        Steps over which the learning rate rises from 0. A finite number >= 0.
+    r : float, default 0.0
+        Power of the step's number in its weight. A number in [0, 10].
+    weight_lr_power : float, default 2.0
+        Power of the largest learning rate so far in a step's weight. A finite number >= 0.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    train_mode : bool, default True
+        The parameters are where gradients are taken: what ``train`` and ``eval`` change.
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, ``weight_sum``, ``lr_max``, and arrays: ``z_offset``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.ScheduleFreeAdamW([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.0025,
+        *,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-08,
+        warmup_steps: Number = 0.0,
+        r: Number = 0.0,
+        weight_lr_power: Number = 2.0,
+        weight_decay: Number = 0.0,
+        maximize: bool = False,
+        train_mode: bool = True,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+    def eval(
+        self,
+    ) -> None:
+        """Moves the parameters, in place, to where they are to be evaluated, or saved for use: the average x.
+
+        States stay as they are, and ``param_groups`` and state dicts tell it, as ``train_mode``. A step is refused
+        until `train` is called; both do nothing where parameters are there already.
+
+        Raises
+        ------
+        ValueError
+            A parameter cannot be written; nothing has been.
+        """
+
+    def train(
+        self,
+    ) -> None:
+        """Moves the parameters, in place, to where gradients are taken, up to rounding where they were before `eval`.
+
+        Raises
+        ------
+        ValueError
+            A parameter cannot be written; nothing has been.
+        """
 
 class SparseAdam(Optimizer):
     """The average gradient over the root of the average squared gradient, both corrected for their

@@ -17,6 +17,7 @@ VARIED = {
     "aggmo": {"lr": 0.05, "betas": (0.0, 0.5, 0.9, 0.9)},
     "lion": {"lr": 0.02, "beta1": 0.8, "beta2": 0.95},
     "signsgd": {"lr": 0.02, "momentum": 0.8},
+    "schedule_free_sgd": {"lr": 0.05, "momentum": 0.8, "warmup_steps": 5.0, "r": 0.5, "weight_lr_power": 1.5},
     "asgd": {"lr": 0.05, "lambd": 0.02, "alpha": 0.6, "t0": 4.0},
     "rprop": {"lr": 0.02, "etaminus": 0.4, "etaplus": 1.3, "step_size_min": 1e-4, "step_size_max": 0.05},
     "adagrad": {"lr": 0.05, "lr_decay": 0.1, "eps": 1e-7, "eps_root": 1e-6},
@@ -39,6 +40,15 @@ VARIED = {
     "adabelief": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "eps_root": 1e-7},
     "radam": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6},
     "adan": {"lr": 0.02, "beta1": 0.9, "beta2": 0.8, "beta3": 0.95, "eps_root": 1e-7, "proximal_weight_decay": 0.1},
+    "schedule_free_adamw": {
+        "lr": 0.02,
+        "beta1": 0.8,
+        "beta2": 0.99,
+        "eps": 1e-6,
+        "warmup_steps": 5.0,
+        "r": 0.5,
+        "weight_lr_power": 1.5,
+    },
     "ademamix": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "beta3": 0.995, "alpha": 3.0, "warmup": 15.0},
 }
 DECAY = {"weight_decay": 0.02, "decoupled_weight_decay": 0.03}

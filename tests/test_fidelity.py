@@ -26,7 +26,7 @@ ROWS = dict(re.findall(r"^\| `?([^`|]+?)`? \| `(.+)` \|$", SECTION, re.MULTILINE
 LIBRARIES = ("torch", "keras", "optax")
 
 P0, GRADS = parameter(203), gradients(203, 20)
-TURN, DECAY = 8, 0.05  # "changed": lr is halved from this step on, and parameters decay where the reference can
+TURN, DECAY = 8, 0.05  # "changed": lr is doubled from this step on, and parameters decay where the reference can
 BOUND = 32  # epsilons of the largest magnitude that the element's trajectory had; all measured below 10
 
 
@@ -81,7 +81,8 @@ def keras_reference(keras, call):
             g, optimizer.learning_rate = yield keras.ops.convert_to_numpy(variable.value)
             optimizer.apply([keras.ops.convert_to_tensor(g)], [variable])
 
-    return Reference(run, parameters_of(make)["learning_rate"].default, True)
+    decays = name != "ScheduleFreeAdamW"  # whose decay moves y alone, and so x the other way
+    return Reference(run, parameters_of(make)["learning_rate"].default, decays)
 
 
 def optax_reference(optax, call):
@@ -261,6 +262,37 @@ def ademamix(p, weight_decay=0.0):
         p = p - lr * (update + weight_decay * p)
 
 
+def schedule_free(y, direction):
+    """github.com/facebookresearch/schedule_free, where p is y between train() and eval()."""
+    z, sum_, largest = y.copy(), 0.0, -1.0
+    for k in itertools.count():
+        g, lr = yield y
+        lr = lr * (k + 1) / 6 if k < 6 else lr
+        largest = max(lr, largest)
+        weight = (k + 1) ** 0.5 * largest**2
+        sum_ += weight
+        c = weight / sum_
+        u = direction(g, y, k)
+        y = y + c * (z - y) + lr * (0.9 * (1 - c) - 1) * u
+        z = z - lr * u
+
+
+@formula("Defazio et al. 2024, package schedulefree, SGDScheduleFree(warmup_steps=6, r=0.5)", lr=1.0)
+def schedule_free_sgd(p, weight_decay=0.0):
+    return schedule_free(p, lambda g, y, k: g + weight_decay * y)
+
+
+@formula("Defazio et al. 2024, package schedulefree, AdamWScheduleFree(warmup_steps=6, r=0.5)", lr=0.0025)
+def schedule_free_adamw(p, weight_decay=0.0):
+    squares = np.zeros_like(p)
+
+    def direction(g, y, k):
+        squares[:] = 0.999 * squares + 0.001 * g**2
+        return g / (np.sqrt(squares / (1 - 0.999 ** (k + 1))) + 1e-8) + weight_decay * y
+
+    return schedule_free(p, direction)
+
+
 @formula("Ruder 2016, momentum")
 def ruder_momentum(p):
     v = 0.0
@@ -414,7 +446,7 @@ def run_fastopt(name, options, changed, decays, backend="native"):
     path = []
     for t, g in enumerate(GRADS):
         if changed and t == TURN:
-            group["lr"] = lr / 2
+            group["lr"] = 2 * lr
         optimizer.step(g)
         path.append(param.copy())
     return np.array(path), lr
@@ -423,7 +455,7 @@ def run_fastopt(name, options, changed, decays, backend="native"):
 def run_reference(reference, lr, changed):
     run = reference.run(P0.copy(), **({"weight_decay": DECAY} if changed and reference.decays else {}))
     next(run)
-    return np.array([run.send((g, lr / 2 if changed and t >= TURN else lr)) for t, g in enumerate(GRADS)])
+    return np.array([run.send((g, 2 * lr if changed and t >= TURN else lr)) for t, g in enumerate(GRADS)])
 
 
 def distance(got, want):

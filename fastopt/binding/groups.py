@@ -13,7 +13,7 @@ from ..jobs.job import Progress
 from ..jobs.storage import StorageOptions
 from ..rules import Rule
 from ..rules.hyper import frozen
-from .options import Arguments
+from .options import Arguments, check_training
 
 
 class _Checked(MutableMapping[str, Any]):
@@ -185,7 +185,7 @@ class Groups:
     real : numpy.dtype
         That of computing.
     varying : set of int
-        The groups whose hyper-parameters are to be read at each step.
+        The groups whose hyper-parameters are to be read at each step, and those that are in eval mode.
     mappings : Fixed of ParamGroup
         The groups as users see them.
     """
@@ -309,7 +309,7 @@ class Groups:
     def _put(self, g: int, values: Mapping[str, Any], row: np.ndarray) -> None:
         """Has the next step use a group's checked hyper-parameters."""
         progress, span = self.progress[g], self.spans[g]
-        if frozen(map(values.__getitem__, self.arguments.defaults)) is None:
+        if values.get("train_mode") is False or frozen(map(values.__getitem__, self.arguments.defaults)) is None:
             self.varying.add(g)
             progress.group[span.start : span.stop] = self._rows[g] + np.arange(span.start, span.stop)
         else:
@@ -323,6 +323,7 @@ class Groups:
         for i in members:
             g = self.of[i]
             if g in self.varying:
+                check_training(self.mappings[g], f"param_groups[{g}]")
                 key = (g, int(self.progress[g].steps[i]) + 1)
                 if key not in rows:
                     rows[key] = self.arguments.row(self.rules[g], self.mappings[g], self.real, key[1])
@@ -334,12 +335,18 @@ class Groups:
 
     def at_next_step(self, g: int) -> dict[str, Any]:
         """A group's arguments as the numbers that they are at the next step of the foremost of its parameters."""
-        return self.arguments.at_step(self.mappings[g], self._done(g) + 1)
+        return self.arguments.at_step(self.mappings[g], self.done(g) + 1)
 
     def at_last_step(self, g: int) -> dict[str, Any]:
         """A group's arguments as the numbers that they were at the last step; before it, at the first."""
-        return self.arguments.at_step(self.mappings[g], max(self._done(g), 1))
+        return self.arguments.at_step(self.mappings[g], max(self.done(g), 1))
 
-    def _done(self, g: int) -> int:
+    def move(self, g: int, train: bool) -> None:
+        """Have a group tell where its parameters are: where gradients are taken, or where they are evaluated."""
+        values = {**self.mappings[g], "train_mode": train}
+        self.replace(g, values, self.row(g, values))
+
+    def done(self, g: int) -> int:
+        """The steps done by the foremost of a group's parameters."""
         span = self.spans[g]
         return int(self.progress[g].steps[span.start : span.stop].max(initial=0))

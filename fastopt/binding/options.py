@@ -54,6 +54,11 @@ class Arguments:
         return all(rule.decoupled is not None for rule in self.rules)
 
     @property
+    def evaluated(self) -> bool:
+        """True where parameters are evaluated elsewhere than gradients are taken."""
+        return any(rule.ahead is not None for rule in self.rules)
+
+    @property
     def counted(self) -> bool:
         """True where torch's class of that name keeps a count of steps."""
         return all(rule.counted for rule in self.rules)
@@ -350,6 +355,18 @@ def read_call(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ca
     )
 
 
+def check_training(group: Mapping[str, Any], name: str) -> None:
+    """Check that a group's parameters are where gradients are taken.
+
+    Raises
+    ------
+    ValueError
+        They are where they are to be evaluated.
+    """
+    if group.get("train_mode") is False:
+        raise ValueError(f"{name}: found parameters in eval mode, expected train() before a step")
+
+
 @cache
 def _parameters_of(cls: type) -> tuple[list[str], list[str], dict[str, Any]]:
     """The parameters of a class that can be given by position; those that must be; and all, with their defaults."""
@@ -388,6 +405,7 @@ def _choose_rmsprop(group: Mapping[str, Any]) -> str:
 # Classes that stand for several rules, as torch's do: the options that choose among them, and how.
 _MOMENTUM = replace(RULES["momentum"].hyper["momentum"], default=0.0)
 _CHOICE = flag(False, "chooses the rule, as above")
+_TRAIN_MODE = flag(True, "the parameters are where gradients are taken: what ``train`` and ``eval`` change")
 _SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Hyper], Callable[[Mapping[str, Any]], str]]] = {
     "SGD": (("momentum", "nesterov", "sgd"), {"momentum": _MOMENTUM, "nesterov": _CHOICE}, _choose_sgd),
     "RMSprop": (
@@ -423,7 +441,8 @@ def _arguments(name: str) -> Arguments:
         names, switches, choose = _SWITCHES[name]
     else:
         (only,) = (rule.name for rule in RULES.values() if rule.optimizer == name)
-        names, switches, choose = (only,), {}, lambda group: only
+        switches = {} if RULES[only].ahead is None else {"train_mode": _TRAIN_MODE}
+        names, choose = (only,), lambda group: only
     rules = tuple(RULES[rule] for rule in names)
     return Arguments(name, rules, _defaults(rules, switches), choose, switches)
 
@@ -440,4 +459,14 @@ def _everywhere() -> frozenset[str]:
     return frozenset(chain(EXECUTION, FILES, *(arguments.defaults for arguments in ARGUMENTS.values())))
 
 
-__all__ = ["ARGUMENTS", "EXECUTION", "FILES", "Arguments", "Call", "TorchArguments", "check_group", "read_call"]
+__all__ = [
+    "ARGUMENTS",
+    "EXECUTION",
+    "FILES",
+    "Arguments",
+    "Call",
+    "TorchArguments",
+    "check_group",
+    "check_training",
+    "read_call",
+]

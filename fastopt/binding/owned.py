@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import settings
 from ..arrays.array import CPU, Array
 from ..arrays.checks import check_device, check_overlap, check_tensor
 from ..arrays.dtypes import compute_dtype
@@ -21,6 +22,7 @@ from ..checks import wrong_type
 from ..jobs.tables import Tensor, make_jobs
 from ..rules import Rule
 from .accumulated import Accumulated
+from .ahead import Apart, make_ready, way_of
 from .binding import Binding, Last
 from .blocks import from_blocks
 from .groups import Fixed, Groups, State, Weakly
@@ -220,6 +222,29 @@ class Owned:
             self._state_views[i] = by_copy(self.rule_of(i), self.copies_of(i), views, self.views[i])
             self._looks[i] = found
         return [(x, label if k == 0 else f"state of {label}") for k, x in enumerate(owned)]
+
+    def move(self, train: bool) -> None:
+        """Move the parameters to where gradients are taken, or to where they are to be evaluated: all, or none.
+
+        Raises
+        ------
+        ValueError
+            One cannot be written; the message names it.
+        """
+        moved, apart = [], []
+        for g, (rule, _, group, span) in enumerate(self.groups.each()):
+            if group["train_mode"] is not train:
+                moved.append(g)
+                way = way_of(self.groups.arguments, rule, group, max(self.groups.done(g), 1), train)
+                stored = self.groups.storages[g]
+                apart += [Apart(self.params[i], self.names[i], rule, self.arrays_of(i), stored, way) for i in span]
+        run = make_ready(self._backend(), apart, self.real, self.threads or settings.threads)
+        if self.files is None:
+            run()
+        else:
+            self.files.update(run)
+        for g in moved:
+            self.groups.move(g, train)
 
     # ---- bindings ----
 

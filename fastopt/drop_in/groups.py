@@ -17,7 +17,7 @@ from ..arrays.libraries import view
 from ..arrays.libraries.torch import place_of as place_of_tensor
 from ..backends.choice import choose_backend
 from ..binding.binding import Told
-from ..binding.options import TorchArguments
+from ..binding.options import TorchArguments, check_training
 from ..checks import wrong_type
 from ..jobs.storage import StorageOptions
 from ..rules import Rule
@@ -240,6 +240,7 @@ class HyperRows:
                     continue
             except (ValueError, RuntimeError):  # an array or a tensor of several elements
                 pass
+            check_training(group, f"param_groups[{g}]")
             found[g] = (frozen(values), *self._read(group, groups))
         for g, one in found.items():
             known[g : g + 1] = [one]

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
+from .. import settings
 from ..backends.choice import choose_backend
+from ..binding.ahead import Apart, make_ready, way_of
 from ..binding.options import TorchArguments
-from .groups import Groups, HyperRows, Stepping, is_capturable, params_of, place_of
+from ..statedict import COMPANIONS
+from .groups import Groups, HyperRows, Stepping, first_places, is_capturable, labels_of, params_of, place_of, real_of
+from .placements import local_of
 from .sharded import Shards
 from .states import Numbers
 from .step import Bound
@@ -68,3 +73,30 @@ class Stepper:
                 self.bound = Bound(shards, self.numbers, self.hypers, backend)
             shards.put_states(optimizer)
         return self.bound
+
+    def move(self, optimizer: Groups, train: bool) -> None:
+        """Move the parameters to where gradients are taken, or to where they are to be evaluated: all, or none.
+
+        Raises
+        ------
+        ValueError
+            One cannot be written; the message names it.
+        """
+        params, labels = params_of(optimizer.param_groups), labels_of(optimizer.param_groups)
+        groups = [group for group in optimizer.param_groups for _ in group["params"]]
+        apart, moved = [], []
+        for i in first_places(params)[0]:
+            state, rule = optimizer.state.get(params[i]), optimizer._arguments.rule(groups[i])
+            if groups[i]["train_mode"] is train or not state:  # without a state it is at both
+                continue
+            arrays = {name: local_of(x) for name, x in state.items() if name in COMPANIONS or name in rule.state_names}
+            stored = optimizer._storage.of_group(groups[i])
+            way = way_of(optimizer._arguments, rule, groups[i], 1, train)
+            moved.append(params[i])
+            apart.append(Apart(local_of(params[i]), labels[i], rule, arrays, stored, way))
+        if apart:
+            backend = choose_backend(optimizer._backend_name, place_of(params))
+            make_ready(backend, apart, real_of(params), optimizer._threads or settings.threads)()
+            increment_version([*moved, *(found.param for found in apart)])
+        for group in optimizer.param_groups:
+            group["train_mode"] = train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import EPS, EPS_ROOT, LR, POSITIVE, Hyper, Rule, State, flag, fraction, nonnegative
+from .momentum import SCHEDULE_FREE, between, fold_schedule_free_sgd
 from .primitives import exp, isnan, log, maximum, sqrt, where
 
 
@@ -191,6 +192,23 @@ def fold_ademamix(t, lr, beta1, beta2, beta3, alpha, warmup, eps, eps_root):
     rate, rate_slow = lr * root / (1.0 - beta1**t), lr * root * alpha
     averages = beta1, 1.0 - beta1, beta2, 1.0 - beta2, beta3, 1.0 - beta3
     return (*averages, rate, rate_slow, eps * root, eps_root * correction2)
+
+
+def schedule_free_adamw(p, g, z_offset, exp_avg_sq, beta2, beta2_c, root, eps, decay, gain, rest, rate, weight):
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
+    direction = root * g / (sqrt(exp_avg_sq) + eps)
+    decayed = direction + decay * p
+    direction = where(decay == 0, direction, decayed)  # as in the prologue
+    p = p - (rate * direction - weight * z_offset)
+    return p, rest * (z_offset - gain * direction), exp_avg_sq
+
+
+def fold_schedule_free_adamw(
+    t, lr, beta1, beta2, eps, warmup_steps, r, weight_lr_power, weight_decay, weight_sum, lr_max
+):
+    c = fold_schedule_free_sgd(t, lr, beta1, warmup_steps, r, weight_lr_power, weight_sum, lr_max)
+    root = sqrt(1.0 - beta2**t)  # as in fold_adam
+    return (beta2, 1.0 - beta2, root, eps * root, weight_decay, *c)
 
 
 _BETAS = {
@@ -407,5 +425,26 @@ RULES = (
         },
         ademamix, fold_ademamix, (State("exp_avg"), State("exp_avg_slow"), State("exp_avg_sq", positive=True)),
         decoupled=0.0,
+    ),
+    Rule(
+        "schedule_free_adamw", "ScheduleFreeAdamW",
+        "AdamW without a schedule: iterates z are averaged to x, and gradients are taken in between",
+        "d = z - p; v = beta2*v + (1 - beta2)*g^2; u = weight_decay*p + g/(sqrt(v/(1 - beta2^t)) + eps); "
+        "p -= gamma*(1 - beta1*(1 - c))*u - c*d; d = (1 - c)*(d - gamma*beta1*u), gamma and c as schedule_free_sgd",
+        "Defazio et al. 2024, arXiv:2405.15682; the authors' package schedulefree",
+        {
+            "lr": nonnegative(0.0025, LR),
+            "beta1": between(0.9, "where the gradient is taken: 1 at the average x, 0 at z", part_of="betas"),
+            "beta2": _BETAS["beta2"],
+            "eps": nonnegative(1e-8, EPS),
+            **SCHEDULE_FREE,
+        },
+        schedule_free_adamw, fold_schedule_free_adamw, (State("z_offset"), State("exp_avg_sq", positive=True)),
+        scalars={"weight_sum": 0.0, "lr_max": 0.0}, decoupled=0.0,
+        ahead=lambda beta1: (1.0 - beta1) / beta1,
+        notes=(
+            "In the paper's letters p is y = (1 - beta1)*z + beta1*x, and ``z_offset`` z - y. What is to be evaluated "
+            "is x = y - (1 - beta1)/beta1*z_offset. The decay is of the direction, at y.",
+        ),
     ),
 )  # fmt: skip

@@ -191,6 +191,7 @@ class Rule:
         Numbers kept for each parameter beside its step, with their initial values.
     decoupled : float, optional
         The default of ``weight_decay`` where that is of the parameter itself, times lr, and there is no other (AdamW).
+        It comes before the update, unless `fold` takes it, as the argument before the scalars: then it is the update's.
     notes : tuple of str
         More for the documentation, a paragraph each: other forms, and where torch's or others' differ.
     by_row : callable, optional
@@ -203,6 +204,9 @@ class Rule:
         False for a rule whose class in torch keeps no count of steps.
     begun : bool
         True for a rule whose class in torch makes the states with the optimizer, and not at the first step.
+    ahead : callable, optional
+        For a rule whose parameter, where gradients are taken, is not the one to be evaluated: ``ahead(*hyper-parameters
+        by their names)`` is the multiple of the first state by which it is ahead of that one.
 
     Raises
     ------
@@ -226,6 +230,7 @@ class Rule:
     bounded: bool = False
     counted: bool = True
     begun: bool = False
+    ahead: Callable[..., float] | None = None
 
     def __post_init__(self) -> None:
         if next(iter(self.own)) != "lr":
@@ -293,7 +298,13 @@ class Rule:
     def folded(self) -> tuple[str, ...]:
         """`fold`'s arguments between ``t`` and the scalars; those that only say how a state begins are left out."""
         names = [name for name in self.own if name not in self.initial]
-        return (*names, "copies") if self.vector else tuple(names)
+        decay = ["weight_decay"] if self.decays_inside else []
+        return (*names, *(["copies"] if self.vector else []), *decay)
+
+    @cached_property
+    def decays_inside(self) -> bool:
+        """True for a rule whose weight_decay is the update's, and none comes before."""
+        return self.decoupled is not None and "weight_decay" in inspect.signature(self.fold).parameters
 
     @cached_property
     def common(self) -> dict[str, Hyper]:
@@ -321,7 +332,13 @@ class Rule:
     def row(self) -> tuple[str, ...]:
         """The layout of a row of hyper-parameters, as backends take it: what not all rules have comes last."""
         last = [name for name in COMMON if name not in ("weight_decay", "maximize") and name in self.common]
-        return ("lr", "weight_decay", "maximize", *self.folded[1:], *last)
+        own = [name for name in self.folded[1:] if name != "weight_decay"]
+        return ("lr", "weight_decay", "maximize", *own, *last)
+
+    @cached_property
+    def folded_at(self) -> tuple[int, ...]:
+        """The places in a row of hyper-parameters of `fold`'s arguments between ``t`` and the scalars."""
+        return tuple(map(self.row.index, self.folded))
 
     @cached_property
     def hyper(self) -> dict[str, Hyper]:
@@ -349,12 +366,14 @@ class Rule:
 
     def fold_row(self, t: float, row: Sequence[float], scalars: Sequence[float] = ()) -> tuple[tuple, tuple]:
         """The coefficients of step t and the scalars after it, from a row of hyper-parameters."""
-        found = self.fold(t, row[0], *row[OWN_HYPER : OWN_HYPER + len(self.folded) - 1], *scalars)
+        found = self.fold(t, *map(row.__getitem__, self.folded_at), *scalars)
         return found[: len(self.coefficients)], found[len(self.coefficients) :]
 
     @property
     def fold_prologue(self) -> Callable[..., tuple[float, float, float]]:
         """``fold_prologue(lr, row, grad_scale)``: the coefficients of the prologue, from a row of hyper-parameters."""
+        if self.decays_inside:
+            return fold_no_decay
         return fold_both_decays if self.decoupled is None else fold_decoupled_decay
 
     def variant(self, name: str, optimizer: str, **changes: Any) -> Rule:
@@ -370,6 +389,11 @@ def fold_both_decays(lr, row, grad_scale):
 def fold_decoupled_decay(lr, row, grad_scale):
     """Fold the prologue of a rule whose ``weight_decay`` is decoupled."""
     return (-grad_scale if row[2] else grad_scale), 0.0, (1.0 - lr * row[1] if row[1] else 1.0)
+
+
+def fold_no_decay(lr, row, grad_scale):
+    """Fold the prologue of a rule whose ``weight_decay`` is the update's."""
+    return (-grad_scale if row[2] else grad_scale), 0.0, 1.0
 
 
 def prologue(p, g, grad_scale, weight_decay, decay):

@@ -70,6 +70,22 @@ def fold_signsgd(t, lr, momentum):
     return momentum, 1.0 - momentum, lr
 
 
+def schedule_free_sgd(p, g, z_offset, gain, rest, rate, weight):
+    return p - (rate * g - weight * z_offset), rest * (z_offset - gain * g)
+
+
+def fold_schedule_free_sgd(t, lr, momentum, warmup_steps, r, weight_lr_power, weight_sum, lr_max):
+    rate = lr * (t / warmup_steps) if t < warmup_steps else lr
+    before, lr_max = lr_max, rate if rate > lr_max else lr_max
+    if lr_max > 0.0:
+        weight_sum = weight_sum * (before / lr_max) ** weight_lr_power
+    share = t**r if lr_max > 0.0 or weight_lr_power == 0.0 else 0.0
+    weight_sum = weight_sum + share
+    weight = share / weight_sum if weight_sum > 0.0 else 0.0
+    rest = 1.0 - weight
+    return rate * momentum, rest, rate * (1.0 - momentum * rest), weight, weight_sum, lr_max
+
+
 def asgd(p, g, ax, shrink, rate, mu, mu_c):
     p = shrink * p - rate * g
     # While mu is 1 the average is the parameter, whatever it was.
@@ -96,6 +112,19 @@ def rprop(p, g, prev, step_size, etaminus, etaplus, smallest, largest):
 
 def fold_rprop(t, lr, etaminus, etaplus, step_size_min, step_size_max):
     return etaminus, etaplus, step_size_min, step_size_max
+
+
+#: What the Schedule-Free rules have beyond a learning rate and decay rates.
+SCHEDULE_FREE = {
+    "warmup_steps": nonnegative(0.0, "steps over which the learning rate rises from 0"),
+    "r": Hyper(0.0, "power of the step's number in its weight", low=0.0, high=10.0),
+    "weight_lr_power": nonnegative(2.0, "power of the largest learning rate so far in a step's weight"),
+}
+
+
+def between(beta, meaning, **options):
+    """How near the gradient is taken to the average: in (0, 1)."""
+    return Hyper(beta, meaning, low=POSITIVE, high=1.0, below_high=True, **options)
 
 
 _MOMENTUM = {
@@ -182,6 +211,26 @@ RULES = (
         },
         signsgd, fold_signsgd, (State("momentum_buffer"),), bounded=True,
         notes=("``momentum=0`` is signSGD, whose step is against the sign of the gradient itself.",),
+    ),
+    Rule(
+        "schedule_free_sgd", "ScheduleFreeSGD",
+        "SGD without a schedule: iterates z are averaged to x, and gradients are taken in between",
+        "d = z - p; p -= gamma*(1 - momentum*(1 - c))*g - c*d; d = (1 - c)*(d - gamma*momentum*g), "
+        "gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power",
+        "Defazio et al. 2024, arXiv:2405.15682; the authors' package schedulefree",
+        {
+            "lr": nonnegative(1.0, LR),
+            "momentum": between(0.9, "where the gradient is taken: 1 at the average x, 0 at z"),
+            **SCHEDULE_FREE,
+        },
+        schedule_free_sgd, fold_schedule_free_sgd, (State("z_offset"),),
+        scalars={"weight_sum": 0.0, "lr_max": 0.0},
+        ahead=lambda momentum: (1.0 - momentum) / momentum,
+        notes=(
+            "In the paper's letters p is y = (1 - momentum)*z + momentum*x, and ``z_offset`` z - y. What is to be "
+            "evaluated is x = y - (1 - momentum)/momentum*z_offset. ``weight_sum`` is in units of the largest weight "
+            "that a learning rate gave so far.",
+        ),
     ),
     Rule(
         "asgd", "ASGD",

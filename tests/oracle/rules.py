@@ -70,6 +70,30 @@ def _way(p, after):
     return np.where(np.isinf(p), 0, p - after)
 
 
+def _schedule_free(t, p, direction, d, weights, largest, lr, beta, warmup_steps, r, weight_lr_power):
+    """Defazio et al., 2024 (arXiv:2405.15682): of z and x, from where they were, the step of y, z - y, and the sums."""
+    lr = lr * min(1, t / warmup_steps) if warmup_steps else lr
+    largest = max(lr, largest)
+    w = t**r * largest**weight_lr_power
+    weights = weights + w
+    c = w / weights if weights > 0 else 0
+    z, x = p + d, p - (1 - beta) / beta * d
+    z = z - lr * direction
+    x = (1 - c) * x + c * z
+    y = (1 - beta) * z + beta * x
+    return _way(p, y), np.where(np.isinf(p), (1 - c) * (d - lr * beta * direction), z - y), weights, largest
+
+
+@oracle(d="z_offset")
+def schedule_free_sgd(
+    t, g, d, weights, largest, *, lr=1.0, momentum=0.9, warmup_steps=0, r=0, weight_lr_power=2.0, p=None
+):
+    """Their algorithm 1, with the weights of the authors' package."""
+    if t == 1:
+        weights = largest = 0.0
+    return _schedule_free(t, p, g, d, weights, largest, lr, momentum, warmup_steps, r, weight_lr_power)
+
+
 @oracle(a="ax")
 def asgd(t, g, a, eta, mu, *, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, p=None):
     """Polyak and Juditsky, 1992, at Bottou's rates, which are those of torch: step t has what step t - 1 left."""
@@ -410,5 +434,31 @@ def dynamic_bounds(t, final_lr, gamma):
     return final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))
 
 
+@oracle(d="z_offset", v="exp_avg_sq")
+def schedule_free_adamw(
+    t, g, d, v, weights, largest, *,
+    lr=0.0025, beta1=0.9, beta2=0.999, eps=1e-8, warmup_steps=0, r=0, weight_lr_power=2.0, decay=0.0, p=None,
+):  # fmt: skip
+    """Defazio et al., 2024, section 4: AdamW's direction, with the decay at y, without its average of gradients."""
+    v = beta2 * v + (1 - beta2) * g**2
+    direction = g / (np.sqrt(v / (1 - beta2**t)) + eps)
+    if decay:
+        direction = direction + decay * p
+    if t == 1:
+        weights = largest = 0.0
+    y, d, *sums = _schedule_free(t, p, direction, d, weights, largest, lr, beta1, warmup_steps, r, weight_lr_power)
+    return y, d, v, *sums
+
+
+def _inside(run):
+    """The rule whose weight decay is the update's."""
+
+    def run_inside(p0, grads, *, weight_decay=0.0, **options):
+        return run(p0, grads, decay=weight_decay, **options)
+
+    return run_inside
+
+
+ORACLES["schedule_free_adamw"] = _inside(schedule_free_adamw)
 ORACLES["adan"] = decoupled(adan, 0.0)
 ORACLES["ademamix"] = decoupled(ademamix, 0.0)

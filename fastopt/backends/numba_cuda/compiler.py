@@ -14,7 +14,7 @@ import sys
 import tempfile
 import types as pytypes
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -39,7 +39,7 @@ from ...arrays.blocks import POSITIVE, SIGNED
 from ...arrays.dtypes import CODES, compute_dtype, dtype_name
 from ...jobs import job, storage
 from ...jobs.job import DUPLICATES
-from ...rules import FIRST_STATE, OWN, OWN_HYPER
+from ...rules import FIRST_STATE, OWN
 from .. import convert, noise, numba_cache
 from . import instructions, kernels
 
@@ -233,7 +233,7 @@ class Fold:
             "WIDTH": self.update.width,
             "fold": rule.fold,
             "fold_prologue": rule.fold_prologue,
-            "fold_row": fold_row_of(len(rule.folded) - 1, len(rule.scalars)),
+            "fold_row": fold_row_of(rule.folded_at, len(rule.scalars)),
         }
         return _rebound(kernels.fold_steps, names)[0]
 
@@ -337,12 +337,13 @@ def _apply_of(states: int, copies: int) -> Any:
 
 
 @cache
-def fold_row_of(folded: int, kept: int) -> Any:
-    """The `kernels.fold_row` of a rule that folds so many hyper-parameters beside lr, and keeps so many numbers."""
+def fold_row_of(folded_at: Sequence[int], kept: int) -> Any:
+    """The `kernels.fold_row` of a rule: the places in a row of what it folds, and how many numbers it keeps."""
+    own = "".join(f", own[{place}]" for place in folded_at[1:])
     scalars = "".join(f", load(kept + {8 * k}, float64)" for k in range(kept))
     namespace: dict[str, Any] = {"fold": None, "load": instructions.load, "float64": np.float64}
     exec(
-        f"def fold_row(t, lr, own, kept):\n    return fold(t, lr, *own[{OWN_HYPER}:{OWN_HYPER + folded}]{scalars})\n",
+        f"def fold_row(t, lr, own, kept):\n    return fold(t, lr{own}{scalars})\n",
         namespace,
     )
     return namespace["fold_row"]
