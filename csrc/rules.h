@@ -353,7 +353,7 @@ FOLD(signsgd)
     const double before = scalars[1], lr_max = rate > before ? rate : before;                                         \
     if (lr_max > 0.0)                                                                                                 \
         scalars[0] *= pow(before / lr_max, h->weight_lr_power);                                                       \
-    const double share = lr_max > 0.0 || h->weight_lr_power == 0.0 ? pow(t, h->r) : 0.0;                              \
+    const double share = lr_max > 0.0 || h->weight_lr_power == 0.0 ? pow(t, h->weight_step_power) : 0.0;                              \
     scalars[0] += share;                                                                                              \
     scalars[1] = lr_max;                                                                                              \
     c->weight = scalars[0] > 0.0 ? share / scalars[0] : 0.0;                                                          \

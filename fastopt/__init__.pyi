@@ -558,7 +558,7 @@ class ScheduleFreeSGD(Optimizer):
 
         d = z - p
         p -= gamma*(1 - momentum*(1 - c))*g - c*d
-        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^weight_step_power*(max gamma_{<=t})^weight_lr_power
 
     Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
     lr*decoupled_weight_decay; then comes the above.
@@ -579,8 +579,8 @@ class ScheduleFreeSGD(Optimizer):
         Where the gradient is taken: 1 at the average x, 0 at z. A number in [4.94066e-324, 1).
     warmup_steps : float or callable, default 0.0
         Steps over which the learning rate rises from 0. A finite number >= 0.
-    r : float or callable, default 0.0
-        Power of the step's number in its weight. A number in [0, 10].
+    weight_step_power : float or callable, default 0.0
+        Power of the step's number in its weight (r in the paper). A number in [0, 10].
     weight_lr_power : float or callable, default 2.0
         Power of the largest learning rate so far in a step's weight. A finite number >= 0.
     train_mode : bool, default True
@@ -617,7 +617,7 @@ class ScheduleFreeSGD(Optimizer):
         *,
         momentum: Value = 0.9,
         warmup_steps: Value = 0.0,
-        r: Value = 0.0,
+        weight_step_power: Value = 0.0,
         weight_lr_power: Value = 2.0,
         weight_decay: Value = 0.0,
         decoupled_weight_decay: Value = 0.0,
@@ -2304,7 +2304,7 @@ class ScheduleFreeAdamW(Optimizer):
 
         d = z - p
         p -= gamma*(1 - momentum*(1 - c))*g - c*d
-        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^weight_step_power*(max gamma_{<=t})^weight_lr_power
 
     Here g is grad_scale*grad, its sign flipped by ``maximize``.
 
@@ -2326,8 +2326,8 @@ class ScheduleFreeAdamW(Optimizer):
         Added to the denominator. A finite number >= 0.
     warmup_steps : float or callable, default 0.0
         Steps over which the learning rate rises from 0. A finite number >= 0.
-    r : float or callable, default 0.0
-        Power of the step's number in its weight. A number in [0, 10].
+    weight_step_power : float or callable, default 0.0
+        Power of the step's number in its weight (r in the paper). A number in [0, 10].
     weight_lr_power : float or callable, default 2.0
         Power of the largest learning rate so far in a step's weight. A finite number >= 0.
     weight_decay : float or callable, default 0.0
@@ -2367,7 +2367,7 @@ class ScheduleFreeAdamW(Optimizer):
         betas: ValuePair = (0.9, 0.999),
         eps: Value = 1e-08,
         warmup_steps: Value = 0.0,
-        r: Value = 0.0,
+        weight_step_power: Value = 0.0,
         weight_lr_power: Value = 2.0,
         weight_decay: Value = 0.0,
         maximize: bool = False,

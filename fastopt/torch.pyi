@@ -738,7 +738,7 @@ class ScheduleFreeSGD(Optimizer):
 
         d = z - p
         p -= gamma*(1 - momentum*(1 - c))*g - c*d
-        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^weight_step_power*(max gamma_{<=t})^weight_lr_power
 
     Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
     ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
@@ -760,8 +760,8 @@ class ScheduleFreeSGD(Optimizer):
         Where the gradient is taken: 1 at the average x, 0 at z. A number in [4.94066e-324, 1).
     warmup_steps : float, default 0.0
         Steps over which the learning rate rises from 0. A finite number >= 0.
-    r : float, default 0.0
-        Power of the step's number in its weight. A number in [0, 10].
+    weight_step_power : float, default 0.0
+        Power of the step's number in its weight (r in the paper). A number in [0, 10].
     weight_lr_power : float, default 2.0
         Power of the largest learning rate so far in a step's weight. A finite number >= 0.
     train_mode : bool, default True
@@ -803,7 +803,7 @@ class ScheduleFreeSGD(Optimizer):
         *,
         momentum: Number = 0.9,
         warmup_steps: Number = 0.0,
-        r: Number = 0.0,
+        weight_step_power: Number = 0.0,
         weight_lr_power: Number = 2.0,
         weight_decay: Number = 0.0,
         decoupled_weight_decay: bool = False,
@@ -2638,7 +2638,7 @@ class ScheduleFreeAdamW(Optimizer):
 
         d = z - p
         p -= gamma*(1 - momentum*(1 - c))*g - c*d
-        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power
+        d = (1 - c)*(d - gamma*momentum*g), gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^weight_step_power*(max gamma_{<=t})^weight_lr_power
 
     Here g is the gradient, its sign flipped by ``maximize``.
 
@@ -2660,8 +2660,8 @@ class ScheduleFreeAdamW(Optimizer):
         Added to the denominator. A finite number >= 0.
     warmup_steps : float, default 0.0
         Steps over which the learning rate rises from 0. A finite number >= 0.
-    r : float, default 0.0
-        Power of the step's number in its weight. A number in [0, 10].
+    weight_step_power : float, default 0.0
+        Power of the step's number in its weight (r in the paper). A number in [0, 10].
     weight_lr_power : float, default 2.0
         Power of the largest learning rate so far in a step's weight. A finite number >= 0.
     weight_decay : float, default 0.0
@@ -2705,7 +2705,7 @@ class ScheduleFreeAdamW(Optimizer):
         betas: NumberPair = (0.9, 0.999),
         eps: Number = 1e-08,
         warmup_steps: Number = 0.0,
-        r: Number = 0.0,
+        weight_step_power: Number = 0.0,
         weight_lr_power: Number = 2.0,
         weight_decay: Number = 0.0,
         maximize: bool = False,

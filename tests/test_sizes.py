@@ -166,21 +166,24 @@ def check(name, storage, sizes, **how):
 @pytest.mark.parametrize("name", DENSE)
 def test_dense_arrays(name, dtype):
     tensors = Tensors(name, (dtype, dtype, dtype, 0), SIZES)
-    tensors.draw(1)
-    start, grads = tensors.param.copy(), [tensors.grad.copy()]
-    p, states = ORACLES[name](start, grads, grad_scale=0.5, **tensors.hyper)
-    path = [(p, states)]
+    start, grads, path = tensors.param.copy(), [], []
+    before = 3 if RULES[name].ahead else 1  # after one step z - y is 0, and what comes then may nearly cancel
+    for t in range(1, before + 1):
+        tensors.draw(t)
+        grads.append(tensors.grad.copy())
+        path.append(ORACLES[name](start, grads, grad_scale=0.5, **tensors.hyper))
+    p, states = path[-1]
     tensors.param[:] = p
     for state, values in zip(RULES[name].state_names, tensors.states, strict=True):
         values[:] = states[state]
-    tensors.draw(2)
+    tensors.draw(before + 1)
     path.append(ORACLES[name](start, [*grads, tensors.grad], grad_scale=0.5, **tensors.hyper))
-    there, before = tensors.there, [array.copy() for array in tensors.arrays]
+    there, kept = tensors.there, [array.copy() for array in tensors.arrays]
     path = [(p[there], {key: state[..., there] for key, state in states.items()}) for p, states in path]
-    for param, grad, *states in engines(tensors, 2):
+    for param, grad, *states in engines(tensors, before + 1):
         assert_near_the_oracle(name, [array[..., there] for array in (param, *states)], start[there], path)
         after = [param, grad, *states]
-        assert_same_bits([array[..., ~there] for array in after], [array[..., ~there] for array in before])
+        assert_same_bits([array[..., ~there] for array in after], [array[..., ~there] for array in kept])
         assert_same_bits([grad], [tensors.grad])
 
 

@@ -204,9 +204,9 @@ def schedule_free_adamw(p, g, z_offset, exp_avg_sq, beta2, beta2_c, root, eps, d
 
 
 def fold_schedule_free_adamw(
-    t, lr, beta1, beta2, eps, warmup_steps, r, weight_lr_power, weight_decay, weight_sum, lr_max
+    t, lr, beta1, beta2, eps, warmup_steps, weight_step_power, weight_lr_power, weight_decay, weight_sum, lr_max
 ):
-    c = fold_schedule_free_sgd(t, lr, beta1, warmup_steps, r, weight_lr_power, weight_sum, lr_max)
+    c = fold_schedule_free_sgd(t, lr, beta1, warmup_steps, weight_step_power, weight_lr_power, weight_sum, lr_max)
     root = sqrt(1.0 - beta2**t)  # as in fold_adam
     return (beta2, 1.0 - beta2, root, eps * root, weight_decay, *c)
 

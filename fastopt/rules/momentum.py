@@ -74,12 +74,12 @@ def schedule_free_sgd(p, g, z_offset, gain, rest, rate, weight):
     return p - (rate * g - weight * z_offset), rest * (z_offset - gain * g)
 
 
-def fold_schedule_free_sgd(t, lr, momentum, warmup_steps, r, weight_lr_power, weight_sum, lr_max):
+def fold_schedule_free_sgd(t, lr, momentum, warmup_steps, weight_step_power, weight_lr_power, weight_sum, lr_max):
     rate = lr * (t / warmup_steps) if t < warmup_steps else lr
     before, lr_max = lr_max, rate if rate > lr_max else lr_max
     if lr_max > 0.0:
         weight_sum = weight_sum * (before / lr_max) ** weight_lr_power
-    share = t**r if lr_max > 0.0 or weight_lr_power == 0.0 else 0.0
+    share = t**weight_step_power if lr_max > 0.0 or weight_lr_power == 0.0 else 0.0
     weight_sum = weight_sum + share
     weight = share / weight_sum if weight_sum > 0.0 else 0.0
     rest = 1.0 - weight
@@ -117,7 +117,7 @@ def fold_rprop(t, lr, etaminus, etaplus, step_size_min, step_size_max):
 #: What the Schedule-Free rules have beyond a learning rate and decay rates.
 SCHEDULE_FREE = {
     "warmup_steps": nonnegative(0.0, "steps over which the learning rate rises from 0"),
-    "r": Hyper(0.0, "power of the step's number in its weight", low=0.0, high=10.0),
+    "weight_step_power": Hyper(0.0, "power of the step's number in its weight (r in the paper)", low=0.0, high=10.0),
     "weight_lr_power": nonnegative(2.0, "power of the largest learning rate so far in a step's weight"),
 }
 
@@ -216,7 +216,8 @@ RULES = (
         "schedule_free_sgd", "ScheduleFreeSGD",
         "SGD without a schedule: iterates z are averaged to x, and gradients are taken in between",
         "d = z - p; p -= gamma*(1 - momentum*(1 - c))*g - c*d; d = (1 - c)*(d - gamma*momentum*g), "
-        "gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, w_t = t^r*(max gamma_{<=t})^weight_lr_power",
+        "gamma = lr*min(1, t/warmup_steps), c = w_t/sum of w_{<=t}, "
+        "w_t = t^weight_step_power*(max gamma_{<=t})^weight_lr_power",
         "Defazio et al. 2024, arXiv:2405.15682; the authors' package schedulefree",
         {
             "lr": nonnegative(1.0, LR),

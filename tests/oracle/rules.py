@@ -70,28 +70,32 @@ def _way(p, after):
     return np.where(np.isinf(p), 0, p - after)
 
 
-def _schedule_free(t, p, direction, d, weights, largest, lr, beta, warmup_steps, r, weight_lr_power):
-    """Defazio et al., 2024 (arXiv:2405.15682): of z and x, from where they were, the step of y, z - y, and the sums."""
+def _schedule_free(t, direction, d, weights, largest, lr, beta, warmup_steps, step_power, lr_power):
+    """Defazio et al., 2024 (arXiv:2405.15682): the step of y, z - y after it, and the sums.
+
+    z and x are where they are from y before the step, so that no digits of a small z - y are lost.
+    """
+    if t == 1:
+        weights = largest = 0.0
     lr = lr * min(1, t / warmup_steps) if warmup_steps else lr
     largest = max(lr, largest)
-    w = t**r * largest**weight_lr_power
+    w = t**step_power * largest**lr_power
     weights = weights + w
     c = w / weights if weights > 0 else 0
-    z, x = p + d, p - (1 - beta) / beta * d
+    z, x = d, -(1 - beta) / beta * d
     z = z - lr * direction
     x = (1 - c) * x + c * z
     y = (1 - beta) * z + beta * x
-    return _way(p, y), np.where(np.isinf(p), (1 - c) * (d - lr * beta * direction), z - y), weights, largest
+    return -y, z - y, weights, largest
 
 
 @oracle(d="z_offset")
 def schedule_free_sgd(
-    t, g, d, weights, largest, *, lr=1.0, momentum=0.9, warmup_steps=0, r=0, weight_lr_power=2.0, p=None
+    t, g, d, weights, largest, *, lr=1.0, momentum=0.9, warmup_steps=0, weight_step_power=0, weight_lr_power=2.0
 ):
     """Their algorithm 1, with the weights of the authors' package."""
-    if t == 1:
-        weights = largest = 0.0
-    return _schedule_free(t, p, g, d, weights, largest, lr, momentum, warmup_steps, r, weight_lr_power)
+    powers = weight_step_power, weight_lr_power
+    return _schedule_free(t, g, d, weights, largest, lr, momentum, warmup_steps, *powers)
 
 
 @oracle(a="ax")
@@ -436,18 +440,31 @@ def dynamic_bounds(t, final_lr, gamma):
 
 @oracle(d="z_offset", v="exp_avg_sq")
 def schedule_free_adamw(
-    t, g, d, v, weights, largest, *,
-    lr=0.0025, beta1=0.9, beta2=0.999, eps=1e-8, warmup_steps=0, r=0, weight_lr_power=2.0, decay=0.0, p=None,
-):  # fmt: skip
+    t,
+    g,
+    d,
+    v,
+    weights,
+    largest,
+    *,
+    lr=0.0025,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    warmup_steps=0,
+    weight_step_power=0,
+    weight_lr_power=2.0,
+    decay=0.0,
+    p=None,
+):
     """Defazio et al., 2024, section 4: AdamW's direction, with the decay at y, without its average of gradients."""
     v = beta2 * v + (1 - beta2) * g**2
     direction = g / (np.sqrt(v / (1 - beta2**t)) + eps)
     if decay:
         direction = direction + decay * p
-    if t == 1:
-        weights = largest = 0.0
-    y, d, *sums = _schedule_free(t, p, direction, d, weights, largest, lr, beta1, warmup_steps, r, weight_lr_power)
-    return y, d, v, *sums
+    powers = weight_step_power, weight_lr_power
+    update, d, *sums = _schedule_free(t, direction, d, weights, largest, lr, beta1, warmup_steps, *powers)
+    return update, d, v, *sums
 
 
 def _inside(run):
