@@ -18,7 +18,16 @@ BATCH = 64
 HELD_OUT = 360  # of 1797
 
 #: Learning rates; 1e-2 for whoever is not here.
-LR = {"SGD": 0.5, "ASGD": 0.5, "Momentum": 0.05, "NAG": 0.05, "QHM": 0.5, "AggMo": 0.05, "Adadelta": 1.0}
+LR = {
+    "SGD": 0.5,
+    "ASGD": 0.5,
+    "ScheduleFreeSGD": 0.5,
+    "Momentum": 0.05,
+    "NAG": 0.05,
+    "QHM": 0.5,
+    "AggMo": 0.05,
+    "Adadelta": 1.0,
+}
 
 
 #: FTRL, for linear models, forgets the weights that it begins with, and from zero such a network learns nothing.
@@ -88,7 +97,8 @@ def train(name: str, epochs: int = 15, threads: int | None = None) -> dict[str, 
     images, labels = _data()
     rng = np.random.default_rng(0)
     network, lr = Network(), LR.get(name, 1e-2)
-    plan = CLASSES[name](network.params, lr=lr, threads=threads).bind(network.grads)
+    optimizer: Any = CLASSES[name](network.params, lr=lr, threads=threads)
+    plan = optimizer.bind(network.grads)
     steps, seconds = 0, 0.0
     for _ in range(epochs):
         order = HELD_OUT + rng.permutation(len(images) - HELD_OUT)
@@ -99,6 +109,8 @@ def train(name: str, epochs: int = 15, threads: int | None = None) -> dict[str, 
             plan.step()
             seconds += perf_counter() - start
             steps += 1
+    if optimizer._arguments.evaluated:
+        optimizer.eval()
     accuracy = network.accuracy(images[:HELD_OUT], labels[:HELD_OUT])
     return {"name": name, "lr": lr, "accuracy": accuracy, "steps": steps, "seconds": seconds}
 
