@@ -640,3 +640,25 @@ def refused(rank):
 
 def test_what_cannot_be_distributed_is_refused_by_name(ranks):
     ranks(refused)
+
+
+# ---- where parameters are evaluated ----
+
+
+def evaluated(rank, model=None):
+    model = sharded_network() if model is None else model
+    optimizer = optim.ScheduleFreeAdamW(model.parameters(), lr=0.05)
+    train(model, optimizer)
+    optimizer.eval()
+    found = wholes(model)
+    with pytest.raises(ValueError, match="eval mode"):
+        optimizer.step()
+    optimizer.train()
+    train(model, optimizer, steps=range(4, 6))
+    return found, wholes(model)
+
+
+def test_each_rank_moves_its_shards_to_where_they_are_evaluated(ranks):
+    alone = evaluated(0, network())
+    for found in ranks(evaluated):
+        torch.testing.assert_close(found, alone, **CLOSE)
