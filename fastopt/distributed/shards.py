@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -9,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arrays.array import Array
+from ..arrays.dtypes import compute_dtype
 from ..jobs.job import NORM_BLOCK
 
 #: The most elements of a unit: what is received, summed, updated and sent at once.
@@ -24,6 +27,11 @@ class Extent(NamedTuple):
     by_row: bool = False  # its states are of rows: it is cut between rows only
     in_blocks: bool = False  # a state of it is in blocks of 8-bit floats
     whole: bool = False  # its rule measures whole parameters: it is not cut
+
+    @classmethod
+    def of(cls, array: Array, by_row: bool = False, in_blocks: bool = False, whole: bool = False) -> Extent:
+        """The extent of an array."""
+        return cls(array.size, math.prod(array.shape[1:]), compute_dtype(array.dtype), by_row, in_blocks, whole)
 
     @property
     def step(self) -> int:

@@ -24,15 +24,14 @@ def aligned(begin: int, end: int) -> list[Node]:
     return nodes
 
 
-def additions(nodes: Sequence[Node], slices: int) -> tuple[list[tuple[int, int, int]], int]:
+def additions(nodes: Sequence[Node]) -> tuple[list[tuple[int, int, int]], int]:
     """The additions that make the root of nodes.
 
     Parameters
     ----------
     nodes : sequence of Node
-        Such as together are all slices, each once.
-    slices : int
-        The number of slices, a power of two.
+        Such as together are all slices, each once. Where their number is no power of two, a node without a second half
+        is its first.
 
     Returns
     -------
@@ -43,6 +42,7 @@ def additions(nodes: Sequence[Node], slices: int) -> tuple[list[tuple[int, int, 
         The places of sums that are needed.
     """
     place = {node: i for i, node in enumerate(nodes)}
+    slices = sum(width for _, width in nodes)
     steps: list[tuple[int, int, int]] = []
 
     def add(start: int, width: int, into: int) -> int:
@@ -50,9 +50,11 @@ def additions(nodes: Sequence[Node], slices: int) -> tuple[list[tuple[int, int, 
             return place[start, width]
         half = width // 2
         left = add(start, half, into)
+        if start + half >= slices:
+            return left
         right = add(start + half, half, into + (left == into))
         steps.append((left, right, into))
         return into
 
-    add(0, slices, len(place))
+    add(0, 1 << max(slices - 1, 0).bit_length(), len(place))
     return steps, len({into for _, _, into in steps})

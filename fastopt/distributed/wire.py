@@ -20,8 +20,6 @@ class Wire:
         One of `WIRES`.
     dtypes : mapping
         The dtypes in which gradients are computed.
-    argument : str
-        What messages call it.
 
     Raises
     ------
@@ -29,12 +27,10 @@ class Wire:
         Gradients of float64 parameters would travel in bfloat16.
     """
 
-    def __init__(self, name: str, dtypes: Mapping[np.dtype, int], argument: str) -> None:
+    def __init__(self, name: str, dtypes: Mapping[np.dtype, int]) -> None:
         self._rounds = name == "bfloat16"
         if self._rounds and np.dtype(np.float64) in dtypes:
-            raise ValueError(
-                f"{argument}: found 'bfloat16' with a float64 parameter, expected 'float32', which is exact"
-            )
+            raise ValueError("wire: found 'bfloat16' with a float64 parameter, expected 'float32', which is exact")
 
     def lanes(self, sizes: Mapping[np.dtype, int]) -> Lanes:
         """Room for what comes."""

@@ -253,7 +253,7 @@ def test_sums_travel_in_bfloat16():
 def test_numbers_that_are_none_travel_in_bfloat16():
     from fastopt.distributed.wire import Wire
 
-    wire = Wire("bfloat16", {}, "wire")
+    wire = Wire("bfloat16", {})
     values = np.array([np.nan, -np.inf, 3.4e38, 1e-45, -0.0, 1.00390625], "f4")
     values[0:1].view("u4")[0] = 0x7F800001
     found = wire.widened(wire.narrowed(values))

@@ -29,7 +29,7 @@ def test_ranks_make_the_sum_of_one(power, data):
     ranks = data.draw(st.integers(1, slices))
     leaves = list(np.random.default_rng(slices + ranks).standard_normal((slices, 3)).astype("f4"))
     nodes = [own for r in range(ranks) for own in aligned(slices * r // ranks, slices * (r + 1) // ranks)]
-    steps, sums = additions(nodes, slices)
+    steps, sums = additions(nodes)
     slots = [*(node(leaves, *own) for own in nodes), *[None] * max(sums, 1)]
     for left, right, into in steps:
         slots[into] = slots[left] + slots[right]

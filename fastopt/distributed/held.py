@@ -1,0 +1,90 @@
+"""Internal. Parameters that all ranks have alike, and update in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from ..arrays.array import CPU, Array
+from ..arrays.checks import check_tensor
+from ..arrays.libraries import view
+from ..arrays.libraries.torch import detached, is_tensor
+from ..binding.structure import Given, read_params
+from .agreement import digest, said
+
+
+class Held:
+    """Parameters as they are given: contiguous, on the CPU.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings of arrays, or list of group dicts
+        As classes take them.
+
+    Attributes
+    ----------
+    params : object
+        The parameters, as given; of an iterator a list.
+    structure : object
+        Their structure.
+    groups : list of Given
+        Their groups.
+    names, arrays, views, memory : list
+        Of each parameter what messages call it, the array, its view, and its bytes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        One is not what it must be; the message names it.
+    """
+
+    def __init__(self, params: Any) -> None:
+        self.params = list(params) if isinstance(params, Iterator) else params
+        self.structure, self.groups = read_params(self.params)
+        self.names: list[str] = list(chain.from_iterable(map(attrgetter("names"), self.groups)))
+        self.arrays: list[Any] = list(chain.from_iterable(map(attrgetter("arrays"), self.groups)))
+        self.views = list(map(view, self.arrays, self.names))
+        for array, name in zip(self.views, self.names, strict=True):
+            _check(array, name)
+        self.memory = [array.numpy().reshape(-1).view(np.uint8) for array in self.views]
+
+    def part(self, i: int, begin: int, end: int) -> Any:
+        """Elements of a parameter, as an array of its library."""
+        own = self.arrays[i]
+        if not (isinstance(own, np.ndarray) or is_tensor(own)):
+            own = self.views[i].numpy()
+        return detached(own).reshape(-1)[begin:end]
+
+    def said(self) -> dict[str, str]:
+        """Everything about them that ranks have alike, by name."""
+        found = {
+            f"params[{g}][{name!r}]": said(x) for g, group in enumerate(self.groups) for name, x in group.own.items()
+        }
+        for name, array in zip(self.names, self.views, strict=True):
+            found[name] = f"{array.dtype} of shape {array.shape}"
+        return found | {
+            f"the elements of {name}": digest(memory) for name, memory in zip(self.names, self.memory, strict=True)
+        }
+
+
+def grouped(groups: Sequence[Given], counts: Sequence[int], arrays: Sequence[Any]) -> list[dict[str, Any]]:
+    """Groups with entries as these, of so many of the arrays."""
+    given = iter(arrays)
+    return [
+        {**group.own, "params": [next(given) for _ in range(count)]}
+        for group, count in zip(groups, counts, strict=True)
+    ]
+
+
+def _check(array: Array, name: str) -> None:
+    if array.place is not CPU:
+        raise ValueError(f"{name}: found an array on {array.place.device}, expected one on the CPU")
+    check_tensor([array], [name])
+    if not array.dense:
+        raise ValueError(f"{name}: found strides {array.strides}, expected a contiguous array")
+    if not array.size:
+        raise ValueError(f"{name}: found shape {array.shape}, expected elements")
