@@ -108,6 +108,10 @@ class Layout:
                 found.append(Span(i, low - start, high - start))
         return found
 
+    def whole(self, i: int) -> list[Span]:
+        """All elements of a parameter."""
+        return [Span(i, 0, self.extents[i].size)]
+
     def units(self, rank: int, chosen: Sequence[bool]) -> list[list[Span]]:
         """The elements of chosen parameters in a rank's shard, in order, by units."""
         units: list[list[Span]] = []

@@ -217,7 +217,7 @@ class Synchronous:
             if grad is not None:
                 array = view(grad, name := self._called(i))
                 check_tensor([self._held.views[i], array], [self._held.names[i], name])
-                placed.append((self._layout.ranges([Span(i, 0, array.size)])[0].begin, floats_of(array).reshape(-1)))
+                placed.append((self._layout.ranges(self._layout.whole(i))[0].begin, floats_of(array).reshape(-1)))
         for i, sparse in rows:
             kinds[i] = _ROWS
             summed[i] = self._check_rows(i, sparse)

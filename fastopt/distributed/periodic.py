@@ -1,0 +1,267 @@
+"""Internal. Optimizers that train on their own in each rank, and come together every so many steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..arrays.libraries import assign, floats_of, same_library, view
+from ..arrays.libraries.torch import detached, is_tensor
+from ..backends.choice import ieee_arithmetic
+from ..checks import check_integer, check_number, wrong_type
+from ..optimizers import CLASSES
+from .agreement import check_alike, said
+from .carriers import current
+from .exchange import Exchange
+from .held import Held
+from .shards import Extent, Layout
+from .synchronous import Synchronous
+from .wire import Wire
+
+
+class _Periodic:
+    """The part of these optimizers that steps, and counts: its parameters are those of the subclasses."""
+
+    steps: int = 0
+    """The number of steps that this rank has made."""
+
+    def __init__(self, optimizer: Any, every: Any, arguments: Mapping[str, Any]) -> None:
+        if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "step"):
+            raise wrong_type("optimizer", optimizer, "an optimizer, as fastopt.AdamW(params)")
+        self._every = check_integer("every", every, 1)
+        self.optimizer = optimizer
+        groups = list(optimizer.param_groups)
+        self._held = Held([{"params": list(group["params"])} for group in groups])
+        self._world = current()
+        self.rank, self.ranks = self._world.rank, self._world.size
+        called = {"optimizer": type(optimizer).__name__, "every": str(every)}
+        for g, group in enumerate(groups):
+            called |= {f"param_groups[{g}][{name!r}]": said(x) for name, x in group.items() if name != "params"}
+        check_alike({**called, **{name: said(x) for name, x in arguments.items()}, **self._held.said()}, self._world)
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Does a step of this rank's optimizer; on every so many-th, all ranks come together.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the optimizer's own ``step``, as its gradients.
+
+        Returns
+        -------
+        object
+            What that returns.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the optimizer's own.
+        RankDied
+            Another rank has ended.
+        """
+        result = self.optimizer.step(*args, **kwargs)
+        self.steps += 1
+        if self.steps % self._every == 0:
+            self._come_together()
+        return result
+
+    def _come_together(self) -> None:
+        raise NotImplementedError
+
+    def _copies(self) -> Held:
+        """The parameters as they are now, in memory of their own."""
+        return Held([_copied(array) for array in self._held.arrays])
+
+
+class _Means:
+    """The means of all ranks' parameters, of which something is made in arrays of each."""
+
+    def __init__(self, own: _Periodic, made: Held) -> None:
+        self._own, self._made = own, made
+        layout = Layout([Extent.of(array) for array in own._held.views], own.ranks)
+        self._layout = layout
+        nodes = [[(rank, 1)] for rank in range(own.ranks)]
+        self._exchange = Exchange(own._world, layout, made.memory, nodes, Wire("float32", layout.sizes))
+        self._units = self._exchange.units([True] * len(own._held.views))
+
+    def add(self) -> None:
+        """Add this rank's parameters as they are now."""
+        placed = []
+        for i, array in enumerate(self._own._held.views):
+            values = floats_of(array).reshape(-1)
+            (where,) = self._layout.ranges(self._layout.whole(i))
+            placed.append((where.begin, values))
+        self._exchange.partial.add(self._own.rank, placed)
+
+    def take(self, make: Callable[[np.ndarray, Any], np.ndarray]) -> None:
+        """Have `make` make new elements of the mean and of what they were, each in the rank whose shard they are of."""
+        ranks = self._own.ranks
+        with self._exchange.flight(self._units) as flight:
+            for k, unit in enumerate(self._units[self._own.rank]):
+                flight.receive(k)
+                with ieee_arithmetic(), np.errstate(all="ignore"):
+                    for span in unit.spans:
+                        part = self._made.part(*span)
+                        total = self._exchange.summed(span)
+                        assign(part, same_library(make(total / total.dtype.type(ranks), part), part))
+                flight.publish(k)
+
+
+class LocalSGD(_Periodic):
+    """Each rank trains on its own examples, and every so many steps all take the mean of their parameters.
+
+    States of the optimizers stay as they are. The mean is the sum along a fixed tree, divided by the number of ranks.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        This rank's, of fastopt or fastopt.torch; its parameters are the same in all ranks, contiguous and on the CPU.
+    every : int
+        The number of steps between means.
+
+    Attributes
+    ----------
+    optimizer : Optimizer
+        As given.
+    rank, ranks : int
+        The number of this rank, and of all.
+    steps : int
+        The number of steps that this rank has made.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be, or not the same in all ranks; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> from fastopt import distributed as fd
+    >>> params = np.zeros(2)
+    >>> opt = fd.LocalSGD(fastopt.SGD(params, lr=0.1), every=20)
+    >>> opt.step(np.ones(2))
+    >>> params.tolist()
+    [-0.1, -0.1]
+    """
+
+    def __init__(self, optimizer: Any, *, every: int) -> None:
+        super().__init__(optimizer, every, {})
+        self._means = _Means(self, self._held)
+
+    def _come_together(self) -> None:
+        self._means.add()
+        self._means.take(lambda mean, _: mean)
+
+
+class Elastic(_Periodic):
+    """Elastic averaging (Zhang, Choromanska and LeCun 2015, equations 5, 6): parameters are drawn to a common centre.
+
+    Every so many steps, with p ranks and alpha = beta/p, at once: c = c + beta*(mean of x_i - c) and
+    x_i = x_i - alpha*(x_i - c), both of the c before. What has been learned is the centre.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        This rank's, as of `LocalSGD`: SGD makes it EASGD.
+    every : int
+        The number of steps between exchanges; default 4.
+    beta : float
+        The part of the way that the centre goes, in [0, 1]; default 0.9.
+
+    Attributes
+    ----------
+    center : list
+        The centre of each parameter, in order.
+    optimizer, rank, ranks, steps
+        As of `LocalSGD`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `LocalSGD`.
+    """
+
+    def __init__(self, optimizer: Any, *, every: int = 4, beta: float = 0.9) -> None:
+        self._beta = check_number("beta", beta, 0, 1)
+        super().__init__(optimizer, every, {"beta": self._beta})
+        self._centre = self._copies()
+        self.center: list[Any] = self._centre.arrays
+        self._means = _Means(self, self._centre)
+
+    def _come_together(self) -> None:
+        self._means.add()
+        alpha, beta = self._beta / self.ranks, self._beta
+        with ieee_arithmetic(), np.errstate(all="ignore"):
+            for array, x, centre in zip(self._held.arrays, self._held.views, self._centre.views, strict=True):
+                own = floats_of(x)
+                assign(detached(array), same_library(own - own.dtype.type(alpha) * (own - floats_of(centre)), array))
+
+        def drawn(mean: np.ndarray, part: Any) -> np.ndarray:
+            centre = floats_of(view(part, "center"))
+            return centre + mean.dtype.type(beta) * (mean - centre)
+
+        self._means.take(drawn)
+
+
+class DiLoCo(_Periodic):
+    """DiLoCo (Douillard et al. 2023): ranks train on their own, and an outer optimizer steps by what came of it.
+
+    Every so many steps the outer gradient of a parameter is the mean over ranks of theta - theta_i, where theta is what
+    all had after the exchange before and theta_i what this one has now. Nesterov's momentum steps theta with it, whose
+    state is cut among the ranks, and all go on from there. States of the inner optimizers stay as they are.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        This rank's inner one, as of `LocalSGD`; the paper's is AdamW(lr=4e-4, betas=(0.9, 0.95), weight_decay=0.1).
+    every : int
+        The number of inner steps between outer ones; default 500.
+    outer_lr, outer_momentum : float
+        Of the outer optimizer, `fastopt.NAG`; default 0.7 and 0.9.
+
+    Attributes
+    ----------
+    outer : Synchronous
+        The outer optimizer.
+    optimizer, rank, ranks, steps
+        As of `LocalSGD`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `LocalSGD`.
+    """
+
+    def __init__(self, optimizer: Any, *, every: int = 500, outer_lr: float = 0.7, outer_momentum: float = 0.9) -> None:
+        outer = {"outer_lr": check_number("outer_lr", outer_lr, 0)}
+        outer["outer_momentum"] = check_number("outer_momentum", outer_momentum, 0)
+        super().__init__(optimizer, every, outer)
+        self._theta = self._copies()
+        self.outer: Synchronous = _Outer(
+            CLASSES["NAG"], self._theta.arrays, slices=self.ranks, lr=outer_lr, momentum=outer_momentum
+        )
+
+    def _come_together(self) -> None:
+        with ieee_arithmetic(), np.errstate(all="ignore"):
+            moved = [
+                floats_of(theta) - floats_of(own)
+                for theta, own in zip(self._theta.views, self._held.views, strict=True)
+            ]
+        self.outer.add(self.rank, moved)
+        self.outer.step()
+        for own, theta in zip(self._held.memory, self._theta.memory, strict=True):
+            own[:] = theta
+
+
+class _Outer(Synchronous):
+    """One with a slice for each rank, whatever their number."""
+
+    def _check_slices(self, slices: Any) -> int:
+        return slices
+
+
+def _copied(array: Any) -> Any:
+    return array.detach().clone() if is_tensor(array) else copy.copy(array)
