@@ -36,6 +36,7 @@ def test_peers_agree(name):
 
 @pytest.mark.parametrize(
     ("who", "rule"), [("numba-loop", "adam"), ("numba-loop", "aggmo"), ("optax", "rmsprop"), ("optax", "adamw"),
+                      ("optax", "signsgd"), ("optax", "ademamix"), ("optax", "schedule_free_adamw"),
                       ("torch-loop", "nesterov"), ("thinc", "adam")]
 )  # fmt: skip
 def test_others_agree(who, rule):

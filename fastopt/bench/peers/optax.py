@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from .base import Competitor, Peer, Task, hyper_of, load
 
-#: The rules that optax has with the same formula. (Its amsgrad and nadam are others; see README's table.)
+#: The rules that optax has with the same formula. (Its amsgrad, nadam, radam and adan are others, whatever their options:
+#: adan's weighs the gradient's difference by 1 - beta2, the paper's by beta2. See the table of fastopt/rules/README.md.)
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("sgd", {}),
     "momentum": ("sgd", {"momentum": 0.9}),
@@ -24,6 +26,10 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "adamax": ("adamax", {}),
     "adabelief": ("adabelief", {}),
     "lion": ("lion", {"weight_decay": 0.0}),
+    "signsgd": ("signum", {}),
+    "ademamix": ("contrib.ademamix", {}),
+    "schedule_free_sgd": ("contrib.schedule_free_sgd", {}),
+    "schedule_free_adamw": ("contrib.schedule_free_adamw", {}),
 }
 
 
@@ -32,7 +38,7 @@ def build(task: Task) -> Peer:
     os.environ.setdefault("NPROC", str(task.threads))  # XLA asks once how many threads to start
     jax, optax = load("jax", "jax optax"), load("optax", "jax optax")
     name, options = CLASSES[task.rule.name]
-    optimizer = getattr(optax, name)(hyper_of(task.rule)["lr"], **options)
+    optimizer = attrgetter(name)(optax)(hyper_of(task.rule)["lr"], **options)
 
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = optimizer.update(grads, state, params)
