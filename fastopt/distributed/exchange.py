@@ -124,41 +124,56 @@ class Exchange:
         flight.land()
         self.partial.clear()
 
+    def give(self) -> None:
+        """Give each rank's shard of the arrays to all, as it is now."""
+        units = self.units([True] * len(self._memory))
+        flight = Flight(self, units, sums=False)
+        for k in range(len(units[self._world.rank])):
+            flight.publish(k)
+        flight.land()
+
 
 class Flight:
     """The messages of an exchange, or what goes through shared memory in their place; made by `Exchange.flight`."""
 
-    def __init__(self, own: Exchange, units: Sequence[Sequence[Unit]]) -> None:
+    def __init__(self, own: Exchange, units: Sequence[Sequence[Unit]], sums: bool = True) -> None:
         self._own, self._world, self._units = own, own._world, units
         self._coming: list[list[Request]] = [[] for _ in units[self._world.rank]]
         self._arriving: list[tuple[Request, list[np.ndarray], np.ndarray]] = []
         self._going: list[Request] = []
         self._published = 0
-        if own._windows is None:
-            self._start()
-        else:
-            self._world.barrier()  # all sums are there
-
-    def _start(self) -> None:
-        """Begin to receive all that comes, and to send what others sum."""
-        own, world = self._own, self._world
+        if own._windows is not None:
+            self._world.barrier()  # all sums are there, and nobody reads what was published before
+            return
         for rank in own._others():
-            for coming, unit in zip(self._coming, self._units[world.rank], strict=True):
-                for node in own._nodes[rank]:
-                    for dtype, begin, end in unit.ranges:
-                        low = own._low[dtype]
-                        coming.append(world.receive(rank, own._received[rank, node][dtype][begin - low : end - low]))
-            for unit in self._units[rank]:
+            if sums:
+                self._receive_sums(rank)
+            for unit in units[rank]:
                 parts = [own.memory_of(span) for span in unit.spans]
                 joined = parts[0] if len(parts) == 1 else np.empty(sum(part.size for part in parts), np.uint8)
-                self._arriving.append((world.receive(rank, joined), parts, joined))
+                self._arriving.append((self._world.receive(rank, joined), parts, joined))
+        if sums:
+            self._send_sums()
+
+    def _receive_sums(self, rank: int) -> None:
+        """Begin to receive a rank's blocks of this one's units."""
+        own = self._own
+        for coming, unit in zip(self._coming, self._units[self._world.rank], strict=True):
+            for node in own._nodes[rank]:
+                for dtype, begin, end in unit.ranges:
+                    lane = own._received[rank, node][dtype][begin - own._low[dtype] : end - own._low[dtype]]
+                    coming.append(self._world.receive(rank, lane))
+
+    def _send_sums(self) -> None:
+        """Begin to send this rank's blocks of the others' units: the first of each, the second, and so on."""
+        own = self._own
         for k in range(max(map(len, self._units))):
             for rank in own._others():
                 for unit in self._units[rank][k : k + 1]:
-                    for node in own._nodes[world.rank]:
+                    for node in own._nodes[self._world.rank]:
                         for dtype, begin, end in unit.ranges:
                             values = own._blocks[node][dtype][begin:end]
-                            self._going.append(world.send(rank, own._wire.narrowed(values)))
+                            self._going.append(self._world.send(rank, own._wire.narrowed(values)))
 
     def receive(self, k: int) -> None:
         """Wait for one of this rank's units from all, and sum it."""

@@ -20,6 +20,7 @@ from ..binding.options import FILES
 from ..binding.sparse import RowSparse
 from ..binding.structure import gradient_of, match, split_rows
 from ..checks import check_integer, check_name, wrong_type, wrong_value
+from ..evaluation import Evaluated
 from ..jobs.job import DenseJob
 from ..optimizers import CLASSES, Optimizer
 from ..rules import Rule
@@ -287,6 +288,8 @@ class Synchronous:
         rows = {i: self._exchange_rows(i) for i, kind in enumerate(kinds) if kind == _ROWS}
         scale = 1.0 / self._count
         owned, bound = self.optimizer._owned, route.bound
+        if owned.groups.varying:  # all ranks' are alike, and refused before anything is sent
+            owned.groups.read_varying([k for k, (span, _) in enumerate(self._tables) if kinds[span.parameter]])
         with self._exchange.flight(route.units) as flight:
             if limit is not None or not self._parted:
                 for k in range(len(route.parts)):
@@ -294,8 +297,6 @@ class Synchronous:
             if limit is not None:
                 norm = root_of(gathered_square_sums(self._portions(kinds, rows), self._world, host_backend(), threads))
                 scale, self.last_grad_norm = clipped(scale, norm, limit)
-            if owned.groups.varying:
-                owned.groups.read_varying(bound.members)
             runner = cast(PartRunner, bound.runner)  # of arrays on the CPU
             if self._parted:
                 runner.advance(scale)
@@ -426,6 +427,34 @@ class Synchronous:
     def _rows_of(self, span: Span, count: int) -> np.ndarray:
         """The bytes of part of a parameter, row by row."""
         return self._exchange.memory_of(span).reshape(count, -1)
+
+    # ---- what is to be evaluated ----
+
+    def eval(self) -> None:
+        """Moves the parameters in all ranks to where they are to be evaluated, of a Schedule-Free class.
+
+        Raises
+        ------
+        TypeError
+            The class has only one point.
+        """
+        self._move(False)
+
+    def train(self) -> None:
+        """Moves the parameters in all ranks to where gradients are taken, of a Schedule-Free class.
+
+        Raises
+        ------
+        TypeError
+            The class has only one point.
+        """
+        self._move(True)
+
+    def _move(self, train: bool) -> None:
+        if not isinstance(self.optimizer, Evaluated):
+            raise TypeError(f"optimizer: found {type(self.optimizer).__name__}, expected a Schedule-Free class")
+        self.optimizer._move(train)
+        self._exchange.give()
 
     # ---- states ----
 

@@ -169,6 +169,42 @@ def some_missing(params, step, number):
 
 
 @WAYS
+def test_schedule_free_parameters_are_moved_in_all_ranks(shares):
+    def run(distributed):
+        params = parameters()
+        cls = fastopt.ScheduleFreeAdamW
+        optimizer = fd.Synchronous(cls, params, slices=SLICES) if distributed else cls(params)
+        for step in range(2):
+            slices = [gradient(params, step, number) for number in range(SLICES)]
+            if distributed:
+                for number, _ in optimizer.slices(SLICES):
+                    optimizer.add(number, slices[number])
+                optimizer.step()
+            else:
+                optimizer.step({name: tree_sum([g[name] for g in slices]) for name in params}, grad_scale=1 / SLICES)
+        optimizer.eval()
+        found = [p.copy() for p in params.values()]
+        if distributed:
+            for number, _ in optimizer.slices(SLICES):
+                optimizer.add(number, slices[number])
+            with pytest.raises(ValueError, match="eval mode"):
+                optimizer.step()
+        optimizer.train()
+        if distributed:
+            optimizer.step()
+        else:
+            optimizer.step({name: tree_sum([g[name] for g in slices]) for name in params}, grad_scale=1 / SLICES)
+        return [*found, *params.values()]
+
+    expected = run(False)
+    for found in run_threads(3, lambda: run(True), shares=shares):
+        for own, other in zip(found, expected, strict=True):
+            assert own.tobytes() == other.tobytes()
+    with pytest.raises(TypeError, match=r"^optimizer: found SGD, expected a Schedule-Free class"):
+        fd.Synchronous(fastopt.SGD, parameters(), slices=1).eval()
+
+
+@WAYS
 def test_a_parameter_without_gradients_stays(shares):
     check(fastopt.AdamW, 3, gradient=some_missing, shares=shares, max_norm=1.0)
 
