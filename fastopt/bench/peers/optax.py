@@ -10,8 +10,9 @@ import numpy as np
 
 from .base import Competitor, Peer, Task, hyper_of, load
 
-#: The rules that optax has with the same formula. (Its amsgrad, nadam, radam and adan are others, whatever their options:
-#: adan's weighs the gradient's difference by 1 - beta2, the paper's by beta2. See the table of fastopt/rules/README.md.)
+#: The rules that optax has with the same formula. (Its amsgrad, nadam, radam and adan are others, whatever their
+#: options: adan's weighs the gradient's difference by 1 - beta2, the paper's by beta2. See the table of
+#: fastopt/rules/README.md.)
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("sgd", {}),
     "momentum": ("sgd", {"momentum": 0.9}),
