@@ -116,6 +116,26 @@ def test_a_rule_says_what_its_parts_must_be():
         toy(fold, update, states=(rules.State("v"),))
     with pytest.raises(ValueError, match="rule toy: a rule by row has one state, and an update of p, g and one coeff"):
         toy(fold, RULES["sgd"].update, states=(rules.State("m"), rules.State("n")), by_row=by_row)
+    toy(fold, update, states=(rules.State("m"),), ahead=lambda lr: lr)
+    with pytest.raises(ValueError, match="rule toy: ahead asks for 'beta', expected hyper-parameters"):
+        toy(fold, update, states=(rules.State("m"),), ahead=lambda beta: beta)
+    with pytest.raises(ValueError, match="rule toy: ahead asks for 'lr', expected hyper-parameters, and a state"):
+        toy(fold, RULES["sgd"].update, ahead=lambda lr: lr)
+
+
+def test_a_decay_is_the_updates_where_the_fold_takes_it():
+    def fold(t, lr, weight_decay):
+        return lr, weight_decay
+
+    def update(p, g, lr, decay):
+        return p - lr * (g + decay * p)
+
+    inside = toy(fold, update, decoupled=0.5)
+    assert inside.decays_inside and inside.row == ("lr", "weight_decay", "maximize")
+    assert inside.fold_prologue(0.1, [0.1, 0.5, 1.0], 2.0) == (-2.0, 0.0, 1.0)
+    assert inside.fold_row(1.0, [0.1, 0.5, 1.0]) == ((0.1, 0.5), ())
+    with pytest.raises(ValueError, match=r"rule toy: fold's arguments must be \('t', 'lr'\)"):
+        toy(fold, update)  # whose weight_decay is L2, and has been added
 
 
 @pytest.mark.parametrize("name", RULES)

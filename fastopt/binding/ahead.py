@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ def way_of(arguments: Arguments, rule: Rule, group: Mapping[str, Any], t: int, t
     """The multiple of the first state by which a group's parameters are moved, to be evaluated or to `train`."""
     assert rule.ahead is not None
     values = arguments.values(rule, group, t)
-    names = rule.ahead.__code__.co_varnames
+    names = signature(rule.ahead).parameters
     ahead = rule.ahead(*(rule.hyper[name].check(name, values[name]) for name in names))
     return ahead if train else -ahead
 

@@ -241,6 +241,9 @@ class Rule:
         for state, name in self.begins.items():
             if name not in self.own:
                 raise ValueError(f"rule {self.name}: state {state} begins at {name!r}, which is no hyper-parameter")
+        for name in inspect.signature(self.ahead).parameters if self.ahead else ():
+            if name not in self.own or not self.states:
+                raise ValueError(f"rule {self.name}: ahead asks for {name!r}, expected hyper-parameters, and a state")
         folded = ("t", *self.folded, *self.scalars)
         if tuple(inspect.signature(self.fold).parameters) != folded:
             raise ValueError(f"rule {self.name}: fold's arguments must be {folded}")
