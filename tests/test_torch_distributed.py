@@ -1,9 +1,9 @@
 """fastopt.torch under FSDP2 and tensor parallelism: two processes with gloo do what one does."""
 
-import contextlib
 import multiprocessing
 import traceback
 import weakref
+from multiprocessing.connection import wait
 
 import pytest
 
@@ -30,6 +30,7 @@ from torch.distributed.tensor import (  # noqa: E402
 
 import fastopt  # noqa: E402
 import fastopt.torch as optim  # noqa: E402
+from fastopt.drop_in.sharded import Shards  # noqa: E402
 
 RANKS, LIMIT = 2, 120  # seconds for a test
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
@@ -42,12 +43,12 @@ def serve(rank, path, connection):
     """One of the processes: does what it is told by the name of a function here, and says what came of it."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=RANKS)
-    for name, args in iter(connection.recv, None):
+    while True:  # until it is killed, or the tests' process ends
+        name, args = connection.recv()
         try:
             connection.send((True, globals()[name](rank, *args)))
         except BaseException:
             connection.send((False, traceback.format_exc()))
-    torch.distributed.destroy_process_group()
 
 
 class Ranks:
@@ -76,31 +77,25 @@ class Ranks:
             self.start()
         for connection in self.connections:
             connection.send((function.__name__, args))
-        results = []
+        results = {}
         try:
-            for rank, connection in enumerate(self.connections):
-                assert connection.poll(LIMIT), f"rank {rank} says nothing for {LIMIT} s"
-                good, result = connection.recv()
-                assert good, f"rank {rank}:\n{result}"
-                results.append(result)
+            while len(results) < RANKS:  # the first that fails says why, while others may wait for it
+                waiting = [connection for connection in self.connections if connection not in results]
+                ready = wait(waiting, LIMIT)
+                assert ready, f"{len(waiting)} of {RANKS} ranks say nothing for {LIMIT} s"
+                for connection in ready:
+                    good, results[connection] = connection.recv()
+                    assert good, f"rank {self.connections.index(connection)}:\n{results[connection]}"
         except BaseException:
             self.kill()
             raise
-        return results
+        return [results[connection] for connection in self.connections]
 
     def kill(self):
         for process in self.processes:
             process.kill()
             process.join()
         self.processes = []
-
-    def end(self):
-        with contextlib.suppress(OSError):
-            for connection in self.connections if self.processes else ():
-                connection.send(None)
-        for process in self.processes:
-            process.join(20)
-        self.kill()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -116,7 +111,7 @@ def one_thread():
 def ranks(tmp_path_factory):
     both = Ranks(tmp_path_factory.mktemp("ranks"))
     yield both
-    both.end()
+    both.kill()
 
 
 # ---- what they train ----
@@ -254,6 +249,23 @@ def tensor_parallel(rank, shape, step):
 def test_tensor_parallelism(ranks, shape, step):
     first, second = ranks(tensor_parallel, shape, step)
     assert first == second
+
+
+def with_rows(rank):
+    """A table beside distributed parameters, whose gradient is of some rows: one that is named twice counts once."""
+    mesh = init_device_mesh("cpu", (RANKS,))
+    table = nn.Parameter(torch.ones(4, 2))
+    table.grad = torch.sparse_coo_tensor([[1, 3, 1]], torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), (4, 2))
+    p = nn.Parameter(distribute_tensor(torch.ones(3), mesh, [Shard(0)]))
+    p.grad = distribute_tensor(torch.full((3,), 2.0), mesh, [Shard(0)])
+    optimizer = optim.Adagrad([table, p], lr=0.1)
+    optimizer.step(max_norm=2.0)
+    assert (whole(p) < 1).all() and (table < 1).any(1).tolist() == [False, True, False, True]
+    return optimizer.last_grad_norm
+
+
+def test_a_norm_has_gradients_of_rows_too(ranks):
+    assert ranks(with_rows) == [20**0.5] * RANKS
 
 
 # ---- what rounds by the number of an element ----
@@ -546,6 +558,10 @@ def clipped(rank):
         totals.append(float(whole(clip(model.parameters(), 0.5))))
         grads.append([whole(p.grad) for p in model.parameters()])
     torch.testing.assert_close(grads[1], grads[0], **CLOSE)
+    if rank == 0:  # all the others are finite
+        next(model.parameters()).grad.to_local()[...] = torch.inf
+    with pytest.raises(RuntimeError, match="not finite"):
+        optim.clip_grad_norm_(model.parameters(), 0.5, error_if_nonfinite=True)
     assert totals[1] == pytest.approx(totals[0], rel=1e-5)
     assert totals[0] > 1
     return totals[1]
@@ -632,6 +648,13 @@ def refused(rank):
     with pytest.raises(ValueError, match=r"'exp_avg' of 'w': found shape \(2, 4\)"):
         optimizer.step()
     assert_equal(whole(p), before)
+    optimizer.param_groups[0]["capturable"] = True  # which a step refuses before where there is no CUDA device
+    with pytest.raises(ValueError, match="capturable: found True, expected False, as 'w' is distributed"):
+        Shards.of(optimizer)
+    p, optimizer = made(Shard(0))
+    p.grad = torch.ones(4, 3)
+    with pytest.raises(TypeError, match="the gradient of 'w': found a plain tensor, expected a DTensor as 'w' is one"):
+        optimizer.step()
     q = nn.Parameter(torch.ones(3))
     q.grad = distribute_tensor(torch.ones(3), mesh, [Replicate()])
     with pytest.raises(TypeError, match="the gradient of 'q': found a DTensor"):
