@@ -58,9 +58,10 @@ int check_storage(const fastopt_storage *storage, int32_t rule, int32_t dtype, i
     const int arrays = arrays_of(rule, copies), all = all_arrays_of(rule, copies, storage), options = storage->options;
     const int kept = options & (FASTOPT_STOCHASTIC | FASTOPT_KAHAN | FASTOPT_MASTER);
     const int32_t *dtypes = storage->dtypes, param = dtypes[0];
-    if (options & ~127 || kept & (kept - 1) || (kept && param != FASTOPT_BFLOAT16 && param != FASTOPT_FLOAT16)
+    if (options & ~255 || kept & (kept - 1) || (kept && param != FASTOPT_BFLOAT16 && param != FASTOPT_FLOAT16)
         || (rows && options & FASTOPT_ZERO_GRADS) || !(storage->average_decay >= 0 && storage->average_decay <= 1)
-        || (options & FASTOPT_NOISE && !(noise_parameter(storage->noise_eta) && noise_parameter(storage->noise_gamma))))
+        || (options & FASTOPT_NOISE && !(noise_parameter(storage->noise_eta) && noise_parameter(storage->noise_gamma)))
+        || (options & FASTOPT_CLIP && !(storage->clip_value >= 0)))
         return FASTOPT_BAD_STORAGE;
     for (int j = 0; j < all; j++) {
         if (dtypes[j] < FASTOPT_FLOAT32 || dtypes[j] > FASTOPT_BLOCKS_POSITIVE)

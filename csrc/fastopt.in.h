@@ -194,7 +194,8 @@ enum {
     FASTOPT_ZERO_GRADS = 16, /* gradients are set to zero once read */
     FASTOPT_DITHER = 32,     /* 16-bit states are rounded up or down in turns, so that slow averages move;
                               * states in blocks always are */
-    FASTOPT_NOISE = 64       /* normal noise of the variance noise_eta/t^noise_gamma is added to grad_scale*g */
+    FASTOPT_NOISE = 64,      /* normal noise of the variance noise_eta/t^noise_gamma is added to grad_scale*g */
+    FASTOPT_CLIP = 128       /* grad_scale*g is clipped to [-clip_value, clip_value], before noise; NaN stays */
 };
 typedef struct {
     const int32_t *dtypes;   /* of each array: those of fastopt_update, then the lost part or the master if there is
@@ -205,6 +206,7 @@ typedef struct {
     int64_t first_element;   /* the number of the first tensor's first element; the others follow */
     double noise_eta, noise_gamma;
     uint64_t noise_seed;     /* of noise, by Philox4x32-10 of seed, step and element's number */
+    double clip_value;       /* at least 0 */
 } fastopt_storage;
 
 /* Does the same as fastopt_update, at step t (from 1), for arrays in the formats that `storage` gives. */

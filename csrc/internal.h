@@ -28,6 +28,7 @@ typedef struct {
     const int32_t *parameter;   /* [tensors]: the tensor's index in group, steps and scalars */
     const int32_t *group;       /* by parameter: its row of hyper */
     int64_t *steps;             /* by parameter: steps done so far; the call advances them */
+    const double *factors;      /* by parameter: of its gradient in this step, beside grad_scale; NULL: 1 */
     double *scalars;            /* by parameter: the rule's scalars; the call advances them; NULL if it has none */
     const double *hyper;        /* [groups][copies][hyper-parameters], in the rule's order */
     double *coefficients;       /* work space: [tensors][copies][coefficients] */

@@ -5,20 +5,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Advances every tensor and folds its coefficients, once for successive tensors with the same group, step and
+/* Advances every tensor and folds its coefficients, once for successive tensors with the same group, step, factor and
  * scalars. */
 static void advance(const fastopt_job *job, double grad_scale)
 {
     const fastopt_rule *rule = &rules[job->rule].rule;
     const int scalars = rule->scalars, copies = job->copies;
     const int row = copies * rule->coefficients, hyper = copies * rule->hyper;
-    double before[FASTOPT_MAX_SCALARS] = {0};
+    double before[FASTOPT_MAX_SCALARS] = {0}, last_factor = 1;
     int32_t rows = 0, last = -1;
     for (int64_t i = 0; i < job->tensors; i++) {
         const int32_t parameter = job->parameter[i];
         double *now = scalars ? job->scalars + (int64_t)parameter * scalars : NULL;
+        const double factor = job->factors ? job->factors[parameter] : 1;
         int64_t t = ++job->steps[parameter];
-        if (last >= 0 && job->group[parameter] == job->group[last] && t == job->steps[last]
+        if (last >= 0 && job->group[parameter] == job->group[last] && t == job->steps[last] && factor == last_factor
             && (!scalars || !memcmp(now, before, scalars * sizeof(double)))) {
             if (scalars)
                 memcpy(now, job->scalars + (int64_t)last * scalars, scalars * sizeof(double));
@@ -26,13 +27,14 @@ static void advance(const fastopt_job *job, double grad_scale)
             if (scalars)
                 memcpy(before, now, scalars * sizeof(double));
             for (int k = 0; k < copies; k++)
-                fold_into(job->rule, (double)t, grad_scale,
+                fold_into(job->rule, (double)t, grad_scale * factor,
                           job->hyper + (int64_t)job->group[parameter] * hyper + k * rule->hyper, now,
                           job->coefficients + (int64_t)rows * row + k * rule->coefficients);
             rows++;
         }
         job->row_of[i] = rows - 1;
         last = parameter;
+        last_factor = factor;
     }
 }
 
@@ -48,10 +50,10 @@ static int has_blocks(const fastopt_storage *storage, int arrays)
 /* Rounds n up to a multiple of a power of two. */
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) & -to; }
 
-/* 1 if all arrays are of the compute dtype and no option but noise is set, which is added before kernels run. */
+/* 1 if all arrays are of the compute dtype, and of options only those are set that prepare gradients for kernels. */
 static int is_plain(const fastopt_storage *storage, int32_t dtype, int arrays)
 {
-    if (storage->options & ~FASTOPT_NOISE)
+    if (storage->options & ~(FASTOPT_NOISE | FASTOPT_CLIP))
         return 0;
     for (int j = 0; j < arrays; j++)
         if (storage->dtypes[j] != dtype)
@@ -62,13 +64,15 @@ static int is_plain(const fastopt_storage *storage, int32_t dtype, int arrays)
 fastopt_pass pass_of(const fastopt_job *job, int64_t t)
 {
     const fastopt_storage *storage = job->storage;
-    fastopt_pass pass = {.step = t, .deviation = -1};
+    fastopt_pass pass = {.step = t, .limit = INFINITY, .deviation = -1};
     if (!storage)
         return pass;
     if (storage->options & FASTOPT_NOISE) {
         pass.deviation = sqrt(storage->noise_eta / pow((double)t, storage->noise_gamma));
         pass.noise_seed = storage->noise_seed;
     }
+    if (storage->options & FASTOPT_CLIP)
+        pass.limit = storage->clip_value;
     if (!is_plain(storage, job->dtype, arrays_of(job->rule, job->copies)))
         pass.storage = storage;
     return pass;

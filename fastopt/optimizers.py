@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .binding.norms import Limits
 from .binding.options import ARGUMENTS, EXECUTION, FILES, Arguments, read_call
 from .binding.owned import Owned
 from .binding.plan import Plan
@@ -185,6 +186,8 @@ class Optimizer(Grouped, Saved):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         zero_grads: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> None:
         """Updates every parameter and its states, in place, in one pass.
 
@@ -198,11 +201,16 @@ class Optimizer(Grouped, Saved):
         max_norm : float, optional
             Clips the gradients (after `grad_scale`) to this global norm, within the pass; see ``last_grad_norm``.
         skip_nonfinite : bool
-            Does nothing where a gradient is not finite, which a reading pass finds out first; see
+            Does nothing where a gradient is not finite before it is clipped, which a reading pass finds out first; see
             ``last_step_skipped``. (Nor where one's square is beyond float64.)
         zero_grads : bool
             Sets the gradients to zero, within the pass; they may not share memory then. (Of many small arrays, `bind`
             saves that check.)
+        clip_norm : float, optional
+            In place of `max_norm`: clips each parameter's gradient to this norm, as Keras's ``clipnorm``.
+        clip_value : float, optional
+            Clips each element to [-clip_value, clip_value], after `grad_scale` and the norms, before noise and decay.
+            NaN stays.
 
         Raises
         ------
@@ -212,11 +220,12 @@ class Optimizer(Grouped, Saved):
             The backend asked for, or one for the arrays' device, is not here.
         """
         owned = self._owned
+        limits = None if max_norm is clip_norm is clip_value is None else Limits.of(max_norm, clip_norm, clip_value)
         if grads is ... or owned.sums.pending:
-            owned.step_accumulated(grads is not ..., grad_scale, max_norm, skip_nonfinite, zero_grads)
+            owned.step_accumulated(grads is not ..., grad_scale, limits, skip_nonfinite, zero_grads)
             return
         arrays = tuple(match(grads, owned.structure, "grads"))
-        owned.step(arrays, grad_scale, max_norm, skip_nonfinite, zero_grads)
+        owned.step(arrays, grad_scale, limits, skip_nonfinite, zero_grads)
 
     def _move(self, train: bool) -> None:
         self._owned.move(train)

@@ -26,6 +26,7 @@ except ImportError as error:
     raise ImportError(f"fastopt.torch needs PyTorch ({error}): {install_command('torch')}") from None
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from .binding.norms import Limits
 from .binding.options import TorchArguments, check_group, read_call
 from .checks import check_flag, did_you_mean, wrong_type
 from .drop_in import groups, loading
@@ -148,6 +149,8 @@ class Optimizer(torch.optim.Optimizer):
         closure: Callable[[], Any] | None = None,
         *,
         max_norm: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         skip_nonfinite: bool = False,
         zero_grads: bool = False,
     ) -> Any:
@@ -160,8 +163,13 @@ class Optimizer(torch.optim.Optimizer):
         max_norm : float, optional
             Clips the gradients to this global norm within the pass, in place of ``clip_grad_norm_``, and without
             changing them; see ``last_grad_norm``.
+        clip_norm : float, optional
+            In place of `max_norm`: clips each parameter's gradient to this norm, as Keras's ``clipnorm``.
+        clip_value : float, optional
+            Clips each element to [-clip_value, clip_value] within the pass, after norms and before noise and weight
+            decay, in place of ``clip_grad_value_``. NaN stays.
         skip_nonfinite : bool
-            Does nothing where a gradient is not finite, which a reading pass finds out first; see
+            Does nothing where a gradient is not finite before it is clipped, which a reading pass finds out first; see
             ``last_step_skipped``. (Nor where one's square is beyond float64.)
         zero_grads : bool
             Sets the gradients to zero, within the pass, in place of ``zero_grad(set_to_none=False)``; they may not
@@ -186,7 +194,8 @@ class Optimizer(torch.optim.Optimizer):
                 raise wrong_type("closure", closure, "a callable or None")
             with torch.enable_grad():
                 loss = closure()
-        self._stepper.step(self, max_norm, skip_nonfinite, zero_grads)
+        limits = None if max_norm is clip_norm is clip_value is None else Limits.of(max_norm, clip_norm, clip_value)
+        self._stepper.step(self, limits, skip_nonfinite, zero_grads)
         return loss
 
     _step.__name__, _step.__qualname__ = "step", "Optimizer.step"

@@ -104,6 +104,8 @@ class Optimizer(torch.optim.Optimizer):
         closure: Callable[[], Any] | None = None,
         *,
         max_norm: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         skip_nonfinite: bool = False,
         zero_grads: bool = False,
     ) -> Any:
@@ -116,8 +118,13 @@ class Optimizer(torch.optim.Optimizer):
         max_norm : float, optional
             Clips the gradients to this global norm within the pass, in place of ``clip_grad_norm_``, and without
             changing them; see ``last_grad_norm``.
+        clip_norm : float, optional
+            In place of `max_norm`: clips each parameter's gradient to this norm, as Keras's ``clipnorm``.
+        clip_value : float, optional
+            Clips each element to [-clip_value, clip_value] within the pass, after norms and before noise and weight
+            decay, in place of ``clip_grad_value_``. NaN stays.
         skip_nonfinite : bool
-            Does nothing where a gradient is not finite, which a reading pass finds out first; see
+            Does nothing where a gradient is not finite before it is clipped, which a reading pass finds out first; see
             ``last_step_skipped``. (Nor where one's square is beyond float64.)
         zero_grads : bool
             Sets the gradients to zero, within the pass, in place of ``zero_grad(set_to_none=False)``; they may not

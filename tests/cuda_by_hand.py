@@ -62,7 +62,7 @@ class ByHand:
             kernel[int(chunks.sum()), self.threads](
                 addresses, 0, offsets, *(elements or [0]), first, run_of, 0, 0, len(chunks),
                 int(job.progress.steps[0]), np.uint64(seed), np.uint64(0),
-                real(decay), real(1.0 - decay), real(0.0), own,
+                real(decay), real(1.0 - decay), real(np.inf), real(0.0), own,
             )  # fmt: skip
 
         return launch

@@ -802,12 +802,20 @@ class Stored:
         self.before = [[a.copy() for a in arrays] for arrays in self.arrays]
 
     def update(
-        self, t=1, dtype=lib.FASTOPT_FLOAT32, dtypes=None, options=None, decay=0.9, storage=True, noise=(0.3, 0.55, 7)
+        self,
+        t=1,
+        dtype=lib.FASTOPT_FLOAT32,
+        dtypes=None,
+        options=None,
+        decay=0.9,
+        storage=True,
+        noise=(0.3, 0.55, 7),
+        clip_value=0.25,
     ):
         assert lib.fastopt_fold(self.rule, max(t, 1), 1.0, self.hyper, ffi.NULL, self.coefficients) == 0
         kinds = ffi.new("int32_t[]", dtypes or self.dtypes)
         options = self.options if options is None else options
-        held = ffi.new("fastopt_storage *", (kinds, options, decay, 0, 0, *noise)) if storage else ffi.NULL
+        held = ffi.new("fastopt_storage *", (kinds, options, decay, 0, 0, *noise, clip_value)) if storage else ffi.NULL
         addresses = ffi.new("void *[]", [ffi.cast("void *", a.ctypes.data) for own in self.arrays for a in own])
         return lib.fastopt_update_stored(
             self.rule, dtype, 1, 2, list(self.SIZES), addresses, self.coefficients, held, t, 2
@@ -819,17 +827,18 @@ class Stored:
         )
 
 
+@pytest.mark.parametrize("clip_value", [None, 0.25])
 @pytest.mark.parametrize("noise", [None, fastopt.GradientNoise(0.3, 0.55, 7)], ids=str)
-def test_stored_arrays_have_the_bits_of_python(noise):
+def test_stored_arrays_have_the_bits_of_python(noise, clip_value):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     tensors = Stored()
-    tensors.options |= lib.FASTOPT_NOISE if noise else 0
+    tensors.options |= (lib.FASTOPT_NOISE if noise else 0) | (lib.FASTOPT_CLIP if clip_value else 0)
     params = [arrays[0].copy().view(ml_dtypes.bfloat16) for arrays in tensors.arrays]
     opt = fastopt.Adam(params, state_dtype="8bit", rounding="master", ema_decay=0.9, gradient_noise=noise)
     small = opt.state[1]  # too small for blocks in Python: the library leaves that to its caller
     for t in (1, 2, 3):
         assert tensors.update(t) == lib.FASTOPT_OK
-        opt.step([np.ones(n, "f4") for n in Stored.SIZES])
+        opt.step([np.ones(n, "f4") for n in Stored.SIZES], clip_value=clip_value)
     assert small["exp_avg"].dtype == np.float32
     for k, name in enumerate(("exp_avg", "exp_avg_sq", "master", "ema"), 2):
         np.testing.assert_array_equal(tensors.arrays[0][k], opt.state[0][name])
@@ -858,7 +867,11 @@ F, D, B, S = lib.FASTOPT_FLOAT32, lib.FASTOPT_FLOAT64, lib.FASTOPT_BFLOAT16, lib
         ({"dtypes": [F, F, S, S, F, F]}, "do not go together"),  # a master of a float32 parameter
         ({"dtypes": [B, F, S, S, B, F]}, "do not go together"),  # a bfloat16 master
         ({"options": lib.FASTOPT_KAHAN | lib.FASTOPT_MASTER}, "do not go together"),
-        ({"options": 128}, "do not go together"),
+        ({"options": 256}, "do not go together"),
+        *(
+            ({"options": lib.FASTOPT_CLIP | lib.FASTOPT_MASTER | lib.FASTOPT_AVERAGE, "clip_value": limit}, "do not go")
+            for limit in (-1.0, math.nan)
+        ),
         *(
             ({"options": lib.FASTOPT_NOISE | lib.FASTOPT_MASTER | lib.FASTOPT_AVERAGE, "noise": noise}, "do not go")
             for noise in ((-1.0, 0.55, 7), (math.nan, 0.55, 7), (1e39, 0.55, 7), (0.3, -1.0, 7), (0.3, math.inf, 7))

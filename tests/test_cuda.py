@@ -147,6 +147,9 @@ OPTIONS = {
     ),
     "stochastic, 8 bits": (BF, F4, {"rounding": "stochastic", "state_dtype": "8bit"}, {}),
     "clipped": (F4, F4, {}, {"max_norm": 0.5}),
+    "clipped by value": (F4, F4, {}, {"clip_value": 0.25, "grad_scale": 0.5}),
+    "each clipped": (F4, BF, {"state_dtype": "bfloat16"}, {"clip_norm": 0.5, "clip_value": 0.02}),
+    "noise, clipped by value": (F8, F8, {"gradient_noise": NOISE}, {"clip_value": 0.25}),
     "float16, clipped and checked": (F2, F2, {}, {"max_norm": 0.5, "skip_nonfinite": True}),
 }
 

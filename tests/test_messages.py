@@ -200,7 +200,9 @@ def fresh(name: str = "Adam", **options: Any) -> Any:
 
 
 STEP = {"grad_scale": "any number", "max_norm": "limit", "skip_nonfinite": "flag", "zero_grads": "flag"}
-GOOD_STEP = {"grad_scale": 0.5, "max_norm": 2.0, "skip_nonfinite": True, "zero_grads": False}
+STEP |= {"clip_norm": "limit", "clip_value": "limit"}
+GOOD_STEP = {"grad_scale": 0.5, "max_norm": None, "skip_nonfinite": True, "zero_grads": False}
+GOOD_STEP |= {"clip_norm": None, "clip_value": 2.0}
 
 
 def _grads() -> dict[str, Any]:
@@ -559,8 +561,8 @@ def _torch_params() -> dict[str, Any]:
 def _of_torch_step() -> list[Target]:
     def step():
         opt = torch_adam()
-        arguments = {"closure": None, "max_norm": 2.0, "skip_nonfinite": True, "zero_grads": False}
-        return opt.step, arguments, opt
+        arguments = {"closure": None, "skip_nonfinite": True, "zero_grads": False}
+        return opt.step, {**arguments, "max_norm": None, "clip_norm": None, "clip_value": 2.0}, opt
 
     def hyper():
         opt = torch_adam()
@@ -610,7 +612,7 @@ def _of_torch_step() -> list[Target]:
         Target(
             "fastopt.torch.Adam.step",
             step,
-            {"closure": "optional", "max_norm": "limit", "skip_nonfinite": "flag", "zero_grads": "flag"},
+            {"closure": "optional", **{key: kind for key, kind in STEP.items() if key != "grad_scale"}},
             legitimate={"closure": {"class": "a callable", "function": "a callable"}},
         ),
         Target(

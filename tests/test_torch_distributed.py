@@ -244,7 +244,9 @@ def tensor_parallel(rank, shape, step):
     return many.last_grad_norm
 
 
-@pytest.mark.parametrize("step", [{}, {"max_norm": 1.0}, {"max_norm": 1.0, "skip_nonfinite": True}], ids=str)
+@pytest.mark.parametrize(
+    "step", [{}, {"max_norm": 1.0, "clip_value": 0.01}, {"max_norm": 1.0, "skip_nonfinite": True}], ids=str
+)
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1)], ids=str)
 def test_tensor_parallelism(ranks, shape, step):
     first, second = ranks(tensor_parallel, shape, step)
@@ -637,7 +639,7 @@ def refused(rank):
     p, optimizer = made(Shard(0))
     p.grad = DTensor.from_local(torch.ones(2, 3), mesh, [Shard(0)])
     before = whole(p)
-    for options in ({"max_norm": "1"}, {"max_norm": -1.0}, {"skip_nonfinite": 2}):
+    for options in ({"max_norm": "1"}, {"max_norm": -1.0}, {"clip_norm": 1.0}, {"skip_nonfinite": 2}):
         with pytest.raises((TypeError, ValueError), match=next(iter(options))):
             optimizer.step(**options)
     optimizer.param_groups[0]["lr"] = -1.0

@@ -2,6 +2,7 @@
 #ifndef FASTOPT_LEVEL_H
 #define FASTOPT_LEVEL_H
 
+#include <math.h>
 #include <stdint.h>
 
 #include "fastopt.h"
@@ -20,9 +21,13 @@ typedef struct {
     const fastopt_storage *storage; /* NULL if every array is of the compute dtype */
     int64_t element;                /* the number of the first element */
     int64_t step;
+    double limit;                   /* of the scaled gradient's magnitude; infinity if there is none */
     double deviation;               /* of the gradient noise; negative if there is none */
     uint64_t noise_seed;
 } fastopt_pass;
+
+/* 1 if gradients are prepared in tiles, before kernels run: scaled, clipped, with noise. */
+static inline int prepares(const fastopt_pass *pass) { return pass->deviation >= 0 || pass->limit < INFINITY; }
 
 typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients, const fastopt_pass *pass);
 /* `arrays` includes those that storage adds; `row` is the number of coefficients. */

@@ -7,7 +7,7 @@
 #define TILE 512                    /* elements; the tiles of a rule's arrays fit the first-level cache */
 #define MAX_STORED (MAX_ARRAYS + 2) /* arrays of one tensor, with those that storage adds */
 #define MAX_STREAM 6                /* arrays of a stream */
-#define NOISY_TILE FASTOPT_BLOCK    /* elements to which noise is added while the next are prefetched */
+#define PREPARED_TILE FASTOPT_BLOCK /* elements whose gradient is prepared while the next are prefetched */
 #define CHUNK 32                    /* elements converted at a time */
 
 #endif

@@ -79,16 +79,19 @@ static fastopt_pass FN(row_pass)(const fastopt_segments *s, const fastopt_storag
     return pass;
 }
 
-/* Writes the gradient of segment u from `column` on, summed over lookups [first, last). Noise is added to the scaled
- * sum. */
+/* Writes the gradient of segment u from `column` on, summed over lookups [first, last), and
+ * prepared. */
 static void FN(read_gradient)(const fastopt_segments *s, int64_t u, int64_t first, int64_t last, int64_t column,
                               int64_t m, real scale, real *tile)
 {
-    FN(sum_gradients)(s, first, last, column, m, tile);
-    if (s->pass.deviation >= 0) {
-        const fastopt_pass pass = FN(row_pass)(s, NULL, u, column);
-        FN(add_noise)(tile, m, scale, &pass);
+    if (!prepares(&s->pass)) {
+        FN(sum_gradients)(s, first, last, column, m, tile);
+        return;
     }
+    const fastopt_pass pass = FN(row_pass)(s, NULL, u, column);
+    real summed[TILE];
+    FN(sum_gradients)(s, first, last, column, m, summed);
+    FN(prepare_gradients)(summed, tile, m, scale, &pass);
 }
 
 /* 1 if all arrays are aligned for the compute type. */
@@ -140,7 +143,7 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, real scal
                 at[GRADIENT] = tiles[0];
             for (int64_t r = 0; r < k; r++) {
                 const int64_t first = s->starts[u + r], last = s->starts[u + r + 1];
-                if (sum && direct && !stored && last - first == 1 && !s->rows->weights && s->pass.deviation < 0) {
+                if (sum && direct && !stored && last - first == 1 && !s->rows->weights && !prepares(&s->pass)) {
                     at[GRADIENT] = (char *)FN(lookup_gradient)(s, s->lookups[first].place, column);
                     if (column == 0)
                         FN(prefetch_lookup)(s, first + LOOKUPS_AHEAD);
@@ -256,7 +259,7 @@ static void FN(run_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const fas
     for (int j = 0; j < s->coefficients; j++)
         coefs[j] = (real)s->folded[j];
     const real scale = coefs[0];
-    if (s->pass.deviation >= 0) /* the gradient is scaled before the rule's prologue */
+    if (prepares(&s->pass)) /* the gradient is scaled before the rule's prologue */
         coefs[0] = 1;
     if (fold)
         FN(run_whole_rows)(kernel, fold, coefs, scale, s, begin, end);

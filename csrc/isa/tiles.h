@@ -1,5 +1,5 @@
-/* Runs of tensors. Strided or unaligned arrays are copied to tiles, updated and copied back. So is a gradient to which
- * noise is added. */
+/* Runs of tensors. Strided or unaligned arrays are copied to tiles, updated and copied back. So is a gradient that is
+ * clipped or to which noise is added. */
 #include "random.h"
 
 /* Reads n floats of a strided run, of any dtype and alignment. */
@@ -55,24 +55,38 @@ static void FN(copy_strided)(char *to, int64_t to_stride, const char *from, int6
             memcpy(to + i * to_stride, from + i * from_stride, sizeof(real));
 }
 
-/* Scales gradients of elements from the pass's on, up to a tile of them, and adds noise. */
-NOINLINE void FN(add_noise)(real *gradients, int64_t n, real scale, const fastopt_pass *pass)
+/* The gradient, scaled and clipped to [-limit, limit]; NaN stays. */
+static inline real FN(clip)(real g, real scale, real limit)
 {
+    g = scale * g;
+    g = limit < g ? limit : g;
+    return -limit > g ? -limit : g;
+}
+
+/* Writes gradients of elements from the pass's on, up to a tile of them, scaled, clipped, and with noise. */
+NOINLINE void FN(prepare_gradients)(const real *restrict gradients, real *restrict to, int64_t n, real scale,
+                                    const fastopt_pass *pass)
+{
+    const real deviation = (real)pass->deviation, limit = (real)pass->limit;
+    if (deviation < 0) {
+        for (int64_t i = 0; i < n; i++)
+            to[i] = FN(clip)(gradients[i], scale, limit);
+        return;
+    }
     const int64_t before = pass->element % NORMALS;
-    const real deviation = (real)pass->deviation;
     float deviates[TILE + 2 * NORMALS];
     normals((uint64_t)(pass->element - before), before + n, (uint64_t)pass->step, pass->noise_seed, deviates);
     for (int64_t i = 0; i < n; i++)
-        gradients[i] = scale * gradients[i] + deviation * deviates[before + i];
+        to[i] = FN(clip)(gradients[i], scale, limit) + deviation * deviates[before + i];
 }
 
-/* Updates n elements of one run. The coefficients are in float64 and rounded here. With noise the gradient is scaled
- * before the rule's prologue. */
+/* Updates n elements of one run. The coefficients are in float64 and rounded here. A gradient that is prepared
+ * is scaled before the rule's prologue. */
 static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses,
                             const int64_t *strides, const double *coefficients, int row, const fastopt_pass *pass)
 {
     const fastopt_storage *storage = pass->storage;
-    const int noisy = pass->deviation >= 0;
+    const int prepared = prepares(pass);
     real coefs[MAX_ROW];
     int dtypes[MAX_STORED], sizes[MAX_STORED], direct[MAX_STORED], copied = 0;
     for (int j = 0; j < row; j++)
@@ -84,31 +98,30 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
                  || ((!strides || strides[j] == sizes[j]) && (storage || (uintptr_t)addresses[j] % sizeof(real) == 0));
         copied += j != GRADIENT && !direct[j];
     }
-    if (!copied && direct[GRADIENT] && !noisy) {
+    if (!copied && direct[GRADIENT] && !prepared) {
         kernel(n, addresses, coefs, pass);
         return;
     }
     const int zeroed = storage && storage->options & FASTOPT_ZERO_GRADS;
+    const int gradient = dtypes[GRADIENT];
+    const int read_there = direct[GRADIENT] && gradient == COMPUTE && (uintptr_t)addresses[GRADIENT] % sizeof(real) == 0;
     const real scale = coefs[0];
-    real tiles[MAX_STORED][TILE];
+    real tiles[MAX_STORED][TILE], prepared_tile[PREPARED_TILE];
     void *tile[MAX_STORED];
     fastopt_pass own = *pass;
-    fastopt_storage with_noise;
+    fastopt_storage of_prepared;
     own.prefetch &= !copied;
-    if (noisy) {
+    if (prepared) {
         coefs[0] = 1;
-        direct[GRADIENT] = 0;
+        dtypes[GRADIENT] = COMPUTE;
         if (storage) {
-            with_noise = *storage;
-            with_noise.dtypes = dtypes;
-            with_noise.options &= ~FASTOPT_ZERO_GRADS;
-            own.storage = &with_noise;
+            of_prepared = *storage;
+            of_prepared.dtypes = dtypes;
+            of_prepared.options &= ~FASTOPT_ZERO_GRADS;
+            own.storage = &of_prepared;
         }
     }
-    const int gradient = dtypes[GRADIENT];
-    if (noisy)
-        dtypes[GRADIENT] = COMPUTE;
-    const int64_t tile_size = noisy ? NOISY_TILE : TILE;
+    const int64_t tile_size = prepared ? PREPARED_TILE : TILE;
     for (int64_t i = 0; i < n; i += tile_size) {
         const int64_t m = n - i < tile_size ? n - i : tile_size;
         own.element = pass->element + i;
@@ -116,21 +129,22 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
             const int64_t stride = strides ? strides[j] : sizes[j];
             char *const from = (char *)addresses[j] + (sizes[j] ? i * stride : FN(offset)(FASTOPT_BLOCKS_SIGNED, i));
             tile[j] = direct[j] ? (void *)from : tiles[j];
-            if (j == GRADIENT && gradient != dtypes[GRADIENT])
-                FN(read_floats)(gradient, tiles[GRADIENT], from, stride, m);
-            else if (!direct[j])
+            if (j == GRADIENT && prepared) {
+                if (!read_there)
+                    FN(read_floats)(gradient, tiles[j], from, stride, m);
+                FN(prepare_gradients)(read_there ? (const real *)from : tiles[j], prepared_tile, m, scale, &own);
+                tile[j] = prepared_tile;
+            } else if (!direct[j])
                 FN(copy_strided)((char *)tiles[j], sizes[j], from, stride, m, sizes[j]);
         }
-        for (int k = 0; noisy && own.prefetch && k < NOISY_TILE * sizes[GRADIENT]; k += 64)
+        for (int k = 0; prepared && own.prefetch && k < PREPARED_TILE * sizes[GRADIENT]; k += 64)
             PREFETCH((const char *)addresses[GRADIENT] + i * sizes[GRADIENT] + 2048 + k);
-        if (noisy)
-            FN(add_noise)(tiles[GRADIENT], m, scale, &own);
         kernel(m, tile, coefs, &own);
-        if (noisy && zeroed)
+        if (prepared && zeroed)
             memset(tiles[GRADIENT], 0, sizeof tiles[GRADIENT]);
         for (int j = 0; j < arrays; j++) {
             const int64_t stride = strides ? strides[j] : sizes[j];
-            if (!direct[j] && (j != GRADIENT || zeroed))
+            if (j == GRADIENT ? zeroed && (prepared || !direct[j]) : !direct[j])
                 FN(copy_strided)((char *)addresses[j] + i * stride, stride, (char *)tiles[j], sizes[j], m, sizes[j]);
         }
     }

@@ -50,13 +50,14 @@ def fold(job: Job, grad_scale: float) -> Folded:
         steps[i] = done + 1
         t = float(steps[i])
         scalars = tuple(progress.scalars[at].tolist())
-        key = (t, int(progress.group[at]), scalars)
+        factor = float(progress.factors[at])
+        key = (t, int(progress.group[at]), factor, scalars)
         if key not in rows:
             rows[key] = len(folded)
             copies = []
             for hyper in progress.hyper[progress.group[at]].tolist():
                 own, advanced = rule.fold_row(t, hyper, scalars)
-                copies.append((*rule.fold_prologue(hyper[0], hyper, grad_scale), *own))
+                copies.append((*rule.fold_prologue(hyper[0], hyper, grad_scale * factor), *own))
             folded.append(copies)
             after.append(advanced)
         row_of[i] = rows[key]

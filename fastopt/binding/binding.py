@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -19,11 +20,12 @@ from ..checks import check_flag
 from ..jobs.job import Gradients, Job, RowJob
 from ..jobs.tables import make_gradients
 from ..rules import GRADIENT
-from .norms import check_scale, scale_of
+from .norms import NO_LIMITS, Limits, check_scale, read
 from .sparse import RowSparse
 from .where import NONE_WATCHED, ApartFromThose, Columns, Places, Same, Watched, look, look_at
 
 _GRADIENTS = slice(GRADIENT, GRADIENT + 1)  # the column of a job's table
+_MOST_OTHERS = 8
 
 
 class Told(Protocol):
@@ -102,7 +104,7 @@ class Binding:
         self._names = names
         self._grads = grads
         self._rows: list[tuple[int, RowSparse, str]] = []
-        self._zeroing: Runner | None = None
+        self._others: dict[tuple[bool, float], Runner] = {}  # by zeroing, and the limit of elements
         self._zeroed: Written = ()
         self._distinct = False  # gradients, where they are: each of their elements can be zeroed once
         self._by_rows = {int(job.members[0]) for job in jobs if isinstance(job, RowJob)}
@@ -131,21 +133,38 @@ class Binding:
         """The views of the dense gradients, with what they are called, as long as they are kept."""
         return list(zip(self._grads, self._names, strict=True)) if self._grads else []
 
-    def zeroing_runner(self, grads: Sequence[Any] | Mapping[int, Any] = ()) -> Runner:
-        """The step that zeroes gradients too, made when it is first asked for; `grads` as in `step`."""
-        if self._distinct and self._zeroing is not None:
-            return self._zeroing
-        rows = [(grad.values, name) for _, grad, name in self._rows]
-        if not self._distinct:
-            found = [*(self._base or self)._views(grads), *rows]
-            check_distinct([grad for grad, _ in found], [name for _, name in found], "set to zero")
-            self._distinct = True
-        if self._zeroing is None:
-            owners = [(grad.owner, name) for grad, name in (*self.grads, *rows)]
-            self._zeroed = [(x, name, "set to zero") for x, name in owners if isinstance(x, np.ndarray)]
-            jobs = [job.zeroing() for job in self.jobs]
-            self._zeroing = self._prepare(jobs, [*self.watched.written, *self._zeroed])
-        return self._zeroing
+    def check_zeroing(self, grads: Sequence[Any] | Mapping[int, Any] = ()) -> None:
+        """Check that gradients can be set to zero; `grads` as in `step`.
+
+        Raises
+        ------
+        ValueError
+            They are read-only or share memory.
+        """
+        if self._distinct:
+            return
+        found = [*(self._base or self)._views(grads), *((grad.values, name) for _, grad, name in self._rows)]
+        check_distinct([grad for grad, _ in found], [name for _, name in found], "set to zero")
+        self._distinct = True
+
+    def _runner_with(self, zero_grads: bool, clip_value: float) -> Runner:
+        """The runner that zeroes gradients too, or clips their elements, made when it is first asked for."""
+        if not zero_grads and clip_value == math.inf:
+            return self.runner
+        key = zero_grads, clip_value
+        if key not in self._others:
+            if len(self._others) == _MOST_OTHERS:  # a limit that changes from step to step
+                self._others.clear()
+            jobs, written = self.jobs, self.watched.written
+            if zero_grads:
+                owners = [(grad.owner, name) for grad, name in self.grads]
+                owners += [(grad.values.owner, name) for _, grad, name in self._rows]
+                self._zeroed = [(x, name, "set to zero") for x, name in owners if isinstance(x, np.ndarray)]
+                jobs, written = [job.zeroing() for job in jobs], [*written, *self._zeroed]
+            if clip_value < math.inf:
+                jobs = [job.clipping(clip_value) for job in jobs]
+            self._others[key] = self._prepare(jobs, written)
+        return self._others[key]
 
     def _views(self, grads: Sequence[Any] | Mapping[int, Any]) -> Sequence[tuple[Array, str]]:
         """The views of the dense gradients, with what they are called; of these `grads`, where none are kept."""
@@ -154,7 +173,7 @@ class Binding:
         return [(view(grads[i], name), name) for i, name in zip(self.members, self._names, strict=True)]
 
     def _zero_rows(self, grads: Sequence[Any] | Mapping[int, Any]) -> None:
-        """Zero those gradients that `zeroing_runner` leaves, for they are updated by rows; `grads` as in `step`."""
+        """Zero those gradients that runners leave, for they are updated by rows; `grads` as in `step`."""
         for rows in self.rows:
             set_to_zero(rows.values)
         base = self._base or self
@@ -174,8 +193,8 @@ class Binding:
             self._tables = make_gradients([array for array, _ in found], [name for _, name in found])
             if self._columns is not None:
                 for table in self._tables:
-                    own = [i for i, (a, _) in zip(self.members, found, strict=True) if a.dtype == table.dtype]
-                    self._columns.add(table.addresses[:, 0], np.array(own)[table.array_of], self._at)
+                    own = np.array(self.members)[table.places]
+                    self._columns.add(table.addresses[:, 0], own[table.array_of], self._at)
                     table.owners.clear()
         return self._tables
 
@@ -185,7 +204,7 @@ class Binding:
         told: Told,
         grads: Sequence[Any] | Mapping[int, Any],
         grad_scale: float,
-        max_norm: float | None,
+        limits: Limits | None,
         skip_nonfinite: bool,
         zero_grads: bool,
     ) -> None:
@@ -199,7 +218,9 @@ class Binding:
             Is told what the gradients say.
         grads : sequence of array or None
             The dense gradients of all parameters, if none are kept.
-        grad_scale, max_norm, skip_nonfinite, zero_grads
+        limits : Limits or None
+            Of the gradients.
+        grad_scale, skip_nonfinite, zero_grads
             As of `fastopt.Optimizer.step`.
 
         Raises
@@ -215,33 +236,54 @@ class Binding:
             grad_scale = check_scale(grad_scale, owner.real)
         threads, files = owner.threads or settings.threads, owner.files
         told.last_step_skipped = False
-        if max_norm is None and not (skip_nonfinite or zero_grads or owner.groups.varying) and files is None:
+        if limits is None and not (skip_nonfinite or zero_grads or owner.groups.varying) and files is None:
             self._run(grad_scale, threads)
             return
-        runner = self.zeroing_runner(grads) if zero_grads else self.runner
+        if zero_grads:
+            self.check_zeroing(grads)
+        clip_value = math.inf if limits is None else limits.clip_value
+        runner = self._runner_with(zero_grads, clip_value)
         if files is not None:  # which cannot be used after a step that was begun and refused
             check_written([*self.watched.written, *(self._zeroed if zero_grads else ())])
-        if max_norm is not None or skip_nonfinite:
+        factors: Sequence[np.ndarray] = ()
+        if limits is not None or skip_nonfinite:
             reader = self.backend if files is None or files.pager is None else files.pager.reading(self.backend)
             tables = self._gradient_tables(grads)
-            grad_scale, norm, skipped = scale_of(tables, reader, threads, grad_scale, max_norm, skip_nonfinite)
-            if norm is not None:
-                told.last_grad_norm = norm
-            told.last_step_skipped = skipped
-            if skipped:
+            found = read(tables, reader, threads, grad_scale, limits or NO_LIMITS, skip_nonfinite)
+            grad_scale, factors = found.scale, found.factors
+            if found.norm is not None:
+                told.last_grad_norm = found.norm
+            told.last_step_skipped = found.skipped
+            if found.skipped:
                 return
         if owner.groups.varying:
             owner.groups.read_varying(self.members)
-        if files is None:
-            self._run_all(runner, grad_scale, threads)
-        else:
-            files.step(self.jobs, runner, grad_scale, threads)
+        if len(factors):
+            self._put_factors(tables, factors)
+        try:
+            if files is None:
+                self._run_all(runner, grad_scale, threads, clip_value)
+            else:
+                files.step(self.jobs, runner, grad_scale, threads)
+        finally:
+            if len(factors):
+                for job in self.jobs:
+                    job.progress.factors[:] = 1.0
         if zero_grads:
             self._zero_rows(grads)
 
-    def _run_all(self, runner: Runner, grad_scale: float, threads: int) -> None:
+    def _put_factors(self, tables: Sequence[Gradients | RowSparse], factors: Sequence[np.ndarray]) -> None:
+        """Give parameters the factors of their gradients' tables, dense ones first."""
+        rows = iter([i for i, _, _ in self._rows])
+        dense = np.array((self._base or self).members)
+        for table, own in zip(tables, factors, strict=True):
+            members = dense[table.places] if isinstance(table, Gradients) else [next(rows)]
+            for job in self.jobs:
+                job.progress.factors[members] = own
+
+    def _run_all(self, runner: Runner, grad_scale: float, threads: int, clip_value: float = math.inf) -> None:
         for own in self._before:
-            own.runner(grad_scale, threads)
+            own._runner_with(False, clip_value)(grad_scale, threads)
         runner(grad_scale, threads)
 
     def let_go(self, at: np.ndarray | None, columns: slice = _GRADIENTS, blocks: Sequence[int] = (0,)) -> None:
@@ -256,7 +298,8 @@ class Binding:
         blocks : sequence of int
             The block of each column.
         """
-        self._grads, self._tables, self._zeroing, self._zeroed = (), None, None, ()
+        self._grads, self._tables, self._zeroed = (), None, ()
+        self._others.clear()
         for job in self.jobs:
             job.owners.clear()
         if at is not None:

@@ -1,10 +1,10 @@
-"""The global norm of gradients, and clipping by it."""
+"""Norms of gradients, and the limits that they are clipped to."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ..arrays.checks import check_distinct
 from ..backends import SquareSums
 from ..backends.choice import choose_backend, host_backend, ieee_arithmetic
 from ..checks import as_float, check_number, wrong_type
-from ..jobs.job import Gradients
+from ..jobs.job import NORM_BLOCK, Gradients
 from ..jobs.tables import make_gradients
 from ..rules.hyper import check_held
 from .sparse import RowSparse, is_mapping, view_gradient
@@ -45,6 +45,34 @@ def tables_of(grads: Sequence[Array | RowSparse], names: Sequence[str]) -> list[
     dense = [(grad, name) for grad, name in zip(grads, names, strict=True) if isinstance(grad, Array)]
     tables: list[Gradients | RowSparse] = [grad for grad in grads if isinstance(grad, RowSparse)]
     return [*make_gradients([grad for grad, _ in dense], [name for _, name in dense]), *tables]
+
+
+class Limits(NamedTuple):
+    """Limits of a step's gradients: of their global norm or of each one's norm, and of their elements."""
+
+    max_norm: float | None
+    clip_norm: float | None
+    clip_value: float
+
+    @classmethod
+    def of(cls, max_norm: Any, clip_norm: Any, clip_value: Any) -> Limits:
+        """The limits, checked.
+
+        Raises
+        ------
+        TypeError, ValueError
+            One is no number >= 0, or there are both norms.
+        """
+        if max_norm is not None and clip_norm is not None:
+            raise ValueError(f"clip_norm: found {clip_norm!r} beside max_norm={max_norm!r}, expected one of the two")
+        return cls(
+            None if max_norm is None else _check_limit("max_norm", max_norm),
+            None if clip_norm is None else _check_limit("clip_norm", clip_norm),
+            math.inf if clip_value is None else _check_limit("clip_value", clip_value),
+        )
+
+
+NO_LIMITS = Limits(None, None, math.inf)
 
 
 def square_sums_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> list[np.ndarray]:
@@ -83,6 +111,21 @@ def norm_of(tables: Sequence[Gradients | RowSparse], backend: SquareSums, thread
     return root_of(square_sums_of(tables, backend, threads))
 
 
+def _norms_of(table: Gradients | RowSparse, backend: SquareSums, threads: int) -> np.ndarray:
+    """The norm of each array of a table, with the bits that `norm_of` has."""
+    if isinstance(table, RowSparse):
+        return np.array([norm_of([table], backend, threads)])
+    sums = backend.square_sums(table, threads)
+    blocks = -(-np.diff(table.offsets) // NORM_BLOCK)
+    counts = np.bincount(table.array_of, blocks, len(table.places)).astype(np.int64)
+    ends = np.cumsum(counts)
+    norms = np.zeros(len(counts))
+    norms[counts == 1] = np.sqrt(sums[ends[counts == 1] - 1])
+    for i in np.flatnonzero(counts > 1).tolist():
+        norms[i] = root_of([sums[ends[i] - counts[i] : ends[i]]])
+    return norms
+
+
 def _all_finite(tables: Sequence[Gradients | RowSparse], backend: SquareSums, threads: int) -> bool:
     """Return whether all gradients and their squares are finite."""
     dense: list[Gradients] = []
@@ -91,25 +134,47 @@ def _all_finite(tables: Sequence[Gradients | RowSparse], backend: SquareSums, th
     return all(bool(np.isfinite(backend.square_sums(table, threads)).all()) for table in dense)
 
 
-def scale_of(
+class Reading(NamedTuple):
+    """What gradients say, read before a step: their scale, factors beside it, their global norm, and whether to skip.
+
+    Attributes
+    ----------
+    scale : float
+        The scale of all.
+    factors : sequence of numpy.ndarray
+        Of each table the factors of its arrays, where each has a limit of its own.
+    norm : float or None
+        The global norm, where it has a limit.
+    skipped : bool
+        True if the step is not to be done.
+    """
+
+    scale: float
+    factors: Sequence[np.ndarray] = ()
+    norm: float | None = None
+    skipped: bool = False
+
+
+def read(
     tables: Sequence[Gradients | RowSparse],
     backend: SquareSums,
     threads: int,
     scale: float,
-    max_norm: Any,
+    limits: Limits,
     skip_nonfinite: bool,
-) -> tuple[float, float | None, bool]:
-    """Return the gradients' scale once clipped, their norm if clipping needs it, and whether to skip the step."""
-    norm = None
-    finite = True
-    if max_norm is not None:
-        limit = check_max_norm(max_norm)
+) -> Reading:
+    """Read gradients as limits of norms and `skip_nonfinite` demand."""
+    if limits.max_norm is not None:
         norm = norm_of(tables, backend, threads)
-        finite = math.isfinite(norm)
-        scale, norm = clipped(scale, norm, limit)
-    elif skip_nonfinite:
-        finite = _all_finite(tables, backend, threads)
-    return scale, norm, skip_nonfinite and not finite
+        skipped = skip_nonfinite and not math.isfinite(norm)
+        scale, norm = clipped(scale, norm, limits.max_norm)
+        return Reading(scale, (), norm, skipped)
+    if limits.clip_norm is not None:
+        with ieee_arithmetic(), np.errstate(all="ignore"):
+            norms = [_norms_of(table, backend, threads) for table in tables]
+            skipped = skip_nonfinite and not all(bool(np.isfinite(own).all()) for own in norms)
+            return Reading(scale, [_clip_factors(own * abs(scale), limits.clip_norm) for own in norms], None, skipped)
+    return Reading(scale, skipped=skip_nonfinite and not _all_finite(tables, backend, threads))
 
 
 def clipped(scale: float, norm: float, limit: float) -> tuple[float, float]:
@@ -132,6 +197,17 @@ def check_scale(grad_scale: Any, dtype: np.dtype) -> float:
     return scale
 
 
+def _check_limit(name: str, value: Any) -> float:
+    """A limit as a float; infinity clips nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no number >= 0.
+    """
+    return math.inf if as_float(value) == math.inf else check_number(name, value, 0)
+
+
 def check_max_norm(max_norm: Any) -> float:
     """`max_norm` as a float; infinity clips nothing.
 
@@ -140,13 +216,18 @@ def check_max_norm(max_norm: Any) -> float:
     TypeError, ValueError
         It is no number >= 0.
     """
-    return math.inf if as_float(max_norm) == math.inf else check_number("max_norm", max_norm, 0)
+    return _check_limit("max_norm", max_norm)
 
 
 def _clip_factor(norm: float, limit: float) -> float:
-    """Return the factor that brings gradients of a norm to at most `limit`."""
+    """Return the factor that brings gradients of a norm to at most `limit`, as torch has it."""
     factor = limit / (norm + EPS)
     return factor if factor < 1 or math.isnan(factor) else 1.0
+
+
+def _clip_factors(norms: np.ndarray, limit: float) -> np.ndarray:
+    """Return the factors that bring gradients of these norms to at most `limit` each, as Keras and optax have them."""
+    return np.where(norms <= limit, 1.0, limit / norms)
 
 
 def global_norm(grads: Any, *, backend: str | None = None, threads: int | None = None) -> float:

@@ -26,6 +26,7 @@ from .ahead import Apart, make_ready, way_of
 from .binding import Binding, Last
 from .blocks import from_blocks
 from .groups import Fixed, Groups, State, Weakly
+from .norms import Limits
 from .options import Arguments, Call, check_group
 from .sparse import RowSparse
 from .states import by_copy, initial, new_state
@@ -312,7 +313,7 @@ class Owned:
     # ---- steps ----
 
     def step(
-        self, grads: tuple[Any, ...], scale: float, max_norm: float | None, skip_nonfinite: bool, zero_grads: bool
+        self, grads: tuple[Any, ...], scale: float, limits: Limits | None, skip_nonfinite: bool, zero_grads: bool
     ) -> None:
         """Does one step with gradients of all parameters in order; see `Binding.step`."""
         last = self._last
@@ -321,19 +322,19 @@ class Owned:
             last = None
         try:
             if last is not None and last.fits(grads):
-                last.bound.step(self, self, grads, scale, max_norm, skip_nonfinite, zero_grads)
+                last.bound.step(self, self, grads, scale, limits, skip_nonfinite, zero_grads)
                 return
             dense, rows = split_rows(grads, self.views, self.names)
             if rows and last is not None and last.fits(dense):
                 bound = self._with_rows(last.bound, rows)
-                bound.step(self, self, dense, scale, max_norm, skip_nonfinite, zero_grads)
+                bound.step(self, self, dense, scale, limits, skip_nonfinite, zero_grads)
                 return
         finally:
             if last is not None:
                 last.held = ()
         self._last = None
         bound = self._bind(dense)
-        self._with_rows(bound, rows).step(self, self, dense, scale, max_norm, skip_nonfinite, zero_grads)
+        self._with_rows(bound, rows).step(self, self, dense, scale, limits, skip_nonfinite, zero_grads)
         with suppress(TypeError):  # an array that no weak reference can be made to
             for i, grad in enumerate(dense):
                 if grad is None:
@@ -343,7 +344,7 @@ class Owned:
             self._last = Last(bound, dense, written, can_move)
 
     def step_accumulated(
-        self, given: bool, scale: float, max_norm: float | None, skip_nonfinite: bool, zero_grads: bool
+        self, given: bool, scale: float, limits: Limits | None, skip_nonfinite: bool, zero_grads: bool
     ) -> None:
         """Do one step with the gradients that were accumulated, and forget them.
 
@@ -358,5 +359,5 @@ class Owned:
             )
         if not self.sums.pending:
             raise TypeError("grads: found none, expected gradients, or some accumulated before")
-        self.step(self.sums.gradients(len(self.params)), scale, max_norm, skip_nonfinite, zero_grads)
+        self.step(self.sums.gradients(len(self.params)), scale, limits, skip_nonfinite, zero_grads)
         self.sums.clear()

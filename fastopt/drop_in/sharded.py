@@ -15,7 +15,7 @@ import numpy as np
 from torch.autograd.graph import increment_version
 
 from .. import settings
-from ..binding.norms import check_max_norm, clipped
+from ..binding.norms import Limits, clipped
 from ..jobs.storage import StorageOptions
 from .clipping import norm_over_meshes
 from .groups import Groups, Stepping, first_places, is_capturable, labels_of, params_of
@@ -147,14 +147,28 @@ class Shards:
         optimizer: Stepping,
         bound: Bound,
         scale: float,
-        max_norm: float | None,
+        limits: Limits | None,
         skip_nonfinite: bool,
         zero_grads: bool,
         amp: tuple[Any, Any],
     ) -> None:
-        """Does the step, as `Bound.run`, by the norm of all ranks' gradients."""
+        """Does the step, as `Bound.run`, by the norm of all ranks' gradients.
+
+        Raises
+        ------
+        ValueError
+            Each gradient's own norm has a limit.
+        """
+        max_norm = None if limits is None else limits.max_norm
+        if limits is not None:
+            if limits.clip_norm is not None:
+                raise ValueError(
+                    f"clip_norm: found {limits.clip_norm}, expected None for parameters that are distributed; their "
+                    "global norm has max_norm"
+                )
+            limits = limits._replace(max_norm=None)
         if max_norm is not None or skip_nonfinite:
-            limit = math.inf if max_norm is None else check_max_norm(max_norm)
+            limit = math.inf if max_norm is None else max_norm
             norm = norm_over_meshes(self.params, self.labels, bound.backend, self._threads or settings.threads)
             optimizer.last_step_skipped = skip_nonfinite and not math.isfinite(norm)
             clipped_scale, norm = clipped(scale, norm, limit)
@@ -163,7 +177,7 @@ class Shards:
             if optimizer.last_step_skipped:
                 bound.let_go()
                 return
-        bound.run(optimizer, scale, None, False, zero_grads, amp)
+        bound.run(optimizer, scale, limits, False, zero_grads, amp)
         increment_version([p for p, _, _ in self._distributed if p.grad is not None])
 
     def put_states(self, optimizer: Groups) -> None:

@@ -19,6 +19,7 @@ from ..arrays.libraries.torch import view_torch
 from ..backends import Backend
 from ..backends.choice import get_backend
 from ..binding.binding import Binding
+from ..binding.norms import Limits
 from ..binding.sparse import RowSparse
 from ..binding.states import by_copy
 from ..binding.where import Places
@@ -308,7 +309,7 @@ class Bound:
         self,
         optimizer: Stepping,
         scale: float,
-        max_norm: float | None,
+        limits: Limits | None,
         skip_nonfinite: bool,
         zero_grads: bool,
         amp: tuple[torch.Tensor | None, torch.Tensor | None],
@@ -317,15 +318,20 @@ class Bound:
         (given, dense, rows), self._held = self._held, _NOTHING
         binding = self._with_rows(rows) if rows else self._binding
         grads: Any = dense
-        if self._present is not None and (zero_grads or skip_nonfinite or max_norm is not None):
+        if self._present is not None and (zero_grads or skip_nonfinite or limits is not None):
             grads = dict(zip(self._binding.members, dense, strict=True))
         if zero_grads:
-            binding.zeroing_runner(given)  # which refuses what is read as a copy
+            binding.check_zeroing(given)  # which refuses what is read as a copy
         before = self._counters.read()
         if self._captured is not None:
+            if limits is not None and limits.clip_norm is not None:
+                raise ValueError(
+                    f"clip_norm: found {limits.clip_norm}, expected None with capturable: such a step scales all "
+                    "gradients alike, as by max_norm"
+                )
             self._captured.tell(optimizer.param_groups, amp)
         try:
-            binding.step(self, optimizer, grads, scale, max_norm, skip_nonfinite, zero_grads)
+            binding.step(self, optimizer, grads, scale, limits, skip_nonfinite, zero_grads)
         finally:  # an interrupt comes once it is done
             self._counters.write(before)
         if optimizer.last_step_skipped:

@@ -10,6 +10,7 @@ from torch.autograd.graph import increment_version
 from .. import settings
 from ..backends.choice import choose_backend
 from ..binding.ahead import Apart, make_ready, way_of
+from ..binding.norms import Limits
 from ..binding.options import TorchArguments
 from ..statedict import COMPANIONS
 from .groups import Groups, HyperRows, Stepping, first_places, is_capturable, labels_of, params_of, place_of, real_of
@@ -29,7 +30,7 @@ class Stepper:
         self._shards: Shards | None = None
         self._recorded: list[Any] = []  # what CUDA graphs read and write, for as long as they may be replayed
 
-    def step(self, optimizer: Stepping, max_norm: float | None, skip_nonfinite: bool, zero_grads: bool) -> None:
+    def step(self, optimizer: Stepping, limits: Limits | None, skip_nonfinite: bool, zero_grads: bool) -> None:
         """Does one step.
 
         Raises
@@ -58,9 +59,9 @@ class Stepper:
         if recording:
             self._recorded.append(bound.on_device())
         if self._shards is None:
-            bound.run(optimizer, scale, max_norm, skip_nonfinite, zero_grads, amp)
+            bound.run(optimizer, scale, limits, skip_nonfinite, zero_grads, amp)
         else:
-            self._shards.run(optimizer, bound, scale, max_norm, skip_nonfinite, zero_grads, amp)
+            self._shards.run(optimizer, bound, scale, limits, skip_nonfinite, zero_grads, amp)
 
     def _bind(self, optimizer: Groups) -> Bound:
         self.bound = None

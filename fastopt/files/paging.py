@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -350,8 +351,8 @@ def _part(grads: Gradients, chunk: Chunk) -> Gradients:
     addresses = grads.addresses[first:last].copy()
     addresses[0] += ((chunk.begin - grads.offsets[first]) * grads.strides[first]).astype(np.uint64)
     offsets = np.clip(grads.offsets[first : last + 1], chunk.begin, chunk.end) - chunk.begin
-    table = addresses, grads.strides[first:last], offsets, grads.array_of[first:last]
-    return Gradients(grads.dtype, *table, grads.owners)
+    array_of = grads.array_of[first:last]
+    return replace(grads, addresses=addresses, strides=grads.strides[first:last], offsets=offsets, array_of=array_of)
 
 
 def _pages(low: int, high: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -11,7 +11,10 @@ from ..arrays.array import CPU, Array, Place
 from ..arrays.blocks import BLOCK_BYTES, QUANT_BLOCK
 from ..arrays.dtypes import CODES, DTYPES
 from ..rules import Rule
-from .storage import ZERO_GRADS, Storage
+from .storage import CLIP, ZERO_GRADS, Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: The last that can be counted.
 MAX_STEP = 2**63 - 1
@@ -21,7 +24,7 @@ MAX_STEP = 2**63 - 1
 class Progress:
     """The step counts, scalars and hyper-parameters of a set of parameters under one rule, by parameter or by group.
 
-    Backends read `hyper` and advance `steps` and `scalars` in place.
+    Backends read `hyper` and `factors`, and advance `steps` and `scalars` in place.
     """
 
     rule: Rule
@@ -30,6 +33,7 @@ class Progress:
     steps: np.ndarray  # int64 [parameters]
     scalars: np.ndarray  # float64 [parameters, scalars]
     hyper: np.ndarray  # float64 [rows, copies, hyper-parameters]
+    factors: np.ndarray  # float64 [parameters]: of gradients in this step, beside grad_scale
 
     @classmethod
     def of(cls, rule: Rule, copies: int, parameters: int, rows: int, steps: np.ndarray | None = None) -> Progress:
@@ -41,6 +45,7 @@ class Progress:
             np.zeros(parameters, np.int64) if steps is None else steps,
             np.tile(np.array(list(rule.scalars.values())), (parameters, 1)),
             np.zeros((rows, copies, len(rule.row))),
+            np.ones(parameters),
         )
 
     def check_steps(self) -> None:
@@ -115,6 +120,11 @@ class _Job:
         if self.storage is not None:
             return self.storage.dtypes
         return (CODES[self.dtype],) * self.progress.rule.count_arrays(self.progress.copies)
+
+    def clipping(self, value: float) -> Self:
+        """Return the job whose update clips scaled gradients to magnitudes of at most `value`."""
+        storage = self.storage or Storage(self.codes)
+        return replace(self, storage=replace(storage, options=storage.options | CLIP, clip_value=value))
 
     @property
     def units(self) -> list[tuple[int, int]]:
@@ -229,6 +239,7 @@ class Gradients:
     strides: np.ndarray
     offsets: np.ndarray
     array_of: np.ndarray  # int32 [runs]: the array that the run is of
+    places: np.ndarray  # int64 [arrays]: the place of each among those that were to be tabled
     owners: list[Array] = field(repr=False)
     place: Place = CPU
 

@@ -17,8 +17,8 @@ class GradientNoise:
 
         g += N(0, eta/(1 + t)^gamma)
 
-    with t = 0 in a parameter's first step. It comes after ``grad_scale`` and the clipping of ``max_norm``, whose norm
-    does not count it, and before weight decay. It is added within the pass over the arrays.
+    with t = 0 in a parameter's first step. It comes after ``grad_scale`` and all clipping, whose norms do not
+    count it, and before weight decay. It is added within the pass over the arrays.
 
     Every element has a deviate of its own, which depends on nothing but the seed, the step, and the number of the
     element (see ``first_element`` of `fastopt.Optimizer`): the bits are the same on every backend, with any number of

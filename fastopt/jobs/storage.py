@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -19,7 +20,9 @@ from .noise import GradientNoise, check_noise
 
 SMALLEST_IN_BLOCKS = 4096  # parameters of fewer elements have float32 states instead
 # The options of a tensor's storage, a sum of these.
-STOCHASTIC, KAHAN, MASTER, AVERAGE, ZERO_GRADS, DITHER, NOISE = 1, 2, 4, 8, 16, 32, 64
+STOCHASTIC, KAHAN, MASTER, AVERAGE, ZERO_GRADS, DITHER, NOISE, CLIP = 1, 2, 4, 8, 16, 32, 64, 128
+#: The options with which gradients are scaled before the rule's prologue.
+PREPARED = NOISE | CLIP
 _KEPT = {"nearest": 0, "stochastic": STOCHASTIC, "kahan": KAHAN, "master": MASTER}
 _STATE_DTYPES: dict[str, np.dtype] = {**{dtype_name(dtype): dtype for dtype in CODES}, "8bit": np.dtype(np.uint8)}
 
@@ -40,6 +43,8 @@ class Storage:
         Of stochastic rounding.
     noise : GradientNoise or None
         What is added to gradients.
+    clip_value : float
+        The most that magnitudes of scaled gradients are clipped to.
     """
 
     dtypes: tuple[int, ...]
@@ -47,6 +52,7 @@ class Storage:
     average_decay: float = 0.0
     seed: int = 0
     noise: GradientNoise | None = None
+    clip_value: float = math.inf
 
     @property
     def numbered(self) -> bool:

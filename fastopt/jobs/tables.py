@@ -265,20 +265,21 @@ def _runs(arrays: Sequence[Array], ordered: bool) -> tuple[np.ndarray, list[int]
 
 def make_gradients(arrays: Sequence[Array], names: Sequence[str]) -> list[Gradients]:
     """Tables arrays that are to be read only, one table for each dtype."""
-    kinds: dict[np.dtype, list[list[Array]]] = {}
+    kinds: dict[np.dtype, list[int]] = {}
     check_device(arrays, names)
-    for array, name in zip(arrays, names, strict=True):
+    for i, (array, name) in enumerate(zip(arrays, names, strict=True)):
         if array.dtype not in CODES:
             raise TypeError(
                 f"{name}: found dtype {array.dtype}, expected float32, float64, bfloat16 or float16 in native byte "
                 "order"
             )
-        kinds.setdefault(array.dtype, []).append([array])
+        kinds.setdefault(array.dtype, []).append(i)
     tables = []
-    for dtype, members in kinds.items():
-        addresses, strides, offsets, array_of = _table(members)
+    for dtype, places in kinds.items():
+        owners = [arrays[i] for i in places]
+        addresses, strides, offsets, array_of = _table([[array] for array in owners])
         if strides is None:
             strides = np.full(addresses.shape, dtype.itemsize, np.int64)
-        owners = [array for (array,) in members]
-        tables.append(Gradients(dtype, addresses, strides, offsets, array_of, owners, arrays[0].place))
+        made = Gradients(dtype, addresses, strides, offsets, array_of, np.array(places), owners, arrays[0].place)
+        tables.append(made)
     return tables

@@ -103,7 +103,7 @@ static void tensors(int32_t number, int which)
         dtypes[all++] = options & FASTOPT_MASTER ? dtype : param;
     if (options & FASTOPT_AVERAGE)
         dtypes[all++] = dtype;
-    const fastopt_storage storage = {dtypes, options, 0.9, 42, 0, 0, 0, 0};
+    const fastopt_storage storage = {dtypes, options, 0.9, 42, 0, 0, 0, 0, 0};
     hash = 14695981039346656037u;
     for (size_t z = 0; z < sizeof sizes / sizeof *sizes; z++) {
         const int64_t n = sizes[z];

@@ -154,6 +154,7 @@ class _Runner:
             c.parameter = _pointer("int32_t[]", job.members)
             c.group = _pointer("int32_t[]", progress.group)
             c.steps = _pointer("int64_t[]", progress.steps)
+            c.factors = _pointer("double[]", progress.factors)
             c.scalars = _pointer("double[]", progress.scalars if rule.scalars else None)
             c.hyper = _pointer("double[]", progress.hyper)
             c.coefficients = _pointer("double[]", coefficients)
@@ -161,8 +162,9 @@ class _Runner:
             c.elements = _pointer("int64_t[]", job.elements)
             if job.storage is not None:
                 dtypes = self._kept(ffi.new("int32_t[]", job.storage.dtypes))
-                noise = () if job.storage.noise is None else astuple(job.storage.noise)
-                values = (dtypes, job.storage.options, job.storage.average_decay, job.storage.seed, 0, *noise)
+                stored, noise = job.storage, job.storage.noise
+                added = (0.0, 0.0, 0) if noise is None else astuple(noise)
+                values = (dtypes, stored.options, stored.average_decay, stored.seed, 0, *added, stored.clip_value)
                 c.storage = self._kept(ffi.new("fastopt_storage *", values))
         self._written = written
         self._ask = bool(written) and not _can_read_arrays()  # each array, for C cannot

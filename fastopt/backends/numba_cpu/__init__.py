@@ -13,6 +13,7 @@ from ...arrays.checks import Written, check_written
 from ...arrays.dtypes import CODES
 from ...errors import BackendUnavailable
 from ...jobs.job import DUPLICATES, NORM_BLOCK, RowJob
+from ...jobs.storage import PREPARED
 from ...rules import FIRST_STATE, GRADIENT, OWN
 from .. import host
 
@@ -118,6 +119,7 @@ def _stored(job: Job) -> tiles.Stored:
         real(1.0 - stored.average_decay),
         np.uint64(stored.seed),
         np.uint64(0 if stored.noise is None else stored.noise.seed),
+        real(stored.clip_value),
         tile_update(rule.kernel, fused, job.dtype).address,
         tile_by_row(rule.kernel, job.dtype).address if rule.by_row else 0,
     )
@@ -188,13 +190,17 @@ def _run_rows(
 
 
 def _take_noise(job: Job, folded: Folded, coefficients: np.ndarray) -> np.ndarray:
-    """The scale of each tensor's gradient, which is taken out of the coefficients, and the deviation of its noise."""
+    """The scale of each tensor's gradient, and the deviation of its noise.
+
+    The scale of gradients that are prepared is taken out of the coefficients.
+    """
     found = np.zeros((len(folded.row_of), 2), job.dtype)
-    noise = None if job.storage is None else job.storage.noise
-    if noise is not None:
+    assert job.storage is not None
+    if job.storage.options & PREPARED:
         found[:, 0] = coefficients[folded.row_of, 0, 0]
-        found[:, 1] = list(map(noise.deviation, folded.steps.tolist()))
         coefficients[:, :, 0] = 1
+    if job.storage.noise is not None:
+        found[:, 1] = list(map(job.storage.noise.deviation, folded.steps.tolist()))
     return found
 
 

@@ -15,7 +15,7 @@ from numba import njit
 from ... import rules
 from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
-from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, NOISE, STOCHASTIC, ZERO_GRADS
+from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, NOISE, PREPARED, STOCHASTIC, ZERO_GRADS
 from ...rules import FIRST_STATE, GRADIENT, OWN
 from .. import convert
 from ..noise import normals_of
@@ -53,6 +53,7 @@ class Stored(NamedTuple):
     rest: Any  # 1 - decay, rounded once
     seed: Any  # uint64
     noise_seed: Any  # uint64
+    limit: Any  # of scaled gradients' magnitudes, in the compute type
     update: int  # the address of the rule's update of a tile
     by_row: int  # that of what a rule of rows makes of a row's mean square; 0 for others
 
@@ -239,15 +240,22 @@ def _dither(words, element, n, step):
 
 
 @njit(**INNER)
-def _add_noise(tile, place, n, scale, deviation, element, step, seed, deviates):
-    """Writes n gradients from an address, scaled and with noise, to a tile; returns the tile's address."""
+def _prepare(tile, place, n, s, scale, deviation, element, step, deviates):
+    """Writes n gradients from an address to a tile, scaled, clipped and with noise; returns the tile's address."""
+    grads = array_at(place, n, tile)
+    for i in range(n):
+        g = scale * grads[i]
+        g = s.limit if s.limit < g else g
+        tile[i] = -s.limit if -s.limit > g else g
+    if not s.options & NOISE:
+        return address_of(tile)
     first = element // 4
     for group in range(first, (element + n - 1) // 4 + 1):
         at = (group - first) * 4
-        deviates[at], deviates[at + 1], deviates[at + 2], deviates[at + 3] = normals_of(group, step, seed)
-    before, grads = element - first * 4, array_at(place, n, tile)
+        deviates[at], deviates[at + 1], deviates[at + 2], deviates[at + 3] = normals_of(group, step, s.noise_seed)
+    before = element - first * 4
     for i in range(n):
-        tile[i] = scale * grads[i] + deviation * tile.dtype.type(deviates[before + i])
+        tile[i] = tile[i] + deviation * tile.dtype.type(deviates[before + i])
     return address_of(tile)
 
 
@@ -289,16 +297,16 @@ def _store_param(n, at, codes, s, place, element, step, space):
 def _update_tile(n, at, codes, s, own, scale, deviation, element, step, space):
     """Updates n elements, TILE of them at most, of contiguous arrays of any alignment that begin at the addresses `at`.
 
-    `own` is the address of their coefficients, `element` the number of the first. With noise of that deviation the
-    gradient is scaled here, and not by the coefficients.
+    `own` is the address of their coefficients, `element` the number of the first. A gradient that is clipped, or has
+    noise of that deviation, is scaled here, and not by the coefficients.
     """
     places, tiles, like = space.places, space.tiles, space.shared
     places[0] = _load_param(n, at, codes, s, space)
     for j in range(1, s.arrays):
         places[j] = _load_tile(codes[j], tiles[j], at[j], n)
-    if s.options & NOISE:
+    if s.options & PREPARED:
         tile, place = tiles[GRADIENT], places[GRADIENT]
-        places[GRADIENT] = _add_noise(tile, place, n, scale, deviation, element, step, s.noise_seed, space.deviates)
+        places[GRADIENT] = _prepare(tile, place, n, s, scale, deviation, element, step, space.deviates)
     call(s.update, n, address_of(places), own, s.copies, address_of(like))
     if s.options & AVERAGE:
         j = len(codes) - 1
@@ -467,9 +475,9 @@ def row_kernel(addresses, strides, lookups, own, noise, element, step, stored, c
                         _sum_gradients(
                             grads, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
                         )
-                        if s.options & NOISE:
+                        if s.options & PREPARED:
                             number, place = element + row * width + column, address_of(grads)
-                            _add_noise(grads, place, n, scale, deviation, number, step, s.noise_seed, space.deviates)
+                            _prepare(grads, place, n, s, scale, deviation, number, step, space.deviates)
                         _add_squares(lanes, array_at(_load_param(n, at, codes, s, space), n, like), grads, n, own[0])
                     total = 0.0
                     for lane in range(16):

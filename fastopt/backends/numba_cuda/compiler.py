@@ -157,7 +157,7 @@ class KernelSpec:
         """The types of its arguments."""
         real = from_dtype(self.dtype)
         own = types.UniTuple(types.UniTuple(real, self.width), self.copies)
-        return types.void(*integers(self.integers), types.uint64, types.uint64, real, real, real, own)
+        return types.void(*integers(self.integers), types.uint64, types.uint64, *[real] * 4, own)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy import float32, float64, int32, int64, uint8, uint16, uint32
 from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
 from ...jobs.job import DUPLICATES, NORM_BLOCK
-from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, NOISE, STOCHASTIC, ZERO_GRADS
+from ...jobs.storage import AVERAGE, CLIP, DITHER, KAHAN, MASTER, NOISE, PREPARED, STOCHASTIC, ZERO_GRADS
 from ...rules.base import FIRST_STATE, GRADIENT, prologue
 from ...rules.base import OWN as FIRST_OWN
 from ..convert import (
@@ -271,11 +271,22 @@ def _parameter(x, k):
     return x[0, k]
 
 
-def update_lane(k, x, c, i, n, decay, rest, deviates, deviation):
+def _prepare(x, k, scale, limit, deviates, deviation):
+    """Scales and clips the gradient in lane k, and adds noise."""
+    g = scale * x[GRADIENT, k]
+    if OPTIONS & CLIP:
+        g = limit if limit < g else g
+        g = -limit if -limit > g else g
+    if OPTIONS & NOISE:
+        g = g + deviation * REAL(deviates[k])
+    x[GRADIENT, k] = g
+
+
+def update_lane(k, x, c, i, n, decay, rest, limit, deviates, deviation):
     """Updates lane k, which is of element i + k."""
     scale = c[0][0]
-    if OPTIONS & NOISE:
-        x[GRADIENT, k] = scale * x[GRADIENT, k] + deviation * REAL(deviates[k])
+    if OPTIONS & PREPARED:
+        _prepare(x, k, scale, limit, deviates, deviation)
         scale = REAL(1)
     companion = FIRST_STATE + COPIES * STATES
     weight_decay = c[0][1]
@@ -304,20 +315,20 @@ write_all: Any = None
 update_lanes: Any = None
 
 
-def update_elements(at, strides, i, n, c, element, step, seed, noise_seed, decay, rest, deviation):
+def update_elements(at, strides, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation):
     """Updates a thread's elements i, i + 1, ..., as far as they are below n, of arrays that begin at the addresses
     `at`; the run's first element has the number `element`.
     """
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
-    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, noise_seed, decay, rest, deviation)
+    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, noise_seed, decay, rest, limit, deviation)
 
 
-def _update_and_write(x, at, strides, i, n, c, element, step, seed, noise_seed, decay, rest, deviation):
+def _update_and_write(x, at, strides, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation):
     random, deviates = cuda.local.array(LANES, uint16), cuda.local.array(LANES, float32)
     if OPTIONS & NOISE:
         _draw_normals(deviates, element, step, noise_seed)
-    update_lanes(x, c, i, n, decay, rest, deviates, deviation)
+    update_lanes(x, c, i, n, decay, rest, limit, deviates, deviation)
     if OPTIONS & STOCHASTIC:
         _draw(random, element, step, seed)
     write_all(x, at, strides, i, n, element, step, random)
@@ -369,6 +380,7 @@ def update_runs(
     noise_seed,
     decay,
     rest,
+    limit,
     deviation,
     own,
 ):
@@ -406,15 +418,15 @@ def update_runs(
     if IN_BLOCKS:
         for i in range(thread * LANES, -(-n // QUANT_BLOCK) * QUANT_BLOCK, THREADS * LANES):
             if misaligned == 0 and i // QUANT_BLOCK * QUANT_BLOCK + QUANT_BLOCK <= n:  # the same for a whole warp
-                update_aligned(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, deviation)
+                update_aligned(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation)
             else:
-                update_any(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, deviation)
+                update_any(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation)
     else:
         whole = n // LANES * LANES if misaligned == 0 else int64(0)
         for i in range(thread * LANES, whole, THREADS * LANES):
-            update_aligned(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, deviation)
+            update_aligned(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation)
         for i in range(whole + thread, n, THREADS):
-            update_any(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, deviation)
+            update_any(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation)
 
 
 # ---- steps that a graph records: counted and folded on the device ----
@@ -601,6 +613,7 @@ def update_row_elements(
     noise_seed,
     decay,
     rest,
+    limit,
     deviation,
     stride,
     first,
@@ -613,34 +626,52 @@ def update_row_elements(
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
     _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights)
-    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, noise_seed, decay, rest, deviation)
+    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, noise_seed, decay, rest, limit, deviation)
 
 
-def square_of(at, strides, i, n, c, element, step, noise_seed, deviation, stride, first, last, places, source, weights):
+def square_of(
+    at, strides, i, n, c, element, step, noise_seed, limit, deviation, stride, first, last, places, source, weights
+):
     """The square of an element's gradient, after the prologue."""
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
     _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights)
     scale = c[0][0]
+    deviates = cuda.local.array(1, float32)
     if OPTIONS & NOISE:
-        deviates = cuda.local.array(1, float32)
         _draw_normals(deviates, element + i, step, noise_seed)
-        x[GRADIENT, 0] = scale * x[GRADIENT, 0] + deviation * REAL(deviates[0])
+    if OPTIONS & PREPARED:
+        _prepare(x, 0, scale, limit, deviates, deviation)
         scale = REAL(1)
     g = float64(prologue(_parameter(x, 0), x[GRADIENT, 0], scale, c[0][1], c[0][2])[1])
     return g * g
 
 
 def _mean_square(
-    lane, at, strides, width, c, element, step, noise_seed, deviation, stride, first, last, places, source, weights
+    lane,
+    at,
+    strides,
+    width,
+    c,
+    element,
+    step,
+    noise_seed,
+    limit,
+    deviation,
+    stride,
+    first,
+    last,
+    places,
+    source,
+    weights,
 ):
     """The mean square of a row's gradient: sixteen partial sums, added up by every thread of the warp."""
     partial, total = 0.0, 0.0
     if lane < 16:
         for i in range(lane, width, 16):
             partial += square_of(
-                at, strides, i, width, c, element, step, noise_seed, deviation, stride, first, last, places, source,
-                weights,
+                at, strides, i, width, c, element, step, noise_seed, limit, deviation, stride, first, last, places,
+                source, weights,
             )  # fmt: skip
     for k in range(16):
         total += cuda.shfl_sync(EVERYONE, partial, k)
@@ -649,7 +680,7 @@ def _mean_square(
 
 def update_rows(
     addresses, strides, width, threads, rows, places, lookups, bad, source, weights, element,
-    step, seed, noise_seed, decay, rest, deviation, own,
+    step, seed, noise_seed, decay, rest, limit, deviation, own,
 ):  # fmt: skip
     """Updates the rows that lookups name, ordered by row, each by so many threads.
 
@@ -683,8 +714,8 @@ def update_rows(
         c = own
         if BY_ROW:
             square = _mean_square(
-                lane, at, inner, width, own, element, step, noise_seed, deviation, stride, first, last, places, source,
-                weights,
+                lane, at, inner, width, own, element, step, noise_seed, limit, deviation, stride, first, last, places,
+                source, weights,
             )  # fmt: skip
             rate = REAL(0)
             if lane == 0:
@@ -709,6 +740,7 @@ def update_rows(
                 noise_seed,
                 decay,
                 rest,
+                limit,
                 deviation,
                 stride,
                 first,
@@ -730,6 +762,7 @@ def update_rows(
                 noise_seed,
                 decay,
                 rest,
+                limit,
                 deviation,
                 stride,
                 first,

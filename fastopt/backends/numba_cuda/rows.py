@@ -92,7 +92,7 @@ class RowLaunch:
                 ordered, other = other, ordered
         kind = self._kind
         kernel = device.kernel(
-            ptx_of(kind, device.capability), kind.name, _FIRST_REAL + 3 + coefficients[0].size, THREADS
+            ptx_of(kind, device.capability), kind.name, _FIRST_REAL + 4 + coefficients[0].size, THREADS
         )
         source = 0 if rows.source is None else rows.source.address
         weights = 0 if rows.weights is None else rows.weights.address
@@ -105,9 +105,9 @@ class RowLaunch:
             [bad + 16, half, width, self._threads, *ordered, lookups, bad, source, weights, element, *numbers], object
         ).astype(np.uint64)
         reals = kernel.arguments[_FIRST_REAL:].view(job.dtype)[:: 8 // job.dtype.itemsize]
-        decay = 0.0 if storage is None else storage.average_decay
+        decay, limit = (0.0, 0.0) if storage is None else (storage.average_decay, storage.clip_value)
         deviation = 0.0 if noise is None else noise.deviation(int(step))
-        reals[:] = [decay, 1.0 - decay, deviation, *coefficients[0]]
+        reals[:] = [decay, 1.0 - decay, limit, deviation, *coefficients[0]]
         kernel.launch(-(-lookups * self._threads // THREADS), stream)
 
     def _run(self, kind: Plain, blocks: int, stream: int, *arguments: int, threads: int = THREADS) -> None:

@@ -144,7 +144,7 @@ class RunLaunch:
     def _kernel(self, kind: KernelSpec) -> tuple[driver.Kernel, np.ndarray]:
         """The kernel with all arguments that stay, and its coefficients among them."""
         device, job, where = self._device, self._job, self._where
-        count = _FIRST_REAL + 3 + kind.copies * kind.width
+        count = _FIRST_REAL + 4 + kind.copies * kind.width
         kernel = device.kernel(ptx_of(kind, device.capability), kind.name, count, THREADS)
         names = ("addresses", "strides", "offsets", "elements", "first", "run_of", "row_of", "rows")
         kernel.arguments[:8] = [where[name] for name in names]
@@ -152,10 +152,11 @@ class RunLaunch:
         reals = kernel.arguments[_FIRST_REAL:].view(job.dtype)[:: 8 // job.dtype.itemsize]
         if job.storage is not None:
             kernel.arguments[10] = job.storage.seed
-            reals[:2] = job.storage.average_decay, 1.0 - job.storage.average_decay
+            decay = job.storage.average_decay
+            reals[:3] = decay, 1.0 - decay, job.storage.clip_value
             if job.storage.noise is not None:
                 kernel.arguments[11] = job.storage.noise.seed
-        return kernel, reals[2:]
+        return kernel, reals[3:]
 
     @cached_property
     def _by_value(self) -> tuple[driver.Kernel, np.ndarray]:
@@ -254,8 +255,8 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     device, stream = driver.device_of(grads.place.number), driver.stream_of(grads.place)()
     if driver.is_capturing(stream):
         raise RuntimeError(
-            "max_norm and skip_nonfinite wait for the gradients' norm, which a CUDA graph that is being captured "
-            "cannot: leave them out there"
+            "max_norm, clip_norm and skip_nonfinite wait for the gradients' norms, which a CUDA graph that is being "
+            "captured cannot: leave them out there"
         )
     _memory, at = _table_of(grads, blocks, int(blocks[-1]), stream)
     kind = squares_of(grads.dtype)
