@@ -18,7 +18,6 @@ from ..rules import RULES, Rule
 from ..rules.hyper import hyper_row
 from .blocks import from_blocks
 from .options import Arguments
-from .where import Watched
 
 _BY = RULES["sgd"]  # p -= lr*g, with the first state in the gradient's place
 
@@ -57,7 +56,7 @@ def make_ready(backend: Backend, parameters: Sequence[Apart], real: np.dtype, th
         sets.append(Progress.of(_BY, 1, len(parameters), 1))
         values = {**_BY.defaults(), "lr": abs(multiple), "maximize": multiple > 0}
         sets[-1].hyper[0] = hyper_row(_BY, values, dtype=real)
-    tensors, names, written = [], [], []
+    tensors, names = [], []
     for i, apart in enumerate(parameters):
         param = view(apart.param, apart.name)
         kept = [name for name in apart.states if name not in apart.rule.state_names and name != "ema"]
@@ -65,8 +64,7 @@ def make_ready(backend: Backend, parameters: Sequence[Apart], real: np.dtype, th
         options = apart.stored.options(param) & (KAHAN | MASTER)
         tensors.append(Tensor(multiples.index(apart.multiple), i, arrays, options))
         names.append([apart.name, *[f"state of {apart.name}"] * (len(arrays) - 1)])
-        written += [(apart.param, apart.name), *((apart.states[name], names[-1][-1]) for name in kept)]
-    run = backend.prepare(make_jobs(sets, tensors, names), Watched.of(written).written)
+    run = backend.prepare(make_jobs(sets, tensors, names))
     return lambda: run(1.0, threads)
 
 
