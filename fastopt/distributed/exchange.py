@@ -38,6 +38,8 @@ class Exchange:
         The nodes of the tree that each rank adds up.
     wire : Wire
         In what sums travel.
+    common : bool
+        True where the arrays are in memory once for all ranks.
 
     Attributes
     ----------
@@ -52,8 +54,10 @@ class Exchange:
         memory: Sequence[np.ndarray],
         nodes: Sequence[Sequence[Node]],
         wire: Wire,
+        common: bool = False,
     ) -> None:
         self._world, self._layout, self._memory, self._nodes, self._wire = world, layout, memory, nodes, wire
+        self.common = common
         self._items = [
             len(own) // extent.size for own, extent in zip(memory, layout.extents, strict=True)
         ]  # bytes of an element
@@ -79,7 +83,8 @@ class Exchange:
         """Make the memory of this rank's blocks, where the others on the machine can read it."""
         blocks, sizes = self._nodes[self._world.rank], self._layout.sizes
         each = sum(-(-size * dtype.itemsize // 64) * 64 for dtype, size in sizes.items())
-        outgoing = sum(self.memory_of(span).size for span in self._layout.spans(self._world.rank))
+        mine = self._layout.spans(self._world.rank)
+        outgoing = 0 if self.common else sum(self.memory_of(span).size for span in mine)
         memory = self._world.share(each * len(blocks) + outgoing)
         self._windows: list[dict[Node, Lanes]] | None = None
         self._blocks: dict[Node, Lanes]
@@ -207,7 +212,7 @@ class Flight:
     def publish(self, k: int) -> None:
         """Give one of this rank's units, which is new, to the others."""
         own, world = self._own, self._world
-        if world.size == 1:
+        if world.size == 1 or own.common:
             return
         parts = [own.memory_of(span) for span in self._units[world.rank][k].spans]
         if own._windows is None:
@@ -223,7 +228,7 @@ class Flight:
         own, world = self._own, self._world
         if own._windows is not None:
             world.barrier()  # all that is new is there, and nobody reads sums any longer
-            for rank in own._others():
+            for rank in own._others() if not own.common else ():
                 at = 0
                 for part in (own.memory_of(span) for unit in self._units[rank] for span in unit.spans):
                     part[:] = own._outgoing[rank][at : at + part.size]

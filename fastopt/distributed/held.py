@@ -59,6 +59,13 @@ class Held:
             own = self.views[i].numpy()
         return detached(own).reshape(-1)[begin:end]
 
+    def build(self, arrays: Sequence[Any]) -> Any:
+        """Other arrays in the structure of these; of groups a list of each one's."""
+        given = iter(arrays)
+        if isinstance(self.structure, list):
+            return [next(given) if own is None else own.build(given) for own in self.structure]
+        return next(given) if self.structure is None else self.structure.build(given)
+
     def said(self) -> dict[str, str]:
         """Everything about them that ranks have alike, by name."""
         found = {

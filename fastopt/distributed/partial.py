@@ -46,7 +46,9 @@ class Partial:
             else:
                 lanes = self._room(number)
                 for begin, grad in grads:
-                    lanes[grad.dtype][begin : begin + grad.size] = grad
+                    own = lanes[grad.dtype][begin : begin + grad.size]
+                    if own.__array_interface__["data"] != grad.__array_interface__["data"]:  # else it is there
+                        own[:] = grad
             while node not in self._blocks:
                 start, width = node
                 other = self._nodes.pop((start ^ width, width), None)
@@ -74,12 +76,19 @@ class Partial:
 
     def _room(self, number: int) -> Lanes:
         """Memory for a sum that begins with a slice: the block's own, where it is free."""
+        lanes = self.free(number)
+        if self._spare and lanes is self._spare[-1]:
+            self._spare.pop()
+        return lanes
+
+    def free(self, number: int) -> Lanes:
+        """Memory that a slice's gradients may be written to before they are added: often where they are to be."""
         home = self._homes[number]
         if not any(lanes is home for lanes in self._nodes.values()):
             return home
-        if self._spare:
-            return self._spare.pop()
-        return {dtype: np.empty_like(lane) for dtype, lane in home.items()}
+        if not self._spare:
+            self._spare.append({dtype: np.empty_like(lane) for dtype, lane in home.items()})
+        return self._spare[-1]
 
     def clear(self) -> None:
         """Forget the sums; their memory is kept."""

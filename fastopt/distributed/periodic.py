@@ -15,6 +15,7 @@ from ..checks import check_integer, check_number, wrong_type
 from ..optimizers import CLASSES
 from .agreement import check_alike, said
 from .carriers import current
+from .commons import are_common
 from .exchange import Exchange
 from .held import Held
 from .shards import Extent, Layout
@@ -35,6 +36,8 @@ class _Periodic:
         self.optimizer = optimizer
         groups = list(optimizer.param_groups)
         self._held = Held([{"params": list(group["params"])} for group in groups])
+        if are_common(self._held.views):
+            raise ValueError("optimizer: found parameters that ranks have in common, expected each rank's own")
         self._world = current()
         self.rank, self.ranks = self._world.rank, self._world.size
         called = {"optimizer": type(optimizer).__name__, "every": str(every)}

@@ -27,6 +27,7 @@ from ..rules import Rule
 from . import checkpoint
 from .agreement import check_alike, said
 from .carriers import current
+from .commons import are_common
 from .exchange import Exchange, Unit
 from .held import Held, grouped
 from .norms import Portion, gathered_square_sums
@@ -151,7 +152,9 @@ class Synchronous:
         self.optimizer: Optimizer = optimizer(grouped(held.groups, counts.tolist(), mine), **options)
 
         nodes = [aligned(self._begin(rank), self._begin(rank + 1)) for rank in range(world.size)]
-        self._exchange = Exchange(world, self._layout, held.memory, nodes, Wire(wire, self._layout.sizes))
+        self._exchange = Exchange(
+            world, self._layout, held.memory, nodes, Wire(wire, self._layout.sizes), are_common(held.views)
+        )
         self._routes: dict[bytes, _Route] = {}
         self._kinds: list[int] | None = None
         self._added: set[int] = set()
@@ -189,6 +192,21 @@ class Synchronous:
         each = examples // self._count
         numbers = range(self._begin(self.rank), self._begin(self.rank + 1))
         return ((number, slice(number * each, (number + 1) * each)) for number in numbers)
+
+    @property
+    def grads(self) -> Any:
+        """Arrays for the gradients of the next slice, in the structure of ``params``: `add` need not copy these.
+
+        They are where the other ranks on the machine read the sum, if none of this rank's slices has been added, and
+        may be others for each slice. Their dtype is that of computing: float32, or float64 of float64 parameters.
+        """
+        numbers = range(self._begin(self.rank), self._begin(self.rank + 1))
+        free = self._exchange.partial.free(next((s for s in numbers if s not in self._added), numbers[0]))
+        arrays = []
+        for i, array in enumerate(self._held.views):
+            ((dtype, begin, end),) = self._layout.ranges(self._layout.whole(i))
+            arrays.append(free[dtype][begin:end].reshape(array.shape))
+        return self._held.build(arrays)
 
     def add(self, number: int, grads: Any = ...) -> None:
         """Takes the mean gradient of one of this rank's slices for the next step; the arrays may be written anew then.
@@ -420,6 +438,8 @@ class Synchronous:
             if grad is not None:
                 unique = np.unique(grad.indices)
                 mine.append((span, shape[0], unique, self._rows_of(span, shape[0])[unique]))
+        if self._exchange.common:
+            return
         for rank, theirs in enumerate(self._world.all_gather(mine)):
             for span, count, unique, values in theirs if rank != self.rank else ():
                 self._rows_of(span, count)[unique] = values

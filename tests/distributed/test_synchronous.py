@@ -298,6 +298,63 @@ def test_numbers_that_are_none_travel_in_bfloat16():
     assert np.isnan(found[0]) and found[1:].tobytes() == want[1:].tobytes()
 
 
+# ---- memory in common ----
+
+
+def with_memory_in_common(options, gradient=gradient):
+    """As `trained`, with parameters that are there once, and gradients written where they are to be."""
+    params = fd.shared(parameters())
+    optimizer = fd.Synchronous(fastopt.AdamW, params, slices=SLICES, **options)
+    for step in range(2):
+        found = []
+        for number, _ in optimizer.slices(SLICES):
+            grads = optimizer.grads
+            for name, g in gradient(params, step, number).items():
+                if isinstance(g, np.ndarray):
+                    grads[name][...] = g
+                else:
+                    grads[name] = g
+            found.append(grads)
+            optimizer.add(number, grads)
+        optimizer.step(max_norm=1.0)
+    return params, optimizer.state_dict(), []
+
+
+@WAYS
+@pytest.mark.parametrize("ranks", [None, 2, 3, 8])
+def test_parameters_and_gradients_in_common_memory(ranks, shares):
+    expected = trained_alone(fastopt.AdamW, "f4", {}, 2, 1.0)
+    results = (
+        [with_memory_in_common({})]
+        if ranks is None
+        else run_threads(ranks, lambda: with_memory_in_common({}), shares=shares)
+    )
+    for found in results:
+        assert_same(found, (*expected[:2], []))
+    addresses = {found[0]["table"].ctypes.data for found in results}
+    assert len(addresses) == (1 if shares or ranks is None else ranks)
+
+
+def test_rows_in_common_memory():
+    expected = trained(fastopt.AdamW, "f4", {}, 2, 1.0, gradient=sparse)
+    for found in run_threads(3, lambda: with_memory_in_common({}, sparse)):
+        assert_same(found, (*expected[:2], []))
+
+
+def test_memory_that_is_no_longer_common_is_forgotten():
+    from fastopt.distributed import commons
+
+    before = dict(commons._blocks)
+    params = fd.shared([np.ones(3), np.ones((2, 2), ml_dtypes.bfloat16)])
+    assert [p.tolist() for p in params] == [[1.0] * 3, [[1.0] * 2] * 2] and len(commons._blocks) == len(before) + 1
+    with pytest.raises(ValueError, match=r"^optimizer: found parameters that ranks have in common"):
+        fd.LocalSGD(fastopt.SGD(params), every=1)
+    del params
+    assert commons._blocks == before
+    with pytest.raises(TypeError, match=r"^params: found groups"):
+        fd.shared([{"params": np.ones(3)}])
+
+
 # ---- states ----
 
 
