@@ -162,7 +162,7 @@ class Optimizer(Grouped, Saved):
         Raises
         ------
         TypeError, ValueError
-            As `bind`; a parameter has rows at one time and a dense gradient at another; arrays are on a CUDA device.
+            As `bind`; a parameter has rows at one time and a dense gradient at another; rows are on a CUDA device.
             Nothing has been added.
 
         Examples
@@ -177,7 +177,7 @@ class Optimizer(Grouped, Saved):
         [-2.0, -3.0]
         """
         owned = self._owned
-        owned.sums.add(match(grads, owned.structure, "grads"), owned.views, owned.names)
+        owned.accumulate(match(grads, owned.structure, "grads"))
 
     def step(
         self,

@@ -38,6 +38,26 @@ def test_a_step_uses_the_sum(name, dtype):
         np.testing.assert_array_equal(mine, others)
 
 
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_sums_are_numpys(backend):
+    """Bit for bit, of long and of strided arrays, by several threads."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    kinds = [("f4", "f4"), ("f4", bfloat16), (bfloat16, "f4"), ("f8", "f8")]
+    params = [np.zeros((900, 211), kind) for kind, _ in kinds]
+    opt = fastopt.SGD(params, lr=1.0, backend=backend, threads=3)
+    batches = [[RNG.standard_normal((900, 422)).astype(kind)[:, ::2] for _, kind in kinds] for _ in range(3)]
+    batches[1][0][:2] = np.inf
+    batches[2][0][:2, 7] = -np.inf
+    sums = [np.zeros(p.shape, "f8" if p.dtype == "f8" else "f4") for p in params]
+    for grads in batches:
+        opt.accumulate(grads)
+        with np.errstate(invalid="ignore"):
+            sums = [total + grad.astype(total.dtype) for total, grad in zip(sums, grads, strict=True)]
+    opt.step()
+    for param, total in zip(params, sums, strict=True):
+        np.testing.assert_array_equal(param, (-total).astype(param.dtype))
+
+
 @pytest.mark.parametrize("library", ["torch", "ml_dtypes"])
 def test_sums_of_sixteen_bits_are_float32(library):
     """256 times 1 added to 512 is lost, one by one, in bfloat16, whose numbers there are 4 apart."""

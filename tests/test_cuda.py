@@ -190,6 +190,24 @@ def test_optimizers_have_the_cpus_bits(case, groups):
     np.testing.assert_array_equal(again.state_values(1, "exp_avg_sq"), cpus.state_values(1, "exp_avg_sq"))
 
 
+def test_sums_of_several_batches_have_the_cpus_bits():
+    rng = np.random.default_rng(0)
+    shapes = [(503,), (7, 70), (0,)]
+    params = [rng.standard_normal(s).astype(d) for s, d in zip(shapes, (F4, BF, F4), strict=True)]
+    there, here = on_both(params)
+    ours, cpus = fastopt.Adam(there, lr=0.1), fastopt.Adam(here, lr=0.1)
+    for _ in range(2):
+        for _ in range(2):
+            grads = [rng.standard_normal(p.shape).astype(p.dtype) for p in params]
+            grads_there, grads_here = on_both(grads)
+            ours.accumulate(grads_there)
+            cpus.accumulate(grads_here)
+        ours.step(grad_scale=0.5, max_norm=1.0)
+        cpus.step(grad_scale=0.5, max_norm=1.0)
+        assert ours.last_grad_norm == cpus.last_grad_norm
+    assert_equal(there, here)
+
+
 def test_tables_of_many_tensors():
     """They are written to the device in several parts."""
     there, here = on_both([np.full(3, k, F4) for k in range(600)])

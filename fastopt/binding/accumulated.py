@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import numpy as np
 from ..arrays.array import Array
 from ..arrays.checks import check_tensor
 from ..arrays.dtypes import compute_dtype
-from ..arrays.libraries import floats_of, view
-from ..backends.choice import ieee_arithmetic
+from ..arrays.libraries import floats_of, new_array, set_to_zero, view
+from ..backends import Backend
+from ..backends.choice import get_backend
+from ..jobs.tables import Tensor, adding, make_jobs
+from .binding import Binding, Last
 from .sparse import RowSparse
 from .structure import gradient_of, split_rows
 
@@ -27,54 +31,101 @@ class Accumulated:
 
     def __init__(self) -> None:
         self.pending = False
-        self._memory: dict[int, np.ndarray] = {}  # by parameter, kept for the next sums
+        self._memory: dict[int, Any] = {}  # arrays by parameter, kept for the next sums
+        self._views: dict[int, Array] = {}  # of these
+        self._last: Last | None = None  # the binding of the last gradients, for others like them
         self._dense: set[int] = set()
         self._rows: dict[int, list[RowSparse]] = {}
 
-    def add(self, grads: Sequence[Any], params: Sequence[Array], names: Sequence[str]) -> None:
+    def add(
+        self,
+        grads: tuple[Any, ...],
+        owned: Sequence[Any],
+        params: Sequence[Array],
+        names: Sequence[str],
+        backend: Backend,
+        threads: int,
+    ) -> None:
         """Add gradients of all parameters in order: all of them, once they are checked, or none.
+
+        Parameters
+        ----------
+        grads : tuple of array, RowSparse or None
+            The gradients.
+        owned : sequence of array
+            The parameters, whose library the sums are of.
+        params : sequence of Array
+            Their views.
+        names : sequence of str
+            What messages call them.
+        backend : Backend
+            What adds.
+        threads : int
+            The most threads.
 
         Raises
         ------
         TypeError, ValueError
             One is not what it must be; the message names it.
         """
-        dense, rows = split_rows(tuple(grads), params, names)
+        last = self._last
+        if last is not None and (self._rows or last.asked != get_backend()):
+            last = None
+        try:
+            if last is not None and last.fits(grads):
+                self._run(last.bound, threads)
+                return
+        finally:
+            if last is not None:
+                last.held = ()
+        dense, rows = split_rows(grads, params, names)
+        called = [gradient_of(name) for name in names] if len(grads) > 1 else ["grads"]
         taken: list[tuple[int, Array]] = []
         for i, grad in enumerate(dense):
             if grad is not None:
-                name = gradient_of(names[i]) if len(grads) > 1 else "grads"
-                array = view(grad, name)
-                check_tensor([params[i], array], [names[i], name])
-                self._check_kind(name, array, i in self._rows)
+                array = view(grad, called[i])
+                check_tensor([params[i], array], [names[i], called[i]])
+                self._check_kind(called[i], i in self._rows)
                 taken.append((i, array))
         summed: list[tuple[int, RowSparse]] = []
         for i, grad in rows:
-            name = gradient_of(names[i]) if len(grads) > 1 else "grads"
+            name = called[i]
             grad.check(params[i], [names[i], name])
-            self._check_kind(name, grad.values, i in self._dense)
+            if grad.values.place.kind != "cpu":
+                found = f"rows on {grad.values.place.device}"
+                raise ValueError(f"{name}: found {found}, expected a dense gradient there, to be accumulated")
+            self._check_kind(name, i in self._dense)
             if grad.duplicates != "sum":
                 raise ValueError(f"{name}: found duplicates {grad.duplicates!r}, expected 'sum', to be accumulated")
             summed.append((i, grad.coalesced()))
         for i, _ in taken:
             if i not in self._memory:
-                self._memory[i] = np.empty(params[i].shape, compute_dtype(params[i].dtype))
-        with ieee_arithmetic(), np.errstate(all="ignore"):
-            for i, array in taken:
-                own = self._memory[i]
-                if i in self._dense:
-                    np.add(own, floats_of(array), out=own)
-                else:
-                    own[...] = floats_of(array)
-                    self._dense.add(i)
+                param = params[i]
+                self._memory[i] = new_array(owned[i], param, compute_dtype(param.dtype), param.shape, 0)
+                self._views[i] = view(self._memory[i], "sums")
+        tensors = [Tensor(0, i, [self._views[i], array]) for i, array in taken]
+        labels = [[f"the sum of {called[i]}", called[i]] for i, _ in taken]
+        jobs = make_jobs([adding(len(params))], tensors, labels)
+        own = [called[i] for i, _ in taken]
+        bound = Binding(backend, jobs, [i for i, _ in taken], own, [array for _, array in taken])
+        self._last = None
+        self._run(bound, threads)
         for i, grad in summed:
             self._rows.setdefault(i, []).append(grad)
+        with suppress(TypeError):  # an array that no weak reference can be made to
+            self._last = Last(bound, dense, [self._views[i] for i in bound.members], True)
+
+    def _run(self, bound: Binding, threads: int) -> None:
+        """Add bound gradients to their sums, which begin at zero."""
+        for i in bound.members:
+            if i not in self._dense:
+                set_to_zero(self._views[i])
+        bound.runner(1.0, threads)
+        self._dense.update(bound.members)
         self.pending = True
 
     @staticmethod
-    def _check_kind(name: str, array: Array, other: bool) -> None:
-        if array.place.kind != "cpu":
-            raise ValueError(f"{name}: found an array on {array.place.device}, expected one on the CPU to accumulate")
+    def _check_kind(name: str, other: bool) -> None:
         if other:
             raise ValueError(f"{name}: found another kind of gradient than before it, expected rows only, or none")
 

@@ -343,6 +343,11 @@ class Owned:
             can_move = self.place.kind == "cuda" or all(type(p) is np.ndarray for p in self.params)
             self._last = Last(bound, dense, written, can_move)
 
+    def accumulate(self, grads: Sequence[Any]) -> None:
+        """Adds gradients of all parameters in order to those of the next step."""
+        threads = self.threads or settings.threads
+        self.sums.add(tuple(grads), self.params, self.views, self.names, self._backend(), threads)
+
     def step_accumulated(
         self, given: bool, scale: float, limits: Limits | None, skip_nonfinite: bool, zero_grads: bool
     ) -> None:

@@ -15,7 +15,8 @@ from ..arrays.blocks import block_bytes
 from ..arrays.checks import check_device, check_overlap, check_tensor
 from ..arrays.dtypes import CODES, compute_dtype
 from ..arrays.runs import row_stride, runs_of
-from ..rules import FIRST_STATE, GRADIENT, Rule
+from ..rules import FIRST_STATE, GRADIENT, RULES, Rule
+from ..rules.hyper import hyper_row
 from .job import DUPLICATES, DenseJob, Gradients, Job, Progress, RowJob, Rows, by_column, offsets_of
 from .noise import GradientNoise
 from .storage import Storage, StorageOptions, code_of
@@ -130,6 +131,14 @@ def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array], dtype:
     if not tensor.options and set(codes) == {CODES[dtype]}:
         return None
     return Storage(codes, tensor.options, tensor.average_decay, tensor.seed, tensor.noise)
+
+
+def adding(parameters: int) -> Progress:
+    """Parameters to which a step adds their gradients: SGD upwards with a learning rate of 1."""
+    rule = RULES["sgd"]
+    progress = Progress.of(rule, 1, parameters, 1)
+    progress.hyper[0] = hyper_row(rule, {**rule.defaults(), "lr": 1.0, "maximize": True})
+    return progress
 
 
 def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:
