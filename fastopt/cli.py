@@ -246,6 +246,9 @@ def _add_bench(commands: Any) -> None:
     more.add_argument("--scaling", action="store_true", help="Adam with 1, 2, 4 ... threads")
     more.add_argument("--tensors", action="store_true", help="steps of many small tensors")
     more.add_argument("--sparse", action="store_true", help="updates of an embedding table's rows")
+    more.add_argument(
+        "--distributed", action="store_true", help="Adam in 2 and 4 processes, beside MPI's bare exchange"
+    )
     more.add_argument("--precision", action="store_true", help="Adam stored in fewer bits")
     more.add_argument(
         "--workloads", type=_among(_WORKLOADS), nargs="?", const=list(_WORKLOADS), default=[], metavar="NAMES",

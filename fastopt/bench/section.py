@@ -48,6 +48,7 @@ class Options:
     workloads: Sequence[str] = ()
     digits: bool = True
     startup: bool = False
+    distributed: bool = False
     cuda: bool = False
     kernels: bool = False
     limited: bool = False
