@@ -11,6 +11,7 @@ from .support import assert_same_bits, one_of_each_kind
 torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install -e ".[torch]"')
 pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
 
+from fastopt import GradientNoise  # noqa: E402
 from fastopt import torch as optim  # noqa: E402
 from fastopt.drop_in.groups import is_counted  # noqa: E402
 from fastopt.rules import RULES  # noqa: E402
@@ -294,6 +295,20 @@ def test_a_graph_outlives_steps_with_other_gradients(device, capture):
     replay()
     cpus.step()
     close(there, here)
+
+
+def test_capturable_is_not_for_noise_and_not_for_norms_of_each_gradient(device):
+    p = device(torch.ones(50)).requires_grad_()
+    p.grad = device(torch.full((50,), 2.0))
+    noise = GradientNoise(0.1)
+    with pytest.raises(ValueError, match="capturable: found True, expected False: a graph does not record what devia"):
+        optim.SGD([p], lr=1.0, capturable=True, gradient_noise=noise).step()
+    optimizer = optim.SGD([p], lr=1.0, capturable=True)
+    with pytest.raises(ValueError, match=r"clip_norm: found 1\.0, expected None with capturable"):
+        optimizer.step(clip_norm=1.0)
+    assert (to_numpy(p) == 1).all()
+    optimizer.step(clip_value=0.25)
+    assert (to_numpy(p) == 0.75).all()
 
 
 def test_capturable_is_not_for_rules_of_rows(device):

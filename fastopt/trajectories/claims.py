@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import functional
 from ..checks import check_integer, check_number
+from ..jobs.noise import GradientNoise
 from ..optimizers import CLASSES
 from ..schedules import InverseTime
 from .descent import Track, descend, tracks, tuned
@@ -343,7 +344,8 @@ def _deep_network(spread: float, eta: float, steps: int = 1500) -> float:
     weights = [spread * rng.standard_normal(shape) for shape in pairwise(sizes)]
     params = [*weights, *(np.zeros(size) for size in sizes[1:])]
     grads = [np.zeros_like(param) for param in params]
-    plan = CLASSES["SGD"](params, lr=0.3).bind(grads)
+    noise = GradientNoise(eta) if eta else None
+    plan = CLASSES["SGD"](params, lr=0.3, gradient_noise=noise).bind(grads)
     for t in range(steps + 1):
         layers = [inputs]
         for k in range(count):
@@ -357,8 +359,6 @@ def _deep_network(spread: float, eta: float, steps: int = 1500) -> float:
             np.matmul(layers[k].T, delta, out=grads[k])
             delta.sum(axis=0, out=grads[count + k])
             delta = (delta @ params[k].T) * (1 - layers[k] ** 2)
-        for grad in grads:
-            grad += (eta / (1 + t) ** 0.55) ** 0.5 * rng.standard_normal(grad.shape)
         plan.step()
     return float(((output > 0) == (labels > 0)).mean())
 
