@@ -206,15 +206,15 @@ def test_machines_are_told_what_this_one_is(monkeypatch):
 
 
 @needs_mpi
-def test_digits_have_one_digest():
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    pytest.importorskip("threadpoolctl", reason="threadpoolctl is not installed")
-    pytest.importorskip("rich", reason="rich is not installed")
-    program = ROOT / "benchmarks" / "workloads" / "distributed_digits.py"
+@pytest.mark.parametrize("name", ["distributed_digits", pytest.param("split_digits", marks=pytest.mark.slow)])
+def test_digits_have_one_digest(name):
+    for package in ("sklearn", "threadpoolctl", "rich"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    program = ROOT / "benchmarks" / "workloads" / f"{name}.py"
     printed = [
         subprocess.run(
             [sys.executable, "-m", "fastopt", "run", "-n", n, program], capture_output=True, text=True, check=True
         ).stdout
         for n in "12"
     ]
-    assert printed[0] == printed[1] and "180 steps" in printed[0]
+    assert printed[0] == printed[1] and "parameters " in printed[0]
