@@ -91,7 +91,7 @@ enum { NORMALS = 4 * LANES };
 
 /* Writes the deviates of n elements, rounded up to a multiple of NORMALS, from a multiple of NORMALS on. Element e has
  * the number e % 4 of the counter 2^63 + e / 4. Stochastic rounding has counters below 2^63, so that both may have the
- * same seed. */
+ * same seed. All words are drawn first: registers do not hold what both loops need. */
 NOINLINE void normals(uint64_t element, int64_t n, uint64_t step, uint64_t seed, float *out)
 {
     const philox_stream s = start_philox(step, seed);
@@ -99,8 +99,15 @@ NOINLINE void normals(uint64_t element, int64_t n, uint64_t step, uint64_t seed,
     longs even = even_counters((uint64_t)1 << 63 | element / 4);
     for (int64_t k = 0; k < n; k += NORMALS, even += LANES) {
         words w[4];
-        floats z[4];
         philox(&s, even, w);
+        for (int q = 0; q < 4; q++)
+            store_words(out + k + q * LANES, w[q]);
+    }
+    for (int64_t k = 0; k < n; k += NORMALS) {
+        words w[4];
+        floats z[4];
+        for (int q = 0; q < 4; q++)
+            w[q] = load_words(out + k + q * LANES);
         normal_pair(w[0], w[1], &z[0], &z[1]);
         normal_pair(w[2], w[3], &z[2], &z[3]);
         for (int half = 0; half < 2; half++) {
