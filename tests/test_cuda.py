@@ -208,6 +208,20 @@ def test_sums_of_several_batches_have_the_cpus_bits():
     assert_equal(there, here)
 
 
+@pytest.mark.parametrize("first", [0, 1, 64, 128])
+def test_random_numbers_are_exchanged_where_counters_and_warps_begin_together(first):
+    """And drawn by each thread elsewhere: the first tensor's elements begin at `first`, others' at odd numbers."""
+    rng = np.random.default_rng(first)
+    sizes = [256, 512, 4096, 127, 255, 257, 8192 + 384, 5]
+    host = [[rng.standard_normal(n).astype(BF) for n in sizes] for _ in range(2)]
+    there, here = zip(*(on_both(arrays) for arrays in host), strict=True)
+    for params, grads in (there, here):
+        opt = fastopt.SGD(params, lr=1e-2, rounding="stochastic", seed=2**40 + 5, first_element=first)
+        for _ in range(2):
+            opt.step(grads)
+    assert_equal(there[0], here[0])
+
+
 def test_tables_of_many_tensors():
     """They are written to the device in several parts."""
     there, here = on_both([np.full(3, k, F4) for k in range(600)])

@@ -117,12 +117,20 @@ def dither_float16(x, random):
 
 
 @register_jitable
+def wide_product(a, b):
+    """The upper and the lower half of the product of two uint32."""
+    product = uint64(a) * uint64(b)
+    return uint32(product >> uint64(32)), uint32(product)
+
+
+@register_jitable
 def philox(c0, c1, c2, c3, k0, k1):
     """Philox4x32-10 (Salmon et al. 2011): four words from a counter of four and a key of two, all uint32."""
     for _ in range(10):
-        a, b = uint64(c0) * uint64(0xD2511F53), uint64(c2) * uint64(0xCD9E8D57)
-        c0, c2 = uint32(uint32(b >> uint64(32)) ^ c1 ^ k0), uint32(uint32(a >> uint64(32)) ^ c3 ^ k1)
-        c1, c3 = uint32(b), uint32(a)
+        high_0, low_0 = wide_product(c0, uint32(0xD2511F53))
+        high_2, low_2 = wide_product(c2, uint32(0xCD9E8D57))
+        c0, c2 = uint32(high_2 ^ c1 ^ k0), uint32(high_0 ^ c3 ^ k1)
+        c1, c3 = low_2, low_0
         k0, k1 = uint32(int64(k0) + 0x9E3779B9), uint32(int64(k1) + 0xBB67AE85)
     return c0, c1, c2, c3
 

@@ -95,8 +95,8 @@ def disassemble(code: bytes, kernel: str) -> list[str]:
 def count_in_loop(lines: list[str]) -> int:
     """Count the instructions that a warp executes in one turn of the loop that stores most.
 
-    It is the longest way around on which the warp stays together and calls nothing: what is called divides and takes
-    roots where the fast instructions cannot.
+    It is the shortest way around on which the warp stays together and calls nothing: what is called divides and takes
+    roots where the fast instructions cannot, and what is longer is for numbers that are not finite and the like.
 
     Parameters
     ----------
@@ -118,12 +118,12 @@ def count_in_loop(lines: list[str]) -> int:
         open_ends += new
     loops = [(begin, end) for end in reached for begin in after[end] if begin <= end]
     begin, end = max(loops, key=lambda loop: (_stored(code[loop[0] : loop[1]]), loop[0] - loop[1]))
-    longest = {begin: 1}
+    shortest = {begin: 1}
     for place in range(begin, end):
-        for following in after[place] if place in longest else ():
+        for following in after[place] if place in shortest else ():
             if following > place:
-                longest[following] = max(longest[place] + 1, longest.get(following, 0))
-    return longest[end]
+                shortest[following] = min(shortest[place] + 1, shortest.get(following, len(code)))
+    return shortest[end]
 
 
 def _following(place: int, line: str, places: Mapping[str, int]) -> list[int]:

@@ -133,6 +133,7 @@ class KernelSpec:
             "IN_HALVES": self.in_halves,
             "update": rule.update,
             "apply": _apply_of(len(rule.states), self.copies),
+            "wide_product": instructions.wide_product,
         }
 
     def of_lanes(self, function: Callable[..., Any], lanes: int, aligned: bool) -> Any:

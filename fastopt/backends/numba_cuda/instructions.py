@@ -97,12 +97,13 @@ def varying(typing, number, other):
     """The number, of which the compiler cannot tell that it is the same for each `other`: of a loop as short as that of
     SGD, with a choice by it, it would make two.
     """
-    letter = {32: "f", 64: "d"}[number.bitwidth]
+    whole = isinstance(number, types.Integer)
+    letter = {32: "fr", 64: "dl"}[number.bitwidth][whole]
 
     def codegen(context, builder, signature, args):
         kind = context.get_data_type(number)
         same = ir.FunctionType(kind, [kind, kind])
-        return builder.asm(same, f"mov.f{number.bitwidth} $0, $1;", f"={letter},{letter},{letter}", args, False)
+        return builder.asm(same, f"mov.b{number.bitwidth} $0, $1;", f"={letter},{letter},{letter}", args, False)
 
     return number(number, number), codegen
 
@@ -125,6 +126,21 @@ def encode_float16(typing, number):
         return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), codegen
+
+
+@intrinsic
+def wide_product(typing, a, b):
+    """The upper and the lower half of the product of two uint32, without a compiler that goes on in 64 bits."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(32)
+        both = ir.FunctionType(ir.LiteralStructType([word, word]), [word, word])
+        code = "{ .reg .b64 %product; mul.wide.u32 %product, $2, $3; mov.b64 {$1, $0}, %product; }"
+        found = builder.asm(both, code, "=r,=r,r,r", args, False)
+        halves = [builder.extract_value(found, k) for k in range(2)]
+        return context.make_tuple(builder, signature.return_type, halves)
+
+    return types.UniTuple(types.uint32, 2)(types.uint32, types.uint32), codegen
 
 
 def _flat_count(kind):

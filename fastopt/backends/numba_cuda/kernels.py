@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numba import cuda
-from numpy import float32, float64, int32, int64, uint8, uint16, uint32
+from numpy import float32, float64, int32, int64, uint8, uint16, uint32, uint64
 
 from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
@@ -243,13 +243,56 @@ apply: Any = None
 
 def _draw(random, element, step, seed):
     """Random numbers of 16 bits for a thread's elements: neighbours have halves of a word."""
-    word = uint32(0)
+    if ALIGNED and not ROWS and (element - int32(cuda.laneid) * LANES) % 128 == 0:  # the same for a whole warp
+        _draw_together(random, element, step, seed)
+        return
+    before = element % 2  # elements of the first pair that are not the thread's
+    for pair in range((LANES + before + 1) // 2):  # a loop, for unrolled it takes all registers
+        e = element - before + 2 * pair
+        word = _one_of(philox_of(e // 128 * 16 + e % 32 // 2, step, seed), e % 128 // 32)
+        for k in range(LANES):
+            if (k + before) // 2 == pair:
+                random[k] = uint16(word >> uint32(16 * ((k + before) % 2)))
+
+
+def _draw_together(random, element, step, seed):
+    """The same where a warp's elements are those of 32 counters: each thread has the words of one, of which it needs
+    none itself.
+
+    Of half a warp, thread 4q + r needs word q of threads 4r to 4r + 3. In each of four turns it reads another of these,
+    so that a thread is read for one word at a time.
+    """
+    lane = int32(cuda.laneid) % 16
+    first, second = lane // 4, lane % 4
+    words = philox_of(element // 128 * 16 + lane, step, seed)
+    a, b, c, d = _rotated(words, second)
+    begin = int32(cuda.laneid) - lane + 4 * second
+    found = (
+        cuda.shfl_sync(EVERYONE, int32(a), begin + first),
+        cuda.shfl_sync(EVERYONE, int32(d), begin + (first + 1) % 4),
+        cuda.shfl_sync(EVERYONE, int32(c), begin + (first + 2) % 4),
+        cuda.shfl_sync(EVERYONE, int32(b), begin + (first + 3) % 4),
+    )
+    words = _rotated(found, 4 - first)
     for k in range(LANES):
-        e = element + k
-        if k == 0 or e % 2 == 0:
-            within = e % 128
-            word = philox_of(e // 128 * 16 + within % 32 // 2, step, seed)[within // 32]
-        random[k] = uint16(word >> uint32(16 * (e % 2)))
+        random[k] = uint16(uint32(words[k // 2]) >> uint32(16 * (k % 2)))
+
+
+def _one_of(four, number):
+    """One of four, without the branches that an index has."""
+    a, b, c, d = four
+    low, high = (b if number & 1 else a), (d if number & 1 else c)
+    return high if number & 2 else low
+
+
+def _rotated(words, by):
+    """Four words, beginning with number `by`."""
+    a, b, c, d = words
+    if by & 1:
+        a, b, c, d = b, c, d, a
+    if by & 2:
+        a, b, c, d = c, d, a, b
+    return a, b, c, d
 
 
 def _draw_normals(deviates, element, step, seed):
@@ -259,7 +302,7 @@ def _draw_normals(deviates, element, step, seed):
         e = element + k
         if k > 0 and e % 4 == 0:
             drawn = normals_of(e // 4, step, seed)
-        deviates[k] = drawn[e % 4]
+        deviates[k] = _one_of(drawn, e % 4)
 
 
 def _parameter(x, k):
@@ -327,10 +370,10 @@ def update_elements(at, strides, i, n, c, element, step, seed, noise_seed, decay
 def _update_and_write(x, at, strides, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation):
     random, deviates = cuda.local.array(LANES, uint16), cuda.local.array(LANES, float32)
     if OPTIONS & NOISE:
-        _draw_normals(deviates, element, step, noise_seed)
+        _draw_normals(deviates, element, step, varying(noise_seed, uint64(element)))
     update_lanes(x, c, i, n, decay, rest, limit, deviates, deviation)
     if OPTIONS & STOCHASTIC:
-        _draw(random, element, step, seed)
+        _draw(random, element, step, varying(seed, uint64(element)))
     write_all(x, at, strides, i, n, element, step, random)
 
 
@@ -422,7 +465,8 @@ def update_runs(
             else:
                 update_any(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation)
     else:
-        whole = n // LANES * LANES if misaligned == 0 else int64(0)
+        together = WARP * LANES if OPTIONS & STOCHASTIC else LANES  # the threads of a warp exchange random numbers
+        whole = n // together * together if misaligned == 0 else int64(0)
         for i in range(thread * LANES, whole, THREADS * LANES):
             update_aligned(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation)
         for i in range(whole + thread, n, THREADS):
