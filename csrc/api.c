@@ -2,6 +2,7 @@
 #include "library.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 const char *fastopt_version(void) { return FASTOPT_VERSION; }
 
@@ -24,6 +25,7 @@ const char *fastopt_message(int code)
         [FASTOPT_NO_MEMORY] = "out of memory",
         [FASTOPT_BAD_STORAGE] = "dtypes or options of storage that do not go together",
         [FASTOPT_ROW_RULE] = "a rule whose states are of rows: fastopt_update_rows takes it",
+        [FASTOPT_TENSOR_RULE] = "a rule that measures whole tensors, of which no rows can be updated",
         [FASTOPT_BAD_INDEX] = "an index below 0, or not below the number of rows",
     };
     return code >= 0 && code < (int)(sizeof messages / sizeof *messages) ? messages[code] : "unknown error code";
@@ -55,6 +57,38 @@ static int find_offsets(int64_t tensors, const int64_t *sizes, void *const *arra
     return FASTOPT_OK;
 }
 
+/* Measures each tensor and updates it. */
+static int update_measured(fastopt_job *job, int threads)
+{
+    const int64_t tensors = job->tensors, row = rules[job->rule].rule.coefficients;
+    int64_t *blocks = calloc((size_t)tensors + 1, sizeof *blocks);
+    int32_t *numbers = malloc((size_t)tensors * sizeof *numbers);
+    double *coefficients = malloc((size_t)(tensors * row) * sizeof *coefficients), *sums = NULL;
+    if (blocks && numbers && coefficients) {
+        for (int64_t i = 0; i < tensors; i++) {
+            const int64_t size = job->offsets[i + 1] - job->offsets[i];
+            blocks[i + 1] = blocks[i] + (size + FASTOPT_NORM_BLOCK - 1) / FASTOPT_NORM_BLOCK;
+            numbers[i] = (int32_t)i;
+            memcpy(coefficients + i * row, job->coefficients, (size_t)row * sizeof *coefficients);
+        }
+        sums = malloc((size_t)(blocks[tensors] * rules[job->rule].sums + 1) * sizeof *sums);
+    }
+    if (sums) {
+        job->blocks = blocks;
+        job->sums = sums;
+        job->coefficients = coefficients;
+        job->tensor_of = job->row_of = numbers;
+        IN_IEEE_ARITHMETIC;
+        measure_tensors(job, threads);
+        update_elements(job, 0, job->offsets[tensors], threads);
+    }
+    free(blocks);
+    free(numbers);
+    free(coefficients);
+    free(sums);
+    return sums ? FASTOPT_OK : FASTOPT_NO_MEMORY;
+}
+
 static int update_tensors(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
                           void *const *arrays, const double *coefficients, const fastopt_storage *storage, int64_t t,
                           int32_t threads)
@@ -84,9 +118,13 @@ static int update_tensors(int32_t rule, int32_t dtype, int32_t copies, int64_t t
     if (!error) {
         fastopt_job job = {.rule = rule, .dtype = dtype, .copies = copies, .runs = tensors, .addresses = arrays,
                            .offsets = offsets, .coefficients = (double *)coefficients, .storage = storage,
-                           .tensor_of = zeros, .parameter = zeros, .row_of = zeros, .steps = &t};
-        IN_IEEE_ARITHMETIC;
-        update_elements(&job, 0, offsets[tensors], threads);
+                           .tensors = tensors, .tensor_of = zeros, .parameter = zeros, .row_of = zeros, .steps = &t};
+        if (has_stage(&job)) {
+            error = update_measured(&job, threads);
+        } else {
+            IN_IEEE_ARITHMETIC;
+            update_elements(&job, 0, offsets[tensors], threads);
+        }
     }
     free(offsets);
     free(zeros);

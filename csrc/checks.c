@@ -23,6 +23,8 @@ int check_kind(int32_t rule, int32_t dtype, int32_t copies, int32_t threads)
 int check_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows, const int64_t *strides,
                const fastopt_storage *storage)
 {
+    if (rules[rule].sums)
+        return FASTOPT_TENSOR_RULE;
     const int arrays = all_arrays_of(rule, copies, storage);
     const int states = rules[rule].rule.by_row ? rules[rule].rule.states : 0;
     if (rows->rows < 0 || rows->width < 0 || rows->count < 0 || rows->rows > UINT32_MAX || rows->count > UINT32_MAX
@@ -89,6 +91,8 @@ int check_job(const fastopt_job *job, int threads)
     if (job->tensors
         && (!job->parameter || !job->group || !job->steps || !job->hyper || !job->coefficients || !job->row_of
             || (!job->scalars && rules[job->rule].rule.scalars)))
+        return FASTOPT_NULL_POINTER;
+    if (has_stage(job) && job->runs && (!job->blocks || !job->sums))
         return FASTOPT_NULL_POINTER;
     if (job->rows && (job->tensors != 1 || job->runs != 1))
         return FASTOPT_BAD_SIZE;

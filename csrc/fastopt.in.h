@@ -90,7 +90,8 @@ enum {
     FASTOPT_NO_MEMORY = 11,
     FASTOPT_BAD_INDEX = 12,
     FASTOPT_ROW_RULE = 13,
-    FASTOPT_BAD_STORAGE = 14
+    FASTOPT_BAD_STORAGE = 14,
+    FASTOPT_TENSOR_RULE = 15
 };
 FASTOPT_API const char *fastopt_message(int code);
 
@@ -179,6 +180,8 @@ FASTOPT_API int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const d
  * copies       1, or AggMo's number of betas
  * coefficients [copies][rule's coefficients], from fastopt_fold; FASTOPT_BAD_VALUE if the dtype cannot hold them
  * threads      the most threads, from 1 to FASTOPT_MAX_THREADS; small updates use fewer
+ *
+ * A rule that measures whole tensors (lamb) reads all arrays once more before it updates them.
  */
 FASTOPT_API int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
                                void *const *arrays, const double *coefficients, int32_t threads);

@@ -76,6 +76,9 @@ def structures(module, kernels):
         for name, rule in kernels.items():
             yield struct(f"{name}_coefs_{suffix}", rule.coefficients, real)
             yield struct(f"{name}_states_{suffix}", rule.state_names, real)
+    for name, rule in kernels.items():
+        if rule.by_tensor:
+            yield struct(f"{name}_sums", rule.sums, "double")
     for fold, rule in {fold_of(rule): rule for rule in kernels.values()}.items():
         yield struct(f"{fold}_hyper", rule.row, "double")
 
@@ -109,6 +112,14 @@ def instance(module, name, states, copies):
     yield macro(f"UPDATE_{name}_{copies}", *updates)
 
 
+def measure(name, rule):
+    """Yield the macros of the reading pass of a rule with a stage over tensors."""
+    load = ", ".join(f".{s} = {s}_0[at]" for s in rule.measured) or "0"
+    yield macro(f"PREFETCH_MEASURED_{name}(i)", *(f"PREFETCH({s}_0 + (i));" for s in rule.measured))
+    yield f"enum {{ SUMS_{name} = {len(rule.sums)} }};"
+    yield macro(f"MEASURE_{name}(at)", f"FN({name}_states) s = {{{load}}};", f"FN(measure_{name})(p, g, &s, coefs, f);")
+
+
 def row_rule(name, states):
     """Yield the macros by which the fold of a rule with states by row loads and stores them."""
     yield macro(f"LOAD_{name}", f"{{{', '.join(f's[{k}]' for k in range(len(states)))}}}")
@@ -127,7 +138,8 @@ def table_entry(module, rule):
         yield f'    {{"{name}", {numbers}, {int(hyper.flag or name == "copies")}, {int(hyper.optional)}}},'
     scalars = ", ".join(map(number, rule.scalars.values())) or "0"
     decay = 0 if rule.decoupled is None else 2 if rule.decays_inside else 1
-    yield f"  }}}}, number_{rule.kernel}, folded_{rule.kernel}, {decay}, {{{scalars}}}}},"
+    stage = f"{len(rule.sums)}, {f'staged_{rule.kernel}' if rule.by_tensor else 'NULL'}"
+    yield f"  }}}}, number_{rule.kernel}, folded_{rule.kernel}, {stage}, {decay}, {{{scalars}}}}},"
 
 
 def rule_table(module, levels):
@@ -137,12 +149,15 @@ def rule_table(module, levels):
         kernels.setdefault(rule.kernel, rule)
     lines = ["/* Written by csrc/generate.py from fastopt/rules. */", "#ifndef FASTOPT_RULE_TABLE_H"]
     lines += ["#define FASTOPT_RULE_TABLE_H", places(module), *structures(module, kernels)]
-    instances, row_rules = [], []
+    instances, row_rules, stages = [], [], []
     for name, rule in kernels.items():
         if rule.by_row:
             row_rules.append(f"X({name}, {rule.update.__name__})")
             lines += ["", *row_rule(name, rule.state_names)]
             continue
+        if rule.by_tensor:
+            stages.append(f"X({name})")
+            lines += ["", *measure(name, rule)]
         for copies in range(1, module.MAX_COPIES + 1 if rule.vector else 2):
             instances.append(f"X({name}, {copies})")
             lines += ["", *instance(module, name, rule.state_names, copies)]
@@ -151,6 +166,7 @@ def rule_table(module, levels):
         macro("FASTOPT_KERNELS(X)", *(f"X({name}, {fold_of(rule)})" for name, rule in kernels.items())),
         macro("FASTOPT_INSTANCES(X)", *instances),
         macro("FASTOPT_ROW_RULES(X)", *row_rules),
+        macro("FASTOPT_STAGES(X)", *stages),
         macro("FASTOPT_RULES", *(line for rule in rules for line in table_entry(module, rule))),
         macro("FASTOPT_LEVELS(X)", *(f"X({level})" for level in levels)),
         "",
@@ -159,6 +175,7 @@ def rule_table(module, levels):
     space = {
         "MAX_ARRAYS": max(rule.count_arrays(copies) for copies, rule in own),
         "MAX_ROW": max(copies * (module.OWN + len(rule.coefficients)) for copies, rule in own),
+        "MAX_SUMS": max(len(rule.sums) for rule in rules),
     }
     lines += [f"#define {name} {most}" for name, most in space.items()]
     for name in ("HYPER", "COEFFICIENTS", "SCALARS", "COPIES"):

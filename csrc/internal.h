@@ -37,6 +37,9 @@ typedef struct {
                                  * arrays' first rows, strides go from row to row, a row is contiguous */
     const fastopt_storage *storage; /* NULL if every array is of the dtype; its first_element is ignored */
     const int64_t *elements;    /* [runs]: the number of the run's first element; NULL if numbers are not needed */
+    const int64_t *blocks;      /* [runs + 1]: the blocks of FASTOPT_NORM_BLOCK elements before each run, and all; NULL
+                                 * if the rule has no stage over tensors */
+    double *sums;               /* work space: [blocks][the stage's sums]; else NULL */
 } fastopt_job;
 
 /* Does one step: advances the tensors' step counts, folds hyper-parameters into coefficients and updates the
@@ -47,7 +50,8 @@ FASTOPT_API int fastopt_step(fastopt_job *jobs, int64_t n, double grad_scale, in
 FASTOPT_API int fastopt_advance(fastopt_job *jobs, int64_t n, double grad_scale);
 
 /* Does a part of the rest: updates elements [begin, end), counted over all runs. Of tensors in blocks it updates
- * the blocks that begin there; of a job with rows all rows. */
+ * the blocks that begin there; of a job with rows all rows. A rule with a stage over tensors updates all elements
+ * or none. */
 FASTOPT_API int fastopt_update_part(const fastopt_job *job, int64_t begin, int64_t end, int32_t threads);
 
 /* ---- the norm ---- */

@@ -15,10 +15,15 @@
 
 typedef void (*fold_function)(double t, const double *hyper, double *scalars, double *coefficients);
 
+/* Makes further coefficients of sums over a tensor. */
+typedef void (*stage_function)(const double *sums, double *coefficients);
+
 typedef struct {
     fastopt_rule rule;
     int kernel;
     fold_function fold;
+    int sums;             /* that its stage measures over a tensor; 0 if it has none */
+    stage_function stage;
     int decay; /* 0: L2 and decoupled; 1: weight_decay is decoupled; 2: it is the update's */
     double scalars[FASTOPT_MAX_SCALARS]; /* before the first step */
 } rule_entry;
@@ -87,6 +92,11 @@ int check_job(const fastopt_job *job, int threads);
 /* The pass of step t over a job's arrays, from element 0 on. */
 fastopt_pass pass_of(const fastopt_job *job, int64_t t);
 
+/* 1 if the job's rule measures whole tensors before it updates them. */
+static inline int has_stage(const fastopt_job *job) { return rules[job->rule].sums > 0; }
+/* Measures a job's tensors and completes their coefficients. The others are folded before, and each tensor has a row of
+ * its own. */
+void measure_tensors(const fastopt_job *job, int threads);
 /* Updates elements [begin, end) of a job's runs. The coefficients are folded before. */
 void update_elements(const fastopt_job *job, int64_t begin, int64_t end, int threads);
 /* Updates the rows of a job, with work space from `lookup_space`. The coefficients are folded before. */

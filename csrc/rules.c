@@ -18,6 +18,13 @@
     }
 FASTOPT_KERNELS(FOLD_ENTRY)
 
+#define STAGE_ENTRY(rule)                                                                                             \
+    static void staged_##rule(const double *sums, double *coefficients)                                               \
+    {                                                                                                                 \
+        stage_##rule((const void *)sums, (void *)coefficients);                                                       \
+    }
+FASTOPT_STAGES(STAGE_ENTRY)
+
 const rule_entry rules[] = {FASTOPT_RULES};
 enum { RULES = sizeof rules / sizeof *rules };
 
@@ -79,6 +86,8 @@ __attribute__((noinline)) void fold_into(int rule, double t, double grad_scale, 
     c[0] = maximize ? -grad_scale : grad_scale;
     c[1] = kind == 0 ? weight_decay : 0.0;
     c[2] = decoupled ? 1.0 - lr * decoupled : 1.0;
+    if (rules[rule].stage) /* whose coefficients come later */
+        memset(c + OWN, 0, (size_t)(rules[rule].rule.coefficients - OWN) * sizeof *c);
     rules[rule].fold(t, hyper, scalars, c + OWN);
 }
 

@@ -7,14 +7,21 @@
  * A rule with states by row has a ROW in place of an update: it takes the mean square of the row's gradient, updates
  * the row's states and returns the coefficients of another rule's update, which then runs over the row's elements.
  *
+ * A rule with a stage over tensors has a MEASURE, which writes the factors of the products that are summed over the
+ * tensor, and a STAGE, which makes further coefficients of the sums. A MEASURE changes copies of the states only.
+ *
  * Choices are written as c ? a : b between values already computed, so that compilers vectorise them.
  */
 #define UPDATE(rule) static inline void FN(rule)(real *p, real g, FN(rule##_states) *s, const FN(rule##_coefs) *c)
 #define ROW(rule, update)                                                                                             \
     static inline FN(update##_coefs) FN(rule)(real square, FN(rule##_states) *s, const FN(rule##_coefs) *c)
+#define MEASURE(rule)                                                                                                 \
+    static inline void FN(measure_##rule)(UNUSED real p, UNUSED real g, UNUSED FN(rule##_states) *s,                  \
+                                          UNUSED const FN(rule##_coefs) *c, real (*factors)[2])
 #define UNUSED __attribute__((unused)) /* many folds ignore the step, most the scalars */
 #define FOLD(rule)                                                                                                    \
     static void fold_##rule(UNUSED double t, const rule##_hyper *h, UNUSED double *scalars, rule##_coefs_f64 *c)
+#define STAGE(rule) static void stage_##rule(const rule##_sums *sum, rule##_coefs_f64 *c)
 
 /* The larger number; NaN if either is NaN. */
 static inline real FN(maximum)(real a, real b) { return a >= b || a != a ? a : b; }
@@ -289,6 +296,42 @@ UPDATE(ademamix)
     s->exp_avg_slow = c->beta3 * s->exp_avg_slow + c->beta3_c * g;
     s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
     *p -= (c->rate * s->exp_avg + c->rate_slow * s->exp_avg_slow) / (SQRT(s->exp_avg_sq + c->eps_root) + c->eps);
+}
+
+/* ---- lars ---- */
+UPDATE(lars)
+{
+    const real decayed = g + c->weight_decay * *p;
+    s->momentum_buffer = c->mu * s->momentum_buffer + c->ratio * (c->weight_decay == 0 ? g : decayed);
+    *p -= c->rate * s->momentum_buffer;
+}
+
+MEASURE(lars)
+{
+    const real decayed = g + c->within * p;
+    factors[0][0] = factors[0][1] = p;
+    factors[1][0] = factors[1][1] = c->within == 0 ? g : decayed;
+}
+
+/* ---- lamb ---- */
+static inline real FN(lamb_direction)(real p, real g, FN(lamb_states) *s, const FN(lamb_coefs) *c)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
+    const real direction = c->scale * s->exp_avg / (SQRT(s->exp_avg_sq + c->eps_root) + c->eps);
+    const real decayed = direction + c->weight_decay * p;
+    return c->weight_decay == 0 ? direction : decayed;
+}
+
+UPDATE(lamb)
+{
+    *p -= c->rate * FN(lamb_direction)(*p, g, s, c);
+}
+
+MEASURE(lamb)
+{
+    factors[0][0] = factors[0][1] = p;
+    factors[1][0] = factors[1][1] = FN(lamb_direction)(p, g, s, c);
 }
 
 #ifdef FASTOPT_FOLDS
@@ -576,6 +619,43 @@ FOLD(ademamix)
     c->rate_slow = h->lr * root * alpha;
     c->eps = h->eps * root;
     c->eps_root = h->eps_root * correction2;
+}
+
+FOLD(lars)
+{
+    c->mu = h->momentum;
+    c->weight_decay = h->weight_decay;
+    c->within = h->decay_inside ? h->weight_decay : 0.0;
+    c->beside = h->decay_inside ? 0.0 : h->weight_decay;
+    c->eps = h->eps;
+    c->trust = h->trust_coefficient;
+    c->gain = h->lr_inside ? h->lr : 1.0;
+    c->rate = h->lr_inside ? 1.0 : h->lr;
+}
+
+STAGE(lars)
+{
+    const double norm = sqrt(sum->param_sum), below = sqrt(sum->grad_sum) + c->beside * norm + c->eps;
+    const int plain = sum->param_sum == 0 || sum->grad_sum == 0;
+    c->ratio = c->gain * (plain ? 1.0 : c->trust * norm / below);
+}
+
+FOLD(lamb)
+{
+    const double root = sqrt(1.0 - pow(h->beta2, t));
+    WITH_REST(beta1);
+    WITH_REST(beta2);
+    c->scale = 1.0 * root / (1.0 - pow(h->beta1, t));
+    c->eps = h->eps * root;
+    c->eps_root = h->eps_root * (1.0 - pow(h->beta2, t));
+    c->weight_decay = h->weight_decay;
+    c->lr = h->lr;
+}
+
+STAGE(lamb)
+{
+    const int plain = sum->param_sum == 0 || sum->step_sum == 0;
+    c->rate = c->lr * (plain ? 1.0 : sqrt(sum->param_sum) / sqrt(sum->step_sum));
 }
 
 #endif

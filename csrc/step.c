@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* Advances every tensor and folds its coefficients, once for successive tensors with the same group, step, factor and
- * scalars. */
+ * scalars. With a stage over tensors each has a row of its own, for the stage completes it. */
 static void advance(const fastopt_job *job, double grad_scale)
 {
     const fastopt_rule *rule = &rules[job->rule].rule;
@@ -19,7 +19,7 @@ static void advance(const fastopt_job *job, double grad_scale)
         double *now = scalars ? job->scalars + (int64_t)parameter * scalars : NULL;
         const double factor = job->factors ? job->factors[parameter] : 1;
         int64_t t = ++job->steps[parameter];
-        if (last >= 0 && job->group[parameter] == job->group[last] && t == job->steps[last] && factor == last_factor
+        if (last >= 0 && !has_stage(job) && job->group[parameter] == job->group[last] && t == job->steps[last] && factor == last_factor
             && (!scalars || !memcmp(now, before, scalars * sizeof(double)))) {
             if (scalars)
                 memcpy(now, job->scalars + (int64_t)last * scalars, scalars * sizeof(double));
@@ -78,8 +78,9 @@ fastopt_pass pass_of(const fastopt_job *job, int64_t t)
     return pass;
 }
 
-/* Updates elements [begin, end) of a job, or of a run in blocks the blocks that begin there. */
-static void update_runs(const fastopt_job *job, int64_t begin, int64_t end)
+/* Updates elements [begin, end) of a job, or of a run in blocks the blocks that begin there. With `lanes` it measures
+ * them instead. */
+static void update_runs(const fastopt_job *job, int64_t begin, int64_t end, double *lanes)
 {
     const fastopt_loops *loops = active->loops[job->dtype];
     const fastopt_storage *storage = job->storage;
@@ -107,7 +108,10 @@ static void update_runs(const fastopt_job *job, int64_t begin, int64_t end)
         const int32_t tensor = job->tensor_of[r];
         const double *coefficients = job->coefficients + (int64_t)job->row_of[tensor] * row;
         fastopt_pass pass = pass_of(job, job->steps[job->parameter[tensor]]);
-        const fastopt_kernel kernel = (pass.storage ? loops->stored : loops->kernels)[kernel_of][job->copies - 1];
+        const fastopt_kernel kernel =
+            lanes ? (pass.storage ? loops->stored_measures : loops->measures)[kernel_of]
+                  : (pass.storage ? loops->stored : loops->kernels)[kernel_of][job->copies - 1];
+        pass.lanes = lanes;
         pass.prefetch = prefetch;
         pass.element = (job->elements ? job->elements[r] : first + (storage ? storage->first_element : 0)) + start;
         loops->run(kernel, stop - start, all, addresses, strides, coefficients, row, &pass);
@@ -122,13 +126,68 @@ typedef struct {
 static void update_share(void *context, int64_t begin, int64_t end)
 {
     const part_of_job *part = context;
-    update_runs(part->job, part->begin + begin, part->begin + end);
+    update_runs(part->job, part->begin + begin, part->begin + end, NULL);
 }
 
 void update_elements(const fastopt_job *job, int64_t begin, int64_t end, int threads)
 {
     part_of_job part = {job, begin};
     parallel_for(update_share, &part, end - begin, GRAIN, SHARE, ALIGN, threads);
+}
+
+/* ---- stages over tensors ---- */
+
+/* Writes the sums of blocks [begin, end) of a job. */
+static void measure_blocks(void *context, int64_t begin, int64_t end)
+{
+    const fastopt_job *job = context;
+    const int sums = rules[job->rule].sums;
+    for (int64_t r = find_run(job->blocks, job->runs, begin); begin < end; r++)
+        for (; begin < end && begin < job->blocks[r + 1]; begin++) {
+            const int64_t first = job->offsets[r] + (begin - job->blocks[r]) * FASTOPT_NORM_BLOCK;
+            const int64_t after = job->offsets[r + 1] - first;
+            double lanes[MAX_SUMS][16] = {{0}};
+            update_runs(job, first, first + (after < FASTOPT_NORM_BLOCK ? after : FASTOPT_NORM_BLOCK), *lanes);
+            for (int k = 0; k < sums; k++) {
+                double sum = 0;
+                for (int lane = 0; lane < 16; lane++)
+                    sum += lanes[k][lane];
+                job->sums[begin * sums + k] = sum;
+            }
+        }
+}
+
+/* The sum of sum k of n blocks: 256 partial sums of every 256th, then their sum. */
+static double add_blocks(const double *sums, int64_t n, int width, int k)
+{
+    enum { PARTS = 256 };
+    double parts[PARTS] = {0}, total = 0;
+    for (int64_t i = 0; i < n; i++)
+        parts[i % PARTS] += sums[i * width + k];
+    for (int part = 0; part < PARTS && part < n; part++)
+        total += parts[part];
+    return total;
+}
+
+void measure_tensors(const fastopt_job *job, int threads)
+{
+    const rule_entry *entry = &rules[job->rule];
+    const int row = entry->rule.coefficients;
+    if (job->runs)
+        parallel_for(measure_blocks, (void *)job, job->blocks[job->runs], GRAIN / FASTOPT_NORM_BLOCK,
+                     SHARE / FASTOPT_NORM_BLOCK, 1, threads);
+    for (int64_t r = 0, next; r < job->runs; r = next) {
+        const int32_t tensor = job->tensor_of[r];
+        for (next = r; next < job->runs && job->tensor_of[next] == tensor;)
+            next++;
+        double sums[MAX_SUMS], *own = job->coefficients + (int64_t)job->row_of[tensor] * row;
+        for (int k = 0; k < entry->sums; k++)
+            sums[k] = add_blocks(job->sums + job->blocks[r] * entry->sums, job->blocks[next] - job->blocks[r],
+                                 entry->sums, k);
+        for (int j = OWN; job->dtype == FASTOPT_FLOAT32 && j < row; j++)
+            own[j] = (float)own[j]; /* as the kernels have them */
+        entry->stage(sums, own + OWN);
+    }
 }
 
 /* ---- the calls ---- */
@@ -175,6 +234,8 @@ int fastopt_step(fastopt_job *jobs, int64_t n, double grad_scale, int32_t thread
     IN_IEEE_ARITHMETIC;
     for (int64_t i = 0; i < n; i++) {
         advance(&jobs[i], grad_scale);
+        if (has_stage(&jobs[i]))
+            measure_tensors(&jobs[i], threads);
         if (lookups_of(&jobs[i]))
             update_rows(&jobs[i], space, threads);
         else if (!jobs[i].rows)
@@ -200,12 +261,15 @@ int fastopt_update_part(const fastopt_job *job, int64_t begin, int64_t end, int3
     int error = check_job(job, threads);
     if (error)
         return error;
-    if (begin < 0 || end < begin || end > job->offsets[job->runs])
+    if (begin < 0 || end < begin || end > job->offsets[job->runs]
+        || (has_stage(job) && begin < end && end - begin < job->offsets[job->runs]))
         return FASTOPT_BAD_SIZE;
     fastopt_lookup *space = lookups_of(job) ? lookup_space(lookups_of(job)) : NULL;
     if (lookups_of(job) && !space)
         return FASTOPT_NO_MEMORY;
     IN_IEEE_ARITHMETIC;
+    if (has_stage(job) && begin < end)
+        measure_tensors(job, threads);
     if (space)
         update_rows(job, space, threads);
     else if (!job->rows)

@@ -25,7 +25,7 @@ from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dic
 from . import schedules as schedules
 from .schedules import Demon as Demon
 
-__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'Lion', 'Momentum', 'NAG', 'NAdam', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'NAG', 'NAdam', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 
 class SGD(Optimizer):
     """Stochastic gradient descent: a step against the gradient.
@@ -2408,3 +2408,173 @@ class ScheduleFreeAdamW(Optimizer):
         ValueError
             A parameter cannot be written; nothing has been.
         """
+
+class LARS(Optimizer):
+    """Momentum with a rate for each tensor: the parameter's norm over the gradient's.
+
+    ::
+
+        r = trust_coefficient*norm(p)/(norm(g) + weight_decay*norm(p) + eps), 1 where a norm is 0
+        b = momentum*b + r*(g + weight_decay*p)
+        p -= lr*b
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    ``lr_inside=True`` is the form of the paper and of optax: b = momentum*b + lr*r*(...); p -= b.
+    optax has ``decay_inside=True`` too.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: You et al. 2017, arXiv:1708.03888.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 1.0
+        Learning rate. A finite number >= 0.
+    momentum : float or callable, default 0.9
+        Decay rate of the velocity. A number in [0, 1).
+    trust_coefficient : float or callable, default 0.001
+        The length of a step beside the parameter's norm, at lr 1. A finite number >= 0.
+    eps : float or callable, default 0.0
+        Added to the denominator. A finite number >= 0.
+    lr_inside : bool, default False
+        The velocity accumulates steps, lr and all (differs once lr changes).
+    decay_inside : bool, default False
+        Norm(g + weight_decay*p) is below, in place of the two norms.
+    weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``,
+        ``gradient_noise``, ``backend``, ``threads``, ``state_dir``, ``state_memory``: see
+        `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.LARS(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9999, -1.9998]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 1.0,
+        *,
+        momentum: Value = 0.9,
+        trust_coefficient: Value = 0.001,
+        eps: Value = 0.0,
+        lr_inside: bool = False,
+        decay_inside: bool = False,
+        weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class LAMB(Optimizer):
+    """Adam with a rate for each tensor: the parameter's norm over the step's.
+
+    ::
+
+        m, v as adam
+        u = m^/(sqrt(v^ + eps_root) + eps) + weight_decay*p
+        p -= lr*norm(p)/norm(u)*u, the quotient 1 where a norm is 0
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: You et al. 2020, arXiv:1904.00962.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float or callable, default 1e-06
+        Added to the denominator. A finite number >= 0.
+    eps_root : float or callable, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``,
+        ``gradient_noise``, ``backend``, ``threads``, ``state_dir``, ``state_memory``: see
+        `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.LAMB(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.841886, -1.841886]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-06,
+        eps_root: Value = 0.0,
+        weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...

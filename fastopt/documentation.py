@@ -108,6 +108,18 @@ def _meaning(hypers: list[Hyper]) -> str:
     return f"{words} {_sentence(f'each {domain}' if len(hypers) > 1 else domain)}"
 
 
+def _completed(rule: Rule, row: list[float], states: list[float], coefficients: tuple[float, ...]) -> tuple[float, ...]:
+    """Complete the coefficients of the examples' first step by what the rule's stage measures."""
+    if rule.by_tensor is None:
+        return coefficients
+    folded, before = coefficients[: len(rule.folds)], rule.fold_prologue(row[0], row, 1.0)
+    read = [state for state, name in zip(states, rule.state_names, strict=True) if name in rule.measured]
+    elements = [prologue(p, g, *before) for p, g in zip(START, GRADIENT, strict=True)]
+    pairs = [rule.by_tensor.measure(*element, *read, *folded) for element in elements]
+    sums = [sum(a * b for a, b in products) for products in zip(*pairs, strict=True)]
+    return (*folded, *rule.by_tensor.fold(*sums, *folded))
+
+
 def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
     """Compute the examples' parameter after the rule's first step."""
     single = {name: hyper.check(name, values[name]) for name, hyper in rule.hyper.items() if not hyper.vector}
@@ -121,6 +133,7 @@ def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
             coefficients, _ = rule.fold_row(1.0, row, tuple(rule.scalars.values()))
             if k == 0:
                 p, g = prologue(p, g, *rule.fold_prologue(row[0], row, 1.0))
+            coefficients = _completed(rule, row, states, coefficients)
             if rule.by_row:
                 p = rule.update(p, g, *rule.by_row(g * g, *states, *coefficients)[len(states) :])
             else:
@@ -353,7 +366,7 @@ def _numba_update(rule: Rule) -> list[str]:
     of_rows = "From ``by_row``. This takes and returns no states, which are of rows."
     parameters = [
         *_entry(f"p, g{states}", "float", "The parameter, its gradient" + (", its states." if states else ".")),
-        *_entry("c", "tuple", "From ``fold``."),
+        *_entry("c", "tuple", "From ``complete``." if rule.by_tensor else "From ``fold``."),
         *(_entry("rate", "float", of_rows) if rule.by_row else []),
     ]
     return [
@@ -387,7 +400,41 @@ def _numba_prologue(rule: Rule) -> list[str]:
     return [text, *_section("Parameters", parameters), *_section("Returns", ("p, g", "    For ``update``."))]
 
 
-_NUMBA = {"fold": _numba_fold, "update": _numba_update, "by_row": _numba_by_row, "prologue": _numba_prologue}
+def _numba_measure(rule: Rule) -> list[str]:
+    states = "".join(f", {state}" for state in rule.measured)
+    parameters = [
+        *_entry(f"p, g{states}", "float", "Of the element, before the step."),
+        *_entry("c", "tuple", "From ``fold``."),
+    ]
+    text = f"    For each of {', '.join(rule.sums)} the pair whose product is to be summed."
+    return [
+        f"Measures one element for {rule.name}: to be summed over the tensor, in float64, before any update of it.",
+        *_section("Parameters", parameters),
+        *_section("Returns", ("tuple of pairs", text)),
+    ]
+
+
+def _numba_complete(rule: Rule) -> list[str]:
+    parameters = [
+        *_entry("real", "type", "As of ``fold``."),
+        *_entry(", ".join(rule.sums), "float", "The sums of the products of ``measure`` over the tensor."),
+        *_entry("c", "tuple", "From ``fold``."),
+    ]
+    return [
+        f"The coefficients for a tensor in one step of {rule.name}, once it is measured.",
+        *_section("Parameters", parameters),
+        *_section("Returns", ("tuple", "    For ``update``.")),
+    ]
+
+
+_NUMBA = {
+    "fold": _numba_fold,
+    "update": _numba_update,
+    "by_row": _numba_by_row,
+    "measure": _numba_measure,
+    "complete": _numba_complete,
+    "prologue": _numba_prologue,
+}
 
 
 # ---- the C header ----

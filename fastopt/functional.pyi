@@ -42,7 +42,7 @@ from typing import SupportsIndex
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -2509,4 +2509,165 @@ def schedule_free_adamw(
     >>> fastopt.functional.schedule_free_adamw(p, 2 * p, z_offset, exp_avg_sq, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.9, -1.9]
+    """
+
+def lars(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    momentum_buffer: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 1.0,
+    momentum: Number = 0.9,
+    trust_coefficient: Number = 0.001,
+    eps: Number = 0.0,
+    lr_inside: bool = False,
+    decay_inside: bool = False,
+    weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of lars, in place.
+
+    Momentum with a rate for each tensor: the parameter's norm over the gradient's.
+
+    ::
+
+        r = trust_coefficient*norm(p)/(norm(g) + weight_decay*norm(p) + eps), 1 where a norm is 0
+        b = momentum*b + r*(g + weight_decay*p)
+        p -= lr*b
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    ``lr_inside=True`` is the form of the paper and of optax: b = momentum*b + lr*r*(...); p -= b.
+    optax has ``decay_inside=True`` too.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: You et al. 2017, arXiv:1708.03888.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    momentum_buffer : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 1.0
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the velocity. A number in [0, 1).
+    trust_coefficient : float, default 0.001
+        The length of a step beside the parameter's norm, at lr 1. A finite number >= 0.
+    eps : float, default 0.0
+        Added to the denominator. A finite number >= 0.
+    lr_inside : bool, default False
+        The velocity accumulates steps, lr and all (differs once lr changes).
+    decay_inside : bool, default False
+        Norm(g + weight_decay*p) is below, in place of the two norms.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, momentum_buffer = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.lars(p, 2 * p, momentum_buffer, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9999, -1.9998]
+    """
+
+def lamb(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-06,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of lamb, in place.
+
+    Adam with a rate for each tensor: the parameter's norm over the step's.
+
+    ::
+
+        m, v as adam
+        u = m^/(sqrt(v^ + eps_root) + eps) + weight_decay*p
+        p -= lr*norm(p)/norm(u)*u, the quotient 1 where a norm is 0
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: You et al. 2020, arXiv:1904.00962.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    eps : float, default 1e-06
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> fastopt.functional.lamb(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.841886, -1.841886]
     """

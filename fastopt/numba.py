@@ -28,7 +28,7 @@ from numba import njit
 
 from .backends.numba_cpu import compiler
 from .documentation import numba_text
-from .rules import OWN, REQUIRED, RULES, Rule
+from .rules import OWN, REQUIRED, RULES, Rule, Stage
 
 
 def _fold(rule: Rule) -> Any:
@@ -51,8 +51,9 @@ def _fold(rule: Rule) -> Any:
     folded = [numbers[name] for name in ("t", *values)]
     shared = [numbers[name] for name in rule.row if name == "lr" or name in rule.common]
     first = ", ".join(f"real(first[{k}])" for k in range(OWN))
-    rounded = ", ".join(f"real(folded[{k}])" for k in range(len(rule.coefficients)))
-    after = ", ".join(f"folded[{len(rule.coefficients) + k}]" for k in range(len(rule.scalars)))
+    count = len(rule.folds)
+    rounded = ", ".join(f"real(folded[{k}])" for k in range(count))
+    after = ", ".join(f"folded[{count + k}]" for k in range(len(rule.scalars)))
     source = (
         f"def fold({', '.join(arguments)}):\n"
         f"    first = fold_prologue(float(lr), ({', '.join(shared)}), float(grad_scale))\n"
@@ -83,10 +84,34 @@ def _update(rule: Rule) -> Any:
 
 
 def _by_row(rule: Rule) -> Any:
+    assert rule.by_row is not None
     states = ", ".join(rule.state_names)
     own = ", ".join(f"c[{OWN + k}]" for k in range(len(rule.coefficients)))
     source = f"def by_row(square, {states}, c):\n    return rule_by_row(square, {states}, {own})\n"
-    return _compiled(source, "by_row", rule, rule_by_row=compiler.compile_by_row(rule))
+    return _compiled(source, "by_row", rule, rule_by_row=compiler.compile_rule(rule, rule.by_row))
+
+
+def _measure(rule: Rule, stage: Stage) -> Any:
+    states = "".join(f", {name}" for name in rule.measured)
+    own = ", ".join(f"c[{OWN + k}]" for k in range(len(rule.folds)))
+    source = (
+        f"def measure(p, g{states}, c):\n"
+        f"    p, g = prologue(p, g, *c[:{OWN}])\n"
+        f"    return rule_measure(p, g{states}, {own})\n"
+    )
+    names = {"rule_measure": compiler.compile_rule(rule, stage.measure), "prologue": compiler.prologue}
+    return _compiled(source, "measure", rule, **names)
+
+
+def _complete(rule: Rule, stage: Stage) -> Any:
+    own = ", ".join(f"float(c[{OWN + k}])" for k in range(len(rule.folds)))
+    added = len(rule.coefficients) - len(rule.folds)
+    source = (
+        f"def complete(real, {', '.join(rule.sums)}, c):\n"
+        f"    found = stage_fold({', '.join(f'float({name})' for name in rule.sums)}, {own})\n"
+        f"    return (*c, {', '.join(f'real(found[{k}])' for k in range(added))})\n"
+    )
+    return _compiled(source, "complete", rule, stage_fold=compiler.compile_rule(rule, stage.fold))
 
 
 def _prologue(rule: Rule) -> Any:
@@ -111,6 +136,9 @@ def _namespace(rule: Rule) -> ModuleType:
         functions["prologue"] = _prologue(rule)
     if rule.by_row:
         functions["by_row"] = _by_row(rule)
+    if rule.by_tensor:
+        functions["measure"] = _measure(rule, rule.by_tensor)
+        functions["complete"] = _complete(rule, rule.by_tensor)
     vars(namespace).update(functions)
     return namespace
 

@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from ._types import Number, NumberPair, Numbers, StateDtype
 from .jobs.noise import GradientNoise
 
-__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
@@ -2755,6 +2755,188 @@ class ScheduleFreeAdamW(Optimizer):
         ValueError
             A parameter cannot be written; nothing has been.
         """
+
+class LARS(Optimizer):
+    """Momentum with a rate for each tensor: the parameter's norm over the gradient's.
+
+    ::
+
+        r = trust_coefficient*norm(p)/(norm(g) + weight_decay*norm(p) + eps), 1 where a norm is 0
+        b = momentum*b + r*(g + weight_decay*p)
+        p -= lr*b
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    ``lr_inside=True`` is the form of the paper and of optax: b = momentum*b + lr*r*(...); p -= b.
+    optax has ``decay_inside=True`` too.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: You et al. 2017, arXiv:1708.03888.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 1.0
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.9
+        Decay rate of the velocity. A number in [0, 1).
+    trust_coefficient : float, default 0.001
+        The length of a step beside the parameter's norm, at lr 1. A finite number >= 0.
+    eps : float, default 0.0
+        Added to the denominator. A finite number >= 0.
+    lr_inside : bool, default False
+        The velocity accumulates steps, lr and all (differs once lr changes).
+    decay_inside : bool, default False
+        Norm(g + weight_decay*p) is below, in place of the two norms.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.LARS([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9999, -1.9998]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1.0,
+        *,
+        momentum: Number = 0.9,
+        trust_coefficient: Number = 0.001,
+        eps: Number = 0.0,
+        lr_inside: bool = False,
+        decay_inside: bool = False,
+        weight_decay: Number = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class LAMB(Optimizer):
+    """Adam with a rate for each tensor: the parameter's norm over the step's.
+
+    ::
+
+        m, v as adam
+        u = m^/(sqrt(v^ + eps_root) + eps) + weight_decay*p
+        p -= lr*norm(p)/norm(u)*u, the quotient 1 where a norm is 0
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: You et al. 2020, arXiv:1904.00962.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    eps : float, default 1e-06
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.LAMB([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.841886, -1.841886]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-06,
+        eps_root: Number = 0.0,
+        weight_decay: Number = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
 
 class SparseAdam(Optimizer):
     """The average gradient over the root of the average squared gradient, both corrected for their

@@ -56,6 +56,8 @@ VARIED = {
         "weight_lr_power": 1.5,
     },
     "ademamix": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "beta3": 0.995, "alpha": 3.0, "warmup": 15.0},
+    "lars": {"lr": 0.5, "momentum": 0.8, "trust_coefficient": 0.01, "eps": 1e-4},
+    "lamb": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-5, "eps_root": 1e-7},
 }
 DECAY = {"weight_decay": 0.02, "decoupled_weight_decay": 0.03}
 # Forms that an option of a rule makes, beside the two of every rule.
@@ -78,12 +80,15 @@ FORMS = {
     "adam, uncorrected": ("adam", {**VARIED["adam"], "bias_correction": False}),
     "amsgrad, torch's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True}),
     "amsgrad, Keras's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "eps": 1e-3, "eps_hat": True}),
+    "lars, optax's": ("lars", {**VARIED["lars"], "lr_inside": True, "decay_inside": True}),
     "amsgrad, optax's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "max_corrected": True}),
 }
 
 # One rule of each kind by which kernels differ in more than the update: these are compiled in every test, the others
 # where it takes seconds for each in slow ones.
-KINDS = {(len(rule.states), rule.vector, rule.by_row is not None): name for name, rule in reversed(RULES.items())}
+KINDS = {
+    (len(rule.states), rule.vector, rule.stage and rule.stage.over): name for name, rule in reversed(RULES.items())
+}
 
 
 def compiled_for_each(names, backends):

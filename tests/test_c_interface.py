@@ -772,9 +772,9 @@ def test_the_largest_that_is_taken(more):
 
 
 def test_each_error_has_a_message():
-    said = [message(code) for code in range(15)]
-    assert len(set(said)) == 15 and "unknown error code" not in said
-    assert {message(code) for code in (-(2**31), -1, 15, 16, 2**31 - 1)} == {"unknown error code"}
+    said = [message(code) for code in range(16)]
+    assert len(set(said)) == 16 and "unknown error code" not in said
+    assert {message(code) for code in (-(2**31), -1, 16, 17, 2**31 - 1)} == {"unknown error code"}
 
 
 # ---- arrays of other dtypes ----

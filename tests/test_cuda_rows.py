@@ -15,7 +15,7 @@ ml_dtypes = pytest.importorskip("ml_dtypes")
 pytestmark = [pytest.mark.stub_driver, pytest.mark.usefixtures("gpu")]
 
 F4, F8, BF = np.dtype("f4"), np.dtype("f8"), np.dtype(ml_dtypes.bfloat16)
-ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
+ELEMENTWISE = [name for name, rule in RULES.items() if rule.elementwise]
 
 ROWS = {
     "adagrad": ("adagrad", (1000, 64), (F4, F4, F4), "sum"),

@@ -116,7 +116,7 @@ def test_a_class_says_what_it_does(name):
         for referred in re.findall(r"\bas (\w+)", rule.formula):
             assert all(part in cls.__doc__ for part in RULES[referred].formula.split("; "))
     decoupled = cls._arguments.rules[0].decoupled is not None
-    assert ("+ weight_decay*p" in text) != decoupled
+    assert (", + weight_decay*p" in text) != decoupled
     assert not decoupled or "weight_decay*p" in text
 
 

@@ -61,7 +61,9 @@ def test_empty_and_zero_dimensional_arrays(name, backend):
 
 
 @pytest.mark.parametrize("backend", ["native", "numba"])
-@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.decoupled is not None])
+@pytest.mark.parametrize(
+    "name", [name for name, rule in RULES.items() if rule.decoupled is not None and not rule.by_tensor]
+)
 def test_weight_decay_of_a_rule_that_is_decoupled_is_that(name, backend):
     param = np.ones(3)
     states = make_states(name, {}, param)

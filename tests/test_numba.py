@@ -38,7 +38,8 @@ def without_none(hyper):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    "name", one_of_each_kind([name for name, rule in RULES.items() if not (rule.vector or rule.by_row)], more=["nadam"])
+    "name",
+    one_of_each_kind([name for name, rule in RULES.items() if rule.elementwise and not rule.vector], more=["nadam"]),
 )
 def test_same_bits(name, dtype):
     for case in [case for case in CASES if CASES[case][0] == name]:

@@ -115,7 +115,8 @@ def test_a_rule_says_what_its_parts_must_be():
     with pytest.raises(ValueError, match=r"rule toy: the arguments after g must be the states \('v',\)"):
         toy(fold, update, states=(rules.State("v"),))
     with pytest.raises(ValueError, match="rule toy: a rule by row has one state, and an update of p, g and one coeff"):
-        toy(fold, RULES["sgd"].update, states=(rules.State("m"), rules.State("n")), by_row=by_row)
+        stage = rules.Stage("row", RULES["rowwise_adagrad"].stage.measure, by_row)
+        toy(fold, RULES["sgd"].update, states=(rules.State("m"), rules.State("n")), stage=stage)
     toy(fold, update, states=(rules.State("m"),), ahead=lambda lr: lr)
     with pytest.raises(ValueError, match="rule toy: ahead asks for 'beta', expected hyper-parameters"):
         toy(fold, update, states=(rules.State("m"),), ahead=lambda beta: beta)
@@ -136,6 +137,38 @@ def test_a_decay_is_the_updates_where_the_fold_takes_it():
     assert inside.fold_row(1.0, [0.1, 0.5, 1.0]) == ((0.1, 0.5), ())
     with pytest.raises(ValueError, match=r"rule toy: fold's arguments must be \('t', 'lr'\)"):
         toy(fold, update)  # whose weight_decay is L2, and has been added
+
+
+def test_a_rule_says_what_its_stage_must_be():
+    def fold(t, lr):
+        return (lr,)
+
+    def update(p, g, m, c, rate):
+        return p - rate * c * g, m
+
+    def measure(p, g, m, c):
+        return ((g, g),)
+
+    def complete(square, c):
+        return (c / (1.0 + square),)
+
+    def made(over="tensor", measure=measure, complete=complete, **more):
+        return toy(fold, update, states=(rules.State("m"),), stage=rules.Stage(over, measure, complete), **more)
+
+    rule = made()
+    assert (rule.folds, rule.sums, rule.coefficients) == (("c",), ("square",), ("c", "rate"))
+    assert rule.fold_row(1.0, [0.5, 0.0, 0.0, 0.0]) == ((0.5, 0.0), ())
+    with pytest.raises(ValueError, match=r"rule toy: found a stage over 'layer', expected one of row, tensor"):
+        made("layer")
+    with pytest.raises(ValueError, match=r"rule toy: a stage over rows measures squared_gradient"):
+        made("row")
+    with pytest.raises(ValueError, match=r"rule toy: measure's arguments must be p, g, states, and update's coe"):
+        made(measure=lambda p, g, rate: ((g, g),))
+    with pytest.raises(ValueError, match=r"the arguments of the stage's fold must be sums, then \('c',\)"):
+        made(complete=lambda square, rate: (square,))
+    with pytest.raises(ValueError, match=r"rule toy: a rule with a stage has no betas of several values"):
+        own = {"lr": rules.Hyper(1.0, ""), "betas": rules.Hyper((0.5,), "", vector=True)}
+        toy(lambda t, lr, betas, copies: (lr,), update, own=own, states=(rules.State("m"),), stage=rule.stage)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -171,6 +204,13 @@ def test_update_is_plain_python(name):
     row = hyper_row(rule, hyper)[0].tolist()
     before, (coefs, _) = rule.fold_prologue(row[0], row, 1.0), rule.fold_row(1.0, row, tuple(rule.scalars.values()))
     p0, g0, *s0 = np.random.default_rng(0).random((2 + len(rule.states), 5))
+    if rule.by_tensor:
+        folded = coefs[: len(rule.folds)]
+        read = [s for s, state in zip(s0, rule.state_names, strict=True) if state in rule.measured]
+        elements = [map(float, (*rules.prologue(p, g, *before), *s)) for p, g, *s in zip(p0, g0, *read, strict=True)]
+        products = [[a * b for a, b in rule.by_tensor.measure(*element, *folded)] for element in elements]
+        sums = [sum(terms) for terms in zip(*products, strict=True)]  # as many as lanes, at most: in their order
+        coefs = (*folded, *rule.by_tensor.fold(*sums, *folded))
     want = []
     for p, g, *s in zip(p0, g0, *s0, strict=True):
         p, g = rules.prologue(float(p), float(g), *before)

@@ -27,7 +27,7 @@ EVERY = tuple(range(513))
 #: Sizes around the least that a thread takes and, of so many elements, the most at a time.
 SHARES = (16385, 262143, 262145)
 ENGINES = [*((native, isa) for isa in native.isa_supported()), (numba_cpu, None)]
-DENSE = [name for name in RULES if not RULES[name].by_row]
+DENSE = [name for name in RULES if RULES[name].elementwise]  # of others see test_stages
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from .pages import example
 from .support import CASES, assert_same_bits, compiled_for_each, make_states, misaligned
 
 BACKENDS = ["native", "numba"]
+BY_ROWS = [name for name, rule in RULES.items() if not rule.by_tensor]
 WIDTHS = [
     (),
     (1,),
@@ -71,7 +72,7 @@ def brute_force(name, hyper, arrays, indices, values, duplicates, step):
 
 
 @pytest.mark.parametrize("duplicates", DUPLICATES)
-@pytest.mark.parametrize(("name", "backend"), compiled_for_each(RULES, BACKENDS))
+@pytest.mark.parametrize(("name", "backend"), compiled_for_each(BY_ROWS, BACKENDS))
 def test_the_dense_rule_on_the_rows_that_are_named(name, duplicates, backend):
     name, hyper = CASES[f"{name}, varied"]
     for width, dtype, index in zip(WIDTHS, ["f4", "f8", "f4", "f4", "f4"], ["i4", "i8", "i8", "i4", "i8"], strict=True):

@@ -37,6 +37,11 @@ def assert_same(got, want):
 @pytest.mark.parametrize("backend", ["native", "numba"])
 @pytest.mark.parametrize(("name", "options"), EVERY)
 def test_every_class(tmp_path, name, options, backend, memory):
+    if memory is not None and getattr(fastopt, name)._arguments.rules[0].by_tensor:
+        with pytest.raises(ValueError, match=f"^state_memory: found {memory}, expected None: {name} measures whole te"):
+            make(name, arrays(5), **options, backend=backend, state_dir=tmp_path, state_memory=memory)
+        assert not os.listdir(tmp_path)
+        return
     sizes = (5, 5000, 1)
     params = arrays(*sizes)
     got = make(name, [p.copy() for p in params], **options, backend=backend, state_dir=tmp_path, state_memory=memory)

@@ -46,3 +46,42 @@
     }
 
 FASTOPT_INSTANCES(KERNEL)
+
+/* ---- the reading pass of rules with a stage over tensors ---- */
+
+#define MEASURE_ELEMENT(rule, lane)                                                                                   \
+    {                                                                                                                 \
+        real p = param[i + lane], f[SUMS_##rule][2];                                                                  \
+        real g = FN(prologue)(&p, grad[i + lane], &prologue);                                                         \
+        MEASURE_##rule(i + lane)                                                                                      \
+        for (int k = 0; k < SUMS_##rule; k++)                                                                         \
+            lanes[k][lane] += (double)f[k][0] * (double)f[k][1];                                                      \
+    }
+
+/* Adds the products of n elements to sixteen partial sums each, which give one order of additions on every level. */
+#define MEASURE_KERNEL(rule)                                                                                          \
+    static void FN(run_measure_##rule)(int64_t n, void *const *arrays, const void *coefficients,                      \
+                                       const fastopt_pass *pass)                                                      \
+    {                                                                                                                 \
+        COEFFICIENTS(rule, 1)                                                                                         \
+        const int prefetch = pass->prefetch;                                                                          \
+        const real *restrict param = arrays[0];                                                                       \
+        const real *restrict grad = arrays[GRADIENT];                                                                 \
+        POINTERS_##rule##_1                                                                                           \
+        double lanes[SUMS_##rule][16];                                                                                \
+        memcpy(lanes, pass->lanes, sizeof lanes);                                                                     \
+        int64_t i = 0;                                                                                                \
+        for (; i <= n - 16; i += 16) {                                                                                \
+            if (prefetch) {                                                                                           \
+                PREFETCH(param + i + AHEAD);                                                                          \
+                PREFETCH(grad + i + AHEAD);                                                                           \
+                PREFETCH_MEASURED_##rule(i + AHEAD)                                                                   \
+            }                                                                                                         \
+            for (int lane = 0; lane < 16; lane++)                                                                     \
+                MEASURE_ELEMENT(rule, lane)                                                                           \
+        }                                                                                                             \
+        for (int lane = 0; lane < n - i; lane++)                                                                      \
+            MEASURE_ELEMENT(rule, lane)                                                                               \
+        memcpy(pass->lanes, lanes, sizeof lanes);                                                                     \
+    }
+FASTOPT_STAGES(MEASURE_KERNEL)

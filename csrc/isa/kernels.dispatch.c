@@ -37,10 +37,14 @@
 /* A rule with states by row updates its elements by another rule's kernel. */
 #define ROW_DENSE(rule, update) [number_##rule][0] = FN(run_##update##_1),
 #define ROW_STORED(rule, update) [number_##rule][0] = FN(stored_##update##_1),
+#define MEASURES(rule) [number_##rule] = FN(run_measure_##rule),
+#define STORED_MEASURES(rule) [number_##rule] = FN(stored_measure_##rule),
 #define ROW_FOLD(rule, update) [number_##rule] = FN(fold_row_##rule),
 const fastopt_loops FN(PASTE(fastopt_loops_, FASTOPT_ISA)) = {
     {FASTOPT_INSTANCES(DENSE) FASTOPT_ROW_RULES(ROW_DENSE)},
     {FASTOPT_INSTANCES(STORED) FASTOPT_ROW_RULES(ROW_STORED)},
+    {FASTOPT_STAGES(MEASURES)},
+    {FASTOPT_STAGES(STORED_MEASURES)},
     FN(run_strided),
     FN(run_rows),
     {FASTOPT_ROW_RULES(ROW_FOLD)},

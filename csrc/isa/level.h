@@ -24,6 +24,7 @@ typedef struct {
     double limit;                   /* of the scaled gradient's magnitude; infinity if there is none */
     double deviation;               /* of the gradient noise; negative if there is none */
     uint64_t noise_seed;
+    double *lanes;                  /* where a kernel that measures adds up: sixteen for each sum; NULL for an update */
 } fastopt_pass;
 
 /* 1 if gradients are prepared in tiles, before kernels run: scaled, clipped, with noise. */
@@ -70,6 +71,8 @@ typedef struct {
 typedef struct {
     fastopt_kernel kernels[KERNELS][FASTOPT_MAX_COPIES]; /* by kernel and copies - 1 */
     fastopt_kernel stored[KERNELS][FASTOPT_MAX_COPIES];  /* the same for arrays in storage formats */
+    fastopt_kernel measures[KERNELS];        /* the reading pass of a rule with a stage over tensors, else NULL */
+    fastopt_kernel stored_measures[KERNELS];
     fastopt_runner run;
     fastopt_row_runner run_rows;
     fastopt_row_fold row_folds[KERNELS]; /* NULL for a rule without states by row */

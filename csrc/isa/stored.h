@@ -360,3 +360,43 @@ FASTOPT_INSTANCES(SPECIALISED)
         }                                                                                                             \
     }
 FASTOPT_INSTANCES(STORED_KERNEL)
+
+/* ---- the reading pass ---- */
+
+/* Copies a chunk, as it was loaded, in the order of its elements. */
+INLINE void FN(order_chunk)(real *to, const real *chunk)
+{
+#ifdef FASTOPT_CONVERSIONS
+    for (int k = 0; k < HALF; k++) {
+        to[2 * k] = chunk[k];
+        to[2 * k + 1] = chunk[HALF + k];
+    }
+#else
+    memcpy(to, chunk, CHUNK * sizeof *to);
+#endif
+}
+
+#define STORED_MEASURE(rule)                                                                                          \
+    static void FN(stored_measure_##rule)(int64_t n, void *const *addresses, const void *coefficients,                \
+                                          const fastopt_pass *pass)                                                   \
+    {                                                                                                                 \
+        enum { ARRAYS = ARRAYS_##rule##_1 };                                                                          \
+        FN(stored) s;                                                                                                 \
+        void *arrays[ARRAYS];                                                                                         \
+        _Alignas(64) real tiles[ARRAYS][TILE];                                                                        \
+        fastopt_pass own = *pass;                                                                                     \
+        own.prefetch = 0;                                                                                             \
+        FN(init_stored)(&s, ARRAYS, addresses, pass);                                                                 \
+        for (int64_t at = 0; at < n; at += TILE) {                                                                    \
+            const int64_t m = n - at < TILE ? n - at : TILE;                                                          \
+            for (int64_t i = 0; i < m; i += CHUNK) {                                                                  \
+                FN(load_arrays)(&s, ARRAYS, at + i, n, arrays);                                                       \
+                for (int j = 0; j < ARRAYS; j++)                                                                      \
+                    FN(order_chunk)(tiles[j] + i, arrays[j]);                                                         \
+            }                                                                                                         \
+            for (int j = 0; j < ARRAYS; j++)                                                                          \
+                arrays[j] = tiles[j];                                                                                 \
+            FN(run_measure_##rule)(m, arrays, coefficients, &own);                                                    \
+        }                                                                                                             \
+    }
+FASTOPT_STAGES(STORED_MEASURE)

@@ -102,7 +102,7 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
         kernel(n, addresses, coefs, pass);
         return;
     }
-    const int zeroed = storage && storage->options & FASTOPT_ZERO_GRADS;
+    const int reads = pass->lanes != NULL, zeroed = storage && storage->options & FASTOPT_ZERO_GRADS && !reads;
     const int gradient = dtypes[GRADIENT];
     const int read_there = direct[GRADIENT] && gradient == COMPUTE && (uintptr_t)addresses[GRADIENT] % sizeof(real) == 0;
     const real scale = coefs[0];
@@ -142,7 +142,7 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
         kernel(m, tile, coefs, &own);
         if (prepared && zeroed)
             memset(tiles[GRADIENT], 0, sizeof tiles[GRADIENT]);
-        for (int j = 0; j < arrays; j++) {
+        for (int j = 0; !reads && j < arrays; j++) {
             const int64_t stride = strides ? strides[j] : sizes[j];
             if (j == GRADIENT ? zeroed && (prepared || !direct[j]) : !direct[j])
                 FN(copy_strided)((char *)addresses[j] + i * stride, stride, (char *)tiles[j], sizes[j], m, sizes[j]);

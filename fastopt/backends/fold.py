@@ -32,6 +32,8 @@ class Folded(NamedTuple):
 def fold(job: Job, grad_scale: float) -> Folded:
     """Folds the coefficients of the next step, which is not counted yet.
 
+    With a stage over tensors each has a row of its own, which the stage completes.
+
     Raises
     ------
     ValueError
@@ -51,7 +53,7 @@ def fold(job: Job, grad_scale: float) -> Folded:
         t = float(steps[i])
         scalars = tuple(progress.scalars[at].tolist())
         factor = float(progress.factors[at])
-        key = (t, int(progress.group[at]), factor, scalars)
+        key = (t, int(progress.group[at]), factor, scalars, *([i] if rule.by_tensor else []))
         if key not in rows:
             rows[key] = len(folded)
             copies = []

@@ -252,3 +252,8 @@ def by_column(addresses: np.ndarray, place: Place) -> np.ndarray:
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
     """Return the offsets of parts of these lengths, and the end of the last."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+
+def blocks_of(offsets: np.ndarray) -> np.ndarray:
+    """Return the number of blocks whose elements are added up together before each run, and of all."""
+    return offsets_of(-(-np.diff(offsets) // NORM_BLOCK))

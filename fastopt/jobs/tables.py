@@ -151,6 +151,11 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     TypeError, ValueError
         As `fastopt.arrays.checks.check_tensor` and `RowSparse.check`; or an array's rows are not contiguous.
     """
+    if rule.by_tensor:
+        raise ValueError(
+            f"{names[GRADIENT]}: found a gradient of rows, expected a dense one: {rule.optimizer} measures whole "
+            "tensors"
+        )
     if isinstance(arrays[GRADIENT], Array):  # a number is one row
         arrays = [array if array.shape else replace_shape(array, (1,)) for array in arrays]
     param, gradient = arrays[:2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from . import adam, adaptive, momentum
+from . import adam, adaptive, layerwise, momentum
 from .base import (
     COMMON,
     FIRST_STATE,
@@ -19,13 +19,14 @@ from .base import (
     REQUIRED,
     Hyper,
     Rule,
+    Stage,
     State,
     flag,
     prologue,
 )
 
 #: Every rule by name. It drives the classes, the functional forms, the C table, the Numba kernels, the tests.
-RULES = MappingProxyType({rule.name: rule for family in (momentum, adaptive, adam) for rule in family.RULES})
+RULES = MappingProxyType({rule.name: rule for family in (momentum, adaptive, adam, layerwise) for rule in family.RULES})
 
 __all__ = [
     "COMMON",
@@ -42,6 +43,7 @@ __all__ = [
     "RULES",
     "Hyper",
     "Rule",
+    "Stage",
     "State",
     "flag",
     "prologue",

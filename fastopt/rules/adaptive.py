@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import EPS, EPS_ROOT, LR, Hyper, Rule, State, flag, nonnegative
+from .base import EPS, EPS_ROOT, LR, Hyper, Rule, Stage, State, flag, nonnegative, squared_gradient
 from .momentum import sgd
 from .primitives import sqrt, where
 
@@ -132,7 +132,7 @@ RULES = (
         "s += mean of g^2 over the row; p -= lr_t/(sqrt(s + eps_root) + eps)*g, lr_t = lr/(1 + (t - 1)*lr_decay)",
         "Duchi et al. 2011, by row as FBGEMM's EXACT_ROWWISE_ADAGRAD",
         _ADAGRAD,
-        sgd, fold_adagrad, (_SUM,), by_row=rowwise_adagrad,
+        sgd, fold_adagrad, (_SUM,), stage=Stage("row", squared_gradient, rowwise_adagrad),
         notes=("The state has one element for each row of the parameter (its first axis).",),
     ),
     Rule(

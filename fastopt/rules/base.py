@@ -139,6 +139,8 @@ FIRST_STATE = 2
 MAX_HYPER = 24
 MAX_COEFFICIENTS = 24
 MAX_SCALARS = 4
+#: What a stage may measure.
+OVER = ("row", "tensor")
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,34 @@ class State:
     name: str
     positive: bool = False
     begins: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A reading pass before the update: sums over a row, a tensor or all tensors, made into further coefficients.
+
+    Parameters
+    ----------
+    over : str
+        ``"row"``, ``"tensor"`` or ``"all"``.
+    measure : callable
+        ``measure(p, g, *states, *folded) -> ((a, b), ...)``, on scalars: the pairs whose products are summed, in
+        float64. Of the states it takes those that it reads; `folded` are the coefficients of the rule's `fold`, and `g`
+        has been through `prologue`. By row it is `squared_gradient`.
+    fold : callable
+        ``fold(*sums, *folded) -> further coefficients``, in float64 and rounded once: those that come last among
+        `update`'s. It divides by nothing that can be 0. By row it is ``fold(square, *states, *folded) -> (*states,
+        *update's coefficients)``, in the compute type, where `square` is the mean and the states are of rows.
+    """
+
+    over: str
+    measure: Callable[..., Any]
+    fold: Callable[..., Any]
+
+
+def squared_gradient(p, g):
+    """The measure of a stage by row."""
+    return ((g, g),)
 
 
 @dataclass(frozen=True)
@@ -194,10 +224,9 @@ class Rule:
         It comes before the update, unless `fold` takes it, as the argument before the scalars: then it is the update's.
     notes : tuple of str
         More for the documentation, a paragraph each: other forms, and where torch's or others' differ.
-    by_row : callable, optional
-        For a rule whose states are of rows, an element each: ``by_row(square, *states, *coefficients) -> (*states,
-        *update's coefficients)``, where `square` is the mean over the row of the squared gradient, after `prologue`.
-        `update` is then that of a rule without states and with one coefficient, and there is one state.
+    stage : Stage, optional
+        What is measured before the update. By row, states are of rows, an element each: there is one, and `update` is
+        that of a rule without states and with one coefficient.
     bounded : bool
         True for a rule whose step is finite however large the gradient: the parameter survives an infinite one.
     counted : bool
@@ -226,7 +255,7 @@ class Rule:
     scalars: Mapping[str, float] = field(default_factory=dict)
     decoupled: float | None = None
     notes: tuple[str, ...] = ()
-    by_row: Callable[..., Any] | None = None
+    stage: Stage | None = None
     bounded: bool = False
     counted: bool = True
     begun: bool = False
@@ -235,6 +264,8 @@ class Rule:
     def __post_init__(self) -> None:
         if next(iter(self.own)) != "lr":
             raise ValueError(f"rule {self.name}: the first hyper-parameter must be lr")
+        if self.stage is not None:
+            self._check_stage(self.stage)
         before, *arguments = self._arguments
         if tuple(arguments[: len(self.states)]) != self.state_names:
             raise ValueError(f"rule {self.name}: the arguments after {before} must be the states {self.state_names}")
@@ -258,8 +289,22 @@ class Rule:
             raise ValueError(
                 f"rule {self.name}: a rule by row has one state, and an update of p, g and one coefficient"
             )
-        if self.by_row and self.vector:
-            raise ValueError(f"rule {self.name}: a rule by row has no {self.vector} of several values")
+
+    def _check_stage(self, stage: Stage) -> None:
+        """Check what a stage measures and makes of it."""
+        if self.vector:
+            raise ValueError(f"rule {self.name}: a rule with a stage has no {self.vector} of several values")
+        if stage.over not in OVER:
+            raise ValueError(f"rule {self.name}: found a stage over {stage.over!r}, expected one of {', '.join(OVER)}")
+        if stage.over == "row":
+            if stage.measure is not squared_gradient:
+                raise ValueError(f"rule {self.name}: a stage over rows measures squared_gradient")
+            return
+        known, asked = self._arguments, tuple(inspect.signature(stage.measure).parameters)
+        if asked != ("p", "g", *self.measured, *self.coefficients[: len(self.folds)]) or known[0] != "g":
+            raise ValueError(f"rule {self.name}: measure's arguments must be p, g, states, and update's coefficients")
+        if not self.sums or tuple(inspect.signature(stage.fold).parameters)[len(self.sums) :] != self.folds:
+            raise ValueError(f"rule {self.name}: the arguments of the stage's fold must be sums, then {self.folds}")
 
     @cached_property
     def state_names(self) -> tuple[str, ...]:
@@ -289,8 +334,44 @@ class Rule:
 
     @cached_property
     def coefficients(self) -> tuple[str, ...]:
-        """Names of the numbers that `fold` hands to `update`, or to `by_row`."""
+        """Names of the numbers that `update` takes, or the fold of a stage over rows."""
         return self._arguments[1 + len(self.states) :]
+
+    @property
+    def by_row(self) -> Callable[..., Any] | None:
+        """The fold of a stage over rows."""
+        return self.stage.fold if self.stage is not None and self.stage.over == "row" else None
+
+    @property
+    def elementwise(self) -> bool:
+        """Tell whether each element is updated by its own gradient and states alone."""
+        return self.stage is None
+
+    @property
+    def by_tensor(self) -> Stage | None:
+        """The stage, where it measures whole tensors."""
+        return None if self.by_row else self.stage
+
+    @cached_property
+    def folds(self) -> tuple[str, ...]:
+        """Names of the coefficients that `fold` makes: all but those of a stage over tensors, which come last."""
+        if self.by_tensor is None:
+            return self.coefficients
+        return tuple(inspect.signature(self.by_tensor.measure).parameters)[FIRST_STATE + len(self.measured) :]
+
+    @cached_property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the states that a stage over tensors reads."""
+        asked = inspect.signature(self.by_tensor.measure).parameters if self.by_tensor else ()
+        return tuple(name for name in self.state_names if name in asked)
+
+    @cached_property
+    def sums(self) -> tuple[str, ...]:
+        """Names of the sums that a stage over tensors measures."""
+        if self.by_tensor is None:
+            return ()
+        names = tuple(inspect.signature(self.by_tensor.fold).parameters)
+        return names[: len(names) - len(self.folds)]
 
     @cached_property
     def vector(self) -> str | None:
@@ -370,7 +451,8 @@ class Rule:
     def fold_row(self, t: float, row: Sequence[float], scalars: Sequence[float] = ()) -> tuple[tuple, tuple]:
         """The coefficients of step t and the scalars after it, from a row of hyper-parameters."""
         found = self.fold(t, *map(row.__getitem__, self.folded_at), *scalars)
-        return found[: len(self.coefficients)], found[len(self.coefficients) :]
+        count = len(self.folds)
+        return (*found[:count], *(0.0,) * (len(self.coefficients) - count)), found[count:]
 
     @property
     def fold_prologue(self) -> Callable[..., tuple[float, float, float]]:

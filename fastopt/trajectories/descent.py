@@ -16,7 +16,7 @@ from ..rules import RULES
 from .objectives import Floats, Objective, check_function, check_point
 
 #: Rules that update each element by itself, whatever the parameter's shape.
-ELEMENTWISE = tuple(name for name, rule in RULES.items() if not rule.by_row)
+ELEMENTWISE = tuple(name for name, rule in RULES.items() if rule.elementwise)
 
 #: Learning rates that `tuned` tries: from 1e-4 to 10, four in a decade.
 LRS = tuple(10 ** (k / 4) for k in range(-16, 5))

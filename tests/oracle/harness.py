@@ -35,6 +35,8 @@ def oracle(**state_names):
             **hyper,
         ):
             hyper = {key: value for key, value in step.__kwdefaults__.items() if key != "p"} | hyper
+            if "weight_decay" in step.__kwdefaults__:  # the formulas say what it is
+                hyper, weight_decay = hyper | {"weight_decay": weight_decay}, 0.0
             real = np.dtype(dtype).type
             p = np.array(p0, real)
             carried = [np.zeros_like(p) for _ in letters]

@@ -433,6 +433,44 @@ def ademamix(
     return lr * (m / (1 - beta1**t) + alpha * s) / (np.sqrt(v / (1 - beta2**t) + eps_root) + eps), m, s, v
 
 
+def _length(x):
+    """The Euclidean norm of all elements together."""
+    return np.sqrt(np.sum(x**2))
+
+
+@oracle(b="momentum_buffer")
+def lars(
+    t,
+    g,
+    b,
+    *,
+    lr=1.0,
+    momentum=0.9,
+    trust_coefficient=1e-3,
+    eps=0.0,
+    lr_inside=False,
+    decay_inside=False,
+    weight_decay=0.0,
+    p=None,
+):
+    """You et al., 2017 (arXiv:1708.03888), algorithm 1, where lr is inside; p is all of a layer."""
+    ratio, norms = 1, (_length(p), _length(g + weight_decay * p if decay_inside else g))
+    if min(norms) > 0:
+        ratio = trust_coefficient * norms[0] / (norms[1] + (0 if decay_inside else weight_decay) * norms[0] + eps)
+    b = momentum * b + (lr if lr_inside else 1) * ratio * (g + weight_decay * p)
+    return (1 if lr_inside else lr) * b, b
+
+
+@oracle(m="exp_avg", v="exp_avg_sq")
+def lamb(t, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, eps_root=0.0, weight_decay=0.0, p=None):
+    """You et al., 2020 (arXiv:1904.00962), algorithm 2, with phi the identity; p is all of a layer."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    step = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t) + eps_root) + eps) + weight_decay * p
+    norms = _length(p), _length(step)
+    return lr * (norms[0] / norms[1] if min(norms) > 0 else 1) * step, m, v
+
+
 def dynamic_bounds(t, final_lr, gamma):
     """AdaBound's interval of learning rates, which closes on `final_lr`."""
     return final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))

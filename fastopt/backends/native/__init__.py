@@ -16,7 +16,7 @@ from ...arrays.checks import check_written
 from ...arrays.dtypes import CODES
 from ...checks import did_you_mean, wrong_value
 from ...errors import BackendUnavailable, install_command
-from ...jobs.job import RowJob
+from ...jobs.job import RowJob, blocks_of
 from ...rules import OWN
 from .. import _sources, host
 
@@ -40,8 +40,6 @@ if _sources_now and (not hasattr(lib, "built_from") or ffi.string(lib.built_from
         + install_command(options="--no-deps")
     )
 del _sources_now
-
-NORM_BLOCK: int = lib.FASTOPT_NORM_BLOCK
 
 
 def _text(value: Any) -> str:
@@ -160,6 +158,10 @@ class _Runner:
             c.coefficients = _pointer("double[]", coefficients)
             c.row_of = _pointer("int32_t[]", row_of)
             c.elements = _pointer("int64_t[]", job.elements)
+            if rule.by_tensor:
+                blocks = self._kept(blocks_of(offsets))
+                c.blocks = _pointer("int64_t[]", blocks)
+                c.sums = _pointer("double[]", self._kept(np.empty((blocks[-1], len(rule.sums)))))
             if job.storage is not None:
                 dtypes = self._kept(ffi.new("int32_t[]", job.storage.dtypes))
                 stored, noise = job.storage, job.storage.noise
@@ -298,7 +300,7 @@ class Folds:
 
 def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     """The sums of squares of blocks of a set of gradients, in order."""
-    blocks = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-np.diff(grads.offsets) // NORM_BLOCK))])
+    blocks = blocks_of(grads.offsets)
     sums = np.empty(blocks[-1])
     _check(
         lib.fastopt_square_sums(

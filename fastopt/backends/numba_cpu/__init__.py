@@ -12,8 +12,8 @@ from ...arrays.blocks import QUANT_BLOCK
 from ...arrays.checks import Written, check_written
 from ...arrays.dtypes import CODES
 from ...errors import BackendUnavailable
-from ...jobs.job import DUPLICATES, NORM_BLOCK, RowJob
-from ...jobs.storage import PREPARED
+from ...jobs.job import DUPLICATES, NORM_BLOCK, RowJob, blocks_of
+from ...jobs.storage import PREPARED, Storage
 from ...rules import FIRST_STATE, GRADIENT, OWN
 from .. import host
 
@@ -26,12 +26,14 @@ try:
     from . import tiles
     from .compiler import (
         FUSED,
+        add_blocks,
         kernel,
         row_kernel,
         segments,
         square_kernel,
         stored_kernel,
         tile_by_row,
+        tile_measure,
         tile_update,
     )
     from .threads import run_parallel, whole
@@ -105,11 +107,11 @@ def array_reader() -> None:
     """Return nothing: each array is to be asked."""
 
 
-def _stored(job: Job) -> tiles.Stored:
-    """Describe how a job's arrays are stored and updated."""
-    assert job.storage is not None
-    progress, stored, real = job.progress, job.storage, job.dtype.type
+def _stored(job: Job, measures: bool = False) -> tiles.Stored:
+    """Describe how a job's arrays are stored and updated, or measured."""
+    progress, stored, real = job.progress, job.storage or Storage(job.codes), job.dtype.type
     rule, fused = progress.rule, _fused(job)
+    of_tile = tile_measure(rule.kernel, job.dtype) if measures else tile_update(rule.kernel, fused, job.dtype)
     return tiles.Stored(
         FIRST_STATE if rule.by_row else rule.count_arrays(progress.copies),
         progress.copies // fused,
@@ -120,7 +122,7 @@ def _stored(job: Job) -> tiles.Stored:
         np.uint64(stored.seed),
         np.uint64(0 if stored.noise is None else stored.noise.seed),
         real(stored.clip_value),
-        tile_update(rule.kernel, fused, job.dtype).address,
+        of_tile.address,
         tile_by_row(rule.kernel, job.dtype).address if rule.by_row else 0,
     )
 
@@ -136,19 +138,44 @@ def _run_elements(
 ) -> None:
     like = np.empty(0, job.dtype)
     table: tuple[Any, ...]
+    if job.progress.rule.by_tensor and begin < end:
+        _measure(job, coefficients, folded, threads)
     if stored is None:
         function = kernel(job.progress.rule.kernel, _fused(job))
         strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
         table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients, coefficients.shape[1], like)
     else:
         function = stored_kernel(rows=False)
-        codes = np.array(job.codes)
-        sizes = np.where(codes == CODES[job.dtype], like.itemsize, 2)
-        strides = job.strides if job.strides is not None else np.tile(sizes, (len(job.addresses), 1))
-        elements = job.elements if job.elements is not None else job.offsets[:-1]
-        table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients)
-        table = (*table, _take_noise(job, folded, coefficients), elements, folded.steps, codes, stored, like)
+        table = (*_stored_table(job, coefficients, folded, _take_noise(job, folded, coefficients)), stored, like)
     run_parallel(function, (job.addresses, *table, end), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
+
+
+def _stored_table(job: DenseJob, coefficients: np.ndarray, folded: Folded, noise: np.ndarray) -> tuple[Any, ...]:
+    """What kernels for stored arrays take behind the addresses."""
+    codes = np.array(job.codes)
+    sizes = np.where(codes == CODES[job.dtype], job.dtype.itemsize, 2)
+    strides = job.strides if job.strides is not None else np.tile(sizes, (len(job.addresses), 1))
+    elements = job.elements if job.elements is not None else job.offsets[:-1]
+    return strides, job.offsets, job.tensor_of, folded.row_of, coefficients, noise, elements, folded.steps, codes
+
+
+def _measure(job: DenseJob, coefficients: np.ndarray, folded: Folded, threads: int) -> None:
+    """Measures a job's tensors, and completes their rows of coefficients."""
+    rule, like = job.progress.rule, np.empty(0, job.dtype)
+    assert rule.by_tensor is not None
+    blocks = blocks_of(job.offsets)
+    sums = np.empty((blocks[-1], len(rule.sums)))
+    own = coefficients.copy()
+    noise = np.zeros((len(folded.row_of), 2), job.dtype) if job.storage is None else _take_noise(job, folded, own)
+    table = _stored_table(job, own, folded, noise)
+    arguments = (job.addresses, *table, _stored(job, measures=True), blocks, sums, like)
+    share, grain = SHARE // NORM_BLOCK, GRAIN // NORM_BLOCK
+    run_parallel(stored_kernel(rows=False, measures=True), arguments, len(sums), share, grain, 1, threads)
+    firsts = blocks[np.searchsorted(job.tensor_of, np.arange(len(job.members) + 1))]
+    count = OWN + len(rule.folds)
+    for i, measured in enumerate(add_blocks(sums, firsts).tolist()):
+        row = coefficients[folded.row_of[i], 0]
+        row[count:] = rule.by_tensor.fold(*measured, *row[OWN:count].tolist())
 
 
 def _order(job: Job) -> tiles.Lookups | None:
@@ -217,7 +244,7 @@ def _for_kernel(job: Job, folded: np.ndarray) -> np.ndarray:
 
 def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     """The sums of squares of blocks of a set of gradients, in order."""
-    blocks = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-np.diff(grads.offsets) // NORM_BLOCK))])
+    blocks = blocks_of(grads.offsets)
     sums = np.empty(blocks[-1])
     like = np.empty(0, grads.dtype if grads.dtype.itemsize > 2 else np.uint16)
     table = (grads.addresses, grads.strides, grads.offsets, blocks, sums, like)

@@ -371,10 +371,9 @@ def compile_fold_prologue(rule: Rule) -> Any:
     return njit(**_inner)(rule.fold_prologue)
 
 
-def compile_by_row(rule: Rule) -> Any:
-    """Return the rule's update of a row's mean square, as an ``njit`` function."""
-    assert rule.by_row is not None
-    return njit(**_inner)(bind(rule.by_row, f"{rule.kernel}_by_row", **_primitives))
+def compile_rule(rule: Rule, function: Callable[..., Any]) -> Any:
+    """Return a function of the rule's stage as an ``njit`` function."""
+    return njit(**_inner)(bind(function, f"{rule.kernel}_{function.__name__}", **_primitives))
 
 
 def digest(rule: Rule) -> str:
@@ -433,7 +432,7 @@ def row_kernel(name: str, copies: int) -> Any:
     """The compiled kernel of a rule for rows, by the kernel's name."""
     rule = _rule_of(name)
     if rule.by_row:
-        whole = {"by_row": compile_by_row(rule), "update": compile_update(rule)}
+        whole = {"by_row": compile_rule(rule, rule.by_row), "update": compile_update(rule)}
         whole["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=OWN + len(rule.coefficients)))
         return compiled(bind(_whole_row_kernel, f"rows_{name}_{digest(rule)}", **whole))
     loops = _bound_loops(name, copies)
@@ -463,6 +462,37 @@ def _tile_by_row(state, own, rate, square, _):
     state[0], rate[OWN] = by_row(array_at(square, 1, real)[0], state[0], *to_tuple(c)[OWN:])
 
 
+measure_loop: Any = None
+sums: int = 0
+
+
+@cache
+def _measure_loop_of(states: tuple[int, ...], folded: int, sums: int) -> Any:
+    """The loop over elements of a stage that reads these states, by number, and adds up so many products, each in
+    sixteen lanes.
+    """
+    names = {"p": 0, "grad": GRADIENT, **{f"s{k}": FIRST_STATE + k for k in states}}
+    views = "".join(f"    {name} = array_at(a[{j}], n, real)\n" for name, j in names.items())
+    own = "".join(f", s{k}[i]" for k in states) + "".join(f", c[{OWN + k}]" for k in range(folded))
+    adds = "".join(
+        f"        lanes[{16 * k} + i % 16] += np.float64(found[{k}][0]) * np.float64(found[{k}][1])\n"
+        for k in range(sums)
+    )
+    source = (
+        f"def measure_loop(n, a, c, lanes):\n{views}"
+        f"    for i in range(n):\n"
+        f"        x, g = prologue(p[i], grad[i], {', '.join(f'c[{k}]' for k in range(OWN))})\n"
+        f"        found = measure(x, g{own})\n{adds}"
+    )
+    return _written(source, "measure_loop")
+
+
+def _tile_measure(n, at, own, lanes, _):
+    """Adds to its lanes what a rule's stage measures of n elements of contiguous arrays of the compute type."""
+    a, c = array_at(at, FIRST_STATE + states, np.int64), array_at(own, width, real)
+    measure_loop(n, a, c, array_at(lanes, 16 * sums, np.float64))
+
+
 _TILE_SIGNATURE = types.void(*[types.int64] * 5)
 
 
@@ -475,22 +505,51 @@ def tile_update(name: str, copies: int, dtype: np.dtype) -> Any:
 
 
 @cache
+def tile_measure(name: str, dtype: np.dtype) -> Any:
+    """Compile what the rule's stage measures of a tile, as a function that is called by its address."""
+    rule = _rule_of(name)
+    assert rule.by_tensor is not None
+    measure = compile_rule(rule, rule.by_tensor.measure)
+    loop = _measure_loop_of(tuple(map(rule.state_names.index, rule.measured)), len(rule.folds), len(rule.sums))
+    names: dict[str, Any] = {"states": len(rule.states), "width": OWN + len(rule.folds), "sums": len(rule.sums)}
+    names["real"] = dtype.type
+    names["measure_loop"] = njit(**_inner)(bind(loop, f"measure_{name}", measure=measure, real=dtype.type))
+    bound = bind(_tile_measure, f"tile_measure_{name}_{dtype.name}_{digest(rule)}", **names)
+    return compiled_callback(bound, _TILE_SIGNATURE)
+
+
+@cache
 def tile_by_row(name: str, dtype: np.dtype) -> Any:
     """Compile the rule's update of a row's mean square, as a function that is called by its address."""
     rule = _rule_of(name)
+    assert rule.by_row is not None
     width = OWN + len(rule.coefficients)
-    names = {"real": dtype.type, "width": width, "by_row": compile_by_row(rule)}
+    names = {"real": dtype.type, "width": width, "by_row": compile_rule(rule, rule.by_row)}
     names["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=width))
     bound = bind(_tile_by_row, f"tile_by_row_{name}_{dtype.name}_{digest(rule)}", **names)
     return compiled_callback(bound, _TILE_SIGNATURE)
 
 
 @cache
-def stored_kernel(rows: bool) -> Any:
-    """The kernel for stored arrays, of whatever rule; for rows, or for runs."""
+def stored_kernel(rows: bool, measures: bool = False) -> Any:
+    """The kernel for stored arrays, of whatever rule; for rows, or for runs; to measure them."""
     modules = (tiles, convert, noise, memory, storage, blocks, dtypes, sys.modules[rules.prologue.__module__])
-    function = tiles.row_kernel if rows else tiles.run_kernel
+    function = tiles.row_kernel if rows else tiles.measure_kernel if measures else tiles.run_kernel
     return compiled(bind(function, f"{function.__name__}_{_digest_of(*modules)}"))
+
+
+@compiled
+def add_blocks(sums, firsts):
+    """The sums of each tensor, whose blocks are those from one of `firsts` on: 256 partial sums, then their sum."""
+    totals, parts = np.zeros((len(firsts) - 1, sums.shape[1])), np.empty(256)
+    for i in range(len(totals)):
+        for k in range(sums.shape[1]):
+            parts[:] = 0
+            for block in range(firsts[i], firsts[i + 1]):
+                parts[(block - firsts[i]) % 256] += sums[block, k]
+            for part in range(min(256, firsts[i + 1] - firsts[i])):
+                totals[i, k] += parts[part]
+    return totals
 
 
 value: Any = None

@@ -15,6 +15,7 @@ from numba import njit
 from ... import rules
 from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
+from ...jobs.job import NORM_BLOCK
 from ...jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, NOISE, PREPARED, STOCHASTIC, ZERO_GRADS
 from ...rules import FIRST_STATE, GRADIENT, OWN
 from .. import convert
@@ -54,7 +55,7 @@ class Stored(NamedTuple):
     seed: Any  # uint64
     noise_seed: Any  # uint64
     limit: Any  # of scaled gradients' magnitudes, in the compute type
-    update: int  # the address of the rule's update of a tile
+    update: int  # the address of the rule's update of a tile; to measure, that of the stage's measure of it
     by_row: int  # that of what a rule of rows makes of a row's mean square; 0 for others
 
 
@@ -407,6 +408,63 @@ def run_kernel(
                     if codes[j] < SIGNED and stride != size and (j != GRADIENT or s.options & ZERO_GRADS):
                         _move_out(space.raw[j], np.int64(addresses[r, j]) + i * stride, stride, n, size)
             r += 1
+
+
+def measure_kernel(
+    addresses,
+    strides,
+    offsets,
+    tensor_of,
+    row_of,
+    coefficients,
+    noise,
+    elements,
+    steps,
+    codes,
+    s,
+    blocks,
+    sums,
+    like,
+    counter,
+    share,
+):
+    """Writes the sums of blocks of runs, `share` of them at a time, until none is left: it only reads the arrays."""
+    arrays, codes = s.arrays, array_at(address_of(codes), len(codes), codes)  # here without counts of references
+    space, at = _space(len(codes), like), on_stack(len(codes), np.int64)
+    lanes = on_stack(16 * sums.shape[1], np.float64)
+    while True:
+        begin = fetch_add(counter, share)
+        for b in range(begin, min(begin + share, len(sums))):
+            r = np.searchsorted(blocks, b, side="right") - 1
+            first, tensor = (b - blocks[r]) * NORM_BLOCK, tensor_of[r]
+            own, step = address_of(coefficients[row_of[tensor]]), steps[tensor]
+            last = min(first + NORM_BLOCK, offsets[r + 1] - offsets[r])
+            lanes[:] = 0
+            for i in range(first, last, TILE):
+                n = min(TILE, last - i)
+                for j in range(len(codes)):
+                    address, stride, size = np.int64(addresses[r, j]), strides[r, j], _size(codes[j], like)
+                    if codes[j] >= SIGNED:
+                        at[j] = address + i // QUANT_BLOCK * BLOCK_BYTES
+                    elif stride == size:
+                        at[j] = address + i * size
+                    else:
+                        at[j] = _move_in(space.raw[j], address + i * stride, stride, n, size)
+                space.places[0] = _load_param(n, at, codes, s, space)
+                for j in range(1, arrays):
+                    space.places[j] = _load_tile(codes[j], space.tiles[j], at[j], n)
+                if s.options & PREPARED:
+                    tile, place, number = space.tiles[GRADIENT], space.places[GRADIENT], elements[r] + i
+                    scale, deviation = noise[tensor, 0], noise[tensor, 1]
+                    space.places[GRADIENT] = _prepare(tile, place, n, s, scale, deviation, number, step, space.deviates)
+                call(s.update, n, address_of(space.places), own, address_of(lanes), 0)
+            for k in range(sums.shape[1]):
+                total = 0.0
+                for lane in range(16):
+                    total += lanes[16 * k + lane]
+                sums[b, k] = total
+        if begin + share >= len(sums):
+            break
 
 
 # ---- rows ----

@@ -205,6 +205,59 @@ class RowKernelSpec(KernelSpec):
 
 
 @dataclass(frozen=True)
+class Measure:
+    """The kernel that adds up what a rule's stage measures, with the coefficients of an update that are in a table."""
+
+    update: KernelSpec
+
+    @property
+    def name(self) -> str:
+        """Name shown by profilers."""
+        return self.update.name.replace("fastopt_", "fastopt_measure_")
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        rule = self.update.rule
+        assert rule.by_tensor is not None
+        names = {**self.update.bindings(), "LANES": 1, "ALIGNED": False, "SUMS": len(rule.sums)}
+        names["read_elements"] = unrolled(kernels.read_element, names["ARRAYS"])
+        names["add_products"] = _add_products_of(
+            tuple(map(rule.state_names.index, rule.measured)), len(rule.folds), len(rule.sums)
+        )
+        names["measure"] = rule.by_tensor.measure
+        return _rebound(kernels.measure_runs, names)[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        return types.void(*integers(11), types.uint64, from_dtype(self.update.dtype))
+
+
+@dataclass(frozen=True)
+class FoldSums:
+    """The kernel that makes further coefficients of what a rule's stage measured."""
+
+    update: KernelSpec
+
+    @property
+    def name(self) -> str:
+        """Name shown by profilers."""
+        return f"fastopt_fold_sums_{self.update.kernel}_{self.update.dtype.name}"
+
+    def bound(self) -> Any:
+        """The kernel as Python whose every name is bound."""
+        rule = self.update.rule
+        assert rule.by_tensor is not None
+        names = {**self.update.bindings(), "WIDTH": self.update.width, "FOLDED": len(rule.folds)}
+        names |= {"SUMS": len(rule.sums), "fold_stage": rule.by_tensor.fold}
+        names["stage"] = _stage_of(len(rule.sums), len(rule.folds))
+        return _rebound(kernels.fold_sums, names)[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        return types.void(*integers(3))
+
+
+@dataclass(frozen=True)
 class Fold:
     """The kernel that counts steps and folds on the device.
 
@@ -232,6 +285,7 @@ class Fold:
             "HYPER": (0.0,) * len(rule.row),
             "KEPT": len(rule.scalars),
             "WIDTH": self.update.width,
+            "FOLDED": len(rule.folds),
             "fold": rule.fold,
             "fold_prologue": rule.fold_prologue,
             "fold_row": fold_row_of(rule.folded_at, len(rule.scalars)),
@@ -338,6 +392,27 @@ def _apply_of(states: int, copies: int) -> Any:
 
 
 @cache
+def _add_products_of(states: tuple[int, ...], folded: int, sums: int) -> Any:
+    """The `kernels.add_products` of a stage that reads these states, by number, and measures so many sums."""
+    own = "".join(f", x[{FIRST_STATE + k}, 0]" for k in states)
+    source = f"def add_products(x, p, g, c, partial):\n    found = measure(p, g{own}, *c[0][{OWN}:{OWN + folded}])\n"
+    for k in range(sums):
+        source += f"    partial[{k}] += float64(found[{k}][0]) * float64(found[{k}][1])\n"
+    namespace: dict[str, Any] = {"measure": None, "float64": np.float64}
+    exec(source, namespace)
+    return namespace["add_products"]
+
+
+@cache
+def _stage_of(sums: int, folded: int) -> Any:
+    """The `kernels.stage` of a rule: its fold of so many sums, and of the coefficients that its first fold made."""
+    arguments = [f"totals[{k}]" for k in range(sums)] + [f"float64(c[0][{OWN + k}])" for k in range(folded)]
+    namespace: dict[str, Any] = {"fold_stage": None, "float64": np.float64}
+    exec(f"def stage(totals, c):\n    return fold_stage({', '.join(arguments)})\n", namespace)
+    return namespace["stage"]
+
+
+@cache
 def fold_row_of(folded_at: Sequence[int], kept: int) -> Any:
     """The `kernels.fold_row` of a rule: the places in a row of what it folds, and how many numbers it keeps."""
     own = "".join(f", own[{place}]" for place in folded_at[1:])
@@ -438,7 +513,7 @@ def _places() -> Iterator[Path]:
 
 
 @cache
-def ptx_of(kind: KernelSpec | Fold | Plain, capability: tuple[int, int]) -> str:
+def ptx_of(kind: KernelSpec | Measure | FoldSums | Fold | Plain, capability: tuple[int, int]) -> str:
     """The PTX of a kernel: compiled the first time, and then kept on disk."""
     key = hashlib.sha256(f"{kind!r} {capability} {_digest_of_sources()}".encode()).hexdigest()[:20]
     for place in _places():
@@ -463,6 +538,6 @@ def ptx_of(kind: KernelSpec | Fold | Plain, capability: tuple[int, int]) -> str:
     return ptx
 
 
-def _file_name(kind: KernelSpec | Fold | Plain, key: str, ptx: bytes) -> str:
+def _file_name(kind: KernelSpec | Measure | FoldSums | Fold | Plain, key: str, ptx: bytes) -> str:
     """File of cached PTX: its name tells the kernel, a checksum whether it is whole."""
     return f"{kind.name}-{key}-{zlib.crc32(ptx):08x}.ptx"

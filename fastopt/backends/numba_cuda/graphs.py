@@ -124,6 +124,7 @@ class CapturedLaunch(RunLaunch):
             self._steps, self._scalars, hyper, rates, groups, of_tensors, where["rows"], tensors,
         )  # fmt: skip
         self._kernel_of_runs, _ = self._kernel(kind)
+        self._stage = self._measure(kind) if self._measured and self._chunks else None
         self._hyper_at, self._memory = hyper, memory
 
     def run(self, stream: int, capturing: bool, grad_scale: float, rates: np.ndarray, scale: int, skip: int) -> None:
@@ -142,5 +143,7 @@ class CapturedLaunch(RunLaunch):
         fold.arguments[8:10] = scale, skip
         fold.arguments[10:].view(np.float64)[0] = grad_scale
         fold.launch(-(-len(self._job.members) // THREADS), stream)
+        if self._stage is not None:
+            self._stage.launch(stream)
         if self._chunks:
             self._kernel_of_runs.launch(self._chunks, stream)

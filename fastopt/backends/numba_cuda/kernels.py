@@ -74,6 +74,8 @@ BY_ROW: tuple[int, ...] = ()  # how the state of a rule of rows is stored
 HYPER: tuple[float, ...] = ()  # as many zeros as a row of hyper-parameters has
 KEPT = 0  # numbers that the rule keeps from step to step
 WIDTH = 0  # coefficients of a copy, with the prologue's
+FOLDED = 0  # those of them that the rule's fold makes; the others its stage
+SUMS = 0  # that the rule's stage measures
 
 _FLOAT64, _BFLOAT16 = CODES[np.dtype(float64)], CODES[BFLOAT16]
 _OWN = (CODES[np.dtype(float32)], _FLOAT64)  # compute types
@@ -508,14 +510,117 @@ def fold_steps(steps, scalars, hyper, rates, groups, parameters, rows, tensors, 
             store(to + k * _size(OWN), REAL(first[k]))
         kept = scalars + 8 * KEPT * at
         found = fold_row(float64(step), lr, own, kept)
-        for k in range(WIDTH - FIRST_OWN):
+        for k in range(FOLDED):
             store(to + (FIRST_OWN + k) * _size(OWN), REAL(found[k]))
         for k in range(KEPT):
-            store(kept + 8 * k, found[WIDTH - FIRST_OWN + k])
+            store(kept + 8 * k, found[FOLDED + k])
 
 
 # The rule's fold: ``fold_row(t, lr, own, kept)``, from a row of hyper-parameters and the address of what it keeps.
 fold_row: Any = None
+
+
+# ---- stages over tensors: a reading pass, and further coefficients from its sums ----
+
+PARTS = THREADS  # partial sums of a tensor's blocks
+
+
+def _element(j, at, strides, i):
+    """Element i of array j, in the compute type."""
+    code = STORED[j]
+    if IN_BLOCKS and code >= SIGNED:
+        block, positive = at[j] + i // QUANT_BLOCK * BLOCK_BYTES, code == POSITIVE
+        scale, number = load(block, float32), load(block + 4 + i % QUANT_BLOCK, uint8)
+        value = decode_positive(number, abs(scale)) if positive else decode_signed(number, abs(scale))
+        return float32(np.nan) if bits_of(scale) >> 31 and number == nan_code(positive) else value
+    return _value(code, at[j] + i * strides[j])
+
+
+def read_element(j, x, at, strides, i):
+    """Loads an element of array j."""
+    x[j, 0] = _element(j, at, strides, i)
+
+
+read_elements: Any = None  # the same for each array
+
+# ``add_products(x, p, g, c, partial)``: adds the products that the rule's stage measures to partial sums.
+add_products: Any = None
+measure: Any = None  # the rule's stage's
+stage: Any = None  # its fold: ``stage(sums, c)``
+
+
+def measure_runs(
+    addresses, strides, offsets, elements, first, run_of, row_of, rows, runs, chunks, sums, noise_seed, limit
+):  # fmt: skip
+    """Adds up what a stage measures of each of `chunks` chunks: sixteen partial sums each, a thread for each.
+
+    The first eight are addresses as for `update_runs`.
+    """
+    thread = int64(cuda.grid(1))
+    lane, chunk = thread % 16, min(thread // 16, chunks - 1)  # all threads of a warp take part to the end
+    run = int64(load(run_of + 4 * chunk, int32))
+    row = rows + ROW_BYTES * load(row_of + 4 * run, int32)
+    step, c = load(row, int64), load_tuple(row + 8, COEFFICIENTS)
+    deviation = load(row + ROW_BYTES - 8, REAL) if OPTIONS & NOISE else REAL(0)
+    begin = (chunk - load(first + 8 * run, int64)) * BLOCK_ELEMENTS
+    offset = load(offsets + 8 * run, int64)
+    n = min(load(offsets + 8 * (run + 1), int64) - offset - begin, BLOCK_ELEMENTS)
+    element = offset + begin if elements == 0 else load(elements + 8 * run, int64) + begin
+    at, stride = cuda.local.array(ARRAYS, int64), cuda.local.array(ARRAYS, int64)
+    for j in range(ARRAYS):
+        at[j] = load(addresses + 8 * (run + j * runs), int64)
+        if STORED[j] >= SIGNED:
+            at[j] += begin // QUANT_BLOCK * BLOCK_BYTES
+        else:
+            stride[j] = load(strides + 8 * (run + j * runs), int64) if STRIDED else _size(STORED[j])
+            at[j] += begin * stride[j]
+    x, partial = cuda.local.array((ARRAYS, 1), REAL), cuda.local.array(SUMS, float64)
+    for k in range(SUMS):
+        partial[k] = 0
+    for i in range(lane, n, 16):
+        read_elements(x, at, stride, i)
+        scale = c[0][0]
+        deviates = cuda.local.array(1, float32)
+        if OPTIONS & NOISE:
+            _draw_normals(deviates, element + i, step, noise_seed)
+        if OPTIONS & PREPARED:
+            _prepare(x, 0, scale, limit, deviates, deviation)
+            scale = REAL(1)
+        p, g = prologue(_parameter(x, 0), x[GRADIENT, 0], scale, c[0][1], c[0][2])
+        add_products(x, p, g, c, partial)
+    for k in range(SUMS):
+        total = 0.0
+        for other in range(16):
+            total += cuda.shfl_sync(EVERYONE, partial[k], int32(cuda.laneid) // 16 * 16 + other)
+        if lane == 0 and thread // 16 < chunks:
+            store(sums + 8 * (chunk * SUMS + k), total)
+
+
+def fold_sums(firsts, rows, sums):
+    """Makes further coefficients of each tensor's sums, a thread block for each, in its row.
+
+    `firsts` is the address of each tensor's first chunk, and of the end of the last's.
+    """
+    parts = cuda.shared.array(PARTS, float64)
+    totals = cuda.local.array(SUMS, float64)
+    tensor, thread = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
+    first, last = load(firsts + 8 * tensor, int64), load(firsts + 8 * (tensor + 1), int64)
+    for k in range(SUMS):
+        part = 0.0
+        for chunk in range(first + thread, last, PARTS):
+            part += load(sums + 8 * (chunk * SUMS + k), float64)
+        parts[thread] = part
+        cuda.syncthreads()
+        totals[k] = 0
+        if thread == 0:
+            for other in range(min(int64(PARTS), last - first)):
+                totals[k] += parts[other]
+        cuda.syncthreads()
+    row = rows + ROW_BYTES * tensor
+    if thread == 0 and load(row, int64) >= 0:
+        found = stage(totals, load_tuple(row + 8, COEFFICIENTS))
+        for k in range(WIDTH - FIRST_OWN - FOLDED):
+            store(row + 8 + (FIRST_OWN + FOLDED + k) * _size(OWN), REAL(found[k]))
 
 
 # ---- norms ----

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from ...arrays.libraries import driver
 from ...jobs.job import NORM_BLOCK, RowJob
 from ...jobs.tables import make_gradients
 from ..fold import folder
-from .compiler import KernelSpec, Plain, integers, ptx_of, scale_of, squares_of
+from .compiler import FoldSums, KernelSpec, Measure, Plain, integers, ptx_of, scale_of, squares_of
 from .kernels import BLOCK_ELEMENTS, THREADS
 from .rows import RowLaunch
 
@@ -53,6 +53,7 @@ class RunLaunch:
         self._kind = KernelSpec(rule.kernel, progress.copies, job.dtype, job.codes, options, strided)
         self._first = _firsts(np.diff(job.offsets), BLOCK_ELEMENTS)
         self._chunks = int(self._first[-1])
+        self._measured = rule.by_tensor is not None
         self._table: driver.Memory | None = None
         self._sent = b""
 
@@ -77,7 +78,11 @@ class RunLaunch:
                 "the optimizer of fastopt.torch with capturable=True"
             )
         self._update_table(stream)
-        self._by_value  # noqa: B018 (compiled before anything is done)
+        # Compiled before anything is done.
+        if self._measured:
+            self._tabled  # noqa: B018
+        else:
+            self._by_value  # noqa: B018
         return stream
 
     def _update_table(self, stream: int) -> None:
@@ -107,9 +112,13 @@ class RunLaunch:
             "elements": job.elements if job.elements is not None else np.empty(0, np.int64),
             "first": self._first,
         }
+        if self._measured:
+            parts["firsts"] = self._first[np.searchsorted(job.tensor_of, np.arange(len(job.members) + 1))]
         words = _words(*parts.values())
         room = -(-self._chunks // 2)  # words, for chunks' runs
         own = {"row_of": -(-self._runs // 2), "rows": len(job.members) * self._kind.row_bytes // 8}
+        if self._measured:
+            own["sums"] = self._chunks * len(job.progress.rule.sums)
         table = device.allocate(8 * (len(words) + room + sum(own.values())), stream)
         device.upload(words, table.address, stream)
         places = _firsts(np.array([part.size for part in parts.values()]), 1) * 8 + table.address
@@ -117,6 +126,7 @@ class RunLaunch:
         where["run_of"] = table.address + 8 * len(words)
         where["row_of"] = where["run_of"] + 8 * room
         where["rows"] = where["row_of"] + 8 * own["row_of"]
+        where["sums"] = where["rows"] + 8 * own["rows"]
         find = device.kernel(ptx_of(_MAP_CHUNKS, device.capability), _MAP_CHUNKS.name, 4, THREADS)
         find.arguments[:] = where["first"], where["run_of"], self._runs, self._chunks
         if self._chunks:  # there may be a step to count, and no element
@@ -129,7 +139,7 @@ class RunLaunch:
         """Puts the update on a stream, with these coefficients, of which there may be several rows."""
         if not self._chunks:
             return
-        if several:
+        if several or self._measured:
             self._tabled.launch_with(stream, coefficients, row_of)
             return
         kernel, own = self._by_value
@@ -165,16 +175,51 @@ class RunLaunch:
     @cached_property
     def _tabled(self) -> _TabledLaunch:
         kind = replace(self._kind, tabled=True)
-        return _TabledLaunch(self._kernel(kind)[0], self._device, self._job, kind, self._chunks)
+        measured = self._measure(kind) if self._measured else None
+        return _TabledLaunch(self._kernel(kind)[0], self._device, self._job, kind, self._chunks, measured)
+
+    def _measure(self, kind: KernelSpec) -> MeasuredLaunch:
+        """The launches of the rule's stage, for coefficients in a table."""
+        return MeasuredLaunch(self._device, self._job, kind, self._where, self._chunks)
+
+
+class MeasuredLaunch:
+    """The two launches of a stage over tensors: the reading pass, and further coefficients from its sums."""
+
+    def __init__(
+        self, device: driver.Device, job: DenseJob, kind: KernelSpec, where: Mapping[str, int], chunks: int
+    ) -> None:
+        measure, fold, storage = Measure(kind), FoldSums(kind), job.storage
+        self._measure = device.kernel(ptx_of(measure, device.capability), measure.name, 13, THREADS)
+        names = ("addresses", "strides", "offsets", "elements", "first", "run_of", "row_of", "rows")
+        self._measure.arguments[:11] = *(where[name] for name in names), len(job.addresses), chunks, where["sums"]
+        if storage is not None:
+            self._measure.arguments[11] = 0 if storage.noise is None else storage.noise.seed
+            self._measure.arguments[12:].view(job.dtype)[0] = storage.clip_value
+        self._fold = device.kernel(ptx_of(fold, device.capability), fold.name, 3, THREADS)
+        self._fold.arguments[:] = where["firsts"], where["rows"], where["sums"]
+        self._blocks, self._tensors = -(-16 * chunks // THREADS), len(job.members)
+
+    def launch(self, stream: int) -> None:
+        """Puts both on a stream."""
+        self._measure.launch(self._blocks, stream)
+        self._fold.launch(self._tensors, stream)
 
 
 class _TabledLaunch:
     """Launches of a job whose tensors have several rows of coefficients, which are in a table of their own."""
 
     def __init__(
-        self, kernel: driver.Kernel, device: driver.Device, job: DenseJob, kind: KernelSpec, chunks: int
+        self,
+        kernel: driver.Kernel,
+        device: driver.Device,
+        job: DenseJob,
+        kind: KernelSpec,
+        chunks: int,
+        measured: MeasuredLaunch | None,
     ) -> None:
         self._kernel, self._device, self._job, self._chunks = kernel, device, job, chunks
+        self._measured = measured
         self._noise = None if job.storage is None else job.storage.noise
         fields = {"step": (np.int64, 0), "own": ((job.dtype, kind.copies * kind.width), 8)}
         if self._noise is not None:
@@ -200,6 +245,8 @@ class _TabledLaunch:
             self._sent = of_runs.tobytes()
             device.upload(words_of(of_runs), of_runs_at, stream)
         device.upload(rows.view(np.uint64), rows_at, stream)
+        if self._measured is not None:
+            self._measured.launch(stream)
         self._kernel.launch(self._chunks, stream)
 
 

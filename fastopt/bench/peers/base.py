@@ -15,7 +15,9 @@ from ...rules.hyper import count_copies, hyper_row
 from ..section import Skip
 from ..timing import Call
 
-ELEMENTWISE = tuple(name for name, rule in RULES.items() if not rule.by_row)
+ELEMENTWISE = tuple(name for name, rule in RULES.items() if rule.elementwise)
+#: The rules of whole tensors: those, and the ones that measure tensors first.
+DENSE = tuple(name for name, rule in RULES.items() if not rule.by_row)
 ALL = ("float32", "float64", "bfloat16", "float16")
 WIDE = ALL[:2]  # in fewer bits, whoever computes step by step rounds every intermediate result
 

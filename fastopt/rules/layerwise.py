@@ -1,0 +1,115 @@
+"""Rules by tensor: a reading pass measures norms of whole tensors, which set the size of the step."""
+
+from __future__ import annotations
+
+from .adam import fold_adam
+from .base import EPS, EPS_ROOT, LR, Rule, Stage, State, flag, fraction, nonnegative
+from .primitives import sqrt, where
+
+
+def lars(p, g, momentum_buffer, mu, weight_decay, within, beside, eps, trust, gain, rate, ratio):
+    decayed = g + weight_decay * p
+    momentum_buffer = mu * momentum_buffer + ratio * where(weight_decay == 0, g, decayed)
+    return p - rate * momentum_buffer, momentum_buffer
+
+
+def measure_lars(p, g, mu, weight_decay, within, beside, eps, trust, gain, rate):
+    decayed = g + within * p
+    g = where(within == 0, g, decayed)
+    return (p, p), (g, g)
+
+
+def fold_lars(t, lr, momentum, trust_coefficient, eps, lr_inside, decay_inside, weight_decay):
+    gain, rate = (lr, 1.0) if lr_inside else (1.0, lr)
+    within, beside = (weight_decay, 0.0) if decay_inside else (0.0, weight_decay)
+    return momentum, weight_decay, within, beside, eps, trust_coefficient, gain, rate
+
+
+def stage_lars(param_sum, grad_sum, mu, weight_decay, within, beside, eps, trust, gain, rate):
+    norm = sqrt(param_sum)
+    below = sqrt(grad_sum) + beside * norm + eps
+    plain = (param_sum == 0) | (grad_sum == 0)
+    return (gain * where(plain, 1.0, trust * norm / where(plain, 1.0, below)),)
+
+
+def lamb(
+    p, g, exp_avg, exp_avg_sq,
+    beta1, beta1_c, beta2, beta2_c, scale, eps, eps_root, weight_decay, lr, rate,
+):  # fmt: skip
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
+    direction = scale * exp_avg / (sqrt(exp_avg_sq + eps_root) + eps)
+    decayed = direction + weight_decay * p
+    return p - rate * where(weight_decay == 0, direction, decayed), exp_avg, exp_avg_sq
+
+
+def measure_lamb(
+    p, g, exp_avg, exp_avg_sq,
+    beta1, beta1_c, beta2, beta2_c, scale, eps, eps_root, weight_decay, lr,
+):  # fmt: skip
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
+    direction = scale * exp_avg / (sqrt(exp_avg_sq + eps_root) + eps)
+    decayed = direction + weight_decay * p
+    direction = where(weight_decay == 0, direction, decayed)
+    return (p, p), (direction, direction)
+
+
+def fold_lamb(t, lr, beta1, beta2, eps, eps_root, weight_decay):
+    return (*fold_adam(t, 1.0, beta1, beta2, eps, eps_root, 1.0, 0.0), weight_decay, lr)
+
+
+def stage_lamb(
+    param_sum, step_sum,
+    beta1, beta1_c, beta2, beta2_c, scale, eps, eps_root, weight_decay, lr,
+):  # fmt: skip
+    plain = (param_sum == 0) | (step_sum == 0)
+    return (lr * where(plain, 1.0, sqrt(param_sum) / where(plain, 1.0, sqrt(step_sum))),)
+
+
+_BY_TENSOR = (
+    "The norms are of whole tensors, summed in float64. An element that is not finite makes all of its tensor so. "
+    "Gradients of some rows and 'state_memory' are refused."
+)
+
+RULES = (
+    Rule(
+        "lars", "LARS",
+        "Momentum with a rate for each tensor: the parameter's norm over the gradient's",
+        "r = trust_coefficient*norm(p)/(norm(g) + weight_decay*norm(p) + eps), 1 where a norm is 0; "
+        "b = momentum*b + r*(g + weight_decay*p); p -= lr*b",
+        "You et al. 2017, arXiv:1708.03888",
+        {
+            "lr": nonnegative(1.0, LR),
+            "momentum": fraction(0.9, "decay rate of the velocity"),
+            "trust_coefficient": nonnegative(1e-3, "the length of a step beside the parameter's norm, at lr 1"),
+            "eps": nonnegative(0.0, EPS),
+            "lr_inside": flag(False, "the velocity accumulates steps, lr and all (differs once lr changes)"),
+            "decay_inside": flag(False, "norm(g + weight_decay*p) is below, in place of the two norms"),
+        },
+        lars, fold_lars, (State("momentum_buffer"),), decoupled=0.0,
+        stage=Stage("tensor", measure_lars, stage_lars),
+        notes=(
+            "``lr_inside=True`` is the form of the paper and of optax: b = momentum*b + lr*r*(...); p -= b. optax has "
+            "``decay_inside=True`` too.",
+            _BY_TENSOR,
+        ),
+    ),
+    Rule(
+        "lamb", "LAMB",
+        "Adam with a rate for each tensor: the parameter's norm over the step's",
+        "m, v as adam; u = m^/(sqrt(v^ + eps_root) + eps) + weight_decay*p; p -= lr*norm(p)/norm(u)*u, the quotient 1 "
+        "where a norm is 0",
+        "You et al. 2020, arXiv:1904.00962",
+        {
+            "lr": nonnegative(1e-3, LR),
+            "beta1": fraction(0.9, "decay rate of the gradient's average", part_of="betas"),
+            "beta2": fraction(0.999, "decay rate of the squared gradient's average", part_of="betas"),
+            "eps": nonnegative(1e-6, EPS),
+            "eps_root": nonnegative(0.0, EPS_ROOT),
+        },
+        lamb, fold_lamb, (State("exp_avg"), State("exp_avg_sq", positive=True)), decoupled=0.0,
+        stage=Stage("tensor", measure_lamb, stage_lamb),
+        notes=(_BY_TENSOR,),
+    ),
+)  # fmt: skip

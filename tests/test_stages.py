@@ -1,0 +1,169 @@
+"""Rules with a stage over tensors: a reading pass, further coefficients, the update; with the same bits everywhere."""
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import RULES, functional
+from fastopt.backends import native
+
+from .oracle import ORACLES
+from .support import CASES, assert_same_bits, gradients, make_states, parameter, run
+
+MEASURED = [name for name, rule in RULES.items() if rule.by_tensor]
+# About the sixteen lanes, the tiles and chunks, the blocks of 4096, the 256 parts of their sums, shares of threads.
+SIZES = [1, 2, 15, 16, 17, 31, 33, 511, 513, 1025, 4095, 4096, 4097, 8200, 140_000]
+LONG = 256 * 4096 + 4097
+BF = ml_dtypes.bfloat16
+
+
+@pytest.fixture
+def isa():
+    yield native.set_isa
+    native.set_isa(None)
+
+
+def stepped(name, params, grads, backend, threads, **options):
+    """Parameters and states after steps of the class."""
+    params = [param.copy(order="K") for param in params]
+    optimizer = getattr(fastopt, RULES[name].optimizer)(params, backend=backend, threads=threads, **options)
+    for own in grads:
+        optimizer.step(own, grad_scale=0.5)
+    return [*params, *(np.asarray(x) for state in optimizer.state for x in state.values())]
+
+
+def assert_same_everywhere(name, params, grads, isa, **options):
+    want = stepped(name, params, grads, "numba", 1, **options)
+    for threads in (2, 3):
+        assert_same_bits(stepped(name, params, grads, "numba", threads, **options), want)
+    for level, threads in itertools.product(native.isa_supported(), (1, 2, 3)):
+        isa(level)
+        assert_same_bits(stepped(name, params, grads, "native", threads, **options), want)
+    return want
+
+
+def draw(sizes, dtype, steps=2):
+    rng = np.random.default_rng(0)
+    arrays = [[rng.standard_normal(size).astype(dtype) for size in sizes] for _ in range(steps + 1)]
+    return arrays[0], arrays[1:]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("name", MEASURED)
+def test_sizes(name, dtype, isa):
+    params, grads = draw(SIZES, dtype)
+    got = assert_same_everywhere(name, params, grads, isa, weight_decay=0.1)
+    for k, param in enumerate(params):  # each tensor is measured by itself
+        want, _ = ORACLES[name](param, [own[k] for own in grads], grad_scale=0.5, weight_decay=0.1)
+        np.testing.assert_allclose(got[k], want.astype(dtype), rtol=1e-4 if dtype == "f4" else 1e-11, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_more_blocks_than_partial_sums(name, isa):
+    assert_same_everywhere(name, *draw([LONG, 5], "f4", 1), isa)
+
+
+STORED = {
+    "bfloat16": (BF, {}),
+    "float16": ("f2", {}),
+    "what is lost": (BF, {"rounding": "kahan"}),
+    "master": ("f2", {"rounding": "master"}),
+    "at random": (BF, {"rounding": "stochastic", "seed": 3}),
+    "blocks": ("f4", {"state_dtype": "8bit"}),
+    "blocks and master": (BF, {"state_dtype": "8bit", "rounding": "master"}),
+    "states in bfloat16": ("f4", {"state_dtype": "bfloat16"}),
+    "an average": ("f4", {"ema_decay": 0.9}),
+    "noise": ("f4", {"gradient_noise": fastopt.GradientNoise(0.3, 0.55, 1)}),
+    "noise in bfloat16": (BF, {"gradient_noise": fastopt.GradientNoise(0.3, 0.55, 1)}),
+    "noise in float64": ("f8", {"gradient_noise": fastopt.GradientNoise(0.3, 0.55, 1)}),
+}
+
+
+@pytest.mark.parametrize("storage", STORED)
+@pytest.mark.parametrize("name", MEASURED)
+def test_storage(name, storage, isa):
+    dtype, options = STORED[storage]
+    params, grads = draw([5, 300, 4096 + 77, 70_000], dtype)
+    assert_same_everywhere(name, params, grads, isa, weight_decay=0.1, **options)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", BF])
+@pytest.mark.parametrize("name", MEASURED)
+def test_strides(name, dtype, isa):
+    (whole,), grads = draw([(130, 140)], dtype)
+    layouts = [np.s_[:, ::2], np.s_[:100, :70], np.s_[::3], np.s_[0], np.s_[:1, 0]]
+    params = [whole.copy()[layout] for layout in layouts]
+    assert_same_everywhere(name, params, [[own[layout] for layout in layouts] for (own,) in grads], isa)
+    assert_same_everywhere(name, [whole.T], [[own.T] for (own,) in grads], isa)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_measure_reads_only_what_it_says(name):
+    """Noise, zeroed gradients, clipping: the two passes have the same gradient, and the first writes nothing."""
+    param, (grad,) = parameter(5000).astype("f4"), gradients(5000, 1).astype("f4")
+    cls, got, want = getattr(fastopt, RULES[name].optimizer), param.copy(), param.copy()
+    zeroed = grad.copy()
+    cls(got).step(zeroed, max_norm=0.5, zero_grads=True)
+    norm = fastopt.global_norm(grad)
+    cls(want).step(grad, grad_scale=0.5 / (norm + 1e-6))
+    assert_same_bits([got], [want])
+    assert not zeroed.any()
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("name", MEASURED)
+def test_norms_of_zero(name, backend):
+    """The step is that without a quotient, not 0/0."""
+    rule, (name, hyper) = RULES[name], CASES[f"{name}, varied"]
+    zeros, ones = np.zeros(40), np.ones(40)
+    for param, grads in ((zeros, [ones]), (ones, [zeros]), (zeros, [zeros, ones]), (zeros, [zeros])):
+        got = run(name, {**hyper, "weight_decay": 0.0}, param, grads, "f8", backend=backend)
+        want, states = ORACLES[name](param, grads, **{**hyper, "weight_decay": 0.0})
+        expected = [want, *(states[state] for state in rule.state_names)]
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b.astype("f8"), rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_measures_whole_tensors_refuses_parts(name):
+    param, called = np.ones((6, 3), "f4"), RULES[name].optimizer
+    rows = fastopt.RowSparse(np.array([1, 4]), np.ones((2, 3), "f4"))
+    optimizer = getattr(fastopt, called)(param)
+    with pytest.raises(
+        ValueError, match=f"^grads: found a gradient of rows, expected a dense one: {called} measures wh"
+    ):
+        optimizer.step(rows)
+    states = make_states(name, CASES[f"{name}, varied"][1], param)
+    with pytest.raises(ValueError, match=r"^grad: found a gradient of rows, expected a dense one"):
+        getattr(functional, name)(param, rows, *states, step=1)
+    assert (param == 1).all() and optimizer.state[0]["step"] == 0
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_numba_kernels_of_your_own(name):
+    """`fold`, `measure`, `complete` and `update` in Numba, over one tensor of few elements."""
+    numba = pytest.importorskip("numba")
+    from fastopt import numba as kernels
+
+    space, rule = getattr(kernels, name), RULES[name]
+    states = "".join(f", {state}" for state in rule.state_names)
+    own = ", ".join(f"{state}[i]" for state in rule.state_names)
+    read = "".join(f", {state}[i]" for state in rule.measured)
+    source = f"def step(t, p, g{states}):\n    c = space.fold(real, t, weight_decay=0.1)\n"
+    source += "".join(f"    {total} = 0.0\n" for total in rule.sums)
+    source += f"    for i in range(p.size):\n        found = space.measure(p[i], g[i]{read}, c)\n"
+    source += "".join(f"        {total} += float(found[{k}][0]) * found[{k}][1]\n" for k, total in enumerate(rule.sums))
+    source += f"    c = space.complete(real, {', '.join(rule.sums)}, c)\n"
+    source += f"    for i in range(p.size):\n        p[i], {own} = space.update(p[i], g[i], {own}, c)\n"
+    namespace = {"space": space, "real": np.float64}
+    exec(source, namespace)
+    step = numba.njit(error_model="numpy")(namespace["step"])
+    got, grads = [parameter(13), *make_states(name, {}, parameter(13))], gradients(13, 3)
+    want = [x.copy() for x in got]
+    for t, g in enumerate(grads, 1):
+        step(t, got[0], g, *got[1:])
+        getattr(functional, name)(want[0], g, *want[1:], step=t, weight_decay=0.1)
+    assert_same_bits(got, want)
