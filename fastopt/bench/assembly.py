@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..errors import install_command
 from .section import Skip
 
 #: Bytes of a store, by the modifiers of its instruction; 4 without any of them.
@@ -49,7 +50,7 @@ def assemble(ptx: str, capability: tuple[int, int]) -> Assembled:
     try:
         from cuda import core
     except ImportError:
-        raise Skip('needs cuda-core: pip install "fastopt[cuda]"') from None
+        raise Skip(f"needs cuda-core: {install_command('cuda')}") from None
     options = core.LinkerOptions(arch="sm_{}{}".format(*capability), ptxas_options=["-v"])
     linker = core.Linker(core.ObjectCode.from_ptx(ptx.encode()), options=options)
     code = linker.link("cubin").code

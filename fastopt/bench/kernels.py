@@ -9,6 +9,7 @@ import numpy as np
 
 from ..arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ..arrays.dtypes import CODES
+from ..errors import install_command
 from ..jobs.storage import KAHAN, MASTER, NOISE, STOCHASTIC
 from ..rules import FIRST_STATE, RULES
 from .assembly import assemble, count_in_loop, disassemble
@@ -76,7 +77,7 @@ def measure(name: str, budget: float) -> Row:
     try:
         from ..backends.numba_cuda import compiler, kernels
     except ImportError:
-        raise Skip('needs numba-cuda: pip install "fastopt[cuda]"') from None
+        raise Skip(f"needs numba-cuda: {install_command('cuda')}") from None
     kernel = _kernel(name)
     if RULES[kernel.rule].by_row:
         raise Skip("its kernels are of rows: they have no loop over elements alone")
