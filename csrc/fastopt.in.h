@@ -131,9 +131,10 @@ typedef struct {
     int32_t states;       /* arrays of state, for each copy */
     int32_t hyper;        /* hyper-parameters: the length of their row */
     int32_t coefficients; /* the length of a row of coefficients */
-    int32_t scalars;      /* numbers kept from step to step beside the arrays: one for nadam, none for others */
+    int32_t scalars;      /* numbers kept from step to step beside the arrays: one for nadam, none for most */
     int32_t max_copies;   /* of the states: 1, and FASTOPT_MAX_COPIES for aggmo */
     int32_t by_row;       /* 1: states have one element for each row of the parameter; for fastopt_update_rows only */
+    int32_t by_tensor;    /* 1: an element's update depends on all of its tensor; not for fastopt_update_rows */
     const char *const *state_names;
     const fastopt_hyper *hypers;
 } fastopt_rule;

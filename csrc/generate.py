@@ -107,7 +107,9 @@ def instance(module, name, states, copies):
         updates[-1] += " }"
     yield f"enum {{ ARRAYS_{name}_{copies} = {module.FIRST_STATE + len(pointers)} }};"
     yield macro(f"STATES_{name}_{copies}(X)", *(f"X({j})" for _, j in pointers))
-    yield macro(f"POINTERS_{name}_{copies}", *(f"real *restrict {p} = arrays[{j}];" for p, j in pointers))
+    # A stage may measure without some state: that is no mistake to warn of.
+    declared = (f"real *restrict {p} = arrays[{j}]; (void){p};" for p, j in pointers)
+    yield macro(f"POINTERS_{name}_{copies}", *declared)
     yield macro(f"PREFETCH_{name}_{copies}(i)", *(f"PREFETCH({p} + (i));" for p, _ in pointers))
     yield macro(f"UPDATE_{name}_{copies}", *updates)
 
@@ -131,7 +133,8 @@ def table_entry(module, rule):
     lengths = f"{len(rule.states)}, {len(rule.row)}, {len(module.PROLOGUE + rule.coefficients)}, {len(rule.scalars)}"
     copies = module.MAX_COPIES if rule.vector else 1
     states = ", ".join([*(f'"{state}"' for state in rule.state_names), "NULL"])
-    yield f'{{{{"{rule.name}", {lengths}, {copies}, {int(rule.by_row is not None)}, (const char *const[]){{{states}}},'
+    over = f"{int(rule.by_row is not None)}, {int(rule.by_tensor is not None)}"
+    yield f'{{{{"{rule.name}", {lengths}, {copies}, {over}, (const char *const[]){{{states}}},'
     yield "  (const fastopt_hyper[]){"
     for name, hyper in c_hypers(module, rule).items():
         numbers = ", ".join(map(number, (hyper.default, *c_domain(hyper))))

@@ -172,6 +172,8 @@ int main(int count, char **arguments)
     for (int32_t number = 0; fastopt_get_rule(number); number++) {
         for (size_t which = 0; !fastopt_get_rule(number)->by_row && which < sizeof storages / sizeof *storages; which++)
             tensors(number, (int)which);
+        if (fastopt_get_rule(number)->by_tensor)
+            continue;
         rows(number, FASTOPT_SUM);
         rows(number, FASTOPT_SEQUENTIAL);
     }
