@@ -103,6 +103,7 @@ def simulated(job):
         **kind.bindings(),
         "load": load,
         "store": store,
+        "varying": lambda number, other: number,
         "THREADS": THREADS,
         "BLOCK_ELEMENTS": BLOCK_ELEMENTS,
     }

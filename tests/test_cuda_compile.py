@@ -331,7 +331,7 @@ def test_ptx_of_other_sources_is_compiled(monkeypatch, tmp_path, compiled):
     keep_at(monkeypatch, tmp_path)
     as_a_new_process()
     sources = compiler._sources()
-    for module in ("kernels", "memory", "rules.adam", "backends.convert", "compiler"):
+    for module in ("kernels", "instructions", "rules.adam", "backends.convert", "compiler"):
         name = f"fastopt.{module}" if "." in module else f"fastopt.backends.numba_cuda.{module}"
         assert Path(sys.modules[name].__file__).read_text() in sources
     monkeypatch.setattr(compiler, "_sources", lambda: sources + "#")

@@ -31,6 +31,7 @@ from torch.distributed.tensor import (  # noqa: E402
 import fastopt  # noqa: E402
 import fastopt.torch as optim  # noqa: E402
 from fastopt.drop_in.sharded import Shards  # noqa: E402
+from fastopt.rules import RULES  # noqa: E402
 
 RANKS, LIMIT = 2, 120  # seconds for a test
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
@@ -185,7 +186,10 @@ def fsdp(rank, name, options, step):
     return wholes(model), states_of(optimizer), norms
 
 
-@pytest.mark.parametrize("name", optim.CLASSES)
+BY_TENSOR = {rule.optimizer for rule in RULES.values() if rule.by_tensor}  # which are refused shards
+
+
+@pytest.mark.parametrize("name", [name for name in optim.CLASSES if name not in BY_TENSOR])
 def test_shards_have_the_bits_of_one_process(ranks, name):
     """Also where a process has nothing of a parameter. The mean of two gradients alike is the one."""
     model = network()
@@ -633,6 +637,16 @@ def refused(rank):
         ValueError, match=r"'w': found placements \(Shard\(dim=1\),\), expected Shard\(0\) or Replicate"
     ):
         made(Shard(1), name="RowwiseAdagrad")
+    for name in BY_TENSOR:
+        with pytest.raises(ValueError, match=rf"expected Replicate\(\), for {name} measures whole tensors"):
+            made(Shard(0), name=name)
+        p, optimizer = made(Replicate(), name=name)
+        p.grad = distribute_tensor(torch.ones(4, 3), mesh, [Replicate()])
+        optimizer.step()
+        alone = nn.Parameter(torch.ones(4, 3))
+        alone.grad = torch.ones(4, 3)
+        getattr(optim, name)([alone], lr=0.1).step()
+        assert_equal(whole(p), alone.detach())
     partial = nn.Parameter(DTensor.from_local(torch.ones(4, 3), mesh, [Partial()]))
     with pytest.raises(ValueError, match=r"'w': found placements \(Partial\(sum\),\), expected Shard or Replicate"):
         optim.SGD([("w", partial)])

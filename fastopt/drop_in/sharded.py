@@ -96,10 +96,13 @@ class Shards:
                 )
             rule = optimizer._arguments.rule(group)
             for p, label in found:
-                expected = "Shard(0) or Replicate(), for states are by row" if rule.by_row else "Shard or Replicate()"
-                dims = [dim_of(placement) for placement in p.placements]
+                expected, allowed = "Shard or Replicate()", {None, *range(p.ndim)}
+                if rule.by_row:
+                    expected, allowed = "Shard(0) or Replicate(), for states are by row", {None, 0}
+                elif rule.by_tensor:
+                    expected, allowed = f"Replicate(), for {rule.optimizer} measures whole tensors", {None}
                 partial = any(placement.is_partial() for placement in p.placements)
-                if partial or (rule.by_row and any(dim not in (0, None) for dim in dims)):
+                if partial or not allowed.issuperset(map(dim_of, p.placements)):
                     raise ValueError(f"{label}: found placements {p.placements}, expected {expected}")
 
     def _groups(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
