@@ -16,7 +16,15 @@ from fastopt.rules import RULES
 
 from .oracle import ORACLES
 from .oracle import storage as oracle
-from .support import CASES, assert_near_the_oracle, assert_same_bits, gradients, misaligned, parameter
+from .support import (
+    CASES,
+    assert_near_the_oracle,
+    assert_same_bits,
+    compiled_for_each,
+    gradients,
+    misaligned,
+    parameter,
+)
 from .test_storage_bits import BF16, BLOCKS, ELEMENT, F2, F4, F8, SEED, STORAGES, job_of, plain, same, strided
 
 BLOCK = 256
@@ -123,7 +131,7 @@ class Tensors:
         return [[part(array, begin, n) for array in arrays] for begin, n in places]
 
 
-def engines(tensors, t, threads=(2,), place=plain, cuts=()):
+def engines(tensors, t, threads=(2,), place=plain, cuts=(), backends=(native, numba_cpu)):
     """Return each engine's function for step t of tensors; with cuts it is done in parts."""
     arrays = [place(array.copy()) for array in tensors.arrays]
     jobs = job_of(tensors.rule, tensors.hyper, tensors.of_each(arrays), tensors.options)
@@ -131,6 +139,8 @@ def engines(tensors, t, threads=(2,), place=plain, cuts=()):
     at_first = progress.steps.copy(), progress.scalars.copy()
     before = [array.copy() for array in tensors.arrays]
     for backend, isa in ENGINES:
+        if backend not in backends:
+            continue
         native.set_isa(isa)
         runner = backend.prepare(jobs)
         for count in threads:
@@ -188,9 +198,9 @@ def test_dense_arrays(name, dtype):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("name", DENSE)
-def test_stored_arrays(name, storage):
-    check(name, STORAGES[storage], SIZES)
+@pytest.mark.parametrize(("name", "backend"), compiled_for_each(DENSE, ["native", "numba"]))
+def test_stored_arrays(name, backend, storage):
+    check(name, STORAGES[storage], SIZES, backends=[{"native": native, "numba": numba_cpu}[backend]])
 
 
 @pytest.mark.parametrize("place", [plain, strided, misaligned])
