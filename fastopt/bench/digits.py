@@ -26,6 +26,7 @@ LR = {
     "NAG": 0.05,
     "QHM": 0.5,
     "AggMo": 0.05,
+    "LARS": 10.0,
     "Adadelta": 1.0,
 }
 
