@@ -389,14 +389,15 @@ FOLD(signsgd)
     c->lr = h->lr;
 }
 
-/* The fold that both have, with beta for where the gradient is taken. The sum of weights is in units of the largest that
- * a learning rate gave so far: their powers cannot overflow. */
+/* The fold that both have, with beta for where the gradient is taken. The sum of weights is in units of the largest
+ * that a learning rate gave so far: their powers cannot overflow. */
 #define FOLD_SCHEDULE_FREE(beta)                                                                                      \
     const double rate = t < h->warmup_steps ? h->lr * (t / h->warmup_steps) : h->lr;                                  \
     const double before = scalars[1], lr_max = rate > before ? rate : before;                                         \
     if (lr_max > 0.0)                                                                                                 \
         scalars[0] *= pow(before / lr_max, h->weight_lr_power);                                                       \
-    const double share = lr_max > 0.0 || h->weight_lr_power == 0.0 ? pow(t, h->weight_step_power) : 0.0;                              \
+    const int counts = lr_max > 0.0 || h->weight_lr_power == 0.0;                                                     \
+    const double share = counts ? pow(t, h->weight_step_power) : 0.0;                                                 \
     scalars[0] += share;                                                                                              \
     scalars[1] = lr_max;                                                                                              \
     c->weight = scalars[0] > 0.0 ? share / scalars[0] : 0.0;                                                          \
@@ -642,12 +643,12 @@ STAGE(lars)
 
 FOLD(lamb)
 {
-    const double root = sqrt(1.0 - pow(h->beta2, t));
+    const double correction2 = 1.0 - pow(h->beta2, t), root = sqrt(correction2); /* as in FOLD_ADAM */
     WITH_REST(beta1);
     WITH_REST(beta2);
-    c->scale = 1.0 * root / (1.0 - pow(h->beta1, t));
+    c->scale = root / (1.0 - pow(h->beta1, t));
     c->eps = h->eps * root;
-    c->eps_root = h->eps_root * (1.0 - pow(h->beta2, t));
+    c->eps_root = h->eps_root * correction2;
     c->weight_decay = h->weight_decay;
     c->lr = h->lr;
 }

@@ -19,7 +19,8 @@ static void advance(const fastopt_job *job, double grad_scale)
         double *now = scalars ? job->scalars + (int64_t)parameter * scalars : NULL;
         const double factor = job->factors ? job->factors[parameter] : 1;
         int64_t t = ++job->steps[parameter];
-        if (last >= 0 && !has_stage(job) && job->group[parameter] == job->group[last] && t == job->steps[last] && factor == last_factor
+        if (last >= 0 && !has_stage(job) && job->group[parameter] == job->group[last] && t == job->steps[last]
+            && factor == last_factor
             && (!scalars || !memcmp(now, before, scalars * sizeof(double)))) {
             if (scalars)
                 memcpy(now, job->scalars + (int64_t)last * scalars, scalars * sizeof(double));

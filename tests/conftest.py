@@ -155,3 +155,11 @@ def gpu(request):
     yield found
     found.execute, found.capturing = True, False
     found.check()
+
+
+@pytest.fixture
+def set_isa():
+    """Chooses the C library's instruction set; afterwards it is the best again."""
+    native = pytest.importorskip("fastopt.backends.native")
+    yield native.set_isa
+    native.set_isa(None)

@@ -185,6 +185,18 @@ def assert_same_bits(got, want):
         assert differing.size == 0, f"{differing.size} of {a.size} differ, the first at {differing[0]}"
 
 
+def assert_same_everywhere(stepped, set_isa, ways):
+    """Assert that ``stepped(backend, threads=, **way)`` has the same bits of each backend and instruction set."""
+    from fastopt.backends import native
+
+    expected = stepped("numba")
+    for way in ways:
+        assert_same_bits(stepped("numba", threads=3, **way), expected)
+        for level in native.isa_supported():
+            set_isa(level)
+            assert_same_bits(stepped("native", threads=3, **way), expected)
+
+
 # The distance allowed from the oracle in long double, in epsilons of the largest magnitude that the element's
 # trajectory had: 1 - beta2^t, folded in float64 as torch does, is what loses most. All measured below 34.
 BOUND = 40

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import fastopt
 from fastopt import GradientNoise
 from tests.oracle.noise import deviates
+from tests.support import assert_same_everywhere
 
 BACKENDS = ("native", "numba")
 scipy_stats = pytest.importorskip("scipy.stats")
@@ -159,24 +161,10 @@ def stepped(dtypes, options, backend, threads=1, strided=False, first=3):
     return [*params, *(opt.state_values(0, name) for name in ("exp_avg", "exp_avg_sq"))]
 
 
-@pytest.fixture
-def set_isa():
-    native = pytest.importorskip("fastopt.backends.native")
-    yield native.set_isa
-    native.set_isa(None)
-
-
 @pytest.mark.parametrize(("param", "grad", "options"), STORAGES, ids=str)
 def test_bits_are_the_same_everywhere(param, grad, options, set_isa):
-    from fastopt.backends import native
-
-    expected = stepped((param, grad), options, "numba")
     ways = [{}] if options.get("state_dtype") == "8bit" else [{}, {"strided": True}]
-    for way in ways:
-        assert bits(*stepped((param, grad), options, "numba", threads=3, **way)) == bits(*expected)
-        for level in native.isa_supported():
-            set_isa(level)
-            assert bits(*stepped((param, grad), options, "native", threads=3, **way)) == bits(*expected), (level, way)
+    assert_same_everywhere(partial(stepped, (param, grad), options), set_isa, ways)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

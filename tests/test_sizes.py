@@ -34,6 +34,7 @@ SIZES = tuple(end + d for end in (*range(32, 1025, 32), 1280, 4096) for d in (-1
 EVERY = tuple(range(513))
 #: Sizes around the least that a thread takes and, of so many elements, the most at a time.
 SHARES = (16385, 262143, 262145)
+BACKENDS = {"native": native, "numba": numba_cpu}
 ENGINES = [*((native, isa) for isa in native.isa_supported()), (numba_cpu, None)]
 DENSE = [name for name in RULES if RULES[name].elementwise]  # of others see test_stages
 
@@ -173,8 +174,8 @@ def check(name, storage, sizes, **how):
 
 
 @pytest.mark.parametrize("dtype", [F4, F8])
-@pytest.mark.parametrize("name", DENSE)
-def test_dense_arrays(name, dtype):
+@pytest.mark.parametrize(("name", "backend"), compiled_for_each(DENSE, BACKENDS))
+def test_dense_arrays(name, backend, dtype):
     tensors = Tensors(name, (dtype, dtype, dtype, 0), SIZES)
     start, grads, path = tensors.param.copy(), [], []
     before = 3 if RULES[name].ahead else 1  # after one step z - y is 0, and what comes then may nearly cancel
@@ -190,7 +191,7 @@ def test_dense_arrays(name, dtype):
     path.append(ORACLES[name](start, [*grads, tensors.grad], grad_scale=0.5, **tensors.hyper))
     there, kept = tensors.there, [array.copy() for array in tensors.arrays]
     path = [(p[there], {key: state[..., there] for key, state in states.items()}) for p, states in path]
-    for param, grad, *states in engines(tensors, before + 1):
+    for param, grad, *states in engines(tensors, before + 1, backends=[BACKENDS[backend]]):
         assert_near_the_oracle(name, [array[..., there] for array in (param, *states)], start[there], path)
         after = [param, grad, *states]
         assert_same_bits([array[..., ~there] for array in after], [array[..., ~there] for array in kept])
@@ -198,9 +199,9 @@ def test_dense_arrays(name, dtype):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize(("name", "backend"), compiled_for_each(DENSE, ["native", "numba"]))
+@pytest.mark.parametrize(("name", "backend"), compiled_for_each(DENSE, BACKENDS))
 def test_stored_arrays(name, backend, storage):
-    check(name, STORAGES[storage], SIZES, backends=[{"native": native, "numba": numba_cpu}[backend]])
+    check(name, STORAGES[storage], SIZES, backends=[BACKENDS[backend]])
 
 
 @pytest.mark.parametrize("place", [plain, strided, misaligned])

@@ -104,7 +104,8 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
     }
     const int reads = pass->lanes != NULL, zeroed = storage && storage->options & FASTOPT_ZERO_GRADS && !reads;
     const int gradient = dtypes[GRADIENT];
-    const int read_there = direct[GRADIENT] && gradient == COMPUTE && (uintptr_t)addresses[GRADIENT] % sizeof(real) == 0;
+    const int read_there =
+        direct[GRADIENT] && gradient == COMPUTE && (uintptr_t)addresses[GRADIENT] % sizeof(real) == 0;
     const real scale = coefs[0];
     real tiles[MAX_STORED][TILE], prepared_tile[PREPARED_TILE];
     void *tile[MAX_STORED];

@@ -15,7 +15,7 @@ from ..backends.choice import available_backends
 from ..optimizers import CLASSES
 from ..rules import REQUIRED, RULES
 from .peers import pytorch
-from .peers.base import count_arrays, hyper_of
+from .peers.base import count_moved, hyper_of
 from .section import Options, Row, Section, Skip, Table, against, named, row_of, share_of, table, time_of
 from .timing import Call, Times, ratio
 
@@ -115,7 +115,7 @@ class Measure:
     def _rule(self, name: str) -> Row:
         device, rule = self._device, RULES[name]
         assert device is not None
-        arrays, size = count_arrays(rule), self.options.size
+        size = self.options.size
         values = np.random.default_rng(0).standard_normal(size, np.float32)
         param, grad, copied = device.array(values), device.array(values), device.zeros(size)
         copies = len(hyper_of(rule)["betas"]) if rule.vector else 1
@@ -129,7 +129,7 @@ class Measure:
         calls: dict[str, Call] = {"copy": partial(copied.copy_to_device, param), "numba-cuda": step}
         calls |= _torch_steps(name, values)
         times = device.interleaved(calls, self.options.repeats)
-        moved = (2 * arrays - 1) * values.nbytes
+        moved = count_moved(rule) * values.nbytes
         ceiling = [seconds * moved / (2 * values.nbytes) for seconds in times.pop("copy")]
         row = row_of(name, times, moved, ceiling, device=device.name)
         row["against"] = {who: ratio(own, times["numba-cuda"]) for who, own in times.items() if who != "numba-cuda"}

@@ -79,8 +79,6 @@ def measure(name: str, budget: float) -> Row:
     except ImportError:
         raise Skip(f"needs numba-cuda: {install_command('cuda')}") from None
     kernel = _kernel(name)
-    if RULES[kernel.rule].by_row:
-        raise Skip("its kernels are of rows: they have no loop over elements alone")
     spec = compiler.KernelSpec(RULES[kernel.rule].kernel, kernel.copies, np.dtype("f4"), kernel.stored, kernel.options)
     ptx = compiler.ptx_from(compiler.llvm_of(spec.bound(), spec.signature(), CAPABILITY), CAPABILITY, spec.name)
     built = assemble(ptx, CAPABILITY)

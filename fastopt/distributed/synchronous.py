@@ -23,7 +23,6 @@ from ..checks import check_integer, check_name, wrong_type, wrong_value
 from ..evaluation import Evaluated
 from ..jobs.job import DenseJob
 from ..optimizers import CLASSES, Optimizer
-from ..rules import Rule
 from . import checkpoint
 from .agreement import check_alike, said
 from .carriers import current
@@ -139,7 +138,7 @@ class Synchronous:
         for i, array in enumerate(held.views):
             rule, stored = self._rules[i], probe.groups.storages[probe.groups.of[i]]
             in_blocks = any(dtype == np.uint8 for dtype, _ in stored.states(rule, array, self._copies[i]).values())
-            by_row, whole = rule.by_row is not None, _measures_tensors(rule)
+            by_row, whole = rule.by_row is not None, rule.by_tensor is not None
             extents.append(Extent.of(array, by_row, in_blocks, whole))
         self._layout = Layout(extents, world.size)
         self._parted = not any(extent.whole for extent in extents)  # a step can be done unit by unit
@@ -601,8 +600,3 @@ class Synchronous:
             [name, dtype_name(view_.dtype), list(view_.shape)]
             for name, view_ in zip(self._held.names, self._held.views, strict=True)
         ]
-
-
-def _measures_tensors(rule: Rule) -> bool:
-    """Tell whether a rule's step of an element depends on all of its parameter."""
-    return getattr(rule, "by_tensor", None) is not None

@@ -165,12 +165,12 @@ class State:
 
 @dataclass(frozen=True)
 class Stage:
-    """A reading pass before the update: sums over a row, a tensor or all tensors, made into further coefficients.
+    """A reading pass before the update: sums over a row or a tensor, made into further coefficients.
 
     Parameters
     ----------
     over : str
-        ``"row"``, ``"tensor"`` or ``"all"``.
+        ``"row"`` or ``"tensor"``.
     measure : callable
         ``measure(p, g, *states, *folded) -> ((a, b), ...)``, on scalars: the pairs whose products are summed, in
         float64. Of the states it takes those that it reads; `folded` are the coefficients of the rule's `fold`, and `g`

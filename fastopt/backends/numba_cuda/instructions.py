@@ -1,4 +1,4 @@
-"""Instructions for functions that Numba compiles for CUDA: global memory by address, and conversions by the device."""
+"""Instructions for functions that Numba compiles for CUDA: memory by address, conversions, products of 64 bits."""
 
 from __future__ import annotations
 

@@ -109,6 +109,12 @@ def count_arrays(rule: Rule) -> int:
     return rule.count_arrays(count_copies(rule, hyper_of(rule)))
 
 
+def count_moved(rule: Rule) -> int:
+    """Count the arrays that a step reads and writes: all but the gradient twice, and those that a stage measures."""
+    measured = 2 + len(rule.measured) if rule.by_tensor else 0
+    return 2 * count_arrays(rule) - 1 + measured
+
+
 def new_arrays(task: Task) -> list[np.ndarray]:
     """A copy of the parameter, and states as before the first step, every page of them touched."""
     rule, start = task.rule, task.start
