@@ -16,8 +16,10 @@ from fastopt import cli
 pytest.importorskip("rich", reason="rich is not installed")
 from fastopt.bench import command, machine, rules, scaling, section, workloads
 from fastopt.bench.baseline import table as against_baseline
+from fastopt.bench.peers.base import count_moved
 from fastopt.bench.plan import OutOfTime, Plan, alarm
 from fastopt.errors import install_command
+from fastopt.rules import RULES
 
 QUICK = ("bench", "--size", "1e4", "--repeats", "2", "--threads", "1", "--no-digits", "--peers", "numpy")
 OURS = [name for name in ("native", "numba") if fastopt.available_backends()[name] == "available"]
@@ -231,6 +233,11 @@ def test_too_large_a_size_says_so(monkeypatch):
 
 def test_threads_of_scaling():
     assert [scaling.counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_a_step_moves_all_but_the_gradient_twice_and_what_is_measured_once_more():
+    moved = {name: count_moved(RULES[name]) for name in ("sgd", "adam", "lars", "lamb")}
+    assert moved == {"sgd": 3, "adam": 7, "lars": 5 + 2, "lamb": 7 + 4}
 
 
 def test_workloads(monkeypatch, tmp_path):
