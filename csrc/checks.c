@@ -99,6 +99,11 @@ int check_job(const fastopt_job *job, int threads)
     error = check_storage(job->storage, job->rule, job->dtype, job->copies, job->rows != NULL);
     if (error)
         return error;
+    if (job->sum
+        && (job->rows || job->strides
+            || (job->storage
+                && (job->storage->options & FASTOPT_ZERO_GRADS || job->storage->dtypes[GRADIENT] != job->dtype))))
+        return FASTOPT_BAD_STORAGE;
     if (!job->rows)
         return rules[job->rule].rule.by_row ? FASTOPT_ROW_RULE : FASTOPT_OK;
     return check_rows(job->rule, job->dtype, job->copies, job->rows, job->strides, job->storage);

@@ -12,6 +12,15 @@
 
 /* ---- steps ---- */
 
+/* A gradient that is the sum of several arrays of the compute dtype, which are added within the pass. All are contiguous
+ * and aligned. Tables of jobs have the first. Behind array k the last two sums are added joins[k] times:
+ * 0, 0, 2 makes a + (b + c), and 0, 1, 1 makes (a + b) + c. At most 11 sums are left at once. */
+typedef struct {
+    int64_t arrays;
+    const int64_t *distances;   /* [arrays]: bytes from the first one to each */
+    const int32_t *joins;       /* [arrays] */
+} fastopt_sum;
+
 /* The arrays of one update. A *tensor* is a parameter with its gradient and states. A *run* is a one-dimensional,
  * evenly strided part of a tensor; a dense tensor is one run. The contents of tables are not checked. A table
  * without entries may be NULL. */
@@ -40,6 +49,7 @@ typedef struct {
     const int64_t *blocks;      /* [runs + 1]: the blocks of FASTOPT_NORM_BLOCK elements before each run, and all; NULL
                                  * if the rule has no stage over tensors */
     double *sums;               /* work space: [blocks][the stage's sums]; else NULL */
+    const fastopt_sum *sum;     /* of gradients; NULL: each is one array. Else every run is contiguous */
 } fastopt_job;
 
 /* Does one step: advances the tensors' step counts, folds hyper-parameters into coefficients and updates the

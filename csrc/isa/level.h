@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "fastopt.h"
+#include "../internal.h"
 #include "rule_table.h"
 
 enum {
@@ -19,6 +19,7 @@ enum {
 typedef struct {
     int prefetch;
     const fastopt_storage *storage; /* NULL if every array is of the compute dtype */
+    const fastopt_sum *sum;         /* NULL if a gradient is one array */
     int64_t element;                /* the number of the first element */
     int64_t step;
     double limit;                   /* of the scaled gradient's magnitude; infinity if there is none */

@@ -8,6 +8,7 @@
 #define MAX_STORED (MAX_ARRAYS + 2) /* arrays of one tensor, with those that storage adds */
 #define MAX_STREAM 6                /* arrays of a stream */
 #define PREPARED_TILE FASTOPT_BLOCK /* elements whose gradient is prepared while the next are prefetched */
+#define SUM_DEPTH 11                /* sums of a gradient's arrays that are kept at once: of trees of 1024 leaves */
 #define CHUNK 32                    /* elements converted at a time */
 
 #endif

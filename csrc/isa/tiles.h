@@ -1,5 +1,5 @@
 /* Runs of tensors. Strided or unaligned arrays are copied to tiles, updated and copied back. So is a gradient that is
- * clipped or to which noise is added. */
+ * clipped, or to which noise is added, or that is a sum. */
 #include "random.h"
 
 /* Reads n floats of a strided run, of any dtype and alignment. */
@@ -80,12 +80,35 @@ NOINLINE void FN(prepare_gradients)(const real *restrict gradients, real *restri
         to[i] = FN(clip)(gradients[i], scale, limit) + deviation * deviates[before + i];
 }
 
+/* Adds up the arrays of a gradient, of n elements, up to a tile of them, from `first` on. Returns where the sum is. */
+NOINLINE const real *FN(add_up)(const fastopt_sum *sum, const char *first, int64_t n, real tiles[][PREPARED_TILE])
+{
+    const real *sums[SUM_DEPTH];
+    int left = 0;
+    for (int64_t k = 0; k < sum->arrays; k++) {
+        sums[left++] = (const real *)(first + sum->distances[k]);
+        for (int64_t i = 0; i < n; i += LINE)
+            PREFETCH(sums[left - 1] + i + AHEAD);
+        for (int joined = 0; joined < sum->joins[k]; joined++) {
+            left--;
+            const real *const a = sums[left - 1], *const b = sums[left];
+            real *const to = tiles[left - 1];
+            IVDEP
+            for (int64_t i = 0; i < n; i++)
+                to[i] = a[i] + b[i];
+            sums[left - 1] = to;
+        }
+    }
+    return sums[0];
+}
+
 /* Updates n elements of one run. The coefficients are in float64 and rounded here. A gradient that is prepared
  * is scaled before the rule's prologue. */
 static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *const *addresses,
                             const int64_t *strides, const double *coefficients, int row, const fastopt_pass *pass)
 {
     const fastopt_storage *storage = pass->storage;
+    const fastopt_sum *sum = pass->sum;
     const int prepared = prepares(pass);
     real coefs[MAX_ROW];
     int dtypes[MAX_STORED], sizes[MAX_STORED], direct[MAX_STORED], copied = 0;
@@ -98,7 +121,7 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
                  || ((!strides || strides[j] == sizes[j]) && (storage || (uintptr_t)addresses[j] % sizeof(real) == 0));
         copied += j != GRADIENT && !direct[j];
     }
-    if (!copied && direct[GRADIENT] && !prepared) {
+    if (!copied && direct[GRADIENT] && !prepared && !sum) {
         kernel(n, addresses, coefs, pass);
         return;
     }
@@ -107,7 +130,7 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
     const int read_there =
         direct[GRADIENT] && gradient == COMPUTE && (uintptr_t)addresses[GRADIENT] % sizeof(real) == 0;
     const real scale = coefs[0];
-    real tiles[MAX_STORED][TILE], prepared_tile[PREPARED_TILE];
+    real tiles[MAX_STORED][TILE], prepared_tile[PREPARED_TILE], sums[SUM_DEPTH][PREPARED_TILE];
     void *tile[MAX_STORED];
     fastopt_pass own = *pass;
     fastopt_storage of_prepared;
@@ -122,13 +145,15 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
             own.storage = &of_prepared;
         }
     }
-    const int64_t tile_size = prepared ? PREPARED_TILE : TILE;
+    const int64_t tile_size = prepared || sum ? PREPARED_TILE : TILE;
     for (int64_t i = 0; i < n; i += tile_size) {
         const int64_t m = n - i < tile_size ? n - i : tile_size;
         own.element = pass->element + i;
         for (int j = 0; j < arrays; j++) {
             const int64_t stride = strides ? strides[j] : sizes[j];
-            char *const from = (char *)addresses[j] + (sizes[j] ? i * stride : FN(offset)(FASTOPT_BLOCKS_SIGNED, i));
+            char *from = (char *)addresses[j] + (sizes[j] ? i * stride : FN(offset)(FASTOPT_BLOCKS_SIGNED, i));
+            if (j == GRADIENT && sum)
+                from = (char *)FN(add_up)(sum, from, m, sums);
             tile[j] = direct[j] ? (void *)from : tiles[j];
             if (j == GRADIENT && prepared) {
                 if (!read_there)
@@ -138,7 +163,7 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
             } else if (!direct[j])
                 FN(copy_strided)((char *)tiles[j], sizes[j], from, stride, m, sizes[j]);
         }
-        for (int k = 0; prepared && own.prefetch && k < PREPARED_TILE * sizes[GRADIENT]; k += 64)
+        for (int k = 0; prepared && !sum && own.prefetch && k < PREPARED_TILE * sizes[GRADIENT]; k += 64)
             PREFETCH((const char *)addresses[GRADIENT] + i * sizes[GRADIENT] + 2048 + k);
         kernel(m, tile, coefs, &own);
         if (prepared && zeroed)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays.array import Array
 from ..arrays.checks import Written
-from ..jobs.job import Gradients, Job
+from ..jobs.job import DenseJob, Gradients, Job, Sum
 
 #: Layouts of arrays, which can be compared and be keys, and their addresses as bytes of uint64.
 Look = tuple[Hashable, bytes]
@@ -63,6 +63,13 @@ class PrepareCaptured(Protocol):
         """Make jobs ready to be recorded; `steps` and `scalars` are addresses of counts and of each set's scalars."""
 
 
+class PrepareSums(Protocol):
+    """A backend's `prepare_sums`."""
+
+    def __call__(self, jobs: Sequence[DenseJob], written: Written, sums: Sequence[Sum]) -> PartRunner:
+        """Make jobs ready whose gradients are sums, which are added up within the pass."""
+
+
 class SquareSums(Protocol):
     """The reader of gradients for a norm."""
 
@@ -98,6 +105,10 @@ class HostBackend(Backend, Protocol):
 
     def prepare(self, jobs: Sequence[Job], written: Written = ()) -> PartRunner:
         """Make jobs ready to be run, whole or in parts, any number of times."""
+
+    @property
+    def prepare_sums(self) -> PrepareSums | None:
+        """The maker of steps that add gradients up; None where there are none."""
 
     def ieee_arithmetic(self) -> AbstractContextManager[None]:
         """Have this thread round to nearest and keep subnormal numbers until the block's end."""

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backends.choice import ieee_arithmetic
+from ..jobs.job import Sum
 from .partial import Lanes, Partial
 from .shards import Layout, Range, Span
-from .tree import Node, additions
+from .tree import Node, joins
 from .wire import Wire
 from .world import Request, World
 
@@ -45,6 +46,8 @@ class Exchange:
     ----------
     partial : Partial
         What this rank has added; see `add`.
+    sums : dict or None
+        How the sum of all ranks is to be made of `first`, by dtype; None where sums travel rounded.
     """
 
     def __init__(
@@ -61,13 +64,13 @@ class Exchange:
         self._items = [
             len(own) // extent.size for own, extent in zip(memory, layout.extents, strict=True)
         ]  # bytes of an element
-        self._steps, sums = additions([node for own in nodes for node in own])
+        self._joins = joins([node for own in nodes for node in own])
         self._low, self._summed = {}, {}
         for dtype in layout.sizes:
             found = [own for own in layout.ranges(layout.spans(world.rank)) if own.dtype == dtype]
             self._low[dtype] = found[0].begin if found else 0
             self._summed[dtype] = np.zeros(found[-1].end - found[0].begin if found else 0, dtype)
-        self._scratch = [{dtype: np.empty(0, dtype) for dtype in layout.sizes} for _ in range(sums - 1)]
+        self._scratch = {dtype: np.empty((0, 0), dtype) for dtype in layout.sizes}
         self._share()
         self._received: dict[tuple[int, Node], Lanes] = {}
         if self._windows is None:
@@ -75,6 +78,26 @@ class Exchange:
             for rank in self._others():
                 self._received |= {(rank, node): wire.lanes(sizes) for node in nodes[rank]}
         self.partial = Partial(self._blocks)
+        self._terms = {dtype: list(self._find_terms(dtype)) for dtype in layout.sizes}
+        rounded = any(term.dtype != dtype for dtype, terms in self._terms.items() for term in terms)
+        self.sums = None if rounded else {dtype: self._sum_of(terms) for dtype, terms in self._terms.items()}
+
+    def _find_terms(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """The terms of the sums of this rank's shard, in the tree's order: those of others as they come."""
+        mine = slice(self._low[dtype], self._low[dtype] + self._summed[dtype].size)
+        for rank, nodes in enumerate(self._nodes):
+            for node in nodes:
+                if self._windows is not None:
+                    yield self._windows[rank][node][dtype][mine]
+                elif rank == self._world.rank:
+                    yield self._blocks[node][dtype][mine]
+                else:
+                    yield self._received[rank, node][dtype]
+
+    def _sum_of(self, terms: Sequence[np.ndarray]) -> Sum:
+        """The sum of terms that are added as they are."""
+        places = np.array([term.__array_interface__["data"][0] for term in terms])
+        return Sum(places - places[0], np.array(self._joins, np.int32))
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self._world.size) if rank != self._world.rank]
@@ -113,8 +136,15 @@ class Exchange:
 
     def summed(self, span: Span) -> np.ndarray:
         """The sum of part of an array in this rank's shard: always the same memory."""
+        return self._part(self._summed, span)
+
+    def first(self, span: Span) -> np.ndarray:
+        """The first term of that sum: always the same memory."""
+        return self._part({dtype: terms[0] for dtype, terms in self._terms.items()}, span)
+
+    def _part(self, shard: Lanes, span: Span) -> np.ndarray:
         ((dtype, begin, end),) = self._layout.ranges([span])
-        return self._summed[dtype][begin - self._low[dtype] : end - self._low[dtype]]
+        return shard[dtype][begin - self._low[dtype] : end - self._low[dtype]]
 
     def units(self, chosen: Sequence[bool]) -> list[list[Unit]]:
         """The units of each rank's shard of chosen arrays."""
@@ -181,33 +211,27 @@ class Flight:
                             self._going.append(self._world.send(rank, own._wire.narrowed(values)))
 
     def receive(self, k: int) -> None:
-        """Wait for one of this rank's units from all, and sum it."""
-        own, unit = self._own, self._units[self._world.rank][k]
+        """Wait for the terms of one of this rank's units from all."""
         for request in self._coming[k]:
             request.wait()
+
+    def add_up(self, k: int) -> None:
+        """Sum one of this rank's units, whose terms have been received."""
+        own, unit = self._own, self._units[self._world.rank][k]
         with ieee_arithmetic(), np.errstate(all="ignore"):
             for dtype, begin, end in unit.ranges:
-                low = own._low[dtype]
-                slots = []
-                for rank, nodes in enumerate(own._nodes):
-                    for node in nodes:
-                        if own._windows is not None:
-                            slots.append(own._windows[rank][node][dtype][begin:end])
-                        elif rank == self._world.rank:
-                            slots.append(own._blocks[node][dtype][begin:end])
-                        else:
-                            slots.append(own._wire.widened(own._received[rank, node][dtype][begin - low : end - low]))
-                out = own._summed[dtype][begin - low : end - low]
-                if not own._steps:
-                    np.copyto(out, slots[0])
-                    continue
-                slots.append(out)
-                for lanes in own._scratch:
-                    if lanes[dtype].size < end - begin:
-                        lanes[dtype] = np.empty(end - begin, dtype)
-                    slots.append(lanes[dtype][: end - begin])
-                for left, right, into in own._steps:
-                    np.add(slots[left], slots[right], out=slots[into])
+                part = slice(begin - own._low[dtype], end - own._low[dtype])
+                if own._scratch[dtype].shape[1] < end - begin:
+                    own._scratch[dtype] = np.empty((len(own._joins), end - begin), dtype)
+                out = [own._summed[dtype][part], *own._scratch[dtype][:, : end - begin]]
+                sums: list[np.ndarray] = []
+                for term, joined in zip(own._terms[dtype], own._joins, strict=True):
+                    sums.append(term[part] if term.dtype == dtype else own._wire.widened(term[part]))
+                    for _ in range(joined):
+                        right = sums.pop()
+                        sums[-1] = np.add(sums[-1], right, out=out[len(sums) - 1])
+                if len(own._joins) == 1:
+                    out[0][:] = sums[0]
 
     def publish(self, k: int) -> None:
         """Give one of this rank's units, which is new, to the others."""

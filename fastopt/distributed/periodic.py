@@ -105,6 +105,7 @@ class _Means:
         with self._exchange.flight(self._units) as flight:
             for k, unit in enumerate(self._units[self._own.rank]):
                 flight.receive(k)
+                flight.add_up(k)
                 with ieee_arithmetic(), np.errstate(all="ignore"):
                     for span in unit.spans:
                         part = self._made.part(*span)

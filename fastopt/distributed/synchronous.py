@@ -12,7 +12,7 @@ from ..arrays.checks import check_tensor
 from ..arrays.dtypes import dtype_name
 from ..arrays.libraries import floats_of, view
 from ..arrays.libraries.torch import is_tensor
-from ..backends import PartRunner
+from ..backends import HostBackend, PartRunner
 from ..backends.choice import host_backend
 from ..binding.binding import Binding
 from ..binding.norms import check_max_norm, clipped, root_of
@@ -21,7 +21,7 @@ from ..binding.sparse import RowSparse
 from ..binding.structure import gradient_of, match, split_rows
 from ..checks import check_integer, check_name, wrong_type, wrong_value
 from ..evaluation import Evaluated
-from ..jobs.job import DenseJob
+from ..jobs.job import DenseJob, Sum
 from ..optimizers import CLASSES, Optimizer
 from . import checkpoint
 from .agreement import check_alike, said
@@ -52,7 +52,8 @@ class _Route(NamedTuple):
 
     units: list[list[Unit]]  # of each rank
     parts: list[list[tuple[int, int, int]]]  # of each of this rank's, elements of jobs
-    bound: Binding
+    runner: PartRunner
+    adds: bool  # sums are made within the pass
 
 
 class Synchronous:
@@ -300,21 +301,21 @@ class Synchronous:
         """
         limit = None if max_norm is None else check_max_norm(max_norm)
         kinds = self._agree(max_norm)
-        route = self._route(kinds)
+        route = self._route(kinds, sums_first=limit is not None or not self._parted)
         threads = self.optimizer._owned.threads or settings.threads
         rows = {i: self._exchange_rows(i) for i, kind in enumerate(kinds) if kind == _ROWS}
         scale = 1.0 / self._count
-        owned, bound = self.optimizer._owned, route.bound
+        owned, runner = self.optimizer._owned, route.runner
         if owned.groups.varying:  # all ranks' are alike, and refused before anything is sent
             owned.groups.read_varying([k for k, (span, _) in enumerate(self._tables) if kinds[span.parameter]])
         with self._exchange.flight(route.units) as flight:
             if limit is not None or not self._parted:
                 for k in range(len(route.parts)):
                     flight.receive(k)
+                    flight.add_up(k)
             if limit is not None:
                 norm = root_of(gathered_square_sums(self._portions(kinds, rows), self._world, host_backend(), threads))
                 scale, self.last_grad_norm = clipped(scale, norm, limit)
-            runner = cast(PartRunner, bound.runner)  # of arrays on the CPU
             if self._parted:
                 runner.advance(scale)
             else:
@@ -323,6 +324,8 @@ class Synchronous:
                 if self._parted:
                     if limit is None:
                         flight.receive(k)
+                        if not route.adds:
+                            flight.add_up(k)
                     for job, begin, end in parts:
                         runner.update(job, begin, end, threads)
                 flight.publish(k)
@@ -354,20 +357,38 @@ class Synchronous:
         self._rows.clear()
         self._kinds = None
 
-    def _route(self, kinds: Sequence[int]) -> _Route:
-        """The ways of dense gradients, made when they are first taken."""
-        key = bytes(kinds)
+    def _route(self, kinds: Sequence[int], sums_first: bool) -> _Route:
+        """The ways of dense gradients, made when they are first taken; with `sums_first` they are summed before."""
+        key = bytes([*kinds, sums_first])
         if key not in self._routes:
             chosen = [kind == _DENSE for kind in kinds]
-            grads = tuple(
-                self._exchange.summed(span).reshape(shape) if chosen[span.parameter] else None
-                for span, shape in self._tables
-            )
-            bound = self.optimizer._owned.bind(grads)
+            sums = None if sums_first else self._exchange.sums
+            bound = self._bind(chosen, self._exchange.summed if sums is None else self._exchange.first)
+            runner = None if sums is None else self._adding(bound, sums)
+            if runner is None and sums is not None:
+                bound = self._bind(chosen, self._exchange.summed)
             units = self._exchange.units(chosen)
             places = self._places(bound)
-            self._routes[key] = _Route(units, [places(unit.spans) for unit in units[self.rank]], bound)
+            parts = [places(unit.spans) for unit in units[self.rank]]
+            # Of arrays on the CPU, so that it runs parts.
+            self._routes[key] = _Route(units, parts, runner or cast(PartRunner, bound.runner), runner is not None)
         return self._routes[key]
+
+    def _bind(self, chosen: Sequence[bool], gradient: Callable[[Span], np.ndarray]) -> Binding:
+        grads = (gradient(span).reshape(shape) if chosen[span.parameter] else None for span, shape in self._tables)
+        return self.optimizer._owned.bind(tuple(grads))
+
+    @staticmethod
+    def _adding(bound: Binding, sums: Mapping[np.dtype, Sum]) -> PartRunner | None:
+        """What adds gradients up within the pass, of which jobs have the first terms; None where that cannot be."""
+        jobs = [job for job in bound.jobs if isinstance(job, DenseJob)]
+        prepare = cast(HostBackend, bound.backend).prepare_sums
+        if prepare is None or len(jobs) < len(bound.jobs):
+            return None
+        own = [sums[job.dtype] for job in jobs]
+        if all(len(terms.joins) == 1 for terms in own):
+            return cast(PartRunner, bound.runner)
+        return prepare(jobs, bound.watched.written, own)
 
     def _places(self, bound: Binding) -> Callable[[Sequence[Span]], list[tuple[int, int, int]]]:
         """What tells where spans are in the jobs of a binding."""

@@ -24,37 +24,28 @@ def aligned(begin: int, end: int) -> list[Node]:
     return nodes
 
 
-def additions(nodes: Sequence[Node]) -> tuple[list[tuple[int, int, int]], int]:
-    """The additions that make the root of nodes.
+def joins(nodes: Sequence[Node]) -> list[int]:
+    """The additions that make the root of nodes: behind each node, how often the last two sums are added.
 
     Parameters
     ----------
     nodes : sequence of Node
-        Such as together are all slices, each once. Where their number is no power of two, a node without a second half
-        is its first.
-
-    Returns
-    -------
-    list of (int, int, int)
-        Of each addition the places of both terms and of the sum: nodes are at places 0 to n - 1, sums from place n on,
-        the root at place n. A single node is the root itself, and nothing is added.
-    int
-        The places of sums that are needed.
+        Such as together are all slices, each once and in order. Where their number is no power of two, a node without a
+        second half is its first.
     """
-    place = {node: i for i, node in enumerate(nodes)}
+    given = set(nodes)
     slices = sum(width for _, width in nodes)
-    steps: list[tuple[int, int, int]] = []
+    found: list[int] = []
 
-    def add(start: int, width: int, into: int) -> int:
-        if (start, width) in place:
-            return place[start, width]
+    def add(start: int, width: int) -> None:
+        if (start, width) in given:
+            found.append(0)
+            return
         half = width // 2
-        left = add(start, half, into)
-        if start + half >= slices:
-            return left
-        right = add(start + half, half, into + (left == into))
-        steps.append((left, right, into))
-        return into
+        add(start, half)
+        if start + half < slices:
+            add(start + half, half)
+            found[-1] += 1
 
-    add(0, 1 << max(slices - 1, 0).bit_length(), len(place))
-    return steps, len({into for _, _, into in steps})
+    add(0, 1 << max(slices - 1, 0).bit_length())
+    return found

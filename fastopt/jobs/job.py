@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -242,6 +242,17 @@ class Gradients:
     places: np.ndarray  # int64 [arrays]: the place of each among those that were to be tabled
     owners: list[Array] = field(repr=False)
     place: Place = CPU
+
+
+class Sum(NamedTuple):
+    """A dense gradient that is the sum of several arrays, of the job's dtype and contiguous.
+
+    Tables have the first of them, and the others are as far from it for every element. Behind array k the last two sums
+    that are left are added ``joins[k]`` times.
+    """
+
+    distances: np.ndarray  # int64 [arrays]: bytes from the first one to each
+    joins: np.ndarray  # int32 [arrays]
 
 
 def by_column(addresses: np.ndarray, place: Place) -> np.ndarray:

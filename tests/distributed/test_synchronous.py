@@ -133,6 +133,24 @@ def test_every_storage(what, shares):
     check(fastopt.AggMo, 2, dtypes, options, shares=shares)
 
 
+@WAYS
+def test_sums_are_added_up_within_the_pass(shares, monkeypatch):
+    native = pytest.importorskip("fastopt.backends.native", exc_type=ImportError)
+
+    def run():
+        params = parameters()
+        optimizer = fd.Synchronous(fastopt.AdamW, params, slices=SLICES)
+        for number, _ in optimizer.slices(SLICES):
+            optimizer.add(number, gradient(params, 0, number))
+        optimizer.step()
+        return [own.any() for own in optimizer._exchange._summed.values()]
+
+    assert run_threads(3, run, shares=shares) == [[False]] * 3
+    monkeypatch.setattr(native, "prepare_sums", None)  # as of a backend that cannot
+    assert run_threads(3, run, shares=shares) == [[True]] * 3
+    check(fastopt.AdamW, 3, shares=shares)
+
+
 def test_groups_keep_their_own():
     def run(ranks):
         params = parameters()

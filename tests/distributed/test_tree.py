@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastopt.distributed.tree import additions, aligned
+from fastopt.distributed.tree import aligned, joins
 
 
 def whole(leaves):
@@ -29,12 +29,16 @@ def test_ranks_make_the_sum_of_one(power, data):
     ranks = data.draw(st.integers(1, slices))
     leaves = list(np.random.default_rng(slices + ranks).standard_normal((slices, 3)).astype("f4"))
     nodes = [own for r in range(ranks) for own in aligned(slices * r // ranks, slices * (r + 1) // ranks)]
-    steps, sums = additions(nodes)
-    slots = [*(node(leaves, *own) for own in nodes), *[None] * max(sums, 1)]
-    for left, right, into in steps:
-        slots[into] = slots[left] + slots[right]
-    root = slots[len(nodes)] if steps else slots[0]
+    sums, most = [], 0
+    for own, additions in zip(nodes, joins(nodes), strict=True):
+        sums.append(node(leaves, *own))
+        most = max(most, len(sums))
+        for _ in range(additions):
+            right = sums.pop()
+            sums[-1] = sums[-1] + right
+    (root,) = sums
     assert root.tobytes() == whole(leaves).tobytes()
+    assert most <= power + 1  # what the C library has room for
 
 
 @given(st.integers(0, 128), st.integers(0, 128))

@@ -22,7 +22,7 @@ from .. import _sources, host
 
 if TYPE_CHECKING:
     from ...arrays.checks import Written
-    from ...jobs.job import Gradients, Job, Rows
+    from ...jobs.job import Gradients, Job, Rows, Sum
     from .. import Look
 
 try:
@@ -125,7 +125,7 @@ def _rows(rows: Rows) -> Any:
 class _Runner:
     __slots__ = ("_ask", "_count", "_jobs", "_keep", "_own", "_written", "folded")
 
-    def __init__(self, jobs: Sequence[Job], written: Written = ()) -> None:
+    def __init__(self, jobs: Sequence[Job], written: Written = (), sums: Sequence[Sum] = ()) -> None:
         self._count = len(jobs)
         self._jobs = ffi.new("fastopt_job[]", len(jobs))
         self._keep: list[Any] = [jobs]
@@ -168,6 +168,9 @@ class _Runner:
                 added = (0.0, 0.0, 0) if noise is None else astuple(noise)
                 values = (dtypes, stored.options, stored.average_decay, stored.seed, 0, *added, stored.clip_value)
                 c.storage = self._kept(ffi.new("fastopt_storage *", values))
+        for c, own in zip(self._jobs, self._kept(sums), strict=False):  # none: every gradient is one array
+            tables = _pointer("int64_t[]", own.distances), _pointer("int32_t[]", own.joins)
+            c.sum = self._kept(ffi.new("fastopt_sum *", (len(own.joins), *tables)))
         self._written = written
         self._ask = bool(written) and not _can_read_arrays()  # each array, for C cannot
         flags = [] if self._ask else [id(array) + _FLAGS for array, _, _ in written]
@@ -205,7 +208,7 @@ class _Runner:
         _check(code)
 
 
-prepare = _Runner
+prepare = prepare_sums = _Runner
 
 prepare_captured = None
 find_bags = host.find_bags
