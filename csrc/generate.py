@@ -117,7 +117,7 @@ def instance(module, name, states, copies):
 def measure(name, rule):
     """Yield the macros of the reading pass of a rule with a stage over tensors."""
     load = ", ".join(f".{s} = {s}_0[at]" for s in rule.measured) or "0"
-    yield macro(f"PREFETCH_MEASURED_{name}(i)", *(f"PREFETCH({s}_0 + (i));" for s in rule.measured))
+    yield macro(f"PREFETCH_MEASURED_{name}(i)", *(f"PREFETCH_NEAR({s}_0 + (i));" for s in rule.measured))
     yield f"enum {{ SUMS_{name} = {len(rule.sums)} }};"
     yield macro(f"MEASURE_{name}(at)", f"FN({name}_states) s = {{{load}}};", f"FN(measure_{name})(p, g, &s, coefs, f);")
 

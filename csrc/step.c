@@ -79,9 +79,20 @@ fastopt_pass pass_of(const fastopt_job *job, int64_t t)
     return pass;
 }
 
-/* Updates elements [begin, end) of a job, or of a run in blocks the blocks that begin there. With `lanes` it measures
- * them instead. */
-static void update_runs(const fastopt_job *job, int64_t begin, int64_t end, double *lanes)
+/* Writes the sums of each sixteen lanes. */
+static void add_lanes(const double (*lanes)[16], int count, double *sums)
+{
+    for (int k = 0; k < count; k++) {
+        double sum = 0;
+        for (int lane = 0; lane < 16; lane++)
+            sum += lanes[k][lane];
+        sums[k] = sum;
+    }
+}
+
+/* Updates elements [begin, end) of a job, or of a run in blocks the blocks that begin there. With `sums` it measures
+ * them instead, from the beginning of a block of the norm's on, and writes the sums of each of these. */
+static void update_runs(const fastopt_job *job, int64_t begin, int64_t end, double *sums)
 {
     const fastopt_loops *loops = active->loops[job->dtype];
     const fastopt_storage *storage = job->storage;
@@ -97,25 +108,35 @@ static void update_runs(const fastopt_job *job, int64_t begin, int64_t end, doub
         const int64_t first = job->offsets[r], length = job->offsets[r + 1] - first;
         const int64_t start = round_up(begin > first ? begin - first : 0, block);
         const int64_t stop = round_up(end - first, block) < length ? round_up(end - first, block) : length;
-        if (start >= stop)
-            continue;
         const int64_t *strides = job->strides ? job->strides + r * all : NULL;
-        for (int j = 0; j < all; j++) {
-            const int32_t dtype = storage ? storage->dtypes[j] : job->dtype;
-            const int64_t beyond = in_blocks(dtype) ? start / FASTOPT_BLOCK * FASTOPT_BLOCK_BYTES
-                                                    : start * (strides ? strides[j] : size_of(dtype));
-            addresses[j] = (char *)job->addresses[r * all + j] + beyond;
-        }
         const int32_t tensor = job->tensor_of[r];
         const double *coefficients = job->coefficients + (int64_t)job->row_of[tensor] * row;
         fastopt_pass pass = pass_of(job, job->steps[job->parameter[tensor]]);
         const fastopt_kernel kernel =
-            lanes ? (pass.storage ? loops->stored_measures : loops->measures)[kernel_of]
-                  : (pass.storage ? loops->stored : loops->kernels)[kernel_of][job->copies - 1];
-        pass.lanes = lanes;
+            sums ? (pass.storage ? loops->stored_measures : loops->measures)[kernel_of]
+                 : (pass.storage ? loops->stored : loops->kernels)[kernel_of][job->copies - 1];
         pass.prefetch = prefetch;
-        pass.element = (job->elements ? job->elements[r] : first + (storage ? storage->first_element : 0)) + start;
-        loops->run(kernel, stop - start, all, addresses, strides, coefficients, row, &pass);
+        for (int64_t at = start, n; at < stop; at += n) {
+            double lanes[MAX_SUMS][16];
+            n = stop - at;
+            if (sums) {
+                memset(lanes, 0, sizeof lanes);
+                pass.lanes = *lanes;
+                n = n < FASTOPT_NORM_BLOCK ? n : FASTOPT_NORM_BLOCK;
+            }
+            for (int j = 0; j < all; j++) {
+                const int32_t dtype = storage ? storage->dtypes[j] : job->dtype;
+                const int64_t beyond = in_blocks(dtype) ? at / FASTOPT_BLOCK * FASTOPT_BLOCK_BYTES
+                                                        : at * (strides ? strides[j] : size_of(dtype));
+                addresses[j] = (char *)job->addresses[r * all + j] + beyond;
+            }
+            pass.element = (job->elements ? job->elements[r] : first + (storage ? storage->first_element : 0)) + at;
+            loops->run(kernel, n, all, addresses, strides, coefficients, row, &pass);
+            if (sums) {
+                const int count = rules[job->rule].sums;
+                add_lanes(lanes, count, sums + (job->blocks[r] + at / FASTOPT_NORM_BLOCK) * count);
+            }
+        }
     }
 }
 
@@ -138,24 +159,19 @@ void update_elements(const fastopt_job *job, int64_t begin, int64_t end, int thr
 
 /* ---- stages over tensors ---- */
 
+/* The element at which a block of a job's runs begins; the end after the last. */
+static int64_t first_of_block(const fastopt_job *job, int64_t block)
+{
+    const int64_t r = find_run(job->blocks, job->runs, block);
+    const int64_t first = job->offsets[r] + (block - job->blocks[r]) * FASTOPT_NORM_BLOCK;
+    return first < job->offsets[r + 1] ? first : job->offsets[r + 1];
+}
+
 /* Writes the sums of blocks [begin, end) of a job. */
 static void measure_blocks(void *context, int64_t begin, int64_t end)
 {
     const fastopt_job *job = context;
-    const int sums = rules[job->rule].sums;
-    for (int64_t r = find_run(job->blocks, job->runs, begin); begin < end; r++)
-        for (; begin < end && begin < job->blocks[r + 1]; begin++) {
-            const int64_t first = job->offsets[r] + (begin - job->blocks[r]) * FASTOPT_NORM_BLOCK;
-            const int64_t after = job->offsets[r + 1] - first;
-            double lanes[MAX_SUMS][16] = {{0}};
-            update_runs(job, first, first + (after < FASTOPT_NORM_BLOCK ? after : FASTOPT_NORM_BLOCK), *lanes);
-            for (int k = 0; k < sums; k++) {
-                double sum = 0;
-                for (int lane = 0; lane < 16; lane++)
-                    sum += lanes[k][lane];
-                job->sums[begin * sums + k] = sum;
-            }
-        }
+    update_runs(job, first_of_block(job, begin), first_of_block(job, end), job->sums);
 }
 
 /* The sum of sum k of n blocks: 256 partial sums of every 256th, then their sum. */

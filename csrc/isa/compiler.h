@@ -7,6 +7,8 @@
 
 /* Prefetches to the second-level cache, for reading: measured faster than to the first, and than for writing. */
 #define PREFETCH(address) __builtin_prefetch(address, 0, 2)
+/* To the first-level cache: measured faster where arrays are only read. */
+#define PREFETCH_NEAR(address) __builtin_prefetch(address, 0, 3)
 
 #define INLINE static inline __attribute__((always_inline))
 /* For seldom-used code, which would make the loops larger. */

@@ -73,8 +73,8 @@ FASTOPT_INSTANCES(KERNEL)
         int64_t i = 0;                                                                                                \
         for (; i <= n - 16; i += 16) {                                                                                \
             if (prefetch) {                                                                                           \
-                PREFETCH(param + i + AHEAD);                                                                          \
-                PREFETCH(grad + i + AHEAD);                                                                           \
+                PREFETCH_NEAR(param + i + AHEAD);                                                                     \
+                PREFETCH_NEAR(grad + i + AHEAD);                                                                      \
                 PREFETCH_MEASURED_##rule(i + AHEAD)                                                                   \
             }                                                                                                         \
             for (int lane = 0; lane < 16; lane++)                                                                     \

@@ -2,6 +2,19 @@
  * clipped, or to which noise is added, or that is a sum. */
 #include "random.h"
 
+/* Copies n elements from one run to another, without conversion. */
+static void FN(copy_strided)(char *to, int64_t to_stride, const char *from, int64_t from_stride, int64_t n, int size)
+{
+    if (to_stride == size && from_stride == size)
+        memcpy(to, from, (size_t)(n * size));
+    else if (size == 2)
+        for (int64_t i = 0; i < n; i++)
+            memcpy(to + i * to_stride, from + i * from_stride, 2);
+    else
+        for (int64_t i = 0; i < n; i++)
+            memcpy(to + i * to_stride, from + i * from_stride, sizeof(real));
+}
+
 /* Reads n floats of a strided run, of any dtype and alignment. */
 static void FN(read_floats)(int dtype, real *tile, const char *from, int64_t stride, int64_t n)
 {
@@ -11,8 +24,7 @@ static void FN(read_floats)(int dtype, real *tile, const char *from, int64_t str
             const int64_t m = n - i < LANES ? n - i : LANES;
             uint16_t some[LANES] = {0};
             real values[LANES];
-            for (int64_t k = 0; k < m; k++)
-                memcpy(some + k, from + (i + k) * stride, sizeof *some);
+            FN(copy_strided)((char *)some, sizeof *some, from + i * stride, stride, m, sizeof *some);
             const words w = widen_halves(some);
             store_words(values, dtype == FASTOPT_BFLOAT16 ? w << 16 : from_float16(w));
             memcpy(tile + i, values, (size_t)m * sizeof *tile);
@@ -22,8 +34,7 @@ static void FN(read_floats)(int dtype, real *tile, const char *from, int64_t str
 #else
     (void)dtype;
 #endif
-    for (int64_t i = 0; i < n; i++)
-        memcpy(tile + i, from + i * stride, sizeof(real));
+    FN(copy_strided)((char *)tile, sizeof(real), from, stride, n, sizeof(real));
 }
 
 /* Writes one float, rounded to nearest. */
@@ -40,19 +51,6 @@ static void FN(write_float)(int dtype, real x, char *to)
     (void)dtype;
 #endif
     memcpy(to, &x, sizeof x);
-}
-
-/* Copies n elements from one run to another, without conversion. */
-static void FN(copy_strided)(char *to, int64_t to_stride, const char *from, int64_t from_stride, int64_t n, int size)
-{
-    if (to_stride == size && from_stride == size)
-        memcpy(to, from, (size_t)(n * size));
-    else if (size == 2)
-        for (int64_t i = 0; i < n; i++)
-            memcpy(to + i * to_stride, from + i * from_stride, 2);
-    else
-        for (int64_t i = 0; i < n; i++)
-            memcpy(to + i * to_stride, from + i * from_stride, sizeof(real));
 }
 
 /* The gradient, scaled and clipped to [-limit, limit]; NaN stays. */
