@@ -17,7 +17,7 @@ from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend, Runner
 from ..backends.choice import get_backend
 from ..checks import check_flag
-from ..jobs.job import Gradients, Job, RowJob
+from ..jobs.job import Gradients, Job, RowJob, Sum
 from ..jobs.tables import make_gradients
 from ..rules import GRADIENT
 from .norms import NO_LIMITS, Limits, check_scale, read
@@ -123,6 +123,28 @@ class Binding:
         made._rows, made._base = list(rows), self
         return made
 
+    def adding(self, sums: Mapping[np.dtype, Sum]) -> Binding | None:
+        """Return a binding of these arrays, where gradients are the first terms of sums that the pass adds up.
+
+        Parameters
+        ----------
+        sums : mapping
+            Of gradients that are computed in a dtype.
+
+        Returns
+        -------
+        Binding or None
+            None where the backend cannot, or updates some by rows.
+        """
+        prepare = getattr(self.backend, "prepare_sums", None)
+        if prepare is None or any(isinstance(job, RowJob) for job in self.jobs):
+            return None
+
+        def add(jobs: Sequence[Job], written: Written) -> Runner:
+            return prepare(jobs, written, [sums[job.dtype] for job in jobs])
+
+        return Binding(self.backend, self.jobs, self.members, self._names, self._grads, self.watched, add)
+
     @property
     def rows(self) -> list[RowSparse]:
         """The gradients of rows."""
@@ -147,7 +169,7 @@ class Binding:
         check_distinct([grad for grad, _ in found], [name for _, name in found], "set to zero")
         self._distinct = True
 
-    def _runner_with(self, zero_grads: bool, clip_value: float) -> Runner:
+    def runner_with(self, zero_grads: bool, clip_value: float) -> Runner:
         """The runner that zeroes gradients too, or clips their elements, made when it is first asked for."""
         if not zero_grads and clip_value == math.inf:
             return self.runner
@@ -242,7 +264,7 @@ class Binding:
         if zero_grads:
             self.check_zeroing(grads)
         clip_value = math.inf if limits is None else limits.clip_value
-        runner = self._runner_with(zero_grads, clip_value)
+        runner = self.runner_with(zero_grads, clip_value)
         if files is not None:  # which cannot be used after a step that was begun and refused
             check_written([*self.watched.written, *(self._zeroed if zero_grads else ())])
         factors: Sequence[np.ndarray] = ()
@@ -283,7 +305,7 @@ class Binding:
 
     def _run_all(self, runner: Runner, grad_scale: float, threads: int, clip_value: float = math.inf) -> None:
         for own in self._before:
-            own._runner_with(False, clip_value)(grad_scale, threads)
+            own.runner_with(False, clip_value)(grad_scale, threads)
         runner(grad_scale, threads)
 
     def let_go(self, at: np.ndarray | None, columns: slice = _GRADIENTS, blocks: Sequence[int] = (0,)) -> None:

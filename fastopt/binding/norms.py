@@ -66,9 +66,9 @@ class Limits(NamedTuple):
         if max_norm is not None and clip_norm is not None:
             raise ValueError(f"clip_norm: found {clip_norm!r} beside max_norm={max_norm!r}, expected one of the two")
         return cls(
-            None if max_norm is None else _check_limit("max_norm", max_norm),
-            None if clip_norm is None else _check_limit("clip_norm", clip_norm),
-            math.inf if clip_value is None else _check_limit("clip_value", clip_value),
+            None if max_norm is None else check_limit("max_norm", max_norm),
+            None if clip_norm is None else check_limit("clip_norm", clip_norm),
+            math.inf if clip_value is None else check_limit("clip_value", clip_value),
         )
 
 
@@ -173,7 +173,7 @@ def read(
         with ieee_arithmetic(), np.errstate(all="ignore"):
             norms = [_norms_of(table, backend, threads) for table in tables]
             skipped = skip_nonfinite and not all(bool(np.isfinite(own).all()) for own in norms)
-            return Reading(scale, [_clip_factors(own * abs(scale), limits.clip_norm) for own in norms], None, skipped)
+            return Reading(scale, [clip_factors(own * abs(scale), limits.clip_norm) for own in norms], None, skipped)
     return Reading(scale, skipped=skip_nonfinite and not _all_finite(tables, backend, threads))
 
 
@@ -197,7 +197,7 @@ def check_scale(grad_scale: Any, dtype: np.dtype) -> float:
     return scale
 
 
-def _check_limit(name: str, value: Any) -> float:
+def check_limit(name: str, value: Any) -> float:
     """A limit as a float; infinity clips nothing.
 
     Raises
@@ -208,24 +208,13 @@ def _check_limit(name: str, value: Any) -> float:
     return math.inf if as_float(value) == math.inf else check_number(name, value, 0)
 
 
-def check_max_norm(max_norm: Any) -> float:
-    """`max_norm` as a float; infinity clips nothing.
-
-    Raises
-    ------
-    TypeError, ValueError
-        It is no number >= 0.
-    """
-    return _check_limit("max_norm", max_norm)
-
-
 def _clip_factor(norm: float, limit: float) -> float:
     """Return the factor that brings gradients of a norm to at most `limit`, as torch has it."""
     factor = limit / (norm + EPS)
     return factor if factor < 1 or math.isnan(factor) else 1.0
 
 
-def _clip_factors(norms: np.ndarray, limit: float) -> np.ndarray:
+def clip_factors(norms: np.ndarray, limit: float) -> np.ndarray:
     """Return the factors that bring gradients of these norms to at most `limit` each, as Keras and optax have them."""
     return np.where(norms <= limit, 1.0, limit / norms)
 
@@ -286,7 +275,7 @@ def clip(
     grads: Any, max_norm: float, norm: float | None = None, backend: str | None = None, threads: int | None = None
 ) -> float:
     """Clip as `clip_grad_norm_`; by `norm` where these are some of the gradients only."""
-    most = check_max_norm(max_norm)
+    most = check_limit("max_norm", max_norm)
     gradients, names = _gradients(grads)
     arrays = [grad.values if isinstance(grad, RowSparse) else grad for grad in gradients]
     check_distinct(arrays, names, "scaled in place")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -12,16 +13,16 @@ from ..arrays.checks import check_tensor
 from ..arrays.dtypes import dtype_name
 from ..arrays.libraries import floats_of, view
 from ..arrays.libraries.torch import is_tensor
-from ..backends import HostBackend, PartRunner
-from ..backends.choice import host_backend
+from ..backends import PartRunner
+from ..backends.choice import host_backend, ieee_arithmetic
 from ..binding.binding import Binding
-from ..binding.norms import check_max_norm, clipped, root_of
+from ..binding.norms import Limits, clip_factors, clipped
 from ..binding.options import FILES
 from ..binding.sparse import RowSparse
 from ..binding.structure import gradient_of, match, split_rows
 from ..checks import check_integer, check_name, wrong_type, wrong_value
 from ..evaluation import Evaluated
-from ..jobs.job import DenseJob, Sum
+from ..jobs.job import DenseJob
 from ..optimizers import CLASSES, Optimizer
 from . import checkpoint
 from .agreement import check_alike, said
@@ -29,7 +30,7 @@ from .carriers import current
 from .commons import are_common
 from .exchange import Exchange, Unit
 from .held import Held, grouped
-from .norms import Portion, gathered_square_sums
+from .norms import Portion, gathered_squares
 from .rows import Rows, own_elements, rows_of_table, send_rows
 from .shards import Extent, Layout, Span
 from .states import copies_in, host_values, join_states, split_states, state_shape
@@ -52,7 +53,7 @@ class _Route(NamedTuple):
 
     units: list[list[Unit]]  # of each rank
     parts: list[list[tuple[int, int, int]]]  # of each of this rank's, elements of jobs
-    runner: PartRunner
+    bound: Binding
     adds: bool  # sums are made within the pass
 
 
@@ -283,13 +284,17 @@ class Synchronous:
 
     # ---- steps ----
 
-    def step(self, max_norm: float | None = None) -> None:
+    def step(
+        self, max_norm: float | None = None, clip_norm: float | None = None, clip_value: float | None = None
+    ) -> None:
         """Updates the parameters in all ranks with the mean of the gradients of all slices.
 
         Parameters
         ----------
         max_norm : float, optional
             Clips the mean gradient to this global norm, within the pass; see ``last_grad_norm``.
+        clip_norm, clip_value : float, optional
+            Clip each parameter's mean gradient to a norm, and each element, as the class's own ``step``.
 
         Raises
         ------
@@ -299,46 +304,70 @@ class Synchronous:
         RankDied
             Another rank has ended.
         """
-        limit = None if max_norm is None else check_max_norm(max_norm)
-        kinds = self._agree(max_norm)
-        route = self._route(kinds, sums_first=limit is not None or not self._parted)
+        limits = Limits.of(max_norm, clip_norm, clip_value)
+        kinds = self._agree(limits)
+        by_norm = limits.max_norm is not None or limits.clip_norm is not None
+        route = self._route(kinds, sums_first=by_norm or not self._parted)
         threads = self.optimizer._owned.threads or settings.threads
         rows = {i: self._exchange_rows(i) for i, kind in enumerate(kinds) if kind == _ROWS}
         scale = 1.0 / self._count
-        owned, runner = self.optimizer._owned, route.runner
+        owned = self.optimizer._owned
+        # Of arrays on the CPU, so that it runs parts.
+        runner = cast(PartRunner, route.bound.runner_with(False, limits.clip_value))
         if owned.groups.varying:  # all ranks' are alike, and refused before anything is sent
             owned.groups.read_varying([k for k, (span, _) in enumerate(self._tables) if kinds[span.parameter]])
         with self._exchange.flight(route.units) as flight:
-            if limit is not None or not self._parted:
+            if by_norm or not self._parted:
                 for k in range(len(route.parts)):
                     flight.receive(k)
                     flight.add_up(k)
-            if limit is not None:
-                norm = root_of(gathered_square_sums(self._portions(kinds, rows), self._world, host_backend(), threads))
-                scale, self.last_grad_norm = clipped(scale, norm, limit)
-            if self._parted:
-                runner.advance(scale)
-            else:
-                runner(scale, threads)
-            for k, parts in enumerate(route.parts):
+            if by_norm:
+                scale = self._clip(kinds, rows, scale, limits, threads)
+            try:
                 if self._parted:
-                    if limit is None:
-                        flight.receive(k)
-                        if not route.adds:
-                            flight.add_up(k)
-                    for job, begin, end in parts:
-                        runner.update(job, begin, end, threads)
-                flight.publish(k)
-            if rows:
-                self._step_rows(rows, scale)
+                    runner.advance(scale)
+                else:
+                    runner(scale, threads)
+                for k, parts in enumerate(route.parts):
+                    if self._parted:
+                        if not by_norm:
+                            flight.receive(k)
+                            if not route.adds:
+                                flight.add_up(k)
+                        for job, begin, end in parts:
+                            runner.update(job, begin, end, threads)
+                    flight.publish(k)
+                if rows:
+                    self._step_rows(rows, scale, limits.clip_value)
+            finally:
+                if limits.clip_norm is not None:
+                    for progress in owned.groups.progress:
+                        progress.factors[:] = 1.0
         self._forget()
         self.steps += 1
 
-    def _agree(self, max_norm: Any) -> list[int]:
+    def _clip(
+        self, kinds: Sequence[int], rows: Mapping[int, Rows], scale: float, limits: Limits, threads: int
+    ) -> float:
+        """Read the norms of summed gradients; return their scale, beside which each has its factor."""
+        squares = gathered_squares(self._portions(kinds, rows), self._world, host_backend(), threads)
+        if limits.max_norm is not None:
+            scale, self.last_grad_norm = clipped(scale, squares.norm(), limits.max_norm)
+        elif limits.clip_norm is not None:
+            given = [i for i, kind in enumerate(kinds) if kind]
+            with ieee_arithmetic(), np.errstate(all="ignore"):
+                own = clip_factors(squares.norms(len(given)) * scale, limits.clip_norm)
+            factors = dict(zip(given, own.tolist(), strict=True))
+            groups = self.optimizer._owned.groups
+            for k, (span, _) in enumerate(self._tables):
+                groups.progress[groups.of[k]].factors[k] = factors.get(span.parameter, 1.0)
+        return scale
+
+    def _agree(self, limits: Limits) -> list[int]:
         """Check that all ranks have added all slices, of the same parameters; return the kinds of gradients."""
         missing = [s for s in range(self._begin(self.rank), self._begin(self.rank + 1)) if s not in self._added]
-        told = self._world.all_gather((missing[:1], self._kinds, None if max_norm is None else float(max_norm)))
-        for rank, (lacking, kinds, limit) in enumerate(told):
+        told = self._world.all_gather((missing[:1], self._kinds, limits._asdict()))
+        for rank, (lacking, kinds, theirs) in enumerate(told):
             if lacking:
                 raise ValueError(
                     f"grads: found slice {lacking[0]} of rank {rank} not added, expected all before a step"
@@ -348,8 +377,9 @@ class Synchronous:
                 raise ValueError(
                     f"{self._called(i)}: found another kind of gradient in rank {rank}, expected that of rank 0"
                 )
-            if limit != told[0][2]:
-                raise ValueError(f"max_norm: found {limit} in rank {rank}, expected {told[0][2]} as in rank 0")
+            for name, limit in told[0][2].items():
+                if theirs[name] != limit:
+                    raise ValueError(f"{name}: found {theirs[name]} in rank {rank}, expected {limit} as in rank 0")
         return told[0][1]
 
     def _forget(self) -> None:
@@ -363,32 +393,18 @@ class Synchronous:
         if key not in self._routes:
             chosen = [kind == _DENSE for kind in kinds]
             sums = None if sums_first else self._exchange.sums
-            bound = self._bind(chosen, self._exchange.summed if sums is None else self._exchange.first)
-            runner = None if sums is None else self._adding(bound, sums)
-            if runner is None and sums is not None:
+            bound = None if sums is None else self._bind(chosen, self._exchange.first).adding(sums)
+            adds = bound is not None
+            if bound is None:
                 bound = self._bind(chosen, self._exchange.summed)
             units = self._exchange.units(chosen)
             places = self._places(bound)
-            parts = [places(unit.spans) for unit in units[self.rank]]
-            # Of arrays on the CPU, so that it runs parts.
-            self._routes[key] = _Route(units, parts, runner or cast(PartRunner, bound.runner), runner is not None)
+            self._routes[key] = _Route(units, [places(unit.spans) for unit in units[self.rank]], bound, adds)
         return self._routes[key]
 
     def _bind(self, chosen: Sequence[bool], gradient: Callable[[Span], np.ndarray]) -> Binding:
         grads = (gradient(span).reshape(shape) if chosen[span.parameter] else None for span, shape in self._tables)
         return self.optimizer._owned.bind(tuple(grads))
-
-    @staticmethod
-    def _adding(bound: Binding, sums: Mapping[np.dtype, Sum]) -> PartRunner | None:
-        """What adds gradients up within the pass, of which jobs have the first terms; None where that cannot be."""
-        jobs = [job for job in bound.jobs if isinstance(job, DenseJob)]
-        prepare = cast(HostBackend, bound.backend).prepare_sums
-        if prepare is None or len(jobs) < len(bound.jobs):
-            return None
-        own = [sums[job.dtype] for job in jobs]
-        if all(len(terms.joins) == 1 for terms in own):
-            return cast(PartRunner, bound.runner)
-        return prepare(jobs, bound.watched.written, own)
 
     def _places(self, bound: Binding) -> Callable[[Sequence[Span]], list[tuple[int, int, int]]]:
         """What tells where spans are in the jobs of a binding."""
@@ -444,7 +460,7 @@ class Synchronous:
         """The rows of a parameter that this rank has elements of, of all slices in order."""
         return send_rows([self._rows[i][s] for s in sorted(self._rows[i])], i, self._layout, self._world)
 
-    def _step_rows(self, rows: Mapping[int, Rows], scale: float) -> None:
+    def _step_rows(self, rows: Mapping[int, Rows], scale: float, clip_value: float) -> None:
         """Update rows of this rank's shard, and take over those that others have updated."""
         grads: list[Any] = [None] * len(self._tables)
         for k, (span, shape) in enumerate(self._tables):
@@ -452,7 +468,8 @@ class Synchronous:
                 width = self._layout.extents[span.parameter].width
                 grads[k] = rows_of_table(rows[span.parameter], span, shape, width)
         owned = self.optimizer._owned
-        owned.step(tuple(grads), scale, None, False, False)
+        limits = None if clip_value == math.inf else Limits(None, None, clip_value)
+        owned.step(tuple(grads), scale, limits, False, False)
         mine = []
         for (span, shape), grad in zip(self._tables, grads, strict=True):
             if grad is not None:

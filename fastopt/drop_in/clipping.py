@@ -108,7 +108,7 @@ def clip_grad_norm_(
     """
     if as_float(norm_type) != 2.0:
         raise wrong_value("norm_type", norm_type, "2.0 (others: torch.nn.utils.clip_grad_norm_)")
-    norms.check_max_norm(max_norm)
+    norms.check_limit("max_norm", max_norm)
     error_if_nonfinite = check_flag("error_if_nonfinite", error_if_nonfinite)
     params = _params_to_scale(parameters)
     grads = [local_of(p.grad) for p in params if p.grad is not None]

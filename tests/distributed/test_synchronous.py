@@ -40,7 +40,7 @@ def tree_sum(leaves):
     return leaves[0] if not half else tree_sum(leaves[:half]) + tree_sum(leaves[half:])
 
 
-def trained_alone(cls, dtypes, options, steps, max_norm, gradient=gradient):
+def trained_alone(cls, dtypes, options, steps, max_norm, gradient=gradient, **clip):
     """The training by the class itself, with the sum of the slices."""
     params = parameters(dtypes)
     optimizer = cls(params, **options)
@@ -50,12 +50,12 @@ def trained_alone(cls, dtypes, options, steps, max_norm, gradient=gradient):
         grads = {
             name: None if slices[0][name] is None else tree_sum([grads[name] for grads in slices]) for name in params
         }
-        optimizer.step(grads, grad_scale=1 / SLICES, max_norm=max_norm)
+        optimizer.step(grads, grad_scale=1 / SLICES, max_norm=max_norm, **clip)
         norms.append(optimizer.last_grad_norm)
     return params, optimizer.state_dict(), norms
 
 
-def trained(cls, dtypes, options, steps, max_norm, gradient=gradient, wire="float32"):
+def trained(cls, dtypes, options, steps, max_norm, gradient=gradient, wire="float32", **clip):
     """The same by this rank."""
     params = parameters(dtypes)
     optimizer = fd.Synchronous(cls, params, slices=SLICES, wire=wire, **options)
@@ -63,7 +63,7 @@ def trained(cls, dtypes, options, steps, max_norm, gradient=gradient, wire="floa
     for step in range(steps):
         for number, _ in optimizer.slices(2 * SLICES):
             optimizer.add(number, gradient(params, step, number))
-        optimizer.step(max_norm=max_norm)
+        optimizer.step(max_norm=max_norm, **clip)
         norms.append(optimizer.last_grad_norm)
     return params, optimizer.state_dict(), norms
 
@@ -102,6 +102,33 @@ WAYS = pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "m
 def test_bits_are_those_of_one_process(ranks, shares):
     check(fastopt.AdamW, ranks, shares=shares)
     check(fastopt.AdamW, ranks, shares=shares, max_norm=0.5)
+
+
+@WAYS
+@pytest.mark.parametrize("limits", [{"clip_norm": 0.5}, {"clip_value": 0.1}, {"clip_norm": 5.0, "clip_value": 0.1}])
+def test_gradients_are_clipped_each_by_itself(limits, shares):
+    for ranks in (None, 2, 3):
+        check(fastopt.AdamW, ranks, shares=shares, **limits)
+    several, options = STORED["several"][0], {"gradient_noise": fastopt.GradientNoise(0.1, 0.5, 1)}
+    check(fastopt.LARS, 3, several, shares=shares, **limits)
+    check(fastopt.RowwiseAdagrad, 3, shares=shares, **limits)
+    check(fastopt.SGD, 5, options=options, shares=shares, **limits)
+
+
+def test_what_was_clipped_is_no_longer_so():
+    def run():
+        params = [np.zeros(9000, "f4"), np.zeros(3, "f4")]
+        optimizer = fd.Synchronous(fastopt.SGD, params, slices=2, lr=1.0)
+        for limits in {"clip_norm": 1.0}, {}, {"clip_value": 0.5}, {}:
+            for number, _ in optimizer.slices(2):
+                optimizer.add(number, [np.full(9000, 8.0, "f4"), np.full(3, 1.0, "f4")])
+            optimizer.step(**limits)
+        return [param[[0, -1]].tolist() for param in params]
+
+    first, second = 16.5 + 1 / 9000**0.5, 2.5 + 1 / 3**0.5
+    for ranks in 1, 2:
+        for found in run_threads(ranks, run):
+            np.testing.assert_allclose(found, [[-first] * 2, [-second] * 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY)
@@ -232,8 +259,10 @@ def sparse(params, step, number):
     rng = np.random.default_rng(100 * step + number)
     grads = gradient(params, step, number)
     for name, rows in (("table", 150), ("long", 9001), ("last", 3)):
-        chosen = rng.integers(0, rows, 40)
-        grads[name] = fastopt.RowSparse(chosen, rng.standard_normal((40, *params[name].shape[1:])).astype("f4"))
+        chosen = rng.integers(0, rows, min(40, 3 * rows))
+        grads[name] = fastopt.RowSparse(
+            chosen, rng.standard_normal((len(chosen), *params[name].shape[1:])).astype("f4")
+        )
     return grads
 
 
@@ -244,7 +273,7 @@ def test_rows_are_updated_by_the_ranks_that_have_them(name, ranks, shares):
     """One process accumulates the slices' rows, in order."""
     cls = getattr(fastopt, name)
 
-    def alone():
+    def alone(**limits):
         params = parameters()
         optimizer = cls(params)
         norms = []
@@ -256,14 +285,15 @@ def test_rows_are_updated_by_the_ranks_that_have_them(name, ranks, shares):
             optimizer._owned.sums.clear()
             grads = dict(zip(SHAPES, grads, strict=True))
             grads["bias"] = tree_sum([own["bias"] for own in slices])
-            optimizer.step(grads, grad_scale=1 / SLICES, max_norm=1.0)
+            optimizer.step(grads, grad_scale=1 / SLICES, **limits)
             norms.append(optimizer.last_grad_norm)
         return params, optimizer.state_dict(), norms
 
-    run = functools.partial(trained, cls, "f4", {}, 3, 1.0, gradient=sparse)
-    expected = alone()
-    for found in [run()] if ranks is None else run_threads(ranks, run, shares=shares):
-        assert_same(found, expected)
+    for limits in {"max_norm": 1.0}, {"max_norm": None, "clip_norm": 0.5, "clip_value": 0.05}:
+        run = functools.partial(trained, cls, "f4", {}, 3, gradient=sparse, **limits)
+        expected = alone(**limits)
+        for found in [run()] if ranks is None else run_threads(ranks, run, shares=shares):
+            assert_same(found, expected)
 
 
 def test_slices_may_be_added_in_any_order():
