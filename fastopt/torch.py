@@ -136,6 +136,8 @@ class Optimizer(torch.optim.Optimizer):
             self._stepper.hypers.update(self.param_groups)
             shards = Shards.of(self)
             groups.check_params(shards or self)
+            if shards is not None:
+                shards.agree(self)
         self._stepper.bound = None
         if self._arguments.rule(group).begun:
             begin_states(shards or self, (shards or self).param_groups[-1], self._stepper.numbers, where)

@@ -310,6 +310,20 @@ def test_elements_have_the_numbers_of_one_process(ranks, options):
         assert_equal(found, want)
 
 
+def differing(rank, name, values):
+    mesh = init_device_mesh("cpu", (RANKS,))
+    p = nn.Parameter(distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)]))
+    with pytest.raises(ValueError, match=f"^{name}: found .* in one rank and .* in another, expected the same"):
+        optim.AdamW([p], lr=0.01, **{name: values[rank]})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("seed", (0, 2**64 - 1)), ("gradient_noise", (None, fastopt.GradientNoise(0.1)))]
+)
+def test_ranks_that_round_by_other_numbers_are_told(ranks, name, values):
+    ranks(differing, name, values)
+
+
 def cut_by_columns(rank):
     """Shards of columns have numbers that no other shard has; replicas have the same."""
     from fastopt.drop_in.placements import first_element

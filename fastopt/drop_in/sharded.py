@@ -12,6 +12,7 @@ from operator import is_
 from typing import Any
 
 import numpy as np
+import torch
 from torch.autograd.graph import increment_version
 
 from .. import settings
@@ -23,6 +24,7 @@ from .placements import dim_of, first_element, is_distributed, local_of, reduced
 from .step import Bound
 
 _BLOCKS = np.dtype(np.uint8)
+_OWN = fields(StorageOptions)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,31 @@ class Shards:
                 if partial or not allowed.issuperset(map(dim_of, p.placements)):
                     raise ValueError(f"{label}: found placements {p.placements}, expected {expected}")
 
+    def agree(self, optimizer: Groups) -> None:
+        """Check that all ranks of each mesh round by the same numbers, which all of them call.
+
+        Raises
+        ------
+        ValueError
+            One has another argument; raised in all of the mesh.
+        """
+        names = {"noise": "gradient_noise"}
+        own = {names.get(field.name, field.name): getattr(optimizer._storage, field.name) for field in _OWN}
+        distributed: list[Any] = [p for p, _, _ in self._distributed]
+        for mesh in dict.fromkeys(p.device_mesh for p in distributed):
+            told = [own]
+            for dim in range(mesh.ndim):
+                parts: list[Any] = [None] * mesh.size(dim)
+                torch.distributed.all_gather_object(parts, told, group=mesh.get_group(dim))
+                told = [one for part in parts for one in part]
+            for name, expected in told[0].items():
+                for theirs in told:
+                    if theirs[name] != expected:
+                        raise ValueError(
+                            f"{name}: found {theirs[name]} in one rank and {expected} in another, expected the same in "
+                            "all, as parameters are distributed over them"
+                        )
+
     def _groups(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [{**group, "params": [self._own[id(p)] for p in group["params"]]} for group in groups]
 
@@ -112,9 +139,7 @@ class Shards:
         storage = optimizer._storage
         before = accumulate((p.numel() for p in self.params), initial=storage.first_element)
         firsts = tuple(n + first_element(p) for n, p in zip(before, self.params, strict=False))
-        return _Numbered(
-            **{field.name: getattr(storage, field.name) for field in fields(StorageOptions)}, firsts=firsts
-        )
+        return _Numbered(**{field.name: getattr(storage, field.name) for field in _OWN}, firsts=firsts)
 
     def _look(self, optimizer: Groups) -> list[Any]:
         """All that can be replaced."""

@@ -444,6 +444,7 @@ def differing(rank):
         "slices": (fastopt.AdamW, params, {"slices": 16 if one else 8}),
         "wire": (fastopt.AdamW, params, {"wire": "bfloat16" if one else "float32"}),
         "lr": (fastopt.AdamW, params, {"lr": 0.1 if one else 0.2}),
+        "seed": (fastopt.AdamW, params, {"seed": rank}),
         r"the elements of params\['table'\]": (fastopt.AdamW, altered if one else params, {}),
         r"params\['bias'\]": (fastopt.AdamW, {**params, "bias": np.ones(8 if one else 7, "f4")}, {}),
     }
