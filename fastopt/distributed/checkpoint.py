@@ -24,6 +24,8 @@ FORMAT = 1
 KEPT = 2
 #: The name of a parameter's elements among its states.
 PARAMETER = "parameter"
+#: The entry of an index that has the number of ranks, where each has parameters and an optimizer of its own.
+RANKS = "ranks"
 _LATEST, _INDEX = "latest", "index.json"
 
 
@@ -276,7 +278,7 @@ def read_checkpoint(directory: Any) -> Checkpoint:
     FileNotFoundError
         There is none.
     ValueError
-        It is of another format.
+        It is of another format, or of optimizers of which each process had one: their ``load`` reads it.
 
     Examples
     --------
@@ -298,6 +300,9 @@ def read_checkpoint(directory: Any) -> Checkpoint:
         raise FileNotFoundError(f"directory: found no checkpoint in {directory}, expected one that opt.save wrote")
     reader = Reader(path)
     try:
+        if RANKS in reader.index:
+            found = reader.index["optimizer"]
+            raise ValueError(f"directory: found a checkpoint of {found}, expected one of Synchronous")
         params = [reader.parameter(i) for i in range(len(reader))]
         states = {i: reader.states(i) for i in range(len(reader))}
         return Checkpoint(reader.index["steps"], params, {"state": states, "param_groups": reader.groups})

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..arrays.array import CPU, Array
 from ..arrays.checks import check_tensor
+from ..arrays.dtypes import dtype_name
 from ..arrays.libraries import view
 from ..arrays.libraries.torch import detached, is_tensor
 from ..binding.structure import Given, read_params
@@ -59,12 +60,24 @@ class Held:
             own = self.views[i].numpy()
         return detached(own).reshape(-1)[begin:end]
 
+    def fill(self, values: Sequence[np.ndarray]) -> None:
+        """Take over elements of all, whose shapes and dtypes are these."""
+        for memory, own in zip(self.memory, values, strict=True):
+            memory[:] = np.ascontiguousarray(own).reshape(-1).view(np.uint8)
+
     def build(self, arrays: Sequence[Any]) -> Any:
         """Other arrays in the structure of these; of groups a list of each one's."""
         given = iter(arrays)
         if isinstance(self.structure, list):
             return [next(given) if own is None else own.build(given) for own in self.structure]
         return next(given) if self.structure is None else self.structure.build(given)
+
+    def described(self) -> list[list[Any]]:
+        """The parameters as the index of a checkpoint has them."""
+        return [
+            [name, dtype_name(array.dtype), list(array.shape)]
+            for name, array in zip(self.names, self.views, strict=True)
+        ]
 
     def said(self) -> dict[str, str]:
         """Everything about them that ranks have alike, by name."""

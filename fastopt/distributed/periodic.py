@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ from ..arrays.libraries import assign, floats_of, same_library, view
 from ..arrays.libraries.torch import detached, is_tensor
 from ..backends.choice import ieee_arithmetic
 from ..checks import check_integer, check_number, wrong_type
-from ..optimizers import CLASSES
+from ..optimizers import CLASSES, Optimizer
+from ..statedict import torch_state_dict
+from . import checkpoint
 from .agreement import check_alike, said
 from .carriers import current
 from .commons import are_common
 from .exchange import Exchange
 from .held import Held
-from .shards import Extent, Layout
+from .shards import Extent, Layout, Span
+from .states import host_values
 from .synchronous import Synchronous
 from .wire import Wire
 
@@ -73,6 +77,89 @@ class _Periodic:
 
     def _come_together(self) -> None:
         raise NotImplementedError
+
+    def save(self, directory: Any) -> None:
+        """Writes a checkpoint of all ranks' parameters and states; all call it, and reach the directory.
+
+        It is whole or not there, and the one before it is kept.
+
+        Parameters
+        ----------
+        directory : path
+            That of all checkpoints; it is made if there is none.
+
+        Raises
+        ------
+        OSError
+            It cannot be written: in all ranks, with the file's name. The checkpoints before are there.
+        TypeError
+            A hyper-parameter is a callable that no file can hold; those of `fastopt.schedules` are plain data.
+        """
+        own, count = self.optimizer.state_dict(), len(self._held.arrays)
+        common, groups = self._common()
+        saved = {}
+        for i, array in enumerate(self._held.arrays):
+            saved[self.rank * count + i] = {checkpoint.PARAMETER: array, **own["state"].get(i, {})}
+        for i, values in enumerate(common):
+            saved[self.ranks * count + i] = values
+        parts, shapes = [], {}
+        for number, given in saved.items():
+            values = {name: np.asarray(host_values(value, name)) for name, value in given.items()}
+            shapes[number] = {name: value.shape for name, value in values.items()}
+            flat = {name: value.reshape(1, -1) if value.ndim else value for name, value in values.items()}
+            parts.append(checkpoint.Part(Span(number, 0, values[checkpoint.PARAMETER].size), flat))
+        about = {"optimizer": self._called(), "parameters": self._held.described(), checkpoint.RANKS: self.ranks}
+        groups = [*own["param_groups"], *groups]
+        checkpoint.write(directory, self._world, self.steps, parts, shapes, about, groups)
+
+    def load(self, directory: Any) -> int:
+        """Takes over the last checkpoint in a directory, from which a training goes on bit for bit; all ranks call it.
+
+        Of another number of ranks, rank r has what rank r, counted around, had: with fewer the last ones' is left out.
+
+        Parameters
+        ----------
+        directory : path
+            As of `save`.
+
+        Returns
+        -------
+        int
+            The steps that had been made: 0 where there is no checkpoint, and then nothing has changed.
+
+        Raises
+        ------
+        OSError
+            It cannot be read.
+        TypeError, ValueError
+            It is of other parameters or of another optimizer; nothing has changed.
+        """
+        path = self._world.all_gather(checkpoint.latest(directory))[0]
+        if path is None:
+            return 0
+        with closing(checkpoint.Reader(path)) as reader:
+            checkpoint.check(reader, self._called(), self._held.described())
+            ranks, count, inner = reader.index[checkpoint.RANKS], len(self._held.arrays), len(self._held.groups)
+            own, common = (range(k * count, (k + 1) * count) for k in (self.rank % ranks, ranks))
+            params = [reader.parameter(number) for number in own]
+            states = {i: reader.states(number) for i, number in enumerate(own)}
+            state_dict = {"state": states, "param_groups": reader.groups[:inner]}
+            made = state_dict if isinstance(self.optimizer, Optimizer) else torch_state_dict(state_dict)
+            self.optimizer.load_state_dict(made)
+            self._take_common(reader, common, reader.groups[inner:])
+        self._held.fill(params)
+        self.steps = reader.index["steps"]
+        return self.steps
+
+    def _called(self) -> str:
+        return f"{type(self).__name__} of {type(self.optimizer).__name__}"
+
+    def _common(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What all ranks have in common, saved by rank 0: of each parameter values by name; and its groups."""
+        return [], []
+
+    def _take_common(self, reader: checkpoint.Reader, numbers: Sequence[int], groups: Sequence[dict[str, Any]]) -> None:
+        """Take over what `_common` had: of each parameter under a number, and its groups."""
 
     def _copies(self) -> Held:
         """The parameters as they are now, in memory of their own."""
@@ -209,6 +296,12 @@ class Elastic(_Periodic):
 
         self._means.take(drawn)
 
+    def _common(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        return [{checkpoint.PARAMETER: array} for array in self.center] if self.rank == 0 else [], []
+
+    def _take_common(self, reader: checkpoint.Reader, numbers: Sequence[int], groups: Sequence[dict[str, Any]]) -> None:
+        self._centre.fill([reader.parameter(number) for number in numbers])
+
 
 class DiLoCo(_Periodic):
     """DiLoCo (Douillard et al. 2023): ranks train on their own, and an outer optimizer steps by what came of it.
@@ -258,6 +351,18 @@ class DiLoCo(_Periodic):
         self.outer.step()
         for own, theta in zip(self._held.memory, self._theta.memory, strict=True):
             own[:] = theta
+
+    def _common(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        outer = self.outer.state_dict()
+        if outer is None:
+            return [], []
+        found = [{checkpoint.PARAMETER: theta, **outer["state"][i]} for i, theta in enumerate(self._theta.arrays)]
+        return found, outer["param_groups"]
+
+    def _take_common(self, reader: checkpoint.Reader, numbers: Sequence[int], groups: Sequence[dict[str, Any]]) -> None:
+        states = {i: reader.states(number) for i, number in enumerate(numbers)}
+        self.outer.load_state_dict({"state": states, "param_groups": groups})
+        self._theta.fill([reader.parameter(number) for number in numbers])
 
 
 class _Outer(Synchronous):

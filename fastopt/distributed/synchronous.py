@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from .. import settings
 from ..arrays.checks import check_tensor
-from ..arrays.dtypes import dtype_name
 from ..arrays.libraries import floats_of, view
 from ..arrays.libraries.torch import is_tensor
 from ..backends import PartRunner
@@ -591,7 +591,7 @@ class Synchronous:
                     whole[name] = state_shape(rule, name, self._held.views[i], copies, values[name].dtype)
                     values[name] = values[name].reshape(copies_in(rule, name, copies), -1)
             parts.append(checkpoint.Part(span, values))
-        about = {"optimizer": type(self.optimizer).__name__, "parameters": self._described()}
+        about = {"optimizer": type(self.optimizer).__name__, "parameters": self._held.described()}
         groups = self._numbered(own["param_groups"])
         checkpoint.write(directory, self._world, self.steps, parts, shapes, about, groups)
 
@@ -618,23 +618,12 @@ class Synchronous:
         path = self._world.all_gather(checkpoint.latest(directory))[0]
         if path is None:
             return 0
-        reader = checkpoint.Reader(path)
-        try:
-            checkpoint.check(reader, type(self.optimizer).__name__, self._described())
+        with closing(checkpoint.Reader(path)) as reader:
+            checkpoint.check(reader, type(self.optimizer).__name__, self._held.described())
             mine = {span.parameter for span in self._layout.spans(self.rank)}
             states = {i: reader.states(i) for i in sorted(mine)}
-            loaded = [np.ascontiguousarray(reader.parameter(i)) for i in range(len(self._held.views))]
+            loaded = [reader.parameter(i) for i in range(len(self._held.views))]
             self.load_state_dict({"state": states, "param_groups": reader.groups})
-        finally:
-            reader.close()
-        for memory, values in zip(self._held.memory, loaded, strict=True):
-            memory[:] = values.reshape(-1).view(np.uint8)
+        self._held.fill(loaded)
         self.steps = reader.index["steps"]
         return self.steps
-
-    def _described(self) -> list[list[Any]]:
-        """The parameters as the index of a checkpoint has them."""
-        return [
-            [name, dtype_name(view_.dtype), list(view_.shape)]
-            for name, view_ in zip(self._held.names, self._held.views, strict=True)
-        ]

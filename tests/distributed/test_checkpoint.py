@@ -88,6 +88,66 @@ def test_one_process_and_torch_load_it(tmp_path):
     assert optimizer.state[tensors[1]]["step"] == 2
 
 
+# ---- of ranks that train on their own ----
+
+PERIODIC = {
+    "LocalSGD": lambda own: fd.LocalSGD(own, every=2),
+    "Elastic": lambda own: fd.Elastic(own, every=2),
+    "DiLoCo": lambda own: fd.DiLoCo(own, every=2),
+}
+
+
+def go_on_alone(directory, form, inner, steps):
+    """Load what is there, and train on; returns the parameters, and what ranks have in common."""
+    params = parameters()
+    optimizer = PERIODIC[form](inner(params))
+    done = optimizer.load(directory)
+    assert optimizer.steps == done
+    for step in range(done, done + steps):
+        optimizer.step(gradient(params, step, optimizer.rank))
+    optimizer.save(directory)
+    return [p.tobytes() for p in params.values()], [x.tobytes() for x in getattr(optimizer, "center", [])]
+
+
+@pytest.mark.parametrize("form", PERIODIC)
+def test_ranks_that_train_on_their_own_go_on(form, tmp_path):
+    def inner(params):
+        lr = fastopt.schedules.Cosine(1e-1, steps=9)
+        return fastopt.AdamW(params, lr=lr, state_dtype="bfloat16", ema_decay=0.9)
+
+    def by(ranks, directory, steps):
+        return run_threads(ranks, lambda: go_on_alone(directory, form, inner, steps))
+
+    expected = by(3, tmp_path / "at once", 7)
+    by(3, tmp_path / "in parts", 3)  # between two exchanges
+    assert by(3, tmp_path / "in parts", 4) == expected
+    assert by(2, tmp_path / "in parts", 0) == expected[:2]
+    assert [own[0] for own in by(4, tmp_path / "at once", 0)] == [expected[r][0] for r in (0, 1, 2, 0)]
+    with pytest.raises(ValueError, match=f"^directory: found a checkpoint of {form} of AdamW, expected one of Sync"):
+        fd.read_checkpoint(tmp_path / "at once")
+    with pytest.raises(ValueError, match=f"^directory: found a checkpoint of {form} of AdamW, expected one of AdamW"):
+        fd.Synchronous(fastopt.AdamW, parameters(), slices=1).load(tmp_path / "at once")
+
+
+def test_torch_goes_on_so(tmp_path):
+    torch = pytest.importorskip("torch")
+    from fastopt import torch as optim
+
+    def train(directory, steps):
+        p = torch.nn.Parameter(torch.arange(6, dtype=torch.bfloat16))
+        optimizer = fd.DiLoCo(optim.AdamW([p], lr=0.1), every=2)
+        done = optimizer.load(directory)
+        for step in range(done, done + steps):
+            p.grad = torch.full_like(p, step - 2.5 + optimizer.rank)
+            optimizer.step()
+        optimizer.save(directory)
+        return p.tolist(), optimizer.optimizer.state[p]["exp_avg"].tolist()
+
+    expected = run_threads(2, lambda: train(tmp_path / "at once", 5))
+    run_threads(2, lambda: train(tmp_path / "in parts", 3))
+    assert run_threads(2, lambda: train(tmp_path / "in parts", 2)) == expected
+
+
 def test_the_same_step_twice_is_two_checkpoints(tmp_path):
     for value in (1.0, 2.0, 3.0):
         fd.Synchronous(fastopt.SGD, np.full(3, value), slices=1).save(tmp_path)
