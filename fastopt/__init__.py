@@ -17,8 +17,7 @@ from .checks import did_you_mean
 from .errors import BackendUnavailable
 from .info import get_include, get_library, show_config
 from .jobs.noise import GradientNoise
-from .optimizers import CLASSES as _CLASSES
-from .optimizers import Optimizer, Plan
+from .optimizers import CLASSES, MATRIX_CLASSES, Optimizer, Plan
 from .rules import RULES, Rule
 from .settings import get_num_threads, set_num_threads
 from .statedict import flatten_state_dict, torch_state_dict, unflatten_state_dict
@@ -27,7 +26,9 @@ if TYPE_CHECKING:
     from . import schedules
     from .schedules import Demon
 
+_CLASSES = {**CLASSES, **MATRIX_CLASSES}
 globals().update(_CLASSES)
+del CLASSES, MATRIX_CLASSES
 
 __all__ = [
     *_CLASSES,

@@ -25,7 +25,7 @@ from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dic
 from . import schedules as schedules
 from .schedules import Demon as Demon
 
-__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'NAG', 'NAdam', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 
 class SGD(Optimizer):
     """Stochastic gradient descent: a step against the gradient.
@@ -2566,6 +2566,104 @@ class LAMB(Optimizer):
         eps: Value = 1e-06,
         eps_root: Value = 0.0,
         weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """Momentum, orthogonalized: a step against the nearest matrix whose singular values are all about
+    1.
+
+    ::
+
+        b = momentum*b + (1 - momentum)*g
+        u = momentum*b + (1 - momentum)*g, or b without nesterov
+        x = u/max(norm(u), eps)
+        x = h*x + (i*x*x' + j*(x*x')^2)*x, ns_steps times, h, i, j = ns_coefficients
+        p -= lr*weight_decay*p
+        p -= lr*sqrt(max(1, rows/columns))*x
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    Parameters are matrices, of two dimensions. Embeddings, biases and all others are another
+    optimizer's.
+
+    Matrices are multiplied by the arrays' own library, with its threads: torch's tensors in
+    bfloat16, as it does that itself, CuPy's arrays and, by NumPy, all others on the CPU in float32
+    (float64 of float64 parameters). The bits are the library's. An element that is not finite makes
+    all of its matrix so. Gradients of some rows, 'state_memory' and
+    `fastopt.distributed.Synchronous` are refused.
+
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025,
+    arXiv:2502.16982; torch.optim.Muon.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float or callable, default 0.95
+        Decay rate of the gradient's average. A finite number >= 0.
+    nesterov : bool, default True
+        The direction is the average's once more averaged with the gradient.
+    ns_coefficients : tuple of float or callable, default (3.4445, -4.775, 2.0315)
+        Coefficients of the polynomial.
+    eps : float or callable, default 1e-07
+        The least that the direction is divided by. A finite number >= 0.
+    ns_steps : int or callable, default 5
+        Times that the polynomial is applied. An integer >= 0 and <= 99.
+    adjust_lr_fn : str or None, default None
+        The factor of lr: sqrt(max(1, rows/columns)), which None is too, or 0.2*sqrt(max(rows,
+        columns)). One of original, match_rms_adamw.
+    weight_decay : float or callable, default 0.1
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``,
+        ``gradient_noise``, ``backend``, ``threads``, ``state_dir``, ``state_memory``: see
+        `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([[1.0, -2.0]])
+    >>> opt = fastopt.Muon(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(1).tolist()
+    [[1.0, -1.9]]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        momentum: Value = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Values = (3.4445, -4.775, 2.0315),
+        eps: Value = 1e-07,
+        ns_steps: Value = 5,
+        adjust_lr_fn: Literal['original', 'match_rms_adamw'] | None = None,
+        weight_decay: Value = 0.1,
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',

@@ -5,12 +5,13 @@ It imports the rules only, so that the build can make the C header before the pa
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .rules import COMMON, REQUIRED, RULES, Hyper, Rule, prologue
+from .rules import COMMON, EVERY_RULE, REQUIRED, RULES, Hyper, MatrixRule, Rule, prologue
 
 if TYPE_CHECKING:
     from .binding.options import Arguments
@@ -87,7 +88,8 @@ def _states(rule: Rule) -> str:
 
 def _kind(hypers: list[Hyper], default: Any, schedules: bool) -> str:
     """The type of an argument, in numpydoc's words, with its default."""
-    words = "bool" if hypers[0].flag else "float or callable" if schedules else "float"
+    words = "bool" if hypers[0].flag else "str" if hypers[0].names else "int" if hypers[0].whole else "float"
+    words += " or callable" if schedules and words in ("int", "float") else ""
     words = (
         f"{'pair' if len(hypers) == 2 else 'tuple'} of {words}"
         if len(hypers) > 1
@@ -101,7 +103,7 @@ def _kind(hypers: list[Hyper], default: Any, schedules: bool) -> str:
 
 def _meaning(hypers: list[Hyper]) -> str:
     """Render the meaning of an argument, and the values that it takes."""
-    words = _sentence("; ".join(hyper.meaning for hyper in hypers))
+    words = _sentence("; ".join(dict.fromkeys(hyper.meaning for hyper in hypers)))
     if hypers[0].flag or hypers[0].domain == "a finite number":
         return words
     domain = hypers[0].domain.removeprefix("a sequence of one or more values, ").removesuffix(" or None")
@@ -120,8 +122,22 @@ def _completed(rule: Rule, row: list[float], states: list[float], coefficients: 
     return (*folded, *rule.by_tensor.fold(*sums, *folded))
 
 
+def _after_a_matrix_step(rule: MatrixRule, values: Mapping[str, Any]) -> str:
+    """Compute the examples' parameter, a matrix of one row, after the rule's first step, to a digit, as in bfloat16."""
+    row = [rule.hyper[name].check(name, values[name]) for name in rule.row]
+    ends, norm = rule.ends((1, len(START)), row), math.hypot(*GRADIENT)
+    a, b, c, _, steps = ends.middle
+    size = 1.0  # the only singular value
+    for _ in range(int(steps)):
+        size = a * size + b * size**3 + c * size**5
+    lr, decay = ends.last["lr"], ends.last["decoupled_weight_decay"]
+    return str([[round(p - lr * decay * p - lr * size * g / norm, 1) for p, g in zip(START, GRADIENT, strict=True)]])
+
+
 def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
     """Compute the examples' parameter after the rule's first step."""
+    if isinstance(rule, MatrixRule):
+        return _after_a_matrix_step(rule, values)
     single = {name: hyper.check(name, values[name]) for name, hyper in rule.hyper.items() if not hyper.vector}
     vector = values[rule.vector] if rule.vector else (0.0,)
     states = [single[state.begins] if state.begins else 0.0 for state in rule.states]
@@ -168,7 +184,7 @@ def _class(
 ) -> str:
     """The docstring of a class."""
     chosen = choices(arguments)
-    rules = [RULES[name] for name in chosen]
+    rules = [EVERY_RULE[name] for name in chosen]
     lines, told = [], set[str]()
     for rule, given in zip(rules, chosen.values(), strict=True):
         summary = _sentence(rule.summary)
@@ -204,10 +220,15 @@ def _shared(names: Iterable[str], where: str) -> list[str]:
     return _entry("more", "as every class, by keyword", text)
 
 
+def _start(rule: Rule) -> tuple[Any, int]:
+    """Return the parameter of a class's example, and the digits that it shows."""
+    return ([START], 1) if isinstance(rule, MatrixRule) else (START, 6)
+
+
 def _example(arguments: Arguments, defaults: Mapping[str, Any]) -> str:
     """Compute the parameter after the first step of a class."""
     group = {**arguments.defaults, **defaults, "lr": 0.1}
-    rule = RULES[arguments.choose(group)]
+    rule = EVERY_RULE[arguments.choose(group)]
     return _after_a_step(rule, arguments.values(rule, group, 1))
 
 
@@ -236,12 +257,13 @@ def class_text(arguments: Arguments, shared: Iterable[str]) -> str:
         *_hypers(arguments, {k: v for k, v in arguments.defaults.items() if k not in common}, schedules=True),
         *_shared([*common, *shared], "fastopt.Optimizer"),
     ]
+    start, digits = _start(arguments.rules[0])
     example = [
         ">>> import numpy as np, fastopt",
-        f">>> p = np.array({START})",
+        f">>> p = np.array({start})",
         f">>> opt = fastopt.{arguments.name}(p, lr=0.1)",
         ">>> opt.step(2 * p)  # the gradient of the sum of p**2",
-        ">>> p.round(6).tolist()",
+        f">>> p.round({digits}).tolist()",
         _example(arguments, {}),
     ]
     return _class(arguments, before, parameters, (), example)
@@ -272,14 +294,16 @@ def torch_text(arguments: Arguments, defaults: Mapping[str, Any], shared: Iterab
     common = _common(arguments, defaults)
     parameters += _hypers(arguments, {k: v for k, v in defaults.items() if k not in common}, schedules=False)
     raised = ("BackendUnavailable", "    A tensor is on a device for which there is no backend.")
+    start, _ = _start(arguments.rules[0])
+    shown = "[round(x, 6) for x in p.tolist()]" if start is START else "p.detach().numpy().round(1).tolist()"
     example = [
         ">>> import torch",
         ">>> from fastopt import torch as optim",
-        f">>> p = torch.tensor({START}, dtype=torch.float64, requires_grad=True)",
+        f">>> p = torch.tensor({start}, dtype=torch.float64, requires_grad=True)",
         f">>> opt = optim.{arguments.name}([p], lr=0.1)",
         ">>> p.square().sum().backward()",
         ">>> opt.step()",
-        ">>> [round(x, 6) for x in p.tolist()]",
+        f">>> {shown}",
         _example(arguments, defaults),
     ]
     return _class(
@@ -317,17 +341,19 @@ def function_text(rule: Rule) -> str:
     lines += _section("Parameters", parameters)
     lines += _section("Raises", (*_INVALID[:1], _INVALID[1][:-1] + ", and nothing is written."))
     given = {**rule.defaults(), "lr": 0.1}
-    shape = f"({len(given[rule.vector])}, {len(START)})" if rule.vector else len(START)
+    start, digits = _start(rule)
+    shape: Any = f"({len(given[rule.vector])}, {len(START)})" if rule.vector else len(START)
+    shape = f"(1, {shape})" if start is not START else shape
     called = ", ".join(("p", *rule.state_names))
     begin = [
         f"np.full({shape}, {given['lr']})" if state.begins == "lr" else f"np.zeros({shape})" for state in rule.states
     ]
-    values = ", ".join((f"np.array({START})", *begin))
+    values = ", ".join((f"np.array({start})", *begin))
     example = [
         ">>> import numpy as np, fastopt",
         f">>> {called} = {values}",
         f">>> fastopt.functional.{rule.name}(p, 2 * {called}, step=1, lr=0.1)",
-        ">>> p.round(6).tolist()",
+        f">>> p.round({digits}).tolist()",
         _after_a_step(rule, {**given, **dict.fromkeys(rule.initial, 0.0)}),
     ]
     return "\n".join((*lines, *_section("Examples", example)))
@@ -490,8 +516,8 @@ def _rule_for_c(rule: Rule, hypers: Mapping[str, Hyper]) -> Iterator[str]:
 
 def table() -> str:
     """The rules with their formulas and sources, as a table in Markdown."""
-    lines = ["| class | function | update of an element | source |", "|---|---|---|---|"]
-    for rule in RULES.values():
+    lines = ["| class | function | update of an element, or of a matrix | source |", "|---|---|---|---|"]
+    for rule in EVERY_RULE.values():
         formula = re.sub(r"\|(\w)\|", r"abs(\1)", rule.formula).replace("*", "\\*")
         lines.append(f"| `{rule.optimizer}` | `{rule.name}` | {formula} | {rule.source} |")
     return "\n".join(lines)
@@ -501,7 +527,7 @@ def listing(width: int) -> str:
     """The rules with their formulas and sources, as lines of at most so many characters."""
     wrapper = textwrap.TextWrapper(max(width, 20), "  ", "    ", break_on_hyphens=False)
     lines = []
-    for rule in RULES.values():
+    for rule in EVERY_RULE.values():
         lines.append(f"{rule.optimizer}, {rule.name}")
         for text in (rule.formula, rule.source):
             lines += wrapper.wrap(text)

@@ -1,6 +1,6 @@
 """The rules as functions: one call, one step, in place, no objects.
 
-Every rule of `fastopt.RULES` has its function here, made from the table, such as::
+Every rule of `fastopt.RULES` has its function here, made from the table, and so have rules of whole matrices, such as::
 
     adam(param, grad, exp_avg, exp_avg_sq, *, step, lr=1e-3, beta1=0.9, ...)
 
@@ -48,7 +48,7 @@ from .checks import did_you_mean
 from .documentation import function_text
 from .jobs.noise import GradientNoise, check_noise
 from .jobs.storage import check_first_element
-from .rules import RULES, Rule
+from .rules import EVERY_RULE, Rule
 
 
 def _as_lists(rule: Rule, arrays: Sequence[Any]) -> list[Sequence[Any]]:
@@ -145,7 +145,7 @@ def _make(rule: Rule) -> Callable[..., None]:
     return function
 
 
-_FUNCTIONS = {name: _make(rule) for name, rule in RULES.items()}
+_FUNCTIONS = {name: _make(rule) for name, rule in EVERY_RULE.items()}
 globals().update(_FUNCTIONS)
 __all__ = list(_FUNCTIONS)
 

@@ -1,6 +1,6 @@
 """The rules as functions: one call, one step, in place, no objects.
 
-Every rule of `fastopt.RULES` has its function here, made from the table, such as::
+Every rule of `fastopt.RULES` has its function here, made from the table, and so have rules of whole matrices, such as::
 
     adam(param, grad, exp_avg, exp_avg_sq, *, step, lr=1e-3, beta1=0.9, ...)
 
@@ -37,12 +37,12 @@ and what would do."""
 # Written by: python -m fastopt.generate
 
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex
 
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'muon']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -2670,4 +2670,102 @@ def lamb(
     >>> fastopt.functional.lamb(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.841886, -1.841886]
+    """
+
+def muon(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    momentum_buffer: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    momentum: Number = 0.95,
+    nesterov: bool = True,
+    ns_a: Number = 3.4445,
+    ns_b: Number = -4.775,
+    ns_c: Number = 2.0315,
+    eps: Number = 1e-07,
+    ns_steps: Number = 5,
+    adjust_lr_fn: Literal['original', 'match_rms_adamw'] | None = None,
+    weight_decay: Number = 0.1,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of muon, in place.
+
+    Momentum, orthogonalized: a step against the nearest matrix whose singular values are all about
+    1.
+
+    ::
+
+        b = momentum*b + (1 - momentum)*g
+        u = momentum*b + (1 - momentum)*g, or b without nesterov
+        x = u/max(norm(u), eps)
+        x = h*x + (i*x*x' + j*(x*x')^2)*x, ns_steps times, h, i, j = ns_coefficients
+        p -= lr*weight_decay*p
+        p -= lr*sqrt(max(1, rows/columns))*x
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    Parameters are matrices, of two dimensions. Embeddings, biases and all others are another
+    optimizer's.
+
+    Matrices are multiplied by the arrays' own library, with its threads: torch's tensors in
+    bfloat16, as it does that itself, CuPy's arrays and, by NumPy, all others on the CPU in float32
+    (float64 of float64 parameters). The bits are the library's. An element that is not finite makes
+    all of its matrix so. Gradients of some rows, 'state_memory' and
+    `fastopt.distributed.Synchronous` are refused.
+
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025,
+    arXiv:2502.16982; torch.optim.Muon.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    momentum_buffer : array, or list of arrays
+        States, which are updated too. They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    momentum : float, default 0.95
+        Decay rate of the gradient's average. A finite number >= 0.
+    nesterov : bool, default True
+        The direction is the average's once more averaged with the gradient.
+    ns_a : float, default 3.4445
+        Coefficients of the polynomial.
+    ns_b : float, default -4.775
+        Coefficients of the polynomial.
+    ns_c : float, default 2.0315
+        Coefficients of the polynomial.
+    eps : float, default 1e-07
+        The least that the direction is divided by. A finite number >= 0.
+    ns_steps : int, default 5
+        Times that the polynomial is applied. An integer >= 0 and <= 99.
+    adjust_lr_fn : str or None, default None
+        The factor of lr: sqrt(max(1, rows/columns)), which None is too, or 0.2*sqrt(max(rows,
+        columns)). One of original, match_rms_adamw.
+    weight_decay : float, default 0.1
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, momentum_buffer = np.array([[1.0, -2.0]]), np.zeros((1, 2))
+    >>> fastopt.functional.muon(p, 2 * p, momentum_buffer, step=1, lr=0.1)
+    >>> p.round(1).tolist()
+    [[1.0, -1.9]]
     """

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import documentation, functional, optimizers
 from .binding.options import EXECUTION, FILES, Arguments
-from .rules import RULES, Hyper
+from .rules import EVERY_RULE, Hyper
 
 FOLDER = Path(__file__).parent
 _HEAD = '"""{}"""\n\n# Written by: python -m fastopt.generate\n\n'
@@ -53,6 +53,9 @@ def _definition(name: str, parameters: list[inspect.Parameter], returned: str, t
 
 def _type(hypers: list[Hyper], schedules: bool) -> str:
     """The type of a hyper-parameter, or of several."""
+    if hypers[0].names:
+        name = f"Literal[{', '.join(map(repr, hypers[0].names))}]"
+        return f"{name} | None" if hypers[0].optional else name
     name = "bool" if hypers[0].flag else "Value" if schedules else "Number"
     if len(hypers) == 2:
         name = f"{name}Pair"
@@ -86,7 +89,8 @@ def _written(function: Any, indent: str = "") -> str:
 def _package_stub() -> str:
     """The text of fastopt/__init__.pyi."""
     source = ast.parse((FOLDER / "__init__.py").read_text())
-    names = [name for name in _public() if name not in optimizers.CLASSES]
+    classes = {**optimizers.CLASSES, **optimizers.MATRIX_CLASSES}
+    names = [name for name in _public() if name not in classes]
     text = _HEAD.format(ast.get_docstring(source)) + "from os import PathLike\n"
     text += "from typing import Literal, SupportsIndex\n\n"
     text += _TYPES.format("Number, Params, StateDtype, Value, ValuePair, Values")
@@ -97,7 +101,7 @@ def _package_stub() -> str:
                 text += f"from .{node.module or ''} import {', '.join(f'{name} as {name}' for name in kept)}\n"
     text += f"\n__all__ = {_public()!r}\n"
     others = {name: kind for name, (_, kind) in {**EXECUTION, **FILES}.items()}
-    for cls in optimizers.CLASSES.values():
+    for cls in classes.values():
         text += "\n" + _class(cls, cls._arguments, "Params", True, others)  # type: ignore[attr-defined]
     return text
 
@@ -111,10 +115,10 @@ def _public() -> list[str]:
 def _functional_stub() -> str:
     """The text of fastopt/functional.pyi."""
     text = _HEAD.format(inspect.getdoc(functional)) + "from collections.abc import Sequence\n"
-    text += "from typing import SupportsIndex\n\n" + _TYPES.format("Array, Gradient, Number, Numbers")
+    text += "from typing import Literal, SupportsIndex\n\n" + _TYPES.format("Array, Gradient, Number, Numbers")
     text += "from .jobs.noise import GradientNoise\n"
     text += f"\n__all__ = {functional.__all__!r}\n"
-    for name, rule in RULES.items():
+    for name, rule in EVERY_RULE.items():
         arrays = dict.fromkeys(("param", *rule.state_names), "Array | Sequence[Array]")
         types = {**arrays, "grad": "Gradient | Sequence[Gradient]", "step": "SupportsIndex", "grad_scale": "Number"}
         types |= {"gradient_noise": "GradientNoise | None", "first_element": "SupportsIndex"}
@@ -146,7 +150,7 @@ def _torch_stub() -> str:
     others |= dict.fromkeys(("foreach", "fused"), "bool | None") | dict.fromkeys(
         ("capturable", "differentiable"), "bool"
     )
-    for cls in face.CLASSES.values():
+    for cls in (*face.CLASSES.values(), *face.MATRIX_CLASSES.values()):
         text += "\n" + _class(cls, cls._arguments, "ParamsT", False, others)
     return text + "\n" + _written(face.clip_grad_norm_)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .binding.norms import Limits
-from .binding.options import ARGUMENTS, EXECUTION, FILES, Arguments, read_call
+from .binding.options import ARGUMENTS, EXECUTION, FILES, MATRIX_ARGUMENTS, Arguments, read_call
 from .binding.owned import Owned
 from .binding.plan import Plan
 from .binding.structure import match
@@ -253,5 +253,7 @@ def _define(arguments: Arguments) -> type:
     return type(arguments.name, bases, namespace)
 
 
-#: Every optimizer class by name.
+#: Every optimizer class of the table by name.
 CLASSES: dict[str, type] = {name: _define(arguments) for name, arguments in ARGUMENTS.items()}
+#: Every optimizer class of whole matrices by name.
+MATRIX_CLASSES: dict[str, type] = {name: _define(arguments) for name, arguments in MATRIX_ARGUMENTS.items()}

@@ -357,7 +357,7 @@ def group_from_torch(
     ValueError
         A hyper-parameter is missing. (torch's groups lack those that torch does not know: they stay as in `own`.)
     """
-    of_torch = not _HOW.isdisjoint(group)
+    of_torch = not _HOW.isdisjoint(group) or "maximize" not in group  # which only torch's Muon lacks
     group = {key: value for key, value in group.items() if key not in {"params", _STORED, *_HOW}}
     missing = {"lr"} if of_torch else set(arguments.defaults)
     if not missing <= group.keys():

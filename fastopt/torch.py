@@ -30,7 +30,7 @@ from .binding.norms import Limits
 from .binding.options import TorchArguments, check_group, read_call
 from .checks import check_flag, did_you_mean, wrong_type
 from .drop_in import groups, loading
-from .drop_in.classes import TORCH_ARGUMENTS, namespace_of
+from .drop_in.classes import TORCH_ARGUMENTS, TORCH_MATRIX_ARGUMENTS, namespace_of
 from .drop_in.clipping import clip_grad_norm_
 from .drop_in.sharded import Shards
 from .drop_in.states import adopt_numbers, begin_states, copies_of
@@ -260,17 +260,17 @@ class Optimizer(torch.optim.Optimizer):
 # ---- the classes ----
 
 
-#: Every class by name.
-CLASSES: dict[str, type[Optimizer]] = {
-    own.name: type(
-        own.name,
-        (Optimizer, Evaluated) if own.evaluated else (Optimizer,),
-        {**namespace_of(own), "__module__": __name__},
-    )
-    for own in TORCH_ARGUMENTS
-}
-globals().update(CLASSES)
-__all__ = [*CLASSES, "Optimizer", "clip_grad_norm_"]
+def _define(own: TorchArguments) -> type[Optimizer]:
+    bases = (Optimizer, Evaluated) if own.evaluated else (Optimizer,)
+    return type(own.name, bases, {**namespace_of(own), "__module__": __name__})
+
+
+#: Every class of the table by name.
+CLASSES = {own.name: _define(own) for own in TORCH_ARGUMENTS}
+#: Every class of whole matrices by name.
+MATRIX_CLASSES = {own.name: _define(own) for own in TORCH_MATRIX_ARGUMENTS}
+globals().update(CLASSES | MATRIX_CLASSES)
+__all__ = [*CLASSES, *MATRIX_CLASSES, "Optimizer", "clip_grad_norm_"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from ._types import Number, NumberPair, Numbers, StateDtype
 from .jobs.noise import GradientNoise
 
-__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'SparseAdam', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'SparseAdam', 'Muon', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
@@ -3033,6 +3033,110 @@ class SparseAdam(Optimizer):
         weight_decay: Number = 0.0,
         decoupled_weight_decay: bool = False,
         amsgrad: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    """Momentum, orthogonalized: a step against the nearest matrix whose singular values are all about
+    1.
+
+    ::
+
+        b = momentum*b + (1 - momentum)*g
+        u = momentum*b + (1 - momentum)*g, or b without nesterov
+        x = u/max(norm(u), eps)
+        x = h*x + (i*x*x' + j*(x*x')^2)*x, ns_steps times, h, i, j = ns_coefficients
+        p -= lr*weight_decay*p
+        p -= lr*sqrt(max(1, rows/columns))*x
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    Parameters are matrices, of two dimensions. Embeddings, biases and all others are another
+    optimizer's.
+
+    Matrices are multiplied by the arrays' own library, with its threads: torch's tensors in
+    bfloat16, as it does that itself, CuPy's arrays and, by NumPy, all others on the CPU in float32
+    (float64 of float64 parameters). The bits are the library's. An element that is not finite makes
+    all of its matrix so. Gradients of some rows, 'state_memory' and
+    `fastopt.distributed.Synchronous` are refused.
+
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025,
+    arXiv:2502.16982; torch.optim.Muon.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    weight_decay : float, default 0.1
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    momentum : float, default 0.95
+        Decay rate of the gradient's average. A finite number >= 0.
+    nesterov : bool, default True
+        The direction is the average's once more averaged with the gradient.
+    ns_coefficients : tuple of float, default (3.4445, -4.775, 2.0315)
+        Coefficients of the polynomial.
+    eps : float, default 1e-07
+        The least that the direction is divided by. A finite number >= 0.
+    ns_steps : int, default 5
+        Times that the polynomial is applied. An integer >= 0 and <= 99.
+    adjust_lr_fn : str or None, default None
+        The factor of lr: sqrt(max(1, rows/columns)), which None is too, or 0.2*sqrt(max(rows,
+        columns)). One of original, match_rms_adamw.
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``momentum_buffer``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([[1.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Muon([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> p.detach().numpy().round(1).tolist()
+    [[1.0, -1.9]]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        weight_decay: Number = 0.1,
+        momentum: Number = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Numbers = (3.4445, -4.775, 2.0315),
+        eps: Number = 1e-07,
+        ns_steps: Number = 5,
+        adjust_lr_fn: Literal['original', 'match_rms_adamw'] | None = None,
+        *,
+        maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,

@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays.array import Array
 from ..arrays.libraries import assign, new_array, to_host, view
 from ..backends import Backend
+from ..backends.matrices import prepare as prepare_all
 from ..jobs.job import Progress
 from ..jobs.storage import KAHAN, MASTER, StorageOptions
 from ..jobs.tables import Tensor, make_jobs
@@ -64,7 +65,7 @@ def make_ready(backend: Backend, parameters: Sequence[Apart], real: np.dtype, th
         options = apart.stored.options(param) & (KAHAN | MASTER)
         tensors.append(Tensor(multiples.index(apart.multiple), i, arrays, options))
         names.append([apart.name, *[f"state of {apart.name}"] * (len(arrays) - 1)])
-    run = backend.prepare(make_jobs(sets, tensors, names))
+    run = prepare_all(make_jobs(sets, tensors, names), (), backend.prepare)
     return lambda: run(1.0, threads)
 
 

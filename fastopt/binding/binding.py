@@ -16,8 +16,9 @@ from ..arrays.libraries import set_to_zero, view
 from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend, Runner
 from ..backends.choice import get_backend
+from ..backends.matrices import prepare as prepare_all
 from ..checks import check_flag
-from ..jobs.job import Gradients, Job, RowJob, Sum
+from ..jobs.job import AnyJob, Gradients, Job, RowJob, Sum
 from ..jobs.tables import make_gradients
 from ..rules import GRADIENT
 from .norms import NO_LIMITS, Limits, check_scale, read
@@ -84,7 +85,7 @@ class Binding:
     def __init__(
         self,
         backend: Backend,
-        jobs: Sequence[Job],
+        jobs: Sequence[AnyJob],
         members: Sequence[int],
         names: Sequence[str],
         grads: Sequence[Array] = (),
@@ -97,7 +98,7 @@ class Binding:
         self.members = members
         self.watched = watched
         self._prepare = prepare or backend.prepare
-        self.runner: Runner = self._prepare(jobs, watched.written)
+        self.runner: Runner = prepare_all(jobs, watched.written, self._prepare)
         # A method of the runner, which Python calls in half the time of the runner itself.
         self._run = partial(self._run_all, self.runner) if before else self.runner.__call__
         self._before = before
@@ -113,7 +114,7 @@ class Binding:
         self._columns: Columns | None = None  # where gradients can be others than they were
 
     def with_rows(
-        self, jobs: Sequence[Job], rows: Sequence[tuple[int, RowSparse, str]], watched: Watched = NONE_WATCHED
+        self, jobs: Sequence[AnyJob], rows: Sequence[tuple[int, RowSparse, str]], watched: Watched = NONE_WATCHED
     ) -> Binding:
         """Return a binding of these arrays and of gradients of rows of other parameters."""
         members = [*self.members, *(i for i, _, _ in rows)]
@@ -185,7 +186,7 @@ class Binding:
                 jobs, written = [job.zeroing() for job in jobs], [*written, *self._zeroed]
             if clip_value < math.inf:
                 jobs = [job.clipping(clip_value) for job in jobs]
-            self._others[key] = self._prepare(jobs, written)
+            self._others[key] = prepare_all(jobs, written, self._prepare)
         return self._others[key]
 
     def _views(self, grads: Sequence[Any] | Mapping[int, Any]) -> Sequence[tuple[Array, str]]:

@@ -39,11 +39,11 @@ def open_files(
         raise ValueError(
             f"state_memory: found {describe(memory)}, expected None without state_dir: it bounds states in files"
         )
-    measured = next((rule for rule in owned.groups.rules if rule.by_tensor), None)
+    measured = next((rule for rule in owned.groups.rules if rule.whole), None)
     if memory is not None and measured is not None:
         raise ValueError(
-            f"state_memory: found {describe(memory)}, expected None: {measured.optimizer} measures whole tensors "
-            "before it updates them, and would read the files twice"
+            f"state_memory: found {describe(memory)}, expected None: {measured.whole} before it updates them, and "
+            "would read the files twice"
         )
     if owned.place.kind != "cpu":
         raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 from .. import settings
 from ..checks import check_number, did_you_mean, wrong_type
 from ..jobs.storage import StorageOptions
-from ..rules import RULES, Hyper, Rule, flag
+from ..rules import EVERY_RULE, MATRIX_RULES, RULES, Hyper, Rule, flag
 from ..rules.hyper import count_copies, hyper_row
 
 # Where a group has a rule's hyper-parameters, as an argument's name and a place in a tuple; and what it calls them.
@@ -75,7 +75,7 @@ class Arguments:
             value = group[name]
             if hyper.flag or not callable(value):
                 hyper.check(name, value)
-        return RULES[self.choose(group)]
+        return EVERY_RULE[self.choose(group)]
 
     def names(self, group: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         """Hyper-parameters that a group calls otherwise than the rules, with its names: "" for one that it lacks."""
@@ -440,29 +440,35 @@ def _arguments(name: str) -> Arguments:
     if name in _SWITCHES:
         names, switches, choose = _SWITCHES[name]
     else:
-        (only,) = (rule.name for rule in RULES.values() if rule.optimizer == name)
-        switches = {} if RULES[only].ahead is None else {"train_mode": _TRAIN_MODE}
+        (only,) = (rule.name for rule in EVERY_RULE.values() if rule.optimizer == name)
+        switches = {} if EVERY_RULE[only].ahead is None else {"train_mode": _TRAIN_MODE}
         names, choose = (only,), lambda group: only
-    rules = tuple(RULES[rule] for rule in names)
+    rules = tuple(EVERY_RULE[rule] for rule in names)
     return Arguments(name, rules, _defaults(rules, switches), choose, switches)
 
 
-#: The arguments of every class by its name.
+#: The arguments of every class of the table by its name.
 ARGUMENTS: Mapping[str, Arguments] = MappingProxyType(
     {name: _arguments(name) for name in dict.fromkeys(rule.optimizer for rule in RULES.values())}
+)
+#: The arguments of every class of whole matrices by its name.
+MATRIX_ARGUMENTS: Mapping[str, Arguments] = MappingProxyType(
+    {rule.optimizer: _arguments(rule.optimizer) for rule in MATRIX_RULES.values()}
 )
 
 
 @cache
 def _everywhere() -> frozenset[str]:
     """The names of all arguments of all classes."""
-    return frozenset(chain(EXECUTION, FILES, *(arguments.defaults for arguments in ARGUMENTS.values())))
+    classes = (*ARGUMENTS.values(), *MATRIX_ARGUMENTS.values())
+    return frozenset(chain(EXECUTION, FILES, *(arguments.defaults for arguments in classes)))
 
 
 __all__ = [
     "ARGUMENTS",
     "EXECUTION",
     "FILES",
+    "MATRIX_ARGUMENTS",
     "Arguments",
     "Call",
     "TorchArguments",

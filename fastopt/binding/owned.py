@@ -119,6 +119,8 @@ class Owned:
         self._elements = self._storage.elements(map(attrgetter("size"), self.views))
         self.groups.extend([group[1:] for group in given], called, storages, self.real)
         groups = [(self.groups.rules[g], self.groups.progress[g].copies) for g in self.groups.of[first:]]
+        for (rule, _), array, name in zip(groups, self.views[first:], self.names[first:], strict=True):
+            rule.check_shape(array.shape, name)
         kinds = [
             storage.states(rule, param, copies)
             for (rule, copies), storage, param in zip(groups, of_each, self.views[first:], strict=True)

@@ -17,7 +17,7 @@ from ..jobs.job import MAX_STEP, Progress
 from ..jobs.noise import GradientNoise
 from ..jobs.storage import NOISE
 from ..jobs.tables import Tensor, make_jobs
-from ..rules import Rule
+from ..rules import MatrixRule, Rule
 from ..rules.hyper import FLOAT64, frozen, hyper_row
 from .binding import Binding
 from .norms import check_scale
@@ -207,6 +207,8 @@ class Known:
 
     def add(self, update: Update, arrays: tuple[Any, ...], backend: str | None) -> Update:
         """Has an update wait for a next call once it is in its `waiting`, if arrays like these can be known again."""
+        if isinstance(update.rule, MatrixRule):  # whose room would be kept for each of the arrays
+            return update
         if len(self._waiting) * len(arrays) > self._most:
             self._waiting.clear()
         key: tuple[Any, ...] = (update.rule.name, get_backend() if backend is None else backend, update.noise)

@@ -23,7 +23,7 @@ from ..binding.structure import gradient_of, match, split_rows
 from ..checks import check_integer, check_name, wrong_type, wrong_value
 from ..evaluation import Evaluated
 from ..jobs.job import DenseJob
-from ..optimizers import CLASSES, Optimizer
+from ..optimizers import CLASSES, MATRIX_CLASSES, Optimizer
 from . import checkpoint
 from .agreement import check_alike, said
 from .carriers import current
@@ -115,8 +115,12 @@ class Synchronous:
     """The number of steps that have been made."""
 
     def __init__(self, optimizer: Any, params: Any, *, slices: int, wire: str = "float32", **options: Any) -> None:
-        if not (isinstance(optimizer, type) and CLASSES.get(optimizer.__name__) is optimizer):
+        known = {**CLASSES, **MATRIX_CLASSES}
+        if not (isinstance(optimizer, type) and known.get(optimizer.__name__) is optimizer):
             raise wrong_type("optimizer", optimizer, "a class of fastopt, as fastopt.AdamW")
+        if optimizer.__name__ in MATRIX_CLASSES:
+            expected = "another: it multiplies whole matrices, and ranks hold parts of arrays without their shapes"
+            raise wrong_value("optimizer", optimizer.__name__, expected)
         for name in FILES:
             if options.get(name) is not None:
                 raise wrong_value(name, options[name], "None: states of a shard are in memory")
@@ -140,7 +144,7 @@ class Synchronous:
         for i, array in enumerate(held.views):
             rule, stored = self._rules[i], probe.groups.storages[probe.groups.of[i]]
             in_blocks = any(dtype == np.uint8 for dtype, _ in stored.states(rule, array, self._copies[i]).values())
-            by_row, whole = rule.by_row is not None, rule.by_tensor is not None
+            by_row, whole = rule.by_row is not None, bool(rule.whole)
             extents.append(Extent.of(array, by_row, in_blocks, whole))
         self._layout = Layout(extents, world.size)
         self._parted = not any(extent.whole for extent in extents)  # a step can be done unit by unit

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..binding.options import ARGUMENTS, EXECUTION, TorchArguments
+from ..binding.options import ARGUMENTS, EXECUTION, MATRIX_ARGUMENTS, TorchArguments
 from ..documentation import torch_text
 
 # Arguments of torch's classes beside hyper-parameters: ways of computing, which fastopt takes no notice of.
@@ -21,8 +21,10 @@ def _sparse_adam() -> TorchArguments:
     return replace(adam, name="SparseAdam", defaults={**adam.defaults, "eps_hat": True})
 
 
-#: The arguments of every class.
+#: The arguments of every class of the table.
 TORCH_ARGUMENTS = (*map(TorchArguments.of, ARGUMENTS.values()), _sparse_adam())
+#: The arguments of every class of whole matrices.
+TORCH_MATRIX_ARGUMENTS = tuple(map(TorchArguments.of, MATRIX_ARGUMENTS.values()))
 
 
 def namespace_of(arguments: TorchArguments) -> dict[str, Any]:

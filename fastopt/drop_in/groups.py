@@ -20,7 +20,7 @@ from ..binding.binding import Told
 from ..binding.options import TorchArguments, check_training
 from ..checks import wrong_type
 from ..jobs.storage import StorageOptions
-from ..rules import Rule
+from ..rules import MatrixRule, Rule
 from ..rules.hyper import frozen
 
 #: The dtypes that parameters can have.
@@ -180,22 +180,22 @@ def check_params(optimizer: Groups) -> None:
     """
     groups = [group for group in optimizer.param_groups for _ in group["params"]]
     params, labels = params_of(optimizer.param_groups), labels_of(optimizer.param_groups)
-    found = [
-        (params[i], labels[i], optimizer._storage.of_group(groups[i]))
-        for i in first_places(params)[0]
-        if can_be_checked(params[i])
-    ]
+    found = [(params[i], labels[i], groups[i]) for i in first_places(params)[0] if can_be_checked(params[i])]
     labels = [label for _, label, _ in found]
-    for p, label, _ in found:
+    for p, label, group in found:
+        rule = optimizer._arguments.rule(group)
+        rule.check_shape(tuple(p.shape), label)
+        if isinstance(rule, MatrixRule) and group.get("capturable"):
+            raise ValueError(f"capturable: found True, expected False: {rule.whole}, by products that are not recorded")
         if p.device != found[0][0].device:
             raise ValueError(
                 f"{label}: found device {p.device}, expected {found[0][0].device} as {labels[0]} has: one "
                 "optimizer works on one device"
             )
     views = [view(p, label) for p, label, _ in found]
-    for array, (_, label, storage) in zip(views, found, strict=True):
+    for array, (_, label, group) in zip(views, found, strict=True):
         check_tensor([array], [label])
-        storage.check(array, label)
+        optimizer._storage.of_group(group).check(array, label)
     check_overlap(views, labels, [True] * len(views))
     if len({bool(group.get("capturable")) for group in optimizer.param_groups}) > 1:
         raise ValueError("capturable: found True and False, expected the same in all groups")

@@ -101,8 +101,8 @@ class Shards:
                 expected, allowed = "Shard or Replicate()", {None, *range(p.ndim)}
                 if rule.by_row:
                     expected, allowed = "Shard(0) or Replicate(), for states are by row", {None, 0}
-                elif rule.by_tensor:
-                    expected, allowed = f"Replicate(), for {rule.optimizer} measures whole tensors", {None}
+                elif rule.whole:
+                    expected, allowed = f"Replicate(), for {rule.whole}", {None}
                 partial = any(placement.is_partial() for placement in p.placements)
                 if partial or not allowed.issuperset(map(dim_of, p.placements)):
                     raise ValueError(f"{label}: found placements {p.placements}, expected {expected}")

@@ -17,14 +17,19 @@ from ..arrays.libraries import view
 from ..binding.states import new_state
 from ..binding.where import Places
 from ..checks import check_number, wrong_type
-from ..rules import RULES, Rule
+from ..rules import EVERY_RULE, Rule
 from ..statedict import COMPANIONS, step_count
 from .groups import Groups, can_be_checked, is_counted
 
 _data_ptr: Any = torch.Tensor.data_ptr
 
 #: All names that states have; others are the user's.
-STATE_NAMES = {"step", "ema", *COMPANIONS, *chain.from_iterable((*r.state_names, *r.scalars) for r in RULES.values())}
+STATE_NAMES = {
+    "step",
+    "ema",
+    *COMPANIONS,
+    *chain.from_iterable((*r.state_names, *r.scalars) for r in EVERY_RULE.values()),
+}
 
 #: The dtype and shape of each of a parameter's state arrays.
 Kinds = Mapping[str, tuple[np.dtype, tuple[int, ...]]]

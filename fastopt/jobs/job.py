@@ -10,7 +10,8 @@ import numpy as np
 from ..arrays.array import CPU, Array, Place
 from ..arrays.blocks import BLOCK_BYTES, QUANT_BLOCK
 from ..arrays.dtypes import CODES, DTYPES
-from ..rules import Rule
+from ..arrays.libraries.matrices import Room
+from ..rules import MatrixRule, Rule
 from .storage import CLIP, ZERO_GRADS, Storage
 
 if TYPE_CHECKING:
@@ -228,6 +229,85 @@ class RowJob(_Job):
 
 #: Tensors of one rule and dtype, as all backends take them.
 Job: TypeAlias = DenseJob | RowJob
+
+
+@dataclass(kw_only=True)
+class MatrixJob:
+    """One matrix under a `MatrixRule`: two jobs that backends do, and between them what its library does."""
+
+    progress: Progress
+    first: DenseJob  # its tables have the gradient
+    last: DenseJob
+    shape: tuple[int, ...]
+    room: Room
+    matrix: Any  # what is between, as it lies in memory
+
+    @property
+    def members(self) -> np.ndarray:
+        """The place of the matrix in `progress`."""
+        return self.first.members
+
+    @property
+    def owners(self) -> list[Array]:
+        """The views that keep the arrays, which both jobs share."""
+        return self.first.owners
+
+    @property
+    def address_table(self) -> np.ndarray:
+        """The addresses by run and array, the gradient's among them."""
+        return self.first.address_table
+
+    @property
+    def run_members(self) -> np.ndarray:
+        """The member that each run is of."""
+        return self.first.run_members
+
+    @property
+    def units(self) -> list[tuple[int, int]]:
+        """Pairs of bytes and elements that they hold, for each array."""
+        return [*self.first.units, *self.last.units]
+
+    def check_indices(self) -> None:
+        """Checks nothing: it has no indices."""
+
+    def clipping(self, value: float) -> MatrixJob:
+        """The job whose first part clips scaled gradients to magnitudes of at most `value`."""
+        return replace(self, first=self.first.clipping(value))
+
+    def zeroing(self) -> MatrixJob:
+        """The job whose first part sets the gradient to zero too."""
+        return replace(self, first=self.first.zeroing())
+
+    def of(self, chosen: np.ndarray) -> MatrixJob | None:
+        """The job, with tables of its own, if it is of a member of which `chosen` has True."""
+        first, last = self.first.of(chosen), self.last.of(chosen)
+        return None if first is None or last is None else replace(self, first=first, last=last)
+
+    def begin(self) -> tuple[float, ...]:
+        """Have both jobs' numbers be those of the step that begins, and the matrix between zero.
+
+        Returns
+        -------
+        tuple of float
+            The numbers for `multiply`.
+        """
+        own, rule, i = self.progress, self.progress.rule, int(self.members[0])
+        assert isinstance(rule, MatrixRule)
+        ends = rule.ends(self.shape, own.hyper[own.group[i], 0].tolist())
+        for job, values in ((self.first, ends.first), (self.last, ends.last)):
+            job.progress.hyper[i, 0] = [values.get(name, 0.0) for name in job.progress.rule.row]
+        self.first.progress.steps[i], self.first.progress.factors[i] = own.steps[i], own.factors[i]
+        self.last.progress.factors[i] = ends.factor
+        self.matrix[...] = 0
+        return ends.middle
+
+    def multiply(self, values: tuple[float, ...]) -> None:
+        """Do what is between both jobs."""
+        self.room.apply(self.progress.rule.update, self.matrix, values)
+
+
+#: All that a step may consist of.
+AnyJob: TypeAlias = Job | MatrixJob
 
 
 @dataclass

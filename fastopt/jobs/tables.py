@@ -14,12 +14,15 @@ from ..arrays.array import Array, replace_shape
 from ..arrays.blocks import block_bytes
 from ..arrays.checks import check_device, check_overlap, check_tensor
 from ..arrays.dtypes import CODES, compute_dtype
+from ..arrays.libraries import view
+from ..arrays.libraries.matrices import Room
+from ..arrays.libraries.torch import is_tensor
 from ..arrays.runs import row_stride, runs_of
-from ..rules import FIRST_STATE, GRADIENT, RULES, Rule
+from ..rules import FIRST_STATE, GRADIENT, RULES, MatrixRule, Rule
 from ..rules.hyper import hyper_row
-from .job import DUPLICATES, DenseJob, Gradients, Job, Progress, RowJob, Rows, by_column, offsets_of
+from .job import DUPLICATES, AnyJob, DenseJob, Gradients, MatrixJob, Progress, RowJob, Rows, by_column, offsets_of
 from .noise import GradientNoise
-from .storage import Storage, StorageOptions, code_of
+from .storage import DITHER, NOISE, Storage, StorageOptions, code_of
 
 
 class Tensor(NamedTuple):
@@ -71,8 +74,8 @@ def make_jobs(
     sets: Sequence[Progress],
     tensors: Sequence[Tensor],
     names: Sequence[Sequence[str]],
-) -> list[Job]:
-    """Checks tensors and tables them: one job for each rule and storage, and one for each gradient of rows.
+) -> list[AnyJob]:
+    """Checks tensors and tables them: one job for each rule and storage, each gradient of rows, and each matrix.
 
     Parameters
     ----------
@@ -90,6 +93,7 @@ def make_jobs(
     """
     dense: dict[tuple[int, np.dtype, Storage | None], list[tuple[Tensor, Sequence[str]]]] = {}
     by_rows: list[RowJob] = []
+    matrices: dict[int, list[tuple[Tensor, Sequence[str]]]] = {}
     checked: list[list[Array]] = []
     for tensor, labels in zip(tensors, names, strict=True):
         rule, arrays = sets[tensor.set].rule, tensor.arrays
@@ -97,9 +101,13 @@ def make_jobs(
             blocks = (block_bytes(arrays[0].size),)
             shapes = [None, None, *[blocks] * (sets[tensor.set].copies * len(rule.states))]
             check_tensor(arrays, labels, shapes=shapes)
+            rule.check_shape(arrays[0].shape, labels[0])
             dtype = compute_dtype(arrays[0].dtype)
-            key = (tensor.set, dtype, _storage(sets[tensor.set], tensor, arrays, dtype))
-            dense.setdefault(key, []).append((tensor, labels))
+            if isinstance(rule, MatrixRule):
+                matrices.setdefault(tensor.set, []).append((tensor, labels))
+            else:
+                key = (tensor.set, dtype, _storage(sets[tensor.set], tensor, arrays, dtype))
+                dense.setdefault(key, []).append((tensor, labels))
         else:
             arrays, rows = check_rows(rule, arrays, labels)
             if tensor.noise is not None and DUPLICATES[rows.duplicates] != "sum":
@@ -119,7 +127,50 @@ def make_jobs(
         _make_dense_job(sets[k], dtype, storage, *map(list, zip(*members, strict=True)))
         for (k, dtype, storage), members in dense.items()
     ]
-    return [*made, *by_rows]
+    return [*made, *by_rows, *chain.from_iterable(_make_matrix_jobs(sets[k], *own) for k, own in matrices.items())]
+
+
+def _make_matrix_jobs(progress: Progress, *members: tuple[Tensor, Sequence[str]]) -> list[MatrixJob]:
+    """The jobs of matrices under a rule, one for each: only one is worked on at a time, so that they share room."""
+    rule = progress.rule
+    assert isinstance(rule, MatrixRule)
+    count = len(progress.steps)
+    ends = [Progress.of(RULES[name], 1, count, count) for name in (rule.first, rule.last)]
+    ends[1].steps = progress.steps  # which it counts for the rule
+    for own in ends:
+        own.group[:] = np.arange(count)
+    alike: dict[tuple[bool, np.dtype], list[tuple[Tensor, Sequence[str]]]] = {}
+    for tensor, labels in members:
+        param = tensor.arrays[0]
+        alike.setdefault((is_tensor(param.owner), compute_dtype(param.dtype)), []).append((tensor, labels))
+    found = []
+    for (_, dtype), given in alike.items():
+        like = given[0][0].arrays[0]
+        room = Room(like.owner, like, given[0][1][0], [tensor.arrays[0].shape for tensor, _ in given], dtype)
+        found += [_make_matrix_job(progress, ends, room, dtype, *one) for one in given]
+    return found
+
+
+def _make_matrix_job(
+    progress: Progress, ends: Sequence[Progress], room: Room, dtype: np.dtype, tensor: Tensor, names: Sequence[str]
+) -> MatrixJob:
+    param, grad, *others = tensor.arrays
+    states = len(progress.rule.states)
+    turned = param.order != (0, 1)  # the matrix between lies as the parameter does
+    matrix = room.matrix(param.shape[::-1] if turned else param.shape)
+    between = view(matrix.T if turned else matrix, "matrix")
+    of_gradients = NOISE | DITHER
+    parts = [
+        tensor._replace(arrays=[between, grad, *others[:states]], options=tensor.options & of_gradients),
+        tensor._replace(arrays=[param, between, *others[states:]], options=tensor.options & ~of_gradients, noise=None),
+    ]
+    first, last = (
+        _make_dense_job(own, dtype, _storage(own, part, part.arrays, dtype), [part], [names])
+        for own, part in zip(ends, parts, strict=True)
+    )
+    first.owners += tensor.arrays
+    last.owners = first.owners
+    return MatrixJob(progress=progress, first=first, last=last, shape=param.shape, room=room, matrix=matrix)
 
 
 def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array], dtype: np.dtype) -> Storage | None:
@@ -151,11 +202,8 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     TypeError, ValueError
         As `fastopt.arrays.checks.check_tensor` and `RowSparse.check`; or an array's rows are not contiguous.
     """
-    if rule.by_tensor:
-        raise ValueError(
-            f"{names[GRADIENT]}: found a gradient of rows, expected a dense one: {rule.optimizer} measures whole "
-            "tensors"
-        )
+    if rule.whole:
+        raise ValueError(f"{names[GRADIENT]}: found a gradient of rows, expected a dense one: {rule.whole}")
     if isinstance(arrays[GRADIENT], Array):  # a number is one row
         arrays = [array if array.shape else replace_shape(array, (1,)) for array in arrays]
     param, gradient = arrays[:2]

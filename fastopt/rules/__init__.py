@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from . import adam, adaptive, layerwise, momentum
+from . import adam, adaptive, layerwise, matrix, momentum
 from .base import (
     COMMON,
     FIRST_STATE,
@@ -24,14 +24,21 @@ from .base import (
     flag,
     prologue,
 )
+from .matrix import Library, MatrixRule
 
 #: Every rule by name. It drives the classes, the functional forms, the C table, the Numba kernels, the tests.
 RULES = MappingProxyType({rule.name: rule for family in (momentum, adaptive, adam, layerwise) for rule in family.RULES})
+#: Every rule of whole matrices by name, whose ends are rules of the table.
+MATRIX_RULES = MappingProxyType({rule.name: rule for rule in matrix.RULES})
+#: All of both.
+EVERY_RULE: MappingProxyType[str, Rule] = MappingProxyType({**RULES, **MATRIX_RULES})
 
 __all__ = [
     "COMMON",
+    "EVERY_RULE",
     "FIRST_STATE",
     "GRADIENT",
+    "MATRIX_RULES",
     "MAX_COEFFICIENTS",
     "MAX_COPIES",
     "MAX_HYPER",
@@ -42,6 +49,8 @@ __all__ = [
     "REQUIRED",
     "RULES",
     "Hyper",
+    "Library",
+    "MatrixRule",
     "Rule",
     "Stage",
     "State",

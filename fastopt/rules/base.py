@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ..checks import as_float, check_flag, wrong_type, wrong_value
+from ..checks import as_float, check_flag, check_integer, check_name, wrong_type, wrong_value
 
 #: How many copies of its state a rule may have: C has a loop for each number.
 MAX_COPIES = 8
@@ -36,6 +36,10 @@ class Hyper:
         True where None is a value too; folds see it as NaN.
     infinite : bool
         True where infinity is a value too.
+    whole : bool
+        True where it is an integer.
+    names : tuple of str
+        The values, where they are names; folds see the place of one.
     part_of : str, optional
         The argument that classes have in its place, as torch's ``betas``: a tuple of the hyper-parameters that are part
         of it, in the rule's order.
@@ -50,6 +54,8 @@ class Hyper:
     vector: bool = False
     optional: bool = False
     infinite: bool = False
+    whole: bool = False
+    names: tuple[str, ...] = ()
     part_of: str | None = None
 
     @property
@@ -57,6 +63,10 @@ class Hyper:
         """The values allowed, in words for an error message."""
         if self.flag:
             return "True or False"
+        if self.names:
+            return f"one of {', '.join(self.names)}{' or None' if self.optional else ''}"
+        if self.whole:
+            return f"an integer >= {self.low:g} and <= {self.high:g}"
         if self.low == 0 and self.high == math.inf:
             words = "a finite number >= 0"
         elif self.low > 0 and self.high == math.inf:
@@ -85,6 +95,11 @@ class Hyper:
             return math.nan
         if self.flag:
             return float(value if type(value) is bool else check_flag(name, value))
+        if self.names:
+            check_name(name, value, self.names)
+            return float(self.names.index(value))
+        if self.whole:
+            return float(check_integer(name, value, int(self.low), self.high))
         number = value if type(value) is float else as_float(value)
         if number is None:
             raise wrong_type(name, value, self.domain)
@@ -351,6 +366,14 @@ class Rule:
     def by_tensor(self) -> Stage | None:
         """The stage, where it measures whole tensors."""
         return None if self.by_row else self.stage
+
+    @property
+    def whole(self) -> str:
+        """Say why a parameter is updated as a whole; "" where its rows and shards can be."""
+        return f"{self.optimizer} measures whole tensors" if self.by_tensor else ""
+
+    def check_shape(self, shape: tuple[int, ...], name: str) -> None:
+        """Check that a parameter may have this shape: here any."""
 
     @cached_property
     def folds(self) -> tuple[str, ...]:

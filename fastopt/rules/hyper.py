@@ -13,7 +13,7 @@ from ..checks import wrong_type, wrong_value
 from . import MAX_COPIES, Rule
 
 FLOAT64 = np.dtype(np.float64)
-_FIXED = (type(None), int, float, np.generic, Number)
+_FIXED = (type(None), int, float, str, np.generic, Number)
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in (np.dtype(np.float32), FLOAT64)}
 
 

@@ -121,3 +121,26 @@ def tensor_of(array: np.ndarray) -> Any:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+class Products:
+    """The products of matrices of tensors."""
+
+    def new(self, make: Callable[[], Any]) -> Any:
+        """Make a tensor that can be written in inference mode and out of it."""
+        with sys.modules[LIBRARY].inference_mode(False):
+            return make()
+
+    def normalize(self, x: Any, eps: float) -> None:
+        """Divide a matrix by its Frobenius norm, or by `eps` where that is more."""
+        torch = sys.modules[LIBRARY]
+        norm = torch.linalg.vector_norm(x, dtype=torch.float64)  # float32 cannot hold squares of numbers above 1e19
+        x.div_(norm.to(x.dtype).clamp_(min=eps))
+
+    def product(self, a: Any, b: Any, out: Any) -> None:
+        """Write a @ b."""
+        sys.modules[LIBRARY].mm(a, b, out=out)
+
+    def add_product(self, c: Any, a: Any, b: Any, beta: float, alpha: float, out: Any) -> None:
+        """Write beta*c + alpha*(a @ b)."""
+        sys.modules[LIBRARY].addmm(c, a, b, beta=beta, alpha=alpha, out=out)

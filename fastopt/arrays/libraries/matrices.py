@@ -1,0 +1,106 @@
+"""Products of matrices by the arrays' own library, and room for them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..array import Array
+from ..dtypes import BFLOAT16
+from . import new_array
+from .torch import Products as OfTorch
+from .torch import is_tensor
+
+
+class OfNumPy:
+    """The products of NumPy's arrays, or of a library with its functions."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def new(self, make: Callable[[], Any]) -> Any:
+        """Make an array."""
+        return make()
+
+    def normalize(self, x: Any, eps: float) -> None:
+        """Divide a matrix by its Frobenius norm, or by `eps` where that is more."""
+        with np.errstate(all="ignore"):
+            squares = self._library.square(x, dtype=np.float64)  # which float32 cannot hold of numbers above 1e19
+            x /= self._library.maximum(self._library.sqrt(squares.sum()), eps)
+
+    def product(self, a: Any, b: Any, out: Any) -> None:
+        """Write a @ b."""
+        with np.errstate(all="ignore"):
+            self._library.matmul(a, b, out=out)
+
+    def add_product(self, c: Any, a: Any, b: Any, beta: float, alpha: float, out: Any) -> None:
+        """Write beta*c + alpha*(a @ b); `c` is lost."""
+        with np.errstate(all="ignore"):
+            self._library.matmul(a, b, out=out)
+            out *= alpha
+            c *= beta
+            out += c
+
+
+class Room:
+    """Memory for a matrix of one of some shapes, for its like, and for two squares of its smaller side.
+
+    Parameters
+    ----------
+    like : array
+        Of the library and the device.
+    array : Array
+        Its view.
+    name : str
+        What the caller calls it.
+    shapes : sequence of pairs
+        The shapes.
+    dtype : numpy.dtype
+        That of computing beside the products.
+
+    Raises
+    ------
+    TypeError
+        The library has no products.
+    """
+
+    def __init__(self, like: Any, array: Array, name: str, shapes: Sequence[tuple[int, ...]], dtype: np.dtype) -> None:
+        self._library: Any
+        if is_tensor(like):
+            self._library, inner = OfTorch(), BFLOAT16
+        elif array.place.kind != "cpu" and not array.place.library:
+            raise TypeError(
+                f"{name}: found a {type(like).__name__} on {array.place.device}, expected a tensor of torch or an "
+                "array of CuPy, which multiply matrices there"
+            )
+        else:
+            self._library, inner = OfNumPy(sys.modules[array.place.library or "numpy"]), dtype
+
+        def new(dtype: np.dtype, size: int) -> Any:
+            return self._library.new(lambda: new_array(like, array, dtype, (size,), 0))
+
+        size, side = max(map(math.prod, shapes)), max(map(min, shapes))
+        self._pair = [new(inner, size), new(inner, size)]
+        self._squares = [new(inner, side * side), new(inner, side * side)]
+        # Beside products of float64 there may be no other dtype.
+        self._outer = new(dtype, size) if dtype == np.float64 != inner else self._pair[0]
+
+    def matrix(self, shape: tuple[int, ...]) -> Any:
+        """The matrix of that shape, C-contiguous."""
+        return self._outer[: math.prod(shape)].reshape(shape)
+
+    def apply(self, update: Callable[..., Any], matrix: Any, values: Sequence[float]) -> None:
+        """Replace a matrix that is here by what `update` makes of it, which is that of a `MatrixRule`."""
+        shape = tuple(matrix.shape)
+        size, side = math.prod(shape), min(shape)
+        x, spare = (own[:size].reshape(shape) for own in self._pair)
+        squares = (own[: side * side].reshape(side, side) for own in self._squares)
+        if self._outer is not self._pair[0]:
+            x[...] = matrix
+        made = update(self._library, x, spare, *squares, *values)
+        if made is spare or self._outer is not self._pair[0]:
+            matrix[...] = made
