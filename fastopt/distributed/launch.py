@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..errors import BackendUnavailable, install_command
 
 _INTERRUPTED = 130
 _PATIENCE = 10.0  # seconds that processes have to end in
+#: Seconds until a machine that says nothing is asked, between two such questions, and how many remain unanswered.
+_SILENCE = {"oob_tcp_keepalive_time": 5, "oob_tcp_keepalive_intvl": 1, "oob_tcp_keepalive_probes": 5}
+_LOST = b"lost communication with a remote daemon"
 #: Variables that other machines are told: threads, and where Python looks for modules.
 _TOLD = ("OMP_NUM_THREADS", "PYTHONPATH")
 
@@ -59,7 +62,7 @@ def run(
     # It stays when the program is started anew: what a slice's gradient is may depend on it.
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     while True:
-        status = _wait([*_launcher(ranks, hosts), *_program(program, arguments)], environment)
+        status = _wait([*_launcher(ranks, hosts), *_program(program, arguments)], environment, listen=bool(hosts))
         if status in (0, _INTERRUPTED) or not restarts or ranks == 1:
             return status
         restarts -= 1
@@ -90,6 +93,8 @@ def _launcher(ranks: int, hosts: Sequence[tuple[str, int]]) -> list[str]:
     if hosts:
         most = max(slots for _, slots in hosts)
         command += ["--host", ",".join(f"{name}:{slots}" for name, slots in hosts), "--prefix", sys.prefix]
+        for name, value in _SILENCE.items():
+            command += ["--prtemca", name, str(value)]
         for name in _TOLD:
             command += ["-x", name] if name in os.environ or name == "OMP_NUM_THREADS" else []
     command += ["--map-by", ":OVERSUBSCRIBE", "--mca", "osc", "^ucx"]
@@ -98,18 +103,32 @@ def _launcher(ranks: int, hosts: Sequence[tuple[str, int]]) -> list[str]:
     return command
 
 
-def _wait(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a command to its end, which is brought about where this process is told to end."""
+def _wait(command: Sequence[str], environment: dict[str, str], listen: bool) -> int:
+    """Run a command to its end, which is brought about where this process is told to end.
+
+    With `listen` a launcher that has lost a machine has failed: PRRTE 3 says so, and yet its status is 0.
+    """
     before = signal.signal(signal.SIGTERM, _end)
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE if listen else None)
     try:
-        status = process.wait()
+        told = _pass_on(process.stderr) if listen else b""
+        status = process.wait() or int(_LOST in told)
     except KeyboardInterrupt:  # the launcher has had it too
         status = _INTERRUPTED
     finally:
         _stop(process)
         signal.signal(signal.SIGTERM, before)
     return 128 - status if status < 0 else status
+
+
+def _pass_on(errors: Any) -> bytes:
+    """Write errors as they come, and return the last of them."""
+    last = b""
+    while some := os.read(errors.fileno(), 1 << 16):
+        sys.stderr.buffer.write(some)
+        sys.stderr.flush()
+        last = (last + some)[-4096:]
+    return last
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def machines(tmp_path):
             shutil.rmtree(Path("/etc/netns") / host, ignore_errors=True)
 
 
+RUN = [sys.executable, "-m", "fastopt", "run"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+INSIDE = ["ip", "netns", "exec", "fastopt-a", "unshare", "--uts", "bash", "-c", 'hostname fastopt-a; exec "$@"', "-"]
+
+
+def started(agent, program, hosts):
+    """A program begun on the first machine."""
+    more = {"PRTE_MCA_plm_ssh_agent": str(agent), "OMPI_MCA_btl_tcp_if_include": "10.77.0.0/24"}
+    command = [*INSIDE, *RUN, "--hosts", hosts, program]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT | more, **pipes)
+
+
 PROGRAM = """
 import hashlib, socket
 import numpy as np
@@ -71,27 +85,48 @@ print(opt.ranks, hashlib.sha256(params[0].tobytes() + params[1].tobytes()).hexdi
 def test_two_machines_have_the_bits_of_one_process(machines, tmp_path):
     program = tmp_path / "train.py"
     program.write_text(PROGRAM)
-    run = [sys.executable, "-m", "fastopt", "run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    alone = subprocess.run([*run, "-n", "1", program], env=environment, capture_output=True, text=True, check=True)
+    alone = subprocess.run([*RUN, "-n", "1", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     digest = alone.stdout.split()[1]
-    environment |= {"PRTE_MCA_plm_ssh_agent": str(machines), "OMPI_MCA_btl_tcp_if_include": "10.77.0.0/24"}
-    inside = [
-        "ip",
-        "netns",
-        "exec",
-        "fastopt-a",
-        "unshare",
-        "--uts",
-        "bash",
-        "-c",
-        'hostname fastopt-a; exec "$@"',
-        "-",
-    ]
     for hosts, ranks in ("fastopt-a:1,fastopt-b:1", 2), ("fastopt-a:2,fastopt-b:2", 4):
-        command = [*inside, *run, "--hosts", hosts, program]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        lines = [line.split() for line in done.stdout.splitlines()]
+        process = started(machines, program, hosts)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        lines = [line.split() for line in out.splitlines()]
         assert len(lines) == ranks and {tuple(line[:2]) for line in lines} == {(str(ranks), digest)}
         assert {line[2] for line in lines} == set(HOSTS)
+
+
+ENDLESS = """
+import numpy as np
+import fastopt
+from fastopt import distributed as fd
+
+opt = fd.Synchronous(fastopt.AdamW, np.zeros(100_000, "f4"), slices=2)
+while True:
+    for number, _ in opt.slices(2):
+        opt.add(number, np.ones(100_000, "f4"))
+    opt.step()
+    if opt.steps == 3:
+        print("ready", flush=True)
+"""
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_link_that_goes_down_ends_all(machines, tmp_path):
+    program = tmp_path / "train.py"
+    program.write_text(ENDLESS)
+    process = started(machines, program, "fastopt-a:1,fastopt-b:1")
+    try:
+        assert process.stdout.readline() == process.stdout.readline() == "ready\n"
+        subprocess.run(["ip", "-n", "fastopt-a", "link", "set", "va", "down"], check=True)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and "lost communication" in err
+    finally:
+        process.kill()
+    for _ in range(60):  # the other machine finds it out by itself
+        left = [subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True).stdout for host in HOSTS]
+        if left == ["", ""]:
+            break
+        time.sleep(0.5)
+    assert left == ["", ""]

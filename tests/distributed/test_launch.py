@@ -110,6 +110,64 @@ def test_a_rank_that_is_killed_ends_all(program):
     assert (process.returncode, out) == (137, "")
 
 
+FAULTY = """
+import os, signal, subprocess, sys
+from fastopt.distributed import carriers, checkpoint, exchange, synchronous
+
+point, fault = sys.argv[1:]
+owner, name, count = {{
+    "before a step": (synchronous.Synchronous, "_agree", 4),
+    "before sums are received": (exchange.Flight, "receive", 4),
+    "before an update is given": (exchange.Flight, "publish", 4),
+    "before others' are taken": (exchange.Flight, "land", 4),
+    "in a checkpoint": (checkpoint, "_write_shard", 2),
+}}[point]
+before, calls = getattr(owner, name), 0
+
+def faulty(*arguments):
+    global calls
+    calls += 1
+    if carriers.current().rank == 1 and calls == count and not os.path.exists("done"):
+        open("done", "w").close()
+        if fault == "raises":
+            raise ZeroDivisionError("by this test")
+        if fault == "stops":  # for a second
+            subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {{os.getpid()}}"])
+        os.kill(os.getpid(), signal.SIGSTOP if fault == "stops" else signal.SIGKILL)
+    return before(*arguments)
+
+setattr(owner, name, faulty)
+{training}
+"""
+FAULTS = [
+    ("before a step", "is killed"),
+    ("before sums are received", "is killed"),
+    ("before an update is given", "is killed"),
+    ("before others' are taken", "is killed"),
+    ("in a checkpoint", "is killed"),
+    ("before an update is given", "stops"),
+    ("before sums are received", "raises"),
+    ("in a checkpoint", "raises"),
+]
+
+
+@needs_mpi
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "fault"), FAULTS)
+def test_a_fault_at_a_point(point, fault, program):
+    """A rank that is killed is done without, one that stops is waited for, one that raises ends all."""
+    text = FAULTY.format(training=TRAINING.replace("opt.steps == 3 and first and opt.rank == 1", "False"))
+    again = [] if fault == "raises" else ["--restarts", "1"]
+    process = program(text, "-n", "3", *again, arguments=[point, fault])
+    out, err = process.communicate(timeout=120)
+    assert (Path(process.args[-3]).parent / "done").exists()
+    if fault == "raises":
+        assert (process.returncode, out) == (1, "") and err.count("ZeroDivisionError: by this test") == 1
+    else:
+        assert process.returncode == 0, err
+        assert out.split() == ["2" if fault == "is killed" else "3", trained_alone()]
+
+
 FAILING = """
 import sys, time
 from fastopt.distributed.carriers import current
@@ -192,7 +250,9 @@ def test_without_mpi_the_command_that_installs_it_is_told(tmp_path, monkeypatch,
 
 def test_machines_are_told_what_this_one_is(monkeypatch):
     commands = []
-    monkeypatch.setattr(launch, "_wait", lambda command, environment: commands.append((command, environment)) or 0)
+    monkeypatch.setattr(
+        launch, "_wait", lambda command, environment, listen: commands.append((command, environment)) or 0
+    )
     monkeypatch.setattr(launch, "find_spec", lambda name: True)
     monkeypatch.setattr(launch.shutil, "which", lambda name: "mpiexec")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
