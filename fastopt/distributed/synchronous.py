@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple, cast
@@ -24,6 +25,7 @@ from ..checks import check_integer, check_name, wrong_type, wrong_value
 from ..evaluation import Evaluated
 from ..jobs.job import DenseJob
 from ..optimizers import CLASSES, MATRIX_CLASSES, Optimizer
+from ..statedict import torch_state_dict
 from . import checkpoint
 from .agreement import check_alike, said
 from .carriers import current
@@ -67,7 +69,7 @@ class Synchronous:
     Parameters
     ----------
     optimizer : class
-        A class of fastopt, as `fastopt.AdamW`.
+        A class of fastopt, as `fastopt.AdamW`, or of fastopt.torch, whose state dicts are torch's then.
     params : array, nested sequences and mappings of arrays, or list of group dicts
         As for the class, contiguous and on the CPU. They are the same in all ranks, and updated in place in all.
     slices : int
@@ -115,12 +117,9 @@ class Synchronous:
     """The number of steps that have been made."""
 
     def __init__(self, optimizer: Any, params: Any, *, slices: int, wire: str = "float32", **options: Any) -> None:
-        known = {**CLASSES, **MATRIX_CLASSES}
-        if not (isinstance(optimizer, type) and known.get(optimizer.__name__) is optimizer):
-            raise wrong_type("optimizer", optimizer, "a class of fastopt, as fastopt.AdamW")
-        if optimizer.__name__ in MATRIX_CLASSES:
-            expected = "another: it multiplies whole matrices, and ranks hold parts of arrays without their shapes"
-            raise wrong_value("optimizer", optimizer.__name__, expected)
+        optimizer, self._of_torch = _class_of(optimizer)
+        if self._of_torch:
+            _take_torchs(options)
         for name in FILES:
             if options.get(name) is not None:
                 raise wrong_value(name, options[name], "None: states of a shard are in memory")
@@ -533,7 +532,8 @@ class Synchronous:
         if told is None:
             return None
         whole = join_states([part for theirs in told for part in theirs], self._held.views, self._rules, self._copies)
-        return {"state": whole, "param_groups": self._numbered(own["param_groups"])}
+        found = {"state": whole, "param_groups": self._numbered(own["param_groups"])}
+        return torch_state_dict(found) if self._of_torch else found
 
     def _numbered(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Groups with the numbers of whole parameters."""
@@ -631,3 +631,33 @@ class Synchronous:
         self._held.fill(loaded)
         self.steps = reader.index["steps"]
         return self.steps
+
+
+def _class_of(optimizer: Any) -> tuple[type, bool]:
+    """The class that shards are updated by, and whether torch's of that name was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is none, or one that shards cannot be updated by.
+    """
+    known, name = {**CLASSES, **MATRIX_CLASSES}, optimizer.__name__ if isinstance(optimizer, type) else ""
+    torch = sys.modules.get("fastopt.torch")  # where nobody has imported it, there is no class of it
+    of_torch = torch is not None and name in known and getattr(torch, name) is optimizer
+    if not of_torch and (name not in known or known[name] is not optimizer):
+        raise wrong_type("optimizer", optimizer, "a class of fastopt or fastopt.torch, as fastopt.AdamW")
+    if name in MATRIX_CLASSES:
+        expected = "another: it multiplies whole matrices, and ranks hold parts of arrays without their shapes"
+        raise wrong_value("optimizer", name, expected)
+    return CLASSES[name], of_torch
+
+
+def _take_torchs(options: dict[str, Any]) -> None:
+    """Take out the arguments that torch's classes have beside; those that would change something are refused."""
+    from ..drop_in.groups import REFUSED  # which needs torch
+
+    for flag, reason in REFUSED.items():
+        if options.pop(flag, False):
+            raise wrong_value(flag, True, f"False: {reason}")
+    for name in ("foreach", "fused"):
+        options.pop(name, None)

@@ -593,3 +593,53 @@ def test_tensors_of_torch_give_their_gradients():
     for found in run_threads(1, run):
         for own, other in zip(found, expected, strict=True):
             assert own.tobytes() == other.tobytes()
+
+
+def test_torchs_classes_are_taken():
+    """They have torch's arguments, and torch's state dicts, which one process goes on from."""
+    torch = pytest.importorskip("torch")
+    from fastopt import torch as optim
+
+    options = {"lr": 0.1, "betas": (0.8, 0.9), "amsgrad": True, "foreach": True}
+
+    def train(step, make):
+        p = [torch.nn.Parameter(torch.linspace(-1, 1, 5000)), torch.nn.Parameter(torch.ones(3, 2))]
+        optimizer = make(p)
+        step(optimizer, p)
+        return [x.tolist() for x in p], optimizer.state_dict()
+
+    def alone(optimizer, params):
+        for s in range(3):
+            for p in params:
+                p.grad = torch.full_like(p, s + 0.5)
+            optimizer.step(max_norm=1.0)
+
+    def together(optimizer, params):
+        for s in range(3):
+            for number, _ in optimizer.slices(2):
+                for p in params:
+                    p.grad = torch.full_like(p, s + number)
+                optimizer.add(number)
+            optimizer.step(max_norm=1.0)
+
+    expected, states = train(alone, lambda p: optim.AdamW([{"params": p[:1]}, {"params": p[1:], "lr": 0.2}], **options))
+
+    def run():
+        def make(p):
+            return fd.Synchronous(optim.AdamW, [{"params": p[:1]}, {"params": p[1:], "lr": 0.2}], slices=2, **options)
+
+        return train(together, make)
+
+    for found, told in [run(), *run_threads(2, run)]:
+        assert found == expected
+        if told is not None:
+            p = [torch.nn.Parameter(torch.zeros(5000)), torch.nn.Parameter(torch.zeros(3, 2))]
+            optimizer = torch.optim.AdamW([{"params": p[:1]}, {"params": p[1:]}])
+            optimizer.load_state_dict(told)
+            assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+            for i, x in enumerate(p):
+                assert torch.equal(optimizer.state[x]["max_exp_avg_sq"], states["state"][i]["max_exp_avg_sq"])
+    with pytest.raises(ValueError, match=r"^capturable: found True, expected False"):
+        fd.Synchronous(optim.SGD, [torch.zeros(3)], slices=1, capturable=True)
+    with pytest.raises(TypeError, match=r"^optimizer: found .*SparseAdam"):
+        fd.Synchronous(optim.SparseAdam, [torch.zeros(3)], slices=1)
