@@ -8,9 +8,10 @@ import pytest
 import fastopt
 from fastopt import RULES, RowSparse, functional
 from fastopt.arrays.blocks import block_bytes
+from fastopt.arrays.libraries.matrices import OfNumPy, Room
 
 from .device import DeviceArray, assert_equal, hyper_of, on_both, without_waiting
-from .support import gradients, make_states, one_of_each_kind, parameter
+from .support import assert_same_bits, gradients, make_states, one_of_each_kind, parameter
 
 pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -405,3 +406,40 @@ def test_the_benchmark_of_a_device(gpu, capsys):
 
 def test_what_the_process_says_of_the_backend():
     assert fastopt.available_backends()["numba-cuda"] == "available"
+
+
+class OnTheHost(Room):
+    """Products of matrices by NumPy, for arrays of Numba, which has none."""
+
+    def clear(self, matrix):
+        matrix.copy_to_device(np.zeros(matrix.shape, F4))
+
+    def apply(self, update, matrix, values):
+        x = matrix.copy_to_host()
+        gram, other = np.empty((2, min(x.shape), min(x.shape)), F4)
+        matrix.copy_to_device(update(OfNumPy(np), x, np.empty_like(x), gram, other, *values))
+
+
+def test_the_ends_of_a_matrix_rule(gpu, monkeypatch):
+    """What storage asks for, on the device; the products between them are the libraries'."""
+    rng = np.random.default_rng(0)
+    params, grads = ([rng.standard_normal(shape).astype(F4) for shape in ((5, 7), (9, 4))] for _ in range(2))
+    options = {"lr": 0.1, "gradient_noise": fastopt.GradientNoise(0.1, 0.55, 3), "ema_decay": 0.9}
+    there, here = on_both(params)
+    with pytest.raises(TypeError, match=r"params\[0\]: found a DeviceArray on cuda:0, expected a tensor of torch or"):
+        fastopt.Muon(there)
+    on_host = fastopt.Muon(here, **options)
+    for _ in range(3):
+        on_host.step(grads, grad_scale=0.5)
+    for module in ("arrays.libraries.matrices", "binding.owned"):
+        monkeypatch.setattr(f"fastopt.{module}.library_of", lambda *_: OfNumPy(np))
+    monkeypatch.setattr("fastopt.jobs.tables.Room", OnTheHost)
+    on_device = fastopt.Muon(there, **options)
+    for _ in range(3):
+        own, _ = on_both(grads)
+        on_device.step(own, grad_scale=0.5, zero_grads=True)
+        assert not any(g.get().any() for g in own)
+    for p, want, state, expected in zip(there, here, on_device.state, on_host.state, strict=True):
+        buffer, average = (state[name].copy_to_host() for name in ("momentum_buffer", "ema"))
+        assert_same_bits([p.get(), buffer, average], [want, expected["momentum_buffer"], expected["ema"]])
+        assert int(state["step"]) == 3

@@ -361,6 +361,51 @@ def test_same_trajectory_as_torchs(dtype, shape, options, torch):
     np.testing.assert_allclose(got, want, rtol=1e-6 + rounding, atol=0.1 * lr + rounding / 4)
 
 
+def own_table(torch):
+    """The line of PyTorch's own table of optimizers."""
+    pytest.importorskip("expecttest", reason="PyTorch's table of optimizers needs it: pip install expecttest")
+    from torch.testing._internal.common_optimizers import optim_db
+
+    return next(info for info in optim_db if info.optim_cls is torch.optim.Muon)
+
+
+def test_torchs_own_cases(torch):
+    for case in own_table(torch).optim_inputs_func(device="cpu"):
+        params, opts, grads = both(torch, **case.kwargs)
+        for g in grads:
+            step_both(params, opts, g)
+        torch.testing.assert_close(*params, rtol=1e-6, atol=0.1 * float(opts[0].param_groups[0]["lr"]))
+
+
+def test_torchs_own_error_cases(torch):
+    from fastopt import torch as optim
+
+    for case in own_table(torch).optim_error_inputs_func(device="cpu", dtype=torch.float32):
+        if (
+            case.error_type is RuntimeError
+        ):  # of a complex parameter, which has no gradient: it is checked once it has one
+            continue
+        given, warned = case.optimizer_error_input, issubclass(case.error_type, Warning)
+        with pytest.warns(case.error_type) if warned else pytest.raises((ValueError, TypeError)):
+            optim.Muon(given.params, **given.kwargs)
+
+
+def test_torchs_schedulers_and_scaler(torch):
+    params, opts, grads = both(torch, lr=0.1)
+    schedulers = [torch.optim.lr_scheduler.OneCycleLR(opt, 0.2, 10) for opt in opts]
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for g in grads:
+        params[0].grad, params[1].grad = 4.0 * g, g.clone()
+        scaler.scale(torch.ones(()))
+        scaler.step(opts[0])
+        scaler.update()
+        opts[1].step()
+        for scheduler in schedulers:
+            scheduler.step()
+    torch.testing.assert_close(*params, rtol=1e-6, atol=0.02)
+    assert copy.deepcopy(opts[0]).state_dict()["param_groups"] == opts[0].state_dict()["param_groups"]
+
+
 def test_arrays_of_torch_in_the_class_for_arrays(torch):
     params, opts, grads = both(torch)
     own = params[1].detach().clone()
@@ -398,6 +443,8 @@ def test_steps_in_inference_mode_and_out_of_it(torch):
 def test_what_is_refused_of_torchs(torch):
     from fastopt import torch as optim
 
+    with pytest.raises(ValueError, match="optimizer: found 'Muon', expected another: it multiplies whole matrices"):
+        Synchronous(optim.Muon, [torch.ones(3, 4)], slices=1)
     with pytest.raises(
         ValueError, match=r"found shape \(3,\), expected two dimensions, for Muon only supports 2D param"
     ):

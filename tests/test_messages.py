@@ -15,14 +15,16 @@ import pytest
 
 import fastopt
 from fastopt import functional, hogwild
-from fastopt.binding.options import ARGUMENTS, EXECUTION
-from fastopt.rules import REQUIRED, RULES, Hyper
+from fastopt.binding import options
+from fastopt.binding.options import EXECUTION
+from fastopt.rules import EVERY_RULE, REQUIRED, Hyper
 
 from .malformed import LEGITIMATE, SCALARS, Opaque, Target, arrays_like, calls
 
 torch = pytest.importorskip("torch")
 fo = pytest.importorskip("fastopt.torch")
 
+ARGUMENTS = {**options.ARGUMENTS, **options.MATRIX_ARGUMENTS}
 SHAPE = (3, 2)
 #: The rules and classes for which every value is tried; others are made from the same table.
 FULL = ("adam", "aggmo", "rowwise_adagrad", "Adam", "AggMo", "SGD")
@@ -41,6 +43,10 @@ def kind_of(hyper: Hyper) -> str:
         return "flag"
     if hyper.vector:
         return "vector"
+    if hyper.names:
+        return "optional"
+    if hyper.whole:
+        return "count >= 0"
     if hyper.optional:
         return "number >= 0 or inf" if hyper.infinite else "optional number > 0"
     if hyper.high == 1:
@@ -49,7 +55,7 @@ def kind_of(hyper: Hyper) -> str:
 
 
 def of_function(name: str) -> Target:
-    rule = RULES[name]
+    rule = EVERY_RULE[name]
     keys = [key for key in rule.hyper if key not in rule.initial]
     copies = (2,) if rule.vector else ()
 
@@ -502,7 +508,7 @@ def torch_adam() -> Any:
 
 
 def of_torch_class(name: str) -> Target:
-    cls = fo.CLASSES[name]
+    cls = getattr(fo, name)
     arguments = cls._arguments
     defaults = {key: 0.1 if default is REQUIRED else default for key, default in arguments.defaults.items()}
     import inspect
@@ -1055,18 +1061,18 @@ def _of_hogwild() -> list[Target]:
 
 
 TARGETS: list[Target] = [
-    *(of_function(name) for name in RULES),
+    *(of_function(name) for name in EVERY_RULE),
     *(of_class(name) for name in ARGUMENTS),
     *_of_step("Adam"),
     *_of_step("SGD", momentum=0.9),
     *_of_step("AggMo"),
     *_of_step("Adam", state_dtype="8bit"),
-    *(_of_groups(name) for name in ARGUMENTS),
+    *(_of_groups(name) for name in options.ARGUMENTS),
     _of_group_calls(),
     _of_added_groups(),
     _loads(adam, LOADED_BY_ARRAYS),
     _loads(torch_adam, LOADED_BY_TORCH),
-    *(of_torch_class(name) for name in fo.CLASSES),
+    *(of_torch_class(name) for name in (*fo.CLASSES, *fo.MATRIX_CLASSES)),
     *_of_torch_step(),
     *_of_sparse(),
     *_of_norms(),

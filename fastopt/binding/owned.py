@@ -15,12 +15,13 @@ from ..arrays.array import CPU, Array
 from ..arrays.checks import check_device, check_overlap, check_tensor
 from ..arrays.dtypes import compute_dtype
 from ..arrays.libraries import floats_of, to_host, view
+from ..arrays.libraries.matrices import library_of
 from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend
 from ..backends.choice import choose_backend, get_backend
 from ..checks import wrong_type
 from ..jobs.tables import Tensor, make_jobs
-from ..rules import Rule
+from ..rules import MatrixRule, Rule
 from .accumulated import Accumulated
 from .ahead import Apart, make_ready, way_of
 from .binding import Binding, Last
@@ -121,6 +122,8 @@ class Owned:
         groups = [(self.groups.rules[g], self.groups.progress[g].copies) for g in self.groups.of[first:]]
         for (rule, _), array, name in zip(groups, self.views[first:], self.names[first:], strict=True):
             rule.check_shape(array.shape, name)
+            if isinstance(rule, MatrixRule):
+                library_of(array.owner, array, name)
         kinds = [
             storage.states(rule, param, copies)
             for (rule, copies), storage, param in zip(groups, of_each, self.views[first:], strict=True)

@@ -298,7 +298,7 @@ class MatrixJob:
             job.progress.hyper[i, 0] = [values.get(name, 0.0) for name in job.progress.rule.row]
         self.first.progress.steps[i], self.first.progress.factors[i] = own.steps[i], own.factors[i]
         self.last.progress.factors[i] = ends.factor
-        self.matrix[...] = 0
+        self.room.clear(self.matrix)
         return ends.middle
 
     def multiply(self, values: tuple[float, ...]) -> None:

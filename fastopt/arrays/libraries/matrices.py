@@ -46,6 +46,24 @@ class OfNumPy:
             out += c
 
 
+def library_of(like: Any, array: Array, name: str) -> Any:
+    """The products of a parameter's library.
+
+    Raises
+    ------
+    TypeError
+        It has none.
+    """
+    if is_tensor(like):
+        return OfTorch()
+    if array.place.kind != "cpu" and not array.place.library:
+        raise TypeError(
+            f"{name}: found a {type(like).__name__} on {array.place.device}, expected a tensor of torch or an array of "
+            "CuPy, which multiply matrices there"
+        )
+    return OfNumPy(sys.modules[array.place.library or "numpy"])
+
+
 class Room:
     """Memory for a matrix of one of some shapes, for its like, and for two squares of its smaller side.
 
@@ -69,16 +87,8 @@ class Room:
     """
 
     def __init__(self, like: Any, array: Array, name: str, shapes: Sequence[tuple[int, ...]], dtype: np.dtype) -> None:
-        self._library: Any
-        if is_tensor(like):
-            self._library, inner = OfTorch(), BFLOAT16
-        elif array.place.kind != "cpu" and not array.place.library:
-            raise TypeError(
-                f"{name}: found a {type(like).__name__} on {array.place.device}, expected a tensor of torch or an "
-                "array of CuPy, which multiply matrices there"
-            )
-        else:
-            self._library, inner = OfNumPy(sys.modules[array.place.library or "numpy"]), dtype
+        self._library = library_of(like, array, name)
+        inner = BFLOAT16 if is_tensor(like) else dtype
 
         def new(dtype: np.dtype, size: int) -> Any:
             return self._library.new(lambda: new_array(like, array, dtype, (size,), 0))
@@ -92,6 +102,10 @@ class Room:
     def matrix(self, shape: tuple[int, ...]) -> Any:
         """The matrix of that shape, C-contiguous."""
         return self._outer[: math.prod(shape)].reshape(shape)
+
+    def clear(self, matrix: Any) -> None:
+        """Have a matrix that is here be of zeros."""
+        matrix[...] = 0
 
     def apply(self, update: Callable[..., Any], matrix: Any, values: Sequence[float]) -> None:
         """Replace a matrix that is here by what `update` makes of it, which is that of a `MatrixRule`."""
