@@ -226,19 +226,29 @@ NOINLINE void draw_group(randoms *r, uint64_t group)
     }
 }
 
-/* Writes the numbers of the chunk that begins at an element, two in each word. */
-NOINLINE void random_chunk(randoms *r, uint64_t element, uint32_t *random)
+/* The numbers of the chunk with that number, two in each word. */
+INLINE const uint32_t *numbers_of(randoms *r, uint64_t chunk)
 {
-    uint16_t both[2 * CHUNK];
-    for (int part = 0; part < 2; part++) {
-        const uint64_t at = element / CHUNK + (uint64_t)part, group = at * CHUNK / GROUP;
-        if (r->group[group & 1] != group + 1) {
-            draw_group(r, group);
-            r->group[group & 1] = group + 1;
-        }
-        memcpy(both + part * CHUNK, r->bits[group & 1][at % 4], CHUNK * sizeof *both);
+    const uint64_t group = chunk * CHUNK / GROUP;
+    if (r->group[group & 1] != group + 1) {
+        draw_group(r, group);
+        r->group[group & 1] = group + 1;
     }
-    memcpy(random, both + element % CHUNK, HALF * sizeof *random);
+    return r->bits[group & 1][chunk % (GROUP / CHUNK)];
+}
+
+/* The numbers of CHUNK elements from one on, which are copied to `space` where they are of two chunks. */
+INLINE const uint32_t *random_chunk(randoms *r, uint64_t element, uint32_t *space)
+{
+    const uint64_t chunk = element / CHUNK, beyond = element % CHUNK;
+    const uint32_t *numbers = numbers_of(r, chunk);
+    if (!beyond)
+        return numbers;
+    uint16_t both[2 * CHUNK];
+    memcpy(both, numbers, sizeof both / 2);
+    memcpy(both + CHUNK, numbers_of(r, chunk + 1), sizeof both / 2);
+    memcpy(space, both + beyond, sizeof both / 2);
+    return space;
 }
 
 INLINE words dither_float16(words u, words random)
@@ -259,8 +269,10 @@ INLINE void store_dithered_words(int32_t dtype, words a, words b, char *to, word
         store_words(to, dither_float16(a, even) | dither_float16(b, odd) << 16);
 }
 
-NOINLINE void store_stochastic(int32_t dtype, const float *chunk, char *to, const uint32_t *random)
+NOINLINE void store_stochastic(int32_t dtype, const float *chunk, char *to, randoms *randoms, uint64_t element)
 {
+    uint32_t space[HALF];
+    const uint32_t *random = random_chunk(randoms, element, space);
     FOR_PARTS(k)
     {
         const words r = load_words(random + k);

@@ -158,9 +158,7 @@ NOINLINE void FN(store_param)(FN(stored) *s, int64_t i)
         FN(store_chunk)(COMPUTE, p, s->at[s->companion]);
 #ifdef FASTOPT_CONVERSIONS
     if (s->options & FASTOPT_STOCHASTIC) {
-        uint32_t random[HALF];
-        random_chunk(&s->randoms, (uint64_t)(s->pass->element + i), random);
-        store_stochastic(s->dtypes[0], p, s->at[0], random);
+        store_stochastic(s->dtypes[0], p, s->at[0], &s->randoms, (uint64_t)(s->pass->element + i));
         return;
     }
 #else
@@ -273,11 +271,11 @@ INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
 /* ---- the specialised loops ---- */
 
 #ifdef FASTOPT_CONVERSIONS
-/* 1 if arrays are of these dtypes and no option but dither and noise is set. Blocks of either dtype match each other.
- */
+/* 1 if arrays are of these dtypes and no option is set that the specialised loops lack. Blocks of either dtype match
+ * each other. */
 NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, int states)
 {
-    int is = s->dtypes[0] == param && s->dtypes[GRADIENT] == grad && !(s->options & ~(FASTOPT_DITHER | FASTOPT_NOISE));
+    int is = s->dtypes[0] == param && s->dtypes[GRADIENT] == grad && !(s->options & ~(FASTOPT_DITHER | FASTOPT_NOISE | FASTOPT_STOCHASTIC));
     for (int j = FIRST_STATE; j < arrays; j++)
         is &= s->dtypes[j] == states || (FN(in_blocks)(s->dtypes[j]) && FN(in_blocks)(states));
     return is;
@@ -309,6 +307,7 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
     {                                                                                                                 \
         COEFFICIENTS(rule, copies)                                                                                    \
         const int prefetch = s->pass->prefetch, dithered = s->options & FASTOPT_DITHER;                               \
+        const int stochastic = s->options & FASTOPT_STOCHASTIC;                                                       \
         const uint64_t element = (uint64_t)s->pass->element, step = (uint64_t)s->pass->step;                          \
         _Alignas(64) real chunks[ARRAYS_##rule##_##copies][CHUNK];                                                    \
         void *arrays[ARRAYS_##rule##_##copies];                                                                       \
@@ -316,9 +315,12 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
         for (; at < end; at += CHUNK) {                                                                               \
             LOAD(0, dtype) LOAD(1, grad_dtype) STATES_##rule##_##copies(LOAD_STATE)                                   \
             UPDATE_CHUNK(rule, copies)                                                                                \
-            FN(store_chunk)(dtype, chunks[0], at_0);                                                                  \
+            if (dtype == FASTOPT_BFLOAT16 && stochastic)                                                              \
+                store_stochastic(dtype, chunks[0], at_0, &s->randoms, element + (uint64_t)at);                        \
+            else                                                                                                      \
+                FN(store_chunk)(dtype, chunks[0], at_0);                                                              \
             const uint32_t dither = dither_of(element + (uint64_t)at, step);                                          \
-            (void)dithered, (void)dither;                                                                             \
+            (void)dithered, (void)dither, (void)stochastic;                                                           \
             STATES_##rule##_##copies(STORE_STATE)                                                                     \
         }                                                                                                             \
         return end;                                                                                                   \
