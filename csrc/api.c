@@ -114,7 +114,7 @@ static int update_tensors(int32_t rule, int32_t dtype, int32_t copies, int64_t t
     if (!offsets || !zeros)
         error = FASTOPT_NO_MEMORY;
     else
-        error = find_offsets(tensors, sizes, arrays, all_arrays_of(rule, copies, storage), offsets);
+        error = find_offsets(tensors, sizes, arrays, width_of(rule, copies, storage), offsets);
     if (!error) {
         fastopt_job job = {.rule = rule, .dtype = dtype, .copies = copies, .runs = tensors, .addresses = arrays,
                            .offsets = offsets, .coefficients = (double *)coefficients, .storage = storage,

@@ -135,7 +135,8 @@ typedef struct {
     int32_t max_copies;   /* of the states: 1, and FASTOPT_MAX_COPIES for aggmo */
     int32_t by_row;       /* 1: states have one element for each row of the parameter; for fastopt_update_rows only */
     int32_t by_tensor;    /* 1: an element's update depends on all of its tensor; not for fastopt_update_rows */
-    const char *const *state_names;
+    int32_t singles;      /* further states, of one number each for the whole tensor, in arrays of one element */
+    const char *const *state_names; /* [states + singles] */
     const fastopt_hyper *hypers;
 } fastopt_rule;
 
@@ -173,8 +174,8 @@ FASTOPT_API int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const d
                              double *coefficients);
 
 /* Does one step of `tensors` tensors, in place. Tensor i has sizes[i] elements and the arrays arrays[i * (2 +
- * copies*states)...]: parameter, gradient, the states of the first copy, of the second, ... Each array is
- * contiguous, of any alignment. All but the gradient are written. No array that is written may overlap another. An
+ * copies*states + singles)...]: parameter, gradient, the states of the first copy, of the second, ..., single states
+ * (which are of the dtype, have one element, and stay where the tensor has none). Each array is contiguous, of any alignment. All but the gradient are written. No array that is written may overlap another. An
  * array without elements may be NULL; without tensors nothing is done.
  *
  * dtype        of every array: FASTOPT_FLOAT32 or FASTOPT_FLOAT64; for others see fastopt_update_stored
@@ -202,8 +203,9 @@ enum {
     FASTOPT_CLIP = 128       /* grad_scale*g is clipped to [-clip_value, clip_value], before noise; NaN stays */
 };
 typedef struct {
-    const int32_t *dtypes;   /* of each array: those of fastopt_update, then the lost part or the master if there is
-                              * one, then the average if there is one; these are arrays of the tensor too */
+    const int32_t *dtypes;   /* of each array: those of fastopt_update but for single states, then the lost part or
+                              * the master if there is one, then the average if there is one; these are arrays of the
+                              * tensor too, before its single states */
     int32_t options;         /* a sum of the above */
     double average_decay;
     uint64_t seed;           /* of stochastic rounding, by Philox4x32-10 of seed, step and element's number */

@@ -75,10 +75,11 @@ def structures(module, kernels):
         yield struct(f"prologue_coefs_{suffix}", module.PROLOGUE, real)
         for name, rule in kernels.items():
             yield struct(f"{name}_coefs_{suffix}", rule.coefficients, real)
-            yield struct(f"{name}_states_{suffix}", rule.state_names, real)
+            yield struct(f"{name}_states_{suffix}", rule.elements, real)
     for name, rule in kernels.items():
         if rule.by_tensor:
             yield struct(f"{name}_sums", rule.sums, "double")
+            yield struct(f"{name}_singles", rule.singles, "double")
     for fold, rule in {fold_of(rule): rule for rule in kernels.values()}.items():
         yield struct(f"{fold}_hyper", rule.row, "double")
 
@@ -130,10 +131,10 @@ def row_rule(name, states):
 
 def table_entry(module, rule):
     """Yield the lines of a rule's entry in the table of csrc/rules.c."""
-    lengths = f"{len(rule.states)}, {len(rule.row)}, {len(module.PROLOGUE + rule.coefficients)}, {len(rule.scalars)}"
+    lengths = f"{len(rule.elements)}, {len(rule.row)}, {len(module.PROLOGUE + rule.coefficients)}, {len(rule.scalars)}"
     copies = module.MAX_COPIES if rule.vector else 1
     states = ", ".join([*(f'"{state}"' for state in rule.state_names), "NULL"])
-    over = f"{int(rule.by_row is not None)}, {int(rule.by_tensor is not None)}"
+    over = f"{int(rule.by_row is not None)}, {int(rule.by_tensor is not None)}, {len(rule.singles)}"
     yield f'{{{{"{rule.name}", {lengths}, {copies}, {over}, (const char *const[]){{{states}}},'
     yield "  (const fastopt_hyper[]){"
     for name, hyper in c_hypers(module, rule).items():
@@ -163,7 +164,7 @@ def rule_table(module, levels):
             lines += ["", *measure(name, rule)]
         for copies in range(1, module.MAX_COPIES + 1 if rule.vector else 2):
             instances.append(f"X({name}, {copies})")
-            lines += ["", *instance(module, name, rule.state_names, copies)]
+            lines += ["", *instance(module, name, rule.elements, copies)]
     lines += [
         "",
         macro("FASTOPT_KERNELS(X)", *(f"X({name}, {fold_of(rule)})" for name, rule in kernels.items())),
@@ -179,6 +180,7 @@ def rule_table(module, levels):
         "MAX_ARRAYS": max(rule.count_arrays(copies) for copies, rule in own),
         "MAX_ROW": max(copies * (module.OWN + len(rule.coefficients)) for copies, rule in own),
         "MAX_SUMS": max(len(rule.sums) for rule in rules),
+        "MAX_SINGLES": max(len(rule.singles) for rule in rules),
     }
     lines += [f"#define {name} {most}" for name, most in space.items()]
     for name in ("HYPER", "COEFFICIENTS", "SCALARS", "COPIES"):

@@ -30,8 +30,8 @@ typedef struct {
     int32_t copies;             /* of the rule's states: 1, or AggMo's number of betas */
     int64_t runs;
     int64_t tensors;
-    void *const *addresses;     /* [runs][arrays]: parameter, gradient, states, what storage adds */
-    const int64_t *strides;     /* [runs][arrays], in bytes; NULL if every run is contiguous */
+    void *const *addresses;     /* [runs][arrays]: parameter, gradient, states, what storage adds, single states */
+    const int64_t *strides;     /* [runs][arrays], in bytes; NULL if every run is contiguous; single states have none */
     const int64_t *offsets;     /* [runs + 1]: the elements before each run, and of all */
     const int32_t *tensor_of;   /* [runs]: the run's tensor */
     const int32_t *parameter;   /* [tensors]: the tensor's index in group, steps and scalars */

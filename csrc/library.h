@@ -15,8 +15,8 @@
 
 typedef void (*fold_function)(double t, const double *hyper, double *scalars, double *coefficients);
 
-/* Makes further coefficients of sums over a tensor. */
-typedef void (*stage_function)(const double *sums, double *coefficients);
+/* Makes further coefficients of sums over a tensor, and new values of its single states. */
+typedef void (*stage_function)(const double *sums, double *singles, double *coefficients);
 
 typedef struct {
     fastopt_rule rule;
@@ -107,12 +107,18 @@ fastopt_lookup *lookup_space(int64_t n);
 
 /* ---- arrays ---- */
 
-/* The number of a tensor's arrays, without and with those that storage adds. */
+/* The number of a tensor's arrays that have all elements, without and with those that storage adds. */
 static inline int arrays_of(int rule, int copies) { return FIRST_STATE + copies * rules[rule].rule.states; }
 static inline int all_arrays_of(int rule, int copies, const fastopt_storage *storage)
 {
     const int options = storage ? storage->options : 0;
     return arrays_of(rule, copies) + !!(options & (FASTOPT_KAHAN | FASTOPT_MASTER)) + !!(options & FASTOPT_AVERAGE);
+}
+
+/* The length of a tensor's row of addresses: single states come last. */
+static inline int width_of(int rule, int copies, const fastopt_storage *storage)
+{
+    return all_arrays_of(rule, copies, storage) + rules[rule].rule.singles;
 }
 
 static inline int in_blocks(int32_t dtype)

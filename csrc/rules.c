@@ -19,9 +19,9 @@
 FASTOPT_KERNELS(FOLD_ENTRY)
 
 #define STAGE_ENTRY(rule)                                                                                             \
-    static void staged_##rule(const double *sums, double *coefficients)                                               \
+    static void staged_##rule(const double *sums, double *singles, double *coefficients)                              \
     {                                                                                                                 \
-        stage_##rule((const void *)sums, (void *)coefficients);                                                       \
+        stage_##rule((const void *)sums, (void *)singles, (void *)coefficients);                                      \
     }
 FASTOPT_STAGES(STAGE_ENTRY)
 

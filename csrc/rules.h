@@ -8,7 +8,8 @@
  * the row's states and returns the coefficients of another rule's update, which then runs over the row's elements.
  *
  * A rule with a stage over tensors has a MEASURE, which writes the factors of the products that are summed over the
- * tensor, and a STAGE, which makes further coefficients of the sums. A MEASURE changes copies of the states only.
+ * tensor, and a STAGE, which makes further coefficients of the sums. A MEASURE changes copies of the states only. The
+ * states that are one number of the tensor are the STAGE's: one-> has them.
  *
  * Choices are written as c ? a : b between values already computed, so that compilers vectorise them.
  */
@@ -21,7 +22,8 @@
 #define UNUSED __attribute__((unused)) /* many folds ignore the step, most the scalars */
 #define FOLD(rule)                                                                                                    \
     static void fold_##rule(UNUSED double t, const rule##_hyper *h, UNUSED double *scalars, rule##_coefs_f64 *c)
-#define STAGE(rule) static void stage_##rule(const rule##_sums *sum, rule##_coefs_f64 *c)
+#define STAGE(rule)                                                                                                   \
+    static void stage_##rule(const rule##_sums *sum, UNUSED rule##_singles *one, rule##_coefs_f64 *c)
 
 /* The larger number; NaN if either is NaN. */
 static inline real FN(maximum)(real a, real b) { return a >= b || a != a ? a : b; }
@@ -332,6 +334,19 @@ MEASURE(lamb)
 {
     factors[0][0] = factors[0][1] = p;
     factors[1][0] = factors[1][1] = FN(lamb_direction)(p, g, s, c);
+}
+
+/* ---- novograd ---- */
+UPDATE(novograd)
+{
+    const real direction = c->scale * g, decayed = direction + c->weight_decay * *p;
+    s->exp_avg = c->beta1 * s->exp_avg + c->gain * (c->weight_decay == 0 ? direction : decayed);
+    *p -= c->lr * s->exp_avg;
+}
+
+MEASURE(novograd)
+{
+    factors[0][0] = factors[0][1] = g;
 }
 
 #ifdef FASTOPT_FOLDS
@@ -657,6 +672,26 @@ STAGE(lamb)
 {
     const int plain = sum->param_sum == 0 || sum->step_sum == 0;
     c->rate = c->lr * (plain ? 1.0 : sqrt(sum->param_sum) / sqrt(sum->step_sum));
+}
+
+FOLD(novograd)
+{
+    const double kept = t == 1.0 ? 0.0 : h->beta2; /* the first average is the first norm */
+    c->beta1 = h->beta1;
+    c->gain = h->grad_averaging ? 1.0 - h->beta1 : 1.0;
+    c->beta2 = kept;
+    c->beta2_c = 1.0 - kept;
+    c->eps = h->eps;
+    c->eps_root = h->eps_root;
+    c->weight_decay = h->weight_decay;
+    c->lr = h->lr;
+}
+
+STAGE(novograd)
+{
+    one->exp_avg_sq = c->beta2 * one->exp_avg_sq + c->beta2_c * sum->grad_sum;
+    const double below = sqrt(one->exp_avg_sq + c->eps_root) + c->eps;
+    c->scale = 1.0 / (below == 0 ? 1.0 : below);
 }
 
 #endif

@@ -98,6 +98,7 @@ static void update_runs(const fastopt_job *job, int64_t begin, int64_t end, doub
     const fastopt_storage *storage = job->storage;
     const int row = job->copies * rules[job->rule].rule.coefficients, kernel_of = rules[job->rule].kernel;
     const int arrays = arrays_of(job->rule, job->copies), all = all_arrays_of(job->rule, job->copies, storage);
+    const int width = width_of(job->rule, job->copies, storage);
     const int64_t block = has_blocks(storage, arrays) ? FASTOPT_BLOCK : 1;
     int64_t bytes = 0;
     for (int j = 0; j < all; j++)
@@ -108,7 +109,7 @@ static void update_runs(const fastopt_job *job, int64_t begin, int64_t end, doub
         const int64_t first = job->offsets[r], length = job->offsets[r + 1] - first;
         const int64_t start = round_up(begin > first ? begin - first : 0, block);
         const int64_t stop = round_up(end - first, block) < length ? round_up(end - first, block) : length;
-        const int64_t *strides = job->strides ? job->strides + r * all : NULL;
+        const int64_t *strides = job->strides ? job->strides + r * width : NULL;
         const int32_t tensor = job->tensor_of[r];
         const double *coefficients = job->coefficients + (int64_t)job->row_of[tensor] * row;
         fastopt_pass pass = pass_of(job, job->steps[job->parameter[tensor]]);
@@ -128,7 +129,7 @@ static void update_runs(const fastopt_job *job, int64_t begin, int64_t end, doub
                 const int32_t dtype = storage ? storage->dtypes[j] : job->dtype;
                 const int64_t beyond = in_blocks(dtype) ? at / FASTOPT_BLOCK * FASTOPT_BLOCK_BYTES
                                                         : at * (strides ? strides[j] : size_of(dtype));
-                addresses[j] = (char *)job->addresses[r * all + j] + beyond;
+                addresses[j] = (char *)job->addresses[r * width + j] + beyond;
             }
             pass.element = (job->elements ? job->elements[r] : first + (storage ? storage->first_element : 0)) + at;
             loops->run(kernel, n, all, addresses, strides, coefficients, row, &pass);
@@ -186,10 +187,25 @@ static double add_blocks(const double *sums, int64_t n, int width, int k)
     return total;
 }
 
+/* Reads or writes a number of the compute type, wherever it lies. */
+static double read_single(const void *at, int32_t dtype)
+{
+    double wide;
+    float narrow;
+    memcpy(dtype == FASTOPT_FLOAT32 ? (void *)&narrow : &wide, at, (size_t)size_of(dtype));
+    return dtype == FASTOPT_FLOAT32 ? narrow : wide;
+}
+static void write_single(void *at, int32_t dtype, double value)
+{
+    const float narrow = (float)value;
+    memcpy(at, dtype == FASTOPT_FLOAT32 ? (const void *)&narrow : &value, (size_t)size_of(dtype));
+}
+
 void measure_tensors(const fastopt_job *job, int threads)
 {
     const rule_entry *entry = &rules[job->rule];
-    const int row = entry->rule.coefficients;
+    const int row = entry->rule.coefficients, singles = entry->rule.singles;
+    const int width = width_of(job->rule, job->copies, job->storage);
     if (job->runs)
         parallel_for(measure_blocks, (void *)job, job->blocks[job->runs], GRAIN / FASTOPT_NORM_BLOCK,
                      SHARE / FASTOPT_NORM_BLOCK, 1, threads);
@@ -197,13 +213,20 @@ void measure_tensors(const fastopt_job *job, int threads)
         const int32_t tensor = job->tensor_of[r];
         for (next = r; next < job->runs && job->tensor_of[next] == tensor;)
             next++;
-        double sums[MAX_SUMS], *own = job->coefficients + (int64_t)job->row_of[tensor] * row;
+        if (job->offsets[next] == job->offsets[r])
+            continue; /* without elements it keeps its single states */
+        void *const *at = job->addresses + r * width + width - singles;
+        double sums[MAX_SUMS], one[MAX_SINGLES + 1], *own = job->coefficients + (int64_t)job->row_of[tensor] * row;
         for (int k = 0; k < entry->sums; k++)
             sums[k] = add_blocks(job->sums + job->blocks[r] * entry->sums, job->blocks[next] - job->blocks[r],
                                  entry->sums, k);
         for (int j = OWN; job->dtype == FASTOPT_FLOAT32 && j < row; j++)
             own[j] = (float)own[j]; /* as the kernels have them */
-        entry->stage(sums, own + OWN);
+        for (int k = 0; k < singles; k++)
+            one[k] = read_single(at[k], job->dtype);
+        entry->stage(sums, one, own + OWN);
+        for (int k = 0; k < singles; k++)
+            write_single(at[k], job->dtype, one[k]);
     }
 }
 

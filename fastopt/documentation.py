@@ -76,6 +76,8 @@ def _notes(rules: list[Rule]) -> list[str]:
 
 def _shape(rule: Rule) -> str:
     """Render the shape of the states where it is not the parameter's."""
+    if rule.singles:
+        return f" ({', '.join(rule.singles)} of shape ``()``)"
     return (
         " (an element a row)" if rule.by_row else f" (of shape (number of {rule.vector}, ...))" if rule.vector else ""
     )
@@ -116,10 +118,11 @@ def _completed(rule: Rule, row: list[float], states: list[float], coefficients: 
         return coefficients
     folded, before = coefficients[: len(rule.folds)], rule.fold_prologue(row[0], row, 1.0)
     read = [state for state, name in zip(states, rule.state_names, strict=True) if name in rule.measured]
+    singles = states[len(rule.elements) :]
     elements = [prologue(p, g, *before) for p, g in zip(START, GRADIENT, strict=True)]
     pairs = [rule.by_tensor.measure(*element, *read, *folded) for element in elements]
     sums = [sum(a * b for a, b in products) for products in zip(*pairs, strict=True)]
-    return (*folded, *rule.by_tensor.fold(*sums, *folded))
+    return (*folded, *rule.by_tensor.fold(*sums, *singles, *folded)[len(singles) :])
 
 
 def _after_a_matrix_step(rule: MatrixRule, values: Mapping[str, Any]) -> str:
@@ -153,8 +156,8 @@ def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
             if rule.by_row:
                 p = rule.update(p, g, *rule.by_row(g * g, *states, *coefficients)[len(states) :])
             else:
-                after = rule.update(p, g, *states, *coefficients)
-                p = after[0] if states else after
+                after = rule.update(p, g, *states[: len(rule.elements)], *coefficients)
+                p = after[0] if rule.elements else after
         found.append(round(p, 6))
     return str(found)
 
@@ -346,7 +349,12 @@ def function_text(rule: Rule) -> str:
     shape = f"(1, {shape})" if start is not START else shape
     called = ", ".join(("p", *rule.state_names))
     begin = [
-        f"np.full({shape}, {given['lr']})" if state.begins == "lr" else f"np.zeros({shape})" for state in rule.states
+        f"np.full({shape}, {given['lr']})"
+        if state.begins == "lr"
+        else "np.zeros(())"
+        if state.single
+        else f"np.zeros({shape})"
+        for state in rule.states
     ]
     values = ", ".join((f"np.array({start})", *begin))
     example = [
@@ -387,7 +395,7 @@ def _numba_fold(rule: Rule) -> list[str]:
 
 
 def _numba_update(rule: Rule) -> list[str]:
-    states = "" if rule.by_row else "".join(f", {state}" for state in rule.state_names)
+    states = "" if rule.by_row else "".join(f", {state}" for state in rule.elements)
     of_one = ["", "This is for one copy of the states. Call ``prologue`` once, then this for each copy."]
     of_rows = "From ``by_row``. This takes and returns no states, which are of rows."
     parameters = [
@@ -444,12 +452,14 @@ def _numba_complete(rule: Rule) -> list[str]:
     parameters = [
         *_entry("real", "type", "As of ``fold``."),
         *_entry(", ".join(rule.sums), "float", "The sums of the products of ``measure`` over the tensor."),
+        *(_entry(", ".join(rule.singles), "float", "The tensor's states of one number.") if rule.singles else ()),
         *_entry("c", "tuple", "From ``fold``."),
     ]
+    before = "".join(f"{name}, " for name in rule.singles)
     return [
         f"The coefficients for a tensor in one step of {rule.name}, once it is measured.",
         *_section("Parameters", parameters),
-        *_section("Returns", ("tuple", "    For ``update``.")),
+        *_section("Returns", (f"{before}c" if before else "tuple", "    For ``update``.")),
     ]
 
 
@@ -505,7 +515,9 @@ def _rule_for_c(rule: Rule, hypers: Mapping[str, Hyper]) -> Iterator[str]:
     states = ", ".join(state + begins.get(state, "") for state in rule.state_names) or "none"
     yield f"{rule.name} - {rule.summary}."
     yield from _assignments(rule)
-    yield f"  states: {states}{'; one element for each row' if rule.by_row else ''}"
+    shape = "; one element for each row" if rule.by_row else ""
+    shape = f"; {', '.join(rule.singles)} {'is' if len(rule.singles) == 1 else 'are'} single" if rule.singles else shape
+    yield f"  states: {states}{shape}"
     values = ", ".join(f"{name}={hyper.default:g}" for name, hyper in hypers.items())
     yield f"  hyper-parameters: {values.replace('=nan', '=NaN')}"
     yield f"  source: {rule.source}"

@@ -42,7 +42,7 @@ from typing import Literal, SupportsIndex
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'muon']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'muon']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -2670,6 +2670,84 @@ def lamb(
     >>> fastopt.functional.lamb(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.841886, -1.841886]
+    """
+
+def novograd(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.95,
+    beta2: Number = 0.98,
+    eps: Number = 1e-08,
+    eps_root: Number = 0.0,
+    grad_averaging: bool = False,
+    weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of novograd, in place.
+
+    Momentum with gradients over an average of their norms, one number for each tensor.
+
+    ::
+
+        v = beta2*v + (1 - beta2)*norm(g)^2, at first norm(g)^2
+        m = beta1*m + (g/(sqrt(v + eps_root) + eps) + weight_decay*p)*(1 - beta1 if grad_averaging else 1)
+        p -= lr*m
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: Ginsburg et al. 2019, arXiv:1905.11286.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq : array, or list of arrays
+        States, which are updated too (exp_avg_sq of shape ``()``). They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    beta1 : float, default 0.95
+        Decay rate of the velocity. A number in [0, 1).
+    beta2 : float, default 0.98
+        Decay rate of the squared norm's average. A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator. A finite number >= 0.
+    eps_root : float, default 0.0
+        Added under the square root. A finite number >= 0.
+    grad_averaging : bool, default False
+        The velocity is an average: what is added to it is times 1 - beta1.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq = np.array([1.0, -2.0]), np.zeros(2), np.zeros(())
+    >>> fastopt.functional.novograd(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.955279, -1.910557]
     """
 
 def muon(

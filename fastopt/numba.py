@@ -75,7 +75,7 @@ def _update(rule: Rule) -> Any:
         source = f"def update(p, g, c, rate):\n    return rule_update(*prologue(p, g, *c[:{OWN}]), rate)\n"
         names = {"rule_update": compiler.compile_update(rule), "prologue": compiler.prologue}
         return _compiled(source, "update", rule, **names)
-    states = "".join(f", {name}" for name in rule.state_names)
+    states = "".join(f", {name}" for name in rule.elements)
     own = ", ".join(f"c[{OWN + k}]" for k in range(len(rule.coefficients)))
     before = "" if rule.vector else f"    p, g = prologue(p, g, *c[:{OWN}])\n"
     source = f"def update(p, g{states}, c):\n{before}    return rule_update(p, g{states}, {own})\n"
@@ -105,11 +105,13 @@ def _measure(rule: Rule, stage: Stage) -> Any:
 
 def _complete(rule: Rule, stage: Stage) -> Any:
     own = ", ".join(f"float(c[{OWN + k}])" for k in range(len(rule.folds)))
-    added = len(rule.coefficients) - len(rule.folds)
+    measured, singles = (*rule.sums, *rule.singles), len(rule.singles)
+    after = "".join(f"real(found[{k}]), " for k in range(singles))
+    added = ", ".join(f"real(found[{singles + k}])" for k in range(len(rule.coefficients) - len(rule.folds)))
     source = (
-        f"def complete(real, {', '.join(rule.sums)}, c):\n"
-        f"    found = stage_fold({', '.join(f'float({name})' for name in rule.sums)}, {own})\n"
-        f"    return (*c, {', '.join(f'real(found[{k}])' for k in range(added))})\n"
+        f"def complete(real, {', '.join(measured)}, c):\n"
+        f"    found = stage_fold({', '.join(f'float({name})' for name in measured)}, {own})\n"
+        f"    return {after}(*c, {added})\n"
     )
     return _compiled(source, "complete", rule, stage_fold=compiler.compile_rule(rule, stage.fold))
 

@@ -81,7 +81,7 @@ _RULES = looks(
         *("adamax", "qhadam", "rmsprop_centered", "rmsprop_centered_momentum"),
         *("rowwise_adagrad", "lion", "amsbound", "radam"),
         *("asgd", "adabelief", "signsgd", "rprop", "adan", "ademamix"),
-        *("schedule_free_sgd", "schedule_free_adamw", "lars", "lamb", "muon"),
+        *("schedule_free_sgd", "schedule_free_adamw", "lars", "lamb", "muon", "novograd"),
     )
 )
 

@@ -249,7 +249,7 @@ def _converted(owned: Owned, i: int, values: Mapping[str, Any], where: str) -> d
         elif name in rule.scalars:
             converted[name] = check_number(called, value)
         else:
-            shape = rule.state_shape(param.shape, owned.copies_of(i)) if name in rule.state_names else param.shape
+            shape = rule.state_shape(name, param.shape, owned.copies_of(i))
             converted[name] = converted_state(value, own, shape, param, name in rule.positive, called)
     return converted
 

@@ -58,6 +58,7 @@ VARIED = {
     "ademamix": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "beta3": 0.995, "alpha": 3.0, "warmup": 15.0},
     "lars": {"lr": 0.5, "momentum": 0.8, "trust_coefficient": 0.01, "eps": 1e-4},
     "lamb": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-5, "eps_root": 1e-7},
+    "novograd": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-5, "eps_root": 1e-7, "grad_averaging": True},
 }
 DECAY = {"weight_decay": 0.02, "decoupled_weight_decay": 0.03}
 # Forms that an option of a rule makes, beside the two of every rule.
@@ -80,6 +81,7 @@ FORMS = {
     "adam, uncorrected": ("adam", {**VARIED["adam"], "bias_correction": False}),
     "amsgrad, torch's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True}),
     "amsgrad, Keras's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "eps": 1e-3, "eps_hat": True}),
+    "novograd, the paper's": ("novograd", {**VARIED["novograd"], "grad_averaging": False}),
     "lars, optax's": ("lars", {**VARIED["lars"], "lr_inside": True, "decay_inside": True}),
     "amsgrad, optax's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "max_corrected": True}),
 }
@@ -87,7 +89,8 @@ FORMS = {
 # One rule of each kind by which kernels differ in more than the update: these are compiled in every test, the others
 # where it takes seconds for each in slow ones.
 KINDS = {
-    (len(rule.states), rule.vector, rule.stage and rule.stage.over): name for name, rule in reversed(RULES.items())
+    (rule.count_arrays(1), len(rule.singles), rule.vector, rule.stage and rule.stage.over): name
+    for name, rule in reversed(RULES.items())
 }
 
 
@@ -133,8 +136,13 @@ def copies_of(name, hyper):
 
 def make_states(name, hyper, param):
     """States before the first step, in the parameter's memory order."""
-    shape = RULES[name].state_shape(param.shape, copies_of(name, hyper))
-    return [np.full(shape, hyper.get(state.begins, 0.0), param.dtype) for state in RULES[name].states]
+    copies = copies_of(name, hyper)
+    shapes = [RULES[name].state_shape(state, param.shape, copies) for state in RULES[name].state_names]
+    made = []
+    for state, shape in zip(RULES[name].states, shapes, strict=True):
+        dtype = param.dtype if param.dtype.itemsize > 2 or not state.single else "f4"
+        made.append(np.full(shape, hyper.get(state.begins, 0.0), dtype))
+    return made
 
 
 def gradients(n, steps, seed=0):

@@ -59,13 +59,15 @@ def test_threads_agree(name, dtype, backend):
 
 
 def _strided(a):
+    if not a.ndim:
+        return a
     b = np.zeros((*a.shape[:-1], a.shape[-1] * 3), a.dtype)[..., 1::3]
     b[...] = a
     return b
 
 
 def _reversed(a):
-    return np.ascontiguousarray(a[..., ::-1])[..., ::-1]
+    return np.ascontiguousarray(a[..., ::-1])[..., ::-1] if a.ndim else a
 
 
 def _offset(a):
@@ -211,7 +213,7 @@ def test_infinite_parameters_stay_in_16_bits_and_in_rows(name, kind, backend):
     assert (p == -np.inf).all()
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [name for name in RULES if name != "novograd"])  # which has the sum of all squares
 def test_squares_are_as_large_as_their_averages(name, isa):
     """States within float32 suffice: squares or corrected averages beyond it leave the update near the oracle's."""
     hyper = {**without_decay(name), "eps": 1e-8} if "eps" in RULES[name].hyper else without_decay(name)

@@ -39,7 +39,7 @@ def message(code):
 def describe(number):
     """All that the library says of a rule."""
     found = lib.fastopt_get_rule(number)
-    states = [ffi.string(found.state_names[i]).decode() for i in range(found.states)]
+    states = [ffi.string(found.state_names[i]).decode() for i in range(found.states + found.singles)]
     hypers = [found.hypers[i] for i in range(found.hyper)]
     return found, states, {ffi.string(hyper.name).decode(): hyper for hyper in hypers}
 
@@ -81,10 +81,10 @@ def train(name, hyper, dtype):
             samples[i, j] = (state >> 8) / 8388608.0 - 1.0
     samples = samples.tolist()
     labels = [float(sum(x) > 0.25) for x in samples]
-    copies = (len(hyper["betas"]),) if RULES[name].vector else ()
+    copies, rule = len(hyper["betas"]) if RULES[name].vector else 1, RULES[name]
     params = [np.zeros(n, dtype) for n in (5, 1)]
     grads = [np.zeros(n, dtype) for n in (5, 1)]
-    states = [[np.zeros((*copies, n), dtype) for n in (5, 1)] for _ in RULES[name].states]
+    states = [[np.zeros(rule.state_shape(s, (n,), copies), dtype) for n in (5, 1)] for s in rule.state_names]
     for t in range(1, 31):
         weights, (bias,) = (p.tolist() for p in params)
         sums = [0.0] * 6
@@ -129,7 +129,7 @@ def test_rows_have_the_bits_of_python(name, duplicates):
     rng = np.random.default_rng(0)
     indices, values = rng.integers(0, 20, 50), rng.standard_normal((50, 6))
     params = [np.ones((20, 6)) for _ in range(2)]
-    states = [[np.zeros(RULES[name].state_shape((20, 6), 1)) for _ in RULES[name].states] for _ in range(2)]
+    states = [[np.zeros(RULES[name].state_shape(s, (20, 6), 1)) for s in RULES[name].state_names] for _ in range(2)]
     gradient = fastopt.RowSparse(indices, values, duplicates=["sum", "sequential"][duplicates])
     rule, hyper, coefficients = lib.fastopt_find_rule(name.encode()), ffi.new("double[24]"), ffi.new("double[24]")
     assert lib.fastopt_defaults(rule, hyper, ffi.NULL) == 0

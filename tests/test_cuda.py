@@ -43,7 +43,7 @@ def assert_every_tensor_has_the_cpus_bits(gpu, name, dtype):
     updates = [launch for launch in gpu.launches if launch.name.startswith(f"fastopt_{RULES[name].kernel}_float")]
     assert len(updates) == (3 if gpu.launches else 0), "one launch a step, whatever the number of tensors"
     for launch in updates:
-        arrays = len(RULES[name].states) * (4 if RULES[name].vector else 1) + 2
+        arrays = RULES[name].count_arrays(4 if RULES[name].vector else 1)
         whole = sum(np.prod(shape) // (16 // dtype.itemsize) for shape in SHAPES)
         if not RULES[name].vector:  # copies of an odd size are misaligned
             assert launch.statistics["ld", 16] == arrays * whole

@@ -48,7 +48,7 @@ BLOCKS = {(7, 5): 255, (8, 0): 255, (9, 0): 128}  # of 8-bit floats
 
 def update(kernel, dtype=F4, copies=1, **more):
     """The kernel of arrays that are all of the dtype computed in."""
-    arrays = 2 + copies * len(RULE_OF[kernel].states)
+    arrays = RULE_OF[kernel].count_arrays(copies)
     return KernelSpec(kernel, copies, dtype, (IN_F8 if dtype == F8 else IN_F4,) * arrays, **more)
 
 

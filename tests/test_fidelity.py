@@ -262,6 +262,17 @@ def ademamix(p, weight_decay=0.0):
         p = p - lr * (update + weight_decay * p)
 
 
+@formula("Ginsburg et al. 2019, package pytorch-optimizer", lr=1e-3)
+def novograd(p, weight_decay=0.0):
+    average, moment = None, 0.0
+    while True:
+        g, lr = yield p
+        square = np.sum(g**2)
+        average = square if average is None else 0.98 * average + 0.02 * square
+        moment = 0.95 * moment + g / (np.sqrt(average) + 1e-8) + weight_decay * p
+        p = p - lr * moment
+
+
 def schedule_free(y, direction):
     """github.com/facebookresearch/schedule_free, where p is y between train() and eval()."""
     z, sum_, largest = y.copy(), 0.0, -1.0

@@ -288,7 +288,7 @@ def test_fresh_views_are_bound_once_and_give_the_same_bits(name, backend, lists,
         functional, "Update", lambda *arguments, real=functional.Update: made.append(0) or real(*arguments)
     )
     for t in range(1, 8):
-        call([[*flat_views(flat, n, 2), *(s[:] for s in own)] for flat, own in zip(flats, states, strict=True)], t)
+        call([[*flat_views(flat, n, 2), *(s[...] for s in own)] for flat, own in zip(flats, states, strict=True)], t)
     for t in range(1, 8):
         call(kept, t)
     assert len(made) == 1

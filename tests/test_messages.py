@@ -60,8 +60,8 @@ def of_function(name: str) -> Target:
     copies = (2,) if rule.vector else ()
 
     def make():
-        shape = rule.state_shape(SHAPE, 2)
-        arguments = {"param": ones(), "grad": ones(), **{state: np.zeros(shape, "f4") for state in rule.state_names}}
+        states = {state: np.zeros(rule.state_shape(state, SHAPE, 2), "f4") for state in rule.state_names}
+        arguments = {"param": ones(), "grad": ones(), **states}
         arguments |= {"step": 3, **{key: rule.hyper[key].default for key in keys if key in rule.defaults()}}
         arguments |= {key: 0.1 for key in keys if key not in rule.defaults()}
         arguments |= {"betas": (0.0, 0.9)} if copies else {}

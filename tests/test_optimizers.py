@@ -53,9 +53,10 @@ def test_class_equals_functional_form(name, options):
     values = optimizer._arguments.values(rule, group, 1)
     hyper = {key: value for key, value in values.items() if key not in rule.initial}
     want = p0.copy()
-    copies = (len(hyper["betas"]),) if rule.vector else ()
+    copies = len(hyper["betas"]) if rule.vector else 1
+    shapes = [rule.state_shape(state, want.shape, copies) for state in rule.state_names]
     initial = [values.get(s.begins, 0.0) for s in rule.states]
-    states = [np.full((*copies, *want.shape), value, "f4") for value in initial]
+    states = [np.full(shape, value, "f4") for shape, value in zip(shapes, initial, strict=True)]
     for t, g in enumerate(grads, 1):
         optimizer.step([g])
         getattr(functional, rule.name)(want, g, *states, step=t, **hyper)

@@ -167,6 +167,15 @@ def test_a_rule_says_what_its_stage_must_be():
         made(measure=lambda p, g, rate: ((g, g),))
     with pytest.raises(ValueError, match=r"the arguments of the stage's fold must be sums, then \('c',\)"):
         made(complete=lambda square, rate: (square,))
+    one, ones = rules.State("one", single=True), rules.Stage("tensor", measure, lambda square, one, c: (one, c))
+    kept = toy(fold, update, states=(rules.State("m"), one), stage=ones)
+    assert (kept.sums, kept.singles, kept.elements, kept.count_arrays(1)) == (("square",), ("one",), ("m",), 3)
+    assert [kept.state_shape(name, (2, 3), 1) for name in ("m", "one", "ema")] == [(2, 3), (), (2, 3)]
+    with pytest.raises(ValueError, match=r"the arguments of the stage's fold must be sums, then \('one', 'c'\)"):
+        toy(fold, update, states=kept.states, stage=rule.stage)
+    for states, stage in ((kept.states[::-1], kept.stage), (kept.states, None)):
+        with pytest.raises(ValueError, match=r"rule toy: found one of one number, expected such states last, and a st"):
+            toy(fold, update, states=states, stage=stage)
     with pytest.raises(ValueError, match=r"rule toy: a rule with a stage has no betas of several values"):
         own = {"lr": rules.Hyper(1.0, ""), "betas": rules.Hyper((0.5,), "", vector=True)}
         toy(lambda t, lr, betas, copies: (lr,), update, own=own, states=(rules.State("m"),), stage=rule.stage)
@@ -211,7 +220,10 @@ def test_update_is_plain_python(name):
         elements = [map(float, (*rules.prologue(p, g, *before), *s)) for p, g, *s in zip(p0, g0, *read, strict=True)]
         products = [[a * b for a, b in rule.by_tensor.measure(*element, *folded)] for element in elements]
         sums = [sum(terms) for terms in zip(*products, strict=True)]  # as many as lanes, at most: in their order
-        coefs = (*folded, *rule.by_tensor.fold(*sums, *folded))
+        singles = [s[0] for s in s0[len(rule.elements) :]]
+        found = rule.by_tensor.fold(*sums, *map(float, singles), *folded)
+        singles, coefs = found[: len(singles)], (*folded, *found[len(singles) :])
+    s0, ones = s0[: len(rule.elements)], [np.array(s[0]) for s in s0[len(rule.elements) :]]
     want = []
     for p, g, *s in zip(p0, g0, *s0, strict=True):
         p, g = rules.prologue(float(p), float(g), *before)
@@ -224,8 +236,9 @@ def test_update_is_plain_python(name):
         for p, g, s in zip(p0, g0, s0[0][0], strict=True):
             p, g = rules.prologue(float(p), float(g), *before)
             want.append(rule.update(p, g, float(s), *coefs))
-    getattr(fastopt.functional, name)(p0, g0, *s0, step=1, **hyper)
+    getattr(fastopt.functional, name)(p0, g0, *s0, *ones, step=1, **hyper)
     np.testing.assert_array_equal(np.array([p0, *(s.reshape(5) for s in s0)]).T, np.array(want))
+    assert not ones or [*map(float, ones)] == [*singles]
 
 
 @pytest.mark.parametrize("name", RULES)

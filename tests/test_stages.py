@@ -142,6 +142,41 @@ def test_what_measures_whole_tensors_refuses_parts(name):
     assert (param == 1).all() and optimizer.state[0]["step"] == 0
 
 
+SINGLE = [(name, state) for name in MEASURED for state in RULES[name].singles]
+
+
+@pytest.mark.parametrize(("name", "state"), SINGLE)
+def test_a_state_of_one_number_is_that(name, state):
+    """Of no other shape or dtype, whatever the parameter's and the other states'; a checkpoint brings it back."""
+    called, at = RULES[name].optimizer, RULES[name].state_names.index(state)
+    wrong = [
+        (np.zeros(1, "f4"), ValueError, r"found shape \(1,\), expected \(\), one number"),
+        (np.zeros((), "f8"), TypeError, "found dtype float64, expected float32"),
+        (np.broadcast_to(np.float32(0), ()), ValueError, "found a read-only array, expected a writable one"),
+    ]
+    for value, error, message in wrong:
+        param = np.ones(5, "f4")
+        states = make_states(name, CASES[f"{name}, varied"][1], param)
+        states[at] = value
+        with pytest.raises(error, match=f"^{state}: {message}"):
+            getattr(functional, name)(param, np.ones(5, "f4"), *states, step=1)
+        assert (param == 1).all()
+    (start,), grads = draw([(70, 60)], BF, 4)
+    options = {"state_dtype": "8bit", "rounding": "kahan", "ema_decay": 0.5}
+    first, second = start.copy(), start.copy()
+    optimizer, other = (getattr(fastopt, called)(x, **options) for x in (first, second))
+    for (grad,) in grads[:2]:
+        optimizer.step(grad)
+    kept = optimizer.state[0][state]
+    assert kept.shape == () and kept.dtype == "f4" and kept != 0
+    other.load_state_dict(optimizer.state_dict())
+    second[...] = first
+    for (grad,) in grads[2:]:
+        optimizer.step(grad)
+        other.step(grad)
+    assert_same_bits([first, *optimizer.state[0].values()], [second, *other.state[0].values()])
+
+
 @pytest.mark.parametrize("name", MEASURED)
 def test_numba_kernels_of_your_own(name):
     """`fold`, `measure`, `complete` and `update` in Numba, over one tensor of few elements."""
@@ -150,13 +185,14 @@ def test_numba_kernels_of_your_own(name):
 
     space, rule = getattr(kernels, name), RULES[name]
     states = "".join(f", {state}" for state in rule.state_names)
-    own = ", ".join(f"{state}[i]" for state in rule.state_names)
+    own = ", ".join(f"{state}[i]" for state in rule.elements)
+    ones = "".join(f"{state}[()], " for state in rule.singles)
     read = "".join(f", {state}[i]" for state in rule.measured)
     source = f"def step(t, p, g{states}):\n    c = space.fold(real, t, weight_decay=0.1)\n"
     source += "".join(f"    {total} = 0.0\n" for total in rule.sums)
     source += f"    for i in range(p.size):\n        found = space.measure(p[i], g[i]{read}, c)\n"
     source += "".join(f"        {total} += float(found[{k}][0]) * found[{k}][1]\n" for k, total in enumerate(rule.sums))
-    source += f"    c = space.complete(real, {', '.join(rule.sums)}, c)\n"
+    source += f"    {ones}c = space.complete(real, {', '.join(rule.sums)}, {ones}c)\n"
     source += f"    for i in range(p.size):\n        p[i], {own} = space.update(p[i], g[i], {own}, c)\n"
     namespace = {"space": space, "real": np.float64}
     exec(source, namespace)

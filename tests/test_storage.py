@@ -136,7 +136,7 @@ def test_any_combination_is_the_float32_update_rounded(case, kinds):
     for n in (1, 31, 1037):
         p = parameter(n).astype("f4")
         states = make_states(name, hyper, p)
-        kind_of = [kinds[0], kinds[1], *[kinds[2]] * len(states)]
+        kind_of = [kinds[0], kinds[1], *("float32" if state.single else kinds[2] for state in RULES[name].states)]
         arrays = _converted([p, np.zeros(n), *states], kind_of)
         for step, g in enumerate(gradients(n, 5), 1):
             arrays[1][...] = np.asarray(g, "f4").astype(KINDS[kinds[1]])
@@ -153,8 +153,9 @@ def test_blocks_are_the_float32_update_rounded(case, isa):
     rule, n = RULES[name], 1037
     for kind in ("float32", "bfloat16"):
         p = parameter(n).astype("f4").astype(KINDS[kind])
-        shape = rule.state_shape((n,), len(hyper["betas"]) if rule.vector else 1)[:-1]
-        states = [np.zeros((*shape, 5 * 260), "u1") for _ in rule.states]
+        shape = (len(hyper["betas"]),) if rule.vector else ()
+        states = [np.zeros((*shape, 5 * 260), "u1") for _ in rule.elements]
+        singles, own = ([np.zeros((), "f4") for _ in rule.singles] for _ in range(2))
         for step, g in enumerate(gradients(n, 5), 1):
             g = np.asarray(g, "f4").astype(KINDS[kind])
 
@@ -162,12 +163,13 @@ def test_blocks_are_the_float32_update_rounded(case, isa):
                 rows = [oracle.from_blocks(row, n, state in positive) for row in blocks.reshape(-1, 5 * 260)]
                 return np.array(rows).reshape(*blocks.shape[:-1], n)
 
-            want = [unpacked(state, blocks) for state, blocks in zip(rule.state_names, states, strict=True)]
+            want = [unpacked(state, blocks) for state, blocks in zip(rule.elements, states, strict=True)]
             param = p.astype("f4")
-            getattr(functional, name)(param, g.astype("f4"), *want, step=step, **hyper)
-            getattr(functional, name)(p, g, *states, step=step, **hyper)
+            getattr(functional, name)(param, g.astype("f4"), *want, *singles, step=step, **hyper)
+            getattr(functional, name)(p, g, *states, *own, step=step, **hyper)
             same(p, param.astype(KINDS[kind]))
-            for state, blocks, values in zip(rule.state_names, states, want, strict=True):
+            assert own == singles
+            for state, blocks, values in zip(rule.elements, states, want, strict=True):
                 rows = [oracle.to_blocks(v, state in rule.positive, 0, step) for v in values.reshape(-1, n)]
                 np.testing.assert_array_equal(blocks, np.array(rows).reshape(blocks.shape))
 

@@ -68,17 +68,18 @@ def make_arrays(rule, hyper, storage, n, place=plain, width=None):
     param, grad, state, options = storage
     shape = (n,) if width is None else (n, width)
     p = parameter(int(np.prod(shape))).reshape(shape).astype(param)
-    states_shape = rule.state_shape(shape, len(hyper["betas"]) if rule.vector else 1)
+    shapes = [rule.state_shape(name, shape, len(hyper["betas"]) if rule.vector else 1) for name in rule.elements]
     if state == BLOCKS:
-        states_shape = (*states_shape[:-1], block_bytes(n))
-    arrays = [p, np.zeros(shape, grad), *(np.zeros(states_shape, state) for _ in rule.states)]
+        shapes = [(*own[:-1], block_bytes(n)) for own in shapes]
+    arrays = [p, np.zeros(shape, grad), *(np.zeros(own, state) for own in shapes)]
     if options & KAHAN:
         arrays.append(np.zeros(shape, param))
     if options & MASTER:
         arrays.append(p.astype("f4"))
     if options & AVERAGE:
         arrays.append(p.astype(F8 if param == F8 else F4))
-    return [place(a) for a in arrays]
+    singles = [np.zeros((), F8 if param == F8 else F4) for _ in rule.singles]
+    return [*(place(a) for a in arrays), *singles]
 
 
 def job_of(rule, hyper, tensors, options, gradient_of=lambda k, grad: grad):
@@ -89,7 +90,7 @@ def job_of(rule, hyper, tensors, options, gradient_of=lambda k, grad: grad):
     made = []
     for k, (param, grad, *others) in enumerate(tensors):
         views = [view(array, "array") for array in (param, *others)]
-        states = len(rule.states)
+        states = len(rule.elements)
         copies = [split_copies(rule, len(row), array, views[0], "state") for array in views[1 : 1 + states]]
         arrays = [views[0], view_gradient(gradient_of(k, grad), "grad")]
         arrays += [copy[c] for c in range(len(row)) for copy in copies] + views[1 + states :]

@@ -74,6 +74,24 @@ def check_tensor(
             check_writable(array, name, "updated in place")
 
 
+def check_singles(arrays: Sequence[Array], names: Sequence[str], dtype: np.dtype) -> None:
+    """Check that arrays can be states of one number, of a dtype.
+
+    Raises
+    ------
+    TypeError
+        One is of another dtype.
+    ValueError
+        One has a shape, or is read-only.
+    """
+    for array, name in zip(arrays, names, strict=True):
+        if array.dtype != dtype:
+            raise TypeError(f"{name}: found dtype {dtype_name(array.dtype)}, expected {dtype_name(dtype)}")
+        if array.shape:
+            raise ValueError(f"{name}: found shape {array.shape}, expected (), one number of the tensor")
+        check_writable(array, name, "updated in place")
+
+
 def check_device(arrays: Sequence[Array], names: Sequence[str]) -> None:
     """Check that arrays are on one device.
 

@@ -119,7 +119,7 @@ class Measure:
         values = np.random.default_rng(0).standard_normal(size, np.float32)
         param, grad, copied = device.array(values), device.array(values), device.zeros(size)
         copies = len(hyper_of(rule)["betas"]) if rule.vector else 1
-        states = [device.zeros(rule.state_shape((size,), copies)) for _ in rule.states]
+        states = [device.zeros(rule.state_shape(name, (size,), copies)) for name in rule.state_names]
         required = {key: 1e-3 for key, hyper in rule.hyper.items() if hyper.default is REQUIRED}
         count, function = itertools.count(1), vars(functional)[name]
 

@@ -11,7 +11,7 @@ from ..arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ..arrays.dtypes import CODES
 from ..errors import install_command
 from ..jobs.storage import KAHAN, MASTER, NOISE, STOCHASTIC
-from ..rules import FIRST_STATE, RULES
+from ..rules import RULES
 from .assembly import assemble, count_in_loop, disassemble
 from .peers.base import hyper_of
 from .section import Options, Row, Section, Skip, Table, named, table, value_of
@@ -63,7 +63,7 @@ def _kernel(name: str) -> _Kernel:
         return _Kernel("adam", 1, *STORAGES[name])
     rule = RULES[name]
     copies = len(hyper_of(rule)["betas"]) if rule.vector else 1
-    return _Kernel(name, copies, (F4,) * (FIRST_STATE + copies * len(rule.states)))
+    return _Kernel(name, copies, (F4,) * rule.count_arrays(copies))
 
 
 def blocks_of(registers: int, threads: int) -> int:

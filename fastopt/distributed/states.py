@@ -60,9 +60,7 @@ def copies_in(rule: Rule, name: str, copies: int) -> int:
 
 def state_shape(rule: Rule, name: str, param: Array, copies: int, dtype: np.dtype) -> tuple[int, ...]:
     """The shape of a parameter's whole state that is stored in a dtype."""
-    if name not in rule.state_names:
-        return param.shape
-    shape = rule.state_shape(param.shape, copies)
+    shape = rule.state_shape(name, param.shape, copies)
     if dtype == np.uint8:
         return (*shape[: len(shape) - len(param.shape)], block_bytes(param.size))
     return shape

@@ -132,7 +132,7 @@ def _loaded(
                 raise TypeError(f"{label}: found {type(value).__name__}, expected a tensor")
             dtype, shape = kinds[name]
             loaded[name] = new_array(p, param, dtype, shape, 0)
-            whole = rule.state_shape(param.shape, copies) if name in rule.state_names else param.shape
+            whole = rule.state_shape(name, param.shape, copies)
             converted = converted_state(value, loaded[name], whole, param, name in rule.positive, label)
             assign(loaded[name], converted)
         elif name not in STATE_NAMES:

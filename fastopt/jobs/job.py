@@ -108,7 +108,7 @@ class _Job:
 
     progress: Progress
     dtype: np.dtype  # that of computing
-    addresses: np.ndarray  # uint64 [..., arrays]: parameter, gradient, states, what storage adds
+    addresses: np.ndarray  # uint64 [..., arrays]: parameter, gradient, states, what storage adds, states of one number
     members: np.ndarray  # int32 [tensors]: the place of each in `progress`
     owners: list[Array] = field(repr=False)  # views that keep the arrays, and their memory in place
     storage: Storage | None = None  # None: every array is of the dtype
@@ -117,7 +117,7 @@ class _Job:
 
     @property
     def codes(self) -> tuple[int, ...]:
-        """Storage codes of the arrays: `fastopt.arrays.dtypes.CODES`."""
+        """Storage codes of the arrays, but for those of one number: `fastopt.arrays.dtypes.CODES`."""
         if self.storage is not None:
             return self.storage.dtypes
         return (CODES[self.dtype],) * self.progress.rule.count_arrays(self.progress.copies)

@@ -131,8 +131,10 @@ class StorageOptions:
             raise TypeError(f"state_dtype: found {found!r}, expected {one}, as {name} is {dtype_name(param.dtype)}")
 
     def states(self, rule: Rule, param: Array, copies: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """The dtype and shape of each state array of a parameter, those that storage adds among them."""
-        shape = rule.state_shape(param.shape, copies)
+        """The dtype and shape of each state array of a parameter: those that storage adds behind the rule's, and last
+        those of one number.
+        """
+        shape = rule.state_shape(rule.elements[0], param.shape, copies) if rule.elements else param.shape
         # In float16 a second moment is lost below 6e-8, and infinite above 65504.
         dtype = self.state_dtype or (np.dtype(np.float32) if param.dtype == np.float16 else param.dtype)
         if dtype == np.uint8:
@@ -140,7 +142,7 @@ class StorageOptions:
                 shape = (*shape[: len(shape) - len(param.shape)], block_bytes(param.size))
             else:
                 dtype = np.dtype(np.float32)
-        states = dict.fromkeys(rule.state_names, (dtype, shape))
+        states = dict.fromkeys(rule.elements, (dtype, shape))
         options = self.options(param)
         if options & KAHAN:
             states["compensation"] = (param.dtype, param.shape)
@@ -148,7 +150,7 @@ class StorageOptions:
             states["master"] = (compute_dtype(param.dtype), param.shape)
         if options & AVERAGE:
             states["ema"] = (compute_dtype(param.dtype), param.shape)
-        return states
+        return {**states, **dict.fromkeys(rule.singles, (compute_dtype(param.dtype), ()))}
 
 
 def check_first_element(value: Any) -> int:

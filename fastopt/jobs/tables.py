@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays.array import Array, replace_shape
 from ..arrays.blocks import block_bytes
-from ..arrays.checks import check_device, check_overlap, check_tensor
+from ..arrays.checks import check_device, check_overlap, check_singles, check_tensor
 from ..arrays.dtypes import CODES, compute_dtype
 from ..arrays.libraries import view
 from ..arrays.libraries.matrices import Room
@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
 
     set: int  # its set of parameters
     parameter: int  # its place there
-    arrays: list[Any]  # parameter, gradient (or a `RowSparse`), states, what storage adds
+    arrays: list[Any]  # parameter, gradient (or a `RowSparse`), states, what storage adds, states of one number
     options: int = 0  # of its storage
     average_decay: float = 0.0
     seed: int = 0
@@ -99,10 +99,14 @@ def make_jobs(
         rule, arrays = sets[tensor.set].rule, tensor.arrays
         if isinstance(arrays[GRADIENT], Array) and not rule.by_row:
             blocks = (block_bytes(arrays[0].size),)
-            shapes = [None, None, *[blocks] * (sets[tensor.set].copies * len(rule.states))]
-            check_tensor(arrays, labels, shapes=shapes)
+            shapes = [None, None, *[blocks] * (sets[tensor.set].copies * len(rule.elements))]
+            whole = len(arrays) - len(rule.singles)
+            check_tensor(arrays[:whole], labels[:whole], shapes=shapes)
             rule.check_shape(arrays[0].shape, labels[0])
             dtype = compute_dtype(arrays[0].dtype)
+            if rule.singles:
+                check_device(arrays, labels)
+                check_singles(arrays[whole:], labels[whole:], dtype)
             if isinstance(rule, MatrixRule):
                 matrices.setdefault(tensor.set, []).append((tensor, labels))
             else:
@@ -176,9 +180,10 @@ def _make_matrix_job(
 def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array], dtype: np.dtype) -> Storage | None:
     """Return a tensor's storage; None where all arrays are of the compute dtype, and nothing is asked for."""
     rule = progress.rule
-    states = rule.state_names * progress.copies
-    named = [None, None, *states, *[None] * (len(arrays) - FIRST_STATE - len(states))]
-    codes = tuple(map(code_of, repeat(rule), named, arrays))
+    states = rule.elements * progress.copies
+    whole = arrays[: len(arrays) - len(rule.singles)]
+    named = [None, None, *states, *[None] * (len(whole) - FIRST_STATE - len(states))]
+    codes = tuple(map(code_of, repeat(rule), named, whole))
     if not tensor.options and set(codes) == {CODES[dtype]}:
         return None
     return Storage(codes, tensor.options, tensor.average_decay, tensor.seed, tensor.noise)
@@ -216,7 +221,7 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
                 'its group may have a state_dtype of its own, as {"params": ..., "state_dtype": "float32"}'
             )
     states = rule.count_arrays(1) if rule.by_row else len(arrays)
-    shape = rule.state_shape(param.shape, 1) if rule.by_row else param.shape
+    shape = rule.state_shape(rule.elements[0], param.shape, 1) if rule.by_row else param.shape
     check_tensor(
         [param, *arrays[FIRST_STATE:states]], [names[0], *names[FIRST_STATE:states]], read_only=-1, shape=shape
     )
@@ -262,7 +267,13 @@ def _make_dense_job(
 ) -> DenseJob:
     members = np.array([tensor.parameter for tensor in tensors], np.int32)
     numbered = storage is not None and storage.numbered
-    addresses, strides, offsets, tensor_of = _table([tensor.arrays for tensor in tensors], numbered)
+    whole = len(tensors[0].arrays) - len(progress.rule.singles)
+    addresses, strides, offsets, tensor_of = _table([tensor.arrays[:whole] for tensor in tensors], numbered)
+    if progress.rule.singles:
+        singles = np.array([[a.address for a in tensor.arrays[whole:]] for tensor in tensors], np.uint64)
+        addresses = np.concatenate([addresses, singles[tensor_of]], axis=1)
+        if strides is not None:
+            strides = np.pad(strides, ((0, 0), (0, singles.shape[1])))
     elements = None
     if numbered:
         first = np.searchsorted(tensor_of, np.arange(len(tensors)))  # each tensor's first run

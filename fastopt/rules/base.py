@@ -171,11 +171,15 @@ class State:
         no sign.
     begins : str, optional
         The hyper-parameter that it begins at; zero if not given.
+    single : bool
+        True for one number of a whole tensor, of shape ``()`` and in the compute type, which a stage's fold reads and
+        writes. Such states are the last.
     """
 
     name: str
     positive: bool = False
     begins: str | None = None
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,10 @@ class Stage:
         float64. Of the states it takes those that it reads; `folded` are the coefficients of the rule's `fold`, and `g`
         has been through `prologue`. By row it is `squared_gradient`.
     fold : callable
-        ``fold(*sums, *folded) -> further coefficients``, in float64 and rounded once: those that come last among
-        `update`'s. It divides by nothing that can be 0. By row it is ``fold(square, *states, *folded) -> (*states,
-        *update's coefficients)``, in the compute type, where `square` is the mean and the states are of rows.
+        ``fold(*sums, *singles, *folded) -> (*singles, *further coefficients)``, in float64 and rounded once: states of
+        one number, and those coefficients that come last among `update`'s. It divides by nothing that can be 0. By row
+        it is ``fold(square, *states, *folded) -> (*states, *update's coefficients)``, in the compute type, where
+        `square` is the mean and the states are of rows.
     """
 
     over: str
@@ -231,7 +236,7 @@ class Rule:
         ``fold(t, *own hyper-parameters[, *scalars]) -> coefficients[, *scalars]``, in float64: everything that does
         not depend on the element.
     states : tuple of State
-        State arrays, in the order of `update`'s arguments.
+        State arrays, in the order of `update`'s arguments, which has all but the single ones.
     scalars : mapping of str to float
         Numbers kept for each parameter beside its step, with their initial values.
     decoupled : float, optional
@@ -282,8 +287,13 @@ class Rule:
         if self.stage is not None:
             self._check_stage(self.stage)
         before, *arguments = self._arguments
-        if tuple(arguments[: len(self.states)]) != self.state_names:
-            raise ValueError(f"rule {self.name}: the arguments after {before} must be the states {self.state_names}")
+        if tuple(arguments[: len(self.elements)]) != self.elements:
+            raise ValueError(f"rule {self.name}: the arguments after {before} must be the states {self.elements}")
+        if self.singles and (self.by_tensor is None or self.state_names != (*self.elements, *self.singles)):
+            raise ValueError(
+                f"rule {self.name}: found {', '.join(self.singles)} of one number, expected such states last, and a "
+                "stage over tensors"
+            )
         for state, name in self.begins.items():
             if name not in self.own:
                 raise ValueError(f"rule {self.name}: state {state} begins at {name!r}, which is no hyper-parameter")
@@ -318,13 +328,24 @@ class Rule:
         known, asked = self._arguments, tuple(inspect.signature(stage.measure).parameters)
         if asked != ("p", "g", *self.measured, *self.coefficients[: len(self.folds)]) or known[0] != "g":
             raise ValueError(f"rule {self.name}: measure's arguments must be p, g, states, and update's coefficients")
-        if not self.sums or tuple(inspect.signature(stage.fold).parameters)[len(self.sums) :] != self.folds:
-            raise ValueError(f"rule {self.name}: the arguments of the stage's fold must be sums, then {self.folds}")
+        expected = (*self.singles, *self.folds)
+        if not self.sums or tuple(inspect.signature(stage.fold).parameters)[len(self.sums) :] != expected:
+            raise ValueError(f"rule {self.name}: the arguments of the stage's fold must be sums, then {expected}")
 
     @cached_property
     def state_names(self) -> tuple[str, ...]:
         """The state arrays' names, in the order of the functional form's arguments."""
         return tuple(state.name for state in self.states)
+
+    @cached_property
+    def singles(self) -> tuple[str, ...]:
+        """Names of the states that are one number."""
+        return tuple(state.name for state in self.states if state.single)
+
+    @cached_property
+    def elements(self) -> tuple[str, ...]:
+        """Names of the states that `update` takes: those of each element, or row."""
+        return tuple(state.name for state in self.states if not state.single)
 
     @cached_property
     def begins(self) -> dict[str, str]:
@@ -350,7 +371,7 @@ class Rule:
     @cached_property
     def coefficients(self) -> tuple[str, ...]:
         """Names of the numbers that `update` takes, or the fold of a stage over rows."""
-        return self._arguments[1 + len(self.states) :]
+        return self._arguments[1 + len(self.elements) :]
 
     @property
     def by_row(self) -> Callable[..., Any] | None:
@@ -386,7 +407,7 @@ class Rule:
     def measured(self) -> tuple[str, ...]:
         """Names of the states that a stage over tensors reads."""
         asked = inspect.signature(self.by_tensor.measure).parameters if self.by_tensor else ()
-        return tuple(name for name in self.state_names if name in asked)
+        return tuple(name for name in self.elements if name in asked)
 
     @cached_property
     def sums(self) -> tuple[str, ...]:
@@ -394,7 +415,7 @@ class Rule:
         if self.by_tensor is None:
             return ()
         names = tuple(inspect.signature(self.by_tensor.fold).parameters)
-        return names[: len(names) - len(self.folds)]
+        return names[: len(names) - len(self.singles) - len(self.folds)]
 
     @cached_property
     def vector(self) -> str | None:
@@ -462,11 +483,15 @@ class Rule:
         return frozenset(state.name for state in self.states if state.positive)
 
     def count_arrays(self, copies: int) -> int:
-        """The number of a tensor's arrays, without those that storage adds."""
-        return FIRST_STATE + copies * len(self.states)
+        """The number of a tensor's arrays that have all elements, or rows, without those that storage adds."""
+        return FIRST_STATE + copies * len(self.elements)
 
-    def state_shape(self, shape: tuple[int, ...], copies: int) -> tuple[int, ...]:
-        """The shape of a state of a parameter of that shape."""
+    def state_shape(self, name: str, shape: tuple[int, ...], copies: int) -> tuple[int, ...]:
+        """The shape of a state of a parameter of that shape; one that storage adds has the parameter's."""
+        if name in self.singles:
+            return ()
+        if name not in self.elements:
+            return tuple(shape)
         if self.vector:
             return (copies, *shape)
         return tuple(shape[:1]) if self.by_row else tuple(shape)

@@ -67,6 +67,31 @@ def stage_lamb(
     return (lr * where(plain, 1.0, sqrt(param_sum) / where(plain, 1.0, sqrt(step_sum))),)
 
 
+def novograd(
+    p, g, exp_avg,
+    beta1, gain, beta2, beta2_c, eps, eps_root, weight_decay, lr, scale,
+):  # fmt: skip
+    direction = scale * g
+    decayed = direction + weight_decay * p
+    exp_avg = beta1 * exp_avg + gain * where(weight_decay == 0, direction, decayed)
+    return p - lr * exp_avg, exp_avg
+
+
+def measure_novograd(p, g, beta1, gain, beta2, beta2_c, eps, eps_root, weight_decay, lr):
+    return ((g, g),)
+
+
+def fold_novograd(t, lr, beta1, beta2, eps, eps_root, grad_averaging, weight_decay):
+    kept = 0.0 if t == 1.0 else beta2  # the first average is the first norm
+    return beta1, (1.0 - beta1 if grad_averaging else 1.0), kept, 1.0 - kept, eps, eps_root, weight_decay, lr
+
+
+def stage_novograd(grad_sum, exp_avg_sq, beta1, gain, beta2, beta2_c, eps, eps_root, weight_decay, lr):
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * grad_sum
+    below = sqrt(exp_avg_sq + eps_root) + eps
+    return exp_avg_sq, 1.0 / where(below == 0, 1.0, below)
+
+
 _BY_TENSOR = (
     "The norms are of whole tensors, summed in float64. An element that is not finite makes all of its tensor so. "
     "Gradients of some rows and 'state_memory' are refused."
@@ -110,6 +135,24 @@ RULES = (
         },
         lamb, fold_lamb, (State("exp_avg"), State("exp_avg_sq", positive=True)), decoupled=0.0,
         stage=Stage("tensor", measure_lamb, stage_lamb),
+        notes=(_BY_TENSOR,),
+    ),
+    Rule(
+        "novograd", "NovoGrad",
+        "Momentum with gradients over an average of their norms, one number for each tensor",
+        "v = beta2*v + (1 - beta2)*norm(g)^2, at first norm(g)^2; "
+        "m = beta1*m + (g/(sqrt(v + eps_root) + eps) + weight_decay*p)*(1 - beta1 if grad_averaging else 1); p -= lr*m",
+        "Ginsburg et al. 2019, arXiv:1905.11286",
+        {
+            "lr": nonnegative(1e-3, LR),
+            "beta1": fraction(0.95, "decay rate of the velocity", part_of="betas"),
+            "beta2": fraction(0.98, "decay rate of the squared norm's average", part_of="betas"),
+            "eps": nonnegative(1e-8, EPS),
+            "eps_root": nonnegative(0.0, EPS_ROOT),
+            "grad_averaging": flag(False, "the velocity is an average: what is added to it is times 1 - beta1"),
+        },
+        novograd, fold_novograd, (State("exp_avg"), State("exp_avg_sq", positive=True, single=True)), decoupled=0.0,
+        stage=Stage("tensor", measure_novograd, stage_novograd),
         notes=(_BY_TENSOR,),
     ),
 )  # fmt: skip

@@ -103,6 +103,9 @@ static void tensors(int32_t number, int which)
         dtypes[all++] = options & FASTOPT_MASTER ? dtype : param;
     if (options & FASTOPT_AVERAGE)
         dtypes[all++] = dtype;
+    const int whole = all;
+    for (int k = 0; k < rule->singles; k++)
+        dtypes[all++] = dtype;
     const fastopt_storage storage = {dtypes, options, 0.9, 42, 0, 0, 0, 0, 0};
     hash = 14695981039346656037u;
     for (size_t z = 0; z < sizeof sizes / sizeof *sizes; z++) {
@@ -110,7 +113,7 @@ static void tensors(int32_t number, int which)
         void *arrays[ARRAYS];
         state = (uint32_t)(number * 7 + (int)z);
         for (int j = 0; j < all; j++)
-            arrays[j] = calloc(bytes_of(n, dtypes[j]), 1);
+            arrays[j] = calloc(bytes_of(j < whole ? n : 1, dtypes[j]), 1);
         fill(arrays[0], n, param);
         if (options & FASTOPT_MASTER)
             fill(arrays[own], n, dtype);
@@ -128,7 +131,7 @@ static void tensors(int32_t number, int which)
         }
         for (int j = 0; j < all; j++) {
             if (j != 1)
-                add_bits(arrays[j], bytes_of(n, dtypes[j]));
+                add_bits(arrays[j], bytes_of(j < whole ? n : 1, dtypes[j]));
             free(arrays[j]);
         }
     }

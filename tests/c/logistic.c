@@ -84,11 +84,11 @@ int main(int count, char **arguments)
     int width = 0;
     arrays[width++] = weights;
     arrays[width++] = weights_grad;
-    for (int k = 0; k < copies * rule->states; k++)
+    for (int k = 0; k < copies * rule->states + rule->singles; k++)
         arrays[width++] = weights_states[k];
     arrays[width++] = bias;
     arrays[width++] = bias_grad;
-    for (int k = 0; k < copies * rule->states; k++)
+    for (int k = 0; k < copies * rule->states + rule->singles; k++)
         arrays[width++] = bias_states[k];
     for (int64_t t = 1; t <= STEPS; t++) {
         gradient(weights, bias, weights_grad, bias_grad);

@@ -471,6 +471,32 @@ def lamb(t, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, eps_root=0.0,
     return lr * (norms[0] / norms[1] if min(norms) > 0 else 1) * step, m, v
 
 
+@oracle(m="exp_avg", v="exp_avg_sq")
+def novograd(
+    t,
+    g,
+    m,
+    v,
+    *,
+    lr=1e-3,
+    beta1=0.95,
+    beta2=0.98,
+    eps=1e-8,
+    eps_root=0.0,
+    grad_averaging=False,
+    weight_decay=0.0,
+    p=None,
+):
+    """Ginsburg et al., 2019 (arXiv:1905.11286), algorithm 1, for one layer; v is a number."""
+    square = np.sum(g**2)
+    v = square if t == 1 else beta2 * v + (1 - beta2) * square
+    step = g / (np.sqrt(v + eps_root) + eps)
+    if weight_decay:
+        step = step + weight_decay * p
+    m = beta1 * m + (1 - beta1 if grad_averaging else 1) * step
+    return lr * m, m, v
+
+
 def dynamic_bounds(t, final_lr, gamma):
     """AdaBound's interval of learning rates, which closes on `final_lr`."""
     return final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -172,11 +173,23 @@ def _measure(job: DenseJob, coefficients: np.ndarray, folded: Folded, threads: i
     arguments = (job.addresses, *table, _stored(job, measures=True), blocks, sums, like)
     share, grain = SHARE // NORM_BLOCK, GRAIN // NORM_BLOCK
     run_parallel(stored_kernel(rows=False, measures=True), arguments, len(sums), share, grain, 1, threads)
-    firsts = blocks[np.searchsorted(job.tensor_of, np.arange(len(job.members) + 1))]
-    count = OWN + len(rule.folds)
+    first_runs = np.searchsorted(job.tensor_of, np.arange(len(job.members) + 1))
+    firsts, count, width = blocks[first_runs], OWN + len(rule.folds), job.addresses.shape[1]
     for i, measured in enumerate(add_blocks(sums, firsts).tolist()):
+        if firsts[i] == firsts[i + 1]:  # without elements it keeps its single states
+            continue
         row = coefficients[folded.row_of[i], 0]
-        row[count:] = rule.by_tensor.fold(*measured, *row[OWN:count].tolist())
+        at = job.addresses[first_runs[i], width - len(rule.singles) :].tolist()
+        singles = [array_of_number(address, job.dtype) for address in at]
+        found = rule.by_tensor.fold(*measured, *(float(single[0]) for single in singles), *row[OWN:count].tolist())
+        for single, value in zip(singles, found, strict=False):
+            single[0] = value
+        row[count:] = found[len(singles) :]
+
+
+def array_of_number(address: int, dtype: np.dtype) -> np.ndarray:
+    """The number of a dtype at an address, as an array."""
+    return np.asarray((ctypes.c_uint8 * dtype.itemsize).from_address(address)).view(dtype)
 
 
 def _order(job: Job) -> tiles.Lookups | None:

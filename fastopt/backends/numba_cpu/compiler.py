@@ -399,7 +399,7 @@ def _bound_loops(name: str, copies: int) -> dict[str, Any]:
     that of elements, without states and with one coefficient.
     """
     rule = _rule_of(name)
-    count, width = (0, 1) if rule.by_row else (len(rule.states), len(rule.coefficients))
+    count, width = (0, 1) if rule.by_row else (len(rule.elements), len(rule.coefficients))
     once = _apply_of(count, width, copies)
     apply = njit(**_inner)(bind(once, f"apply_{name}_{copies}", update=compile_update(rule)))
     loop = njit(**_inner)(bind(_loop_of(count * copies), f"loop_{name}_{copies}", apply=apply))
@@ -535,8 +535,8 @@ def tile_measure(name: str, dtype: np.dtype) -> Any:
     rule = _rule_of(name)
     assert rule.by_tensor is not None
     measure = compile_rule(rule, rule.by_tensor.measure)
-    loop = _measure_loop_of(tuple(map(rule.state_names.index, rule.measured)), len(rule.folds), len(rule.sums))
-    names: dict[str, Any] = {"states": len(rule.states), "width": OWN + len(rule.folds), "sums": len(rule.sums)}
+    loop = _measure_loop_of(tuple(map(rule.elements.index, rule.measured)), len(rule.folds), len(rule.sums))
+    names: dict[str, Any] = {"states": len(rule.elements), "width": OWN + len(rule.folds), "sums": len(rule.sums)}
     names["real"] = dtype.type
     names["measure_loop"] = njit(**_inner)(bind(loop, f"measure_{name}", measure=measure, real=dtype.type))
     bound = bind(_tile_measure, f"tile_measure_{name}_{dtype.name}_{digest(rule)}", **names)

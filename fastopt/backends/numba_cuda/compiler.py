@@ -123,7 +123,7 @@ class KernelSpec:
             "STORED": self.stored,
             "ARRAYS": len(self.stored),
             "OPTIONS": self.options,
-            "STATES": len(rule.states),
+            "STATES": len(rule.elements),
             "COPIES": self.copies,
             "COEFFICIENTS": ((real(0),) * self.width,) * self.copies,
             "STRIDED": self.strided,
@@ -132,7 +132,7 @@ class KernelSpec:
             "IN_BLOCKS": self.in_blocks,
             "IN_HALVES": self.in_halves,
             "update": rule.update,
-            "apply": _apply_of(len(rule.states), self.copies),
+            "apply": _apply_of(len(rule.elements), self.copies),
             "wide_product": instructions.wide_product,
         }
 
@@ -222,7 +222,7 @@ class Measure:
         names = {**self.update.bindings(), "LANES": 1, "ALIGNED": False, "SUMS": len(rule.sums)}
         names["read_elements"] = unrolled(kernels.read_element, names["ARRAYS"])
         names["add_products"] = _add_products_of(
-            tuple(map(rule.state_names.index, rule.measured)), len(rule.folds), len(rule.sums)
+            tuple(map(rule.elements.index, rule.measured)), len(rule.folds), len(rule.sums)
         )
         names["measure"] = rule.by_tensor.measure
         return _rebound(kernels.measure_runs, names)[0]
@@ -248,13 +248,13 @@ class FoldSums:
         rule = self.update.rule
         assert rule.by_tensor is not None
         names = {**self.update.bindings(), "WIDTH": self.update.width, "FOLDED": len(rule.folds)}
-        names |= {"SUMS": len(rule.sums), "fold_stage": rule.by_tensor.fold}
-        names["stage"] = _stage_of(len(rule.sums), len(rule.folds))
+        names |= {"SUMS": len(rule.sums), "SINGLES": len(rule.singles), "fold_stage": rule.by_tensor.fold}
+        names["stage"] = _stage_of(len(rule.sums), len(rule.singles), len(rule.folds))
         return _rebound(kernels.fold_sums, names)[0]
 
     def signature(self) -> Any:
         """The types of its arguments."""
-        return types.void(*integers(3))
+        return types.void(*integers(4))
 
 
 @dataclass(frozen=True)
@@ -404,11 +404,16 @@ def _add_products_of(states: tuple[int, ...], folded: int, sums: int) -> Any:
 
 
 @cache
-def _stage_of(sums: int, folded: int) -> Any:
-    """The `kernels.stage` of a rule: its fold of so many sums, and of the coefficients that its first fold made."""
-    arguments = [f"totals[{k}]" for k in range(sums)] + [f"float64(c[0][{OWN + k}])" for k in range(folded)]
-    namespace: dict[str, Any] = {"fold_stage": None, "float64": np.float64}
-    exec(f"def stage(totals, c):\n    return fold_stage({', '.join(arguments)})\n", namespace)
+def _stage_of(sums: int, singles: int, folded: int) -> Any:
+    """The `kernels.stage` of a rule: its fold of so many sums and single states, and of the coefficients that its first
+    fold made.
+    """
+    arguments = [f"totals[{k}]" for k in range(sums)]
+    arguments += [f"float64(load(load(at + {8 * k}, int64), REAL))" for k in range(singles)]
+    arguments += [f"float64(c[0][{OWN + k}])" for k in range(folded)]
+    namespace: dict[str, Any] = {"fold_stage": None, "float64": np.float64, "int64": np.int64, "REAL": None}
+    namespace["load"] = instructions.load
+    exec(f"def stage(totals, at, c):\n    return fold_stage({', '.join(arguments)})\n", namespace)
     return namespace["stage"]
 
 

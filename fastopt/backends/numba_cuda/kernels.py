@@ -76,6 +76,7 @@ KEPT = 0  # numbers that the rule keeps from step to step
 WIDTH = 0  # coefficients of a copy, with the prologue's
 FOLDED = 0  # those of them that the rule's fold makes; the others its stage
 SUMS = 0  # that the rule's stage measures
+SINGLES = 0  # states of one number of a tensor, which its fold writes
 
 _FLOAT64, _BFLOAT16 = CODES[np.dtype(float64)], CODES[BFLOAT16]
 _OWN = (CODES[np.dtype(float32)], _FLOAT64)  # compute types
@@ -546,7 +547,7 @@ read_elements: Any = None  # the same for each array
 # ``add_products(x, p, g, c, partial)``: adds the products that the rule's stage measures to partial sums.
 add_products: Any = None
 measure: Any = None  # the rule's stage's
-stage: Any = None  # its fold: ``stage(sums, c)``
+stage: Any = None  # its fold: ``stage(sums, at, c)``, where `at` is the address of the addresses of single states
 
 
 def measure_runs(
@@ -596,10 +597,11 @@ def measure_runs(
             store(sums + 8 * (chunk * SUMS + k), total)
 
 
-def fold_sums(firsts, rows, sums):
-    """Makes further coefficients of each tensor's sums, a thread block for each, in its row.
+def fold_sums(firsts, rows, sums, singles):
+    """Makes further coefficients of each tensor's sums, a thread block for each, in its row, and writes single states.
 
-    `firsts` is the address of each tensor's first chunk, and of the end of the last's.
+    `firsts` is the address of each tensor's first chunk, and of the end of the last's; `singles` that of a table of the
+    addresses of single states [tensors, SINGLES]. A tensor without elements keeps these.
     """
     parts = cuda.shared.array(PARTS, float64)
     totals = cuda.local.array(SUMS, float64)
@@ -617,10 +619,13 @@ def fold_sums(firsts, rows, sums):
                 totals[k] += parts[other]
         cuda.syncthreads()
     row = rows + ROW_BYTES * tensor
-    if thread == 0 and load(row, int64) >= 0:
-        found = stage(totals, load_tuple(row + 8, COEFFICIENTS))
+    if thread == 0 and first < last and load(row, int64) >= 0:
+        at = singles + 8 * SINGLES * tensor
+        found = stage(totals, at, load_tuple(row + 8, COEFFICIENTS))
+        for k in range(SINGLES):
+            store(load(at + 8 * k, int64), REAL(found[k]))
         for k in range(WIDTH - FIRST_OWN - FOLDED):
-            store(row + 8 + (FIRST_OWN + FOLDED + k) * _size(OWN), REAL(found[k]))
+            store(row + 8 + (FIRST_OWN + FOLDED + k) * _size(OWN), REAL(found[SINGLES + k]))
 
 
 # ---- norms ----

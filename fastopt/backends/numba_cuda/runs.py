@@ -114,6 +114,9 @@ class RunLaunch:
         }
         if self._measured:
             parts["firsts"] = self._first[np.searchsorted(job.tensor_of, np.arange(len(job.members) + 1))]
+            count = len(job.progress.rule.singles)
+            parts["singles"] = np.zeros((len(job.members), count), np.uint64)
+            parts["singles"][job.tensor_of] = job.addresses[:, job.addresses.shape[1] - count :]
         words = _words(*parts.values())
         room = -(-self._chunks // 2)  # words, for chunks' runs
         own = {"row_of": -(-self._runs // 2), "rows": len(job.members) * self._kind.row_bytes // 8}
@@ -196,8 +199,8 @@ class MeasuredLaunch:
         if storage is not None:
             self._measure.arguments[11] = 0 if storage.noise is None else storage.noise.seed
             self._measure.arguments[12:].view(job.dtype)[0] = storage.clip_value
-        self._fold = device.kernel(ptx_of(fold, device.capability), fold.name, 3, THREADS)
-        self._fold.arguments[:] = where["firsts"], where["rows"], where["sums"]
+        self._fold = device.kernel(ptx_of(fold, device.capability), fold.name, 4, THREADS)
+        self._fold.arguments[:] = where["firsts"], where["rows"], where["sums"], where["singles"]
         self._blocks, self._tensors = -(-16 * chunks // THREADS), len(job.members)
 
     def launch(self, stream: int) -> None:

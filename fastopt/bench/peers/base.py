@@ -118,9 +118,11 @@ def count_moved(rule: Rule) -> int:
 def new_arrays(task: Task) -> list[np.ndarray]:
     """A copy of the parameter, and states as before the first step, every page of them touched."""
     rule, start = task.rule, task.start
-    shape = rule.state_shape(start.shape, count_copies(rule, hyper_of(rule)))
+    copies = count_copies(rule, hyper_of(rule))
+    shapes = [rule.state_shape(name, start.shape, copies) for name in rule.state_names]
     hyper = hyper_of(rule)
-    return [start.copy(), *(np.full(shape, hyper.get(str(state.begins), 0.0), start.dtype) for state in rule.states)]
+    begins = [hyper.get(str(state.begins), 0.0) for state in rule.states]
+    return [start.copy(), *(np.full(shape, begin, start.dtype) for shape, begin in zip(shapes, begins, strict=True))]
 
 
 def coefficients(task: Task) -> tuple[float, Iterator[list[list[float]]]]:
