@@ -87,7 +87,11 @@ FASTOPT_API void fastopt_leave_ieee(uint64_t before);
  * prefetch; 0 is none. */
 FASTOPT_API int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads);
 
-/* Does the same for rows in a given order: segment u is of row rows[u] and has the gradients places[starts[u]] to
+/* Only reads them, all of them. */
+FASTOPT_API int fastopt_stream_reads(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead,
+                                     int32_t threads);
+
+/* Streams rows in a given order: segment u is of row rows[u] and has the gradients places[starts[u]] to
  * places[starts[u + 1] - 1]. The 2 to 6 float32 arrays have rows of `width` elements; the second holds the
  * gradients. */
 FASTOPT_API int fastopt_stream_rows(int64_t segments, const int64_t *rows, const int64_t *starts,

@@ -2,7 +2,7 @@
 #include "library.h"
 
 typedef struct {
-    int arrays, ahead;
+    int arrays, ahead, writes;
     float *const *addresses;
 } stream_context;
 
@@ -12,10 +12,15 @@ static void stream_part(void *context, int64_t begin, int64_t end)
     float *addresses[MAX_STREAM];
     for (int j = 0; j < c->arrays; j++)
         addresses[j] = c->addresses[j] + begin;
-    active->streams->stream(end - begin, c->arrays, addresses, c->ahead);
+    if (c->writes) {
+        active->streams->stream(end - begin, c->arrays, addresses, c->ahead);
+    } else {
+        volatile float read = active->streams->read(end - begin, c->arrays, addresses, c->ahead);
+        (void)read;
+    }
 }
 
-int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads)
+static int run_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads, int writes)
 {
     if (n < 0 || exceeds_memory(n, sizeof **addresses) || arrays < FIRST_STATE || arrays > MAX_STREAM)
         return FASTOPT_BAD_SIZE;
@@ -25,9 +30,19 @@ int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t a
     int error = check_threads(threads);
     if (error)
         return error;
-    stream_context context = {arrays, ahead, addresses};
+    stream_context context = {arrays, ahead, writes, addresses};
     parallel_for(stream_part, &context, n, GRAIN, SHARE, ALIGN, threads);
     return FASTOPT_OK;
+}
+
+int fastopt_stream(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads)
+{
+    return run_stream(n, arrays, addresses, ahead, threads, 1);
+}
+
+int fastopt_stream_reads(int64_t n, int32_t arrays, float *const *addresses, int32_t ahead, int32_t threads)
+{
+    return run_stream(n, arrays, addresses, ahead, threads, 0);
 }
 
 static void row_stream_part(void *context, int64_t begin, int64_t end)

@@ -121,6 +121,7 @@ def stream(guarded, count, n):
     """The traffic of an update."""
     table = guarded.table([guarded.bytes(lib.FASTOPT_FLOAT32, n) for _ in range(count)])
     done(lib.fastopt_stream(n, count, pointer(table, "float **"), 0, 1))
+    done(lib.fastopt_stream_reads(n, count, pointer(table, "float **"), 0, 1))
 
 
 def stream_rows(guarded, count, width):

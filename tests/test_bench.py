@@ -223,6 +223,8 @@ def test_machine(tmp_path):
     assert machine.take_ceiling({}) is None
     times = {"ceiling 0": [2.0], "ceiling 512": [1.0], "native": [3.0]}
     assert machine.take_ceiling(times) == [1.0] and list(times) == ["native"]
+    times = {"ceiling 0": [2.0, 3.0], "reading 0": [1.0, 1.0], "reading 512": [4.0, 0.5]}
+    assert machine.take_ceiling(times) == [3.0, 4.0] and not times
 
 
 def test_too_large_a_size_says_so(monkeypatch):

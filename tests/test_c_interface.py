@@ -732,6 +732,7 @@ def test_norm_and_stream_refuse():
     assert lib.fastopt_square_sums(0, 2**62, *[ffi.cast("void *", 8)] * 5, 1) == lib.FASTOPT_BAD_SIZE
     assert lib.fastopt_stream(2**62, 2, null, 0, 1) == lib.FASTOPT_BAD_SIZE
     assert lib.fastopt_stream(8, 2, null, 0, 1) == lib.FASTOPT_NULL_POINTER
+    assert lib.fastopt_stream_reads(8, 2, null, 0, 1) == lib.FASTOPT_NULL_POINTER
     table = ffi.new("int64_t[]", [0, 0])
     arrays = ffi.new("float *[]", [ffi.NULL, ffi.NULL])
     for segments, width, count in ((-1, 1, 2), (2**62, 1, 2), (1, 0, 2), (1, 2**62, 2), (1, 1, 1), (1, 1, 7)):
@@ -953,6 +954,9 @@ def test_the_ceiling_has_the_traffic_of_an_update(count, ahead):
         for array in (want[0], *want[2:]):
             array[:n] += want[1][:n]
         assert lib.fastopt_stream(n, count, floats(arrays), ahead, 3) == lib.FASTOPT_OK
+        for got, array in zip(arrays, want, strict=True):
+            np.testing.assert_array_equal(got, array)
+        assert lib.fastopt_stream_reads(n, count, floats(arrays), ahead, 3) == lib.FASTOPT_OK
         for got, array in zip(arrays, want, strict=True):
             np.testing.assert_array_equal(got, array)
 

@@ -83,6 +83,7 @@ typedef struct {
 /* The streams, from an instance of stream.dispatch.c. */
 typedef struct {
     void (*stream)(int64_t n, int arrays, float *const *addresses, int ahead);
+    float (*read)(int64_t n, int arrays, float *const *addresses, int ahead);
     void (*stream_rows)(const fastopt_row_stream *s, int64_t begin, int64_t end);
 } fastopt_streams;
 

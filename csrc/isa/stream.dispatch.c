@@ -42,6 +42,27 @@ static void stream(int64_t n, int arrays, float *const *a, int ahead)
     streams[arrays - FIRST_STATE](n, a, ahead);
 }
 
+/* Reads arrays, and returns a sum without which the compiler would not. */
+static float read_arrays(int64_t n, int arrays, float *const *a, int ahead)
+{
+    float lanes[64] = {0}, sum = 0;
+    for (int64_t i = 0; i < n; i += 64)
+        for (int j = 0; j < arrays; j++) {
+            const float *from = a[j] + i;
+            for (int k = 0; ahead && k < 64; k += 16)
+                PREFETCH_NEAR(from + ahead + k);
+            if (n - i >= 64)
+                for (int k = 0; k < 64; k++)
+                    lanes[k] += from[k];
+            else
+                for (int64_t k = 0; k < n - i; k++)
+                    sum += from[k];
+        }
+    for (int k = 0; k < 64; k++)
+        sum += lanes[k];
+    return sum;
+}
+
 /* Adds each of a row's gradients to the row, and the first to the rows of its states. */
 static void stream_rows(const fastopt_row_stream *s, int64_t begin, int64_t end)
 {
@@ -65,4 +86,4 @@ static void stream_rows(const fastopt_row_stream *s, int64_t begin, int64_t end)
         }
 }
 
-const fastopt_streams PASTE(fastopt_streams_, FASTOPT_ISA) = {stream, stream_rows};
+const fastopt_streams PASTE(fastopt_streams_, FASTOPT_ISA) = {stream, read_arrays, stream_rows};

@@ -57,15 +57,25 @@ class Ceiling:
     def __init__(self, nbytes: int, widest: int) -> None:
         self.arrays = [np.ones(max(1, nbytes // 4), np.float32) for _ in range(widest if has_ceiling() else 0)]
 
-    def calls(self, arrays: int, threads: int) -> dict[str, Call]:
-        """Kernels that read so many arrays, write all but one, and differ in how far ahead they prefetch."""
+    def calls(self, arrays: int, threads: int, measured: int = 0) -> dict[str, Call]:
+        """Kernels that read so many arrays, write all but one, and differ in how far ahead they prefetch.
+
+        Others only read as many arrays as are `measured`.
+        """
         if not self.arrays:
             return {}
         from ..backends import native  # where there is a ceiling it is there
 
-        addresses = native.ffi.new("float *[]", [native.ffi.from_buffer("float[]", a) for a in self.arrays[:arrays]])
-        run = partial(self._run, native.lib.fastopt_stream, self.arrays[0].size, arrays, addresses)
-        return {f"ceiling {ahead}": partial(run, ahead, threads) for ahead in AHEAD}
+        calls: dict[str, Call] = {}
+        passes = {
+            "ceiling": (native.lib.fastopt_stream, arrays),
+            "reading": (native.lib.fastopt_stream_reads, measured),
+        }
+        for name, (stream, count) in passes.items():
+            own = [native.ffi.from_buffer("float[]", a) for a in self.arrays[:count]]
+            run = partial(self._run, stream, self.arrays[0].size, count, native.ffi.new("float *[]", own))
+            calls |= {f"{name} {ahead}": partial(run, ahead, threads) for ahead in AHEAD if count}
+        return calls
 
     def _run(self, stream: Any, *arguments: Any) -> None:
         """A method, so that whoever can call it keeps the arrays."""
@@ -73,6 +83,9 @@ class Ceiling:
 
 
 def take_ceiling(times: Times) -> list[float] | None:
-    """Take the streaming kernels' times out of `times`, and return those of the fastest."""
-    found = [times.pop(name) for name in list(times) if name.startswith("ceiling ")]
-    return min(found, key=median, default=None)
+    """Take the streaming kernels' times out of `times`, and return those of the fastest, of both passes together."""
+    passes = []
+    for kind in ("ceiling ", "reading "):
+        found = [times.pop(name) for name in list(times) if name.startswith(kind)]
+        passes += [min(found, key=median)] if found else []
+    return [sum(own) for own in zip(*passes, strict=False)] or None

@@ -11,7 +11,7 @@ import numpy as np
 from ..rules import RULES
 from . import machine, pictures
 from .peers import COMPETITORS, Arena, values
-from .peers.base import count_arrays, count_moved
+from .peers.base import count_arrays, count_measured, count_moved
 from .section import Options, Row, Section, Skip, Table, against, named, rate_of, row_of, share_of, time_of, whoever
 from .section import table as make_table
 from .timing import interleaved
@@ -62,12 +62,12 @@ class Updates:
         arrays = count_arrays(RULES[rule])
         start, grad, ceiling = self._arrays(size, dtype, max(arrays, widest))
         found = self.arena.build(RULES[rule], start, grad)
-        calls = {**ceiling.calls(arrays, self.arena.threads), **{who: peer.step for who, peer in found.items()}}
+        streams = ceiling.calls(arrays, self.arena.threads, count_measured(RULES[rule]))
+        calls = {**streams, **{who: peer.step for who, peer in found.items()}}
         before = {who: peer.before for who, peer in found.items() if peer.before}
         times = interleaved(calls, self.repeats, budget - (perf_counter() - began), before)
-        moved = count_moved(RULES[rule])
-        fastest = [seconds * moved / (2 * arrays - 1) for seconds in machine.take_ceiling(times) or ()]
-        return row_of(name, times, moved * start.nbytes, fastest, rule=rule, elements=size, dtype=dtype)
+        moved, fastest = count_moved(RULES[rule]) * start.nbytes, machine.take_ceiling(times)
+        return row_of(name, times, moved, fastest, rule=rule, elements=size, dtype=dtype)
 
 
 class Measure(Updates):
@@ -91,7 +91,7 @@ class Measure(Updates):
 
 CAPTION = (
     "share: of the ceiling, the fastest streaming kernel found with the same reads and writes, in the same run; of\n"
-    "rules that measure tensors, which read them twice, its time by bytes.\n"
+    "rules that measure tensors, which read them twice, with the fastest that only reads as much.\n"
     "Medians of rounds in turns; ratios are medians of the rounds' own, in brackets what 95 % of runs would have."
 )
 AGREED = (

@@ -109,10 +109,14 @@ def count_arrays(rule: Rule) -> int:
     return rule.count_arrays(count_copies(rule, hyper_of(rule)))
 
 
+def count_measured(rule: Rule) -> int:
+    """Count the arrays that a stage measures before the update."""
+    return 2 + len(rule.measured) if rule.by_tensor else 0
+
+
 def count_moved(rule: Rule) -> int:
     """Count the arrays that a step reads and writes: all but the gradient twice, and those that a stage measures."""
-    measured = 2 + len(rule.measured) if rule.by_tensor else 0
-    return 2 * count_arrays(rule) - 1 + measured
+    return 2 * count_arrays(rule) - 1 + count_measured(rule)
 
 
 def new_arrays(task: Task) -> list[np.ndarray]:
