@@ -9,7 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from . import pictures
+from .peers import COMPETITORS
 from .section import NOISY, Options, Row, Section, Show, Skip, Table, named, row_of, table, time_of
 from .timing import Spread, ratio
 
@@ -22,11 +25,20 @@ CASES = {
     for size in MEGABYTES
     for way in WAYS
 }
+#: What tables call who takes part, and the peer on whose account.
+LABELS = {
+    "fastopt": "fastopt",
+    "reduce-scatter": "MPI's",
+    "ddp": "torch DDP",
+    "zero": "torch ZeRO",
+    "deepspeed": "DeepSpeed",
+}
+_ASKED = {"ddp": "torch-fused", "zero": "torch-fused", "deepspeed": "deepspeed"}
 _PROGRAM = Path(__file__).with_name("in_ranks.py")
 
 
-def measure(name: str, budget: float, repeats: int = 21) -> Row:
-    """Starts processes, which take turns of all three.
+def measure(name: str, budget: float, repeats: int = 21, peers: Sequence[str] = ()) -> Row:
+    """Starts processes, which take turns of all.
 
     Raises
     ------
@@ -37,18 +49,21 @@ def measure(name: str, budget: float, repeats: int = 21) -> Row:
     if find_spec("mpi4py") is None:
         raise Skip("mpi4py is not installed")
     command = [sys.executable, "-m", "fastopt", "run", "-n", str(ranks), str(_PROGRAM)]
-    arguments = [way, str(size * 10**6 // 4 // ranks * ranks), str(repeats), str(budget)]
+    asked = [who for who, peer in _ASKED.items() if peer in peers and find_spec(COMPETITORS[peer].package)]
+    arguments = [way, str(size * 10**6 // 4 // ranks * ranks), str(repeats), str(budget), *asked]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise Skip(done.stderr.strip().rpartition("\n")[2] or f"processes ended with {done.returncode}")
-    times = json.loads(done.stdout)
-    beside = {who: ratio(times[who], times["bare"]) for who in ("fastopt", "reduce-scatter")}
+    times = json.loads(done.stdout.strip().rpartition("\n")[2])  # behind what peers say
+    beside = {who: ratio(own, times["bare"]) for who, own in times.items() if who != "bare"}
     return row_of(name, times, beside=beside, faster=ratio(times["fastopt"], times["reduce-scatter"]))
 
 
 def _of_bare(who: str) -> Show:
     def show(row: Row) -> str:
+        if who not in row["beside"]:
+            return "-"
         spread = Spread(*row["beside"][who])
         return f"{spread.mid:.2f}x ({spread.low:.2f}-{spread.high:.2f}){NOISY if spread.noisy else ' '}"
 
@@ -64,20 +79,23 @@ def section(options: Options) -> Section:
     title = "Adam's step in several processes, and the bare exchange of the same bytes"
     caption = (
         "bare: Alltoall and Allgather alone. MPI's: Reduce_scatter, Adam, Allgather. common: parameters and gradients "
-        "are written in memory that all processes have."
+        "are written in memory that all processes have. torch ZeRO: DDP and ZeroRedundancyOptimizer; DeepSpeed: "
+        "ZeRO-1. The three use gloo, and begin with a backward pass that hands gradients over."
     )
 
     def tables(rows: Sequence[Row]) -> Iterator[Table]:
         columns = {
             "": named,
             "bare, ms": time_of("bare"),
-            "fastopt / bare": _of_bare("fastopt"),
-            "MPI's / bare": _of_bare("reduce-scatter"),
+            **{f"{label} / bare": _of_bare(who) for who, label in LABELS.items()},
             "fastopt / MPI's": _of_reduce_scatter,
         }
         yield table(title, columns, rows, caption)
 
     def take(name: str, budget: float) -> Row:
-        return measure(name, budget, options.repeats)
+        return measure(name, budget, options.repeats, options.peers)
 
-    return Section("distributed", title, list(CASES), take, tables, None, 10.0)
+    def draw(figure: Any, rows: Sequence[Row]) -> None:
+        pictures.beside(figure, title, rows, LABELS)
+
+    return Section("distributed", title, list(CASES), take, tables, draw, 10.0)

@@ -1,23 +1,25 @@
 """Internal. A program for `fastopt run`: rounds of an exchange by MPI alone, by its reduce-scatter, and by fastopt.
 
-Its arguments are the way (common or messages), the elements, the rounds, and the seconds for them. Rank 0 prints the
-times as JSON.
+Its arguments are the way (common or messages), the elements, the rounds, the seconds for them, and the names of peers.
+Rank 0 prints the times as JSON.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
 
 from fastopt import Adam, functional
+from fastopt.bench.peers.in_ranks import peers
 from fastopt.distributed import Synchronous, mpi, shared
 
 
-def main(way: str, size: int, rounds: int, budget: float) -> None:
+def main(way: str, size: int, rounds: int, budget: float, names: Sequence[str]) -> None:
     """Time the rounds, and print seconds of each."""
     if way == "messages":
         mpi.Processes.share = lambda self, size: None  # type: ignore[method-assign]
@@ -42,8 +44,8 @@ def main(way: str, size: int, rounds: int, budget: float) -> None:
         functional.adam(mine, own, *states, step=done, grad_scale=1 / ranks)
         comm.Allgather(MPI.IN_PLACE, whole)
 
-    times: dict[str, list[float]] = {"bare": [], "reduce-scatter": [], "fastopt": []}
-    calls = {"bare": bare, "reduce-scatter": reduce_scatter, "fastopt": opt.step}
+    calls = {"bare": bare, "reduce-scatter": reduce_scatter, "fastopt": opt.step, **dict(peers(comm, size, names))}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     start = perf_counter()
     for k in range(rounds + 2):
         for name, call in calls.items():
@@ -62,4 +64,4 @@ def main(way: str, size: int, rounds: int, budget: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:])

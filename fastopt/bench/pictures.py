@@ -156,6 +156,22 @@ def overhead(figure: Any, title: str, rows: Sequence[Row], labels: Mapping[str, 
     axes.legend(fontsize=9)
 
 
+def beside(figure: Any, title: str, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
+    """What each takes in times of the bare exchange, a line for each case."""
+    axes = _axes(figure, title, "times of the bare exchange", "", xscale="log")
+    axes.axvline(1, color=GREY, linewidth=3, linestyle="--")
+    for k, who in enumerate(who for who in labels if any(who in row["beside"] for row in rows)):
+        found = [(i, *row["beside"][who]) for i, row in enumerate(rows) if who in row["beside"]]
+        places, lows, mids, highs = zip(*found, strict=True)
+        ends = [[mid - low for low, mid in zip(lows, mids, strict=True)]]
+        ends.append([high - mid for mid, high in zip(mids, highs, strict=True)])
+        axes.errorbar(mids, places, xerr=ends, color=look(k).colour, fmt=look(k).marker, label=labels[who])
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(fontsize=9)
+
+
 def precision(figure: Any, title: str, rows: Sequence[Row]) -> None:
     """Updates per second against bytes per parameter, and what bytes alone would allow."""
     axes = _axes(figure, title, "bytes read and written for a parameter", "10⁹ updates/s")

@@ -15,9 +15,30 @@ from .test_mpi import needs_mpi
 def test_a_row_has_all_three(name):
     row = distributed.measure(name, 0.1, 3)
     assert set(row["times"]) == {"bare", "reduce-scatter", "fastopt"}
-    (table,) = distributed.section(Options([])).tables([row])
+    section = distributed.section(Options([]))
+    (table,) = section.tables([row])
     ((label, *figures),) = table.rows
     assert label == name and len(figures) == 4 and "x (" in figures[1] and figures[3].endswith("x")
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_peers_take_part():
+    pytest.importorskip("torch")
+    row = distributed.measure("2 processes, 4 MB, messages", 0.1, 3, ["torch-fused"])
+    assert list(row["times"]) == ["bare", "reduce-scatter", "fastopt", "ddp", "zero"]
+    (table,) = distributed.section(Options([])).tables([row])
+    assert [header for header in table.header if "torch" in header] == ["torch DDP / bare", "torch ZeRO / bare"]
+
+
+def test_the_picture_has_a_mark_for_each():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    rows = [{"name": name, "beside": {"fastopt": (0.5, 0.6, 0.8), "ddp": (2.0, 3.0, 5.0)}} for name in "ab"]
+    section = distributed.section(Options([]))
+    section.draw(figure, rows)
+    (axes,) = figure.axes
+    marks = {found.get_label(): found.lines[0].get_xdata().tolist() for found in axes.containers}
+    assert marks == {"fastopt": [0.6, 0.6], "torch DDP": [3.0, 3.0]}
 
 
 def test_without_mpi_the_reason_is_told(monkeypatch):
