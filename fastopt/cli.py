@@ -245,6 +245,7 @@ def _add_bench(commands: Any) -> None:
     more.add_argument("--sizes", type=_counts, nargs="?", const=_SIZES, default=[], help="Adam at 1e2,3e2 ... 1e9")
     more.add_argument("--scaling", action="store_true", help="Adam with 1, 2, 4 ... threads")
     more.add_argument("--tensors", action="store_true", help="steps of many small tensors")
+    more.add_argument("--matrices", action="store_true", help="steps of whole matrices, beside torch's")
     more.add_argument("--sparse", action="store_true", help="updates of an embedding table's rows")
     more.add_argument(
         "--distributed", action="store_true", help="Adam in 2 and 4 processes, beside MPI's bare exchange"

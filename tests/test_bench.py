@@ -14,7 +14,7 @@ import fastopt
 from fastopt import cli
 
 pytest.importorskip("rich", reason="rich is not installed")
-from fastopt.bench import command, machine, rules, scaling, section, workloads
+from fastopt.bench import command, machine, matrices, rules, scaling, section, workloads
 from fastopt.bench.baseline import table as against_baseline
 from fastopt.bench.peers.base import count_moved
 from fastopt.bench.plan import OutOfTime, Plan, alarm
@@ -29,6 +29,12 @@ needs_native = pytest.mark.skipif("native" not in OURS, reason="the native backe
 def lines(printed):
     """The first cells of the tables' rows."""
     return [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
+
+
+def test_matrices(monkeypatch, capsys):
+    monkeypatch.setattr(matrices, "SHAPES", {"small": (6, 4)})
+    assert cli.main([*QUICK, "--rules", "sgd", "--matrices"]) == 0
+    assert lines(capsys.readouterr().out)[-1] == "small"
 
 
 def without(*packages):

@@ -42,6 +42,7 @@ class Options:
     threads: int = 1
     repeats: int = 11
     tensors: bool = False
+    matrices: bool = False
     sparse: bool = False
     precision: bool = False
     scaling: bool = False
