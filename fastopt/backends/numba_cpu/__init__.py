@@ -24,15 +24,13 @@ if TYPE_CHECKING:
 try:
     from ..fold import Folded, fold
     from ..numba_arithmetic import ieee_arithmetic
-    from . import tiles
+    from . import dense, tiles
     from .compiler import (
         FUSED,
         add_blocks,
         kernel,
-        row_kernel,
         segments,
         square_kernel,
-        stored_kernel,
         tile_by_row,
         tile_measure,
         tile_update,
@@ -55,7 +53,7 @@ def _fused(job: Job) -> int:
 class _Runner:
     def __init__(self, jobs: Sequence[Job], written: Written = ()) -> None:
         self._jobs, self._written = jobs, written
-        self._stored = [None if job.storage is None else _stored(job) for job in jobs]
+        self._stored = [_stored(job) for job in jobs]
         self._folded: list[Folded] = []
 
     def __call__(self, grad_scale: float, threads: int) -> None:
@@ -131,7 +129,7 @@ def _stored(job: Job, measures: bool = False) -> tiles.Stored:
 
 def _run_elements(
     job: DenseJob,
-    stored: tiles.Stored | None,
+    stored: tiles.Stored,
     coefficients: np.ndarray,
     folded: Folded,
     begin: int,
@@ -139,17 +137,18 @@ def _run_elements(
     threads: int,
 ) -> None:
     like = np.empty(0, job.dtype)
+    function: Any
     table: tuple[Any, ...]
     if job.progress.rule.by_tensor and begin < end:
         _measure(job, coefficients, folded, threads)
-    if stored is None:
-        function = kernel(job.progress.rule.kernel, _fused(job))
+    if job.storage is None:
+        function = dense.run_kernel
         strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
-        table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients, coefficients.shape[1], like)
+        table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients, stored.arrays, stored.update, like)
     else:
-        function = stored_kernel(rows=False)
+        function = tiles.run_kernel
         table = (*_stored_table(job, coefficients, folded, _take_noise(job, folded, coefficients)), stored, like)
-    run_parallel(function, (job.addresses, *table, end), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
+    run_parallel(kernel(function), (job.addresses, *table, end), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
 
 
 def _stored_table(job: DenseJob, coefficients: np.ndarray, folded: Folded, noise: np.ndarray) -> tuple[Any, ...]:
@@ -168,11 +167,10 @@ def _measure(job: DenseJob, coefficients: np.ndarray, folded: Folded, threads: i
     blocks = blocks_of(job.offsets)
     sums = np.empty((blocks[-1], len(rule.sums)))
     own = coefficients.copy()
-    noise = np.zeros((len(folded.row_of), 2), job.dtype) if job.storage is None else _take_noise(job, folded, own)
-    table = _stored_table(job, own, folded, noise)
+    table = _stored_table(job, own, folded, _take_noise(job, folded, own))
     arguments = (job.addresses, *table, _stored(job, measures=True), blocks, sums, like)
     share, grain = SHARE // NORM_BLOCK, GRAIN // NORM_BLOCK
-    run_parallel(stored_kernel(rows=False, measures=True), arguments, len(sums), share, grain, 1, threads)
+    run_parallel(kernel(tiles.measure_kernel), arguments, len(sums), share, grain, 1, threads)
     first_runs = np.searchsorted(job.tensor_of, np.arange(len(job.members) + 1))
     firsts, count, width = blocks[first_runs], OWN + len(rule.folds), job.addresses.shape[1]
     for i, measured in enumerate(add_blocks(sums, firsts).tolist()):
@@ -207,27 +205,28 @@ def _order(job: Job) -> tiles.Lookups | None:
 
 
 def _run_rows(
-    job: RowJob, stored: tiles.Stored | None, own: np.ndarray, lookups: tiles.Lookups, folded: Folded, threads: int
+    job: RowJob, stored: tiles.Stored, own: np.ndarray, lookups: tiles.Lookups, folded: Folded, threads: int
 ) -> None:
-    progress, width = job.progress, lookups.width
-    table: tuple[Any, ...]
-    table = (job.addresses, job.strides, lookups, own)
+    by_row, width = job.progress.rule.by_row, lookups.width
     like = np.empty(0, job.dtype)
-    share, grain = ROW_SHARE // width + 1, GRAIN // width + 1
-    if stored is None:
-        function = row_kernel(progress.rule.kernel, _fused(job))
-        table = (*table, len(own), like)
+    function: Any
+    table: tuple[Any, ...]
+    if job.storage is None:
+        function = dense.whole_row_kernel if by_row else dense.row_kernel
+        table = (stored.update, stored.by_row, like) if by_row else (stored.update, like)
     else:
         assert job.elements is not None
-        function = stored_kernel(rows=True)
+        function = tiles.row_kernel
         numbers = _take_noise(job, folded, own[None]), int(job.elements[0]), int(folded.steps[0])
         codes = np.array(job.codes)
         updated = codes.copy()  # with the sum of a row's gradients, and without a rule of rows' state
         updated[GRADIENT] = CODES[job.dtype]
-        if progress.rule.by_row:
+        if by_row:
             updated = np.delete(updated, FIRST_STATE)
-        table = (*table, *numbers, codes, updated, stored, like)
-    run_parallel(function, table, len(lookups.starts) - 1, share, grain, 1, threads)
+        table = (*numbers, codes, updated, stored, like)
+    table = (job.addresses, job.strides, lookups, own, *table)
+    share, grain = ROW_SHARE // width + 1, GRAIN // width + 1
+    run_parallel(kernel(function), table, len(lookups.starts) - 1, share, grain, 1, threads)
 
 
 def _take_noise(job: Job, folded: Folded, coefficients: np.ndarray) -> np.ndarray:
@@ -236,7 +235,8 @@ def _take_noise(job: Job, folded: Folded, coefficients: np.ndarray) -> np.ndarra
     The scale of gradients that are prepared is taken out of the coefficients.
     """
     found = np.zeros((len(folded.row_of), 2), job.dtype)
-    assert job.storage is not None
+    if job.storage is None:
+        return found
     if job.storage.options & PREPARED:
         found[:, 0] = coefficients[folded.row_of, 0, 0]
         coefficients[:, :, 0] = 1

@@ -1,8 +1,9 @@
 """Numba on the CPU: the rules' own Python, compiled when first used and cached on disk.
 
-One loop for each number of states, written once; a rule's kernel is that loop with the rule's update bound in. The
-kernels take the same table of addresses as the C library, release the GIL, and are run by a pool of plain threads: no
-threading layer of Numba's is involved, so nothing breaks under fork or under calls from several threads at once.
+One loop for each number of states, written once; a rule's update is that loop with the update of an element bound in.
+Kernels, which are the same for all rules, call it by its address. They take the same table of addresses as the C
+library, release the GIL, and are run by a pool of plain threads: no threading layer of Numba's is involved, so nothing
+breaks under fork or under calls from several threads at once.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from .. import convert, noise
 from ..numba_cache import INNER as _inner
 from ..numba_cache import compiled, compiled_callback
-from . import memory, tiles
-from .memory import array_at, fetch_add, gather, load, scatter
-from .tiles import TILE, prologue
+from . import dense, memory, tiles
+from .memory import array_at, fetch_add, load, on_stack
+from .tiles import prologue
 
 # ---- the loops, written out for each number of states; `apply` is bound to a rule's ----
 
@@ -102,83 +103,41 @@ def _split_gradient(n, p, grad, g, c):
         p[i], g[i] = prologue(p[i], grad[i], c[0], c[1], c[2])
 
 
-# ---- runs ----
+# ---- the update of a tile, or of a run ----
 
 loop: Any = None
 loop_after: Any = None  # the same after the prologue
 to_tuple: Any = None
 states: int = 0
+real: Any = None
 
 
-def _kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, end, counter, share):
-    """Updates elements up to `end` of a table of runs, `share` of them at a time, until none is left."""
-    while True:
-        begin = fetch_add(counter, share)
-        if begin >= end:
-            break
-        stop = min(begin + share, end)
-        update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, stop)
-
-
-update_part: Any = None
-
-
-def _update_at(n, at, own, shared, like):
-    """Updates n contiguous elements of arrays that begin at the addresses `at`.
-
-    At most TILE of them where copies of the states are not fused: they share the gradient that has been through the
-    prologue, in `shared`.
+def _update_tile(n, at, own, _rows, _shared):
+    """Updates n elements of contiguous arrays of the compute type, at the addresses that are at the address `at`, with
+    the coefficients at the address `own`.
     """
-    if len(own) == 1:
-        loop(n, at, to_tuple(own[0]), like)
+    loop(n, array_at(at, FIRST_STATE + states, np.int64), to_tuple(array_at(own, width, real)), real)
+
+
+def _update_copies(n, at, own, rows, shared):
+    """The same for a rule whose copies of its states are not fused, with a row of coefficients for each.
+
+    Where there are several it updates TILE elements at most: the copies share the gradient that has been through the
+    prologue, in the tile at `shared`.
+    """
+    a = array_at(at, FIRST_STATE + rows * states, np.int64)
+    coefficients = array_at(own, rows * width, real).reshape(rows, width)
+    if rows == 1:
+        loop(n, a, to_tuple(coefficients[0]), real)
         return
-    part = np.empty(FIRST_STATE + states, np.int64)
-    p, grad = array_at(at[0], n, like), array_at(at[GRADIENT], n, like)
-    _split_gradient(n, p, grad, shared, own[0])
-    for k in range(len(own)):
-        part[0], part[GRADIENT] = at[0], shared.ctypes.data
+    part = on_stack(FIRST_STATE + states, np.int64)
+    part[0], part[GRADIENT] = a[0], shared
+    p, grad, g = array_at(a[0], n, real), array_at(a[GRADIENT], n, real), array_at(shared, n, real)
+    _split_gradient(n, p, grad, g, coefficients[0])
+    for k in range(rows):
         for j in range(states):
-            part[FIRST_STATE + j] = at[FIRST_STATE + j + k * states]
-        loop_after(n, part, to_tuple(own[k]), like)
-
-
-update_at: Any = None
-
-
-def _update_part(addresses, strides, offsets, tensor_of, row_of, coefficients, copies, like, begin, end):
-    """Updates elements [begin, end) of a table of runs."""
-    itemsize = like.itemsize
-    arrays = FIRST_STATE + copies * states
-    at = np.empty(arrays, np.int64)
-    tiles = np.empty((arrays, TILE), like.dtype)
-    shared = np.empty(TILE, like.dtype)
-    r = np.searchsorted(offsets, begin, side="right") - 1
-    while begin < end:
-        stop = min(end, offsets[r + 1])
-        start = begin - offsets[r]
-        n = stop - begin
-        begin = stop
-        own = coefficients[row_of[tensor_of[r]]]
-        dense = n > 0
-        for j in range(arrays):
-            aligned = addresses[r, j] % itemsize == 0
-            dense = dense and aligned and (strides.size == 0 or strides[r, j] == itemsize)
-        step = n if dense and copies == 1 else TILE
-        for i in range(0, n, step):
-            m = min(step, n - i)
-            for j in range(arrays):
-                stride = strides[r, j] if strides.size else itemsize
-                at[j] = np.int64(addresses[r, j]) + (start + i) * stride
-                if not dense:
-                    gather(tiles[j], at[j], stride, m)
-                    at[j] = tiles[j].ctypes.data
-            update_at(m, at, own, shared, like)
-            if not dense:
-                for j in range(arrays):
-                    if j != GRADIENT:
-                        stride = strides[r, j] if strides.size else itemsize
-                        scatter(tiles[j], np.int64(addresses[r, j]) + (start + i) * stride, stride, m)
-        r += 1
+            part[FIRST_STATE + j] = a[FIRST_STATE + j + k * states]
+        loop_after(n, part, to_tuple(coefficients[k]), real)
 
 
 # ---- rows ----
@@ -233,108 +192,6 @@ def segments(indices, count, hogwild):
     return rows, places, starts[: segments + 1]
 
 
-@njit(**_inner)
-def _sum_gradients(tile, address, stride, n, places, source, weights, one):
-    """The sum of what lookups have, each times its weight, in order; of each gradient's row n elements from where the
-    first row's begin.
-    """
-    for q in range(places.size):
-        row = source[places[q]] if source.size else places[q]
-        weight = weights[places[q]] if weights.size else one
-        for i in range(n):
-            x = weight * load(address + row * stride + i * tile.itemsize, tile)
-            tile[i] = x if q == 0 else tile[i] + x
-
-
-def _row_kernel(addresses, strides, lookups, own, copies, like, counter, share):
-    """Updates rows, `share` segments at a time, until none is left."""
-    width, rows, places, starts, source, weights, summed = lookups
-    arrays = FIRST_STATE + copies * states
-    itemsize = like.itemsize
-    at = np.empty(arrays, np.int64)
-    tiles = np.empty((arrays, TILE), like.dtype)
-    shared = np.empty(TILE, like.dtype)
-    one = weights.dtype.type(1)
-    direct = True
-    for j in range(arrays):
-        direct = direct and np.int64(addresses[j]) % itemsize == 0 and strides[j] % itemsize == 0
-    while True:
-        begin = fetch_add(counter, share)
-        for u in range(begin, min(begin + share, starts.size - 1)):
-            for column in range(0, width, TILE):
-                m = min(TILE, width - column)
-                for j in range(arrays):
-                    at[j] = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
-                    if j != GRADIENT and not direct:
-                        gather(tiles[j], at[j], itemsize, m)
-                        at[j] = tiles[j].ctypes.data
-                at[GRADIENT] = tiles[GRADIENT].ctypes.data
-                gradients = np.int64(addresses[GRADIENT]) + column * itemsize
-                step = starts[u + 1] - starts[u] if summed else 1
-                for q in range(starts[u], starts[u + 1], step):
-                    _sum_gradients(
-                        tiles[GRADIENT], gradients, strides[GRADIENT], m, places[q : q + step], source, weights, one
-                    )
-                    update_at(m, at, own, shared, like)
-                if not direct:
-                    for j in range(arrays):
-                        if j != GRADIENT:
-                            address = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
-                            scatter(tiles[j], address, itemsize, m)
-        if begin + share >= starts.size - 1:
-            break
-
-
-by_row: Any = None
-
-
-def _whole_row_kernel(addresses, strides, lookups, own, copies, like, counter, share):
-    """Update rows by a rule with one state for each row: first the row's mean square, then its elements."""
-    width, rows, places, starts, source, weights, summed = lookups
-    itemsize = like.itemsize
-    params, grads = np.empty(TILE, like.dtype), np.empty(TILE, like.dtype)
-    state = np.empty(1, like.dtype)
-    one = weights.dtype.type(1)
-    lanes = np.empty(16)
-    c = own[0]
-    while True:
-        begin = fetch_add(counter, share)
-        for u in range(begin, min(begin + share, starts.size - 1)):
-            row = rows[starts[u]]
-            step = starts[u + 1] - starts[u] if summed else 1
-            for q in range(starts[u], starts[u + 1], step):
-                mine = places[q : q + step]
-                lanes[:] = 0
-                for column in range(0, width, TILE):
-                    m = min(TILE, width - column)
-                    gather(params, np.int64(addresses[0]) + row * strides[0] + column * itemsize, itemsize, m)
-                    gradients = np.int64(addresses[GRADIENT]) + column * itemsize
-                    _sum_gradients(grads, gradients, strides[GRADIENT], m, mine, source, weights, one)
-                    for i in range(m):
-                        x = np.float64(prologue(params[i], grads[i], c[0], c[1], c[2])[1])
-                        lanes[i % 16] += x * x
-                total = 0.0
-                for lane in range(16):
-                    total += lanes[lane]
-                address = np.int64(addresses[FIRST_STATE]) + row * strides[FIRST_STATE]
-                gather(state, address, itemsize, 1)
-                state[0], rate = by_row(like.dtype.type(total / width), state[0], *to_tuple(c)[OWN:])
-                scatter(state, address, itemsize, 1)
-                for column in range(0, width, TILE):
-                    m = min(TILE, width - column)
-                    address = np.int64(addresses[0]) + row * strides[0] + column * itemsize
-                    gather(params, address, itemsize, m)
-                    if width > TILE:  # what the tile held is gone
-                        gradients = np.int64(addresses[GRADIENT]) + column * itemsize
-                        _sum_gradients(grads, gradients, strides[GRADIENT], m, mine, source, weights, one)
-                    for i in range(m):
-                        x, g = prologue(params[i], grads[i], c[0], c[1], c[2])
-                        params[i] = update(x, g, rate)
-                    scatter(params, address, itemsize, m)
-        if begin + share >= starts.size - 1:
-            break
-
-
 # ---- a rule's kernel ----
 
 _primitives = {"sqrt": primitives.sqrt, "isnan": primitives.isnan}
@@ -378,7 +235,7 @@ def compile_rule(rule: Rule, function: Callable[..., Any]) -> Any:
 
 def digest(rule: Rule) -> str:
     """Digest all source that a kernel is made from: Numba's cache looks at one file only, so the name must tell."""
-    functions = (rule.update, rule.by_row or rule.update, rules.prologue, primitives.where, _kernel)
+    functions = (rule.update, rule.by_row or rule.update, rules.prologue, primitives.where, _update_tile)
     return _digest_of(*(sys.modules[f.__module__] for f in functions), memory, tiles)
 
 
@@ -392,69 +249,6 @@ def _rule_of(name: str) -> Rule:
     return next(rule for rule in rules.RULES.values() if rule.kernel == name)
 
 
-def _bound_loops(name: str, copies: int) -> dict[str, Any]:
-    """Compile a rule's loops, and return the globals that its kernels are bound with.
-
-    With `copies` of a state fused, it is that of a rule with as many states and coefficients; of a rule of rows it is
-    that of elements, without states and with one coefficient.
-    """
-    rule = _rule_of(name)
-    count, width = (0, 1) if rule.by_row else (len(rule.elements), len(rule.coefficients))
-    once = _apply_of(count, width, copies)
-    apply = njit(**_inner)(bind(once, f"apply_{name}_{copies}", update=compile_update(rule)))
-    loop = njit(**_inner)(bind(_loop_of(count * copies), f"loop_{name}_{copies}", apply=apply))
-    loop_after = loop
-    if rule.vector:
-        after = bind(_loop_of(count * copies), f"loop_after_{name}_{copies}", apply=apply, prologue=_passed)
-        loop_after = njit(**_inner)(after)
-    at = bind(
-        _update_at,
-        f"at_{name}_{copies}",
-        loop=loop,
-        loop_after=loop_after,
-        to_tuple=njit(**_inner)(bind(_as_tuple, "as_tuple", width=OWN + width * copies)),
-        states=count * copies,
-    )
-    names = {"update_at": njit(**_inner)(at), "states": count * copies, "width": OWN + width * copies}
-    return {**names, "digest": digest(rule)}
-
-
-@cache
-def kernel(name: str, copies: int) -> Any:
-    """The compiled kernel of a rule, by the kernel's name. Compiled for a dtype when first called with it."""
-    loops = _bound_loops(name, copies)
-    part = njit(**_inner)(bind(_update_part, f"part_{name}_{copies}", **loops))
-    return compiled(bind(_kernel, f"{name}_{copies}_{loops['digest']}", update_part=part))
-
-
-@cache
-def row_kernel(name: str, copies: int) -> Any:
-    """The compiled kernel of a rule for rows, by the kernel's name."""
-    rule = _rule_of(name)
-    if rule.by_row:
-        whole = {"by_row": compile_rule(rule, rule.by_row), "update": compile_update(rule)}
-        whole["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=OWN + len(rule.coefficients)))
-        return compiled(bind(_whole_row_kernel, f"rows_{name}_{digest(rule)}", **whole))
-    loops = _bound_loops(name, copies)
-    return compiled(bind(_row_kernel, f"rows_{name}_{copies}_{loops['digest']}", **loops))
-
-
-# ---- the same for stored arrays: kernels that call the rule's update of a tile ----
-
-real: Any = None
-
-
-def _tile_update(n, at, own, rows, shared):
-    """A rule's update of n elements of contiguous arrays of the compute type.
-
-    `at` is the address of their addresses, `own` that of `rows` rows of coefficients, `shared` that of a tile for what
-    copies share.
-    """
-    tile = array_at(shared, TILE, real)
-    coefficients = array_at(own, rows * width, real).reshape(rows, width)
-    update_at(n, array_at(at, FIRST_STATE + rows * states, np.int64), coefficients, tile, tile)
-
-
 def _tile_by_row(state, own, rate, square, _):
     """Update the mean square of a row by addresses: its state, and the coefficient of the update."""
     state, rate = array_at(state, 1, real), array_at(rate, OWN + 1, real)
@@ -462,6 +256,7 @@ def _tile_by_row(state, own, rate, square, _):
     state[0], rate[OWN] = by_row(array_at(square, 1, real)[0], state[0], *to_tuple(c)[OWN:])
 
 
+by_row: Any = None
 measure_loop: Any = None
 sums: int = 0
 
@@ -523,10 +318,24 @@ _TILE_SIGNATURE = types.void(*[types.int64] * 5)
 
 @cache
 def tile_update(name: str, copies: int, dtype: np.dtype) -> Any:
-    """The update of a tile by the rule whose kernel has that name, as a function that is called by its address."""
-    loops = _bound_loops(name, copies)
-    own = f"tile_{name}_{copies}_{dtype.name}_{loops['digest']}"
-    return compiled_callback(bind(_tile_update, own, real=dtype.type, **loops), _TILE_SIGNATURE)
+    """Compile a rule's update of a tile, or of a run, by its kernel's name: a function that is called by its address.
+
+    With `copies` of a state fused, it is that of a rule with as many states and coefficients; of a rule of rows it is
+    that of elements, without states and with one coefficient.
+    """
+    rule = _rule_of(name)
+    count, width = (0, 1) if rule.by_row else (len(rule.elements), len(rule.coefficients))
+    once = _apply_of(count, width, copies)
+    apply = njit(**_inner)(bind(once, f"apply_{name}_{copies}", update=compile_update(rule)))
+    names: dict[str, Any] = {"states": count * copies, "width": OWN + width * copies, "real": dtype.type}
+    names["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=names["width"]))
+    names["loop"] = njit(**_inner)(bind(_loop_of(count * copies), f"loop_{name}_{copies}", apply=apply))
+    function = _update_tile
+    if rule.vector and copies == 1:
+        after = bind(_loop_of(count), f"loop_after_{name}", apply=apply, prologue=_passed)
+        function, names["loop_after"] = _update_copies, njit(**_inner)(after)
+    own = f"tile_{name}_{copies}_{dtype.name}_{digest(rule)}"
+    return compiled_callback(bind(function, own, **names), _TILE_SIGNATURE)
 
 
 @cache
@@ -556,11 +365,11 @@ def tile_by_row(name: str, dtype: np.dtype) -> Any:
 
 
 @cache
-def stored_kernel(rows: bool, measures: bool = False) -> Any:
-    """The kernel for stored arrays, of whatever rule; for rows, or for runs; to measure them."""
-    modules = (tiles, convert, noise, memory, storage, blocks, dtypes, sys.modules[rules.prologue.__module__])
-    function = tiles.row_kernel if rows else tiles.measure_kernel if measures else tiles.run_kernel
-    return compiled(bind(function, f"{function.__name__}_{_digest_of(*modules)}"))
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel of `dense` or of `tiles`, which is the same for all rules."""
+    modules = (dense, tiles, convert, noise, memory, storage, blocks, dtypes, sys.modules[rules.prologue.__module__])
+    room = function.__module__.rpartition(".")[2]
+    return compiled(bind(function, f"{room}_{function.__name__}_{_digest_of(*modules)}"))
 
 
 @compiled
