@@ -9,6 +9,7 @@
 #define MAX_STREAM 6                /* arrays of a stream */
 #define PREPARED_TILE FASTOPT_BLOCK /* elements whose gradient is prepared while the next are prefetched */
 #define SUM_DEPTH 11                /* sums of a gradient's arrays that are kept at once: of trees of 1024 leaves */
+#define STORED_TILE FASTOPT_BLOCK   /* elements of arrays in storage formats that are updated at a time */
 #define CHUNK 32                    /* elements converted at a time */
 
 #endif

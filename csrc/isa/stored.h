@@ -1,10 +1,12 @@
 /* Kernels for arrays in storage formats.
  *
- * A kernel takes the arrays of a tensor chunk by chunk: it loads a chunk of each into the compute type, runs the
- * rule's update over them and stores them again. One general loop for each rule serves all dtypes and options, and
- * looks them up for every chunk. In cache that costs a third of the time. So the commonest combinations of dtypes,
- * without options, have a specialised loop for whole chunks: the dtypes are constants there, and chunks stay in
- * registers.
+ * A kernel takes the arrays of a tensor tile by tile: it converts a tile of each to the compute type, runs the rule's
+ * kernel for contiguous arrays over them, and stores them again. So dtypes and options add no code of a rule's own.
+ * Where all arrays are of the compute type, the tiles are the arrays.
+ *
+ * In cache the conversions cost a third of the time. So the commonest combinations of dtypes, without options, have a
+ * specialised loop for whole chunks: the dtypes are constants there, and chunks stay in registers. A level whose
+ * vectors are too short to gain by that is compiled with FASTOPT_TILES_ONLY.
  */
 #ifdef FASTOPT_CONVERSIONS
 #include "convert.h"
@@ -18,14 +20,14 @@
 typedef struct {
     const fastopt_pass *pass;
     int dtypes[MAX_STORED];
-    int options, all;               /* all: the number of arrays, with those that storage adds */
-    int companion, average;         /* indices of these arrays; 0 if there is none */
-    real decay, rest;               /* of the average */
-    char *begins[MAX_STORED], *at[MAX_STORED];
-    _Alignas(64) real chunks[MAX_STORED][CHUNK];
-    _Alignas(64) char edges[MAX_STORED][CHUNK * sizeof(real)]; /* an incomplete last chunk, then zeros */
+    int options, all;       /* all: the number of arrays, with those that storage adds */
+    int companion, average; /* indices of these arrays; 0 if there is none */
+    int plain;              /* 1 if all arrays are of the compute dtype: elements stay in their order */
+    real decay, rest;       /* of the average */
+    char *begins[MAX_STORED];
+    void *tiles[MAX_STORED]; /* in the space, or where a plain array is */
+    _Alignas(64) real space[MAX_STORED][STORED_TILE];
 #ifdef FASTOPT_CONVERSIONS
-    _Alignas(64) real blocks[MAX_ARRAYS][FASTOPT_BLOCK];
     randoms randoms;
 #endif
 } FN(stored);
@@ -45,47 +47,6 @@ INLINE int64_t FN(offset)(int dtype, int64_t i)
     return FN(in_blocks)(dtype) ? i / FASTOPT_BLOCK * FASTOPT_BLOCK_BYTES : i * FN(element_size)(dtype);
 }
 
-#ifdef FASTOPT_CONVERSIONS
-NOINLINE void FN(load_float16_chunk)(real *chunk, const char *from) { load_float16(chunk, from); }
-NOINLINE void FN(store_float16_chunk)(const real *chunk, char *to) { store_float16(chunk, to); }
-NOINLINE void FN(store_float16_dithered)(const real *chunk, char *to, uint32_t first)
-{
-    store_dithered(FASTOPT_FLOAT16, chunk, to, first);
-}
-
-INLINE void FN(load_chunk)(int dtype, real *chunk, const char *from)
-{
-    if (dtype == FASTOPT_FLOAT32)
-        load_float32(chunk, from);
-    else if (dtype == FASTOPT_BFLOAT16)
-        load_bfloat16(chunk, from);
-    else
-        FN(load_float16_chunk)(chunk, from);
-}
-
-INLINE void FN(store_chunk)(int dtype, const real *chunk, char *to)
-{
-    if (dtype == FASTOPT_FLOAT32)
-        store_float32(chunk, to);
-    else if (dtype == FASTOPT_BFLOAT16)
-        store_bfloat16(chunk, to);
-    else
-        FN(store_float16_chunk)(chunk, to);
-}
-#else
-INLINE void FN(load_chunk)(int dtype, real *chunk, const char *from)
-{
-    (void)dtype;
-    memcpy(chunk, from, CHUNK * sizeof(real));
-}
-
-INLINE void FN(store_chunk)(int dtype, const real *chunk, char *to)
-{
-    (void)dtype;
-    memcpy(to, chunk, CHUNK * sizeof(real));
-}
-#endif
-
 NOINLINE void FN(init_stored)(FN(stored) *s, int arrays, void *const *addresses, const fastopt_pass *pass)
 {
     const fastopt_storage *storage = pass->storage;
@@ -93,6 +54,7 @@ NOINLINE void FN(init_stored)(FN(stored) *s, int arrays, void *const *addresses,
     s->options = storage->options;
     s->all = arrays;
     s->companion = s->average = 0;
+    s->plain = 1;
     if (s->options & (FASTOPT_KAHAN | FASTOPT_MASTER))
         s->companion = s->all++;
     if (s->options & FASTOPT_AVERAGE)
@@ -102,78 +64,228 @@ NOINLINE void FN(init_stored)(FN(stored) *s, int arrays, void *const *addresses,
     for (int j = 0; j < s->all; j++) {
         s->dtypes[j] = storage->dtypes[j];
         s->begins[j] = addresses[j];
+        s->plain &= s->dtypes[j] == COMPUTE;
     }
 #ifdef FASTOPT_CONVERSIONS
     s->randoms = (randoms){.seed = storage->seed, .step = (uint64_t)pass->step};
 #endif
 }
 
-/* Loads the last elements of arrays, which do not fill a chunk, into the edges. */
-NOINLINE void FN(load_tail)(FN(stored) *s, int64_t left)
+/* ---- elements ---- */
+
+enum { NEAREST, DITHERED, STOCHASTIC }; /* ways to round */
+
+#ifdef FASTOPT_CONVERSIONS
+INLINE void FN(load_chunk)(int dtype, real *chunk, const char *from)
 {
-    for (int j = 0; j < s->all; j++)
-        if (!FN(in_blocks)(s->dtypes[j])) {
-            memset(s->edges[j], 0, sizeof s->edges[j]);
-            memcpy(s->edges[j], s->at[j], (size_t)left * FN(element_size)(s->dtypes[j]));
-            s->at[j] = s->edges[j];
-        }
+    if (dtype == FASTOPT_FLOAT32)
+        load_float32(chunk, from);
+    else if (dtype == FASTOPT_BFLOAT16)
+        load_bfloat16(chunk, from);
+    else
+        load_float16(chunk, from);
 }
 
-/* Stores them from the edges. */
-NOINLINE void FN(store_tail)(FN(stored) *s, int64_t i, int64_t left)
+INLINE void FN(store_chunk)(int dtype, const real *chunk, char *to)
 {
-    for (int j = 0; j < s->all; j++)
-        if (!FN(in_blocks)(s->dtypes[j]) && (j != GRADIENT || s->options & FASTOPT_ZERO_GRADS))
-            memcpy(s->begins[j] + FN(offset)(s->dtypes[j], i), s->edges[j],
-                   (size_t)left * FN(element_size)(s->dtypes[j]));
+    if (dtype == FASTOPT_FLOAT32)
+        store_float32(chunk, to);
+    else if (dtype == FASTOPT_BFLOAT16)
+        store_bfloat16(chunk, to);
+    else
+        store_float16(chunk, to);
 }
 
-/* Loads the parameter with the part that its dtype could not hold. */
-NOINLINE void FN(load_companion)(FN(stored) *s)
+INLINE void FN(load_as)(int dtype, real *tile, const char *from, int64_t n)
 {
-    real *p = s->chunks[0], *lost = s->chunks[s->companion];
-    if (s->options & FASTOPT_MASTER) {
-        FN(load_chunk)(COMPUTE, p, s->at[s->companion]);
+    const int size = FN(element_size)(dtype);
+    int64_t k = 0;
+    for (; k <= n - CHUNK; k += CHUNK)
+        FN(load_chunk)(dtype, tile + k, from + k * size);
+    if (k < n) {
+        char edge[CHUNK * sizeof(real)] = {0};
+        memcpy(edge, from + k * size, (size_t)((n - k) * size));
+        FN(load_chunk)(dtype, tile + k, edge);
+    }
+}
+
+INLINE void FN(store_as)(FN(stored) *s, int dtype, int rounding, const real *tile, char *to, int64_t i, int64_t n)
+{
+    const int size = FN(element_size)(dtype);
+    const uint64_t element = (uint64_t)(s->pass->element + i), step = (uint64_t)s->pass->step;
+    for (int64_t k = 0; k < n; k += CHUNK) {
+        char edge[CHUNK * sizeof(real)], *const at = n - k < CHUNK ? edge : to + k * size;
+        if (rounding == STOCHASTIC)
+            store_stochastic(dtype, tile + k, at, &s->randoms, element + (uint64_t)k);
+        else if (rounding == DITHERED)
+            store_dithered(dtype, tile + k, at, dither_of(element + (uint64_t)k, step));
+        else
+            FN(store_chunk)(dtype, tile + k, at);
+        if (at == edge)
+            memcpy(to + k * size, edge, (size_t)((n - k) * size));
+    }
+}
+
+INLINE void FN(store_rounded)(FN(stored) *s, int dtype, int rounding, const real *tile, char *to, int64_t i, int64_t n)
+{
+    if (rounding == STOCHASTIC)
+        FN(store_as)(s, dtype, STOCHASTIC, tile, to, i, n);
+    else if (rounding == DITHERED)
+        FN(store_as)(s, dtype, DITHERED, tile, to, i, n);
+    else
+        FN(store_as)(s, dtype, NEAREST, tile, to, i, n);
+}
+#endif
+
+/* The elements of the chunks that hold n. */
+INLINE int64_t FN(whole_chunks)(const FN(stored) *s, int64_t n)
+{
+#ifdef FASTOPT_CONVERSIONS
+    if (!s->plain)
+        return (n + CHUNK - 1) & -CHUNK;
+#endif
+    (void)s;
+    return n;
+}
+
+/* Loads n elements into chunks; zeros follow the last. */
+NOINLINE void FN(load_elements)(const FN(stored) *s, int dtype, real *tile, const char *from, int64_t n)
+{
+    if (s->plain)
+        memcpy(tile, from, (size_t)n * sizeof(real));
+#ifdef FASTOPT_CONVERSIONS
+    else if (dtype == FASTOPT_FLOAT32)
+        FN(load_as)(FASTOPT_FLOAT32, tile, from, n);
+    else if (dtype == FASTOPT_BFLOAT16)
+        FN(load_as)(FASTOPT_BFLOAT16, tile, from, n);
+    else
+        FN(load_as)(FASTOPT_FLOAT16, tile, from, n);
+#else
+    (void)dtype;
+#endif
+}
+
+/* Stores n elements of chunks, the first of which is the tensor's element i. */
+NOINLINE void FN(store_elements)(FN(stored) *s, int dtype, int rounding, const real *tile, char *to, int64_t i,
+                                 int64_t n)
+{
+    if (s->plain) {
+        memcpy(to, tile, (size_t)n * sizeof(real));
         return;
     }
-    FN(load_chunk)(s->dtypes[s->companion], lost, s->at[s->companion]);
-    for (int k = 0; k < CHUNK; k++)
+#ifdef FASTOPT_CONVERSIONS
+    if (dtype == FASTOPT_FLOAT32)
+        FN(store_as)(s, FASTOPT_FLOAT32, NEAREST, tile, to, i, n);
+    else if (dtype == FASTOPT_BFLOAT16)
+        FN(store_rounded)(s, FASTOPT_BFLOAT16, rounding, tile, to, i, n);
+    else
+        FN(store_rounded)(s, FASTOPT_FLOAT16, rounding, tile, to, i, n);
+#else
+    (void)dtype, (void)rounding, (void)i;
+#endif
+}
+
+/* ---- tiles ---- */
+
+/* The address of element i of array j. */
+INLINE char *FN(address)(const FN(stored) *s, int j, int64_t i) { return s->begins[j] + FN(offset)(s->dtypes[j], i); }
+
+/* Loads n elements of array j, from i on, as a tile. */
+static void FN(load_array)(FN(stored) *s, int j, int tile, int64_t i, int64_t n)
+{
+    const int dtype = s->dtypes[j];
+    char *const from = FN(address)(s, j, i);
+    const int64_t bytes = FN(in_blocks)(dtype) ? FASTOPT_BLOCK_BYTES : n * FN(element_size)(dtype);
+    for (int64_t at = 0; s->pass->prefetch && at < bytes; at += 64)
+        PREFETCH(from + STORED_AHEAD + at);
+    s->tiles[tile] = s->space[tile];
+    if (s->plain && (uintptr_t)from % sizeof(real) == 0)
+        s->tiles[tile] = from;
+#ifdef FASTOPT_CONVERSIONS
+    else if (FN(in_blocks)(dtype))
+        load_block(dtype, s->space[tile], from);
+#endif
+    else
+        FN(load_elements)(s, dtype, s->space[tile], from, n);
+}
+
+/* Stores a tile as n elements of array j, from i on. After the tensor's end blocks hold zeros. */
+static void FN(store_array)(FN(stored) *s, int j, int tile, int rounding, int64_t i, int64_t n)
+{
+    char *const to = FN(address)(s, j, i);
+    if (s->tiles[tile] == to)
+        return;
+#ifdef FASTOPT_CONVERSIONS
+    if (FN(in_blocks)(s->dtypes[j])) {
+        for (int64_t k = n; k < FASTOPT_BLOCK; k++)
+            s->space[tile][chunk_index((int)k)] = 0;
+        store_block(s->dtypes[j], s->space[tile], to, (uint64_t)(s->pass->element + i), (uint64_t)s->pass->step);
+        return;
+    }
+#endif
+    FN(store_elements)(s, s->dtypes[j], rounding, s->space[tile], to, i, n);
+}
+
+/* Loads n elements of the update's arrays, from i on; of the parameter the master or, added, the lost part too. */
+static void FN(load_tiles)(FN(stored) *s, int arrays, int64_t i, int64_t n)
+{
+    FN(load_array)(s, s->options & FASTOPT_MASTER ? s->companion : 0, 0, i, n);
+    for (int j = GRADIENT; j < arrays; j++)
+        FN(load_array)(s, j, j, i, n);
+    if (!(s->options & FASTOPT_KAHAN))
+        return;
+    FN(load_array)(s, s->companion, s->companion, i, n);
+    real *const p = s->space[0], *const lost = s->space[s->companion];
+    for (int64_t k = 0, end = FN(whole_chunks)(s, n); k < end; k++)
         p[k] = p[k] + lost[k];
 }
 
 /* Stores the parameter as the options say, its average, and the zeroed gradient. */
-NOINLINE void FN(store_param)(FN(stored) *s, int64_t i)
+static void FN(store_param)(FN(stored) *s, int64_t i, int64_t n)
 {
-    real *p = s->chunks[0];
+    const real *const p = s->tiles[0];
+    const int64_t end = FN(whole_chunks)(s, n);
     if (s->average) {
-        real *average = s->chunks[s->average];
-        FN(load_chunk)(s->dtypes[s->average], average, s->at[s->average]);
-        for (int k = 0; k < CHUNK; k++)
+        FN(load_array)(s, s->average, s->average, i, n);
+        real *const average = s->tiles[s->average];
+        for (int64_t k = 0; k < end; k++)
             average[k] = s->decay * average[k] + s->rest * p[k];
-        FN(store_chunk)(s->dtypes[s->average], average, s->at[s->average]);
+        FN(store_array)(s, s->average, s->average, NEAREST, i, n);
     }
     if (s->options & FASTOPT_ZERO_GRADS)
-        memset(s->at[GRADIENT], 0, (size_t)CHUNK * FN(element_size)(s->dtypes[GRADIENT]));
+        memset(FN(address)(s, GRADIENT, i), 0, (size_t)n * FN(element_size)(s->dtypes[GRADIENT]));
     if (s->options & FASTOPT_MASTER)
-        FN(store_chunk)(COMPUTE, p, s->at[s->companion]);
-#ifdef FASTOPT_CONVERSIONS
-    if (s->options & FASTOPT_STOCHASTIC) {
-        store_stochastic(s->dtypes[0], p, s->at[0], &s->randoms, (uint64_t)(s->pass->element + i));
-        return;
-    }
-#else
-    (void)i;
-#endif
-    FN(store_chunk)(s->dtypes[0], p, s->at[0]);
+        FN(store_array)(s, s->companion, 0, NEAREST, i, n);
+    FN(store_array)(s, 0, 0, s->options & FASTOPT_STOCHASTIC ? STOCHASTIC : NEAREST, i, n);
     if (s->options & FASTOPT_KAHAN) {
-        real *lost = s->chunks[s->companion], kept[CHUNK];
-        FN(load_chunk)(s->dtypes[0], kept, s->at[0]);
-        for (int k = 0; k < CHUNK; k++) /* infinity - infinity is NaN: nothing is lost */
+        real *const lost = s->space[s->companion], kept[STORED_TILE];
+        FN(load_elements)(s, s->dtypes[0], kept, FN(address)(s, 0, i), n);
+        for (int64_t k = 0; k < end; k++) /* infinity - infinity is NaN: nothing is lost */
             lost[k] = isfinite(kept[k]) ? p[k] - kept[k] : 0;
-        FN(store_chunk)(s->dtypes[s->companion], lost, s->at[s->companion]);
+        FN(store_array)(s, s->companion, s->companion, NEAREST, i, n);
     }
 }
 
+/* Updates the elements from `at` on. */
+NOINLINE void FN(update_tiles)(FN(stored) *s, int arrays, int64_t at, int64_t n, fastopt_kernel kernel,
+                               const void *coefficients)
+{
+    const int rounding = s->options & FASTOPT_DITHER ? DITHERED : NEAREST;
+    fastopt_pass own = *s->pass;
+    own.prefetch = 0;
+    for (; at < n; at += STORED_TILE) {
+        const int64_t m = n - at < STORED_TILE ? n - at : STORED_TILE;
+        FN(load_tiles)(s, arrays, at, m);
+        kernel(FN(whole_chunks)(s, m), s->tiles, coefficients, &own);
+        FN(store_param)(s, at, m);
+        for (int j = FIRST_STATE; j < arrays; j++)
+            FN(store_array)(s, j, j, rounding, at, m);
+    }
+}
+
+/* ---- the specialised loops ---- */
+
+#if defined FASTOPT_CONVERSIONS && !defined FASTOPT_TILES_ONLY
 /* Prefetches what comes soon after an array's chunk at i. */
 INLINE void FN(prefetch_chunk)(int dtype, const char *at, int64_t i)
 {
@@ -182,100 +294,12 @@ INLINE void FN(prefetch_chunk)(int dtype, const char *at, int64_t i)
         PREFETCH(at + STORED_AHEAD + 64);
 }
 
-#ifdef FASTOPT_CONVERSIONS
-/* Stores the block of array j that ends with the chunk at i. */
-NOINLINE void FN(finish_block)(const FN(stored) *s, int j, char *at, int64_t i)
-{
-    store_block(s->dtypes[j], s->blocks[j], at, (uint64_t)(s->pass->element + i - i % FASTOPT_BLOCK),
-                (uint64_t)s->pass->step);
-}
-#endif
-
-/* ---- the general loop ---- */
-
-/* Loads the chunk at i, or the elements left; sets `tiles` to the loaded parts. */
-INLINE void FN(load_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n, void **tiles)
-{
-    for (int j = 0; j < s->all; j++) {
-        s->at[j] = s->begins[j] + FN(offset)(s->dtypes[j], i);
-        if (s->pass->prefetch)
-            FN(prefetch_chunk)(s->dtypes[j], s->at[j], i);
-    }
-    if (n - i < CHUNK)
-        FN(load_tail)(s, n - i);
-    for (int j = 0; j < arrays; j++) {
-        tiles[j] = s->chunks[j];
-#ifdef FASTOPT_CONVERSIONS
-        if (FN(in_blocks)(s->dtypes[j])) {
-            if (i % FASTOPT_BLOCK == 0)
-                load_block(s->dtypes[j], s->blocks[j], s->at[j]);
-            tiles[j] = s->blocks[j] + i % FASTOPT_BLOCK;
-            continue;
-        }
-#endif
-        FN(load_chunk)(s->dtypes[j], s->chunks[j], s->at[j]);
-    }
-    if (s->companion)
-        FN(load_companion)(s);
-}
-
-INLINE void FN(store_state)(FN(stored) *s, int dtype, const real *chunk, char *at, int64_t i)
-{
-#ifdef FASTOPT_CONVERSIONS
-    if (s->options & FASTOPT_DITHER && dtype != FASTOPT_FLOAT32) {
-        const uint32_t dither = dither_of((uint64_t)(s->pass->element + i), (uint64_t)s->pass->step);
-        if (dtype == FASTOPT_BFLOAT16)
-            store_dithered(dtype, chunk, at, dither);
-        else
-            FN(store_float16_dithered)(chunk, at, dither);
-        return;
-    }
-#else
-    (void)s, (void)i;
-#endif
-    FN(store_chunk)(dtype, chunk, at);
-}
-
-/* Stores the chunk at i and the blocks that end with it. After the tensor's end blocks hold zeros. */
-INLINE void FN(store_arrays)(FN(stored) *s, int arrays, int64_t i, int64_t n)
-{
-    FN(store_param)(s, i);
-    for (int j = FIRST_STATE; j < arrays; j++) {
-        if (!FN(in_blocks)(s->dtypes[j])) {
-            FN(store_state)(s, s->dtypes[j], s->chunks[j], s->at[j], i);
-            continue;
-        }
-#ifdef FASTOPT_CONVERSIONS
-        if (i % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK || n - i <= CHUNK) {
-            for (int64_t k = n - i + i % FASTOPT_BLOCK; k < FASTOPT_BLOCK; k++)
-                s->blocks[j][chunk_index((int)k)] = 0;
-            FN(finish_block)(s, j, s->at[j], i);
-        }
-#endif
-    }
-    if (n - i < CHUNK)
-        FN(store_tail)(s, i, n - i);
-}
-
-/* Runs a rule's update over a chunk. `arrays` points to the loaded parts. */
-#define UPDATE_CHUNK(rule, copies)                                                                                    \
-    {                                                                                                                 \
-        real *restrict param = arrays[0];                                                                             \
-        const real *restrict grad = arrays[GRADIENT];                                                                 \
-        POINTERS_##rule##_##copies                                                                                    \
-        IVDEP                                                                                                         \
-        for (int i = 0; i < CHUNK; i++)                                                                               \
-            ELEMENT(UPDATE_##rule##_##copies)                                                                         \
-    }
-
-/* ---- the specialised loops ---- */
-
-#ifdef FASTOPT_CONVERSIONS
 /* 1 if arrays are of these dtypes and no option is set that the specialised loops lack. Blocks of either dtype match
  * each other. */
 NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, int states)
 {
-    int is = s->dtypes[0] == param && s->dtypes[GRADIENT] == grad && !(s->options & ~(FASTOPT_DITHER | FASTOPT_NOISE | FASTOPT_STOCHASTIC));
+    const int here = FASTOPT_DITHER | FASTOPT_NOISE | FASTOPT_STOCHASTIC;
+    int is = s->dtypes[0] == param && s->dtypes[GRADIENT] == grad && !(s->options & ~here);
     for (int j = FIRST_STATE; j < arrays; j++)
         is &= s->dtypes[j] == states || (FN(in_blocks)(s->dtypes[j]) && FN(in_blocks)(states));
     return is;
@@ -288,8 +312,8 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
     if (!FN(in_blocks)(dtype))                                                                                        \
         FN(load_chunk)(dtype, chunks[j], at_##j);                                                                     \
     else if (at % FASTOPT_BLOCK == 0)                                                                                 \
-        load_block(s->dtypes[j], s->blocks[j], at_##j);                                                               \
-    arrays[j] = FN(in_blocks)(dtype) ? s->blocks[j] + at % FASTOPT_BLOCK : chunks[j];
+        load_block(s->dtypes[j], s->space[j], at_##j);                                                                \
+    arrays[j] = FN(in_blocks)(dtype) ? s->space[j] + at % FASTOPT_BLOCK : chunks[j];
 #define LOAD_STATE(j) LOAD(j, states)
 #define STORE_STATE(j)                                                                                                \
     if (states == FASTOPT_BFLOAT16 && dithered)                                                                       \
@@ -297,10 +321,10 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
     else if (!FN(in_blocks)(states))                                                                                  \
         FN(store_chunk)(states, chunks[j], at_##j);                                                                   \
     else if (at % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK)                                                             \
-        FN(finish_block)(s, j, at_##j, at);
+        store_block(s->dtypes[j], s->space[j], at_##j, element + (uint64_t)(at - at % FASTOPT_BLOCK), step);
 
-/* Updates whole chunks, or whole blocks if states are in blocks, and returns the number of elements updated. The
- * general loop does the rest, for only it writes zeros after the tensor's end. */
+/* Updates whole chunks, or whole blocks if states are in blocks, and returns the number of elements updated. Tiles do
+ * the rest: only they write zeros after the tensor's end. */
 #define SPECIALISED(rule, copies)                                                                                     \
     INLINE int64_t FN(specialised_##rule##_##copies)(FN(stored) *s, int64_t n, const void *coefficients,              \
                                                      const int dtype, const int grad_dtype, const int states)         \
@@ -314,7 +338,12 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
         int64_t at = 0, end = n - n % (FN(in_blocks)(states) ? FASTOPT_BLOCK : CHUNK);                                \
         for (; at < end; at += CHUNK) {                                                                               \
             LOAD(0, dtype) LOAD(1, grad_dtype) STATES_##rule##_##copies(LOAD_STATE)                                   \
-            UPDATE_CHUNK(rule, copies)                                                                                \
+            real *restrict param = arrays[0];                                                                         \
+            const real *restrict grad = arrays[GRADIENT];                                                             \
+            POINTERS_##rule##_##copies                                                                                \
+            IVDEP                                                                                                     \
+            for (int i = 0; i < CHUNK; i++)                                                                           \
+                ELEMENT(UPDATE_##rule##_##copies)                                                                     \
             if (dtype == FASTOPT_BFLOAT16 && stochastic)                                                              \
                 store_stochastic(dtype, chunks[0], at_0, &s->randoms, element + (uint64_t)at);                        \
             else                                                                                                      \
@@ -348,57 +377,43 @@ FASTOPT_INSTANCES(SPECIALISED)
     static void FN(stored_##rule##_##copies)(int64_t n, void *const *addresses, const void *coefficients,             \
                                              const fastopt_pass *pass)                                                \
     {                                                                                                                 \
-        enum { ARRAYS = ARRAYS_##rule##_##copies };                                                                   \
         FN(stored) s;                                                                                                 \
-        void *arrays[ARRAYS];                                                                                         \
         int64_t at = 0;                                                                                               \
-        FN(init_stored)(&s, ARRAYS, addresses, pass);                                                                 \
+        FN(init_stored)(&s, ARRAYS_##rule##_##copies, addresses, pass);                                               \
         TRY_SPECIALISED(rule, copies)                                                                                 \
-        COEFFICIENTS(rule, copies)                                                                                    \
-        for (; at < n; at += CHUNK) {                                                                                 \
-            FN(load_arrays)(&s, ARRAYS, at, n, arrays);                                                               \
-            UPDATE_CHUNK(rule, copies)                                                                                \
-            FN(store_arrays)(&s, ARRAYS, at, n);                                                                      \
-        }                                                                                                             \
+        FN(update_tiles)(&s, ARRAYS_##rule##_##copies, at, n, FN(run_##rule##_##copies), coefficients);               \
     }
 FASTOPT_INSTANCES(STORED_KERNEL)
 
 /* ---- the reading pass ---- */
 
-/* Copies a chunk, as it was loaded, in the order of its elements. */
-INLINE void FN(order_chunk)(real *to, const real *chunk)
+NOINLINE void FN(measure_tiles)(int arrays, int64_t n, void *const *addresses, fastopt_kernel kernel,
+                                const void *coefficients, const fastopt_pass *pass)
 {
+    FN(stored) s;
+    _Alignas(64) real ordered[MAX_ARRAYS][STORED_TILE];
+    fastopt_pass own = *pass;
+    own.prefetch = 0;
+    FN(init_stored)(&s, arrays, addresses, pass);
+    for (int64_t at = 0; at < n; at += STORED_TILE) {
+        const int64_t m = n - at < STORED_TILE ? n - at : STORED_TILE;
+        FN(load_tiles)(&s, arrays, at, m);
 #ifdef FASTOPT_CONVERSIONS
-    for (int k = 0; k < HALF; k++) {
-        to[2 * k] = chunk[k];
-        to[2 * k + 1] = chunk[HALF + k];
-    }
+        for (int j = 0; !s.plain && j < arrays; j++) {
+            FN(store_as)(&s, FASTOPT_FLOAT32, NEAREST, s.space[j], (char *)ordered[j], at, m);
+            s.tiles[j] = ordered[j];
+        }
 #else
-    memcpy(to, chunk, CHUNK * sizeof *to);
+        (void)ordered;
 #endif
+        kernel(m, s.tiles, coefficients, &own);
+    }
 }
 
 #define STORED_MEASURE(rule)                                                                                          \
     static void FN(stored_measure_##rule)(int64_t n, void *const *addresses, const void *coefficients,                \
                                           const fastopt_pass *pass)                                                   \
     {                                                                                                                 \
-        enum { ARRAYS = ARRAYS_##rule##_1 };                                                                          \
-        FN(stored) s;                                                                                                 \
-        void *arrays[ARRAYS];                                                                                         \
-        _Alignas(64) real tiles[ARRAYS][TILE];                                                                        \
-        fastopt_pass own = *pass;                                                                                     \
-        own.prefetch = 0;                                                                                             \
-        FN(init_stored)(&s, ARRAYS, addresses, pass);                                                                 \
-        for (int64_t at = 0; at < n; at += TILE) {                                                                    \
-            const int64_t m = n - at < TILE ? n - at : TILE;                                                          \
-            for (int64_t i = 0; i < m; i += CHUNK) {                                                                  \
-                FN(load_arrays)(&s, ARRAYS, at + i, n, arrays);                                                       \
-                for (int j = 0; j < ARRAYS; j++)                                                                      \
-                    FN(order_chunk)(tiles[j] + i, arrays[j]);                                                         \
-            }                                                                                                         \
-            for (int j = 0; j < ARRAYS; j++)                                                                          \
-                arrays[j] = tiles[j];                                                                                 \
-            FN(run_measure_##rule)(m, arrays, coefficients, &own);                                                    \
-        }                                                                                                             \
+        FN(measure_tiles)(ARRAYS_##rule##_1, n, addresses, FN(run_measure_##rule), coefficients, pass);               \
     }
 FASTOPT_STAGES(STORED_MEASURE)
