@@ -349,6 +349,25 @@ MEASURE(novograd)
     factors[0][0] = factors[0][1] = g;
 }
 
+/* ---- swats ---- */
+UPDATE(swats)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->gain * g;
+    const real squares = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
+    s->exp_avg_sq = c->sgd == 0 ? squares : s->exp_avg_sq;
+    const real adams = c->scale * s->exp_avg / (SQRT(s->exp_avg_sq) + c->eps), sgds = c->step_rate * s->exp_avg;
+    *p -= c->sgd == 0 ? adams : sgds;
+    s->exp_avg = c->kept == 0 ? 0 : s->exp_avg;
+}
+
+MEASURE(swats)
+{
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * g * g;
+    factors[0][0] = factors[0][1] = factors[1][0] = c->scale * s->exp_avg / (SQRT(s->exp_avg_sq) + c->eps);
+    factors[1][1] = g;
+}
+
 #ifdef FASTOPT_FOLDS
 
 /* Sets a coefficient to the hyper-parameter of its name, and the one with the suffix _c to 1 less it. */
@@ -692,6 +711,33 @@ STAGE(novograd)
     one->exp_avg_sq = c->beta2 * one->exp_avg_sq + c->beta2_c * sum->grad_sum;
     const double below = sqrt(one->exp_avg_sq + c->eps_root) + c->eps;
     c->scale = 1.0 / (below == 0 ? 1.0 : below);
+}
+
+FOLD(swats)
+{
+    WITH_REST(beta1);
+    WITH_REST(beta2);
+    c->correction = 1.0 - pow(h->beta2, t);
+    c->scale = h->lr * sqrt(c->correction) / (1.0 - pow(h->beta1, t));
+    c->eps = h->eps;
+    c->nearness = t == 1.0 ? 0.0 : h->eps; /* the first average is what it is of */
+}
+
+STAGE(swats)
+{
+    const int adam = one->phase == 0, measured = adam && sum->grad_sum != 0;
+    const double found = sum->step_sum / (sum->grad_sum == 0 ? 1.0 : sum->grad_sum);
+    const double average = c->beta2 * one->exp_avg2 + c->beta2_c * found;
+    one->exp_avg2 = measured ? average : one->exp_avg2;
+    const double settled = one->exp_avg2 / c->correction;
+    const double away = settled < found ? found - settled : settled - found;
+    const int ends = measured && settled > 0 && away < c->nearness;
+    c->sgd = one->phase;
+    c->gain = adam ? c->beta1_c : 1.0;
+    one->rate = ends ? settled : one->rate;
+    one->phase = ends ? 1.0 : one->phase;
+    c->step_rate = c->beta1_c * one->rate;
+    c->kept = ends ? 0.0 : 1.0;
 }
 
 #endif

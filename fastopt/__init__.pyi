@@ -25,7 +25,7 @@ from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dic
 from . import schedules as schedules
 from .schedules import Demon as Demon
 
-__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 
 class SGD(Optimizer):
     """Stochastic gradient descent: a step against the gradient.
@@ -2647,6 +2647,96 @@ class NovoGrad(Optimizer):
         eps_root: Value = 0.0,
         grad_averaging: bool = False,
         weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class SWATS(Optimizer):
+    """Adam until a tensor's steps settle on the length that SGD's would have, then SGD with momentum.
+
+    ::
+
+        m, v as adam
+        d = lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps)
+        p -= d
+        e = sum(d*d)/sum(d*g)
+        a = beta2*a + (1 - beta2)*e
+        r = a/(1 - beta2^t)
+        after a step t > 1 with r > 0 within eps of e, with this r: b = beta1*b + g
+        p -= (1 - beta1)*r*b
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Each tensor changes over by itself, where the paper has one rate for all. ``phase`` is 1 from
+    then on, and ``exp_avg``, from zero, the velocity.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: Keskar and Socher 2017, arXiv:1712.07628.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate of Adam. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average, and then of the velocity; decay rate of the other
+        averages, the rate's too. Each a number in [0, 1).
+    eps : float or callable, default 1e-09
+        Added to the denominator; how near the rate comes to its average. A finite number >= 0.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``exp_avg2``, ``phase``, ``rate``
+        (exp_avg2, phase, rate of shape ``()``).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.SWATS(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        eps: Value = 1e-09,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',

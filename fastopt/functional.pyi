@@ -42,7 +42,7 @@ from typing import Literal, SupportsIndex
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'muon']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'swats', 'muon']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -2748,6 +2748,95 @@ def novograd(
     >>> fastopt.functional.novograd(p, 2 * p, exp_avg, exp_avg_sq, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.955279, -1.910557]
+    """
+
+def swats(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    exp_avg2: Array | Sequence[Array],
+    phase: Array | Sequence[Array],
+    rate: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-09,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of swats, in place.
+
+    Adam until a tensor's steps settle on the length that SGD's would have, then SGD with momentum.
+
+    ::
+
+        m, v as adam
+        d = lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps)
+        p -= d
+        e = sum(d*d)/sum(d*g)
+        a = beta2*a + (1 - beta2)*e
+        r = a/(1 - beta2^t)
+        after a step t > 1 with r > 0 within eps of e, with this r: b = beta1*b + g
+        p -= (1 - beta1)*r*b
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    Each tensor changes over by itself, where the paper has one rate for all. ``phase`` is 1 from
+    then on, and ``exp_avg``, from zero, the velocity.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: Keskar and Socher 2017, arXiv:1712.07628.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq, exp_avg2, phase, rate : array, or list of arrays
+        States, which are updated too (exp_avg2, phase, rate of shape ``()``). They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate of Adam. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average, and then of the velocity. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the other averages, the rate's too. A number in [0, 1).
+    eps : float, default 1e-09
+        Added to the denominator; how near the rate comes to its average. A finite number >= 0.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq, exp_avg2, phase, rate = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), np.zeros(()), np.zeros(()), np.zeros(())
+    >>> fastopt.functional.swats(p, 2 * p, exp_avg, exp_avg_sq, exp_avg2, phase, rate, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
     """
 
 def muon(

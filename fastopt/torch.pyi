@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from ._types import Number, NumberPair, Numbers, StateDtype
 from .jobs.noise import GradientNoise
 
-__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SparseAdam', 'Muon', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SWATS', 'SparseAdam', 'Muon', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
@@ -3010,6 +3010,104 @@ class NovoGrad(Optimizer):
         eps_root: Number = 0.0,
         grad_averaging: bool = False,
         weight_decay: Number = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class SWATS(Optimizer):
+    """Adam until a tensor's steps settle on the length that SGD's would have, then SGD with momentum.
+
+    ::
+
+        m, v as adam
+        d = lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps)
+        p -= d
+        e = sum(d*d)/sum(d*g)
+        a = beta2*a + (1 - beta2)*e
+        r = a/(1 - beta2^t)
+        after a step t > 1 with r > 0 within eps of e, with this r: b = beta1*b + g
+        p -= (1 - beta1)*r*b
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    Each tensor changes over by itself, where the paper has one rate for all. ``phase`` is 1 from
+    then on, and ``exp_avg``, from zero, the velocity.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: Keskar and Socher 2017, arXiv:1712.07628.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate of Adam. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average, and then of the velocity; decay rate of the other
+        averages, the rate's too. Each a number in [0, 1).
+    eps : float, default 1e-09
+        Added to the denominator; how near the rate comes to its average. A finite number >= 0.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``exp_avg2``, ``phase``, ``rate``
+        (exp_avg2, phase, rate of shape ``()``).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.SWATS([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.9, -1.9]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        betas: NumberPair = (0.9, 0.999),
+        eps: Number = 1e-09,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,

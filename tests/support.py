@@ -58,6 +58,7 @@ VARIED = {
     "ademamix": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "beta3": 0.995, "alpha": 3.0, "warmup": 15.0},
     "lars": {"lr": 0.5, "momentum": 0.8, "trust_coefficient": 0.01, "eps": 1e-4},
     "lamb": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-5, "eps_root": 1e-7},
+    "swats": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-3},
     "novograd": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-5, "eps_root": 1e-7, "grad_averaging": True},
 }
 DECAY = {"weight_decay": 0.02, "decoupled_weight_decay": 0.03}

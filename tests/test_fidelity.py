@@ -275,6 +275,27 @@ def novograd(p, weight_decay=0.0):
         p = p - lr * moment
 
 
+@formula("Keskar and Socher 2017, algorithm 1 (eps=0.01)", lr=1e-3)
+def swats(p):
+    m = a = average = rate = 0.0
+    velocity = None  # from when it is SGD
+    for k in itertools.count(1):
+        g, lr = yield p
+        if velocity is not None:
+            velocity = 0.9 * velocity + g
+            p = p - 0.1 * rate * velocity
+            continue
+        m = 0.9 * m + 0.1 * g
+        a = 0.999 * a + 0.001 * g**2
+        step = -lr * math.sqrt(1 - 0.999**k) / (1 - 0.9**k) * m / (np.sqrt(a) + 0.01)
+        p = p + step
+        projected = step @ step / -(step @ g)
+        average = 0.999 * average + 0.001 * projected
+        rate = average / (1 - 0.999**k)
+        if k > 1 and abs(rate - projected) < 0.01:
+            velocity = 0.0
+
+
 def schedule_free(y, direction):
     """github.com/facebookresearch/schedule_free, where p is y between train() and eval()."""
     z, sum_, largest = y.copy(), 0.0, -1.0

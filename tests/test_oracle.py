@@ -448,7 +448,7 @@ def test_a_bad_gradient_reaches_its_own_element_only(problem, rule, bad):
 
 
 #: Of each rule its states that are one number.
-SINGLES = {"novograd": ["exp_avg_sq"]}
+SINGLES = {"novograd": ["exp_avg_sq"], "swats": ["exp_avg2", "phase", "rate"]}
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])

@@ -168,7 +168,7 @@ def test_a_state_of_one_number_is_that(name, state):
     for (grad,) in grads[:2]:
         optimizer.step(grad)
     kept = optimizer.state[0][state]
-    assert kept.shape == () and kept.dtype == "f4" and kept != 0
+    assert kept.shape == () and kept.dtype == "f4" and any(optimizer.state[0][own] != 0 for own in RULES[name].singles)
     other.load_state_dict(optimizer.state_dict())
     second[...] = first
     for (grad,) in grads[2:]:

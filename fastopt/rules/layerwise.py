@@ -92,6 +92,47 @@ def stage_novograd(grad_sum, exp_avg_sq, beta1, gain, beta2, beta2_c, eps, eps_r
     return exp_avg_sq, 1.0 / where(below == 0, 1.0, below)
 
 
+def swats(
+    p, g, exp_avg, exp_avg_sq,
+    beta1, beta1_c, beta2, beta2_c, scale, eps, correction, nearness, sgd, gain, step_rate, kept,
+):  # fmt: skip
+    exp_avg = beta1 * exp_avg + gain * g
+    squares = beta2 * exp_avg_sq + beta2_c * g * g
+    exp_avg_sq = where(sgd == 0, squares, exp_avg_sq)
+    step = where(sgd == 0, scale * exp_avg / (sqrt(exp_avg_sq) + eps), step_rate * exp_avg)
+    return p - step, where(kept == 0, kept, exp_avg), exp_avg_sq
+
+
+def measure_swats(p, g, exp_avg, exp_avg_sq, beta1, beta1_c, beta2, beta2_c, scale, eps, correction, nearness):
+    exp_avg = beta1 * exp_avg + beta1_c * g
+    exp_avg_sq = beta2 * exp_avg_sq + beta2_c * g * g
+    step = scale * exp_avg / (sqrt(exp_avg_sq) + eps)
+    return (step, step), (step, g)
+
+
+def fold_swats(t, lr, beta1, beta2, eps):
+    correction = 1.0 - beta2**t
+    nearness = 0.0 if t == 1.0 else eps  # the first average is what it is of
+    scale = lr * sqrt(correction) / (1.0 - beta1**t)
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, eps, correction, nearness
+
+
+def stage_swats(
+    step_sum, grad_sum, exp_avg2, phase, rate,
+    beta1, beta1_c, beta2, beta2_c, scale, eps, correction, nearness,
+):  # fmt: skip
+    measured = (phase == 0) & (grad_sum != 0)
+    found = step_sum / where(grad_sum == 0, 1.0, grad_sum)
+    average = beta2 * exp_avg2 + beta2_c * found
+    exp_avg2 = where(measured, average, exp_avg2)
+    settled = exp_avg2 / correction
+    away = where(settled < found, found - settled, settled - found)
+    ends = measured & (settled > 0) & (away < nearness)
+    rate = where(ends, settled, rate)
+    gain = where(phase == 0, beta1_c, 1.0)
+    return exp_avg2, where(ends, 1.0, phase), rate, phase, gain, beta1_c * rate, where(ends, 0.0, 1.0)
+
+
 _BY_TENSOR = (
     "The norms are of whole tensors, summed in float64. An element that is not finite makes all of its tensor so. "
     "Gradients of some rows and 'state_memory' are refused."
@@ -154,5 +195,33 @@ RULES = (
         novograd, fold_novograd, (State("exp_avg"), State("exp_avg_sq", positive=True, single=True)), decoupled=0.0,
         stage=Stage("tensor", measure_novograd, stage_novograd),
         notes=(_BY_TENSOR,),
+    ),
+    Rule(
+        "swats", "SWATS",
+        "Adam until a tensor's steps settle on the length that SGD's would have, then SGD with momentum",
+        "m, v as adam; d = lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps); p -= d; e = sum(d*d)/sum(d*g); "
+        "a = beta2*a + (1 - beta2)*e; r = a/(1 - beta2^t); after a step t > 1 with r > 0 within eps of e, with this r: "
+        "b = beta1*b + g; p -= (1 - beta1)*r*b",
+        "Keskar and Socher 2017, arXiv:1712.07628",
+        {
+            "lr": nonnegative(1e-3, "learning rate of Adam"),
+            "beta1": fraction(0.9, "decay rate of the gradient's average, and then of the velocity", part_of="betas"),
+            "beta2": fraction(0.999, "decay rate of the other averages, the rate's too", part_of="betas"),
+            "eps": nonnegative(1e-9, "added to the denominator; how near the rate comes to its average"),
+        },
+        swats, fold_swats,
+        (
+            State("exp_avg"),
+            State("exp_avg_sq", positive=True),
+            State("exp_avg2", single=True),
+            State("phase", single=True),
+            State("rate", single=True),
+        ),
+        stage=Stage("tensor", measure_swats, stage_swats),
+        notes=(
+            "Each tensor changes over by itself, where the paper has one rate for all. ``phase`` is 1 from then on, "
+            "and ``exp_avg``, from zero, the velocity.",
+            _BY_TENSOR,
+        ),
     ),
 )  # fmt: skip

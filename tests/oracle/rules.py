@@ -497,6 +497,28 @@ def novograd(
     return lr * m, m, v
 
 
+@oracle(m="exp_avg", v="exp_avg_sq", average="exp_avg2", phase="phase", rate="rate")
+def swats(t, g, m, v, average, phase, rate, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-9):
+    """Keskar and Socher, 2017 (arXiv:1712.07628), algorithm 1, for one layer, and a rate that is positive.
+
+    m is the velocity in the second phase; the last three are numbers.
+    """
+    average, phase, rate = (0, 0, 0) if t == 1 else (average, phase, rate)
+    if phase == 1:
+        m = beta1 * m + g
+        return (1 - beta1) * rate * m, m, v, average, phase, rate
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    step = -lr * np.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (np.sqrt(v) + eps)
+    if np.sum(step * g) != 0:
+        projected = np.sum(step * step) / -np.sum(step * g)
+        average = beta2 * average + (1 - beta2) * projected
+        settled = average / (1 - beta2**t)
+        if t > 1 and settled > 0 and abs(settled - projected) < eps:
+            phase, rate, m = 1, settled, np.zeros_like(m)
+    return -step, m, v, *map(g.dtype.type, (average, phase, rate))
+
+
 def dynamic_bounds(t, final_lr, gamma):
     """AdaBound's interval of learning rates, which closes on `final_lr`."""
     return final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))
