@@ -71,6 +71,11 @@ class Optimizer(torch.optim.Optimizer):
     BackendUnavailable
         A tensor is on a device for which there is no backend.
 
+    Notes
+    -----
+    A parameter whose ``data`` is replaced between steps is found by its new address or shape. One that is turned in its
+    place, as a square one by ``p.data = p.data.t()``, is not: load the optimizer's state dict into a new one.
+
     Examples
     --------
     >>> import torch

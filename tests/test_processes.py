@@ -136,6 +136,34 @@ print("whole", caught)
     assert out.strip() == "whole 20"
 
 
+def test_an_interrupt_leaves_whole_steps_of_matrices():
+    """Between the parts of a step no interrupt is seen, and after it each is."""
+    out = python(
+        """
+import os, signal
+import numpy as np, fastopt
+from fastopt.rules import matrix
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+product = matrix.newton_schulz
+def interrupted(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    return product(*arguments)
+rule = fastopt.rules.MATRIX_RULES["muon"]
+p, q = ([np.eye(n, dtype="f4") for n in (3, 5)] for _ in range(2))
+g = [0.1 * a + 0.01 for a in p]
+fastopt.Muon(p).step(g)
+object.__setattr__(rule, "update", interrupted)
+opt = fastopt.Muon(q)
+try:
+    opt.step(g)
+except KeyboardInterrupt:
+    assert all((a == b).all() for a, b in zip(p, q)) and [int(s["step"]) for s in opt.state] == [1, 1]
+    print("whole")
+"""
+    )
+    assert out.strip() == "whole"
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there are no such signals here")
 @pytest.mark.parametrize("backend", ["native", "numba"])
 def test_an_interrupt_ends_a_process_that_does_not_catch_it(backend):

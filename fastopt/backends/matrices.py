@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ..arrays.checks import Written, check_written
 from ..jobs.job import AnyJob, Job, MatrixJob
 from . import Runner
+from .interrupts import held_back
 
 
 class _Runner:
@@ -25,13 +26,14 @@ class _Runner:
 
     def __call__(self, grad_scale: float, threads: int) -> None:
         check_written(self._written)
-        if self._others is not None:
-            self._others(grad_scale, threads)
-        for job, first, last in self._parts:
-            values = job.begin()
-            first(grad_scale, threads)
-            job.multiply(values)
-            last(1.0, threads)
+        with held_back():
+            if self._others is not None:
+                self._others(grad_scale, threads)
+            for job, first, last in self._parts:
+                values = job.begin()
+                first(grad_scale, threads)
+                job.multiply(values)
+                last(1.0, threads)
 
 
 def prepare(jobs: Sequence[AnyJob], written: Written, by_backend: Callable[[Sequence[Job], Written], Runner]) -> Runner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..interrupts import held_back
 from ..numba_arithmetic import ieee_arithmetic
 
 _pool: ThreadPoolExecutor | None = None
@@ -63,17 +63,6 @@ def run_parallel(
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Holds back Ctrl-C until the block is done, so that a step is done whole or not at all, in IEEE arithmetic."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        with ieee_arithmetic():
-            yield
-        return
-    held: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *event: held.append(event))
-    try:
-        with ieee_arithmetic():
-            yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if held:
-            signal.raise_signal(signal.SIGINT)
+    """Hold back Ctrl-C until the block is done, so that a step is done whole or not at all, in IEEE arithmetic."""
+    with held_back(), ieee_arithmetic():
+        yield
