@@ -213,13 +213,14 @@ class Optimizer(torch.optim.Optimizer):
         """Documented as `_step`, which has its arguments."""
         if torch.compiler.is_compiling():
             return self._uncompiled_step(*args, **kwargs)
-        if (
+        someone_listens = (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()
-        ):
+        )
+        if someone_listens:
             return self._hooked_step(*args, **kwargs)
         return self._step(*args, **kwargs)
 
