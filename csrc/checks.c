@@ -58,6 +58,7 @@ int check_storage(const fastopt_storage *storage, int32_t rule, int32_t dtype, i
     if (!storage->dtypes)
         return FASTOPT_NULL_POINTER;
     const int arrays = arrays_of(rule, copies), all = all_arrays_of(rule, copies, storage), options = storage->options;
+    const int first_input = first_input_of(rule, copies);
     const int kept = options & (FASTOPT_STOCHASTIC | FASTOPT_KAHAN | FASTOPT_MASTER);
     const int32_t *dtypes = storage->dtypes, param = dtypes[0];
     if (options & ~255 || kept & (kept - 1) || (kept && param != FASTOPT_BFLOAT16 && param != FASTOPT_FLOAT16)
@@ -69,7 +70,7 @@ int check_storage(const fastopt_storage *storage, int32_t rule, int32_t dtype, i
         if (dtypes[j] < FASTOPT_FLOAT32 || dtypes[j] > FASTOPT_BLOCKS_POSITIVE)
             return FASTOPT_BAD_DTYPE;
         if ((dtypes[j] == FASTOPT_FLOAT64) != (dtype == FASTOPT_FLOAT64)
-            || (in_blocks(dtypes[j]) && (j < 2 || j >= arrays || rows)))
+            || (in_blocks(dtypes[j]) && (j < FIRST_STATE || j >= first_input || rows)))
             return FASTOPT_BAD_STORAGE;
     }
     if ((options & FASTOPT_MASTER && dtypes[arrays] != dtype) || (options & FASTOPT_KAHAN && dtypes[arrays] != param)

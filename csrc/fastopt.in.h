@@ -136,7 +136,9 @@ typedef struct {
     int32_t by_row;       /* 1: states have one element for each row of the parameter; for fastopt_update_rows only */
     int32_t by_tensor;    /* 1: an element's update depends on all of its tensor; not for fastopt_update_rows */
     int32_t singles;      /* further states, of one number each for the whole tensor, in arrays of one element */
+    int32_t inputs;       /* arrays that are only read, beside the gradient: 0 for most */
     const char *const *state_names; /* [states + singles] */
+    const char *const *input_names;
     const fastopt_hyper *hypers;
 } fastopt_rule;
 
@@ -174,9 +176,10 @@ FASTOPT_API int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const d
                              double *coefficients);
 
 /* Does one step of `tensors` tensors, in place. Tensor i has sizes[i] elements and the arrays arrays[i * (2 +
- * copies*states + singles)...]: parameter, gradient, the states of the first copy, of the second, ..., single states
- * (which are of the dtype, have one element, and stay where the tensor has none). Each array is contiguous, of any alignment. All but the gradient are written. No array that is written may overlap another. An
- * array without elements may be NULL; without tensors nothing is done.
+ * copies*states + inputs + singles)...]: parameter, gradient, the states of the first copy, of the second, ..., inputs,
+ * single states (which are of the dtype, have one element, and stay where the tensor has none). Each array is
+ * contiguous, of any alignment. All but gradient and inputs are written. No array that is written may overlap another.
+ * An array without elements may be NULL; without tensors nothing is done.
  *
  * dtype        of every array: FASTOPT_FLOAT32 or FASTOPT_FLOAT64; for others see fastopt_update_stored
  * copies       1, or AggMo's number of betas
@@ -189,7 +192,7 @@ FASTOPT_API int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int6
                                void *const *arrays, const double *coefficients, int32_t threads);
 
 /* Storage formats. With the dtype FASTOPT_FLOAT32 updates are computed in float32, while the parameter, the
- * gradient and each state may be stored in float32, bfloat16 or float16, and states also in blocks. With
+ * gradient and each state or input may be stored in float32, bfloat16 or float16, and states also in blocks. With
  * FASTOPT_FLOAT64 all are float64. Of the first three options at most one is set. */
 enum {
     FASTOPT_STOCHASTIC = 1,  /* a 16-bit parameter is rounded up or down at random, in proportion */
@@ -237,9 +240,9 @@ typedef struct {
 
 /* Does one step of some rows of one parameter, in place. Other rows and their states are not touched.
  *
- * addresses    [2 + copies*states]: the first rows of parameter, gradient and states
- * strides      [2 + copies*states]: bytes from a row to the next; each row is contiguous, and rows may overlap in the
- *              gradient only
+ * addresses    [2 + copies*states + inputs]: the first rows of parameter, gradient, states and inputs
+ * strides      [2 + copies*states + inputs]: bytes from a row to the next; each row is contiguous, and rows may overlap
+ *              in the gradient only
  */
 FASTOPT_API int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows,
                                     void *const *addresses, const int64_t *strides, const double *coefficients,

@@ -1,6 +1,7 @@
 """Writes the C made from the rule table, and the files by which other builds find the library. For the build only."""
 
 import importlib
+import itertools
 import math
 import sys
 from dataclasses import replace
@@ -31,14 +32,19 @@ def macro(name, *lines):
     return " \\\n    ".join([f"#define {name}", *lines])
 
 
-def struct(name, fields, real):
-    """Return the declaration of a structure of numbers."""
-    return f"typedef struct {{ {real} {', '.join(fields) or 'unused'}; }} {name};"
+def struct(name, fields, real, more=""):
+    """Return the declaration of a structure of numbers, and of `more` after them."""
+    return f"typedef struct {{ {real} {', '.join(fields) or 'unused'};{more} }} {name};"
 
 
 def number(value):
     """Return the shortest literal of a float64."""
     return "NAN" if math.isnan(value) else "INFINITY" if math.isinf(value) else repr(float(value))
+
+
+def quoted(names):
+    """Return names as strings, and NULL behind them."""
+    return ", ".join([*(f'"{name}"' for name in names), "NULL"])
 
 
 # ---- hyper-parameters ----
@@ -75,7 +81,8 @@ def structures(module, kernels):
         yield struct(f"prologue_coefs_{suffix}", module.PROLOGUE, real)
         for name, rule in kernels.items():
             yield struct(f"{name}_coefs_{suffix}", rule.coefficients, real)
-            yield struct(f"{name}_states_{suffix}", rule.elements, real)
+            inputs = f" const {real} {', '.join(rule.inputs)};" if rule.inputs else ""
+            yield struct(f"{name}_states_{suffix}", rule.elements, real, inputs)
     for name, rule in kernels.items():
         if rule.by_tensor:
             yield struct(f"{name}_sums", rule.sums, "double")
@@ -94,22 +101,26 @@ def places(module):
     return f"enum {{ GRADIENT = {module.GRADIENT}, FIRST_STATE = {module.FIRST_STATE}, OWN = {module.OWN} }};"
 
 
-def instance(module, name, states, copies):
+def instance(module, name, rule, copies):
     """Yield the macros of a rule's loops, for so many copies of its states: pointers, prefetches, the update."""
-    pointers = [
-        (f"{s}_{k}", module.FIRST_STATE + k * len(states) + j) for k in range(copies) for j, s in enumerate(states)
-    ]
+    states = rule.elements
+    names = [f"{s}_{k}" for k in range(copies) for s in states]
+    pointers = list(zip((*names, *(f"{s}_0" for s in rule.inputs)), itertools.count(module.FIRST_STATE)))
+    own, inputs = pointers[: len(names)], pointers[len(names) :]
     updates = []
     for k in range(copies):
-        load = ", ".join(f"{s}_{k}[i]" for s in states) or "0"
+        load = ", ".join(f".{s} = {s}_{k}[i]" for s in rule.beside) or "0"
         updates.append(f"{{ FN({name}_states) s = {{{load}}};")
         updates.append(f"  FN({name})(&p, g, &s, &coefs[{k}]);")
         updates += [f"  {s}_{k}[i] = s.{s};" for s in states]
         updates[-1] += " }"
     yield f"enum {{ ARRAYS_{name}_{copies} = {module.FIRST_STATE + len(pointers)} }};"
-    yield macro(f"STATES_{name}_{copies}(X)", *(f"X({j})" for _, j in pointers))
+    yield f"enum {{ INPUTS_{name}_{copies} = {len(inputs)} }};"
+    yield macro(f"STATES_{name}_{copies}(X)", *(f"X({j})" for _, j in own))
+    yield macro(f"READ_{name}_{copies}(X)", *(f"X({j})" for _, j in inputs))
     # A stage may measure without some state: that is no mistake to warn of.
-    declared = (f"real *restrict {p} = arrays[{j}]; (void){p};" for p, j in pointers)
+    declared = [f"real *restrict {p} = arrays[{j}]; (void){p};" for p, j in own]
+    declared += [f"const real *restrict {p} = arrays[{j}]; (void){p};" for p, j in inputs]
     yield macro(f"POINTERS_{name}_{copies}", *declared)
     yield macro(f"PREFETCH_{name}_{copies}(i)", *(f"PREFETCH({p} + (i));" for p, _ in pointers))
     yield macro(f"UPDATE_{name}_{copies}", *updates)
@@ -131,15 +142,16 @@ def row_rule(name, states):
 
 def table_entry(module, rule):
     """Yield the lines of a rule's entry in the table of csrc/rules.c."""
-    lengths = f"{len(rule.elements)}, {len(rule.row)}, {len(module.PROLOGUE + rule.coefficients)}, {len(rule.scalars)}"
+    counts = len(rule.elements), len(rule.row), len(module.PROLOGUE + rule.coefficients), len(rule.scalars)
     copies = module.MAX_COPIES if rule.vector else 1
-    states = ", ".join([*(f'"{state}"' for state in rule.state_names), "NULL"])
-    over = f"{int(rule.by_row is not None)}, {int(rule.by_tensor is not None)}, {len(rule.singles)}"
-    yield f'{{{{"{rule.name}", {lengths}, {copies}, {over}, (const char *const[]){{{states}}},'
+    over = int(rule.by_row is not None), int(rule.by_tensor is not None)
+    numbers = [*counts, copies, *over, len(rule.singles), len(rule.inputs)]
+    names = ", ".join(f"(const char *const[]){{{quoted(own)}}}" for own in (rule.state_names, rule.inputs))
+    yield f'{{{{"{rule.name}", {", ".join(map(str, numbers))}, {names},'
     yield "  (const fastopt_hyper[]){"
     for name, hyper in c_hypers(module, rule).items():
-        numbers = ", ".join(map(number, (hyper.default, *c_domain(hyper))))
-        yield f'    {{"{name}", {numbers}, {int(hyper.flag or name == "copies")}, {int(hyper.optional)}}},'
+        values = ", ".join(map(number, (hyper.default, *c_domain(hyper))))
+        yield f'    {{"{name}", {values}, {int(hyper.flag or name == "copies")}, {int(hyper.optional)}}},'
     scalars = ", ".join(map(number, rule.scalars.values())) or "0"
     decay = 0 if rule.decoupled is None else 2 if rule.decays_inside else 1
     stage = f"{len(rule.sums)}, {f'staged_{rule.kernel}' if rule.by_tensor else 'NULL'}"
@@ -164,7 +176,7 @@ def rule_table(module, levels):
             lines += ["", *measure(name, rule)]
         for copies in range(1, module.MAX_COPIES + 1 if rule.vector else 2):
             instances.append(f"X({name}, {copies})")
-            lines += ["", *instance(module, name, rule.elements, copies)]
+            lines += ["", *instance(module, name, rule, copies)]
     lines += [
         "",
         macro("FASTOPT_KERNELS(X)", *(f"X({name}, {fold_of(rule)})" for name, rule in kernels.items())),

@@ -21,16 +21,17 @@ typedef struct {
     const int32_t *joins;       /* [arrays] */
 } fastopt_sum;
 
-/* The arrays of one update. A *tensor* is a parameter with its gradient and states. A *run* is a one-dimensional,
- * evenly strided part of a tensor; a dense tensor is one run. The contents of tables are not checked. A table
- * without entries may be NULL. */
+/* The arrays of one update. A *tensor* is a parameter with its gradient, states and inputs. A *run* is a
+ * one-dimensional, evenly strided part of a tensor; a dense tensor is one run. The contents of tables are not checked.
+ * A table without entries may be NULL. */
 typedef struct {
     int32_t rule;
     int32_t dtype;              /* FASTOPT_FLOAT32 or FASTOPT_FLOAT64: of the arithmetic */
     int32_t copies;             /* of the rule's states: 1, or AggMo's number of betas */
     int64_t runs;
     int64_t tensors;
-    void *const *addresses;     /* [runs][arrays]: parameter, gradient, states, what storage adds, single states */
+    void *const *addresses;     /* [runs][arrays]: parameter, gradient, states, inputs, what storage adds, single
+                                 * states */
     const int64_t *strides;     /* [runs][arrays], in bytes; NULL if every run is contiguous; single states have none */
     const int64_t *offsets;     /* [runs + 1]: the elements before each run, and of all */
     const int32_t *tensor_of;   /* [runs]: the run's tensor */

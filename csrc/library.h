@@ -107,8 +107,10 @@ fastopt_lookup *lookup_space(int64_t n);
 
 /* ---- arrays ---- */
 
-/* The number of a tensor's arrays that have all elements, without and with those that storage adds. */
-static inline int arrays_of(int rule, int copies) { return FIRST_STATE + copies * rules[rule].rule.states; }
+/* The place of a tensor's first input, and the number of its arrays that have all elements, without and with those that
+ * storage adds. */
+static inline int first_input_of(int rule, int copies) { return FIRST_STATE + copies * rules[rule].rule.states; }
+static inline int arrays_of(int rule, int copies) { return first_input_of(rule, copies) + rules[rule].rule.inputs; }
 static inline int all_arrays_of(int rule, int copies, const fastopt_storage *storage)
 {
     const int options = storage ? storage->options : 0;

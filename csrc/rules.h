@@ -2,7 +2,8 @@
  *
  * This file is included once for each compute type, with `real` defined. The folds are in float64; FASTOPT_FOLDS asks
  * for them. The structures come from the rule table in Python (rule_table.h, written by the build): s-> has the
- * states, h-> the hyper-parameters, c-> the coefficients, under the same names. g has been through the prologue.
+ * states and the inputs, h-> the hyper-parameters, c-> the coefficients, under the same names. g has been through the
+ * prologue.
  *
  * A rule with states by row has a ROW in place of an update: it takes the mean square of the row's gradient, updates
  * the row's states and returns the coefficients of another rule's update, which then runs over the row's elements.

@@ -65,7 +65,9 @@ static int is_plain(const fastopt_storage *storage, int32_t dtype, int arrays)
 fastopt_pass pass_of(const fastopt_job *job, int64_t t)
 {
     const fastopt_storage *storage = job->storage;
-    fastopt_pass pass = {.sum = job->sum, .step = t, .limit = INFINITY, .deviation = -1};
+    fastopt_pass pass = {.sum = job->sum, .step = t, .limit = INFINITY, .deviation = -1,
+                         .first_input = first_input_of(job->rule, job->copies),
+                         .end_input = arrays_of(job->rule, job->copies)};
     if (!storage)
         return pass;
     if (storage->options & FASTOPT_NOISE) {

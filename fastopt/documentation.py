@@ -112,13 +112,13 @@ def _meaning(hypers: list[Hyper]) -> str:
     return f"{words} {_sentence(f'each {domain}' if len(hypers) > 1 else domain)}"
 
 
-def _completed(rule: Rule, row: list[float], states: list[float], coefficients: tuple[float, ...]) -> tuple[float, ...]:
+def _completed(rule: Rule, row: list[float], beside: list[float], coefficients: tuple[float, ...]) -> tuple[float, ...]:
     """Complete the coefficients of the examples' first step by what the rule's stage measures."""
     if rule.by_tensor is None:
         return coefficients
     folded, before = coefficients[: len(rule.folds)], rule.fold_prologue(row[0], row, 1.0)
-    read = [state for state, name in zip(states, rule.state_names, strict=True) if name in rule.measured]
-    singles = states[len(rule.elements) :]
+    read = [value for value, name in zip(beside, rule.arrays, strict=True) if name in rule.measured]
+    singles = beside[len(rule.beside) :]
     elements = [prologue(p, g, *before) for p, g in zip(START, GRADIENT, strict=True)]
     pairs = [rule.by_tensor.measure(*element, *read, *folded) for element in elements]
     sums = [sum(a * b for a, b in products) for products in zip(*pairs, strict=True)]
@@ -144,6 +144,8 @@ def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
     single = {name: hyper.check(name, values[name]) for name, hyper in rule.hyper.items() if not hyper.vector}
     vector = values[rule.vector] if rule.vector else (0.0,)
     states = [single[state.begins] if state.begins else 0.0 for state in rule.states]
+    count = len(rule.elements)
+    beside = [*states[:count], *(0.0 for _ in rule.inputs), *states[count:]]
     found = []
     for p, g in zip(START, GRADIENT, strict=True):
         for k, value in enumerate(vector):
@@ -152,11 +154,11 @@ def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
             coefficients, _ = rule.fold_row(1.0, row, tuple(rule.scalars.values()))
             if k == 0:
                 p, g = prologue(p, g, *rule.fold_prologue(row[0], row, 1.0))
-            coefficients = _completed(rule, row, states, coefficients)
+            coefficients = _completed(rule, row, beside, coefficients)
             if rule.by_row:
                 p = rule.update(p, g, *rule.by_row(g * g, *states, *coefficients)[len(states) :])
             else:
-                after = rule.update(p, g, *states[: len(rule.elements)], *coefficients)
+                after = rule.update(p, g, *beside[: len(rule.beside)], *coefficients)
                 p = after[0] if rule.elements else after
         found.append(round(p, 6))
     return str(found)
@@ -250,6 +252,8 @@ def class_text(arguments: Arguments, shared: Iterable[str]) -> str:
         before += "."
     else:
         before += ", + weight_decay*p; then p *= 1 - lr*decoupled_weight_decay; then comes the above."
+    if arguments.inputs:
+        before += f" {_inputs(arguments.inputs)}, given to ``step`` and ``bind`` as ``inputs``, by these names."
     common = _common(arguments, arguments.defaults)
     parameters = [
         *_entry(
@@ -265,11 +269,22 @@ def class_text(arguments: Arguments, shared: Iterable[str]) -> str:
         ">>> import numpy as np, fastopt",
         f">>> p = np.array({start})",
         f">>> opt = fastopt.{arguments.name}(p, lr=0.1)",
-        ">>> opt.step(2 * p)  # the gradient of the sum of p**2",
+        f">>> opt.step(2 * p{_given(arguments.inputs)})  # the gradient of the sum of p**2",
         f">>> p.round({digits}).tolist()",
         _example(arguments, {}),
     ]
     return _class(arguments, before, parameters, (), example)
+
+
+def _inputs(names: Iterable[str]) -> str:
+    """Say what inputs are."""
+    return f"{', '.join(f'``{name}``' for name in names)}: arrays of the parameter's shape, which are read only"
+
+
+def _given(names: tuple[str, ...]) -> str:
+    """Render the inputs of a step in an example."""
+    values = ", ".join(f'"{name}": np.zeros({len(START)})' for name in names)
+    return f", inputs={{{values}}}" if names else ""
 
 
 def torch_text(arguments: Arguments, defaults: Mapping[str, Any], shared: Iterable[str]) -> str:
@@ -331,6 +346,9 @@ def function_text(rule: Rule) -> str:
         begins = [f", {state} at the class's {name}" for state, name in rule.begins.items()]
         text = f"States, which are updated too{_shape(rule)}. They begin at zero{''.join(begins)}."
         parameters += _entry(", ".join(rule.state_names), "array, or list of arrays", text)
+    if rule.inputs:
+        text = "Arrays of the parameter's shape, which are read only."
+        parameters += _entry(", ".join(rule.inputs), "array, or list of arrays", text)
     parameters += _entry("step", "int", "The 1-based number of this step.")
     for name, hyper in rule.hyper.items():
         if name not in rule.initial and hyper is not COMMON.get(name):
@@ -357,10 +375,11 @@ def function_text(rule: Rule) -> str:
         for state in rule.states
     ]
     values = ", ".join((f"np.array({start})", *begin))
+    read = "".join(f"{name}=np.zeros({len(start)}), " for name in rule.inputs)
     example = [
         ">>> import numpy as np, fastopt",
         f">>> {called} = {values}",
-        f">>> fastopt.functional.{rule.name}(p, 2 * {called}, step=1, lr=0.1)",
+        f">>> fastopt.functional.{rule.name}(p, 2 * {called}, {read}step=1, lr=0.1)",
         f">>> p.round({digits}).tolist()",
         _after_a_step(rule, {**given, **dict.fromkeys(rule.initial, 0.0)}),
     ]
@@ -396,10 +415,15 @@ def _numba_fold(rule: Rule) -> list[str]:
 
 def _numba_update(rule: Rule) -> list[str]:
     states = "" if rule.by_row else "".join(f", {state}" for state in rule.elements)
+    read = "".join(f", {name}" for name in rule.inputs)
     of_one = ["", "This is for one copy of the states. Call ``prologue`` once, then this for each copy."]
     of_rows = "From ``by_row``. This takes and returns no states, which are of rows."
     parameters = [
-        *_entry(f"p, g{states}", "float", "The parameter, its gradient" + (", its states." if states else ".")),
+        *_entry(
+            f"p, g{states}{read}",
+            "float",
+            "The parameter, its gradient" + ", its states" * bool(states) + ", inputs" * bool(read) + ".",
+        ),
         *_entry("c", "tuple", "From ``complete``." if rule.by_tensor else "From ``fold``."),
         *(_entry("rate", "float", of_rows) if rule.by_row else []),
     ]
@@ -518,6 +542,8 @@ def _rule_for_c(rule: Rule, hypers: Mapping[str, Hyper]) -> Iterator[str]:
     shape = "; one element for each row" if rule.by_row else ""
     shape = f"; {', '.join(rule.singles)} {'is' if len(rule.singles) == 1 else 'are'} single" if rule.singles else shape
     yield f"  states: {states}{shape}"
+    if rule.inputs:
+        yield f"  inputs: {', '.join(rule.inputs)}"
     values = ", ".join(f"{name}={hyper.default:g}" for name, hyper in hypers.items())
     yield f"  hyper-parameters: {values.replace('=nan', '=NaN')}"
     yield f"  source: {rule.source}"

@@ -31,6 +31,8 @@ backend : str, optional
 threads : int, optional
     At most so many threads; by default `fastopt.get_num_threads`.
 
+A rule that reads further arrays beside the gradient takes them by keyword, as ``param``.
+
 What is wrong is a ValueError or TypeError before any byte is written; the message names the argument, what was found
 and what would do.
 """
@@ -52,12 +54,13 @@ from .rules import EVERY_RULE, Rule
 
 
 def _as_lists(rule: Rule, arrays: Sequence[Any]) -> list[Sequence[Any]]:
+    names = ("param", "grad", *rule.arrays)
     if not isinstance(arrays[0], (list, tuple)):
-        for array, name in zip(arrays, ("param", "grad", *rule.state_names), strict=True):
+        for array, name in zip(arrays, names, strict=True):
             if isinstance(array, (list, tuple)):
                 raise TypeError(f"{name}: found a {type(array).__name__}, expected one array as param is")
         return [[array] for array in arrays]
-    for array, name in zip(arrays, ("param", "grad", *rule.state_names), strict=True):
+    for array, name in zip(arrays, names, strict=True):
         if not isinstance(array, (list, tuple)):
             raise TypeError(f"{name}: found {type(array).__name__}, expected a list of arrays as param is")
         if len(array) != len(arrays[0]):
@@ -119,14 +122,15 @@ def _make(rule: Rule) -> Callable[..., None]:
     given = f"({', '.join(rule.scalars)},)" if rule.scalars else "None"
     numbers = [key for key in keys if not rule.hyper[key].flag]
     numbers_are_flags = " or ".join(f"{key} is True or {key} is False" for key in numbers)  # 1.0 == True
+    inputs, taken = "".join(f"{name}, " for name in rule.inputs), ", ".join(("param", "grad", *rule.arrays))
     source = (
-        f"def {rule.name}({', '.join(arrays)}, *, step{required}{optional}{scalars}, grad_scale=1.0, "
+        f"def {rule.name}({', '.join(arrays)}, *, {inputs}step{required}{optional}{scalars}, grad_scale=1.0, "
         f"gradient_noise=None, first_element=0, backend=None, threads=None, **unknown):\n"
         f"    if unknown:\n"
         f"        _refuse(_rule, unknown)\n"
         f"    if {numbers_are_flags}:\n"
         f"        _row_of(_rule, ({', '.join(keys)},))\n"
-        f"    _update(_rule, ({', '.join(arrays)}), step, ({', '.join(keys)},), grad_scale, {given}, "
+        f"    _update(_rule, ({taken}), step, ({', '.join(keys)},), grad_scale, {given}, "
         "gradient_noise, first_element, backend, threads)\n"
     )
     namespace: dict[str, Any] = {

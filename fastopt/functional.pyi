@@ -31,6 +31,8 @@ backend : str, optional
 threads : int, optional
     At most so many threads; by default `fastopt.get_num_threads`.
 
+A rule that reads further arrays beside the gradient takes them by keyword, as ``param``.
+
 What is wrong is a ValueError or TypeError before any byte is written; the message names the argument, what was found
 and what would do."""
 

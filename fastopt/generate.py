@@ -74,6 +74,8 @@ def _class(cls: Any, arguments: Arguments, params: str, schedules: bool, others:
     body = _definition("__init__", parameters, "None", "", "    ")
     if arguments.evaluated:
         body = "\n".join([body, *(_written(member, "    ") for member in (cls.eval, cls.train))])
+    if arguments.inputs:
+        body = "\n".join([body, *(_written(member, "    ") for member in (cls.bind, cls.step))])
     return f"class {cls.__name__}(Optimizer):\n{_quoted(cls.__doc__, '    ')}\n\n{body}"
 
 
@@ -119,7 +121,7 @@ def _functional_stub() -> str:
     text += "from .jobs.noise import GradientNoise\n"
     text += f"\n__all__ = {functional.__all__!r}\n"
     for name, rule in EVERY_RULE.items():
-        arrays = dict.fromkeys(("param", *rule.state_names), "Array | Sequence[Array]")
+        arrays = dict.fromkeys(("param", *rule.arrays), "Array | Sequence[Array]")
         types = {**arrays, "grad": "Gradient | Sequence[Gradient]", "step": "SupportsIndex", "grad_scale": "Number"}
         types |= {"gradient_noise": "GradientNoise | None", "first_element": "SupportsIndex"}
         types |= {"backend": "str | None", "threads": "SupportsIndex | None"}

@@ -75,7 +75,7 @@ def _update(rule: Rule) -> Any:
         source = f"def update(p, g, c, rate):\n    return rule_update(*prologue(p, g, *c[:{OWN}]), rate)\n"
         names = {"rule_update": compiler.compile_update(rule), "prologue": compiler.prologue}
         return _compiled(source, "update", rule, **names)
-    states = "".join(f", {name}" for name in rule.elements)
+    states = "".join(f", {name}" for name in rule.beside)
     own = ", ".join(f"c[{OWN + k}]" for k in range(len(rule.coefficients)))
     before = "" if rule.vector else f"    p, g = prologue(p, g, *c[:{OWN}])\n"
     source = f"def update(p, g{states}, c):\n{before}    return rule_update(p, g{states}, {own})\n"

@@ -12,6 +12,7 @@ from .binding.structure import match
 from .documentation import class_text
 from .evaluation import Evaluated
 from .grouping import Grouped
+from .inputs import WithInputs
 from .saving import Saved, write_state
 
 
@@ -249,8 +250,9 @@ def _define(arguments: Arguments) -> type:
         "__signature__": arguments.signature(execution),
         "_arguments": arguments,
     }
-    bases = (Optimizer, Evaluated) if arguments.evaluated else (Optimizer,)
-    return type(arguments.name, bases, namespace)
+    before = (WithInputs,) if arguments.inputs else ()
+    after = (Evaluated,) if arguments.evaluated else ()
+    return type(arguments.name, (*before, Optimizer, *after), namespace)
 
 
 #: Every optimizer class of the table by name.

@@ -106,6 +106,7 @@ class Optimizer(torch.optim.Optimizer):
     """True if the last step did nothing, because a gradient was not finite."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._arguments.check_no_inputs("fastopt.torch")
         call = read_call(type(self), args, kwargs)
         self._backend_name, self._threads, self._storage = call.backend, call.threads, call.storage
         self._stepper = Stepper(self._arguments)

@@ -170,7 +170,7 @@ def test_a_group_joins_in_between():
 @pytest.mark.parametrize(
     ("grads", "error", "said"),
     [
-        ([np.ones(2)], ValueError, "grads: found 1 gradients, expected 2"),
+        ([np.ones(2)], ValueError, "grads: found 1 arrays, expected 2"),
         ([np.ones(2), np.ones(4)], ValueError, r"grads\[1\]: found shape \(4,\)"),
         ([np.ones(2), np.ones(3, "f4")], TypeError, r"grads\[1\]: found dtype float32"),
         ([np.ones(2), [1.0]], TypeError, r"grads\[1\]: found"),

@@ -20,7 +20,7 @@ from fastopt.errors import install_command
 @pytest.mark.parametrize(
     ("params", "grads", "error", "message"),
     [
-        ([3, 4], [3], ValueError, "grads: found 1 gradients, expected 2"),
+        ([3, 4], [3], ValueError, "grads: found 1 arrays, expected 2"),
         ([3, 4], [3, 5], ValueError, r"grads\[1\]: found shape \(5,\), expected \(4,\) as params\[1\] has"),
         ([3], 3, TypeError, "grads: found ndarray, expected a sequence of 1 arrays"),
         (3, [3, 3], TypeError, "grads: found list, expected one array"),
@@ -28,7 +28,7 @@ from fastopt.errors import install_command
         ({"w": 3}, {"v": 3}, ValueError, "missing: 'w'; too many: 'v'"),
         ({"w": 3}, {"w": 4}, ValueError, r"grads\['w'\]: found shape \(4,\)"),
         ([{"params": [3]}, {"params": [4]}], [3, 4, 5], ValueError, "grads: found 3 entries"),
-        ([{"params": [3]}, {"params": [4]}], [[3], [4, 4]], ValueError, r"grads\[1\]: found 2 gradients"),
+        ([{"params": [3]}, {"params": [4]}], [[3], [4, 4]], ValueError, r"grads\[1\]: found 2 arrays"),
     ],
 )
 def test_gradients_of_another_structure(params, grads, error, message):

@@ -275,7 +275,7 @@ def test_rows_of_nested_parameters():
         (
             lambda g: g["layers"].append(None),
             ValueError,
-            r"grads\['layers'\]: found 3 gradients, expected 2, as params",
+            r"grads\['layers'\]: found 3 arrays, expected 2, as params",
         ),
         (lambda g: g["layers"][1].pop("bias"), ValueError, r"grads\['layers'\]\[1\]: found other keys"),
         (lambda g: g.update(layers={}), TypeError, r"grads\['layers'\]: found dict, expected a sequence of 2 arrays"),

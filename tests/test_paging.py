@@ -18,8 +18,9 @@ from fastopt.backends import native, numba_cpu
 from fastopt.binding.norms import norm_of
 from fastopt.files import paging
 from fastopt.files.paging import GRAIN, LEAST, SLOTS, SPARE, Chunk, Mapping, Pager, Range, check_memory
-from fastopt.jobs.job import DUPLICATES, DenseJob, RowJob, Rows
+from fastopt.jobs.job import DUPLICATES, DenseJob, Progress, RowJob, Rows
 from fastopt.jobs.tables import make_gradients
+from fastopt.rules import RULES
 
 from .support import assert_same_bits
 
@@ -51,7 +52,8 @@ def job(*tensors, strides=None, rows=None):
     addresses = np.array([[array.ctypes.data for array in arrays] for arrays in tensors], np.uint64)
     offsets = np.cumsum([0, *(arrays[0].size for arrays in tensors)])
     places = np.arange(len(tensors), dtype=np.int32)
-    common = {"progress": None, "dtype": F4, "members": places, "owners": []}
+    progress = Progress.of(RULES["sgd"], 1, len(tensors), 1)
+    common = {"progress": progress, "dtype": F4, "members": places, "owners": []}
     if rows is not None:
         return RowJob(addresses=addresses[0], strides=strides[0], rows=rows, **common)
     return DenseJob(addresses=addresses, strides=strides, offsets=offsets, tensor_of=places, **common)

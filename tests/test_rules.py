@@ -163,7 +163,7 @@ def test_a_rule_says_what_its_stage_must_be():
         made("layer")
     with pytest.raises(ValueError, match=r"rule toy: a stage over rows measures squared_gradient"):
         made("row")
-    with pytest.raises(ValueError, match=r"rule toy: measure's arguments must be p, g, states, and update's coe"):
+    with pytest.raises(ValueError, match=r"rule toy: measure's arguments must be p, g, states, inputs, and upd"):
         made(measure=lambda p, g, rate: ((g, g),))
     with pytest.raises(ValueError, match=r"the arguments of the stage's fold must be sums, then \('c',\)"):
         made(complete=lambda square, rate: (square,))

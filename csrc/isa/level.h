@@ -25,11 +25,15 @@ typedef struct {
     double limit;                   /* of the scaled gradient's magnitude; infinity if there is none */
     double deviation;               /* of the gradient noise; negative if there is none */
     uint64_t noise_seed;
+    int first_input, end_input;     /* the arrays between these are only read */
     double *lanes;                  /* where a kernel that measures adds up: sixteen for each sum; NULL for an update */
 } fastopt_pass;
 
 /* 1 if gradients are prepared in tiles, before kernels run: scaled, clipped, with noise. */
 static inline int prepares(const fastopt_pass *pass) { return pass->deviation >= 0 || pass->limit < INFINITY; }
+
+/* 1 if array j, which is not the gradient, is written. */
+static inline int writes(const fastopt_pass *pass, int j) { return j < pass->first_input || j >= pass->end_input; }
 
 typedef void (*fastopt_kernel)(int64_t n, void *const *arrays, const void *coefficients, const fastopt_pass *pass);
 /* `arrays` includes those that storage adds; `row` is the number of coefficients. */

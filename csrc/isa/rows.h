@@ -159,7 +159,7 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, real scal
             if (sum)
                 kernel(k * m, at, coefs, &pass);
             for (int j = 0; !direct && j < s->arrays; j++)
-                for (int64_t r = 0; j != GRADIENT && r < k; r++)
+                for (int64_t r = 0; j != GRADIENT && writes(&s->pass, j) && r < k; r++)
                     memcpy(FN(row_address)(s, u + r, j, column), tiles[j] + r * m, (size_t)(m * size));
         }
     }

@@ -15,8 +15,8 @@
 /* Bytes ahead to prefetch. */
 #define STORED_AHEAD 2048
 
-/* The state of one pass. The arrays are those of the update, then those that storage adds: the parameter's
- * companion (the part lost to rounding, or the master) and its average. */
+/* The state of one pass. The arrays are those of the update, inputs last, then those that storage adds: the
+ * parameter's companion (the part lost to rounding, or the master) and its average. */
 typedef struct {
     const fastopt_pass *pass;
     int dtypes[MAX_STORED];
@@ -279,7 +279,8 @@ NOINLINE void FN(update_tiles)(FN(stored) *s, int arrays, int64_t at, int64_t n,
         kernel(FN(whole_chunks)(s, m), s->tiles, coefficients, &own);
         FN(store_param)(s, at, m);
         for (int j = FIRST_STATE; j < arrays; j++)
-            FN(store_array)(s, j, j, rounding, at, m);
+            if (writes(s->pass, j))
+                FN(store_array)(s, j, j, rounding, at, m);
     }
 }
 
@@ -338,6 +339,7 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
         int64_t at = 0, end = n - n % (FN(in_blocks)(states) ? FASTOPT_BLOCK : CHUNK);                                \
         for (; at < end; at += CHUNK) {                                                                               \
             LOAD(0, dtype) LOAD(1, grad_dtype) STATES_##rule##_##copies(LOAD_STATE)                                   \
+            READ_##rule##_##copies(LOAD_STATE)                                                                        \
             real *restrict param = arrays[0];                                                                         \
             const real *restrict grad = arrays[GRADIENT];                                                             \
             POINTERS_##rule##_##copies                                                                                \

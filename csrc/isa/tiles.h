@@ -168,7 +168,7 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
             memset(tiles[GRADIENT], 0, sizeof tiles[GRADIENT]);
         for (int j = 0; !reads && j < arrays; j++) {
             const int64_t stride = strides ? strides[j] : sizes[j];
-            if (j == GRADIENT ? zeroed && (prepared || !direct[j]) : !direct[j])
+            if (j == GRADIENT ? zeroed && (prepared || !direct[j]) : !direct[j] && writes(pass, j))
                 FN(copy_strided)((char *)addresses[j] + i * stride, stride, (char *)tiles[j], sizes[j], m, sizes[j]);
         }
     }

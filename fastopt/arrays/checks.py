@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,14 @@ def require_backend(name: str, x: Any, kind: str) -> None:
 def check_tensor(
     arrays: Sequence[Array],
     names: Sequence[str],
-    read_only: int = 1,
+    read_only: Container[int] = (1,),
     shape: tuple[int, ...] | None = None,
     shapes: Sequence[tuple[int, ...] | None] = (),
 ) -> None:
-    """Check that arrays can be one tensor of an update: parameter, gradient, states.
+    """Check that arrays can be one tensor of an update: the parameter first.
 
-    `read_only` is the place of the one that is not written; states have the parameter's shape, or `shape`; arrays of
-    bytes have those of `shapes`.
+    `read_only` are the places of those that are not written, by default the gradient's; others than the parameter have
+    its shape, or `shape`; arrays of bytes have those of `shapes`.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def check_tensor(
     if len(arrays) > 1:
         check_device(arrays, names)
     for j, (array, name) in enumerate(zip(arrays, names, strict=True)):
-        expected = param.shape if shape is None or j <= max(read_only, 0) else shape
+        expected = param.shape if shape is None or j == 0 else shape
         if j < len(shapes) and shapes[j] is not None and array.dtype == np.uint8:
             if array.shape != shapes[j]:
                 raise ValueError(f"{name}: found shape {array.shape}, expected {shapes[j]}, the bytes of its blocks")
@@ -68,7 +68,7 @@ def check_tensor(
         elif array.shape != expected:
             rows = "" if expected == param.shape else "an element for each row, "
             raise ValueError(f"{name}: found shape {array.shape}, expected {rows}{expected} as {names[0]} has")
-        if j == read_only:
+        if j in read_only:
             continue
         if array.read_only_reason or not array.dense:
             check_writable(array, name, "updated in place")

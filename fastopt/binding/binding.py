@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import settings
 from ..arrays.array import Array
-from ..arrays.checks import Written, check_distinct, check_written
+from ..arrays.checks import Written, check_distinct, check_overlap, check_written
 from ..arrays.libraries import set_to_zero, view
 from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend, Runner
@@ -25,7 +25,6 @@ from .norms import NO_LIMITS, Limits, check_scale, read
 from .sparse import RowSparse
 from .where import NONE_WATCHED, ApartFromThose, Columns, Places, Same, Watched, look, look_at
 
-_GRADIENTS = slice(GRADIENT, GRADIENT + 1)  # the column of a job's table
 _MOST_OTHERS = 8
 
 
@@ -80,6 +79,9 @@ class Binding:
         Makes jobs ready; by default the backend's.
     before : sequence of Binding
         Those of parameters that are there several times, whose updates come before.
+    inputs : sequence of (Array, str)
+        The views of the inputs that go with these gradients, the rule's first input first, as long as they are kept;
+        and what they are called.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Binding:
         watched: Watched = NONE_WATCHED,
         prepare: Callable[[Sequence[Job], Written], Runner] | None = None,
         before: Sequence[Binding] = (),
+        inputs: Sequence[tuple[Array, str]] = (),
     ) -> None:
         self.backend = backend
         self.jobs = jobs
@@ -104,6 +107,7 @@ class Binding:
         self._before = before
         self._names = names
         self._grads = grads
+        self.inputs = inputs
         self._rows: list[tuple[int, RowSparse, str]] = []
         self._others: dict[tuple[bool, float], Runner] = {}  # by zeroing, and the limit of elements
         self._zeroed: Written = ()
@@ -114,13 +118,18 @@ class Binding:
         self._columns: Columns | None = None  # where gradients can be others than they were
 
     def with_rows(
-        self, jobs: Sequence[AnyJob], rows: Sequence[tuple[int, RowSparse, str]], watched: Watched = NONE_WATCHED
+        self,
+        jobs: Sequence[AnyJob],
+        rows: Sequence[tuple[int, RowSparse, str]],
+        watched: Watched = NONE_WATCHED,
+        inputs: Sequence[tuple[Array, str]] = (),
     ) -> Binding:
-        """Return a binding of these arrays and of gradients of rows of other parameters."""
+        """Return a binding of these arrays and of gradients of rows of other parameters, with their inputs."""
         members = [*self.members, *(i for i, _, _ in rows)]
         watched = self.watched.beside(watched)
         names, prepare, before = self._names, self._prepare, self._before
-        made = Binding(self.backend, [*self.jobs, *jobs], members, names, self._grads, watched, prepare, before)
+        inputs = [*self.inputs, *inputs]
+        made = Binding(self.backend, [*self.jobs, *jobs], members, names, self._grads, watched, prepare, before, inputs)
         made._rows, made._base = list(rows), self
         return made
 
@@ -162,12 +171,15 @@ class Binding:
         Raises
         ------
         ValueError
-            They are read-only or share memory.
+            They are read-only or share memory, with each other or with an input.
         """
         if self._distinct:
             return
         found = [*(self._base or self)._views(grads), *((grad.values, name) for _, grad, name in self._rows)]
         check_distinct([grad for grad, _ in found], [name for _, name in found], "set to zero")
+        if self.inputs:
+            arrays, names = zip(*found, *self.inputs, strict=True)
+            check_overlap(arrays, names, [True] * len(found) + [False] * len(self.inputs))
         self._distinct = True
 
     def runner_with(self, zero_grads: bool, clip_value: float) -> Runner:
@@ -240,7 +252,7 @@ class Binding:
         told : Told
             Is told what the gradients say.
         grads : sequence of array or None
-            The dense gradients of all parameters, if none are kept.
+            The dense gradients of all parameters, if none are kept; what comes behind them is not looked at.
         limits : Limits or None
             Of the gradients.
         grad_scale, skip_nonfinite, zero_grads
@@ -309,28 +321,32 @@ class Binding:
             own.runner_with(False, clip_value)(grad_scale, threads)
         runner(grad_scale, threads)
 
-    def let_go(self, at: np.ndarray | None, columns: slice = _GRADIENTS, blocks: Sequence[int] = (0,)) -> None:
+    def let_go(self, at: np.ndarray | None, blocks: Sequence[int] | None = None) -> None:
         """Keeps no array any longer.
 
         Parameters
         ----------
         at : numpy.ndarray, uint64, optional
             The addresses of arrays that may `move`: blocks of one for each parameter. By default none may.
-        columns : slice
-            The columns of tables that have these arrays; by default that of the gradients.
-        blocks : sequence of int
-            The block of each column.
+        blocks : sequence of int, optional
+            The block of each column of tables. By default gradients have the first, inputs the others, and no other
+            array may move.
         """
-        self._grads, self._tables, self._zeroed = (), None, ()
+        self._grads, self._tables, self._zeroed, self.inputs = (), None, (), ()
         self._others.clear()
         for job in self.jobs:
             job.owners.clear()
         if at is not None:
             self._at, self._columns = at, Columns()
             for job in self.jobs:
-                first = np.array(blocks) * len(job.progress.steps)
-                which = first + job.run_members[:, None]
-                self._columns.add(job.address_table[:, columns], which, at)
+                table, members, inputs = job.address_table, job.run_members[:, None], job.progress.inputs
+                if blocks is not None:
+                    self._columns.add(table, np.array(blocks) * (len(at) // (1 + max(blocks))) + members, at)
+                    continue
+                self._columns.add(table[:, GRADIENT : GRADIENT + 1], members, at)
+                if inputs:
+                    of_each = np.arange(1, 1 + len(inputs)) * (len(at) // (1 + len(inputs)))
+                    self._columns.add(table[:, inputs.start : inputs.stop], of_each + members, at)
 
     def move(self, at: np.ndarray) -> None:
         """Takes over arrays that are laid out as those before, where they are."""
@@ -349,11 +365,11 @@ class Last:
     bound : Binding
         Which keeps no array from now on.
     grads : tuple of array or None
-        Of all parameters.
+        Of all parameters; behind them each input's arrays.
     written : sequence of Array
-        All parameters and states, with which gradients may not share memory.
+        All parameters and states, with which these may not share memory.
     can_move : bool
-        Whether gradients may be elsewhere the next time.
+        Whether these may be elsewhere the next time.
 
     Raises
     ------
@@ -364,7 +380,7 @@ class Last:
     def __init__(self, bound: Binding, grads: tuple[Any, ...], written: Sequence[Array], can_move: bool) -> None:
         self.bound, self.asked = bound, get_backend()
         self.held: Sequence[Any] = ()  # views during a step
-        given = iter([array for array, _ in bound.grads])
+        given = iter([array for array, _ in (*bound.grads, *bound.inputs)])
         views = [None if grad is None else next(given) for grad in grads]
         found = look(grads)
         self._same: Same | None = None

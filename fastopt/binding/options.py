@@ -59,6 +59,23 @@ class Arguments:
         return any(rule.ahead is not None for rule in self.rules)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arrays that a step reads beside the gradient."""
+        return self.rules[0].inputs
+
+    def check_no_inputs(self, name: str) -> None:
+        """Check that a step reads nothing beside the gradient.
+
+        Raises
+        ------
+        ValueError
+            It does; the message begins with `name`.
+        """
+        if self.inputs:
+            found = f"{self.name}, which reads {', '.join(self.inputs)} beside the gradient"
+            raise ValueError(f"{name}: found {found}, expected another: the step of fastopt.{self.name} takes them")
+
+    @property
     def counted(self) -> bool:
         """True where torch's class of that name keeps a count of steps."""
         return all(rule.counted for rule in self.rules)
@@ -444,6 +461,8 @@ def _arguments(name: str) -> Arguments:
         switches = {} if EVERY_RULE[only].ahead is None else {"train_mode": _TRAIN_MODE}
         names, choose = (only,), lambda group: only
     rules = tuple(EVERY_RULE[rule] for rule in names)
+    if len({rule.inputs for rule in rules}) > 1:
+        raise ValueError(f"{name}: found rules with different inputs, expected the same: a step is given those of all")
     return Arguments(name, rules, _defaults(rules, switches), choose, switches)
 
 

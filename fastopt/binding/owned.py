@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from ..arrays.libraries.matrices import library_of
 from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend
 from ..backends.choice import choose_backend, get_backend
-from ..checks import wrong_type
+from ..checks import differing, wrong_type
 from ..jobs.tables import Tensor, make_jobs
-from ..rules import MatrixRule, Rule
+from ..rules import FIRST_STATE, MatrixRule, Rule
 from .accumulated import Accumulated
 from .ahead import Apart, make_ready, way_of
 from .binding import Binding, Last
@@ -31,7 +31,7 @@ from .norms import Limits
 from .options import Arguments, Call, check_group
 from .sparse import RowSparse
 from .states import by_copy, initial, new_state
-from .structure import Given, gradient_of, is_group, read_group, read_params, split_rows
+from .structure import Given, gradient_of, is_group, match, read_group, read_params, split_rows
 from .where import NONE_WATCHED, Look, Watched, look
 
 
@@ -257,8 +257,24 @@ class Owned:
     def _backend(self) -> Backend:
         return choose_backend(self._backend_name, self.place)
 
+    def gather(self, inputs: Any) -> tuple[Any, ...]:
+        """The inputs of all parameters in order, the rule's first input first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are others than the rule's, or of another structure than the parameters.
+        """
+        names = self.groups.arguments.inputs
+        if not isinstance(inputs, Mapping):
+            raise wrong_type("inputs", inputs, f"a mapping with {', '.join(names)}")
+        if inputs.keys() != set(names):
+            differences = differing(inputs.keys(), names)
+            raise ValueError(f"inputs: found other names than the rule's, expected {', '.join(names)}{differences}")
+        return tuple(chain.from_iterable(match(inputs[x], self.structure, f"inputs[{x!r}]") for x in names))
+
     def bind(self, grads: tuple[Any, ...]) -> Binding:
-        """The binding of gradients, of all parameters in order, that a plan can read again.
+        """The binding of gradients, as of `step`, that a plan can read again.
 
         Raises
         ------
@@ -267,60 +283,96 @@ class Owned:
         BackendUnavailable
             The backend asked for, or one for the arrays' device, is not here.
         """
-        dense, rows = split_rows(grads, self.views, self.names)
-        bound = self._bind(dense)
+        dense, rows = self._split(grads)
+        bound = self._with_rows(self._bind(dense), rows, grads, watched=True)
         given = [grad for grad in dense if grad is not None]
-        for grad, (array, name) in zip(given, bound.grads, strict=True):
+        for grad, (array, name) in zip(given, (*bound.grads, *bound.inputs), strict=False):
             if is_tensor(grad) and array.owner is not grad:
                 raise ValueError(f"{name}: found {array.read_only_reason}, expected one that a plan can read again")
-        return self._with_rows(bound, rows, watched=True)
+        return bound
+
+    def _split(self, grads: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[tuple[int, RowSparse]]]:
+        """Gradients with their inputs that are dense, with None in the others' places; gradients of rows."""
+        count = len(self.params)
+        if len(grads) == count:
+            return split_rows(grads, self.views, self.names)
+        dense, rows = split_rows(grads[:count], self.views, self.names)
+        inputs = (None if dense[k % count] is None else x for k, x in enumerate(grads[count:]))
+        return (*dense, *inputs), rows
 
     def _bind(self, grads: Sequence[Any]) -> Binding:
-        """The binding of dense gradients."""
+        """The binding of dense gradients, and of their inputs behind them."""
         tensors, names, members, views, arrays = [], [], [], [], []
-        for i, grad in enumerate(grads):
+        inputs: list[list[tuple[Array, str]]] = []
+        for i, grad in enumerate(grads[: len(self.params)]):
             if grad is None:
                 continue
-            array = view(grad, gradient_of(self.names[i]) if len(grads) > 1 else "grads")
+            array = view(grad, gradient_of(self.names[i]) if len(self.params) > 1 else "grads")
             arrays += self._look(i)
-            tensors.append(self._tensor(i, array))
-            names.append(self._labels(tensors[-1]))
+            inputs.append(self._inputs(i, grads) if self.groups.arguments.inputs else [])
+            tensors.append(self._tensor(i, array, inputs[-1]))
+            names.append(self._labels(tensors[-1], inputs[-1]))
             members.append(i)
             views.append(array)
             arrays.append((None if isinstance(grad, np.ndarray) else grad, names[-1][1]))
+            arrays += [(x.owner, name) for x, name in inputs[-1] if is_tensor(x.owner)]
         jobs = make_jobs(self.groups.progress, tensors, names)
-        watched = Watched.of(arrays)
-        return Binding(self._backend(), jobs, members, [labels[1] for labels in names], views, watched)
+        called, watched = [labels[1] for labels in names], Watched.of(arrays)
+        of_each = list(chain.from_iterable(zip(*inputs, strict=True)))
+        return Binding(self._backend(), jobs, members, called, views, watched, inputs=of_each)
 
-    def _with_rows(self, bound: Binding, rows: Sequence[tuple[int, RowSparse]], watched: bool = False) -> Binding:
+    def _inputs(self, i: int, grads: Sequence[Any]) -> list[tuple[Array, str]]:
+        """The views of a parameter's inputs, which are behind the gradients, and what they are called."""
+        found, count = [], len(self.params)
+        for name, x in zip(self.groups.arguments.inputs, grads[count + i :: count], strict=True):
+            label = f"inputs[{name!r}]" + self.names[i].removeprefix("params") * (count > 1)
+            if x is None:
+                raise wrong_type(label, x, f"an array, for {gradient_of(self.names[i])} is one")
+            found.append((view(x, label), label))
+        return found
+
+    def _with_rows(
+        self, bound: Binding, rows: Sequence[tuple[int, RowSparse]], grads: Sequence[Any], watched: bool = False
+    ) -> Binding:
         """Return a binding with gradients of rows added, whose parameters are `watched` for later steps."""
         if not rows:
             return bound
         owned = [pair for i, _ in rows for pair in self._look(i)]
-        tensors = [self._tensor(i, grad) for i, grad in rows]
-        names = list(map(self._labels, tensors))
+        inputs = [self._inputs(i, grads) for i, _ in rows]
+        tensors = [self._tensor(i, grad, own) for (i, grad), own in zip(rows, inputs, strict=True)]
+        names = list(map(self._labels, tensors, inputs))
         named = [(i, grad, called[1]) for (i, grad), called in zip(rows, names, strict=True)]
+        jobs = make_jobs(self.groups.progress, tensors, names)
         return bound.with_rows(
-            make_jobs(self.groups.progress, tensors, names), named, Watched.of(owned) if watched else NONE_WATCHED
+            jobs, named, Watched.of(owned) if watched else NONE_WATCHED, list(chain.from_iterable(inputs))
         )
 
-    def _tensor(self, i: int, grad: Any) -> Tensor:
-        """A parameter with its gradient and states, once it was looked at."""
+    def _tensor(self, i: int, grad: Any, inputs: Sequence[tuple[Array, str]]) -> Tensor:
+        """A parameter with its gradient, states and inputs, once it was looked at."""
         g = self.groups.of[i]
         arrays = [self.views[i], grad, *self._state_views[i]]
+        if inputs:
+            first = self.groups.progress[g].inputs.start
+            arrays[first:first] = map(itemgetter(0), inputs)
         return Tensor.of(self.groups.storages[g], self.groups.which[g], i, arrays, self._elements[i])
 
-    def _labels(self, tensor: Tensor) -> list[str]:
+    def _labels(self, tensor: Tensor, inputs: Sequence[tuple[Array, str]]) -> list[str]:
         """Name a tensor's arrays for error messages."""
         label = self.names[tensor.parameter]
-        return [label, gradient_of(label), *[f"state of {label}"] * (len(tensor.arrays) - 2)]
+        labels = [label, gradient_of(label), *[f"state of {label}"] * (len(tensor.arrays) - FIRST_STATE)]
+        if inputs:
+            of = self.groups.progress[tensor.set].inputs
+            labels[of.start : of.stop] = map(itemgetter(1), inputs)
+        return labels
 
     # ---- steps ----
 
     def step(
         self, grads: tuple[Any, ...], scale: float, limits: Limits | None, skip_nonfinite: bool, zero_grads: bool
     ) -> None:
-        """Does one step with gradients of all parameters in order; see `Binding.step`."""
+        """Does one step with gradients of all parameters in order, and behind them what `gather` returns where the rule
+        has inputs; see `Binding.step`.
+        """
         last = self._last
         # Gradients that are to be zeroed are checked for that anew.
         if last is not None and (zero_grads is not False or last.asked != get_backend()):
@@ -329,9 +381,9 @@ class Owned:
             if last is not None and last.fits(grads):
                 last.bound.step(self, self, grads, scale, limits, skip_nonfinite, zero_grads)
                 return
-            dense, rows = split_rows(grads, self.views, self.names)
+            dense, rows = self._split(grads)
             if rows and last is not None and last.fits(dense):
-                bound = self._with_rows(last.bound, rows)
+                bound = self._with_rows(last.bound, rows, grads)
                 bound.step(self, self, dense, scale, limits, skip_nonfinite, zero_grads)
                 return
         finally:
@@ -339,10 +391,10 @@ class Owned:
                 last.held = ()
         self._last = None
         bound = self._bind(dense)
-        self._with_rows(bound, rows).step(self, self, dense, scale, limits, skip_nonfinite, zero_grads)
+        self._with_rows(bound, rows, grads).step(self, self, dense, scale, limits, skip_nonfinite, zero_grads)
         with suppress(TypeError):  # an array that no weak reference can be made to
-            for i, grad in enumerate(dense):
-                if grad is None:
+            for i in range(len(self.params)):
+                if dense[i] is None:
                     self._look(i)
             written = [*self.views, *chain.from_iterable(self._state_views)]
             can_move = self.place.kind == "cuda" or all(type(p) is np.ndarray for p in self.params)
@@ -354,7 +406,13 @@ class Owned:
         self.sums.add(tuple(grads), self.params, self.views, self.names, self._backend(), threads)
 
     def step_accumulated(
-        self, given: bool, scale: float, limits: Limits | None, skip_nonfinite: bool, zero_grads: bool
+        self,
+        given: bool,
+        scale: float,
+        limits: Limits | None,
+        skip_nonfinite: bool,
+        zero_grads: bool,
+        inputs: tuple[Any, ...] = (),
     ) -> None:
         """Do one step with the gradients that were accumulated, and forget them.
 
@@ -369,5 +427,5 @@ class Owned:
             )
         if not self.sums.pending:
             raise TypeError("grads: found none, expected gradients, or some accumulated before")
-        self.step(self.sums.gradients(len(self.params)), scale, limits, skip_nonfinite, zero_grads)
+        self.step((*self.sums.gradients(len(self.params)), *inputs), scale, limits, skip_nonfinite, zero_grads)
         self.sums.clear()

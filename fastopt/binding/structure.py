@@ -72,7 +72,7 @@ class Tree:
             values = list(grads)
             if len(values) != len(self.parts):
                 kind = "one for each parameter" if self.flat else "as params has"
-                raise ValueError(f"{name}: found {len(values)} gradients, expected {len(self.parts)}, {kind}")
+                raise ValueError(f"{name}: found {len(values)} arrays, expected {len(self.parts)}, {kind}")
         if self.flat:
             return values
         found: list[Any] = []

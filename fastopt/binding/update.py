@@ -38,7 +38,7 @@ class Update:
     rule : Rule
         The rule.
     lists : sequence of sequences of array
-        Parameters, gradients, and the rule's states in their order.
+        Parameters, gradients, and the rule's other arrays in their order.
     values : tuple
         The hyper-parameters, in the order of `keys_of`.
     backend : str, optional
@@ -69,7 +69,7 @@ class Update:
     ) -> None:
         self.rule, self.noise = rule, noise
         added, element = noise or (None, 0)
-        labels = ("param", "grad", *rule.state_names)
+        labels = ("param", "grad", *rule.arrays)
         called = [labels if len(lists[0]) == 1 else [f"{label}[{i}]" for label in labels] for i in range(len(lists[0]))]
         params = [view(param, own[0]) for param, own in zip(lists[0], called, strict=True)]
         self._real = min((compute_dtype(param.dtype) for param in params), default=np.dtype(np.float64))
@@ -98,8 +98,8 @@ class Update:
             self._bound.let_go(None)
             return
         at = np.frombuffer(found[1], np.uint64)
-        blocks = [0, 1, *[2 + k for _ in range(self._progress.copies) for k in range(len(self.rule.states))]]
-        self._bound.let_go(at, slice(None), blocks)
+        blocks = [0, 1, *[2 + k for _ in range(self._progress.copies) for k in range(len(self.rule.arrays))]]
+        self._bound.let_go(at, blocks)
         apart = ApartFromEachOther([view(array, "") for array in arrays])
         self.places = Places(found, self._bound.move if apart(at) else None, apart)
 

@@ -120,6 +120,7 @@ class Synchronous:
         optimizer, self._of_torch = _class_of(optimizer)
         if self._of_torch:
             _take_torchs(options)
+        optimizer._arguments.check_no_inputs("optimizer")
         for name in FILES:
             if options.get(name) is not None:
                 raise wrong_value(name, options[name], "None: states of a shard are in memory")
@@ -643,7 +644,7 @@ def _class_of(optimizer: Any) -> tuple[type, bool]:
     """
     known, name = {**CLASSES, **MATRIX_CLASSES}, optimizer.__name__ if isinstance(optimizer, type) else ""
     torch = sys.modules.get("fastopt.torch")  # where nobody has imported it, there is no class of it
-    of_torch = torch is not None and name in known and getattr(torch, name) is optimizer
+    of_torch = torch is not None and name in known and getattr(torch, name, None) is optimizer
     if not of_torch and (name not in known or known[name] is not optimizer):
         raise wrong_type("optimizer", optimizer, "a class of fastopt or fastopt.torch, as fastopt.AdamW")
     if name in MATRIX_CLASSES:

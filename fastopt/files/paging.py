@@ -10,7 +10,7 @@ import stat
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from queue import SimpleQueue
@@ -220,7 +220,8 @@ class Pager:
                 pages = list(_extents(job, mappings[k][0]))
                 found.append(Chunk(k, 0, job.size, _merged(pages), ahead=False))
                 continue
-            found += _cut(k, job.addresses, job.strides, job.offsets, arrays, mappings[k], self.piece)
+            table = job.addresses, job.strides, job.offsets
+            found += _cut(k, *table, arrays, mappings[k], self.piece, job.progress.read_only)
         return found
 
     def _mappings(self, addresses: Sequence[np.ndarray]) -> list[list[list[Mapping | None]]]:
@@ -311,7 +312,7 @@ class Pager:
         addresses = np.array([[array.ctypes.data for array in arrays]], np.uint64)
         units = [(array.itemsize, 1) for array in arrays]
         ((mappings,),) = self._mappings([addresses])
-        chunks = _cut(0, addresses, None, np.array([0, target.size]), units, [mappings], self.piece)
+        chunks = _cut(0, addresses, None, np.array([0, target.size]), units, [mappings], self.piece, (1,))
 
         def assign(chunk: Chunk) -> None:
             part = slice(chunk.begin, chunk.end)
@@ -336,9 +337,7 @@ class _Reading:
         if not any(mapping for (mapping,) in mappings):
             return self._backend.square_sums(grads, threads)
         unit = [(grads.dtype.itemsize, 1)]
-        chunks = list(
-            _cut(0, grads.addresses, grads.strides, grads.offsets, unit, mappings, self._pager.piece, read_only=0)
-        )
+        chunks = list(_cut(0, grads.addresses, grads.strides, grads.offsets, unit, mappings, self._pager.piece, (0,)))
         sums: list[np.ndarray] = []
         self._pager.stream(chunks, lambda chunk: sums.append(self._backend.square_sums(_part(grads, chunk), threads)))
         return np.concatenate([np.empty(0), *sums])
@@ -374,9 +373,10 @@ def _extents(job: RowJob, mappings: Sequence[Mapping | None]) -> Iterator[Range]
     """The pages of a job's arrays, all rows of them."""
     for j, mapping in enumerate(mappings):
         if mapping is not None and j != GRADIENT:
+            written = j not in job.progress.inputs
             address, stride = int(job.addresses[j]), int(job.strides[j])
             edges = address, address + (job.rows.count - 1) * stride
-            yield Range(mapping, *_pages(min(edges), min(max(edges) + abs(stride), mapping.stop)), True)
+            yield Range(mapping, *_pages(min(edges), min(max(edges) + abs(stride), mapping.stop)), written)
 
 
 def _cut(
@@ -387,9 +387,9 @@ def _cut(
     units: Sequence[tuple[int, int]],
     mappings: Sequence[Sequence[Mapping | None]],
     piece: int,
-    read_only: int = GRADIENT,
+    read_only: Container[int],
 ) -> Iterator[Chunk]:
-    """Pieces of a table of runs, of at most `piece` bytes of files each; the array at `read_only` is not written."""
+    """Pieces of a table of runs, of at most `piece` bytes of files each; arrays at `read_only` are not written."""
     begin = 0
     ranges: list[Range] = []
     held = 0
@@ -405,7 +405,7 @@ def _cut(
         for low in range(0, length, step):
             high = min(low + step, length)
             own = [
-                Range(mapping, *_pages(*_bytes(layout, low, high)), j != read_only)
+                Range(mapping, *_pages(*_bytes(layout, low, high)), j not in read_only)
                 for (j, mapping), layout in zip(mapped, layouts, strict=True)
             ]
             size = sum(range_.high - range_.low for range_ in own)

@@ -11,7 +11,7 @@ from ..arrays.array import CPU, Array, Place
 from ..arrays.blocks import BLOCK_BYTES, QUANT_BLOCK
 from ..arrays.dtypes import CODES, DTYPES
 from ..arrays.libraries.matrices import Room
-from ..rules import MatrixRule, Rule
+from ..rules import GRADIENT, MatrixRule, Rule
 from .storage import CLIP, ZERO_GRADS, Storage
 
 if TYPE_CHECKING:
@@ -48,6 +48,17 @@ class Progress:
             np.zeros((rows, copies, len(rule.row))),
             np.ones(parameters),
         )
+
+    @property
+    def inputs(self) -> range:
+        """The places of the rule's inputs among a tensor's arrays."""
+        end = self.rule.count_arrays(self.copies)
+        return range(end - len(self.rule.inputs), end)
+
+    @property
+    def read_only(self) -> tuple[int, ...]:
+        """The places of arrays that a step reads only: the gradient, inputs."""
+        return (GRADIENT, *self.inputs)
 
     def check_steps(self) -> None:
         """Check that another step of every parameter can be counted.
@@ -108,7 +119,7 @@ class _Job:
 
     progress: Progress
     dtype: np.dtype  # that of computing
-    addresses: np.ndarray  # uint64 [..., arrays]: parameter, gradient, states, what storage adds, states of one number
+    addresses: np.ndarray  # uint64 [..., arrays]: parameter, gradient, states, inputs, what storage adds, single states
     members: np.ndarray  # int32 [tensors]: the place of each in `progress`
     owners: list[Array] = field(repr=False)  # views that keep the arrays, and their memory in place
     storage: Storage | None = None  # None: every array is of the dtype

@@ -34,7 +34,7 @@ class Storage:
     Attributes
     ----------
     dtypes : tuple of int
-        Of each array, by `CODES`: parameter, gradient, states, the parameter's companion, its average.
+        Of each array, by `CODES`: parameter, gradient, states, inputs, the parameter's companion, its average.
     options : int
         A sum of `STOCHASTIC` and the others.
     average_decay : float

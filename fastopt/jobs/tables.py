@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
 
     set: int  # its set of parameters
     parameter: int  # its place there
-    arrays: list[Any]  # parameter, gradient (or a `RowSparse`), states, what storage adds, states of one number
+    arrays: list[Any]  # parameter, gradient (or a `RowSparse`), states, inputs, what storage adds, single states
     options: int = 0  # of its storage
     average_decay: float = 0.0
     seed: int = 0
@@ -101,7 +101,7 @@ def make_jobs(
             blocks = (block_bytes(arrays[0].size),)
             shapes = [None, None, *[blocks] * (sets[tensor.set].copies * len(rule.elements))]
             whole = len(arrays) - len(rule.singles)
-            check_tensor(arrays[:whole], labels[:whole], shapes=shapes)
+            check_tensor(arrays[:whole], labels[:whole], sets[tensor.set].read_only, shapes=shapes)
             rule.check_shape(arrays[0].shape, labels[0])
             dtype = compute_dtype(arrays[0].dtype)
             if rule.singles:
@@ -125,7 +125,11 @@ def make_jobs(
     check_overlap(
         list(chain.from_iterable(checked)),
         list(chain.from_iterable(names)),
-        [j != GRADIENT for arrays in checked for j in range(len(arrays))],
+        [
+            j not in read_only
+            for read_only, arrays in zip([sets[tensor.set].read_only for tensor in tensors], checked, strict=True)
+            for j in range(len(arrays))
+        ],
     )
     made = [
         _make_dense_job(sets[k], dtype, storage, *map(list, zip(*members, strict=True)))
@@ -214,7 +218,8 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
     param, gradient = arrays[:2]
     if not param.shape:
         raise ValueError(f"{names[0]}: found a parameter without rows, expected one dimension at least")
-    for array, name in zip(arrays[FIRST_STATE:], names[FIRST_STATE:], strict=True):
+    end = FIRST_STATE + len(rule.elements)
+    for array, name in zip(arrays[FIRST_STATE:end], names[FIRST_STATE:end], strict=True):
         if array.dtype == np.uint8:
             raise TypeError(
                 f"{name}: found 8-bit blocks, expected float32, bfloat16 or float16: rows are not updated in blocks; "
@@ -222,10 +227,9 @@ def check_rows(rule: Rule, arrays: Sequence[Any], names: Sequence[str]) -> tuple
             )
     states = rule.count_arrays(1) if rule.by_row else len(arrays)
     shape = rule.state_shape(rule.elements[0], param.shape, 1) if rule.by_row else param.shape
-    check_tensor(
-        [param, *arrays[FIRST_STATE:states]], [names[0], *names[FIRST_STATE:states]], read_only=-1, shape=shape
-    )
-    check_tensor([param, *arrays[states:]], [names[0], *names[states:]], read_only=-1)
+    inputs = range(end - 1, end - 1 + len(rule.inputs))  # the gradient is checked by itself
+    check_tensor([param, *arrays[FIRST_STATE:states]], [names[0], *names[FIRST_STATE:states]], inputs, shape=shape)
+    check_tensor([param, *arrays[states:]], [names[0], *names[states:]], ())
     if isinstance(gradient, Array):
         check_tensor([param, gradient], names[:2])
         every: Any = np.arange(param.shape[0])

@@ -191,9 +191,9 @@ class Stage:
     over : str
         ``"row"`` or ``"tensor"``.
     measure : callable
-        ``measure(p, g, *states, *folded) -> ((a, b), ...)``, on scalars: the pairs whose products are summed, in
-        float64. Of the states it takes those that it reads; `folded` are the coefficients of the rule's `fold`, and `g`
-        has been through `prologue`. By row it is `squared_gradient`.
+        ``measure(p, g, *states, *inputs, *folded) -> ((a, b), ...)``, on scalars: the pairs whose products are summed,
+        in float64. Of states and inputs it takes those that it reads; `folded` are the coefficients of the rule's
+        `fold`, and `g` has been through `prologue`. By row it is `squared_gradient`.
     fold : callable
         ``fold(*sums, *singles, *folded) -> (*singles, *further coefficients)``, in float64 and rounded once: states of
         one number, and those coefficients that come last among `update`'s. It divides by nothing that can be 0. By row
@@ -230,13 +230,16 @@ class Rule:
     own : mapping of str to Hyper
         The hyper-parameters that are the rule's own, ``lr`` first, in the order of `fold`'s arguments.
     update : callable
-        ``update(p, g, *states, *coefficients) -> (p, *states)`` (``p`` alone without states), on scalars, written with
-        `fastopt.rules.primitives` only. `g` has been through `prologue`.
+        ``update(p, g, *states, *inputs, *coefficients) -> (p, *states)`` (``p`` alone without states), on scalars,
+        written with `fastopt.rules.primitives` only. `g` has been through `prologue`.
     fold : callable
         ``fold(t, *own hyper-parameters[, *scalars]) -> coefficients[, *scalars]``, in float64: everything that does
         not depend on the element.
     states : tuple of State
         State arrays, in the order of `update`'s arguments, which has all but the single ones.
+    inputs : tuple of str
+        Arrays of the parameter's shape that a step reads beside the gradient, as an older copy of the parameter, in the
+        order of `update`'s arguments.
     scalars : mapping of str to float
         Numbers kept for each parameter beside its step, with their initial values.
     decoupled : float, optional
@@ -260,7 +263,8 @@ class Rule:
     Raises
     ------
     ValueError
-        Names of arguments do not match, or there is more of something than kernels have room for.
+        Names of arguments do not match, there is more of something than kernels have room for, or what is computed in
+        float32 has a constant, which would make float64 of it.
     """
 
     name: str
@@ -280,6 +284,7 @@ class Rule:
     counted: bool = True
     begun: bool = False
     ahead: Callable[..., float] | None = None
+    inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if next(iter(self.own)) != "lr":
@@ -287,13 +292,26 @@ class Rule:
         if self.stage is not None:
             self._check_stage(self.stage)
         before, *arguments = self._arguments
-        if tuple(arguments[: len(self.elements)]) != self.elements:
-            raise ValueError(f"rule {self.name}: the arguments after {before} must be the states {self.elements}")
+        if tuple(arguments[: len(self.beside)]) != self.beside:
+            inputs = f", then the inputs {self.inputs}" if self.inputs else ""
+            raise ValueError(
+                f"rule {self.name}: the arguments after {before} must be the states {self.elements}{inputs}"
+            )
         if self.singles and (self.by_tensor is None or self.state_names != (*self.elements, *self.singles)):
             raise ValueError(
                 f"rule {self.name}: found {', '.join(self.singles)} of one number, expected such states last, and a "
                 "stage over tensors"
             )
+        measure = self.by_tensor.measure if self.by_tensor else None
+        for function in filter(None, (self.update, self.by_row, measure)):
+            for found in function.__code__.co_consts:
+                if isinstance(found, float):  # with float32 Numba's sums and products are float64
+                    where = f"found the constant {found} in {function.__name__}"
+                    raise ValueError(f"rule {self.name}: {where}, expected a coefficient")
+        names = (*self.arrays, *self.own, *self.scalars)
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"rule {self.name}: found {name!r} twice among the names of arguments")
         for state, name in self.begins.items():
             if name not in self.own:
                 raise ValueError(f"rule {self.name}: state {state} begins at {name!r}, which is no hyper-parameter")
@@ -310,6 +328,10 @@ class Rule:
         ):
             if found > most:
                 raise ValueError(f"rule {self.name}: found {found} {what}, expected at most {most}")
+        if self.inputs and (self.vector or self.by_row):
+            raise ValueError(
+                f"rule {self.name}: found inputs beside {self.vector or 'a stage over rows'}, expected one of the two"
+            )
         if self.by_row and (len(self.states), len(inspect.signature(self.update).parameters)) != (1, 3):
             raise ValueError(
                 f"rule {self.name}: a rule by row has one state, and an update of p, g and one coefficient"
@@ -327,7 +349,9 @@ class Rule:
             return
         known, asked = self._arguments, tuple(inspect.signature(stage.measure).parameters)
         if asked != ("p", "g", *self.measured, *self.coefficients[: len(self.folds)]) or known[0] != "g":
-            raise ValueError(f"rule {self.name}: measure's arguments must be p, g, states, and update's coefficients")
+            raise ValueError(
+                f"rule {self.name}: measure's arguments must be p, g, states, inputs, and update's coefficients"
+            )
         expected = (*self.singles, *self.folds)
         if not self.sums or tuple(inspect.signature(stage.fold).parameters)[len(self.sums) :] != expected:
             raise ValueError(f"rule {self.name}: the arguments of the stage's fold must be sums, then {expected}")
@@ -348,6 +372,16 @@ class Rule:
         return tuple(state.name for state in self.states if not state.single)
 
     @cached_property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the arrays that `update` takes beside parameter and gradient: states, then inputs."""
+        return self.elements + self.inputs
+
+    @cached_property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of all arrays beside parameter and gradient, in the order of tables: single states come last."""
+        return self.beside + self.singles
+
+    @cached_property
     def begins(self) -> dict[str, str]:
         """The hyper-parameter that a state begins at, for each that does not begin at zero."""
         return {state.name: state.begins for state in self.states if state.begins is not None}
@@ -364,14 +398,14 @@ class Rule:
 
     @property
     def _arguments(self) -> tuple[str, ...]:
-        """Names of the update's arguments: parameter, gradient, states, coefficients."""
+        """Names of the update's arguments: gradient, states, inputs, coefficients."""
         names = tuple(inspect.signature(self.by_row or self.update).parameters)
         return names if self.by_row else names[1:]
 
     @cached_property
     def coefficients(self) -> tuple[str, ...]:
         """Names of the numbers that `update` takes, or the fold of a stage over rows."""
-        return self._arguments[1 + len(self.elements) :]
+        return self._arguments[1 + len(self.beside) :]
 
     @property
     def by_row(self) -> Callable[..., Any] | None:
@@ -405,9 +439,9 @@ class Rule:
 
     @cached_property
     def measured(self) -> tuple[str, ...]:
-        """Names of the states that a stage over tensors reads."""
+        """Names of the states and inputs that a stage over tensors reads."""
         asked = inspect.signature(self.by_tensor.measure).parameters if self.by_tensor else ()
-        return tuple(name for name in self.elements if name in asked)
+        return tuple(name for name in self.beside if name in asked)
 
     @cached_property
     def sums(self) -> tuple[str, ...]:
@@ -483,8 +517,10 @@ class Rule:
         return frozenset(state.name for state in self.states if state.positive)
 
     def count_arrays(self, copies: int) -> int:
-        """The number of a tensor's arrays that have all elements, or rows, without those that storage adds."""
-        return FIRST_STATE + copies * len(self.elements)
+        """The number of a tensor's arrays that have all elements, or rows, without those that storage adds: parameter,
+        gradient, states, inputs.
+        """
+        return FIRST_STATE + copies * len(self.elements) + len(self.inputs)
 
     def state_shape(self, name: str, shape: tuple[int, ...], copies: int) -> tuple[int, ...]:
         """The shape of a state of a parameter of that shape; one that storage adds has the parameter's."""

@@ -114,6 +114,7 @@ def _stored(job: Job, measures: bool = False) -> tiles.Stored:
     of_tile = tile_measure(rule.kernel, job.dtype) if measures else tile_update(rule.kernel, fused, job.dtype)
     return tiles.Stored(
         FIRST_STATE if rule.by_row else rule.count_arrays(progress.copies),
+        len(rule.inputs),
         progress.copies // fused,
         QUANT_BLOCK if stored.blocks else 1,
         stored.options,
@@ -144,7 +145,17 @@ def _run_elements(
     if job.storage is None:
         function = dense.run_kernel
         strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
-        table = (strides, job.offsets, job.tensor_of, folded.row_of, coefficients, stored.arrays, stored.update, like)
+        table = (
+            strides,
+            job.offsets,
+            job.tensor_of,
+            folded.row_of,
+            coefficients,
+            stored.arrays,
+            stored.inputs,
+            stored.update,
+            like,
+        )
     else:
         function = tiles.run_kernel
         table = (*_stored_table(job, coefficients, folded, _take_noise(job, folded, coefficients)), stored, like)
@@ -213,7 +224,7 @@ def _run_rows(
     table: tuple[Any, ...]
     if job.storage is None:
         function = dense.whole_row_kernel if by_row else dense.row_kernel
-        table = (stored.update, stored.by_row, like) if by_row else (stored.update, like)
+        table = (stored.update, stored.by_row, like) if by_row else (stored.inputs, stored.update, like)
     else:
         assert job.elements is not None
         function = tiles.row_kernel

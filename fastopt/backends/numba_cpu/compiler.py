@@ -58,30 +58,31 @@ def _written(source: str, name: str) -> Any:
 
 
 @cache
-def _loop_of(states: int) -> Any:
-    """The loop over elements of a parameter with so many states."""
-    names = ["p", "grad", *(f"s{k}" for k in range(states))]
+def _loop_of(states: int, inputs: int) -> Any:
+    """The loop over elements of a parameter with so many states, and inputs behind them."""
+    names = ["p", "grad", *(f"s{k}" for k in range(states + inputs))]
     views = ", ".join(f"array_at(a[{j}], n, like)" for j in range(len(names)))
-    own = "".join(f", {name}[i]" for name in names[FIRST_STATE:])
+    own = "".join(f", s{k}[i]" for k in range(states))
+    read = own + "".join(f", s{k}[i]" for k in range(states, states + inputs))
     source = (
         f"def loop(n, a, c, like):\n"
         f"    {', '.join(names)} = {views}\n"
         f"    for i in range(n):\n"
         f"        x, g = prologue(p[i], grad[i], {', '.join(f'c[{k}]' for k in range(OWN))})\n"
-        f"        p[i]{own} = apply(x, g{own}, c)\n"
+        f"        p[i]{own} = apply(x, g{read}, c)\n"
     )
     return _written(source, "loop")
 
 
 @cache
-def _apply_of(states: int, coefficients: int, copies: int) -> Any:
-    """The update of an element with so many states in each of its copies, one after the other."""
-    names = [f"s{k}" for k in range(states * copies)]
-    source = f"def apply({', '.join(('p', 'g', *names, 'c'))}):\n"
+def _apply_of(states: int, inputs: int, coefficients: int, copies: int) -> Any:
+    """The update of an element with so many states in each of its copies, one after the other, and so many inputs."""
+    names, read = [f"s{k}" for k in range(states * copies)], [f"x{k}" for k in range(inputs)]
+    source = f"def apply({', '.join(('p', 'g', *names, *read, 'c'))}):\n"
     for k in range(copies):
         own = names[k * states : (k + 1) * states]
         first = OWN + k * coefficients
-        arguments = ", ".join(("p", "g", *own, f"*c[{first}:{first + coefficients}]"))
+        arguments = ", ".join(("p", "g", *own, *read, f"*c[{first}:{first + coefficients}]"))
         source += f"    {', '.join(('p', *own))} = update({arguments})\n"
     return _written(f"{source}    return {', '.join(('p', *names))}\n", "apply")
 
@@ -109,6 +110,7 @@ loop: Any = None
 loop_after: Any = None  # the same after the prologue
 to_tuple: Any = None
 states: int = 0
+inputs: int = 0
 real: Any = None
 
 
@@ -116,7 +118,7 @@ def _update_tile(n, at, own, _rows, _shared):
     """Updates n elements of contiguous arrays of the compute type, at the addresses that are at the address `at`, with
     the coefficients at the address `own`.
     """
-    loop(n, array_at(at, FIRST_STATE + states, np.int64), to_tuple(array_at(own, width, real)), real)
+    loop(n, array_at(at, FIRST_STATE + states + inputs, np.int64), to_tuple(array_at(own, width, real)), real)
 
 
 def _update_copies(n, at, own, rows, shared):
@@ -263,8 +265,8 @@ sums: int = 0
 
 @cache
 def _measure_loop_of(states: tuple[int, ...], folded: int, sums: int) -> Any:
-    """The loop over elements of a stage that reads these states, by number, and adds up so many products, each in
-    sixteen lanes.
+    """The loop over elements of a stage that reads these states and inputs, by number, and adds up so many products,
+    each in sixteen lanes.
 
     Each lane takes four elements at a time, in their order: LLVM unrolls a loop of less before it could vectorise it.
     It is told that lanes are no elements (they are the loop's own), and that no index is negative.
@@ -325,14 +327,16 @@ def tile_update(name: str, copies: int, dtype: np.dtype) -> Any:
     """
     rule = _rule_of(name)
     count, width = (0, 1) if rule.by_row else (len(rule.elements), len(rule.coefficients))
-    once = _apply_of(count, width, copies)
+    read = len(rule.inputs)
+    once = _apply_of(count, read, width, copies)
     apply = njit(**_inner)(bind(once, f"apply_{name}_{copies}", update=compile_update(rule)))
-    names: dict[str, Any] = {"states": count * copies, "width": OWN + width * copies, "real": dtype.type}
+    names: dict[str, Any] = {"states": count * copies, "inputs": read, "real": dtype.type}
+    names["width"] = OWN + width * copies
     names["to_tuple"] = njit(**_inner)(bind(_as_tuple, "as_tuple", width=names["width"]))
-    names["loop"] = njit(**_inner)(bind(_loop_of(count * copies), f"loop_{name}_{copies}", apply=apply))
+    names["loop"] = njit(**_inner)(bind(_loop_of(count * copies, read), f"loop_{name}_{copies}", apply=apply))
     function = _update_tile
     if rule.vector and copies == 1:
-        after = bind(_loop_of(count), f"loop_after_{name}", apply=apply, prologue=_passed)
+        after = bind(_loop_of(count, read), f"loop_after_{name}", apply=apply, prologue=_passed)
         function, names["loop_after"] = _update_copies, njit(**_inner)(after)
     own = f"tile_{name}_{copies}_{dtype.name}_{digest(rule)}"
     return compiled_callback(bind(function, own, **names), _TILE_SIGNATURE)
@@ -344,8 +348,8 @@ def tile_measure(name: str, dtype: np.dtype) -> Any:
     rule = _rule_of(name)
     assert rule.by_tensor is not None
     measure = compile_rule(rule, rule.by_tensor.measure)
-    loop = _measure_loop_of(tuple(map(rule.elements.index, rule.measured)), len(rule.folds), len(rule.sums))
-    names: dict[str, Any] = {"states": len(rule.elements), "width": OWN + len(rule.folds), "sums": len(rule.sums)}
+    loop = _measure_loop_of(tuple(map(rule.beside.index, rule.measured)), len(rule.folds), len(rule.sums))
+    names: dict[str, Any] = {"states": len(rule.beside), "width": OWN + len(rule.folds), "sums": len(rule.sums)}
     names["real"] = dtype.type
     names["measure_loop"] = njit(**_inner)(bind(loop, f"measure_{name}", measure=measure, real=dtype.type))
     bound = bind(_tile_measure, f"tile_measure_{name}_{dtype.name}_{digest(rule)}", **names)

@@ -14,11 +14,14 @@ from .memory import address_of, call, fetch_add, gather, load, on_stack, scatter
 from .tiles import TILE, prologue
 
 
-def run_kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, arrays, update, like, end, counter, share):
+def run_kernel(
+    addresses, strides, offsets, tensor_of, row_of, coefficients, arrays, inputs, update, like, end, counter, share
+):
     """Updates elements up to `end` of a table of runs, `share` of them at a time, until none is left.
 
-    Of a run's addresses the first `arrays` are those of elements: numbers of its tensor come behind them. Runs that are
-    not dense, and those of rules whose copies of a state share a gradient, go by tiles.
+    Of a run's addresses the first `arrays` are those of elements, of which the last `inputs` are only read; numbers of
+    its tensor come behind them. Runs that are not dense, and those of rules whose copies of a state share a gradient,
+    go by tiles.
     """
     copies, itemsize = coefficients.shape[1], like.itemsize
     at, shared = on_stack(arrays, np.int64), on_stack(TILE, like)
@@ -49,7 +52,7 @@ def run_kernel(addresses, strides, offsets, tensor_of, row_of, coefficients, arr
                         at[j] = address_of(tiles[j])
                 call(update, m, address_of(at), own, copies, address_of(shared))
                 if not dense:
-                    for j in range(arrays):
+                    for j in range(arrays - inputs):
                         if j != GRADIENT:
                             stride = strides[r, j] if strides.size else itemsize
                             scatter(tiles[j], np.int64(addresses[r, j]) + (start + i) * stride, stride, m)
@@ -69,7 +72,7 @@ def _sum_gradients(tile, address, stride, n, places, source, weights):
             tile[i] = x if q == 0 else tile[i] + x
 
 
-def row_kernel(addresses, strides, lookups, own, update, like, counter, share):
+def row_kernel(addresses, strides, lookups, own, inputs, update, like, counter, share):
     """Updates rows, `share` segments of lookups at a time, until none is left."""
     width, rows, places, starts, source, weights, summed = lookups
     arrays, copies, itemsize = len(addresses), len(own), like.itemsize
@@ -96,7 +99,7 @@ def row_kernel(addresses, strides, lookups, own, update, like, counter, share):
                     _sum_gradients(tiles[GRADIENT], gradients, strides[GRADIENT], m, mine, source, weights)
                     call(update, m, address_of(at), address_of(own), copies, address_of(shared))
                 if not direct:
-                    for j in range(arrays):
+                    for j in range(arrays - inputs):
                         if j != GRADIENT:
                             address = np.int64(addresses[j]) + rows[starts[u]] * strides[j] + column * itemsize
                             scatter(tiles[j], address, itemsize, m)

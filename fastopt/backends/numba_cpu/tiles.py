@@ -47,6 +47,7 @@ class Stored(NamedTuple):
     """Storage formats and options of a job's arrays."""
 
     arrays: int  # those of the update; after them come the parameter's companion and its average, if there are
+    inputs: int  # the last of them, which are only read
     copies: int  # rows of coefficients
     block: int  # elements that are updated together
     options: int
@@ -319,7 +320,7 @@ def _update_tile(n, at, codes, s, own, scale, deviation, element, step, space):
     if s.options & ZERO_GRADS:
         unaligned_at(at[GRADIENT], n * _size(codes[GRADIENT], like), np.uint8)[:] = 0
     _store_param(n, at, codes, s, places[0], element, step, space)
-    for j in range(FIRST_STATE, s.arrays):
+    for j in range(FIRST_STATE, s.arrays - s.inputs):
         if codes[j] >= SIGNED:
             _store_blocks(codes[j], tiles[j], at[j], n, element, step)
         elif s.options & DITHER and codes[j] != _own(like):
@@ -346,6 +347,14 @@ def _move_out(raw, address, stride, n, size):
 
 
 # ---- runs ----
+
+
+@njit(**INNER)
+def _writes(j, s):
+    """Tell whether array j is written."""
+    if j == GRADIENT:
+        return s.options & ZERO_GRADS != 0
+    return j < s.arrays - s.inputs or j >= s.arrays
 
 
 @njit(**INNER)
@@ -405,7 +414,7 @@ def run_kernel(
                 _update_tile(n, at, codes, s, own, scale, deviation, elements[r] + i, step, space)
                 for j in range(arrays):
                     stride, size = strides[r, j], _size(codes[j], like)
-                    if codes[j] < SIGNED and stride != size and (j != GRADIENT or s.options & ZERO_GRADS):
+                    if codes[j] < SIGNED and stride != size and _writes(j, s):
                         _move_out(space.raw[j], np.int64(addresses[r, j]) + i * stride, stride, n, size)
             r += 1
 

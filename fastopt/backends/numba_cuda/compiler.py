@@ -125,6 +125,7 @@ class KernelSpec:
             "OPTIONS": self.options,
             "STATES": len(rule.elements),
             "COPIES": self.copies,
+            "INPUTS": len(rule.inputs),
             "COEFFICIENTS": ((real(0),) * self.width,) * self.copies,
             "STRIDED": self.strided,
             "TABLED": self.tabled,
@@ -132,7 +133,7 @@ class KernelSpec:
             "IN_BLOCKS": self.in_blocks,
             "IN_HALVES": self.in_halves,
             "update": rule.update,
-            "apply": _apply_of(len(rule.elements), self.copies),
+            "apply": _apply_of(len(rule.elements), self.copies, len(rule.inputs)),
             "wide_product": instructions.wide_product,
         }
 
@@ -189,7 +190,7 @@ class RowKernelSpec(KernelSpec):
         names = {**super().bindings(), "ROWS": True, "DUPLICATE_RULE": self.duplicates}
         names |= {"STORED": self.elementwise, "ARRAYS": len(self.elementwise)}
         if self.rule.by_row:
-            names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": _apply_of(0, 1)}
+            names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": _apply_of(0, 1, 0)}
         return names
 
     def bound(self) -> Any:
@@ -222,7 +223,7 @@ class Measure:
         names = {**self.update.bindings(), "LANES": 1, "ALIGNED": False, "SUMS": len(rule.sums)}
         names["read_elements"] = unrolled(kernels.read_element, names["ARRAYS"])
         names["add_products"] = _add_products_of(
-            tuple(map(rule.elements.index, rule.measured)), len(rule.folds), len(rule.sums)
+            tuple(map(rule.beside.index, rule.measured)), len(rule.folds), len(rule.sums)
         )
         names["measure"] = rule.by_tensor.measure
         return _rebound(kernels.measure_runs, names)[0]
@@ -379,13 +380,14 @@ def unrolled(function: Callable[..., Any], count: int) -> Any:
 
 
 @cache
-def _apply_of(states: int, copies: int) -> Any:
-    """The `kernels.apply` of a rule with so many states in each of its copies, one after the other."""
-    calls = ""
+def _apply_of(states: int, copies: int, inputs: int) -> Any:
+    """The `kernels.apply` of a rule with so many states in each of its copies, one after the other, and inputs."""
+    calls, behind = "", FIRST_STATE + copies * states
+    read = "".join(f", x[{j}, k]" for j in range(behind, behind + inputs))
     for copy in range(copies):
         first = FIRST_STATE + copy * states
         own = "".join(f", x[{j}, k]" for j in range(first, first + states))
-        calls += f"    p{own} = update(p, g{own}, *c[{copy}][{OWN}:])\n"
+        calls += f"    p{own} = update(p, g{own}{read}, *c[{copy}][{OWN}:])\n"
     namespace: dict[str, Any] = {"update": None}
     exec(f"def apply(x, k, p, g, c):\n{calls}    return p\n", namespace)
     return namespace["apply"]
@@ -393,7 +395,7 @@ def _apply_of(states: int, copies: int) -> Any:
 
 @cache
 def _add_products_of(states: tuple[int, ...], folded: int, sums: int) -> Any:
-    """The `kernels.add_products` of a stage that reads these states, by number, and measures so many sums."""
+    """The `kernels.add_products` of a stage that reads these states and inputs, by number, for so many sums."""
     own = "".join(f", x[{FIRST_STATE + k}, 0]" for k in states)
     source = f"def add_products(x, p, g, c, partial):\n    found = measure(p, g{own}, *c[0][{OWN}:{OWN + folded}])\n"
     for k in range(sums):

@@ -60,6 +60,7 @@ ARRAYS = 0
 OPTIONS = 0  # of the storage
 STATES = 0  # arrays, of one copy
 COPIES = 1
+INPUTS = 0  # arrays behind the states, which are only read
 COEFFICIENTS: tuple[Any, ...] = ()  # as many zeros of the compute type as there are coefficients, of all copies
 LANES = 1  # elements that a thread updates at a time
 ALIGNED = False  # whether these lie one behind the other, at a multiple of 16 bytes
@@ -170,6 +171,8 @@ def write(j, x, at, strides, i, n, element, step, random):
     """Stores elements i, i + 1, ..., n - 1 of array j, of which the first has the number `element`."""
     code = STORED[j]
     if j == GRADIENT and (ROWS or not OPTIONS & ZERO_GRADS):
+        return
+    if INPUTS and 0 <= j - FIRST_STATE - COPIES * STATES < INPUTS:
         return
     if IN_BLOCKS and code >= SIGNED:
         _write_block(x, j, code == POSITIVE, at[j] + i // QUANT_BLOCK * BLOCK_BYTES, i % QUANT_BLOCK, element, step)
@@ -311,9 +314,9 @@ def _draw_normals(deviates, element, step, seed):
 def _parameter(x, k):
     """The parameter in lane k, with what its dtype could not hold."""
     if OPTIONS & MASTER:
-        return x[FIRST_STATE + COPIES * STATES, k]
+        return x[FIRST_STATE + COPIES * STATES + INPUTS, k]
     if OPTIONS & KAHAN:
-        return x[0, k] + x[FIRST_STATE + COPIES * STATES, k]
+        return x[0, k] + x[FIRST_STATE + COPIES * STATES + INPUTS, k]
     return x[0, k]
 
 
@@ -334,7 +337,7 @@ def update_lane(k, x, c, i, n, decay, rest, limit, deviates, deviation):
     if OPTIONS & PREPARED:
         _prepare(x, k, scale, limit, deviates, deviation)
         scale = REAL(1)
-    companion = FIRST_STATE + COPIES * STATES
+    companion = FIRST_STATE + COPIES * STATES + INPUTS
     weight_decay = c[0][1]
     if STATES == 0:
         weight_decay = varying(weight_decay, x[GRADIENT, k])
@@ -351,7 +354,7 @@ def update_lane(k, x, c, i, n, decay, rest, limit, deviates, deviation):
     if OPTIONS & ZERO_GRADS:
         x[GRADIENT, k] = 0
     if IN_BLOCKS and i + k >= n:  # what remains of a run's last block
-        for j in range(FIRST_STATE, companion):
+        for j in range(FIRST_STATE, FIRST_STATE + COPIES * STATES):
             x[j, k] = 0
 
 

@@ -54,6 +54,8 @@ class RunLaunch:
         self._first = _firsts(np.diff(job.offsets), BLOCK_ELEMENTS)
         self._chunks = int(self._first[-1])
         self._measured = rule.by_tensor is not None
+        end = rule.count_arrays(progress.copies)  # of those that the next step may have elsewhere
+        self._moving = slice(GRADIENT, GRADIENT + 1), slice(end - len(rule.inputs), end)
         self._table: driver.Memory | None = None
         self._sent = b""
 
@@ -90,14 +92,22 @@ class RunLaunch:
             self._make_table(stream)
             return
         self._table.used_on(stream)
-        gradients = self._job.addresses[:, GRADIENT].tobytes()
-        if gradients != self._sent:
+        moving = self._gather()
+        if moving != self._sent:
             self._send_gradients(stream)
-            self._sent = gradients
+            self._sent = moving
+
+    def _gather(self) -> bytes:
+        """The addresses of gradients and inputs."""
+        return b"".join(self._job.addresses[:, columns].tobytes() for columns in self._moving)
 
     def _send_gradients(self, stream: int) -> None:
+        """Sends the addresses of gradients and inputs."""
         if self._table is not None:
-            self._device.upload(self._job.addresses[:, GRADIENT], self._table.address + 8 * self._runs, stream)
+            for columns in self._moving:
+                own = self._job.addresses[:, columns].ravel("F")
+                if own.size:
+                    self._device.upload(own, self._table.address + 8 * self._runs * columns.start, stream)
 
     @property
     def _runs(self) -> int:
@@ -134,7 +144,7 @@ class RunLaunch:
         find.arguments[:] = where["first"], where["run_of"], self._runs, self._chunks
         if self._chunks:  # there may be a step to count, and no element
             find.launch(-(-self._chunks // THREADS), stream)
-        self._where, self._sent, self._table = where, job.addresses[:, GRADIENT].tobytes(), table
+        self._where, self._sent, self._table = where, self._gather(), table
 
     # ---- the launch ----
 
