@@ -136,6 +136,36 @@ print("whole", caught)
     assert out.strip() == "whole 20"
 
 
+def test_an_interrupt_leaves_whole_steps_of_parameters_that_are_there_twice():
+    pytest.importorskip("torch")
+    out = python(
+        """
+import os, signal, warnings
+import torch
+from fastopt import torch as optim
+from fastopt.binding.binding import Binding
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+warnings.simplefilter("ignore")
+p, q = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
+p.grad = q.grad = torch.ones(4)
+optim.SGD([p, p], lr=0.25).step()
+runner_with = Binding.runner_with
+def interrupted(self, *arguments):
+    found = runner_with(self, *arguments)
+    def run(*arguments):
+        found(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+    return run
+Binding.runner_with = interrupted
+try:
+    optim.SGD([q, q], lr=0.25).step()
+except KeyboardInterrupt:
+    print(p.tolist()[0], torch.equal(p, q))
+"""
+    )
+    assert out.split() == ["0.5", "True"]
+
+
 def test_an_interrupt_leaves_whole_steps_of_matrices():
     """Between the parts of a step no interrupt is seen, and after it each is."""
     out = python(

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays.array import Array
 from ..arrays.checks import Written
-from ..jobs.job import DenseJob, Gradients, Job, Sum
+from ..jobs.job import Gradients, Job, Sum
 
 #: Layouts of arrays, which can be compared and be keys, and their addresses as bytes of uint64.
 Look = tuple[Hashable, bytes]
@@ -66,7 +66,7 @@ class PrepareCaptured(Protocol):
 class PrepareSums(Protocol):
     """A backend's `prepare_sums`."""
 
-    def __call__(self, jobs: Sequence[DenseJob], written: Written, sums: Sequence[Sum]) -> PartRunner:
+    def __call__(self, jobs: Sequence[Job], written: Written, sums: Sequence[Sum]) -> PartRunner:
         """Make jobs ready whose gradients are sums, which are added up within the pass."""
 
 
@@ -83,6 +83,10 @@ class Backend(SquareSums, Protocol):
     @property
     def prepare_captured(self) -> PrepareCaptured | None:
         """The maker of steps that a CUDA graph records; None on the CPU."""
+
+    @property
+    def prepare_sums(self) -> PrepareSums | None:
+        """The maker of steps that add gradients up; None where there are none."""
 
     def prepare(self, jobs: Sequence[Job], written: Written = ()) -> Runner:
         """Make jobs ready to be run, any number of times, unless an array of NumPy that they write is read-only."""
@@ -105,10 +109,6 @@ class HostBackend(Backend, Protocol):
 
     def prepare(self, jobs: Sequence[Job], written: Written = ()) -> PartRunner:
         """Make jobs ready to be run, whole or in parts, any number of times."""
-
-    @property
-    def prepare_sums(self) -> PrepareSums | None:
-        """The maker of steps that add gradients up; None where there are none."""
 
     def ieee_arithmetic(self) -> AbstractContextManager[None]:
         """Have this thread round to nearest and keep subnormal numbers until the block's end."""

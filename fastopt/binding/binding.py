@@ -16,6 +16,7 @@ from ..arrays.libraries import set_to_zero, view
 from ..arrays.libraries.torch import is_tensor
 from ..backends import Backend, Runner
 from ..backends.choice import get_backend
+from ..backends.interrupts import held_back
 from ..backends.matrices import prepare as prepare_all
 from ..checks import check_flag
 from ..jobs.job import AnyJob, Gradients, Job, RowJob, Sum
@@ -146,7 +147,7 @@ class Binding:
         Binding or None
             None where the backend cannot, or updates some by rows.
         """
-        prepare = getattr(self.backend, "prepare_sums", None)
+        prepare = self.backend.prepare_sums
         if prepare is None or any(isinstance(job, RowJob) for job in self.jobs):
             return None
 
@@ -317,9 +318,13 @@ class Binding:
                 job.progress.factors[members] = own
 
     def _run_all(self, runner: Runner, grad_scale: float, threads: int, clip_value: float = math.inf) -> None:
-        for own in self._before:
-            own.runner_with(False, clip_value)(grad_scale, threads)
-        runner(grad_scale, threads)
+        if not self._before:
+            runner(grad_scale, threads)
+            return
+        with held_back():
+            for own in self._before:
+                own.runner_with(False, clip_value)(grad_scale, threads)
+            runner(grad_scale, threads)
 
     def let_go(self, at: np.ndarray | None, blocks: Sequence[int] | None = None) -> None:
         """Keeps no array any longer.

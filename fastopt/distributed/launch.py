@@ -111,8 +111,8 @@ def _wait(command: Sequence[str], environment: dict[str, str], listen: bool) -> 
     before = signal.signal(signal.SIGTERM, _end)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE if listen else None)
     try:
-        told = _pass_on(process.stderr) if listen else b""
-        status = process.wait() or int(_LOST in told)
+        lost = listen and _pass_on(process.stderr)
+        status = process.wait() or int(lost)
     except KeyboardInterrupt:  # the launcher has had it too
         status = _INTERRUPTED
     finally:
@@ -121,14 +121,15 @@ def _wait(command: Sequence[str], environment: dict[str, str], listen: bool) -> 
     return 128 - status if status < 0 else status
 
 
-def _pass_on(errors: Any) -> bytes:
-    """Write errors as they come, and return the last of them."""
-    last = b""
+def _pass_on(errors: Any) -> bool:
+    """Write errors as they come; return whether one says that a machine is lost."""
+    lost, last = False, b""
     while some := os.read(errors.fileno(), 1 << 16):
         sys.stderr.buffer.write(some)
         sys.stderr.flush()
-        last = (last + some)[-4096:]
-    return last
+        last = last[-len(_LOST) :] + some
+        lost |= _LOST in last
+    return lost
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -7,6 +7,6 @@ from .graphs import CapturableRunner
 from .rows import find_bags
 from .runs import Runner, scale, square_sums
 
-prepare, prepare_captured = Runner, CapturableRunner
+prepare, prepare_captured, prepare_sums = Runner, CapturableRunner, None
 
-__all__ = ["find_bags", "prepare", "prepare_captured", "scale", "square_sums"]
+__all__ = ["find_bags", "prepare", "prepare_captured", "prepare_sums", "scale", "square_sums"]
