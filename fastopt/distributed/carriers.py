@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .world import RankDied, Request, World
+from .world import RankDied, Request, World, machine_of
 
 
 class Alone:
     """The one rank of a process that is alone."""
 
-    rank, size = 0, 1
+    rank, size, machines = 0, 1, ((0,),)
 
     def all_gather(self, item: Any) -> list[Any]:
         """Return what was given."""
@@ -30,7 +30,7 @@ class Alone:
         """Return what was given."""
         return list(items)
 
-    def barrier(self) -> None:
+    def meet(self) -> None:
         """Do nothing."""
 
     def send(self, to: int, array: np.ndarray) -> Request:
@@ -49,9 +49,11 @@ class Alone:
 class _Hub:
     """The common part of ranks that are threads."""
 
-    def __init__(self, size: int, shares: bool) -> None:
-        self.size, self.shares = size, shares
+    def __init__(self, machine_of: Sequence[int]) -> None:
+        self.size = size = len(machine_of)
+        self.machines = [[r for r in range(size) if machine_of[r] == machine] for machine in sorted({*machine_of})]
         self.barrier = threading.Barrier(size)
+        self.near = [threading.Barrier(len(machine)) for machine in self.machines]
         self.board: list[Any] = [None] * size
         self.mail: dict[tuple[int, int, int], np.ndarray] = {}  # by source, receiver and number
         self.changed = threading.Condition()
@@ -62,7 +64,8 @@ class _Hub:
         with self.changed:
             self.failed = True
             self.changed.notify_all()
-        self.barrier.abort()
+        for barrier in (self.barrier, *self.near):
+            barrier.abort()
 
     def wait(self, for_what: Callable[[], bool]) -> None:
         """Wait, with `changed` held."""
@@ -95,15 +98,16 @@ class Threads:
     """A rank that is a thread, among others of one process."""
 
     def __init__(self, hub: _Hub, rank: int) -> None:
-        self.rank, self.size, self._hub = rank, hub.size, hub
+        self.rank, self.size, self.machines, self._hub = rank, hub.size, hub.machines, hub
+        self._near = next(barrier for barrier, own in zip(hub.near, hub.machines, strict=True) if rank in own)
         self._sent, self._received = [0] * hub.size, [0] * hub.size
 
     def all_gather(self, item: Any) -> list[Any]:
         """Return what each rank gave."""
         self._hub.board[self.rank] = item
-        self.barrier()
+        self._wait(self._hub.barrier)
         found = list(self._hub.board)
-        self.barrier()
+        self._wait(self._hub.barrier)
         return found
 
     def gather(self, item: Any) -> list[Any] | None:
@@ -115,10 +119,13 @@ class Threads:
         """Give each rank an item, and return what each gave this one."""
         return [given[self.rank] for given in self.all_gather(items)]
 
-    def barrier(self) -> None:
-        """Wait until all have called it."""
+    def meet(self) -> None:
+        """Wait until all on this machine have called it."""
+        self._wait(self._near)
+
+    def _wait(self, barrier: threading.Barrier) -> None:
         try:
-            self._hub.barrier.wait()
+            barrier.wait()
         except threading.BrokenBarrierError:
             raise RankDied("found another rank's thread ended by an exception, expected all to go on") from None
 
@@ -137,9 +144,10 @@ class Threads:
         self._received[source] += 1
         return _Received(self._hub, key, array)
 
-    def share(self, size: int) -> list[np.ndarray] | None:
-        """Return memory of each rank."""
-        return self.all_gather(np.zeros(size, np.uint8)) if self._hub.shares else None
+    def share(self, size: int) -> list[np.ndarray]:
+        """Return memory of each rank on this machine."""
+        memory = self.all_gather(np.zeros(size, np.uint8))
+        return [memory[rank] for rank in machine_of(self)]
 
 
 _world: ContextVar[World | None] = ContextVar("fastopt_world", default=None)
@@ -163,7 +171,7 @@ def _processes() -> int:
     return max(int(os.environ.get(name) or 1) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
 
 
-def run_threads(ranks: int, function: Callable[[], Any], *, shares: bool = True) -> list[Any]:
+def run_threads(ranks: int, function: Callable[[], Any], *, machines: Sequence[int] | None = None) -> list[Any]:
     """Call a function in each of some threads, which are ranks; return what each returned.
 
     Parameters
@@ -172,15 +180,15 @@ def run_threads(ranks: int, function: Callable[[], Any], *, shares: bool = True)
         Their number.
     function : callable
         Of no argument.
-    shares : bool
-        False where no rank is to read another's memory, so that all goes by messages.
+    machines : sequence of int, optional
+        The machine that each is to be on, as if it could not read the memory of others; by default all are on one.
 
     Raises
     ------
     Exception
         That of the first rank that failed; the others have ended too.
     """
-    hub = _Hub(ranks, shares)
+    hub = _Hub(machines or [0] * ranks)
     results: list[Any] = [None] * ranks
     errors: list[BaseException] = []
 

@@ -6,13 +6,12 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..arrays.array import Array
 from ..arrays.dtypes import numpy_dtype
 from .agreement import check_alike
 from .carriers import current
 from .held import Held
+from .world import machine_of
 
 _blocks: dict[int, int] = {}  # where such memory begins and ends
 
@@ -56,20 +55,19 @@ def shared(params: Any) -> Any:
         raise TypeError("params: found groups, expected arrays alone, of which groups can be made then")
     check_alike(held.said(), world)
     sizes = [-(-memory.size // 64) * 64 for memory in held.memory]
-    memory = world.share(0 if world.rank else sum(sizes))
-    block = np.zeros(sum(sizes), np.uint8) if memory is None else memory[0]
-    if memory is not None:
-        begin = block.__array_interface__["data"][0]
-        _blocks[begin] = begin + block.size
-        weakref.finalize(block, _blocks.pop, begin, None)
+    first = machine_of(world)[0] == world.rank
+    block = world.share(sum(sizes) if first else 0)[0]
+    begin = block.__array_interface__["data"][0]
+    _blocks[begin] = begin + block.size
+    weakref.finalize(block, _blocks.pop, begin, None)
     made, at = [], 0
     for own, array, size in zip(held.memory, held.views, sizes, strict=True):
         part = block[at : at + own.size]
-        if world.rank == 0 or memory is None:
+        if first:
             part[:] = own
         made.append(part.view(numpy_dtype(array.dtype)).reshape(array.shape))
         at += size
-    world.barrier()  # all values are there
+    world.meet()  # all values are there
     return held.build(made)
 
 

@@ -12,9 +12,9 @@ from ..backends.choice import ieee_arithmetic
 from ..jobs.job import Sum
 from .partial import Lanes, Partial
 from .shards import Layout, Range, Span
-from .tree import Node, joins
+from .tree import Node, joins, merged
 from .wire import Wire
-from .world import Request, World
+from .world import Request, World, machine_of
 
 
 class Unit(NamedTuple):
@@ -26,6 +26,9 @@ class Unit(NamedTuple):
 
 class Exchange:
     """An exchange of sums of arrays, and of the arrays that are made of them.
+
+    The ranks of a machine read each other's blocks. For each rank elsewhere one of them sends the sum of all, and gets
+    that rank's shard for all: they share these out, so that none has to add and round everything by itself.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ class Exchange:
     wire : Wire
         In what sums travel.
     common : bool
-        True where the arrays are in memory once for all ranks.
+        True where the arrays are in memory once for all ranks of a machine.
 
     Attributes
     ----------
@@ -48,6 +51,8 @@ class Exchange:
         What this rank has added; see `add`.
     sums : dict or None
         How the sum of all ranks is to be made of `first`, by dtype; None where sums travel rounded.
+    near : sequence of int
+        The ranks on this machine.
     """
 
     def __init__(
@@ -64,63 +69,69 @@ class Exchange:
         self._items = [
             len(own) // extent.size for own, extent in zip(memory, layout.extents, strict=True)
         ]  # bytes of an element
-        self._joins = joins([node for own in nodes for node in own])
+        self.near = machine_of(world)
+        self._others = [machine for machine in world.machines if world.rank not in machine]
+        self._served = self._served_by(world.rank)
+        self._share()
+        self.partial = Partial({node: self._blocks[node] for node in nodes[world.rank]})
         self._low, self._summed = {}, {}
         for dtype in layout.sizes:
             found = [own for own in layout.ranges(layout.spans(world.rank)) if own.dtype == dtype]
             self._low[dtype] = found[0].begin if found else 0
             self._summed[dtype] = np.zeros(found[-1].end - found[0].begin if found else 0, dtype)
-        self._scratch = {dtype: np.empty((0, 0), dtype) for dtype in layout.sizes}
-        self._share()
-        self._received: dict[tuple[int, Node], Lanes] = {}
-        if self._windows is None:
-            sizes = {dtype: own.size for dtype, own in self._summed.items()}
-            for rank in self._others():
-                self._received |= {(rank, node): wire.lanes(sizes) for node in nodes[rank]}
-        self.partial = Partial(self._blocks)
-        self._terms = {dtype: list(self._find_terms(dtype)) for dtype in layout.sizes}
-        rounded = any(term.dtype != dtype for dtype, terms in self._terms.items() for term in terms)
-        self.sums = None if rounded else {dtype: self._sum_of(terms) for dtype, terms in self._terms.items()}
+        self._sent = [
+            Addition(parts, [self._blocks[node] for node in parts], wire) for parts in self._merged(self.near).values()
+        ]
+        sizes = {dtype: own.size for dtype, own in self._summed.items()}
+        self._received: dict[int, list[Lanes]] = {}  # of the rank of each other machine that sends to this one
+        terms: dict[Node, Lanes] = {}
+        for machine in self._others:
+            coming = {node: wire.lanes(sizes) for node in self._merged(machine)}
+            self._received[_server(machine, self.near, world.rank)] = list(coming.values())
+            terms |= coming
+        for node, lanes in self._blocks.items():
+            terms[node] = {dtype: lanes[dtype][low : low + sizes[dtype]] for dtype, low in self._low.items()}
+        self._terms = [terms[node] for node in sorted(terms)]
+        self._sum = Addition(sorted(terms), self._terms, wire)
+        rounded = any(term.dtype != dtype for lanes in self._terms for dtype, term in lanes.items())
+        self.sums = None if rounded else {dtype: self._sum_of(dtype) for dtype in sizes}
 
-    def _find_terms(self, dtype: np.dtype) -> Iterator[np.ndarray]:
-        """The terms of the sums of this rank's shard, in the tree's order: those of others as they come."""
-        mine = slice(self._low[dtype], self._low[dtype] + self._summed[dtype].size)
-        for rank, nodes in enumerate(self._nodes):
-            for node in nodes:
-                if self._windows is not None:
-                    yield self._windows[rank][node][dtype][mine]
-                elif rank == self._world.rank:
-                    yield self._blocks[node][dtype][mine]
-                else:
-                    yield self._received[rank, node][dtype]
+    def _served_by(self, rank: int) -> list[int]:
+        """The ranks on other machines that one on this machine deals with."""
+        return [other for machine in self._others for other in machine if _server(self.near, machine, other) == rank]
 
-    def _sum_of(self, terms: Sequence[np.ndarray]) -> Sum:
+    def _merged(self, machine: Sequence[int]) -> dict[Node, list[Node]]:
+        """The nodes that the ranks of a machine make together, with those of each rank that they are made of."""
+        return merged(node for rank in machine for node in self._nodes[rank])
+
+    def _sum_of(self, dtype: np.dtype) -> Sum:
         """The sum of terms that are added as they are."""
-        places = np.array([term.__array_interface__["data"][0] for term in terms])
-        return Sum(places - places[0], np.array(self._joins, np.int32))
-
-    def _others(self) -> list[int]:
-        return [rank for rank in range(self._world.size) if rank != self._world.rank]
+        places = np.array([lanes[dtype].__array_interface__["data"][0] for lanes in self._terms])
+        return Sum(places - places[0], np.array(self._sum.joins, np.int32))
 
     def _share(self) -> None:
-        """Make the memory of this rank's blocks, where the others on the machine can read it."""
-        blocks, sizes = self._nodes[self._world.rank], self._layout.sizes
-        each = sum(-(-size * dtype.itemsize // 64) * 64 for dtype, size in sizes.items())
-        mine = self._layout.spans(self._world.rank)
-        outgoing = 0 if self.common else sum(self.memory_of(span).size for span in mine)
-        memory = self._world.share(each * len(blocks) + outgoing)
-        self._windows: list[dict[Node, Lanes]] | None = None
-        self._blocks: dict[Node, Lanes]
-        self._outgoing: list[np.ndarray] = []
-        if memory is None:
-            self._blocks = {node: {dtype: np.zeros(n, dtype) for dtype, n in sizes.items()} for node in blocks}
-            return
-        self._windows = [
-            {node: self._lanes(own, each * k) for k, node in enumerate(nodes)}
-            for own, nodes in zip(memory, self._nodes, strict=True)
-        ]
-        self._outgoing = [own[each * len(nodes) :] for own, nodes in zip(memory, self._nodes, strict=True)]
-        self._blocks = self._windows[self._world.rank]
+        """Make the memory of this rank's blocks and of shards to be taken over, where others on the machine read it."""
+        each = sum(-(-size * dtype.itemsize // 64) * 64 for dtype, size in self._layout.sizes.items())
+        copied = len(self.near) > 1 and not self.common
+        shards = {
+            rank: {of: self._shard_size(of) for of in (rank, *self._served_by(rank)) if copied} for rank in self.near
+        }
+        mine = self._world.rank
+        memory = self._world.share(each * len(self._nodes[mine]) + sum(shards[mine].values()))
+        self._blocks: dict[Node, Lanes] = {}  # of all ranks on the machine
+        self._rooms: dict[int, np.ndarray] = {}  # of all ranks, their shards: none where nobody copies them from there
+        for rank, own in zip(self.near, memory, strict=True):
+            at = 0
+            for node in self._nodes[rank]:
+                self._blocks[node] = self._lanes(own, at)
+                at += each
+            for of, size in shards[rank].items():
+                self._rooms[of] = own[at : at + size]
+                at += size
+
+    def _shard_size(self, rank: int) -> int:
+        """The bytes of a rank's shard."""
+        return sum(self.memory_of(span).size for span in self._layout.spans(rank))
 
     def _lanes(self, memory: np.ndarray, at: int) -> dict[np.dtype, np.ndarray]:
         lanes = {}
@@ -140,7 +151,7 @@ class Exchange:
 
     def first(self, span: Span) -> np.ndarray:
         """The first term of that sum: always the same memory."""
-        return self._part({dtype: terms[0] for dtype, terms in self._terms.items()}, span)
+        return self._part(self._terms[0], span)
 
     def _part(self, shard: Lanes, span: Span) -> np.ndarray:
         ((dtype, begin, end),) = self._layout.ranges([span])
@@ -168,8 +179,45 @@ class Exchange:
         flight.land()
 
 
+class Addition:
+    """Sums of several arrays along the tree, part by part.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        Those whose sums are added, in order.
+    terms : sequence of Lanes
+        Their sums.
+    wire : Wire
+        In what some of them have travelled.
+    """
+
+    def __init__(self, nodes: Sequence[Node], terms: Sequence[Lanes], wire: Wire) -> None:
+        self.joins, self._terms, self._wire = joins(nodes), terms, wire
+        self._scratch: dict[np.dtype, np.ndarray] = {}
+
+    def add_up(self, dtype: np.dtype, part: slice, out: np.ndarray | None = None) -> np.ndarray:
+        """Add up part of the terms; return the sum, which is in `out`, in new memory, or the only term's own."""
+        scratch = self._scratch.get(dtype)
+        size = part.stop - part.start
+        if scratch is None or scratch.shape[1] < size:
+            scratch = self._scratch[dtype] = np.empty((len(self.joins), size), dtype)
+        if out is None and len(self.joins) > 1:
+            out = np.empty(size, dtype)
+        places = [out, *scratch[:, :size]]
+        sums: list[np.ndarray] = []
+        with ieee_arithmetic(), np.errstate(all="ignore"):
+            for lanes, joined in zip(self._terms, self.joins, strict=True):
+                term = lanes[dtype][part]
+                sums.append(term if term.dtype == dtype else self._wire.widened(term))
+                for _ in range(joined):
+                    right = sums.pop()
+                    sums[-1] = np.add(sums[-1], right, out=places[len(sums) - 1])
+        return sums[0]
+
+
 class Flight:
-    """The messages of an exchange, or what goes through shared memory in their place; made by `Exchange.flight`."""
+    """The messages of an exchange, and what goes through shared memory in their place; made by `Exchange.flight`."""
 
     def __init__(self, own: Exchange, units: Sequence[Sequence[Unit]], sums: bool = True) -> None:
         self._own, self._world, self._units = own, own._world, units
@@ -177,37 +225,45 @@ class Flight:
         self._arriving: list[tuple[Request, list[np.ndarray], np.ndarray]] = []
         self._going: list[Request] = []
         self._published = 0
-        if own._windows is not None:
-            self._world.barrier()  # all sums are there, and nobody reads what was published before
-            return
-        for rank in own._others():
-            if sums:
-                self._receive_sums(rank)
-            for unit in units[rank]:
-                parts = [own.memory_of(span) for span in unit.spans]
-                joined = parts[0] if len(parts) == 1 else np.empty(sum(part.size for part in parts), np.uint8)
+        self._world.meet()  # all sums are there, and nobody reads what was published before
+        for rank, blocks in own._received.items() if sums else ():
+            self._receive_sums(rank, blocks)
+        for rank in own._served:
+            for parts, joined in self._landing(rank):
                 self._arriving.append((self._world.receive(rank, joined), parts, joined))
         if sums:
             self._send_sums()
 
-    def _receive_sums(self, rank: int) -> None:
-        """Begin to receive a rank's blocks of this one's units."""
+    def _landing(self, rank: int) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+        """Where each of a rank's units is to be, and where it arrives: there, or from where it is copied."""
+        room, at = self._own._rooms.get(rank), 0
+        for unit in self._units[rank]:
+            parts = [self._own.memory_of(span) for span in unit.spans]
+            size = sum(part.size for part in parts)
+            if room is not None:
+                yield parts, room[at : at + size]
+            else:
+                yield parts, parts[0] if len(parts) == 1 else np.empty(size, np.uint8)
+            at += size
+
+    def _receive_sums(self, rank: int, blocks: Sequence[Lanes]) -> None:
+        """Begin to receive the sums of a machine, of this rank's units, from one of its ranks."""
         own = self._own
         for coming, unit in zip(self._coming, self._units[self._world.rank], strict=True):
-            for node in own._nodes[rank]:
+            for lanes in blocks:
                 for dtype, begin, end in unit.ranges:
-                    lane = own._received[rank, node][dtype][begin - own._low[dtype] : end - own._low[dtype]]
+                    lane = lanes[dtype][begin - own._low[dtype] : end - own._low[dtype]]
                     coming.append(self._world.receive(rank, lane))
 
     def _send_sums(self) -> None:
-        """Begin to send this rank's blocks of the others' units: the first of each, the second, and so on."""
+        """Begin to send this machine's sums of others' units: the first of each, the second, and so on."""
         own = self._own
-        for k in range(max(map(len, self._units))):
-            for rank in own._others():
+        for k in range(max((len(self._units[rank]) for rank in own._served), default=0)):
+            for rank in own._served:
                 for unit in self._units[rank][k : k + 1]:
-                    for node in own._nodes[self._world.rank]:
+                    for addition in own._sent:
                         for dtype, begin, end in unit.ranges:
-                            values = own._blocks[node][dtype][begin:end]
+                            values = addition.add_up(dtype, slice(begin, end))
                             self._going.append(self._world.send(rank, own._wire.narrowed(values)))
 
     def receive(self, k: int) -> None:
@@ -217,51 +273,51 @@ class Flight:
 
     def add_up(self, k: int) -> None:
         """Sum one of this rank's units, whose terms have been received."""
-        own, unit = self._own, self._units[self._world.rank][k]
-        with ieee_arithmetic(), np.errstate(all="ignore"):
-            for dtype, begin, end in unit.ranges:
-                part = slice(begin - own._low[dtype], end - own._low[dtype])
-                if own._scratch[dtype].shape[1] < end - begin:
-                    own._scratch[dtype] = np.empty((len(own._joins), end - begin), dtype)
-                out = [own._summed[dtype][part], *own._scratch[dtype][:, : end - begin]]
-                sums: list[np.ndarray] = []
-                for term, joined in zip(own._terms[dtype], own._joins, strict=True):
-                    sums.append(term[part] if term.dtype == dtype else own._wire.widened(term[part]))
-                    for _ in range(joined):
-                        right = sums.pop()
-                        sums[-1] = np.add(sums[-1], right, out=out[len(sums) - 1])
-                if len(own._joins) == 1:
-                    out[0][:] = sums[0]
+        own = self._own
+        for dtype, begin, end in self._units[self._world.rank][k].ranges:
+            part = slice(begin - own._low[dtype], end - own._low[dtype])
+            out = own._summed[dtype][part]
+            found = own._sum.add_up(dtype, part, out)
+            if found is not out:
+                out[:] = found
 
     def publish(self, k: int) -> None:
         """Give one of this rank's units, which is new, to the others."""
         own, world = self._own, self._world
-        if world.size == 1 or own.common:
+        if not (own._rooms or own._received):
             return
         parts = [own.memory_of(span) for span in self._units[world.rank][k].spans]
-        if own._windows is None:
-            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            self._going += [world.send(rank, joined) for rank in own._others()]
-            return
-        for part in parts:
-            own._outgoing[world.rank][self._published : self._published + part.size] = part
-            self._published += part.size
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if own._rooms:
+            room = own._rooms[world.rank][self._published : self._published + joined.size]
+            room[:] = joined
+            joined = room
+            self._published += joined.size
+        self._going += [world.send(rank, joined) for rank in own._received]
 
     def land(self) -> None:
         """Take over what the others have published."""
-        own, world = self._own, self._world
-        if own._windows is not None:
-            world.barrier()  # all that is new is there, and nobody reads sums any longer
-            for rank in own._others() if not own.common else ():
-                at = 0
-                for part in (own.memory_of(span) for unit in self._units[rank] for span in unit.spans):
-                    part[:] = own._outgoing[rank][at : at + part.size]
-                    at += part.size
+        own = self._own
         for request, parts, joined in self._arriving:
             request.wait()
-            at = 0
-            for part in parts if len(parts) > 1 else ():
-                part[:] = joined[at : at + part.size]
-                at += part.size
+            if not own._rooms:
+                _take_over(parts, joined)
         for request in self._going:
             request.wait()
+        self._world.meet()  # all that is new is there, and nobody reads sums any longer
+        for rank in own._rooms:
+            for parts, room in self._landing(rank) if rank != self._world.rank else ():
+                _take_over(parts, room)
+
+
+def _server(machine: Sequence[int], others: Sequence[int], rank: int) -> int:
+    """The rank of a machine that deals with one of those on another."""
+    return machine[others.index(rank) % len(machine)]
+
+
+def _take_over(parts: Sequence[np.ndarray], joined: np.ndarray) -> None:
+    """Copy what has been put together, where it is not there already."""
+    at = 0
+    for part in parts if parts[0] is not joined else ():
+        part[:] = joined[at : at + part.size]
+        at += part.size

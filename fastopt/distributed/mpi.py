@@ -69,8 +69,13 @@ class Processes:
         self._mpi = mpi
         self._all = mpi.COMM_WORLD.Dup()
         self.rank, self.size = self._all.Get_rank(), self._all.Get_size()
-        self._near = self._all.Split_type(mpi.COMM_TYPE_SHARED)
+        self._near = self._neighbours()
+        self.machines = sorted({*map(tuple, self._all.allgather(self._near.allgather(self.rank)))})
         self._windows: list[Any] = []
+
+    def _neighbours(self) -> Any:
+        """The ranks on this machine, in order."""
+        return self._all.Split_type(self._mpi.COMM_TYPE_SHARED)
 
     def all_gather(self, item: Any) -> list[Any]:
         """Return what each rank gave."""
@@ -84,11 +89,11 @@ class Processes:
         """Give each rank an item, and return what each gave this one."""
         return self._all.alltoall(items)
 
-    def barrier(self) -> None:
-        """Wait until all have called it, and what each wrote in shared memory is there for all."""
+    def meet(self) -> None:
+        """Wait until all on this machine have called it, and what each wrote in shared memory is there for them."""
         for window in self._windows:
             window.Sync()
-        self._all.Barrier()
+        self._near.Barrier()
         for window in self._windows:
             window.Sync()
 
@@ -100,14 +105,15 @@ class Processes:
         """Begin to receive into an array."""
         return _Message(self._all.Irecv([array.view(np.uint8), self._mpi.BYTE], source), array)
 
-    def share(self, size: int) -> list[np.ndarray] | None:
-        """Return memory of each rank, if all are on one machine."""
-        if self._near.Get_size() < self.size:
-            return None
+    def share(self, size: int) -> list[np.ndarray]:
+        """Return memory of each rank on this machine."""
+        near = self._near.Get_size()
+        if near == 1:
+            return [np.zeros(size, np.uint8)]
         window = self._mpi.Win.Allocate_shared(size, 1, comm=self._near)
         window.Lock_all(self._mpi.MODE_NOCHECK)
         self._windows.append(window)
-        return [np.frombuffer(window.Shared_query(rank)[0], np.uint8) for rank in range(self.size)]
+        return [np.frombuffer(window.Shared_query(rank)[0], np.uint8) for rank in range(near)]
 
 
 class _Message:

@@ -75,8 +75,8 @@ class Synchronous:
     slices : int
         The number of slices of a batch: a power of two, at least the number of ranks, at most 1024.
     wire : str
-        In what sums of gradients travel: "float32", which is exact, or "bfloat16", to which what leaves a rank is
-        rounded once. The bits depend on the number of ranks then.
+        In what sums of gradients travel: "float32", which is exact, or "bfloat16", to which what leaves a machine is
+        rounded once. The bits depend on the number of ranks and machines then.
     **options
         The arguments of the class, as ``lr``, but those about states in files.
 
@@ -479,10 +479,11 @@ class Synchronous:
             if grad is not None:
                 unique = np.unique(grad.indices)
                 mine.append((span, shape[0], unique, self._rows_of(span, shape[0])[unique]))
-        if self._exchange.common:
+        there = self._exchange.near if self._exchange.common else [self.rank]
+        if len(there) == self.ranks:
             return
         for rank, theirs in enumerate(self._world.all_gather(mine)):
-            for span, count, unique, values in theirs if rank != self.rank else ():
+            for span, count, unique, values in theirs if rank not in there else ():
                 self._rows_of(span, count)[unique] = values
 
     def _rows_of(self, span: Span, count: int) -> np.ndarray:

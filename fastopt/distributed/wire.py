@@ -9,6 +9,7 @@ import numpy as np
 from .partial import Lanes
 
 WIRES = ("float32", "bfloat16")
+_CHUNK = 1 << 14  # elements that are rounded at once: they stay in cache
 
 
 class Wire:
@@ -40,11 +41,18 @@ class Wire:
         """Values as they travel: bfloat16 is the nearest one, of two the even."""
         if not self._rounds:
             return values
-        bits = values.view(np.uint32)
-        rounded = (bits + (0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-        missing = np.isnan(values)
-        if missing.any():
-            rounded[missing] = (bits[missing] >> 16 | 0x40).astype(np.uint16)
+        rounded, odd = np.empty(values.size, np.uint16), np.empty(_CHUNK, np.uint32)
+        for begin in range(0, values.size, _CHUNK):
+            own, into = values[begin : begin + _CHUNK], rounded[begin : begin + _CHUNK]
+            bits, sums = own.view(np.uint32), odd[: own.size]
+            np.right_shift(bits, 16, out=sums)
+            np.bitwise_and(sums, 1, out=sums)
+            np.add(sums, 0x7FFF, out=sums)
+            np.add(sums, bits, out=sums)
+            np.right_shift(sums, 16, out=into, casting="unsafe")
+            if np.isnan(own.max()):
+                missing = np.isnan(own)
+                into[missing] = (bits[missing] >> 16 | 0x40).astype(np.uint16)
         return rounded
 
     def widened(self, values: np.ndarray) -> np.ndarray:

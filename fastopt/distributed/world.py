@@ -33,6 +33,10 @@ class World(Protocol):
     rank: int
     size: int
 
+    @property
+    def machines(self) -> Sequence[Sequence[int]]:
+        """The ranks of each machine, in order: those that can read each other's memory."""
+
     def all_gather(self, item: Any) -> list[Any]:
         """Return what each rank gave; all call it. Nobody may change what is returned."""
 
@@ -42,8 +46,8 @@ class World(Protocol):
     def exchange(self, items: Sequence[Any]) -> list[Any]:
         """Give each rank an item, and return what each gave this one; all call it."""
 
-    def barrier(self) -> None:
-        """Wait until all have called it, and what each wrote in shared memory is there for all."""
+    def meet(self) -> None:
+        """Wait until all on this machine have called it, and what each wrote in shared memory is there for them."""
 
     def send(self, to: int, array: np.ndarray) -> Request:
         """Begin to send a contiguous array, which another rank receives in the order of sending."""
@@ -51,5 +55,10 @@ class World(Protocol):
     def receive(self, source: int, array: np.ndarray) -> Request:
         """Begin to receive into an array of the size that is sent. Receives are waited for in order."""
 
-    def share(self, size: int) -> list[np.ndarray] | None:
-        """Return so many bytes of memory of each rank, which all can read; None where they cannot. All call it."""
+    def share(self, size: int) -> list[np.ndarray]:
+        """Return memory of each rank on this machine, in order, of this one so many bytes of zeros; all call it."""
+
+
+def machine_of(world: World) -> Sequence[int]:
+    """The ranks on this rank's machine."""
+    return next(machine for machine in world.machines if world.rank in machine)

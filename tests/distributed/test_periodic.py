@@ -7,6 +7,8 @@ import fastopt
 from fastopt import distributed as fd
 from fastopt.distributed.carriers import current, run_threads
 
+from .test_synchronous import WAYS
+
 SHAPES = {"w": (5000,), "b": (3, 4)}
 
 
@@ -75,13 +77,13 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+@WAYS
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("form", FORMS)
-def test_they_do_as_their_formulas_say(form, ranks, shares):
+def test_they_do_as_their_formulas_say(form, ranks, machines):
     make, exchange = FORMS[form]
     expected, centre = by_hand(ranks, 6, 2, exchange)
-    found = run_threads(ranks, lambda: trained(make), shares=shares)
+    found = run_threads(ranks, lambda: trained(make), machines=machines(ranks))
     for rank, (params, optimizer) in enumerate(found):
         assert optimizer.rank == rank and optimizer.steps == 6
         for i, (name, p) in enumerate(params.items()):

@@ -9,7 +9,7 @@ import pytest
 
 import fastopt
 from fastopt import distributed as fd
-from fastopt.distributed.carriers import current, run_threads
+from fastopt.distributed.carriers import Threads, current, run_threads
 
 from ..test_optimizers import EVERY, REQUIRED
 
@@ -84,35 +84,71 @@ def assert_same(found, expected):
             assert np.asarray(other).tobytes() == np.asarray(own).tobytes(), (i, name)
 
 
-def check(cls, ranks, dtypes="f4", options=(), steps=2, max_norm=None, shares=True, **more):
+def check(cls, ranks, dtypes="f4", options=(), steps=2, max_norm=None, machines=None, **more):
     options = {**REQUIRED.get(cls.__name__, {}), **dict(options)}
     expected = trained_alone(cls, dtypes, options, steps, max_norm, **more)
     run = functools.partial(trained, cls, dtypes, options, steps, max_norm, **more)
-    results = [run()] if ranks is None else run_threads(ranks, run, shares=shares)
+    results = [run()] if ranks is None else run_threads(ranks, run, machines=machines and machines(ranks))
     for found in results:
         assert_same(found, expected)
     assert [found[1] is None for found in results] == [rank > 0 for rank in range(len(results))]
 
 
-WAYS = pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "messages"])
+#: On which machine each rank is.
+PLACES = {
+    "shared memory": lambda ranks: [0] * ranks,
+    "messages": range,
+    "two machines": lambda ranks: [rank >= ranks // 2 for rank in range(ranks)],
+}
+WAYS = pytest.mark.parametrize("machines", PLACES.values(), ids=PLACES)
 
 
 @WAYS
 @pytest.mark.parametrize("ranks", [None, 1, 2, 3, 4, 5, 7, 8])
-def test_bits_are_those_of_one_process(ranks, shares):
-    check(fastopt.AdamW, ranks, shares=shares)
-    check(fastopt.AdamW, ranks, shares=shares, max_norm=0.5)
+def test_bits_are_those_of_one_process(ranks, machines):
+    check(fastopt.AdamW, ranks, machines=machines)
+    check(fastopt.AdamW, ranks, machines=machines, max_norm=0.5)
+
+
+@pytest.mark.parametrize("places", [[0, 1, 0, 1], [1, 0, 0, 1, 2], [0, 0, 0, 1], [0, 1, 1, 0, 0, 1, 2]], ids=str)
+def test_ranks_may_be_on_any_machine(places):
+    def machines(ranks):
+        return places
+
+    check(fastopt.AdamW, len(places), STORED["several"][0], max_norm=0.5, machines=machines)
+    check(fastopt.AdamW, len(places), options={"state_dtype": "8bit"}, machines=machines)
+    expected = trained(fastopt.AdamW, "f4", {}, 2, 1.0, gradient=sparse)
+    for found in run_threads(len(places), lambda: with_memory_in_common({}, sparse), machines=places):
+        assert_same(found, (*expected[:2], []))
+
+
+def test_one_sum_goes_to_each_rank_elsewhere(monkeypatch):
+    """Of all ranks on a machine together, and one copy of what comes back: the bytes do not grow with their number."""
+    sent, send = [], Threads.send
+    monkeypatch.setattr(Threads, "send", lambda self, to, array: sent.append(array.nbytes) or send(self, to, array))
+
+    def run():
+        params = fd.shared([np.zeros(3 * 4096, "f4")])
+        optimizer = fd.Synchronous(fastopt.SGD, params, slices=8)
+        for number, _ in optimizer.slices(8):
+            optimizer.add(number, optimizer.grads)
+        optimizer.step()
+
+    for places in [0, 1], [0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1]:
+        sent.clear()
+        run_threads(len(places), run, machines=places)
+        assert sum(sent) == 2 * 2 * 3 * 4096 * 4 / 2  # there and back, each machine half, for float32
 
 
 @WAYS
 @pytest.mark.parametrize("limits", [{"clip_norm": 0.5}, {"clip_value": 0.1}, {"clip_norm": 5.0, "clip_value": 0.1}])
-def test_gradients_are_clipped_each_by_itself(limits, shares):
+def test_gradients_are_clipped_each_by_itself(limits, machines):
     for ranks in (None, 2, 3):
-        check(fastopt.AdamW, ranks, shares=shares, **limits)
+        check(fastopt.AdamW, ranks, machines=machines, **limits)
     several, options = STORED["several"][0], {"gradient_noise": fastopt.GradientNoise(0.1, 0.5, 1)}
-    check(fastopt.LARS, 3, several, shares=shares, **limits)
-    check(fastopt.RowwiseAdagrad, 3, shares=shares, **limits)
-    check(fastopt.SGD, 5, options=options, shares=shares, **limits)
+    check(fastopt.LARS, 3, several, machines=machines, **limits)
+    check(fastopt.RowwiseAdagrad, 3, machines=machines, **limits)
+    check(fastopt.SGD, 5, options=options, machines=machines, **limits)
 
 
 def test_what_was_clipped_is_no_longer_so():
@@ -134,7 +170,7 @@ def test_what_was_clipped_is_no_longer_so():
 @pytest.mark.parametrize(("name", "options"), EVERY)
 def test_every_rule(name, options):
     check(getattr(fastopt, name), 3, options={**options, "weight_decay": 0.01}, max_norm=1.0)
-    check(getattr(fastopt, name), 4, options=options, shares=False)
+    check(getattr(fastopt, name), 4, options=options, machines=range)
 
 
 STORED = {
@@ -154,14 +190,14 @@ STORED = {
 
 @WAYS
 @pytest.mark.parametrize("what", STORED)
-def test_every_storage(what, shares):
+def test_every_storage(what, machines):
     dtypes, options = STORED[what]
-    check(fastopt.AdamW, 3, dtypes, options, max_norm=1.0, shares=shares)
-    check(fastopt.AggMo, 2, dtypes, options, shares=shares)
+    check(fastopt.AdamW, 3, dtypes, options, max_norm=1.0, machines=machines)
+    check(fastopt.AggMo, 2, dtypes, options, machines=machines)
 
 
 @WAYS
-def test_sums_are_added_up_within_the_pass(shares, monkeypatch):
+def test_sums_are_added_up_within_the_pass(machines, monkeypatch):
     native = pytest.importorskip("fastopt.backends.native", exc_type=ImportError)
 
     def run():
@@ -172,10 +208,10 @@ def test_sums_are_added_up_within_the_pass(shares, monkeypatch):
         optimizer.step()
         return [own.any() for own in optimizer._exchange._summed.values()]
 
-    assert run_threads(3, run, shares=shares) == [[False]] * 3
+    assert run_threads(3, run, machines=machines(3)) == [[False]] * 3
     monkeypatch.setattr(native, "prepare_sums", None)  # as of a backend that cannot
-    assert run_threads(3, run, shares=shares) == [[True]] * 3
-    check(fastopt.AdamW, 3, shares=shares)
+    assert run_threads(3, run, machines=machines(3)) == [[True]] * 3
+    check(fastopt.AdamW, 3, machines=machines)
 
 
 def test_groups_keep_their_own():
@@ -214,7 +250,7 @@ def some_missing(params, step, number):
 
 
 @WAYS
-def test_schedule_free_parameters_are_moved_in_all_ranks(shares):
+def test_schedule_free_parameters_are_moved_in_all_ranks(machines):
     def run(distributed):
         params = parameters()
         cls = fastopt.ScheduleFreeAdamW
@@ -242,7 +278,7 @@ def test_schedule_free_parameters_are_moved_in_all_ranks(shares):
         return [*found, *params.values()]
 
     expected = run(False)
-    for found in run_threads(3, lambda: run(True), shares=shares):
+    for found in run_threads(3, lambda: run(True), machines=machines(3)):
         for own, other in zip(found, expected, strict=True):
             assert own.tobytes() == other.tobytes()
     with pytest.raises(TypeError, match=r"^optimizer: found SGD, expected a Schedule-Free class"):
@@ -250,8 +286,8 @@ def test_schedule_free_parameters_are_moved_in_all_ranks(shares):
 
 
 @WAYS
-def test_a_parameter_without_gradients_stays(shares):
-    check(fastopt.AdamW, 3, gradient=some_missing, shares=shares, max_norm=1.0)
+def test_a_parameter_without_gradients_stays(machines):
+    check(fastopt.AdamW, 3, gradient=some_missing, machines=machines, max_norm=1.0)
 
 
 def sparse(params, step, number):
@@ -269,7 +305,7 @@ def sparse(params, step, number):
 @WAYS
 @pytest.mark.parametrize("ranks", [None, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 @pytest.mark.parametrize("name", ["Adam", "RowwiseAdagrad", pytest.param("Adagrad", marks=pytest.mark.slow)])
-def test_rows_are_updated_by_the_ranks_that_have_them(name, ranks, shares):
+def test_rows_are_updated_by_the_ranks_that_have_them(name, ranks, machines):
     """One process accumulates the slices' rows, in order."""
     cls = getattr(fastopt, name)
 
@@ -292,7 +328,7 @@ def test_rows_are_updated_by_the_ranks_that_have_them(name, ranks, shares):
     for limits in {"max_norm": 1.0}, {"max_norm": None, "clip_norm": 0.5, "clip_value": 0.05}:
         run = functools.partial(trained, cls, "f4", {}, 3, gradient=sparse, **limits)
         expected = alone(**limits)
-        for found in [run()] if ranks is None else run_threads(ranks, run, shares=shares):
+        for found in [run()] if ranks is None else run_threads(ranks, run, machines=machines(ranks)):
             assert_same(found, expected)
 
 
@@ -317,7 +353,7 @@ def test_slices_may_be_added_in_any_order():
 def test_sums_travel_in_bfloat16():
     """Each block that leaves a rank is rounded once, to the nearest."""
     results = run_threads(
-        2, functools.partial(trained, fastopt.SGD, "f4", {"lr": 1.0}, 1, None, wire="bfloat16"), shares=False
+        2, functools.partial(trained, fastopt.SGD, "f4", {"lr": 1.0}, 1, None, wire="bfloat16"), machines=[0, 1]
     )
     before = parameters()
     slices = [gradient(before, 0, number) for number in range(SLICES)]
@@ -330,6 +366,14 @@ def test_sums_travel_in_bfloat16():
     cut = int(np.argmin(of_first))  # where the second rank's shard begins
     assert 0 < cut < len(found) and of_second[cut:].all()
     assert_same(results[1], (results[0][0], None, results[0][2]))
+    of_machines = run_threads(
+        4, functools.partial(trained, fastopt.SGD, "f4", {"lr": 1.0}, 1, None, wire="bfloat16"), machines=[0, 0, 1, 1]
+    )
+    for own in of_machines:  # each machine's sum is rounded once, as that of one rank there
+        assert_same((own[0], None, own[2]), (of_machines[0][0], None, results[0][2]))
+    found = np.concatenate([p.reshape(-1) for p in of_machines[0][0].values()])
+    assert (found[:cut] == start[:cut] - (first + rounded_second)[:cut] / np.float32(8)).all()
+    assert (found[cut:] == start[cut:] - (rounded_first + second)[cut:] / np.float32(8)).all()
     with pytest.raises(ValueError, match=r"^wire: found 'bfloat16' with a float64 parameter"):
         fd.Synchronous(fastopt.SGD, parameters("f8"), slices=2, wire="bfloat16")
 
@@ -370,17 +414,17 @@ def with_memory_in_common(options, gradient=gradient):
 
 @WAYS
 @pytest.mark.parametrize("ranks", [None, 2, 3, 8])
-def test_parameters_and_gradients_in_common_memory(ranks, shares):
+def test_parameters_and_gradients_in_common_memory(ranks, machines):
     expected = trained_alone(fastopt.AdamW, "f4", {}, 2, 1.0)
     results = (
         [with_memory_in_common({})]
         if ranks is None
-        else run_threads(ranks, lambda: with_memory_in_common({}), shares=shares)
+        else run_threads(ranks, lambda: with_memory_in_common({}), machines=machines(ranks))
     )
     for found in results:
         assert_same(found, (*expected[:2], []))
     addresses = {found[0]["table"].ctypes.data for found in results}
-    assert len(addresses) == (1 if shares or ranks is None else ranks)
+    assert len(addresses) == (len({*machines(ranks)}) if ranks else 1)
 
 
 def test_rows_in_common_memory():
@@ -546,7 +590,7 @@ def test_a_step_is_refused_in_all_ranks():
 
 
 @WAYS
-def test_an_exception_in_a_rank_ends_all(shares):
+def test_an_exception_in_a_rank_ends_all(machines):
     def run():
         params = parameters()
         optimizer = fd.Synchronous(fastopt.SGD, params, slices=4)
@@ -559,7 +603,7 @@ def test_an_exception_in_a_rank_ends_all(shares):
 
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError, match="by this test"):
-        run_threads(4, run, shares=shares)
+        run_threads(4, run, machines=machines(4))
     assert threading.active_count() == before
 
 
