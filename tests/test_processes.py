@@ -194,6 +194,44 @@ except KeyboardInterrupt:
     assert out.strip() == "whole"
 
 
+def test_an_interrupt_leaves_whole_steps_of_rows_and_of_clipped_gradients():
+    """None is seen while gradients of rows are zeroed, nor while parameters' factors of `clip_norm` are set."""
+    out = python(
+        """
+import os, signal
+import numpy as np, fastopt
+from fastopt.binding import binding
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+def interrupting(function):
+    def call(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return function(*arguments)
+    return call
+def step(places, **options):
+    p = [np.ones((3, 2), "f4") for _ in range(2)]
+    values = [np.ones((n, 2), "f4") for n in (2, 3)]
+    g = [fastopt.RowSparse(np.arange(len(x)), x) for x in values]
+    opt = fastopt.SGD(p, lr=0.5)
+    kept = [(place, name, getattr(place, name)) for place, name in places]
+    for place, name, function in kept:
+        setattr(place, name, interrupting(function))
+    try:
+        opt.step(g, **options)
+    except KeyboardInterrupt:
+        print("interrupted", end=" ")
+    for place, name, function in kept:
+        setattr(place, name, function)
+    told = [x.tolist() for x in p], [int(s["step"]) for s in opt.state], [x.tolist() for x in values]
+    opt.step([np.ones((3, 2), "f4")] * 2)
+    return *told, [x.tolist() for x in p]
+zeroing, clipping = [(binding, "set_to_zero")], [(binding.Binding, "_put_factors")]
+print(step(zeroing, zero_grads=True) == step([], zero_grads=True))
+print(step(clipping, clip_norm=0.1) == step([], clip_norm=0.1))
+"""
+    )
+    assert out.split() == ["interrupted", "True"] * 2
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there are no such signals here")
 @pytest.mark.parametrize("backend", ["native", "numba"])
 def test_an_interrupt_ends_a_process_that_does_not_catch_it(backend):

@@ -177,6 +177,22 @@ def test_a_state_of_one_number_is_that(name, state):
     assert_same_bits([first, *optimizer.state[0].values()], [second, *other.state[0].values()])
 
 
+@pytest.mark.parametrize("value", [-1.0, 0.0, -np.inf, np.inf, np.nan])
+@pytest.mark.parametrize(("name", "state"), SINGLE)
+def test_a_state_of_one_number_may_be_any(name, state, value):
+    """What cannot be computed of it is NaN, as in C, also where Python would raise an error."""
+    at, found = RULES[name].state_names.index(state), []
+    for backend in ("native", "numba"):
+        param = np.ones(5, "f4")
+        states = make_states(name, CASES[f"{name}, varied"][1], param)
+        states[at][()] = value
+        with fastopt.use_backend(backend):
+            getattr(functional, name)(param, np.ones(5, "f4"), *states, step=3)
+        found.append([param, *states])
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("name", MEASURED)
 def test_numba_kernels_of_your_own(name):
     """`fold`, `measure`, `complete` and `update` in Numba, over one tensor of few elements."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -294,19 +295,21 @@ class Binding:
                 return
         if owner.groups.varying:
             owner.groups.read_varying(self.members)
-        if len(factors):
-            self._put_factors(tables, factors)
-        try:
-            if files is None:
-                self._run_all(runner, grad_scale, threads, clip_value)
-            else:
-                files.step(self.jobs, runner, grad_scale, threads)
-        finally:
+        leaves_rows = zero_grads and bool(self.rows or (self._base or self)._by_rows)
+        with held_back() if leaves_rows or len(factors) else nullcontext():
             if len(factors):
-                for job in self.jobs:
-                    job.progress.factors[:] = 1.0
-        if zero_grads:
-            self._zero_rows(grads)
+                self._put_factors(tables, factors)
+            try:
+                if files is None:
+                    self._run_all(runner, grad_scale, threads, clip_value)
+                else:
+                    files.step(self.jobs, runner, grad_scale, threads)
+            finally:
+                if len(factors):
+                    for job in self.jobs:
+                        job.progress.factors[:] = 1.0
+            if leaves_rows:
+                self._zero_rows(grads)
 
     def _put_factors(self, tables: Sequence[Gradients | RowSparse], factors: Sequence[np.ndarray]) -> None:
         """Give parameters the factors of their gradients' tables, dense ones first."""

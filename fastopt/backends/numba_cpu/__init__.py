@@ -31,6 +31,7 @@ try:
         kernel,
         segments,
         square_kernel,
+        stage_fold,
         tile_by_row,
         tile_measure,
         tile_update,
@@ -174,7 +175,7 @@ def _stored_table(job: DenseJob, coefficients: np.ndarray, folded: Folded, noise
 def _measure(job: DenseJob, coefficients: np.ndarray, folded: Folded, threads: int) -> None:
     """Measures a job's tensors, and completes their rows of coefficients."""
     rule, like = job.progress.rule, np.empty(0, job.dtype)
-    assert rule.by_tensor is not None
+    complete = stage_fold(rule)
     blocks = blocks_of(job.offsets)
     sums = np.empty((blocks[-1], len(rule.sums)))
     own = coefficients.copy()
@@ -190,7 +191,7 @@ def _measure(job: DenseJob, coefficients: np.ndarray, folded: Folded, threads: i
         row = coefficients[folded.row_of[i], 0]
         at = job.addresses[first_runs[i], width - len(rule.singles) :].tolist()
         singles = [array_of_number(address, job.dtype) for address in at]
-        found = rule.by_tensor.fold(*measured, *(float(single[0]) for single in singles), *row[OWN:count].tolist())
+        found = complete(*measured, *(float(single[0]) for single in singles), *row[OWN:count].tolist())
         for single, value in zip(singles, found, strict=False):
             single[0] = value
         row[count:] = found[len(singles) :]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import sys
 import types as pytypes
 from collections.abc import Callable
@@ -233,6 +234,17 @@ def compile_fold_prologue(rule: Rule) -> Any:
 def compile_rule(rule: Rule, function: Callable[..., Any]) -> Any:
     """Return a function of the rule's stage as an ``njit`` function."""
     return njit(**_inner)(bind(function, f"{rule.kernel}_{function.__name__}", **_primitives))
+
+
+def stage_fold(rule: Rule) -> Callable[..., Any]:
+    """Return the fold of the rule's stage over tensors for numbers of Python: it gives NaN where C does."""
+    assert rule.by_tensor is not None
+    return bind(rule.by_tensor.fold, rule.by_tensor.fold.__name__, sqrt=_root)
+
+
+def _root(x: float) -> float:
+    """The square root; NaN of a negative number, where Python's would be an error."""
+    return math.nan if x < 0 else math.sqrt(x)
 
 
 def digest(rule: Rule) -> str:
