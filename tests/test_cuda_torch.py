@@ -11,8 +11,11 @@ from .support import assert_same_bits, one_of_each_kind
 torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install -e ".[torch]"')
 pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
 
+import fastopt  # noqa: E402
 from fastopt import GradientNoise  # noqa: E402
+from fastopt import distributed as fd  # noqa: E402
 from fastopt import torch as optim  # noqa: E402
+from fastopt.distributed.carriers import run_threads  # noqa: E402
 from fastopt.drop_in.groups import is_counted  # noqa: E402
 from fastopt.rules import RULES  # noqa: E402
 
@@ -388,3 +391,27 @@ def test_too_little_memory_leaves_no_states_behind(gpu, device, monkeypatch):
         ours.step()
     assert not ours.state
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["fastopt.torch", "fastopt"])
+def test_ranks_exchange_tensors_through_the_host(device, kind, dtype):
+    def run(make):
+        generator = torch.Generator().manual_seed(0)
+        params = [
+            make(torch.randn(shape, generator=generator).to(dtype)).requires_grad_() for shape in [(33, 5), (9000,)]
+        ]
+        cls = optim.AdamW if kind == "fastopt.torch" else fastopt.AdamW
+        optimizer = fd.Synchronous(cls, params, slices=4, lr=0.1, rounding="master")
+        for step in range(2):
+            for number, _ in optimizer.slices(4):
+                generator = torch.Generator().manual_seed(10 * step + number)
+                for p in params:
+                    p.grad = make(torch.randn(tuple(p.shape), generator=generator).to(dtype))
+                optimizer.add(number)
+            optimizer.step(max_norm=1.0)
+        return [to_numpy(p) for p in params]
+
+    expected = run(lambda x: x)
+    for found in run_threads(2, lambda: run(device)):
+        assert_same_bits(found, expected)

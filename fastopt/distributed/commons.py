@@ -53,6 +53,9 @@ def shared(params: Any) -> Any:
     held, world = Held(params), current()
     if isinstance(held.structure, list):
         raise TypeError("params: found groups, expected arrays alone, of which groups can be made then")
+    for own, array, name in zip(held.given, held.arrays, held.names, strict=True):
+        if own is not array:
+            raise ValueError(f"{name}: found an array on a device, expected one on the CPU")
     check_alike(held.said(), world)
     sizes = [-(-memory.size // 64) * 64 for memory in held.memory]
     first = machine_of(world)[0] == world.rank

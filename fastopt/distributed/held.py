@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -12,14 +12,15 @@ import numpy as np
 from ..arrays.array import CPU, Array
 from ..arrays.checks import check_tensor
 from ..arrays.dtypes import dtype_name
-from ..arrays.libraries import view
+from ..arrays.libraries import fetch, floats_of, host_like, put, view
 from ..arrays.libraries.torch import detached, is_tensor
 from ..binding.structure import Given, read_params
 from .agreement import digest, said
+from .shards import Span
 
 
 class Held:
-    """Parameters as they are given: contiguous, on the CPU.
+    """Parameters, contiguous; of those on a CUDA device copies in the host's memory, which ranks exchange.
 
     Parameters
     ----------
@@ -34,8 +35,9 @@ class Held:
         Their structure.
     groups : list of Given
         Their groups.
-    names, arrays, views, memory : list
-        Of each parameter what messages call it, the array, its view, and its bytes.
+    names, given, arrays, views, memory : list
+        Of each parameter what messages call it, the array as given, and in the host's memory the array, its view, and
+        its bytes.
 
     Raises
     ------
@@ -47,10 +49,15 @@ class Held:
         self.params = list(params) if isinstance(params, Iterator) else params
         self.structure, self.groups = read_params(self.params)
         self.names: list[str] = list(chain.from_iterable(map(attrgetter("names"), self.groups)))
-        self.arrays: list[Any] = list(chain.from_iterable(map(attrgetter("arrays"), self.groups)))
-        self.views = list(map(view, self.arrays, self.names))
-        for array, name in zip(self.views, self.names, strict=True):
+        self.given: list[Any] = list(chain.from_iterable(map(attrgetter("arrays"), self.groups)))
+        views = list(map(view, self.given, self.names))
+        for array, name in zip(views, self.names, strict=True):
             _check(array, name)
+        self._away = {i: array for i, array in enumerate(views) if array.place is not CPU}
+        self._room: dict[int, Any] = {}  # for gradients that are on a device
+        self.arrays = [host_like(views[i]) if i in self._away else own for i, own in enumerate(self.given)]
+        self.views = list(map(view, self.arrays, self.names))
+        self.fetch(self.whole())
         self.memory = [array.numpy().reshape(-1).view(np.uint8) for array in self.views]
 
     def part(self, i: int, begin: int, end: int) -> Any:
@@ -60,10 +67,40 @@ class Held:
             own = self.views[i].numpy()
         return detached(own).reshape(-1)[begin:end]
 
+    def whole(self) -> list[Span]:
+        """All elements of all parameters."""
+        return [Span(i, 0, array.size) for i, array in enumerate(self.views)]
+
+    def fetch(self, spans: Iterable[Span]) -> None:
+        """Copy elements of those on a device to the host's memory, as they are now."""
+        for i, begin, end in spans if self._away else ():
+            if i in self._away:
+                fetch(self._away[i], detached(self.arrays[i]), begin, end)
+
+    def put(self) -> None:
+        """Copy those on a device there, as the host's memory has them."""
+        for i, array in self._away.items():
+            put(array, self.arrays[i])
+
     def fill(self, values: Sequence[np.ndarray]) -> None:
         """Take over elements of all, whose shapes and dtypes are these."""
         for memory, own in zip(self.memory, values, strict=True):
             memory[:] = np.ascontiguousarray(own).reshape(-1).view(np.uint8)
+        self.put()
+
+    def beside(self, i: int, array: Array) -> Array:
+        """A parameter's view where an array is: on its device, or in the host's memory."""
+        return self.views[i] if array.place is CPU else self._away.get(i, self.views[i])
+
+    def floats(self, i: int, grad: Array) -> np.ndarray:
+        """The elements of a parameter's gradient in the host's memory: of one on a device until its next one."""
+        if grad.place is CPU:
+            return floats_of(grad).reshape(-1)
+        room = self._room.get(i)
+        if room is None or view(room, "").dtype != grad.dtype:
+            room = self._room[i] = host_like(grad)
+        fetch(grad, room, 0, grad.size)
+        return floats_of(view(room, "")).reshape(-1)
 
     def build(self, arrays: Sequence[Any]) -> Any:
         """Other arrays in the structure of these; of groups a list of each one's."""
@@ -101,8 +138,6 @@ def grouped(groups: Sequence[Given], counts: Sequence[int], arrays: Sequence[Any
 
 
 def _check(array: Array, name: str) -> None:
-    if array.place is not CPU:
-        raise ValueError(f"{name}: found an array on {array.place.device}, expected one on the CPU")
     check_tensor([array], [name])
     if not array.dense:
         raise ValueError(f"{name}: found strides {array.strides}, expected a contiguous array")

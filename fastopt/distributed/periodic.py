@@ -72,7 +72,9 @@ class _Periodic:
         result = self.optimizer.step(*args, **kwargs)
         self.steps += 1
         if self.steps % self._every == 0:
+            self._held.fetch(self._held.whole())
             self._come_together()
+            self._held.put()
         return result
 
     def _come_together(self) -> None:
@@ -95,6 +97,7 @@ class _Periodic:
         TypeError
             A hyper-parameter is a callable that no file can hold; those of `fastopt.schedules` are plain data.
         """
+        self._held.fetch(self._held.whole())
         own, count = self.optimizer.state_dict(), len(self._held.arrays)
         common, groups = self._common()
         saved = {}
@@ -209,7 +212,7 @@ class LocalSGD(_Periodic):
     Parameters
     ----------
     optimizer : Optimizer
-        This rank's, of fastopt or fastopt.torch; its parameters are the same in all ranks, contiguous and on the CPU.
+        This rank's, of fastopt or fastopt.torch; its parameters are the same in all ranks, and contiguous.
     every : int
         The number of steps between means.
 
@@ -265,7 +268,7 @@ class Elastic(_Periodic):
     Attributes
     ----------
     center : list
-        The centre of each parameter, in order.
+        The centre of each parameter, in order, in the host's memory.
     optimizer, rank, ranks, steps
         As of `LocalSGD`.
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from .. import settings
+from ..arrays.array import CPU
 from ..arrays.checks import check_tensor
-from ..arrays.libraries import floats_of, view
+from ..arrays.libraries import view
 from ..arrays.libraries.torch import is_tensor
 from ..backends import PartRunner
 from ..backends.choice import host_backend, ieee_arithmetic
@@ -71,7 +72,8 @@ class Synchronous:
     optimizer : class
         A class of fastopt, as `fastopt.AdamW`, or of fastopt.torch, whose state dicts are torch's then.
     params : array, nested sequences and mappings of arrays, or list of group dicts
-        As for the class, contiguous and on the CPU. They are the same in all ranks, and updated in place in all.
+        As for the class, contiguous. They are the same in all ranks, and updated in place in all. Those on a CUDA
+        device go through the host's memory, where shards are updated and states are.
     slices : int
         The number of slices of a batch: a power of two, at least the number of ranks, at most 1024.
     wire : str
@@ -149,7 +151,8 @@ class Synchronous:
         self._layout = Layout(extents, world.size)
         self._parted = not any(extent.whole for extent in extents)  # a step can be done unit by unit
 
-        self._tables = [_Table(*part) for span in self._layout.spans(self.rank) for part in self._layout.tables(span)]
+        self._mine = self._layout.spans(self.rank)
+        self._tables = [_Table(*part) for span in self._mine for part in self._layout.tables(span)]
         owners = np.repeat(np.arange(len(held.groups)), self._group_sizes)
         counts = np.bincount([owners[table.span.parameter] for table in self._tables], minlength=len(held.groups))
         mine = [held.part(*span).reshape(shape) for span, shape in self._tables]
@@ -240,8 +243,8 @@ class Synchronous:
         for i, grad in enumerate(dense):
             if grad is not None:
                 array = view(grad, name := self._called(i))
-                check_tensor([self._held.views[i], array], [self._held.names[i], name])
-                placed.append((self._layout.ranges(self._layout.whole(i))[0].begin, floats_of(array).reshape(-1)))
+                check_tensor([self._held.beside(i, array), array], [self._held.names[i], name])
+                placed.append((i, array))
         for i, sparse in rows:
             kinds[i] = _ROWS
             summed[i] = self._check_rows(i, sparse)
@@ -250,7 +253,9 @@ class Synchronous:
             raise ValueError(
                 f"{self._called(i)}: found another kind of gradient than in other slices, expected the same"
             )
-        self._exchange.partial.add(number, placed)
+        at = [self._layout.ranges(self._layout.whole(i))[0].begin for i, _ in placed]
+        values = [self._held.floats(i, array) for i, array in placed]
+        self._exchange.partial.add(number, list(zip(at, values, strict=True)))
         for i, grad in summed.items():
             self._rows.setdefault(i, {})[number] = grad
         self._kinds = kinds
@@ -262,15 +267,16 @@ class Synchronous:
 
     def _own_gradients(self) -> list[Any]:
         """The gradients that torch's parameters have."""
-        for name, array in zip(self._held.names, self._held.arrays, strict=True):
+        for name, array in zip(self._held.names, self._held.given, strict=True):
             if not is_tensor(array):
                 raise TypeError(f"grads: found none, expected gradients, for {name} is no tensor of torch")
-        return [array.grad for array in self._held.arrays]
+        return [array.grad for array in self._held.given]
 
     def _check_rows(self, i: int, grad: RowSparse) -> RowSparse:
         """A gradient of rows, checked, with each row once."""
         name = self._called(i)
-        grad.check(self._held.views[i], [self._held.names[i], name])
+        names = [self._held.names[i], name]
+        grad.check(self._held.beside(i, grad.values), names)
         if not self._held.views[i].shape:
             raise ValueError(f"{name}: found rows, expected a dense gradient, for {self._held.names[i]} has none")
         if self._layout.extents[i].in_blocks:
@@ -284,7 +290,10 @@ class Synchronous:
             )
         if grad.duplicates != "sum":
             raise ValueError(f"{name}: found duplicates {grad.duplicates!r}, expected 'sum'")
-        return grad.coalesced()
+        summed = grad.coalesced()
+        if grad.values.place is not CPU:  # indices on a device have not been read before
+            summed.check(self._held.views[i], names)
+        return summed
 
     # ---- steps ----
 
@@ -320,6 +329,7 @@ class Synchronous:
         runner = cast(PartRunner, route.bound.runner_with(False, limits.clip_value))
         if owned.groups.varying:  # all ranks' are alike, and refused before anything is sent
             owned.groups.read_varying([k for k, (span, _) in enumerate(self._tables) if kinds[span.parameter]])
+        self._held.fetch(self._mine)
         with self._exchange.flight(route.units) as flight:
             if by_norm or not self._parted:
                 for k in range(len(route.parts)):
@@ -347,6 +357,7 @@ class Synchronous:
                 if limits.clip_norm is not None:
                     for progress in owned.groups.progress:
                         progress.factors[:] = 1.0
+        self._held.put()
         self._forget()
         self.steps += 1
 
@@ -515,8 +526,10 @@ class Synchronous:
     def _move(self, train: bool) -> None:
         if not isinstance(self.optimizer, Evaluated):
             raise TypeError(f"optimizer: found {type(self.optimizer).__name__}, expected a Schedule-Free class")
+        self._held.fetch(self._mine)
         self.optimizer._move(train)
         self._exchange.give()
+        self._held.put()
 
     # ---- states ----
 
@@ -583,6 +596,7 @@ class Synchronous:
         """
         if any(self._world.all_gather(bool(self._added))):
             raise ValueError("grads: found some added, expected none in a checkpoint: step() before it")
+        self._held.fetch(self._mine)
         own = self.optimizer.state_dict()
         parts, shapes = [], {}
         for k, (span, _) in enumerate(self._tables):

@@ -13,7 +13,7 @@ from ..checks import require_backend
 from ..dtypes import BFLOAT16, compute_dtype, dtype_name, numpy_dtype, widened
 from .dlpack import view_dlpack
 from .numpy import buffer_of, view_numpy
-from .torch import LIBRARY, detached, full_like, is_tensor, tensor_of, torch_layout, view_torch
+from .torch import LIBRARY, detached, full_like, is_tensor, pinned_like, tensor_of, torch_layout, view_torch
 
 _CPU, _CUDA = 1, 2  # DLPack's device types
 
@@ -167,6 +167,34 @@ def set_to_zero(array: Array) -> None:
         array.numpy()[...] = 0
     else:
         assign(detached(array.owner), 0)
+
+
+def host_like(array: Array) -> Any:
+    """A new array in the host's memory like one on a device: torch's of a tensor, else NumPy's."""
+    if array.place.library == LIBRARY:
+        return pinned_like(array.owner)
+    return np.empty(array.shape, numpy_dtype(array.dtype))
+
+
+def fetch(array: Array, into: Any, begin: int, end: int) -> None:
+    """Copy neighbouring elements of an array on a device to a contiguous one of `host_like`; this waits for them."""
+    own = into.reshape(-1)[begin:end]
+    if array.place.library == LIBRARY:
+        own.copy_(array.owner.detach().reshape(-1)[begin:end])
+        return
+    from . import cuda
+
+    cuda.fetch(array, own.view(np.uint8), begin, end)
+
+
+def put(array: Array, values: Any) -> None:
+    """Copy all elements of a contiguous array of `host_like` to one on a device, where they are when this returns."""
+    if array.place.library == LIBRARY:
+        array.owner.detach().copy_(values)
+        return
+    from . import cuda
+
+    cuda.put(array, values)
 
 
 def to_host(array: Array) -> np.ndarray:

@@ -119,6 +119,20 @@ def assign(own: Any, value: Any) -> None:
         driver.device_of(there.place.number).fill(there.address, values)
 
 
+def fetch(array: Array, into: np.ndarray, begin: int, end: int) -> None:
+    """Copy the bytes of neighbouring elements to the host, once they are there."""
+    if not array.dense:
+        into[:] = np.ascontiguousarray(to_host(array)).reshape(-1)[begin:end].view(np.uint8)
+    elif into.size:
+        address = array.address + begin * array.dtype.itemsize
+        driver.device_of(array.place.number).download(address, into, driver.stream_of(array.place)())
+
+
+def put(array: Array, values: np.ndarray) -> None:
+    """Write all elements of a contiguous array, behind what its stream has to do, and wait for it."""
+    driver.device_of(array.place.number).fill(array.address, values, driver.stream_of(array.place)())
+
+
 def to_host(array: Array) -> np.ndarray:
     """A copy of an array's elements on the host, once they are there."""
     low, high = array.extent()

@@ -133,10 +133,11 @@ class Device:
                 arguments[2 : 2 + len(part)] = part  # the third argument, all of it
                 self._upload.launch(1, stream)
 
-    def fill(self, address: int, values: np.ndarray) -> None:
-        """Writes an array's bytes to memory: this waits for it."""
+    def fill(self, address: int, values: np.ndarray, stream: int = 0) -> None:
+        """Writes an array's bytes to memory once the stream gets there: this waits for it."""
         with self.current():
-            _checked(driver.cuMemcpyHtoD(address, values.ctypes.data, values.nbytes))
+            _checked(driver.cuMemcpyHtoDAsync(address, values.ctypes.data, values.nbytes, stream))
+            _checked(driver.cuStreamSynchronize(stream))
 
     def host_words(self, count: int) -> HostWords:
         """Words of the host's memory, at first 0, that the device can write."""

@@ -89,6 +89,12 @@ def full_like(like: Any, dtype: str, shape: tuple[int, ...], value: Any) -> Any:
     return like.new_full(shape, value, dtype=kind)
 
 
+def pinned_like(x: Any) -> Any:
+    """A new tensor like one on a CUDA device, in the host's memory, which the device copies from and to directly."""
+    torch = sys.modules[LIBRARY]
+    return torch.empty(tuple(x.shape), dtype=x.dtype, pin_memory=torch.cuda.is_available())
+
+
 def coo_rows(tensor: Any, name: str) -> tuple[Any, Any] | None:
     """The indices and values of a sparse COO tensor; None for one of another layout.
 
