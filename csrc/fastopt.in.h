@@ -231,7 +231,8 @@ typedef struct {
     int64_t count;              /* lookups, below 2^32 */
     const void *indices;        /* [count], in [0, rows) */
     int32_t index_size;         /* 4 or 8 bytes */
-    int32_t duplicates;         /* the meaning of several lookups of a row: FASTOPT_SUM, one step of their sum;
+    int32_t duplicates;         /* the meaning of several lookups of a row: FASTOPT_SUM, one step of their sum, which is
+                                 * added up in groups of 32 lookups in order, then of 32 groups, and so on;
                                  * FASTOPT_SEQUENTIAL, a step each, in order; FASTOPT_HOGWILD, a step each as threads
                                  * come to them, without locks */
     const int64_t *source;      /* [count]: the gradient's row for each lookup; NULL: row i for lookup i */

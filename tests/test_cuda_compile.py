@@ -65,6 +65,7 @@ def target_of(kind):
 def plain_kinds():
     yield from (runs._MAP_CHUNKS, rows._BEGIN, rows._COUNT, rows._ADD_UP, rows._ORDER)
     yield from map(rows.bags_of, (F4, F8))
+    yield from (compiler.groups_of(*of) for of in ((F4, IN_F4), (F4, IN_BF16), (F4, IN_F2), (F8, IN_F8)))
     yield from map(squares_of, compiler.CODES)
     yield from map(scale_of, compiler.CODES)
 

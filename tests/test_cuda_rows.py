@@ -49,6 +49,25 @@ def test_rows_have_the_cpus_bits(gpu, case, indices_dtype):
     assert_equal(there, here)
 
 
+@pytest.mark.parametrize(("name", "sizes", "width"), [
+    ("sgd", (1, 31, 0, 32, 33, 64, 65), 6),
+    ("rowwise_adagrad", (33, 70, 5), 7),
+    ("sgd", (7, 1023, 5, 1024, 1025, 1057, 2080), 1),
+    pytest.param("sgd", (3, 32768, 32769 + 1024, 40), 1, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_rows_of_many_lookups_have_the_cpus_tree(gpu, name, sizes, width):
+    rng = np.random.default_rng(0)
+    indices = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    values = rng.standard_normal((len(indices), width)).astype(F4)
+    param = rng.standard_normal((len(sizes), width)).astype(F4)
+    there, here = on_both([param, *make_states(name, hyper_of(name), param)])
+    gradient = RowSparse(DeviceArray(indices), DeviceArray(values, read_only=True))
+    with without_waiting(gpu):
+        getattr(functional, name)(there[0], gradient, *there[1:], step=1, **hyper_of(name))
+    getattr(functional, name)(here[0], RowSparse(indices, values), *here[1:], step=1, **hyper_of(name))
+    assert_equal(there, here)
+
+
 @pytest.mark.parametrize("name", ["adam", "rowwise_adagrad"])
 def test_rows_have_the_cpus_noise(name):
     rng = np.random.default_rng(0)

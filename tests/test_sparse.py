@@ -17,6 +17,7 @@ from fastopt.jobs.job import DUPLICATES
 from fastopt.jobs.tables import check_rows
 from fastopt.rules import RULES
 
+from .oracle.rows import sum_rows
 from .pages import example
 from .support import CASES, assert_same_bits, compiled_for_each, make_states, misaligned
 
@@ -58,13 +59,9 @@ def put_rows(name, arrays, chosen, own):
 def brute_force(name, hyper, arrays, indices, values, duplicates, step):
     """The dense rule on each row that is named: with the sum of its gradients, or with one after the other."""
     function = getattr(functional, name)
+    summed = sum_rows(indices, values)
     for row in np.unique(indices):
-        mine = values[indices == row]
-        if duplicates == "sum":
-            total = mine[0].copy()
-            for g in mine[1:]:
-                total = total + g
-            mine = [total]
+        mine = [summed[row]] if duplicates == "sum" else values[indices == row]
         own = rows_of(name, arrays, [row])
         for g in mine:
             function(own[0], np.asarray(g)[None], *own[1:], step=step, **hyper)
@@ -115,6 +112,86 @@ def test_racing_threads_lose_no_row_that_is_named_once(backend):
         functional.sgd(p, gradient, step=1, lr=0.5, backend=backend, threads=threads)
         results.append(p)
     assert_same_bits(*([r] for r in results))
+
+
+FEW = (0, 1, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025)
+MANY = (32767, 5, 32768, 0, 32769, 4095, 4096, 4097)
+TREES = [(FEW, width) for width in (*range(1, 18), 63, 64, 65, 128, 256, 600)] + [(MANY, 3), (MANY, 16)]
+
+
+def of_sizes(sizes, width, dtype="f4"):
+    """Shuffled lookups, of row r as many as sizes[r], and their gradients."""
+    rng = np.random.default_rng(width)
+    indices = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    values = rng.standard_normal((len(indices), width)).astype(dtype)
+    return indices, values
+
+
+def sums_of(indices, values, rows):
+    """The sum of each row by the oracle."""
+    sums = np.zeros((rows, *values.shape[1:]), np.result_type(values.dtype, np.float32))
+    for row, total in sum_rows(indices, values.astype(sums.dtype)).items():
+        sums[row] = total
+    return sums
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_sum_of_a_row_is_a_tree_of_32(backend):
+    for sizes, width in TREES:
+        indices, values = of_sizes(sizes, width)
+        want = sums_of(indices, values, len(sizes))
+        for threads in (1, 2):
+            got = np.zeros((len(sizes), width), "f4")
+            gradient = RowSparse(indices, values)
+            functional.sgd(got, gradient, step=1, lr=1.0, maximize=True, backend=backend, threads=threads)
+            assert_same_bits([got], [want])
+        coalesced = RowSparse(indices, values).coalesced()
+        assert_same_bits([coalesced.values.numpy()], [want[np.unique(indices)]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["f8", "f2"])
+def test_the_tree_of_other_dtypes(dtype, backend):
+    for width in (3, 64, 600):
+        indices, values = of_sizes(FEW, width, dtype)
+        want = sums_of(indices, values, len(FEW))
+        got = np.zeros((len(FEW), width), want.dtype)
+        functional.sgd(got, RowSparse(indices, values), step=1, lr=1.0, maximize=True, backend=backend)
+        assert_same_bits([got], [want])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_tree_of_weighted_bags(backend):
+    indices, _ = of_sizes(FEW, 1)
+    rng = np.random.default_rng(0)
+    offsets = np.sort(rng.integers(0, len(indices), 50))
+    offsets[0] = 0
+    values, weights = rng.standard_normal((50, 20), np.float32), rng.standard_normal(len(indices), np.float32)
+    expanded = np.repeat(values, np.diff([*offsets, len(indices)]), axis=0) * weights[:, None]
+    got = np.zeros((len(FEW), 20), "f4")
+    gradient = RowSparse.bags(indices, offsets, values, weights)
+    functional.sgd(got, gradient, step=1, lr=1.0, maximize=True, backend=backend)
+    assert_same_bits([got], [sums_of(indices, expanded, len(FEW))])
+
+
+@pytest.mark.parametrize("width", [1, 20, 64, 600])
+@pytest.mark.parametrize("storage", [{}, {"gradient_noise": fastopt.GradientNoise(0.1)}])
+@pytest.mark.parametrize("name", ["adam", "rowwise_adagrad"])
+def test_threads_and_backends_agree_on_rows_of_many_lookups(name, storage, width):
+    """Tiles of several rows, rows of several tiles, gradients that are prepared: the sum is the same tree."""
+    indices, values = of_sizes((*FEW, 4097, 9000), width)
+    results = []
+    for backend, threads in (("native", 1), ("native", 2), ("native", 4), ("numba", 1), ("numba", 2)):
+        arrays = table(name, {}, len(FEW) + 2, (width,), "f4")
+        own = {"backend": backend, "threads": threads, **storage}
+        getattr(functional, name)(arrays[0], RowSparse(indices, values), *arrays[1:], step=1, lr=0.1, **own)
+        results.append(arrays)
+    for arrays in results[1:]:
+        assert_same_bits(arrays, results[0])
+    if not storage:
+        want = table(name, {}, len(FEW) + 2, (width,), "f4")
+        brute_force(name, {"lr": 0.1}, want, indices, values, "sum", 1)
+        assert_same_bits(results[0], want)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

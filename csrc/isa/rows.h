@@ -39,35 +39,112 @@ INLINE void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
     }
 }
 
-/* Writes the sum of the gradients of lookups [first, last), each times its weight, in order. */
+/* A row's gradients are added up in a tree: its lookups in their order, GROUP of them one after the other, then the sums
+ * of these groups in the same way, until one is left. It is the same for any number of threads. */
+#define GROUP 32
+#define TREE_DEPTH 6 /* levels above the first: 32^7 lookups are more than there can be */
+
+typedef real FN(vector) __attribute__((vector_size(LANES * 4)));
+
+/* Adds up count vectors each of n gradients, in order, and writes the sums. */
+INLINE void FN(add_vectors)(const char *const *from, const real *weights, int n, int64_t i, const int count, real *tile)
+{
+    const int lanes = sizeof(FN(vector)) / sizeof(real);
+    FN(vector) sums[4], x;
+    for (int q = 0; q < n; q++)
+        for (int k = 0; k < count; k++) {
+            memcpy(&x, from[q] + (i + k * lanes) * (int64_t)sizeof(real), sizeof x);
+            if (weights)
+                x = weights[q] * x;
+            sums[k] = q ? sums[k] + x : x;
+        }
+    for (int k = 0; k < count; k++)
+        memcpy(tile + i + k * lanes, &sums[k], sizeof x);
+}
+
+/* Writes the sum of n gradients, in order. */
+INLINE void FN(sum_rows)(const char *const *from, const real *weights, int n, int64_t m, real *tile)
+{
+    const int lanes = sizeof(FN(vector)) / sizeof(real);
+    int64_t i = 0;
+    for (; i + 4 * lanes <= m; i += 4 * lanes)
+        FN(add_vectors)(from, weights, n, i, 4, tile);
+    for (; i + lanes <= m; i += lanes)
+        FN(add_vectors)(from, weights, n, i, 1, tile);
+    for (; i < m; i++) {
+        real sum = 0, x;
+        for (int q = 0; q < n; q++) {
+            memcpy(&x, from[q] + i * (int64_t)sizeof(real), sizeof x);
+            if (weights)
+                x = weights[q] * x;
+            sum = q ? sum + x : x;
+        }
+        tile[i] = sum;
+    }
+}
+
+/* Writes the sum of the gradients of at most GROUP lookups [first, last), each times its weight, in order. */
+static void FN(sum_group)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m, real *tile)
+{
+    const int dtype = FN(dtype_at)(s, GRADIENT), n = (int)(last - first);
+    const char *from[GROUP];
+    real weights[GROUP], converted[TILE];
+    for (int q = 0; q < n; q++) {
+        const int64_t place = s->lookups[first + q].place;
+        from[q] = FN(lookup_gradient)(s, place, column);
+        if (s->rows->weights)
+            weights[q] = ((const real *)s->rows->weights)[place];
+        if (column == 0)
+            FN(prefetch_lookup)(s, first + q + LOOKUPS_AHEAD);
+    }
+    if (dtype == COMPUTE) {
+        if (s->rows->weights)
+            FN(sum_rows)(from, weights, n, m, tile);
+        else
+            FN(sum_rows)(from, NULL, n, m, tile);
+        return;
+    }
+    for (int q = 0; q < n; q++) {
+        const real weight = s->rows->weights ? weights[q] : 1;
+        FN(read_floats)(dtype, converted, from[q], FN(element_size)(dtype), m);
+        for (int64_t i = 0; i < m; i++)
+            tile[i] = q ? tile[i] + weight * converted[i] : weight * converted[i];
+    }
+}
+
+/* Adds a tile, the sum of group g of a row's lookups, to the sums of groups of groups, level by level. After the last of
+ * the groups the tile is the sum of all. */
+static void FN(add_group)(real (*sums)[TILE], real *tile, int64_t m, int64_t g, int is_last)
+{
+    for (int64_t more = 1; more; sums++, g /= GROUP) { /* g: which of its level's sums the tile is */
+        for (int64_t i = 0; i < m; i++) {
+            tile[i] = g % GROUP ? (*sums)[i] + tile[i] : tile[i];
+            (*sums)[i] = tile[i];
+        }
+        more = is_last ? g >= GROUP : g % GROUP == GROUP - 1;
+    }
+}
+
+/* Writes the sum of the gradients of more than GROUP lookups. */
+NOINLINE void FN(sum_tree)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m, real *tile)
+{
+    const int64_t groups = (last - first + GROUP - 1) / GROUP;
+    real sums[TREE_DEPTH][TILE];
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t begin = first + g * GROUP;
+        FN(sum_group)(s, begin, last < begin + GROUP ? last : begin + GROUP, column, m, tile);
+        FN(add_group)(sums, tile, m, g, g + 1 == groups);
+    }
+}
+
+/* Writes the sum of the gradients of lookups [first, last), each times its weight. */
 static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m,
                               real *tile)
 {
-    const int dtype = FN(dtype_at)(s, GRADIENT);
-    real converted[TILE];
-    for (int64_t q = first; q < last; q++) {
-        const int64_t place = s->lookups[q].place;
-        const char *from = FN(lookup_gradient)(s, place, column);
-        real weight = 1, x;
-        if (column == 0)
-            FN(prefetch_lookup)(s, q + LOOKUPS_AHEAD);
-        if (s->rows->weights)
-            weight = ((const real *)s->rows->weights)[place];
-        if (dtype != COMPUTE) {
-            FN(read_floats)(dtype, converted, from, FN(element_size)(dtype), m);
-            from = (const char *)converted;
-        }
-        if (q == first)
-            for (int64_t i = 0; i < m; i++) {
-                memcpy(&x, from + i * (int64_t)sizeof(real), sizeof x);
-                tile[i] = weight * x;
-            }
-        else
-            for (int64_t i = 0; i < m; i++) {
-                memcpy(&x, from + i * (int64_t)sizeof(real), sizeof x);
-                tile[i] = tile[i] + weight * x;
-            }
-    }
+    if (last - first <= GROUP)
+        FN(sum_group)(s, first, last, column, m, tile);
+    else
+        FN(sum_tree)(s, first, last, column, m, tile);
 }
 
 /* The pass over a segment's row from `column` on. The storage says that the summed gradient is of the compute type. */

@@ -43,8 +43,9 @@ class RowSparse:
         What a row that is named several times means.
 
         ``"sum"``, the default
-            its gradients are summed first, in their order: the same bits whatever the number of threads
-            (as torch's ``coalesce``, FBGEMM, TorchBigGraph).
+            its gradients are summed first (as torch's ``coalesce``, FBGEMM, TorchBigGraph): in their order, 32 of them
+            one after the other, then the sums of these groups in the same way, until one is left. So the sum has the
+            same bits on every backend and for any number of threads.
         ``"sequential"``
             a step for each of its gradients, in their order (as TensorFlow's raw operation).
         ``"hogwild"``

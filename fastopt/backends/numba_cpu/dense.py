@@ -11,7 +11,7 @@ from numba import njit
 from ...rules import FIRST_STATE, GRADIENT, OWN
 from ..numba_cache import INNER
 from .memory import address_of, call, fetch_add, gather, load, on_stack, scatter
-from .tiles import TILE, prologue
+from .tiles import GROUP, LEVELS, TILE, add_group, prologue
 
 
 def run_kernel(
@@ -60,16 +60,20 @@ def run_kernel(
 
 
 @njit(**INNER)
-def _sum_gradients(tile, address, stride, n, places, source, weights):
-    """The sum of what lookups have, each times its weight, in order; of each gradient's row n elements from where the
-    first row's begin.
+def _sum_gradients(tile, sums, address, stride, n, places, source, weights):
+    """The sum of what lookups have, each times its weight; of each gradient's row n elements from where the first row's
+    begin.
     """
-    for q in range(places.size):
-        row = source[places[q]] if source.size else places[q]
-        weight = weights[places[q]] if weights.size else weights.dtype.type(1)
-        for i in range(n):
-            x = weight * load(address + row * stride + i * tile.itemsize, tile)
-            tile[i] = x if q == 0 else tile[i] + x
+    groups = -(-places.size // GROUP)
+    for g in range(groups):
+        for q in range(g * GROUP, min((g + 1) * GROUP, places.size)):
+            row = source[places[q]] if source.size else places[q]
+            weight = weights[places[q]] if weights.size else weights.dtype.type(1)
+            for i in range(n):
+                x = weight * load(address + row * stride + i * tile.itemsize, tile)
+                tile[i] = x if q % GROUP == 0 else tile[i] + x
+        if groups > 1:
+            add_group(sums, tile, n, g, groups)
 
 
 def row_kernel(addresses, strides, lookups, own, inputs, update, like, counter, share):
@@ -78,6 +82,7 @@ def row_kernel(addresses, strides, lookups, own, inputs, update, like, counter, 
     arrays, copies, itemsize = len(addresses), len(own), like.itemsize
     at, shared = on_stack(arrays, np.int64), on_stack(TILE, like)
     tiles = on_stack(arrays * TILE, like).reshape(arrays, TILE)
+    sums = on_stack(LEVELS * TILE, like).reshape(LEVELS, TILE)
     direct = True
     for j in range(arrays):
         direct = direct and np.int64(addresses[j]) % itemsize == 0 and strides[j] % itemsize == 0
@@ -96,7 +101,7 @@ def row_kernel(addresses, strides, lookups, own, inputs, update, like, counter, 
                 step = starts[u + 1] - starts[u] if summed else 1
                 for q in range(starts[u], starts[u + 1], step):
                     mine = places[q : q + step]
-                    _sum_gradients(tiles[GRADIENT], gradients, strides[GRADIENT], m, mine, source, weights)
+                    _sum_gradients(tiles[GRADIENT], sums, gradients, strides[GRADIENT], m, mine, source, weights)
                     call(update, m, address_of(at), address_of(own), copies, address_of(shared))
                 if not direct:
                     for j in range(arrays - inputs):
@@ -114,6 +119,7 @@ def whole_row_kernel(addresses, strides, lookups, own, update, by_row, like, cou
     params, grads, at = on_stack(TILE, like), on_stack(TILE, like), on_stack(FIRST_STATE, np.int64)
     at[0], at[GRADIENT] = address_of(params), address_of(grads)
     state, square, rate, lanes = on_stack(1, like), on_stack(1, like), on_stack(OWN + 1, like), on_stack(16, np.float64)
+    sums = on_stack(LEVELS * TILE, like).reshape(LEVELS, TILE)
     rate[:OWN] = c[:OWN]
     while True:
         begin = fetch_add(counter, share)
@@ -127,7 +133,7 @@ def whole_row_kernel(addresses, strides, lookups, own, update, by_row, like, cou
                     m = min(TILE, width - column)
                     gather(params, np.int64(addresses[0]) + row * strides[0] + column * itemsize, itemsize, m)
                     gradients = np.int64(addresses[GRADIENT]) + column * itemsize
-                    _sum_gradients(grads, gradients, strides[GRADIENT], m, mine, source, weights)
+                    _sum_gradients(grads, sums, gradients, strides[GRADIENT], m, mine, source, weights)
                     for i in range(m):
                         x = np.float64(prologue(params[i], grads[i], c[0], c[1], c[2])[1])
                         lanes[i % 16] += x * x
@@ -145,7 +151,7 @@ def whole_row_kernel(addresses, strides, lookups, own, update, by_row, like, cou
                     gather(params, address, itemsize, m)
                     if width > TILE:  # what the tile held is gone
                         gradients = np.int64(addresses[GRADIENT]) + column * itemsize
-                        _sum_gradients(grads, gradients, strides[GRADIENT], m, mine, source, weights)
+                        _sum_gradients(grads, sums, gradients, strides[GRADIENT], m, mine, source, weights)
                     call(update, m, address_of(at), address_of(rate), 1, 0)
                     scatter(params, address, itemsize, m)
         if begin + share >= starts.size - 1:

@@ -36,8 +36,10 @@ from .memory import (
 )
 
 TILE = 1024  # elements, whole blocks; the tiles of a rule's arrays fit the first-level cache
-GROUP = 128  # elements that have their random numbers from the same counters
-_COUNTERS = GROUP // 8
+GROUP = 32  # lookups of a row whose gradients are added one after the other, and sums of groups
+LEVELS = 6  # of sums of groups: 32**7 lookups are more than there can be
+_DRAWN = 128  # elements that have their random numbers from the same counters
+_COUNTERS = _DRAWN // 8
 _FLOAT32, _FLOAT64, _BFLOAT16 = CODES[np.dtype(np.float32)], CODES[np.dtype(np.float64)], CODES[BFLOAT16]
 
 prologue: Any = njit(**INNER)(rules.prologue)
@@ -90,7 +92,7 @@ def _space(arrays, like):
         on_stack(arrays * TILE, like).reshape(arrays, TILE),
         on_stack(arrays, np.int64),
         on_stack(TILE, like),
-        on_stack((TILE + 2 * GROUP) // 2, np.uint32),
+        on_stack((TILE + 2 * _DRAWN) // 2, np.uint32),
         on_stack(TILE + 8, np.float32),
     )
 
@@ -222,14 +224,14 @@ def _store_blocks(code, tile, address, n, element, step):
 @njit(**INNER)
 def _random(words, element, n, step, seed):
     """Random numbers of 16 bits for n elements."""
-    first = element // GROUP
-    for group in range(first, (element + n - 1) // GROUP + 1):
-        at = (group - first) * GROUP // 2
+    first = element // _DRAWN
+    for group in range(first, (element + n - 1) // _DRAWN + 1):
+        at = (group - first) * _DRAWN // 2
         for k in range(_COUNTERS):
             w = convert.philox_of(group * _COUNTERS + k, step, seed)
             for q in range(4):
                 words[at + q * _COUNTERS + k] = w[q]
-    return array_at(address_of(words) + element % GROUP * 2, n, np.uint16)
+    return array_at(address_of(words) + element % _DRAWN * 2, n, np.uint16)
 
 
 @njit(**INNER)
@@ -480,17 +482,37 @@ def measure_kernel(
 
 
 @njit(**INNER)
-def _sum_gradients(tile, converted, code, address, stride, n, places, source, weights):
-    """The sum of what lookups have, each times its weight, in order; of each gradient's row n elements from where the
-    first row's begin.
+def add_group(sums, tile, n, g, groups):
+    """Adds a tile, the sum of group g of a row's lookups, to the sums of groups of groups, level by level: the tree of
+    sums that all backends have. After the last of the groups the tile is the sum of all.
     """
-    for q in range(places.size):
-        row = source[places[q]] if source.size else places[q]
-        weight = weights[places[q]] if weights.size else weights.dtype.type(1)
-        x = array_at(_load_tile(code, converted, address + row * stride, n), n, tile)
+    level, at = 0, g
+    while True:  # at: which of its level's sums it is
+        to, last = sums[level], g == groups - 1
         for i in range(n):
-            y = weight * x[i]
-            tile[i] = y if q == 0 else tile[i] + y
+            tile[i] = tile[i] if at % GROUP == 0 else to[i] + tile[i]
+            to[i] = tile[i]
+        if at < GROUP if last else at % GROUP < GROUP - 1:
+            return
+        level, at = level + 1, at // GROUP
+
+
+@njit(**INNER)
+def _sum_gradients(tile, sums, converted, code, address, stride, n, places, source, weights):
+    """The sum of what lookups have, each times its weight; of each gradient's row n elements from where the first row's
+    begin.
+    """
+    groups = -(-places.size // GROUP)
+    for g in range(groups):
+        for q in range(g * GROUP, min((g + 1) * GROUP, places.size)):
+            row = source[places[q]] if source.size else places[q]
+            weight = weights[places[q]] if weights.size else weights.dtype.type(1)
+            x = array_at(_load_tile(code, converted, address + row * stride, n), n, tile)
+            for i in range(n):
+                y = weight * x[i]
+                tile[i] = y if q % GROUP == 0 else tile[i] + y
+        if groups > 1:
+            add_group(sums, tile, n, g, groups)
 
 
 @njit(**INNER)
@@ -520,6 +542,7 @@ def row_kernel(addresses, strides, lookups, own, noise, element, step, stored, c
     width, rows, places, starts, source, weights, summed = lookups
     space, at = _space(arrays, like), on_stack(arrays, np.int64)
     grads, converted = on_stack(TILE, like), on_stack(TILE, like)
+    sums = on_stack(LEVELS * TILE, like).reshape(LEVELS, TILE)
     state, square, lanes = on_stack(1, like), on_stack(1, like), on_stack(16, np.float64)
     rate, size = on_stack(OWN + 1, like), _size(stored[GRADIENT], like)
     for k in range(OWN):
@@ -540,8 +563,9 @@ def row_kernel(addresses, strides, lookups, own, noise, element, step, stored, c
                         _find_row(at, addresses, strides, row, column, stored, like)
                         gradients = np.int64(addresses[GRADIENT]) + column * size
                         _sum_gradients(
-                            grads, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
-                        )
+                            grads, sums, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source,
+                            weights,
+                        )  # fmt: skip
                         if s.options & PREPARED:
                             number, place = element + row * width + column, address_of(grads)
                             _prepare(grads, place, n, s, scale, deviation, number, step, space.deviates)
@@ -559,7 +583,7 @@ def row_kernel(addresses, strides, lookups, own, noise, element, step, stored, c
                     _find_row(at, addresses, strides, row, column, stored, like)
                     gradients = np.int64(addresses[GRADIENT]) + column * size
                     _sum_gradients(
-                        grads, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
+                        grads, sums, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
                     )
                     at[GRADIENT] = address_of(grads)
                     number = element + row * width + column

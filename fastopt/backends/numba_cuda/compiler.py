@@ -173,7 +173,7 @@ class RowKernelSpec(KernelSpec):
     """
 
     duplicates: int = 0
-    integers: ClassVar[int] = 12
+    integers: ClassVar[int] = 13
 
     @property
     def name(self) -> str:
@@ -336,6 +336,13 @@ def squares_of(dtype: np.dtype) -> Plain:
 def scale_of(dtype: np.dtype) -> Plain:
     """The kernel that multiplies floats of a dtype."""
     return Plain("scale", (*integers(5), types.float64), _of_floats(dtype), dtype_name(dtype))
+
+
+@cache
+def groups_of(real: np.dtype, gradient: int) -> Plain:
+    """The kernel that adds up groups of a row's gradients, which are stored as a code says, in a dtype."""
+    names = (("OWN", CODES[real]), ("REAL", real.type), ("STORED", (CODES[real], gradient)))
+    return Plain("sum_groups", integers(13), names, f"{_NAMES[gradient]}_in_{real.name}")
 
 
 def _of_floats(dtype: np.dtype) -> tuple[tuple[str, Any], ...]:

@@ -662,6 +662,7 @@ def square_sums(addresses, strides, offsets, blocks, sums, runs, count):
 SUM, HOGWILD = DUPLICATES.index("sum"), DUPLICATES.index("hogwild")
 DIGIT = 4  # bits that lookups are ordered by at a time
 PART = 32  # lookups that a thread deals with, one after the other
+GROUP = 32  # lookups of a row whose gradients are added one after the other, and sums of groups
 SCANNERS = 1024  # threads that add up counters, of one block
 
 
@@ -742,12 +743,83 @@ def find_bags(offsets, wide, bags, source, weights, lookups):
             store(weights + _size(OWN) * i, REAL(1) / REAL(size))
 
 
-def _sum_gradients(x, address, stride, i, n, first, last, places, source, weights):
-    """The sum of what lookups have for a thread's elements, each times its weight, in order."""
+def _first_of(rows, q):
+    """The first of a row's lookups, of which q is one."""
+    row, before, first = load(rows + 8 * q, int64), int64(-1), q
+    while first - before > 1:
+        middle = (before + first) // 2
+        if load(rows + 8 * middle, int64) == row:
+            first = middle
+        else:
+            before = middle
+    return first
+
+
+def _end_of(rows, q, lookups):
+    """The end of a row's lookups, of which q is one: it looks twice as far each time, then between."""
+    row, last, end = load(rows + 8 * q, int64), q, q + 1
+    while end < lookups and load(rows + 8 * end, int64) == row:
+        last, end = end, end + 2 * (end - q)
+    end = min(end, lookups)
+    while end - last > 1:
+        middle = (last + end) // 2
+        if load(rows + 8 * middle, int64) == row:
+            last = middle
+        else:
+            end = middle
+    return end
+
+
+def _address_of(place, address, stride, source):
+    """The address of a lookup's gradient."""
+    return address + (load(source + 8 * place, int64) if source else place) * stride
+
+
+def sum_groups(
+    addresses, strides, width, threads, rows, places, lookups, bad, source, weights, sums, below, size
+):  # fmt: skip
+    """Adds up the gradients of groups of `size` lookups of one row, which are 32, or 32 groups of those `below`.
+
+    A row's groups begin at its first lookup. The sum of one that begins at lookup q is number q // size: so many
+    threads write it, if there is one that begins there.
+    """
+    thread = int64(cuda.grid(1))
+    number, lane = thread // threads, thread % threads
+    q = (number + 1) * size - 1  # of whichever group begins there
+    if q >= lookups or load(bad, int64):
+        return
+    first = q - (q - _first_of(rows, q)) % size
+    last = first + size - 1
+    if last >= lookups or load(rows + 8 * last, int64) != load(rows + 8 * q, int64):
+        return  # those left are no whole group
+    address, stride = load(addresses + 8 * GRADIENT, int64), load(strides + 8 * GRADIENT, int64)
+    for i in range(lane, width, threads):
+        total = REAL(0)
+        for k in range(GROUP):
+            if below:
+                x = load(below + ((first // (size // GROUP) + k) * width + i) * _size(OWN), REAL)
+            else:
+                place = load(places + 8 * (first + k), int64)
+                x = load(weights + _size(OWN) * place, REAL) if weights else REAL(1)
+                gradient = _address_of(place, address, stride, source)
+                x *= _value(STORED[GRADIENT], gradient + i * _size(STORED[GRADIENT]))
+            total = x if k == 0 else total + x
+        store(sums + (number * width + i) * _size(OWN), total)
+
+
+def _sum_gradients(x, address, stride, i, n, first, last, places, source, weights, sums, lookups):
+    """The sum of what lookups have for a thread's elements, each times its weight.
+
+    It is a tree: GROUP lookups are added one after the other, then the groups' sums in the same way, until one is left.
+    Of more lookups than a group has, the sums of whole groups are there: those of GROUP lookups from `sums` on, behind
+    them those of GROUP times as many, and so on.
+    """
     gradient = cuda.local.array((1, LANES), REAL)
-    for q in range(first, last):
+    count = last - first
+    rest = first if count <= GROUP else last - count % GROUP
+    for q in range(rest, last):
         place = load(places + 8 * q, int64)
-        row = address + (load(source + 8 * place, int64) if source else place) * stride
+        row = _address_of(place, address, stride, source)
         weight = load(weights + _size(OWN) * place, REAL) if weights else REAL(1)
         if ALIGNED:
             _read_aligned(gradient, 0, STORED[GRADIENT], row + i * _size(STORED[GRADIENT]))
@@ -755,7 +827,23 @@ def _sum_gradients(x, address, stride, i, n, first, last, places, source, weight
             gradient[0, 0] = _value(STORED[GRADIENT], row + i * _size(STORED[GRADIENT]))
         for k in range(LANES):
             y = weight * gradient[0, k]
-            x[GRADIENT, k] = y if q == first else x[GRADIENT, k] + y
+            x[GRADIENT, k] = y if q == rest else x[GRADIENT, k] + y
+    if count <= GROUP:
+        return
+    begun, size = rest < last, int64(GROUP)
+    while size <= count:
+        groups = count // size
+        rest = groups - groups % GROUP  # those before are in groups of groups
+        for k in range(LANES):
+            total = REAL(0)
+            for group in range(rest, groups):
+                y = load(sums + ((first // size + group) * n + i + k) * _size(OWN), REAL)
+                total = y if group == rest else total + y
+            if rest < groups:
+                x[GRADIENT, k] = total + x[GRADIENT, k] if begun else total
+        begun = begun or rest < groups
+        sums += lookups // size * n * _size(OWN)
+        size *= GROUP
 
 
 def update_row_elements(
@@ -778,21 +866,24 @@ def update_row_elements(
     places,
     source,
     weights,
+    sums,
+    lookups,
 ):
     """Update n elements of a row with the sum of its gradients."""
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
-    _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights)
+    _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights, sums, lookups)
     _update_and_write(x, at, strides, i, n, c, element + i, step, seed, noise_seed, decay, rest, limit, deviation)
 
 
 def square_of(
-    at, strides, i, n, c, element, step, noise_seed, limit, deviation, stride, first, last, places, source, weights
-):
+    at, strides, i, n, c, element, step, noise_seed, limit, deviation, stride, first, last, places, source, weights,
+    sums, lookups,
+):  # fmt: skip
     """The square of an element's gradient, after the prologue."""
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
-    _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights)
+    _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights, sums, lookups)
     scale = c[0][0]
     deviates = cuda.local.array(1, float32)
     if OPTIONS & NOISE:
@@ -821,6 +912,8 @@ def _mean_square(
     places,
     source,
     weights,
+    sums,
+    lookups,
 ):
     """The mean square of a row's gradient: sixteen partial sums, added up by every thread of the warp."""
     partial, total = 0.0, 0.0
@@ -828,7 +921,7 @@ def _mean_square(
         for i in range(lane, width, 16):
             partial += square_of(
                 at, strides, i, width, c, element, step, noise_seed, limit, deviation, stride, first, last, places,
-                source, weights,
+                source, weights, sums, lookups,
             )  # fmt: skip
     for k in range(16):
         total += cuda.shfl_sync(EVERYONE, partial, k)
@@ -836,7 +929,7 @@ def _mean_square(
 
 
 def update_rows(
-    addresses, strides, width, threads, rows, places, lookups, bad, source, weights, element,
+    addresses, strides, width, threads, rows, places, lookups, bad, source, weights, sums, element,
     step, seed, noise_seed, decay, rest, limit, deviation, own,
 ):  # fmt: skip
     """Updates the rows that lookups name, ordered by row, each by so many threads.
@@ -850,10 +943,7 @@ def update_rows(
     row = load(rows + 8 * u, int64)
     if DUPLICATE_RULE != HOGWILD and u > 0 and load(rows + 8 * (u - 1), int64) == row:
         return  # whoever has the row's first lookup has all of them
-    end = u + 1
-    if DUPLICATE_RULE != HOGWILD:
-        while end < lookups and load(rows + 8 * end, int64) == row:
-            end += 1
+    end = u + 1 if DUPLICATE_RULE == HOGWILD else _end_of(rows, u, lookups)
     at, inner = cuda.local.array(ARRAYS, int64), cuda.local.array(ARRAYS, int64)
     misaligned = int64(0)
     for j in range(ARRAYS):
@@ -872,7 +962,7 @@ def update_rows(
         if BY_ROW:
             square = _mean_square(
                 lane, at, inner, width, own, element, step, noise_seed, limit, deviation, stride, first, last, places,
-                source, weights,
+                source, weights, sums, lookups,
             )  # fmt: skip
             rate = REAL(0)
             if lane == 0:
@@ -905,6 +995,8 @@ def update_rows(
                 places,
                 source,
                 weights,
+                sums,
+                lookups,
             )
         for i in range(whole + lane, width, threads):
             update_any(
@@ -927,6 +1019,8 @@ def update_rows(
                 places,
                 source,
                 weights,
+                sums,
+                lookups,
             )
         if BY_ROW:
             cuda.syncwarp()  # and read again, if another lookup of the row follows

@@ -10,15 +10,17 @@ import numpy as np
 from ...arrays.array import Array
 from ...arrays.dtypes import CODES
 from ...arrays.libraries import driver
-from .compiler import Plain, RowKernelSpec, integers, ptx_of
-from .kernels import DIGIT, HOGWILD, PART, SCANNERS, THREADS, WARP
+from ...rules import GRADIENT
+from .compiler import Plain, RowKernelSpec, groups_of, integers, ptx_of
+from .kernels import DIGIT, GROUP, HOGWILD, PART, SCANNERS, SUM, THREADS, WARP
 
 if TYPE_CHECKING:
     from ...jobs.job import RowJob
 
 _BEGIN, _COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
 _ADD_UP, _ORDER = Plain("add_up_counters", integers(2)), Plain("order_by_digit", integers(8))
-_FIRST_REAL = 14  # among the arguments of `kernels.update_rows`
+_THREADS_OF_SUMS = WARP  # that add up the gradients of a group
+_FIRST_REAL = 15  # among the arguments of `kernels.update_rows`
 
 
 class RowLaunch:
@@ -35,9 +37,11 @@ class RowLaunch:
         self._stream_of = driver.stream_of(job.place)
         self._device = driver.device_of(job.place.number)
         self._kind = RowKernelSpec(rule.kernel, progress.copies, job.dtype, stored, options, duplicates=rows.duplicates)
+        self._of_groups = groups_of(job.dtype, job.codes[GRADIENT])
         vectors = max(1, rows.width // self._kind.lanes)
         self._threads = WARP if rule.by_row else min(WARP, 1 << (vectors - 1).bit_length())
         self._lookups = rows.indices.size if rows.width else 0
+        self._sizes = _sizes_of_groups(self._lookups) if rows.duplicates == SUM else []
         self._workers = -(-self._lookups // PART)
         self._memory: driver.Memory | None = None
 
@@ -60,11 +64,14 @@ class RowLaunch:
         for array in (self._rows.source, self._rows.weights):
             if array is not None and isinstance(array.owner, driver.Memory):  # `find_bags` made it
                 array.owner.used_on(stream)
-        ptx_of(self._kind, self._device.capability)  # compiled before anything is done
+        for kind in (self._kind, self._of_groups)[: 2 if self._sizes else 1]:
+            ptx_of(kind, self._device.capability)  # compiled before anything is done
         if self._lookups:
             # Two words that are zero, tables of addresses and strides, rows and places twice, counters.
             words = 2 + 2 * len(self._order) + 4 * self._lookups
-            self._memory = self._device.allocate(8 * words + 4 * (self._workers << DIGIT), stream)
+            counters = 4 * (self._workers << DIGIT)
+            sums = sum(map(self._bytes_of_sums, self._sizes))
+            self._memory = self._device.allocate(8 * words + counters + sums, stream)
         return stream
 
     def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
@@ -90,19 +97,28 @@ class RowLaunch:
                 self._run(_ADD_UP, 1, stream, counters_at, workers << DIGIT, threads=SCANNERS)
                 self._run(_ORDER, parts, stream, *ordered, *other, counters_at, lookups, workers, shift)
                 ordered, other = other, ordered
+        source = 0 if rows.source is None else rows.source.address
+        weights = 0 if rows.weights is None else rows.weights.address
+        half = bad + 16 + 4 * len(tables)
+        sums = counters_at + 4 * (workers << DIGIT)
+        to, below = sums, 0
+        for size in self._sizes:
+            self._run(
+                self._of_groups, -(-(lookups // size) * _THREADS_OF_SUMS // THREADS), stream,
+                bad + 16, half, width, _THREADS_OF_SUMS, *ordered, lookups, bad, source, weights, to, below, size,
+            )  # fmt: skip
+            to, below = to + self._bytes_of_sums(size), to
         kind = self._kind
         kernel = device.kernel(
             ptx_of(kind, device.capability), kind.name, _FIRST_REAL + 4 + coefficients[0].size, THREADS
         )
-        source = 0 if rows.source is None else rows.source.address
-        weights = 0 if rows.weights is None else rows.weights.address
-        half = bad + 16 + 4 * len(tables)
         element = 0 if job.elements is None else job.elements[0]
         storage, step = job.storage, job.progress.steps[job.members[0]]
         noise = None if storage is None else storage.noise
         numbers = (step, 0 if storage is None else storage.seed, 0 if noise is None else noise.seed)
         kernel.arguments[:_FIRST_REAL] = np.array(
-            [bad + 16, half, width, self._threads, *ordered, lookups, bad, source, weights, element, *numbers], object
+            [bad + 16, half, width, self._threads, *ordered, lookups, bad, source, weights, sums, element, *numbers],
+            object,
         ).astype(np.uint64)
         reals = kernel.arguments[_FIRST_REAL:].view(job.dtype)[:: 8 // job.dtype.itemsize]
         decay, limit = (0.0, 0.0) if storage is None else (storage.average_decay, storage.clip_value)
@@ -110,10 +126,22 @@ class RowLaunch:
         reals[:] = [decay, 1.0 - decay, limit, deviation, *coefficients[0]]
         kernel.launch(-(-lookups * self._threads // THREADS), stream)
 
+    def _bytes_of_sums(self, size: int) -> int:
+        """The bytes of as many sums as there can be groups of so many lookups."""
+        return self._lookups // size * self._rows.width * self._job.dtype.itemsize
+
     def _run(self, kind: Plain, blocks: int, stream: int, *arguments: int, threads: int = THREADS) -> None:
         kernel = self._device.kernel(ptx_of(kind, self._device.capability), kind.name, len(kind.arguments), threads)
         kernel.arguments[:] = arguments
         kernel.launch(blocks, stream)
+
+
+def _sizes_of_groups(lookups: int) -> list[int]:
+    """How many lookups a row's groups have whose sums are added up by themselves, by level."""
+    sizes: list[int] = []
+    while (size := GROUP ** (len(sizes) + 1)) <= lookups:
+        sizes.append(size)
+    return sizes
 
 
 def bags_of(real: np.dtype) -> Plain:
