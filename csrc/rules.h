@@ -369,6 +369,20 @@ MEASURE(swats)
     factors[1][1] = g;
 }
 
+/* ---- adaptive_revision ---- */
+UPDATE(adaptive_revision)
+{
+    const real behind = s->grad_sum - s->snapshot, before = c->lr / SQRT(s->z_max), cross = g * behind;
+    s->z = s->z + (g * g + (cross + cross));
+    s->z_max = FN(maximum)(s->z_max, s->z);
+    const real root = SQRT(s->z_max);
+    *p = *p - c->lr * g / root;
+    const real revised = *p + (before - c->lr / root) * behind;
+    *p = behind == 0 ? *p : revised; /* else -0 would be 0, and the bits not Adagrad's */
+    s->grad_sum = s->grad_sum + g;
+    s->snapshot = c->read == 0 ? s->snapshot : s->grad_sum;
+}
+
 #ifdef FASTOPT_FOLDS
 
 /* Sets a coefficient to the hyper-parameter of its name, and the one with the suffix _c to 1 less it. */
@@ -739,6 +753,12 @@ STAGE(swats)
     one->phase = ends ? 1.0 : one->phase;
     c->step_rate = c->beta1_c * one->rate;
     c->kept = ends ? 0.0 : 1.0;
+}
+
+FOLD(adaptive_revision)
+{
+    c->lr = h->lr;
+    c->read = h->read;
 }
 
 #endif

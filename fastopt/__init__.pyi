@@ -25,7 +25,7 @@ from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dic
 from . import schedules as schedules
 from .schedules import Demon as Demon
 
-__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AdaptiveRevision', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 
 class SGD(Optimizer):
     """Stochastic gradient descent: a step against the gradient.
@@ -2735,6 +2735,89 @@ class SWATS(Optimizer):
         *,
         betas: ValuePair = (0.9, 0.999),
         eps: Value = 1e-09,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AdaptiveRevision(Optimizer):
+    """Adagrad for gradients that come late: the rates of those applied meanwhile are revised.
+
+    ::
+
+        b = s - r
+        z += g^2 + 2*g*b
+        m' = max(m, z)
+        p -= lr*g/sqrt(m')
+        p += (lr/sqrt(m) - lr/sqrt(m'))*b
+        m = m'
+        s += g
+        r = s
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    s is ``grad_sum``, and r the ``snapshot``: the sum when the gradient's worker read the
+    parameter. Each worker has one of its own, and all have the other states in common. With one
+    worker, which reads after each step, b is 0, and the steps are those of
+    ``Adagrad(initial_accumulator_value=1, eps=0)``. ``read=False`` leaves the snapshot as it is.
+    8-bit states are too coarse for the difference of two sums.
+
+    Source: McMahan and Streeter 2014, Delay-tolerant algorithms for asynchronous distributed online
+    learning.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.01
+        Learning rate. A finite number >= 0.
+    initial_accumulator_value : float or callable, default 1.0
+        What z and its maximum begin at. A finite number > 0.
+    read : bool, default True
+        The gradient's worker reads the parameter after this step.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``grad_sum``, ``z``, ``z_max``, ``snapshot``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.AdaptiveRevision(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.910557, -1.902986]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.01,
+        *,
+        initial_accumulator_value: Value = 1.0,
+        read: bool = True,
         weight_decay: Value = 0.0,
         decoupled_weight_decay: Value = 0.0,
         maximize: bool = False,

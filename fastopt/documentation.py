@@ -367,8 +367,8 @@ def function_text(rule: Rule) -> str:
     shape = f"(1, {shape})" if start is not START else shape
     called = ", ".join(("p", *rule.state_names))
     begin = [
-        f"np.full({shape}, {given['lr']})"
-        if state.begins == "lr"
+        f"np.full({shape}, {given[str(state.begins)]})"
+        if given.get(str(state.begins))
         else "np.zeros(())"
         if state.single
         else f"np.zeros({shape})"
@@ -381,7 +381,7 @@ def function_text(rule: Rule) -> str:
         f">>> {called} = {values}",
         f">>> fastopt.functional.{rule.name}(p, 2 * {called}, {read}step=1, lr=0.1)",
         f">>> p.round({digits}).tolist()",
-        _after_a_step(rule, {**given, **dict.fromkeys(rule.initial, 0.0)}),
+        _after_a_step(rule, given),
     ]
     return "\n".join((*lines, *_section("Examples", example)))
 

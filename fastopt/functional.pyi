@@ -44,7 +44,7 @@ from typing import Literal, SupportsIndex
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'swats', 'muon']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'swats', 'adaptive_revision', 'muon']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -2839,6 +2839,84 @@ def swats(
     >>> fastopt.functional.swats(p, 2 * p, exp_avg, exp_avg_sq, exp_avg2, phase, rate, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.9, -1.9]
+    """
+
+def adaptive_revision(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    grad_sum: Array | Sequence[Array],
+    z: Array | Sequence[Array],
+    z_max: Array | Sequence[Array],
+    snapshot: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    read: bool = True,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adaptive_revision, in place.
+
+    Adagrad for gradients that come late: the rates of those applied meanwhile are revised.
+
+    ::
+
+        b = s - r
+        z += g^2 + 2*g*b
+        m' = max(m, z)
+        p -= lr*g/sqrt(m')
+        p += (lr/sqrt(m) - lr/sqrt(m'))*b
+        m = m'
+        s += g
+        r = s
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    s is ``grad_sum``, and r the ``snapshot``: the sum when the gradient's worker read the
+    parameter. Each worker has one of its own, and all have the other states in common. With one
+    worker, which reads after each step, b is 0, and the steps are those of
+    ``Adagrad(initial_accumulator_value=1, eps=0)``. ``read=False`` leaves the snapshot as it is.
+    8-bit states are too coarse for the difference of two sums.
+
+    Source: McMahan and Streeter 2014, Delay-tolerant algorithms for asynchronous distributed online
+    learning.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    grad_sum, z, z_max, snapshot : array, or list of arrays
+        States, which are updated too. They begin at zero, z at the class's
+        initial_accumulator_value, z_max at the class's initial_accumulator_value.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    read : bool, default True
+        The gradient's worker reads the parameter after this step.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, grad_sum, z, z_max, snapshot = np.array([1.0, -2.0]), np.zeros(2), np.full(2, 1.0), np.full(2, 1.0), np.zeros(2)
+    >>> fastopt.functional.adaptive_revision(p, 2 * p, grad_sum, z, z_max, snapshot, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.910557, -1.902986]
     """
 
 def muon(

@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from ._types import Number, NumberPair, Numbers, StateDtype
 from .jobs.noise import GradientNoise
 
-__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SWATS', 'SparseAdam', 'Muon', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SWATS', 'AdaptiveRevision', 'SparseAdam', 'Muon', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
@@ -3111,6 +3111,97 @@ class SWATS(Optimizer):
         *,
         betas: NumberPair = (0.9, 0.999),
         eps: Number = 1e-09,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class AdaptiveRevision(Optimizer):
+    """Adagrad for gradients that come late: the rates of those applied meanwhile are revised.
+
+    ::
+
+        b = s - r
+        z += g^2 + 2*g*b
+        m' = max(m, z)
+        p -= lr*g/sqrt(m')
+        p += (lr/sqrt(m) - lr/sqrt(m'))*b
+        m = m'
+        s += g
+        r = s
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    s is ``grad_sum``, and r the ``snapshot``: the sum when the gradient's worker read the
+    parameter. Each worker has one of its own, and all have the other states in common. With one
+    worker, which reads after each step, b is 0, and the steps are those of
+    ``Adagrad(initial_accumulator_value=1, eps=0)``. ``read=False`` leaves the snapshot as it is.
+    8-bit states are too coarse for the difference of two sums.
+
+    Source: McMahan and Streeter 2014, Delay-tolerant algorithms for asynchronous distributed online
+    learning.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.01
+        Learning rate. A finite number >= 0.
+    initial_accumulator_value : float, default 1.0
+        What z and its maximum begin at. A finite number > 0.
+    read : bool, default True
+        The gradient's worker reads the parameter after this step.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``grad_sum``, ``z``, ``z_max``, ``snapshot``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.AdaptiveRevision([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.910557, -1.902986]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.01,
+        *,
+        initial_accumulator_value: Number = 1.0,
+        read: bool = True,
         weight_decay: Number = 0.0,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,

@@ -60,6 +60,7 @@ VARIED = {
     "lamb": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-5, "eps_root": 1e-7},
     "swats": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-3},
     "novograd": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-5, "eps_root": 1e-7, "grad_averaging": True},
+    "adaptive_revision": {"lr": 0.05},
 }
 DECAY = {"weight_decay": 0.02, "decoupled_weight_decay": 0.03}
 # Forms that an option of a rule makes, beside the two of every rule.
@@ -84,6 +85,7 @@ FORMS = {
     "amsgrad, Keras's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "eps": 1e-3, "eps_hat": True}),
     "novograd, the paper's": ("novograd", {**VARIED["novograd"], "grad_averaging": False}),
     "lars, optax's": ("lars", {**VARIED["lars"], "lr_inside": True, "decay_inside": True}),
+    "adaptive_revision, unread": ("adaptive_revision", {**VARIED["adaptive_revision"], "read": False}),
     "amsgrad, optax's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "max_corrected": True}),
 }
 
@@ -140,9 +142,10 @@ def make_states(name, hyper, param):
     copies = copies_of(name, hyper)
     shapes = [RULES[name].state_shape(state, param.shape, copies) for state in RULES[name].state_names]
     made = []
+    begins = {**RULES[name].defaults(), **hyper}
     for state, shape in zip(RULES[name].states, shapes, strict=True):
         dtype = param.dtype if param.dtype.itemsize > 2 or not state.single else "f4"
-        made.append(np.full(shape, hyper.get(state.begins, 0.0), dtype))
+        made.append(np.full(shape, begins.get(state.begins, 0.0), dtype))
     return made
 
 

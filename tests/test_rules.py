@@ -188,6 +188,8 @@ def test_a_state_that_is_never_negative_is_none_after_steps(name):
     p0, grads = parameter(203), gradients(203, 20)
     _, states = ORACLES[name](p0, grads, **hyper)
     for state in rule.states:
+        if (name, state.name) == ("adaptive_revision", "z"):
+            continue  # negative where workers take turns: test_delayed.py
         assert state.single or state.positive == bool((states[state.name] >= 0).all()), state.name
 
 

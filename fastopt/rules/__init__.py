@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from . import adam, adaptive, layerwise, matrix, momentum
+from . import adam, adaptive, delayed, layerwise, matrix, momentum
 from .base import (
     COMMON,
     FIRST_STATE,
@@ -27,7 +27,9 @@ from .base import (
 from .matrix import Library, MatrixRule
 
 #: Every rule by name. It drives the classes, the functional forms, the C table, the Numba kernels, the tests.
-RULES = MappingProxyType({rule.name: rule for family in (momentum, adaptive, adam, layerwise) for rule in family.RULES})
+RULES = MappingProxyType(
+    {rule.name: rule for family in (momentum, adaptive, adam, layerwise, delayed) for rule in family.RULES}
+)
 #: Every rule of whole matrices by name, whose ends are rules of the table.
 MATRIX_RULES = MappingProxyType({rule.name: rule for rule in matrix.RULES})
 #: All of both.

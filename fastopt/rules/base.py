@@ -174,12 +174,15 @@ class State:
     single : bool
         True for one number of a whole tensor, of shape ``()`` and in the compute type, which a stage's fold reads and
         writes. Such states are the last.
+    copy_of : str, optional
+        The state that it is a copy of, from when a worker read the parameter: of several workers each has its own.
     """
 
     name: str
     positive: bool = False
     begins: str | None = None
     single: bool = False
+    copy_of: str | None = None
 
 
 @dataclass(frozen=True)

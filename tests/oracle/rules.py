@@ -519,6 +519,18 @@ def swats(t, g, m, v, average, phase, rate, *, lr=1e-3, beta1=0.9, beta2=0.999, 
     return -step, m, v, *map(g.dtype.type, (average, phase, rate))
 
 
+@oracle(s="grad_sum", z="z", largest="z_max", r="snapshot")
+def adaptive_revision(t, g, s, z, largest, r, *, lr=1e-2, initial_accumulator_value=1.0, read=True):
+    """McMahan and Streeter, 2014: what was applied since the worker read, b, has the new rate for the old."""
+    if t == 1:
+        z = largest = np.full_like(g, initial_accumulator_value)
+    b = s - r
+    z = z + g**2 + 2 * g * b
+    before, largest = largest, np.maximum(largest, z)
+    s = s + g
+    return lr / np.sqrt(largest) * (g + b) - lr / np.sqrt(before) * b, s, z, largest, s if read else r
+
+
 def dynamic_bounds(t, final_lr, gamma):
     """AdaBound's interval of learning rates, which closes on `final_lr`."""
     return final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))
