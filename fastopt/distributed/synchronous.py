@@ -87,7 +87,9 @@ class Synchronous:
     params : object
         The parameters, as given.
     optimizer : Optimizer
-        Of this rank's shard: its ``param_groups`` have the hyper-parameters, which are to change in all ranks alike.
+        Of this rank's shard: its ``param_groups`` have the hyper-parameters, which are to change in all ranks alike. Of
+        a class of fastopt.torch, a ``torch.optim.Optimizer`` of the whole parameters instead, whose step is this one's:
+        for torch's schedulers and ``zero_grad()``.
     rank, ranks : int
         The number of this rank, and of all.
     steps : int
@@ -157,7 +159,8 @@ class Synchronous:
         counts = np.bincount([owners[table.span.parameter] for table in self._tables], minlength=len(held.groups))
         mine = [held.part(*span).reshape(shape) for span, shape in self._tables]
         options["first_element"] += self._layout.cuts[self.rank]
-        self.optimizer: Optimizer = optimizer(grouped(held.groups, counts.tolist(), mine), **options)
+        self._own: Optimizer = optimizer(grouped(held.groups, counts.tolist(), mine), **options)
+        self.optimizer: Any = self._stepped() if self._of_torch else self._own
 
         nodes = [aligned(self._begin(rank), self._begin(rank + 1)) for rank in range(world.size)]
         self._exchange = Exchange(
@@ -167,6 +170,19 @@ class Synchronous:
         self._kinds: list[int] | None = None
         self._added: set[int] = set()
         self._rows: dict[int, dict[int, RowSparse]] = {}
+
+    def _stepped(self) -> Any:
+        """An optimizer of torch for schedulers, over whole parameters."""
+        from .stepped import Stepped  # which needs torch
+
+        held, defaults = self._held, type(self._own)._arguments.defaults
+        groups = [
+            {**group, "params": own["params"]}
+            for group, own in zip(
+                self._own.param_groups, grouped(held.groups, self._group_sizes, held.given), strict=True
+            )
+        ]
+        return Stepped(self, groups, defaults)
 
     def _check_slices(self, slices: Any) -> int:
         expected = f"a power of two, at least {self.ranks}, the number of ranks, and at most {MAX_SLICES}"
@@ -317,14 +333,22 @@ class Synchronous:
         RankDied
             Another rank has ended.
         """
+        if self._of_torch:
+            self.optimizer.step(max_norm, clip_norm, clip_value)  # of which torch's schedulers and hooks are told
+        else:
+            self._step(max_norm, clip_norm, clip_value)
+
+    def _step(self, max_norm: float | None, clip_norm: float | None, clip_value: float | None) -> None:
+        if self._of_torch:
+            self.optimizer.tell(self._own.param_groups)
         limits = Limits.of(max_norm, clip_norm, clip_value)
         kinds = self._agree(limits)
         by_norm = limits.max_norm is not None or limits.clip_norm is not None
         route = self._route(kinds, sums_first=by_norm or not self._parted)
-        threads = self.optimizer._owned.threads or settings.threads
+        threads = self._own._owned.threads or settings.threads
         rows = {i: self._exchange_rows(i) for i, kind in enumerate(kinds) if kind == _ROWS}
         scale = 1.0 / self._count
-        owned = self.optimizer._owned
+        owned = self._own._owned
         # Of arrays on the CPU, so that it runs parts.
         runner = cast(PartRunner, route.bound.runner_with(False, limits.clip_value))
         if owned.groups.varying:  # all ranks' are alike, and refused before anything is sent
@@ -373,7 +397,7 @@ class Synchronous:
             with ieee_arithmetic(), np.errstate(all="ignore"):
                 own = clip_factors(squares.norms(len(given)) * scale, limits.clip_norm)
             factors = dict(zip(given, own.tolist(), strict=True))
-            groups = self.optimizer._owned.groups
+            groups = self._own._owned.groups
             for k, (span, _) in enumerate(self._tables):
                 groups.progress[groups.of[k]].factors[k] = factors.get(span.parameter, 1.0)
         return scale
@@ -419,7 +443,7 @@ class Synchronous:
 
     def _bind(self, chosen: Sequence[bool], gradient: Callable[[Span], np.ndarray]) -> Binding:
         grads = (gradient(span).reshape(shape) if chosen[span.parameter] else None for span, shape in self._tables)
-        return self.optimizer._owned.bind(tuple(grads))
+        return self._own._owned.bind(tuple(grads))
 
     def _places(self, bound: Binding) -> Callable[[Sequence[Span]], list[tuple[int, int, int]]]:
         """What tells where spans are in the jobs of a binding."""
@@ -482,7 +506,7 @@ class Synchronous:
             if span.parameter in rows:
                 width = self._layout.extents[span.parameter].width
                 grads[k] = rows_of_table(rows[span.parameter], span, shape, width)
-        owned = self.optimizer._owned
+        owned = self._own._owned
         limits = None if clip_value == math.inf else Limits(None, None, clip_value)
         owned.step(tuple(grads), scale, limits, False, False)
         mine = []
@@ -524,10 +548,10 @@ class Synchronous:
         self._move(True)
 
     def _move(self, train: bool) -> None:
-        if not isinstance(self.optimizer, Evaluated):
-            raise TypeError(f"optimizer: found {type(self.optimizer).__name__}, expected a Schedule-Free class")
+        if not isinstance(self._own, Evaluated):
+            raise TypeError(f"optimizer: found {type(self._own).__name__}, expected a Schedule-Free class")
         self._held.fetch(self._mine)
-        self.optimizer._move(train)
+        self._own._move(train)
         self._exchange.give()
         self._held.put()
 
@@ -541,7 +565,7 @@ class Synchronous:
         dict or None
             On rank 0 what the class's own ``state_dict()`` would have, of whole parameters, copied; elsewhere None.
         """
-        own = self.optimizer.state_dict()
+        own = self._states()
         parts = [(span, own["state"][k]) for k, (span, _) in enumerate(self._tables)]
         told = self._world.gather([(span, dict(state)) for span, state in parts])
         if told is None:
@@ -549,6 +573,12 @@ class Synchronous:
         whole = join_states([part for theirs in told for part in theirs], self._held.views, self._rules, self._copies)
         found = {"state": whole, "param_groups": self._numbered(own["param_groups"])}
         return torch_state_dict(found) if self._of_torch else found
+
+    def _states(self) -> dict[str, Any]:
+        """The state dict of this rank's shard."""
+        if self._of_torch:
+            self.optimizer.tell(self._own.param_groups)
+        return self._own.state_dict()
 
     def _numbered(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Groups with the numbers of whole parameters."""
@@ -571,9 +601,11 @@ class Synchronous:
         TypeError, ValueError
             It is not this optimizer's; nothing has changed.
         """
-        self.optimizer.load_state_dict(
+        self._own.load_state_dict(
             split_states(state_dict, self._group_sizes, self._tables, self._held.views, self._rules)
         )
+        if self._of_torch:
+            self.optimizer.follow(self._own.param_groups)
 
     def save(self, directory: Any) -> None:
         """Writes a checkpoint that any number of ranks can load, one process and torch too; see `read_checkpoint`.
@@ -597,7 +629,7 @@ class Synchronous:
         if any(self._world.all_gather(bool(self._added))):
             raise ValueError("grads: found some added, expected none in a checkpoint: step() before it")
         self._held.fetch(self._mine)
-        own = self.optimizer.state_dict()
+        own = self._states()
         parts, shapes = [], {}
         for k, (span, _) in enumerate(self._tables):
             i, values = span.parameter, {}
@@ -611,7 +643,7 @@ class Synchronous:
                     whole[name] = state_shape(rule, name, self._held.views[i], copies, values[name].dtype)
                     values[name] = values[name].reshape(copies_in(rule, name, copies), -1)
             parts.append(checkpoint.Part(span, values))
-        about = {"optimizer": type(self.optimizer).__name__, "parameters": self._held.described()}
+        about = {"optimizer": type(self._own).__name__, "parameters": self._held.described()}
         groups = self._numbered(own["param_groups"])
         checkpoint.write(directory, self._world, self.steps, parts, shapes, about, groups)
 
@@ -639,7 +671,7 @@ class Synchronous:
         if path is None:
             return 0
         with closing(checkpoint.Reader(path)) as reader:
-            checkpoint.check(reader, type(self.optimizer).__name__, self._held.described())
+            checkpoint.check(reader, type(self._own).__name__, self._held.described())
             mine = {span.parameter for span in self._layout.spans(self.rank)}
             states = {i: reader.states(i) for i in sorted(mine)}
             loaded = [reader.parameter(i) for i in range(len(self._held.views))]

@@ -687,3 +687,66 @@ def test_torchs_classes_are_taken():
         fd.Synchronous(optim.SGD, [torch.zeros(3)], slices=1, capturable=True)
     with pytest.raises(TypeError, match=r"^optimizer: found .*SparseAdam"):
         fd.Synchronous(optim.SparseAdam, [torch.zeros(3)], slices=1)
+
+
+SCHEDULERS = {
+    "StepLR": lambda rates, o: rates.StepLR(o, 2, gamma=0.1),
+    "LambdaLR": lambda rates, o: rates.LambdaLR(o, [lambda e: 0.9**e, lambda e: 0.5**e]),
+    "OneCycleLR": lambda rates, o: rates.OneCycleLR(o, max_lr=[0.1, 0.2], total_steps=8),
+    "CyclicLR": lambda rates, o: rates.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "SequentialLR": lambda rates, o: rates.SequentialLR(
+        o, [rates.ConstantLR(o, 0.1, 2), rates.ExponentialLR(o, 0.9)], milestones=[2]
+    ),
+    "ReduceLROnPlateau": lambda rates, o: rates.ReduceLROnPlateau(o, patience=0),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(("kind", "tensor_lr"), [("SGD", False), ("AdamW", False), ("AdamW", True)])
+def test_torchs_schedulers_have_the_rates_of_one_process(kind, tensor_lr, name):
+    """Of two ranks, saved halfway and loaded into one with its scheduler: the parameters that fastopt.torch trains."""
+    torch = pytest.importorskip("torch")
+    from fastopt import torch as optim
+
+    def begin(make):
+        params = [torch.nn.Parameter(torch.linspace(-1, 1, 5000)), torch.nn.Parameter(torch.ones(3, 2))]
+        options = {"lr": torch.tensor(0.1) if tensor_lr else 0.1, **({"momentum": 0.9} if kind == "SGD" else {})}
+        optimizer = make([{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.1}], **options)
+        rated = optimizer.optimizer if isinstance(optimizer, fd.Synchronous) else optimizer
+        return params, optimizer, rated, SCHEDULERS[name](torch.optim.lr_scheduler, rated)
+
+    def train(steps, params, optimizer, rated, scheduler):
+        rates = []
+        for step in steps:
+            for p in params:
+                p.grad = p.detach() * (step + 1)
+            for number, _ in optimizer.slices(2) if isinstance(optimizer, fd.Synchronous) else ():
+                optimizer.add(number)
+            optimizer.step()
+            rated.zero_grad()
+            scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+            rates.append([float(group["lr"]) for group in rated.param_groups])
+        return rates
+
+    def together(groups, **options):
+        return fd.Synchronous(getattr(optim, kind), groups, slices=2, **options)
+
+    def first():
+        params, optimizer, rated, scheduler = begin(together)
+        rates = train(range(4), params, optimizer, rated, scheduler)
+        return rates, [p.detach() for p in params], rated.state_dict(), scheduler.state_dict()
+
+    alone = begin(getattr(optim, kind))
+    expected = train(range(7), *alone)
+    rates, values, states, rate = run_threads(2, first)[0]
+    params, optimizer, rated, scheduler = begin(together)
+    with torch.no_grad():
+        for p, value in zip(params, values, strict=True):
+            p.copy_(value)
+    rated.load_state_dict(states)
+    scheduler.load_state_dict(rate)
+    rates += train(range(4, 7), params, optimizer, rated, scheduler)
+    assert rates == expected and len({tuple(own) for own in rates}) > 1
+    for found, p in zip(params, alone[0], strict=True):
+        assert torch.equal(found, p)
