@@ -25,7 +25,7 @@ from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dic
 from . import schedules as schedules
 from .schedules import Demon as Demon
 
-__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AdaptiveRevision', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AdaptiveRevision', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 
 class SGD(Optimizer):
     """Stochastic gradient descent: a step against the gradient.
@@ -2918,6 +2918,103 @@ class Muon(Optimizer):
         ns_steps: Value = 5,
         adjust_lr_fn: Literal['original', 'match_rms_adamw'] | None = None,
         weight_decay: Value = 0.1,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adafactor(Optimizer):
+    """RMSprop with averages over rows and columns in place of an average for each element, and clipped
+    steps.
+
+    ::
+
+        w = t^beta2_decay
+        r = (1 - w)*r + w*mean(g^2), a mean a row
+        c = (1 - w)*c + w*mean(g^2), a mean a column
+        v = r*c/max(mean(r), eps1), or v = (1 - w)*v + w*g^2 of one dimension
+        u = g/max(sqrt(v), eps1)
+        a = min(lr, 1/sqrt(t))*max(eps2, rms(p))
+        p -= lr*weight_decay*p
+        p -= a*u/max(1, rms(u)/d)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    Means and roots are of the arrays' own library, torch's, CuPy's or, of others on the CPU,
+    NumPy's, and so are their bits. States are in float32, of float64 parameters in float64. An
+    element that is not finite makes others of its tensor so. Gradients of some rows,
+    'state_memory', a 'state_dtype' of fewer bits and `fastopt.distributed.Synchronous` are refused.
+
+    The epsilons are torch's. The paper adds its first, 1e-30, to each squared gradient instead:
+    ``eps=(1e-30, 1e-3)`` is next to it. Its ``d`` is 1. ``relative_step=False`` takes lr as it is,
+    as optax does; the paper's lr is 0.01.
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235; torch.optim.Adafactor.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.01
+        Learning rate, and the most that the relative one is. A finite number >= 0.
+    beta2_decay : float or callable, default -0.8
+        Exponent of the step, which is a new square's weight. A finite number <= 0.
+    eps : pair of float or callable or None, default (None, 0.001)
+        What a gradient is divided by at least, None for the eps of the parameter's dtype; the size
+        that a parameter has at least. Each a finite number >= 0.
+    d : float or callable, default 1.0
+        The root mean square that updates are clipped to. A finite number >= 1, infinity.
+    relative_step : bool, default True
+        The rate is at most 1/sqrt(t).
+    scale_parameter : bool, default True
+        Steps are times the root mean square of the parameter, at least eps[1].
+    weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``,
+        ``gradient_noise``, ``backend``, ``threads``, ``state_dir``, ``state_memory``: see
+        `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``row_var``, ``col_var``, ``variance`` (variance of one dimension or
+        none; of more row_var and col_var, of size 1 in the last, the last but one).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adafactor(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.841886, -1.841886]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.01,
+        *,
+        beta2_decay: Value = -0.8,
+        eps: tuple[Value | None, Value] = (None, 0.001),
+        d: Value = 1.0,
+        relative_step: bool = True,
+        scale_parameter: bool = True,
+        weight_decay: Value = 0.0,
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .rules import COMMON, EVERY_RULE, REQUIRED, RULES, Hyper, MatrixRule, Rule, prologue
+from .rules import COMMON, EVERY_RULE, REQUIRED, RULES, FactoredRule, Hyper, MatrixRule, Rule, prologue
 
 if TYPE_CHECKING:
     from .binding.options import Arguments
@@ -78,6 +78,10 @@ def _shape(rule: Rule) -> str:
     """Render the shape of the states where it is not the parameter's."""
     if rule.singles:
         return f" ({', '.join(rule.singles)} of shape ``()``)"
+    if isinstance(rule, FactoredRule):
+        *factors, every = rule.state_names
+        of_more = f"{' and '.join(factors)}, of size 1 in the last, the last but one"
+        return f" ({every} of one dimension or none; of more {of_more})"
     return (
         " (an element a row)" if rule.by_row else f" (of shape (number of {rule.vector}, ...))" if rule.vector else ""
     )
@@ -128,7 +132,7 @@ def _completed(rule: Rule, row: list[float], beside: list[float], coefficients: 
 def _after_a_matrix_step(rule: MatrixRule, values: Mapping[str, Any]) -> str:
     """Compute the examples' parameter, a matrix of one row, after the rule's first step, to a digit, as in bfloat16."""
     row = [rule.hyper[name].check(name, values[name]) for name in rule.row]
-    ends, norm = rule.ends((1, len(START)), row), math.hypot(*GRADIENT)
+    ends, norm = rule.ends((1, len(START)), 1, row), math.hypot(*GRADIENT)
     a, b, c, _, steps = ends.middle
     size = 1.0  # the only singular value
     for _ in range(int(steps)):
@@ -137,10 +141,20 @@ def _after_a_matrix_step(rule: MatrixRule, values: Mapping[str, Any]) -> str:
     return str([[round(p - lr * decay * p - lr * size * g / norm, 1) for p, g in zip(START, GRADIENT, strict=True)]])
 
 
+def _after_an_averaged_step(rule: FactoredRule, values: Mapping[str, Any]) -> str:
+    """Compute the examples' parameter after the rule's first step, whose update is the gradient's sign."""
+    row = [rule.hyper[name].check(name, values[name]) for name in rule.row]
+    _, _, eps2, _, rate, scaled = rule.ends((len(START),), 1, row).middle
+    size = max(eps2, math.hypot(*START) / math.sqrt(len(START))) if scaled else 1.0
+    return str([round(p - rate * size * math.copysign(1.0, g), 6) for p, g in zip(START, GRADIENT, strict=True)])
+
+
 def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
     """Compute the examples' parameter after the rule's first step."""
     if isinstance(rule, MatrixRule):
         return _after_a_matrix_step(rule, values)
+    if isinstance(rule, FactoredRule):
+        return _after_an_averaged_step(rule, values)
     single = {name: hyper.check(name, values[name]) for name, hyper in rule.hyper.items() if not hyper.vector}
     vector = values[rule.vector] if rule.vector else (0.0,)
     states = [single[state.begins] if state.begins else 0.0 for state in rule.states]
@@ -365,21 +379,24 @@ def function_text(rule: Rule) -> str:
     start, digits = _start(rule)
     shape: Any = f"({len(given[rule.vector])}, {len(START)})" if rule.vector else len(START)
     shape = f"(1, {shape})" if start is not START else shape
-    called = ", ".join(("p", *rule.state_names))
+    factored = isinstance(rule, FactoredRule)
+    states = [state for state in rule.states if not factored or state.name in rule.states_of((len(start),))]
+    called = ", ".join(("p", *(state.name for state in states)))
+    taken = "".join(f", {state.name}={state.name}" if factored else f", {state.name}" for state in states)
     begin = [
         f"np.full({shape}, {given[str(state.begins)]})"
         if given.get(str(state.begins))
         else "np.zeros(())"
         if state.single
         else f"np.zeros({shape})"
-        for state in rule.states
+        for state in states
     ]
     values = ", ".join((f"np.array({start})", *begin))
     read = "".join(f"{name}=np.zeros({len(start)}), " for name in rule.inputs)
     example = [
         ">>> import numpy as np, fastopt",
         f">>> {called} = {values}",
-        f">>> fastopt.functional.{rule.name}(p, 2 * {called}, {read}step=1, lr=0.1)",
+        f">>> fastopt.functional.{rule.name}(p, 2 * p{taken}, {read}step=1, lr=0.1)",
         f">>> p.round({digits}).tolist()",
         _after_a_step(rule, given),
     ]

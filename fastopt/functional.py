@@ -50,11 +50,13 @@ from .checks import did_you_mean
 from .documentation import function_text
 from .jobs.noise import GradientNoise, check_noise
 from .jobs.storage import check_first_element
-from .rules import EVERY_RULE, Rule
+from .rules import EVERY_RULE, FactoredRule, Rule
 
 
 def _as_lists(rule: Rule, arrays: Sequence[Any]) -> list[Sequence[Any]]:
     names = ("param", "grad", *rule.arrays)
+    if isinstance(arrays[0], (list, tuple)):  # a state that no parameter has may be left out
+        arrays = [[None] * len(arrays[0]) if array is None else array for array in arrays]
     if not isinstance(arrays[0], (list, tuple)):
         for array, name in zip(arrays, names, strict=True):
             if isinstance(array, (list, tuple)):
@@ -113,7 +115,6 @@ def _refuse(rule: Rule, unknown: Iterable[str]) -> NoReturn:
 
 def _make(rule: Rule) -> Callable[..., None]:
     """The function of a rule, with its own signature."""
-    arrays = ("param", "grad", *rule.state_names)
     keys = keys_of(rule)
     defaults = rule.defaults()
     required = "".join(f", {key}" for key in keys if key not in defaults)
@@ -122,9 +123,10 @@ def _make(rule: Rule) -> Callable[..., None]:
     given = f"({', '.join(rule.scalars)},)" if rule.scalars else "None"
     numbers = [key for key in keys if not rule.hyper[key].flag]
     numbers_are_flags = " or ".join(f"{key} is True or {key} is False" for key in numbers)  # 1.0 == True
+    states = "".join(f", {name}{'=None' if isinstance(rule, FactoredRule) else ''}" for name in rule.state_names)
     inputs, taken = "".join(f"{name}, " for name in rule.inputs), ", ".join(("param", "grad", *rule.arrays))
     source = (
-        f"def {rule.name}({', '.join(arrays)}, *, {inputs}step{required}{optional}{scalars}, grad_scale=1.0, "
+        f"def {rule.name}(param, grad{states}, *, {inputs}step{required}{optional}{scalars}, grad_scale=1.0, "
         f"gradient_noise=None, first_element=0, backend=None, threads=None, **unknown):\n"
         f"    if unknown:\n"
         f"        _refuse(_rule, unknown)\n"

@@ -44,7 +44,7 @@ from typing import Literal, SupportsIndex
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'swats', 'adaptive_revision', 'muon']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'swats', 'adaptive_revision', 'muon', 'adafactor']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -705,7 +705,7 @@ def rprop(
     etaminus : float, default 0.5
         Factor of the step's length where the sign turns. A number in [4.94066e-324, 1).
     etaplus : float, default 1.2
-        Factor where it stays. A finite number > 0.
+        Factor where it stays. A finite number >= 1.
     step_size_min : float, default 1e-06
         The shortest step.
     step_size_max : float, default 50.0
@@ -3015,4 +3015,100 @@ def muon(
     >>> fastopt.functional.muon(p, 2 * p, momentum_buffer, step=1, lr=0.1)
     >>> p.round(1).tolist()
     [[1.0, -1.9]]
+    """
+
+def adafactor(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    row_var: Array | Sequence[Array | None] | None = None,
+    col_var: Array | Sequence[Array | None] | None = None,
+    variance: Array | Sequence[Array | None] | None = None,
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.01,
+    beta2_decay: Number = -0.8,
+    eps1: Number | None = None,
+    eps2: Number = 0.001,
+    d: Number = 1.0,
+    relative_step: bool = True,
+    scale_parameter: bool = True,
+    weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of adafactor, in place.
+
+    RMSprop with averages over rows and columns in place of an average for each element, and clipped
+    steps.
+
+    ::
+
+        w = t^beta2_decay
+        r = (1 - w)*r + w*mean(g^2), a mean a row
+        c = (1 - w)*c + w*mean(g^2), a mean a column
+        v = r*c/max(mean(r), eps1), or v = (1 - w)*v + w*g^2 of one dimension
+        u = g/max(sqrt(v), eps1)
+        a = min(lr, 1/sqrt(t))*max(eps2, rms(p))
+        p -= lr*weight_decay*p
+        p -= a*u/max(1, rms(u)/d)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    Means and roots are of the arrays' own library, torch's, CuPy's or, of others on the CPU,
+    NumPy's, and so are their bits. States are in float32, of float64 parameters in float64. An
+    element that is not finite makes others of its tensor so. Gradients of some rows,
+    'state_memory', a 'state_dtype' of fewer bits and `fastopt.distributed.Synchronous` are refused.
+
+    The epsilons are torch's. The paper adds its first, 1e-30, to each squared gradient instead:
+    ``eps=(1e-30, 1e-3)`` is next to it. Its ``d`` is 1. ``relative_step=False`` takes lr as it is,
+    as optax does; the paper's lr is 0.01.
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235; torch.optim.Adafactor.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    row_var, col_var, variance : array, or list of arrays
+        States, which are updated too (variance of one dimension or none; of more row_var and
+        col_var, of size 1 in the last, the last but one). They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.01
+        Learning rate, and the most that the relative one is. A finite number >= 0.
+    beta2_decay : float, default -0.8
+        Exponent of the step, which is a new square's weight. A finite number <= 0.
+    eps1 : float or None, default None
+        What a gradient is divided by at least, None for the eps of the parameter's dtype. A finite
+        number >= 0.
+    eps2 : float, default 0.001
+        The size that a parameter has at least. A finite number >= 0.
+    d : float, default 1.0
+        The root mean square that updates are clipped to. A finite number >= 1, infinity.
+    relative_step : bool, default True
+        The rate is at most 1/sqrt(t).
+    scale_parameter : bool, default True
+        Steps are times the root mean square of the parameter, at least eps[1].
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, variance = np.array([1.0, -2.0]), np.zeros(2)
+    >>> fastopt.functional.adafactor(p, 2 * p, variance=variance, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.841886, -1.841886]
     """

@@ -18,13 +18,13 @@ from typing import Any
 
 from . import documentation, functional, optimizers
 from .binding.options import EXECUTION, FILES, Arguments
-from .rules import EVERY_RULE, Hyper
+from .rules import EVERY_RULE, FactoredRule, Hyper
 
 FOLDER = Path(__file__).parent
 _HEAD = '"""{}"""\n\n# Written by: python -m fastopt.generate\n\n'
 _TYPES = "from ._types import {}\n"
 # Names that fastopt.torch hands on of torch.optim: those of every PyTorch that it works with.
-_HANDED_ON = ("Adafactor", "LBFGS", "lr_scheduler", "swa_utils")
+_HANDED_ON = ("LBFGS", "lr_scheduler", "swa_utils")
 
 
 def _quoted(text: str, indent: str) -> str:
@@ -57,6 +57,8 @@ def _type(hypers: list[Hyper], schedules: bool) -> str:
         name = f"Literal[{', '.join(map(repr, hypers[0].names))}]"
         return f"{name} | None" if hypers[0].optional else name
     name = "bool" if hypers[0].flag else "Value" if schedules else "Number"
+    if len(hypers) > 1 and any(hyper.optional for hyper in hypers):
+        return f"tuple[{', '.join(name + ' | None' * hyper.optional for hyper in hypers)}]"
     if len(hypers) == 2:
         name = f"{name}Pair"
     elif len(hypers) > 2 or hypers[0].vector:
@@ -126,6 +128,8 @@ def _functional_stub() -> str:
         types |= {"gradient_noise": "GradientNoise | None", "first_element": "SupportsIndex"}
         types |= {"backend": "str | None", "threads": "SupportsIndex | None"}
         types |= dict.fromkeys(rule.scalars, "Number | None")
+        if isinstance(rule, FactoredRule):  # which states there are depends on the shape
+            types |= dict.fromkeys(rule.state_names, "Array | Sequence[Array | None] | None")
         types |= {key: _type([hyper], False) for key, hyper in rule.hyper.items()}
         function = getattr(functional, name)
         parameters = [p.replace(annotation=types[p.name]) for p in inspect.signature(function).parameters.values()]

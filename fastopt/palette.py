@@ -82,7 +82,7 @@ _RULES = looks(
         *("rowwise_adagrad", "lion", "amsbound", "radam"),
         *("asgd", "adabelief", "signsgd", "rprop", "adan", "ademamix"),
         *("schedule_free_sgd", "schedule_free_adamw", "lars", "lamb", "muon", "novograd"),
-        *("swats", "adaptive_revision"),
+        *("swats", "adaptive_revision", "adafactor"),
     )
 )
 

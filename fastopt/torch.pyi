@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, SupportsIndex
 
 import torch
-from torch.optim import Adafactor as Adafactor, LBFGS as LBFGS, lr_scheduler as lr_scheduler, swa_utils as swa_utils
+from torch.optim import LBFGS as LBFGS, lr_scheduler as lr_scheduler, swa_utils as swa_utils
 from torch.optim.optimizer import ParamsT
 
 from ._types import Number, NumberPair, Numbers, StateDtype
 from .jobs.noise import GradientNoise
 
-__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SWATS', 'AdaptiveRevision', 'SparseAdam', 'Muon', 'Optimizer', 'clip_grad_norm_', 'Adafactor', 'LBFGS', 'lr_scheduler', 'swa_utils']
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SWATS', 'AdaptiveRevision', 'SparseAdam', 'Muon', 'Adafactor', 'Optimizer', 'clip_grad_norm_', 'LBFGS', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
@@ -3419,6 +3419,109 @@ class Muon(Optimizer):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Adafactor(Optimizer):
+    """RMSprop with averages over rows and columns in place of an average for each element, and clipped
+    steps.
+
+    ::
+
+        w = t^beta2_decay
+        r = (1 - w)*r + w*mean(g^2), a mean a row
+        c = (1 - w)*c + w*mean(g^2), a mean a column
+        v = r*c/max(mean(r), eps1), or v = (1 - w)*v + w*g^2 of one dimension
+        u = g/max(sqrt(v), eps1)
+        a = min(lr, 1/sqrt(t))*max(eps2, rms(p))
+        p -= lr*weight_decay*p
+        p -= a*u/max(1, rms(u)/d)
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    Means and roots are of the arrays' own library, torch's, CuPy's or, of others on the CPU,
+    NumPy's, and so are their bits. States are in float32, of float64 parameters in float64. An
+    element that is not finite makes others of its tensor so. Gradients of some rows,
+    'state_memory', a 'state_dtype' of fewer bits and `fastopt.distributed.Synchronous` are refused.
+
+    The epsilons are torch's. The paper adds its first, 1e-30, to each squared gradient instead:
+    ``eps=(1e-30, 1e-3)`` is next to it. Its ``d`` is 1. ``relative_step=False`` takes lr as it is,
+    as optax does; the paper's lr is 0.01.
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235; torch.optim.Adafactor.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.01
+        Learning rate, and the most that the relative one is. A finite number >= 0.
+    beta2_decay : float, default -0.8
+        Exponent of the step, which is a new square's weight. A finite number <= 0.
+    eps : pair of float or None, default (None, 0.001)
+        What a gradient is divided by at least, None for the eps of the parameter's dtype; the size
+        that a parameter has at least. Each a finite number >= 0.
+    d : float, default 1.0
+        The root mean square that updates are clipped to. A finite number >= 1, infinity.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    relative_step : bool, default True
+        The rate is at most 1/sqrt(t).
+    scale_parameter : bool, default True
+        Steps are times the root mean square of the parameter, at least eps[1].
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``row_var``, ``col_var``, ``variance`` (variance of one dimension or
+        none; of more row_var and col_var, of size 1 in the last, the last but one).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Adafactor([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.841886, -1.841886]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.01,
+        beta2_decay: Number = -0.8,
+        eps: tuple[Number | None, Number] = (None, 0.001),
+        d: Number = 1.0,
+        weight_decay: Number = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        relative_step: bool = True,
+        scale_parameter: bool = True,
         fused: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,

@@ -221,6 +221,7 @@ LEGITIMATE: dict[str, dict[str, str]] = {
     "limit": {"0": "a number >= 0", "1.5": "a number >= 0", "inf": "clips nothing", "1e400": "as infinity", **_ABSENT},
     "required limit": {"0": "a number >= 0", "1.5": "a number >= 0", "inf": "clips nothing", "1e400": "as infinity"},
     "number > 0": {"1.5": "a number > 0"},
+    "number >= 1 or inf": {"1.5": "a number >= 1", "inf": "infinity has a meaning here", "1e400": "as infinity"},
     "number >= 0 or inf": {"0": "", "1.5": "", "inf": "infinity has a meaning here", "1e400": "as infinity", **_ABSENT},
     "fraction": {"0": "in [0, 1)"},
     "closed fraction": {"0": "in [0, 1]"},

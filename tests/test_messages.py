@@ -49,6 +49,8 @@ def kind_of(hyper: Hyper) -> str:
         return "count >= 0"
     if hyper.optional:
         return "number >= 0 or inf" if hyper.infinite else "optional number > 0"
+    if hyper.infinite:
+        return "number >= 1 or inf"
     if hyper.high == 1:
         return "fraction" if hyper.below_high else "closed fraction"
     return "any number" if hyper.low < 0 else "number > 0" if hyper.low > 0 else "number >= 0"
@@ -58,9 +60,10 @@ def of_function(name: str) -> Target:
     rule = EVERY_RULE[name]
     keys = [key for key in rule.hyper if key not in rule.initial]
     copies = (2,) if rule.vector else ()
+    states_of_shape = (*rule.states_of(SHAPE), *rule.singles)
 
     def make():
-        states = {state: np.zeros(rule.state_shape(state, SHAPE, 2), "f4") for state in rule.state_names}
+        states = {state: np.zeros(rule.state_shape(state, SHAPE, 2), "f4") for state in states_of_shape}
         arguments = {"param": ones(), "grad": ones(), **states}
         arguments |= {"step": 3, **{key: rule.hyper[key].default for key in keys if key in rule.defaults()}}
         arguments |= {key: 0.1 for key in keys if key not in rule.defaults()}
@@ -69,12 +72,12 @@ def of_function(name: str) -> Target:
         arguments |= {"grad_scale": 0.5, "gradient_noise": None, "first_element": 0, "backend": None, "threads": None}
         return getattr(functional, name), arguments, None
 
-    kinds = {"param": "array", "grad": "gradient", **dict.fromkeys(rule.state_names, "array"), "step": "step"}
+    kinds = {"param": "array", "grad": "gradient", **dict.fromkeys(states_of_shape, "array"), "step": "step"}
     kinds |= {key: kind_of(rule.hyper[key]) for key in keys} | dict.fromkeys(rule.scalars, "optional number")
     kinds |= {"grad_scale": "any number", "gradient_noise": "optional", "first_element": "count >= 0"}
     kinds |= {"backend": "backend", "threads": "threads"}
-    required = ("param", "grad", *rule.state_names, "step", *(key for key in keys if key not in rule.defaults()))
-    arrays = ("param", "grad", *rule.state_names)
+    required = ("param", "grad", *states_of_shape, "step", *(key for key in keys if key not in rule.defaults()))
+    arrays = ("param", "grad", *states_of_shape)
     return Target(
         f"functional.{name}",
         make,

@@ -15,6 +15,7 @@ import pytest
 import fastopt
 from fastopt import hogwild, settings
 from fastopt.backends import native
+from fastopt.rules import MATRIX_RULES
 
 BIG = 400_000
 
@@ -172,26 +173,25 @@ def test_an_interrupt_leaves_whole_steps_of_matrices():
         """
 import os, signal
 import numpy as np, fastopt
-from fastopt.rules import matrix
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-product = matrix.newton_schulz
-def interrupted(*arguments):
-    os.kill(os.getpid(), signal.SIGINT)
-    return product(*arguments)
-rule = fastopt.rules.MATRIX_RULES["muon"]
-p, q = ([np.eye(n, dtype="f4") for n in (3, 5)] for _ in range(2))
-g = [0.1 * a + 0.01 for a in p]
-fastopt.Muon(p).step(g)
-object.__setattr__(rule, "update", interrupted)
-opt = fastopt.Muon(q)
-try:
-    opt.step(g)
-except KeyboardInterrupt:
-    assert all((a == b).all() for a, b in zip(p, q)) and [int(s["step"]) for s in opt.state] == [1, 1]
-    print("whole")
+for rule in fastopt.rules.MATRIX_RULES.values():
+    def interrupted(*arguments, middle=rule.update):
+        os.kill(os.getpid(), signal.SIGINT)
+        return middle(*arguments)
+    cls = getattr(fastopt, rule.optimizer)
+    p, q = ([np.eye(n, dtype="f4") for n in (3, 5)] for _ in range(2))
+    g = [0.1 * a + 0.01 for a in p]
+    cls(p).step(g)
+    object.__setattr__(rule, "update", interrupted)
+    opt = cls(q)
+    try:
+        opt.step(g)
+    except KeyboardInterrupt:
+        assert all((a == b).all() for a, b in zip(p, q)) and [int(s["step"]) for s in opt.state] == [1, 1]
+        print(rule.name)
 """
     )
-    assert out.strip() == "whole"
+    assert out.split() == list(MATRIX_RULES)
 
 
 def test_an_interrupt_leaves_whole_steps_of_rows_and_of_clipped_gradients():

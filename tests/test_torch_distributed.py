@@ -651,7 +651,7 @@ def refused(rank):
         ValueError, match=r"'w': found placements \(Shard\(dim=1\),\), expected Shard\(0\) or Replicate"
     ):
         made(Shard(1), name="RowwiseAdagrad")
-    for name in [*BY_TENSOR, "Muon"]:
+    for name in [*BY_TENSOR, "Muon", "Adafactor"]:
         with pytest.raises(ValueError, match=rf"expected Replicate\(\), for {name} m[a-z]+ whole"):
             made(Shard(0), name=name)
         p, optimizer = made(Replicate(), name=name)

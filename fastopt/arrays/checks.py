@@ -74,21 +74,24 @@ def check_tensor(
             check_writable(array, name, "updated in place")
 
 
-def check_singles(arrays: Sequence[Array], names: Sequence[str], dtype: np.dtype) -> None:
-    """Check that arrays can be states of one number, of a dtype.
+def check_apart(
+    arrays: Sequence[Array], names: Sequence[str], dtype: np.dtype, shapes: Sequence[tuple[int, ...]]
+) -> None:
+    """Check that arrays can be states of shapes of their own, as one number of a tensor, and of a dtype.
 
     Raises
     ------
     TypeError
         One is of another dtype.
     ValueError
-        One has a shape, or is read-only.
+        One is of another shape, or read-only.
     """
-    for array, name in zip(arrays, names, strict=True):
+    for array, name, shape in zip(arrays, names, shapes, strict=True):
         if array.dtype != dtype:
             raise TypeError(f"{name}: found dtype {dtype_name(array.dtype)}, expected {dtype_name(dtype)}")
-        if array.shape:
-            raise ValueError(f"{name}: found shape {array.shape}, expected (), one number of the tensor")
+        if array.shape != shape:
+            one = "" if shape else ", one number of the tensor"
+            raise ValueError(f"{name}: found shape {array.shape}, expected {shape}{one}")
         check_writable(array, name, "updated in place")
 
 

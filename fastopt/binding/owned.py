@@ -21,7 +21,7 @@ from ..backends import Backend
 from ..backends.choice import choose_backend, get_backend
 from ..checks import differing, wrong_type
 from ..jobs.tables import Tensor, make_jobs
-from ..rules import FIRST_STATE, MatrixRule, Rule
+from ..rules import FIRST_STATE, LibraryRule, Rule
 from .accumulated import Accumulated
 from .ahead import Apart, make_ready, way_of
 from .binding import Binding, Last
@@ -120,9 +120,12 @@ class Owned:
         self._elements = self._storage.elements(map(attrgetter("size"), self.views))
         self.groups.extend([group[1:] for group in given], called, storages, self.real)
         groups = [(self.groups.rules[g], self.groups.progress[g].copies) for g in self.groups.of[first:]]
-        for (rule, _), array, name in zip(groups, self.views[first:], self.names[first:], strict=True):
+        for (rule, _), storage, array, name in zip(
+            groups, of_each, self.views[first:], self.names[first:], strict=True
+        ):
             rule.check_shape(array.shape, name)
-            if isinstance(rule, MatrixRule):
+            storage.check_rule(rule)
+            if isinstance(rule, LibraryRule):
                 library_of(array.owner, array, name)
         kinds = [
             storage.states(rule, param, copies)

@@ -17,7 +17,7 @@ from ..jobs.job import MAX_STEP, Progress
 from ..jobs.noise import GradientNoise
 from ..jobs.storage import NOISE
 from ..jobs.tables import Tensor, make_jobs
-from ..rules import MatrixRule, Rule
+from ..rules import FactoredRule, LibraryRule, Rule
 from ..rules.hyper import FLOAT64, frozen, hyper_row
 from .binding import Binding
 from .norms import check_scale
@@ -81,7 +81,11 @@ class Update:
         self._single = len(params) == 1
         tensors, names = [], []
         for i, (param, own, grad, *others) in enumerate(zip(params, called, *lists[1:], strict=True)):
-            views = [(view(array, name), name) for array, name in zip(others, own[2:], strict=True)]
+            given = list(zip(others, own[2:], strict=True))
+            if isinstance(rule, FactoredRule):
+                given = _of_shape(rule, given, param.shape)
+                own = [*own[:2], *(name for _, name in given)]
+            views = [(view(array, name), name) for array, name in given]
             tensor = [param, view_gradient(grad, own[1], param.shape), *by_copy(rule, len(row), views, param)]
             tensors.append(Tensor(0, i, tensor, 0 if noise is None else NOISE, element=element, noise=added))
             element += param.size
@@ -135,6 +139,25 @@ class Update:
 def keys_of(rule: Rule) -> list[str]:
     """The hyper-parameters of a call, which has states of its own: all but those that states begin at."""
     return [name for name in rule.hyper if name not in rule.initial]
+
+
+def _of_shape(rule: FactoredRule, given: Sequence[tuple[Any, str]], shape: tuple[int, ...]) -> list[tuple[Any, str]]:
+    """The states of a parameter of that shape, of all that a call has.
+
+    Raises
+    ------
+    TypeError
+        One is missing, or of another shape's; the message names it.
+    """
+    expected = rule.states_of(shape)
+    for (array, name), state in zip(given, rule.state_names, strict=True):
+        if (array is None) == (state in expected):
+            found = "None" if array is None else type(array).__name__
+            kind = "None" if array is not None else "an array"
+            raise TypeError(
+                f"{name}: found {found}, expected {kind}: of shape {shape} states are {', '.join(expected)}"
+            )
+    return [pair for pair, state in zip(given, rule.state_names, strict=True) if state in expected]
 
 
 def row_of(rule: Rule, values: tuple[Any, ...], dtype: np.dtype = FLOAT64) -> np.ndarray:
@@ -207,7 +230,7 @@ class Known:
 
     def add(self, update: Update, arrays: tuple[Any, ...], backend: str | None) -> Update:
         """Has an update wait for a next call once it is in its `waiting`, if arrays like these can be known again."""
-        if isinstance(update.rule, MatrixRule):  # whose room would be kept for each of the arrays
+        if isinstance(update.rule, LibraryRule):  # whose room would be kept for each of the arrays
             return update
         if len(self._waiting) * len(arrays) > self._most:
             self._waiting.clear()

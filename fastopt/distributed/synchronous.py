@@ -19,7 +19,7 @@ from ..backends import PartRunner
 from ..backends.choice import host_backend, ieee_arithmetic
 from ..binding.binding import Binding
 from ..binding.norms import Limits, clip_factors, clipped
-from ..binding.options import FILES
+from ..binding.options import FILES, MATRIX_ARGUMENTS
 from ..binding.sparse import RowSparse
 from ..binding.structure import gradient_of, match, split_rows
 from ..checks import check_integer, check_name, wrong_type, wrong_value
@@ -695,7 +695,8 @@ def _class_of(optimizer: Any) -> tuple[type, bool]:
     if not of_torch and (name not in known or known[name] is not optimizer):
         raise wrong_type("optimizer", optimizer, "a class of fastopt or fastopt.torch, as fastopt.AdamW")
     if name in MATRIX_CLASSES:
-        expected = "another: it multiplies whole matrices, and ranks hold parts of arrays without their shapes"
+        whole = MATRIX_ARGUMENTS[name].rules[0].whole.removeprefix(name)
+        expected = f"another: it{whole}, and ranks hold parts of arrays without their shapes"
         raise wrong_value("optimizer", name, expected)
     return CLASSES[name], of_torch
 

@@ -20,7 +20,7 @@ from ..binding.binding import Told
 from ..binding.options import TorchArguments, check_training
 from ..checks import wrong_type
 from ..jobs.storage import StorageOptions
-from ..rules import MatrixRule, Rule
+from ..rules import LibraryRule, Rule
 from ..rules.hyper import frozen
 
 #: The dtypes that parameters can have.
@@ -185,8 +185,11 @@ def check_params(optimizer: Groups) -> None:
     for p, label, group in found:
         rule = optimizer._arguments.rule(group)
         rule.check_shape(tuple(p.shape), label)
-        if isinstance(rule, MatrixRule) and group.get("capturable"):
-            raise ValueError(f"capturable: found True, expected False: {rule.whole}, by products that are not recorded")
+        optimizer._storage.of_group(group).check_rule(rule)
+        if isinstance(rule, LibraryRule) and group.get("capturable"):
+            raise ValueError(
+                f"capturable: found True, expected False: {rule.whole}, by operations that are not recorded"
+            )
         if p.device != found[0][0].device:
             raise ValueError(
                 f"{label}: found device {p.device}, expected {found[0][0].device} as {labels[0]} has: one "

@@ -10,8 +10,9 @@ import numpy as np
 from ..arrays.array import CPU, Array, Place
 from ..arrays.blocks import BLOCK_BYTES, QUANT_BLOCK
 from ..arrays.dtypes import CODES, DTYPES
+from ..arrays.libraries.factors import Averaged, Workplace
 from ..arrays.libraries.matrices import Room
-from ..rules import GRADIENT, MatrixRule, Rule
+from ..rules import GRADIENT, LibraryRule, Rule
 from .storage import CLIP, ZERO_GRADS, Storage
 
 if TYPE_CHECKING:
@@ -244,14 +245,15 @@ Job: TypeAlias = DenseJob | RowJob
 
 @dataclass(kw_only=True)
 class MatrixJob:
-    """One matrix under a `MatrixRule`: two jobs that backends do, and between them what its library does."""
+    """One tensor under a `LibraryRule`: two jobs that backends do, and between them what its library does."""
 
     progress: Progress
     first: DenseJob  # its tables have the gradient
     last: DenseJob
     shape: tuple[int, ...]
-    room: Room
+    room: Room | Workplace
     matrix: Any  # what is between, as it lies in memory
+    averaged: Averaged | None = None  # under a `FactoredRule`, of a tensor that has elements
 
     @property
     def members(self) -> np.ndarray:
@@ -303,8 +305,8 @@ class MatrixJob:
             The numbers for `multiply`.
         """
         own, rule, i = self.progress, self.progress.rule, int(self.members[0])
-        assert isinstance(rule, MatrixRule)
-        ends = rule.ends(self.shape, own.hyper[own.group[i], 0].tolist())
+        assert isinstance(rule, LibraryRule)
+        ends = rule.ends(self.shape, int(own.steps[i]) + 1, own.hyper[own.group[i], 0].tolist())
         for job, values in ((self.first, ends.first), (self.last, ends.last)):
             job.progress.hyper[i, 0] = [values.get(name, 0.0) for name in job.progress.rule.row]
         self.first.progress.steps[i], self.first.progress.factors[i] = own.steps[i], own.factors[i]
@@ -314,7 +316,11 @@ class MatrixJob:
 
     def multiply(self, values: tuple[float, ...]) -> None:
         """Do what is between both jobs."""
-        self.room.apply(self.progress.rule.update, self.matrix, values)
+        if isinstance(self.room, Room):
+            self.room.apply(self.progress.rule.update, self.matrix, values)
+        elif self.averaged is not None:
+            factor = self.room.apply(self.progress.rule.update, self.averaged, values)
+            self.last.progress.factors[int(self.members[0])] = factor
 
 
 #: All that a step may consist of.

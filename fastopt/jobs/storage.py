@@ -15,7 +15,7 @@ from ..arrays.blocks import POSITIVE, SIGNED, block_bytes
 from ..arrays.dtypes import CODES, compute_dtype, dtype_name
 from ..arrays.runs import is_one_run
 from ..checks import check_integer, check_name, check_number, did_you_mean, wrong_value
-from ..rules import Rule
+from ..rules import FactoredRule, Rule
 from .noise import GradientNoise, check_noise
 
 SMALLEST_IN_BLOCKS = 4096  # parameters of fewer elements have float32 states instead
@@ -130,6 +130,21 @@ class StorageOptions:
             found = "8bit" if self.state_dtype == np.uint8 else dtype_name(self.state_dtype)
             raise TypeError(f"state_dtype: found {found!r}, expected {one}, as {name} is {dtype_name(param.dtype)}")
 
+    def check_rule(self, rule: Rule) -> None:
+        """Check that states of a rule can be stored so.
+
+        Raises
+        ------
+        ValueError
+            The rule's states are in the dtype of computing only.
+        """
+        if isinstance(rule, FactoredRule) and self.state_dtype is not None and self.state_dtype.itemsize < 4:
+            found = "8bit" if self.state_dtype == np.uint8 else dtype_name(self.state_dtype)
+            raise ValueError(
+                f"state_dtype: found {found!r}, expected None: the averages of {rule.optimizer} are in the dtype of "
+                "computing, for they are few"
+            )
+
     def states(self, rule: Rule, param: Array, copies: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         """The dtype and shape of each state array of a parameter: those that storage adds behind the rule's, and last
         those of one number.
@@ -143,6 +158,9 @@ class StorageOptions:
             else:
                 dtype = np.dtype(np.float32)
         states = dict.fromkeys(rule.elements, (dtype, shape))
+        if isinstance(rule, FactoredRule):
+            own = rule.states_of(param.shape)
+            states = {name: (compute_dtype(param.dtype), rule.state_shape(name, param.shape, copies)) for name in own}
         options = self.options(param)
         if options & KAHAN:
             states["compensation"] = (param.dtype, param.shape)

@@ -12,13 +12,14 @@ import numpy as np
 
 from ..arrays.array import Array, replace_shape
 from ..arrays.blocks import block_bytes
-from ..arrays.checks import check_device, check_overlap, check_singles, check_tensor
+from ..arrays.checks import check_apart, check_device, check_overlap, check_tensor
 from ..arrays.dtypes import CODES, compute_dtype
 from ..arrays.libraries import view
+from ..arrays.libraries.factors import Averaged, Workplace
 from ..arrays.libraries.matrices import Room
 from ..arrays.libraries.torch import is_tensor
 from ..arrays.runs import row_stride, runs_of
-from ..rules import FIRST_STATE, GRADIENT, RULES, MatrixRule, Rule
+from ..rules import FIRST_STATE, GRADIENT, RULES, FactoredRule, LibraryRule, Rule
 from ..rules.hyper import hyper_row
 from .job import DUPLICATES, AnyJob, DenseJob, Gradients, MatrixJob, Progress, RowJob, Rows, by_column, offsets_of
 from .noise import GradientNoise
@@ -100,14 +101,19 @@ def make_jobs(
         if isinstance(arrays[GRADIENT], Array) and not rule.by_row:
             blocks = (block_bytes(arrays[0].size),)
             shapes = [None, None, *[blocks] * (sets[tensor.set].copies * len(rule.elements))]
-            whole = len(arrays) - len(rule.singles)
-            check_tensor(arrays[:whole], labels[:whole], sets[tensor.set].read_only, shapes=shapes)
+            first, end = _apart(rule, arrays)
+            like = [*arrays[:first], *arrays[end:]], [*labels[:first], *labels[end:]]
+            check_tensor(*like, sets[tensor.set].read_only, shapes=shapes)
             rule.check_shape(arrays[0].shape, labels[0])
             dtype = compute_dtype(arrays[0].dtype)
-            if rule.singles:
+            if first < end:
                 check_device(arrays, labels)
-                check_singles(arrays[whole:], labels[whole:], dtype)
-            if isinstance(rule, MatrixRule):
+                own = [
+                    rule.state_shape(name, arrays[0].shape, 1)
+                    for name in rule.singles or rule.states_of(arrays[0].shape)
+                ]
+                check_apart(arrays[first:end], labels[first:end], dtype, own)
+            if isinstance(rule, LibraryRule):
                 matrices.setdefault(tensor.set, []).append((tensor, labels))
             else:
                 key = (tensor.set, dtype, _storage(sets[tensor.set], tensor, arrays, dtype))
@@ -138,10 +144,17 @@ def make_jobs(
     return [*made, *by_rows, *chain.from_iterable(_make_matrix_jobs(sets[k], *own) for k, own in matrices.items())]
 
 
+def _apart(rule: Rule, arrays: Sequence[Array]) -> tuple[int, int]:
+    """Return the places, from the first to before the last, of states whose shapes are not the parameter's."""
+    if isinstance(rule, FactoredRule):
+        return FIRST_STATE, FIRST_STATE + len(rule.states_of(arrays[0].shape))
+    return len(arrays) - len(rule.singles), len(arrays)
+
+
 def _make_matrix_jobs(progress: Progress, *members: tuple[Tensor, Sequence[str]]) -> list[MatrixJob]:
-    """The jobs of matrices under a rule, one for each: only one is worked on at a time, so that they share room."""
+    """The jobs of tensors under a rule, one for each: only one is worked on at a time, so that they share room."""
     rule = progress.rule
-    assert isinstance(rule, MatrixRule)
+    assert isinstance(rule, LibraryRule)
     count = len(progress.steps)
     ends = [Progress.of(RULES[name], 1, count, count) for name in (rule.first, rule.last)]
     ends[1].steps = progress.steps  # which it counts for the rule
@@ -153,23 +166,35 @@ def _make_matrix_jobs(progress: Progress, *members: tuple[Tensor, Sequence[str]]
         alike.setdefault((is_tensor(param.owner), compute_dtype(param.dtype)), []).append((tensor, labels))
     found = []
     for (_, dtype), given in alike.items():
-        like = given[0][0].arrays[0]
-        room = Room(like.owner, like, given[0][1][0], [tensor.arrays[0].shape for tensor, _ in given], dtype)
+        like, shapes = given[0][0].arrays[0], [tensor.arrays[0].shape for tensor, _ in given]
+        room: Room | Workplace
+        if isinstance(rule, FactoredRule):
+            room = Workplace(like.owner, like, given[0][1][0], max(map(math.prod, shapes)), dtype)
+        else:
+            room = Room(like.owner, like, given[0][1][0], shapes, dtype)
         found += [_make_matrix_job(progress, ends, room, dtype, *one) for one in given]
     return found
 
 
 def _make_matrix_job(
-    progress: Progress, ends: Sequence[Progress], room: Room, dtype: np.dtype, tensor: Tensor, names: Sequence[str]
+    progress: Progress,
+    ends: Sequence[Progress],
+    room: Room | Workplace,
+    dtype: np.dtype,
+    tensor: Tensor,
+    names: Sequence[str],
 ) -> MatrixJob:
     param, grad, *others = tensor.arrays
-    states = len(progress.rule.states)
-    turned = param.order != (0, 1)  # the matrix between lies as the parameter does
+    states = len(progress.rule.states_of(param.shape))
+    turned = param.order == (1, 0)  # the matrix between lies as the parameter does
     matrix = room.matrix(param.shape[::-1] if turned else param.shape)
-    between = view(matrix.T if turned else matrix, "matrix")
+    whole = matrix.T if turned else matrix
+    between, averaged, kept = view(whole, "matrix"), None, others[:states]
+    if isinstance(room, Workplace):
+        averaged, kept = (Averaged.of(room, whole, param, kept) if param.size else None), []
     of_gradients = NOISE | DITHER
     parts = [
-        tensor._replace(arrays=[between, grad, *others[:states]], options=tensor.options & of_gradients),
+        tensor._replace(arrays=[between, grad, *kept], options=tensor.options & of_gradients),
         tensor._replace(arrays=[param, between, *others[states:]], options=tensor.options & ~of_gradients, noise=None),
     ]
     first, last = (
@@ -178,7 +203,9 @@ def _make_matrix_job(
     )
     first.owners += tensor.arrays
     last.owners = first.owners
-    return MatrixJob(progress=progress, first=first, last=last, shape=param.shape, room=room, matrix=matrix)
+    return MatrixJob(
+        progress=progress, first=first, last=last, shape=param.shape, room=room, matrix=matrix, averaged=averaged
+    )
 
 
 def _storage(progress: Progress, tensor: Tensor, arrays: Sequence[Array], dtype: np.dtype) -> Storage | None:

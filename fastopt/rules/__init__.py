@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from . import adam, adaptive, delayed, layerwise, matrix, momentum
+from . import adam, adaptive, delayed, factored, layerwise, matrix, momentum
 from .base import (
     COMMON,
     FIRST_STATE,
@@ -24,14 +24,17 @@ from .base import (
     flag,
     prologue,
 )
-from .matrix import Library, MatrixRule
+from .factored import FactoredRule
+from .matrix import Library, LibraryRule, MatrixRule
 
 #: Every rule by name. It drives the classes, the functional forms, the C table, the Numba kernels, the tests.
 RULES = MappingProxyType(
     {rule.name: rule for family in (momentum, adaptive, adam, layerwise, delayed) for rule in family.RULES}
 )
-#: Every rule of whole matrices by name, whose ends are rules of the table.
-MATRIX_RULES = MappingProxyType({rule.name: rule for rule in matrix.RULES})
+#: Every rule of whole tensors by name, whose ends are rules of the table, with operations of a library between them.
+MATRIX_RULES: MappingProxyType[str, LibraryRule] = MappingProxyType(
+    {rule.name: rule for family in (matrix, factored) for rule in family.RULES}
+)
 #: All of both.
 EVERY_RULE: MappingProxyType[str, Rule] = MappingProxyType({**RULES, **MATRIX_RULES})
 
@@ -50,8 +53,10 @@ __all__ = [
     "PROLOGUE",
     "REQUIRED",
     "RULES",
+    "FactoredRule",
     "Hyper",
     "Library",
+    "LibraryRule",
     "MatrixRule",
     "Rule",
     "Stage",

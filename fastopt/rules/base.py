@@ -67,10 +67,12 @@ class Hyper:
             return f"one of {', '.join(self.names)}{' or None' if self.optional else ''}"
         if self.whole:
             return f"an integer >= {self.low:g} and <= {self.high:g}"
-        if self.low == 0 and self.high == math.inf:
-            words = "a finite number >= 0"
-        elif self.low > 0 and self.high == math.inf:
+        if self.low == POSITIVE and self.high == math.inf:
             words = "a finite number > 0"
+        elif self.low > -math.inf and self.high == math.inf:
+            words = f"a finite number >= {self.low:g}"
+        elif self.low == -math.inf and self.high < math.inf:
+            words = f"a finite number <= {self.high:g}"
         elif self.high < math.inf:
             words = f"a number in [{self.low:g}, {self.high:g}{')' if self.below_high else ']'}"
         else:
@@ -432,6 +434,10 @@ class Rule:
 
     def check_shape(self, shape: tuple[int, ...], name: str) -> None:
         """Check that a parameter may have this shape: here any."""
+
+    def states_of(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """Names of the states that a parameter of that shape has, but for those of one number: here of any."""
+        return self.elements
 
     @cached_property
     def folds(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class Library(Protocol):
 
 
 class Ends(NamedTuple):
-    """The hyper-parameters of a matrix rule, by those who take them.
+    """The hyper-parameters of a rule's parts, by those who take them.
 
     Attributes
     ----------
@@ -43,23 +43,21 @@ class Ends(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MatrixRule(Rule):
-    """A rule of whole matrices. It is no row of the table, whose kernels update elements, but made of two of them.
+class LibraryRule(Rule):
+    """A rule of whole tensors. It is no row of the table, whose kernels update elements, but made of two of them.
 
-    A step has three parts. `first` updates the states by the gradient, and in the parameter's place a matrix of zeros.
-    The middle, `update`, makes another matrix of that. `last` has it as the gradient of the parameter. The bits of the
-    ends are the same on every backend; those of the middle are its library's.
+    A step has three parts. `first` updates, by the gradient, a tensor of zeros in the parameter's place. The middle,
+    `update`, makes another tensor of that by operations of the arrays' library. `last` has it as the gradient of the
+    parameter. The bits of the ends are the same on every backend; those of the middle are its library's.
 
     Parameters
     ----------
     first, last : str
-        The names of the rules that are the ends. All states are those of `first`.
+        The names of the rules that are the ends.
 
     Notes
     -----
-    Of a `Rule`'s functions, ``fold(shape, decay, *own hyper-parameters)`` makes `Ends`, and ``update(library, x, spare,
-    gram, other, *middle)`` is given the matrix and room for its like and for two squares of its smaller side. It
-    returns the one of `x` and `spare` that has the result.
+    Of a `Rule`'s functions, ``fold(shape, t, decay, *own hyper-parameters)`` makes `Ends`.
     """
 
     first: str = ""
@@ -77,6 +75,27 @@ class MatrixRule(Rule):
     def coefficients(self) -> tuple[str, ...]:
         """Name no numbers: its ends have them."""
         return ()
+
+    def fold_row(self, t: Any, row: Any, scalars: Any = ()) -> tuple[tuple, tuple]:
+        """Make no coefficients: its ends do."""
+        return (), ()
+
+    def ends(self, shape: tuple[int, ...], t: int, row: Any) -> Ends:
+        """The hyper-parameters of the parts of step t, for a parameter of that shape, from a row of them."""
+        values = dict(zip(self.row, row, strict=True))
+        ends: Ends = self.fold(shape, t, values["weight_decay"], *(values[name] for name in self.own))
+        return ends._replace(first={**ends.first, "maximize": values["maximize"]})
+
+
+@dataclass(frozen=True)
+class MatrixRule(LibraryRule):
+    """A rule whose middle is products of matrices. All states are those of `first`.
+
+    Notes
+    -----
+    ``update(library, x, spare, gram, other, *middle)`` is given the matrix and room for its like and for two squares of
+    its smaller side. It returns the one of `x` and `spare` that has the result.
+    """
 
     @property
     def whole(self) -> str:
@@ -97,23 +116,12 @@ class MatrixRule(Rule):
                 "parameters: give others to an optimizer of their own, as AdamW"
             )
 
-    def fold_row(self, t: Any, row: Any, scalars: Any = ()) -> tuple[tuple, tuple]:
-        """Make no coefficients: its ends do."""
-        return (), ()
-
-    def ends(self, shape: tuple[int, ...], row: Any) -> Ends:
-        """The hyper-parameters of the parts of a step, for a parameter of that shape, from a row of them."""
-        values = dict(zip(self.row, row, strict=True))
-        own = (values[name] for name in self.own)
-        ends: Ends = self.fold(shape, values["weight_decay"], *own)
-        return ends._replace(first={**ends.first, "maximize": values["maximize"]})
-
 
 #: The ways in which the learning rate depends on the shape, by their names.
 ADJUSTMENTS = ("original", "match_rms_adamw")
 
 
-def fold_muon(shape, decay, lr, momentum, nesterov, a, b, c, eps, ns_steps, adjust_lr_fn):
+def fold_muon(shape, t, decay, lr, momentum, nesterov, a, b, c, eps, ns_steps, adjust_lr_fn):
     """Share Muon's hyper-parameters out among the parts of a step."""
     rows, columns = shape
     if adjust_lr_fn == ADJUSTMENTS.index("match_rms_adamw"):

@@ -25,3 +25,29 @@ def muon(
             )
         p = p - lr * weight_decay * p - lr * scale * (u * s) @ v
     return p, b
+
+
+def adafactor(
+    p, grads, lr=1e-2, beta2_decay=-0.8, eps=(None, 1e-3), d=1.0, weight_decay=0.0, maximize=False,
+    relative_step=True, scale_parameter=True, precision=2.0**-52,
+):  # fmt: skip
+    """Shazeer and Stern, 2018, algorithms 4 and 5, with means for sums, and the epsilons of torch.optim.Adafactor."""
+    p, least = p.astype("f8"), precision if eps[0] is None else eps[0]
+    averages = [np.zeros(())] * 2
+    for t, g in enumerate(grads, 1):
+        g = g.astype("f8") * (-1 if maximize else 1)
+        if p.ndim < 2:
+            means = [g**2, np.zeros(())]
+        else:
+            means = [np.stack([(g**2).mean(axis)], axis) for axis in (p.ndim - 1, p.ndim - 2)]
+        averages = [a + t**beta2_decay * (mean - a) for a, mean in zip(averages, means, strict=True)]
+        v = averages[0]
+        if p.ndim > 1:
+            rows, columns = averages
+            v = np.einsum("...ik,...kj->...ij", rows, columns) / np.maximum(rows.mean(-2, keepdims=True), least)
+        u = g / np.maximum(np.sqrt(v), least)
+        rate = min(lr, t**-0.5) if relative_step else lr
+        size = max(eps[1], np.linalg.norm(p) / np.sqrt(p.size)) if scale_parameter else 1
+        clipped = max(1, np.linalg.norm(u) / np.sqrt(u.size) / d)
+        p = p - lr * weight_decay * p - rate * size / clipped * u
+    return p, averages[: min(p.ndim, 2)] or averages[:1]

@@ -1,26 +1,52 @@
-"""Products of matrices by the arrays' own library, and room for them."""
+"""Operations of the arrays' own library: products of matrices, with room for them, and functions of elements."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from ..array import Array
-from ..dtypes import BFLOAT16
+from ..dtypes import BFLOAT16, compute_dtype, widened
 from . import new_array
-from .torch import Products as OfTorch
+from .torch import Operations as OfTorch
 from .torch import is_tensor
 
 
 class OfNumPy:
-    """The products of NumPy's arrays, or of a library with its functions."""
+    """The operations of NumPy's arrays, or of a library with its functions.
+
+    Attributes
+    ----------
+    functions : module
+        Functions of elements and of axes, under NumPy's names.
+    """
 
     def __init__(self, library: Any) -> None:
-        self._library = library
+        self.functions = self._library = library
+
+    def computing(self) -> AbstractContextManager:
+        """Return a context to compute in, without warnings of what is not finite."""
+        return np.errstate(all="ignore")
+
+    def array(self, own: Array) -> Any:
+        """Return an array of the library over the same memory."""
+        return own.numpy() if self._library is np else self._library.asarray(own.owner)
+
+    def norm(self, own: Array, spare: Any) -> float:
+        """Return the root of the sum of the squares of an array's elements; squares come into `spare`."""
+        elements, most, squares = self.array(own).ravel(order="K"), len(spare), []
+        for k in range(0, own.size, most):
+            part = elements[k : k + most]
+            part = (
+                widened(part, own.dtype) if self._library is np else part.astype(compute_dtype(own.dtype), copy=False)
+            )
+            squares.append(self.functions.sum(self.functions.multiply(part, part, out=spare[: len(part)])))
+        return math.sqrt(sum(map(float, squares)))
 
     def new(self, make: Callable[[], Any]) -> Any:
         """Make an array."""
@@ -47,7 +73,7 @@ class OfNumPy:
 
 
 def library_of(like: Any, array: Array, name: str) -> Any:
-    """The products of a parameter's library.
+    """The operations of a parameter's library.
 
     Raises
     ------
@@ -59,7 +85,7 @@ def library_of(like: Any, array: Array, name: str) -> Any:
     if array.place.kind != "cpu" and not array.place.library:
         raise TypeError(
             f"{name}: found a {type(like).__name__} on {array.place.device}, expected a tensor of torch or an array of "
-            "CuPy, which multiply matrices there"
+            "CuPy, whose operations are there"
         )
     return OfNumPy(sys.modules[array.place.library or "numpy"])
 

@@ -129,8 +129,25 @@ def tensor_of(array: np.ndarray) -> Any:
     return torch.from_numpy(array)
 
 
-class Products:
-    """The products of matrices of tensors."""
+class Operations:
+    """Operations of tensors: products of matrices, functions of elements."""
+
+    @property
+    def functions(self) -> Any:
+        """Functions of elements and of axes, under NumPy's names."""
+        return sys.modules[LIBRARY]
+
+    def computing(self) -> Any:
+        """Return a context to compute in, in which tensors of inference mode and others can be written."""
+        return sys.modules[LIBRARY].inference_mode()
+
+    def array(self, own: Array) -> Any:
+        """Return the tensor without its history."""
+        return own.owner.detach()
+
+    def norm(self, own: Array, spare: Any) -> float:
+        """Return the root of the sum of the squares of a tensor's elements."""
+        return float(sys.modules[LIBRARY].linalg.vector_norm(own.owner.detach(), dtype=spare.dtype))
 
     def new(self, make: Callable[[], Any]) -> Any:
         """Make a tensor that can be written in inference mode and out of it."""
