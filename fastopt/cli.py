@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
@@ -26,7 +26,8 @@ from .errors import BackendUnavailable, install_command
 from .info import compiler_flags, show_config
 from .rules import RULES
 
-_ELEMENTWISE = [name for name, rule in RULES.items() if not rule.by_row]
+_FIRST = ("adam", "adamw", "sgd")  # what people ask first
+_TIMED = [*_FIRST, *(name for name, rule in RULES.items() if not rule.by_row and name not in _FIRST)]
 _EXTRA = ("rich", "sklearn", "ml_dtypes", "matplotlib", "jinja2")  # what only `fastopt bench` needs
 _SIZES = sorted([10**k for k in range(2, 10)] + [3 * 10**k for k in range(2, 9)])
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -76,11 +77,12 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _among(allowed: Iterable[str]) -> Callable[[str], list[str]]:
-    """Return a parser of names, separated by commas, of those allowed."""
+def _among(allowed: Iterable[str], aliases: Mapping[str, str] | None = None) -> Callable[[str], list[str]]:
+    """Return a parser of names, separated by commas, of those allowed, or of other names of theirs."""
+    meant = aliases or {}
 
     def read(text: str) -> list[str]:
-        names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+        names = list(dict.fromkeys(meant.get(name.strip(), name.strip()) for name in text.split(",")))
         known = list(allowed)
         for name in names:
             if name not in known:
@@ -90,6 +92,14 @@ def _among(allowed: Iterable[str]) -> Callable[[str], list[str]]:
         return names
 
     return read
+
+
+def _rules(allowed: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return a parser of rules, by their names or those of their classes; a class's first rule is its default."""
+    classes: dict[str, str] = {}
+    for name, rule in RULES.items():
+        classes.setdefault(rule.optimizer, name)
+    return _among(allowed, classes)
 
 
 def _hosts(text: str) -> list[tuple[str, int]]:
@@ -190,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         "that they took. The picture is in a window that plays it, or in a file.",
     )
     show.add_argument("scene", type=_scene, metavar="SCENE", help="one of " + ", ".join(_SCENES) + " (a table alone)")
-    show.add_argument("--rules", type=_among(RULES), help="as sgd,momentum,adam (default: those the scene is about)")
+    show.add_argument("--rules", type=_rules(RULES), help="as sgd,momentum,adam (default: those the scene is about)")
     show.add_argument("--steps", type=_count, help="how many (default: as many as the scene needs)")
     show.add_argument(
         "--save", type=partial(picture, endings=_PICTURES), metavar="FILE",
@@ -232,7 +242,7 @@ def _add_bench(commands: Any) -> None:
         "commas.",
     )
     what = bench.add_argument_group("what is compared")
-    what.add_argument("--rules", type=_among(_ELEMENTWISE), default=_ELEMENTWISE, help="as adam,sgd (default all)")
+    what.add_argument("--rules", type=_rules(_TIMED), default=_TIMED, help="as adam,SGD (default all)")
     what.add_argument("--size", type=_count, help="elements of an array (default 2e7; 1e8 with --goals)")
     what.add_argument("--dtypes", type=_among(_DTYPES), default=["float32"], help=f"of {', '.join(_DTYPES)}")
     what.add_argument("--backends", type=_among(("native", "numba")), default=["native", "numba"], help="(default all)")
@@ -241,6 +251,9 @@ def _add_bench(commands: Any) -> None:
     )
     what.add_argument("--threads", type=_threads, help="of all who can be told (default: as fastopt info says)")
     what.add_argument("--repeats", type=_count, default=11, help="rounds; slow ones take part in fewer (default 11)")
+    what.add_argument(
+        "--neighbours", type=_threads, default=0, metavar="N", help="beside N processes that compute without end"
+    )
     more = bench.add_argument_group("what else is measured")
     more.add_argument("--sizes", type=_counts, nargs="?", const=_SIZES, default=[], help="Adam at 1e2,3e2 ... 1e9")
     more.add_argument("--scaling", action="store_true", help="Adam with 1, 2, 4 ... threads")

@@ -53,7 +53,13 @@ def test_everything_quickly(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Total time" in printed and "…" not in printed and "Left out" not in printed
     assert lines(printed)[:4] == ["adam", "aggmo", "adam float64", "aggmo float64"]
+    tables = [line for line in printed.splitlines() if line[:1] in "┏┃┡│└"]
+    assert tables and max(map(len, tables)) <= 80
     found = json.loads(results.read_text())
+    assert found["summary"].startswith("adam over 10,000 elements takes ") and found["summary"] in " ".join(
+        printed.split()
+    )
+    assert found["configuration"]["host"] and found["configuration"]["date"].startswith("20")
     assert found["size"] == 10_000 and found["threads"] == 1 and "digits" not in found and not found["left_out"]
     adam, aggmo, wide, _ = found["rules"]
     assert [row["bytes"] for row in (adam, aggmo, wide)] == [4 * 7 * 10_000, 4 * 9 * 10_000, 8 * 7 * 10_000]
@@ -72,7 +78,7 @@ def test_everything_quickly(tmp_path, capsys):
     options = ("--baseline", str(results), "--json", str(again), "--plot", f"{tmp_path}/y.png")
     assert cli.main([*QUICK, "--rules", "adam", *options, "--report", str(tmp_path / "new")]) == 0
     printed = capsys.readouterr().out
-    assert "native" not in OURS or printed.count("│ rules") == len(OURS)
+    assert "native" not in OURS or lines(printed)[-len(OURS) :] == ["adam"] * len(OURS)
     assert (tmp_path / "y-rules.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "new" / "fastopt-bench.html").read_text()
     assert page.count("<svg") == 1 and "native" in page and "fastopt bench --size 1e4" in page
@@ -84,8 +90,8 @@ def test_the_page_escapes_text(tmp_path):
     from fastopt.bench import report
 
     table = section.Table("a < b", ["<i>"], [["&"]], "caption")
-    page = report.write(tmp_path, {"command": "<b>"}, [([table], "<svg></svg>")], {"rules": "<u>"}).read_text()
-    for text in ("a &lt; b", "&lt;i&gt;", "&amp;", "&lt;b&gt;", "&lt;u&gt;", "<svg></svg>"):
+    page = report.write(tmp_path, {"command": "<b>"}, "<p>", [([table], "<svg></svg>")], {"rules": "<u>"}).read_text()
+    for text in ("a &lt; b", "&lt;i&gt;", "&amp;", "&lt;b&gt;", "&lt;p&gt;", "&lt;u&gt;", "<svg></svg>"):
         assert text in page
 
 
@@ -101,7 +107,7 @@ def test_without_its_extra(package):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rules", "adam,adma"], "found 'adma', expected some of sgd,"),
+        (["--rules", "adam,adma"], "found 'adma', expected some of adam, adamw, sgd,"),
         (["--peers", "toch"], "found 'toch', expected some of numpy,"),
         (["--backends", "cuda"], "found 'cuda', expected some of native, numba"),
         (["--dtypes", "float8"], "found 'float8', expected some of float32,"),
@@ -132,6 +138,69 @@ def interrupt(monkeypatch, error):
         return measure(self, name, budget)
 
     monkeypatch.setattr(rules.Measure, "__call__", interrupted)
+
+
+def test_columns_that_do_not_fit_have_a_table_of_their_own():
+    wide = section.Table("", ["rule", "a" * 30, "b" * 30, "c" * 30, "d\nd"], [["adam", "1", "2", "3", "4"]])
+    assert list(command._fitting(wide, 80)) == [[0, 1, 2], [0, 3, 4]]
+    assert list(command._fitting(wide, 200)) == [[0, 1, 2, 3, 4]]
+    assert list(command._fitting(section.Table("", ["rule", "x" * 99], [["adam", "1"]]), 80)) == [[0, 1]]
+    assert list(command._fitting(section.Table("", ["", "why"], [["x", "w" * 200]], words=2), 80)) == [[0, 1]]
+    goals = section.Table("", ["what", "asked for", "x" * 60, "y" * 60], [["x y", "1", "2", "3"]], words=2)
+    assert list(command._fitting(goals, 80)) == [[0, 1, 2], [0, 1, 3]]
+
+
+def test_who_is_not_installed_is_said_at_the_head(monkeypatch, capsys):
+    monkeypatch.setattr(command, "installed", lambda package: package not in ("torch", "mpi4py"))
+    assert cli.main([*QUICK[:-1], "numpy,torch-fused,torch-foreach", "--rules", "sgd", "--distributed"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"│ torch +│ not installed", printed) and "pip install" not in printed
+    assert printed.index("not installed") < printed.index("One step over") and "Not measured either" not in printed
+
+
+def test_classes_are_taken_for_rules(capsys):
+    assert cli.main([*QUICK, "--rules", "AdamW,NAG,sgd"]) == 0
+    assert lines(capsys.readouterr().out)[:3] == ["adamw", "nesterov", "sgd"]
+
+
+def test_rows_left_out_are_taken_up_while_time_remains(monkeypatch, capsys):
+    def rows(self, own):
+        yield from [(own.names[0], 0.1)]  # as if time were left for one row of each section only
+
+    monkeypatch.setattr(Plan, "rows", rows)
+    assert cli.main([*QUICK, "--rules", "sgd,adam,lion", "--budget", "60"]) == 0
+    printed = capsys.readouterr().out
+    assert lines(printed)[:3] == ["sgd", "adam", "lion"] and "Left out" not in printed
+
+
+def test_a_baseline_of_another_size_is_said_before(tmp_path, capsys):
+    cli.main([*QUICK, "--rules", "sgd", "--json", str(tmp_path / "x")])
+    capsys.readouterr()
+    cli.main([*QUICK, "--size", "2e4", "--rules", "sgd", "--baseline", str(tmp_path / "x")])
+    printed = " ".join(capsys.readouterr().out.split())
+    said = "The baseline has size 10,000, here 20,000: shares differ with these."
+    assert printed.index(said) < printed.index("One step over")
+
+
+@pytest.mark.parametrize("ends", ["with the block", "when its parent is killed"])
+def test_neighbours_are_there_as_long_as_asked(ends):
+    code = (
+        "import sys, time\nfrom fastopt.bench.neighbours import neighbours\n"
+        "with neighbours(2):\n    print('up', flush=True); sys.stdin.readline()\nprint('down', flush=True)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "up\n"
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    assert len(children) == 2
+    if ends == "with the block":
+        assert parent.communicate("\n")[0] == "down\n"
+    else:
+        parent.kill()
+        parent.communicate()
+    until = time.monotonic() + 20
+    while any(Path("/proc", child).exists() for child in children):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_ctrl_c_prints_what_there_is(monkeypatch, capsys):
@@ -207,11 +276,11 @@ def test_baseline():
     then = report_of(native=[0.90, 0.95, 0.99], numba=[0.80, 0.82, 0.84], numpy=[0.1, 0.1, 0.1])
     now = report_of(native=[0.60, 0.70, 0.80], numba=[0.83, 0.86, 0.90], numpy=[0.2, 0.2, 0.2])
     table = against_baseline(then, now)
-    assert [(row[2], row[5], row[6]) for row in table.rows] == [
-        ("native", "0.74x", "slower"),
-        ("numba", "1.05x", "same"),
+    assert [(row[1], row[4], row[5]) for row in table.rows] == [
+        ("fastopt", "0.74x", "slower"),
+        ("fastopt (numba)", "1.05x", "same"),
     ]
-    assert against_baseline(now, then).rows[0][6] == "faster"
+    assert against_baseline(now, then).rows[0][5] == "faster"
     assert "nothing in common" in against_baseline(report_of(), now).caption
 
 
@@ -307,4 +376,3 @@ def test_digits():
 def test_it_is_not_imported_by_fastopt():
     code = "import sys, fastopt; assert not any(name.startswith('fastopt.bench') for name in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert command.WIDTH >= 120

@@ -34,7 +34,13 @@ def test_noise_is_marked(spread, noisy):
     assert shown.rows[0][1] == f"2.0 {spread[1]:6.2f}x" + ("~" if noisy else " ")
     assert (section.FOOTNOTE in shown.caption) is noisy and shown.caption.startswith("A caption.")
     row["shares"]["native"] = spread
-    assert section.share_of("native")(row).endswith("~") is noisy
+    assert section.share_of("native", most=3)(row).endswith("~") is noisy
+
+
+def test_a_share_above_the_ceiling_says_that_it_was_disturbed():
+    row = {"name": "adam", "shares": {"native": (0.9, 1.04, 1.1), "numba": (0.9, 1.06, 1.1)}}
+    assert section.share_of("native")(row) == "104 % (90-110)~"
+    assert section.share_of("numba")(row) == "ceiling disturbed"
 
 
 def test_columns_without_anything_are_left_out():

@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .section import Table
+from .section import LABELS, Table
 from .timing import Spread
-
-OURS = ("native", "numba")
 
 
 def shares(report: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], Spread]]:
     """A report's shares of the ceiling, by section, row and who."""
     for key, rows in report.items():
         for row in rows if isinstance(rows, list) else ():
-            for who in OURS:
+            for who in LABELS:
                 if who in row.get("shares", {}):
                     yield (key, row["name"], who), Spread(*row["shares"][who])
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Tell what was asked of the two runs that is not the same, or nothing.
+
+    Parameters
+    ----------
+    before, now : mapping
+        A report, as ``--json`` writes it, and what is asked of this run.
+    """
+    found = [f"{key} {before[key]:,}, here {value:,}" for key, value in now.items() if before.get(key, value) != value]
+    return f"The baseline has {'; '.join(found)}: shares differ with these." if found else ""
 
 
 def table(before: Mapping[str, Any], now: Mapping[str, Any]) -> Table:
@@ -35,13 +45,14 @@ def table(before: Mapping[str, Any], now: Mapping[str, Any]) -> Table:
             old = earlier[key, name, who]
             apart = share.low > old.high or share.high < old.low
             verdict = ("faster" if share.mid > old.mid else "slower") if apart else "same"
-            lines.append([key, name, who, *map(_percent, (old, share)), f"{share.mid / old.mid:.2f}x", verdict])
+            row = name if key == "rules" else f"{key}, {name}"
+            lines.append([row, LABELS[who], *map(_percent, (old, share)), f"{share.mid / old.mid:.2f}x", verdict])
     return Table(
         "Against the baseline: share of the ceiling",
-        ["section", "", "by", "then", "now", "now to then", ""],
+        ["", "by", "then", "now", "now to\nthen", ""],
         lines,
         "same: the intervals overlap." if lines else "The two runs have nothing in common.",
-        words=3,
+        words=2,
     )
 
 

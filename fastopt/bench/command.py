@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -32,15 +34,21 @@ from . import (
     sizes,
     sparse,
     startup,
+    summary,
     tensors,
     workloads,
 )
+from .neighbours import neighbours
 from .peers import COMPETITORS, versions
+from .peers.base import installed
 from .pictures import Picture
 from .plan import OutOfTime, Plan, alarm
 from .section import Options, Row, Section, Skip, Table
 
-WIDTH = 200  # characters that a table may take: it is not broken
+WIDTH = 80  # characters that a table may take where no terminal says otherwise
+UNBROKEN = 30  # characters of a column of words that is not broken
+
+ABSENT = "Who is installed takes part. Of torch, its build for processors is enough, which is far smaller."
 
 
 @dataclass
@@ -138,44 +146,111 @@ def _tracked(section: Section, rows: Iterator[tuple[str, float]], console: Conso
 
 
 def _print(out: Console, table: Table) -> None:
-    shown = rich.table.Table()
-    for k, header in enumerate(table.header):
-        shown.add_column(header, justify="left" if k < table.words else "right", no_wrap=True)
-    for row in table.rows:
-        shown.add_row(*row)
-    out.print("", table.title, shown, *filter(None, [table.caption]), sep="\n", markup=False)
+    out.print("", table.title, sep="\n", markup=False)
+    for columns in _fitting(table, out.width):
+        shown = rich.table.Table()
+        for k in columns:
+            shown.add_column(table.header[k], justify="left" if k < table.words else "right", no_wrap=k >= table.words)
+        for row in table.rows:
+            shown.add_row(*(row[k] for k in columns))
+        out.print(shown, markup=False)
+    if table.caption:
+        out.print(table.caption, markup=False)
+
+
+def _fitting(table: Table, width: int) -> Iterator[list[int]]:
+    """Deal a table's columns out to as many tables as they need; those of words, which may be broken, are in each."""
+
+    def wide(k: int) -> int:
+        cells = (table.header[k], *(row[k] for row in table.rows))
+        longest = max(len(line) for cell in cells for line in cell.split("\n"))
+        return 3 + (longest if k >= table.words or longest <= UNBROKEN else max(map(len, " ".join(cells).split())))
+
+    words = list(range(table.words))
+    columns, taken = words.copy(), 1 + sum(map(wide, words))
+    for k in range(table.words, len(table.header)):
+        if taken + wide(k) > width and columns != words:
+            yield columns
+            columns, taken = words.copy(), 1 + sum(map(wide, words))
+        columns.append(k)
+        taken += wide(k)
+    yield columns
 
 
 class _Run:
     """One run: what it found so far."""
 
     def __init__(self, options: Options, command: str) -> None:
-        self.options = options
+        packages = list(dict.fromkeys(_packages(options)))
+        absent = [package for package in packages if package and not installed(package)]
+        present = [name for name in options.peers if COMPETITORS[name].package not in absent]
+        self.options = replace(options, peers=present)
         self.out, self.progress = Console(highlight=False), Console(stderr=True)
         self.out.width = max(self.out.width, WIDTH)
-        self.configuration = {**configuration(), "peers": versions(_packages(options)), "command": command}
+        self.configuration = {
+            **configuration(),
+            "peers": versions(package for package in packages if package not in absent),
+            "date": datetime.now().astimezone().isoformat(" ", "seconds"),
+            "host": platform.node(),
+            "command": command,
+        }
+        if options.neighbours:
+            self.configuration["neighbours"] = f"{options.neighbours}, computing without end"
         self.results: dict[str, list[Row]] = {}
         self.parts: list[Part] = []
         self.left_out: dict[str, str] = {}
         self.interrupted = False
+        self._absent = absent
+        self._reasons: dict[str, list[str]] = {}
+        self._unfinished: dict[str, Callable[[], None]] = {}
+
+    def head(self) -> None:
+        """Prints the machine, and who cannot take part."""
+        for heading, text in self.configuration.items():
+            self.out.print(f"{heading + ':':20} {text}", markup=False, soft_wrap=True)
+        if self._absent:
+            rows = [[package, "not installed"] for package in self._absent]
+            self.add(Table("Not measured", ["", "why"], rows, ABSENT, words=2))
 
     def measure(self, budget: float | None) -> None:
-        """Runs the sections, printing each as it ends; Ctrl-C and the end of the budget end all."""
+        """Runs the sections, printing each as it ends; Ctrl-C and the end of the budget end all.
+
+        What a section has no time for is taken up again while others leave some.
+        """
+        end = None if budget is None else perf_counter() + budget
         sections = _sections(self.options)
-        plan = Plan(sections, budget)
         try:
-            with alarm(budget):
-                while sections:  # one at a time: those that are done give their arrays back
-                    self._section(sections.pop(0), plan)
+            with alarm(budget), neighbours(self.options.neighbours):
+                while sections and (end is None or perf_counter() < end):
+                    self._round(sections, None if end is None else end - perf_counter())
+                    sections = list(self._missing()) if self.left_out else []
         except OutOfTime:
             pass
         except KeyboardInterrupt:
             self.interrupted = True
         for section in sections:
-            self.left_out[section.key] = "no time was left"
+            self.left_out.setdefault(section.key, "no time was left")
+        for show in self._unfinished.values():
+            show()
+        if self._reasons:
+            rows = [[", ".join(names), why] for why, names in self._reasons.items()]
+            self.add(Table("Not measured either", ["", "why"], rows, words=2))
+
+    def _missing(self) -> Iterator[Section]:
+        """The sections with rows that no time was left for, with those rows alone."""
+        for section in _sections(self.options):
+            if section.key in self.left_out:
+                done = {row["name"] for row in self.results[section.key]}
+                yield replace(section, names=[name for name in section.names if name not in done])
+
+    def _round(self, sections: list[Section], budget: float | None) -> None:
+        """Takes the sections, one at a time: those that are done give their arrays back."""
+        plan = Plan(sections, budget)
+        while sections:
+            self._section(sections.pop(0), plan)
 
     def _section(self, section: Section, plan: Plan) -> None:
-        rows = self.results[section.key] = []
+        rows = self.results.setdefault(section.key, [])
         skipped: dict[str, str] = {}
         try:
             for name, seconds in _tracked(section, plan.rows(section), self.progress):
@@ -184,19 +259,26 @@ class _Run:
                 except Skip as reason:
                     skipped[name] = str(reason)
         finally:
+            for name, why in {**section.notes, **skipped}.items():
+                if name not in (known := self._reasons.setdefault(why, [])):
+                    known.append(name)
             done = {row["name"] for row in rows} | skipped.keys()
+            show = partial(self._show, section.key, section.tables, section.draw)
             if missing := [name for name in section.names if name not in done]:
                 self.left_out[section.key] = f"no time was left for {', '.join(missing)}"
-            self._show(section, rows, {**section.notes, **skipped})
+                self._unfinished[section.key] = show
+            else:
+                self.left_out.pop(section.key, None)
+                self._unfinished.pop(section.key, None)
+                show()
 
-    def _show(self, section: Section, rows: Sequence[Row], reasons: Mapping[str, str]) -> None:
-        part = Part(section.key)
+    def _show(self, key: str, tables: Callable[[Sequence[Row]], Iterator[Table]], draw: Any) -> None:
+        rows = self.results[key]
+        part = Part(key)
         if rows:
-            part.tables = list(section.tables(rows))
-            if section.draw:
-                part.picture = partial(Picture, section.draw, rows, self._caption())
-        if reasons:
-            part.tables.append(Table(f"Not measured, {section.key}", ["", "why"], list(reasons.items()), words=2))
+            part.tables = list(tables(rows))
+            if draw:
+                part.picture = partial(Picture, draw, rows, self._caption())
         for table in part.tables:
             _print(self.out, table)
         self.parts.append(part)
@@ -210,11 +292,15 @@ class _Run:
         processor, peers, command = (self.configuration[heading] for heading in ("processor", "peers", "command"))
         return f"{processor}, {self.options.threads} of them used; {peers}\n{command}"
 
+    def asked(self) -> dict[str, int]:
+        """What was asked of the run, on which its results depend."""
+        return {key: getattr(self.options, key) for key in ("size", "threads", "neighbours")}
+
     def as_json(self, seconds: float) -> dict[str, Any]:
         """Contents of the file that ``--json`` writes and ``--baseline`` reads."""
-        asked = {key: getattr(self.options, key) for key in ("size", "threads", "repeats")}
-        found = {"configuration": self.configuration, **asked, **self.results}
-        return {**found, "left_out": self.left_out, "seconds": seconds}
+        asked = {**self.asked(), "repeats": self.options.repeats}
+        found = {"summary": summary.sentence(self.results), **asked, **self.results}
+        return {"configuration": self.configuration, **found, "left_out": self.left_out, "seconds": seconds}
 
 
 def bench(options: Options, outputs: Outputs, budget: float | None = None, command: str = "fastopt bench") -> int:
@@ -239,8 +325,9 @@ def bench(options: Options, outputs: Outputs, budget: float | None = None, comma
     started = perf_counter()
     settings.set_num_threads(options.threads)
     run = _Run(options, command)
-    for heading, text in run.configuration.items():
-        run.out.print(f"{heading + ':':20} {text}", markup=False, soft_wrap=True)
+    run.head()
+    if outputs.baseline and (differ := baseline.differences(outputs.baseline, run.asked())):
+        run.out.print("", differ, sep="\n", markup=False)
     run.measure(budget)
     found = run.as_json(perf_counter() - started)
     if outputs.goals:
@@ -250,6 +337,8 @@ def bench(options: Options, outputs: Outputs, budget: float | None = None, comma
     run.out.print()
     for key, why in run.left_out.items():
         run.out.print(f"Left out of {key}: {why}.", markup=False, soft_wrap=True)
+    if found["summary"]:
+        run.out.print(found["summary"], markup=False)
     run.out.print(f"{'Interrupted after' if run.interrupted else 'Total time'} {found['seconds']:.0f} s.")
     for path in _write(run, found, outputs):
         print(f"wrote {path}", file=sys.stderr)
@@ -279,5 +368,5 @@ def _write(run: _Run, found: Mapping[str, Any], outputs: Outputs) -> Iterator[Pa
     if outputs.report:
         parts = [(part.tables, part.picture().svg() if part.picture else "") for part in run.parts]
         with _naming(outputs.report):
-            path = report.write(outputs.report, run.configuration, parts, run.left_out)
+            path = report.write(outputs.report, run.configuration, found["summary"], parts, run.left_out)
         yield path

@@ -131,7 +131,7 @@ class Measure:
         times = device.interleaved(calls, self.options.repeats)
         moved = count_moved(rule) * values.nbytes
         ceiling = [seconds * moved / (2 * values.nbytes) for seconds in times.pop("copy")]
-        row = row_of(name, times, moved, ceiling, device=device.name)
+        row = row_of(name, times, moved, ceiling, elements=size, device=device.name)
         row["against"] = {who: ratio(own, times["numba-cuda"]) for who, own in times.items() if who != "numba-cuda"}
         return row
 
@@ -164,6 +164,7 @@ def _terabytes(row: Row) -> str:
 
 
 CAPTION = (
-    "copy: device to device, in the same run; its bytes a second are what the share is of. By the device's own clock;\n"
-    "medians of rounds in turns, in brackets what 95 % of runs would have. x: torch's time to ours."
+    "copy: device to device, in the same run; its bytes a second are what the share is of. By the device's own clock; "
+    "medians of rounds in turns, in brackets the interval that holds the true one with 95 % confidence. x: torch's "
+    "time to fastopt's."
 )

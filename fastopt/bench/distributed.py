@@ -13,6 +13,7 @@ from typing import Any
 
 from . import pictures
 from .peers import COMPETITORS
+from .peers.base import installed
 from .section import NOISY, Options, Row, Section, Show, Skip, Table, named, row_of, table, time_of
 from .timing import Spread, ratio
 
@@ -98,4 +99,5 @@ def section(options: Options) -> Section:
     def draw(figure: Any, rows: Sequence[Row]) -> None:
         pictures.beside(figure, title, rows, LABELS)
 
-    return Section("distributed", title, list(CASES), take, tables, draw, 10.0)
+    names = list(CASES) if installed("mpi4py") else []
+    return Section("distributed", title, names, take, tables, draw, 10.0)

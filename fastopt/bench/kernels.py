@@ -122,9 +122,9 @@ def section(options: Options) -> Section:
 
 
 CAPTION = (
-    "instructions: what a warp executes for 32 elements (needs nvdisasm: pip install nvidia-cuda-nvdisasm).\n"
-    f"memory, issue: the time of {ELEMENTS:.0e} elements by bytes at 3.0 TB/s, and by instructions of 132\n"
-    "multiprocessors that issue 4 in a cycle of 1.98 GHz. The device takes at least the longer one, and more where\n"
-    "occupancy is below a half: then too few warps are there to wait for memory. Of rules that measure tensors it is\n"
-    "the update, without the pass that reads."
+    "instructions: what a warp executes for 32 elements (needs nvdisasm: pip install nvidia-cuda-nvdisasm). memory, "
+    f"issue: the time of {ELEMENTS:.0e} elements by bytes at 3.0 TB/s, and by instructions of 132 multiprocessors that "
+    "issue 4 in a cycle of 1.98 GHz. The device takes at least the longer one, and more where occupancy is below a "
+    "half: then too few warps are there to wait for memory. Of rules that measure tensors it is the update, without "
+    "the pass that reads."
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..palette import GREY, STYLE, Look, look, looks
 from . import machine
-from .section import Row
+from .section import LABELS, Row
 
 _LOOKS = looks(
     (
@@ -19,7 +19,6 @@ _LOOKS = looks(
         *("step", "functional", "fastopt.torch", "torch-loop", "numba-loop", "torch-compile"),
     )
 ) | {"ceiling": Look(GREY, "--", "", "")}
-_LABELS = {"native": "fastopt", "numba": "fastopt, Numba"}
 
 
 class Picture:
@@ -78,7 +77,7 @@ def curve(
     colour, dashes, marker, _ = _LOOKS[who]
     axes.plot(
         x, mids, color=colour, linestyle=dashes, marker=marker, linewidth=3 if who == "ceiling" else 1.5,
-        label=label or _LABELS.get(who, who), markersize=5,
+        label=label or LABELS.get(who, who), markersize=5,
     )  # fmt: skip
     axes.fill_between(x, lows, highs, color=colour, alpha=0.2, linewidth=0)
 
@@ -123,7 +122,7 @@ def bars(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str]) -> N
         rates = [_rates(row, who)[1] for _, row in mine]
         colour, _, _, hatch = _LOOKS[who]
         axes.barh(
-            places, rates, height, color=colour, hatch=hatch, edgecolor=GREY, linewidth=0, label=_LABELS.get(who, who)
+            places, rates, height, color=colour, hatch=hatch, edgecolor=GREY, linewidth=0, label=LABELS.get(who, who)
         )
     tops = {i: _rates(row, "ceiling")[1] for i, row in enumerate(rows) if "ceiling" in row["times"]}
     ends = [i - 0.45 for i in tops], [i + 0.45 for i in tops]

@@ -90,13 +90,14 @@ class Measure(Updates):
 
 
 CAPTION = (
-    "share: of the ceiling, the fastest streaming kernel found with the same reads and writes, in the same run; of\n"
-    "rules that measure tensors, which read them twice, with the fastest that only reads as much.\n"
-    "Medians of rounds in turns; ratios are medians of the rounds' own, in brackets what 95 % of runs would have."
+    "share: of the ceiling, the fastest streaming kernel found with the same reads and writes, in the same run; of "
+    "rules that measure tensors, which read them twice, with the fastest that only reads as much. Medians of rounds in "
+    "turns; ratios are medians of the rounds' own, in brackets the interval that holds the true one with 95 % "
+    "confidence."
 )
 AGREED = (
-    "x: the peer's time to the native backend's: below 1 the peer wins.\n"
-    "After one step native and numba had the same bits, the others the same numbers up to rounding."
+    "x: the peer's time to fastopt's: below 1 the peer wins. After one step both of fastopt's backends had the same "
+    "bits, the others the same numbers up to rounding."
 )
 
 
@@ -110,11 +111,11 @@ def section(options: Options) -> Section:
         ours = {
             "rule": named,
             "ceiling\nGB/s": rate_of("ceiling"),
-            "native\nms": time_of("native"),
-            "native\nGB/s": rate_of("native"),
-            "native\nshare": share_of("native"),
-            "numba\nms": time_of("numba"),
-            "numba\nshare": share_of("numba"),
+            "fastopt\nms": time_of("native"),
+            "fastopt\nGB/s": rate_of("native"),
+            "fastopt\nshare": share_of("native"),
+            "fastopt (numba)\nms": time_of("numba"),
+            "fastopt (numba)\nshare": share_of("numba"),
         }
         yield make_table(title, ours, rows, CAPTION)
         if peers := whoever(rows, options.peers):

@@ -32,7 +32,7 @@ def section(options: Options) -> Section:
         return updates.measure(name, rule, options.size, options.dtypes[0], budget)
 
     def tables(rows: Sequence[Row]) -> Iterator[Table]:
-        columns = {"threads": named, "ceiling\nGB/s": rate_of("ceiling"), "native\nshare": share_of("native")}
+        columns = {"threads": named, "ceiling\nGB/s": rate_of("ceiling"), "fastopt\nshare": share_of("native")}
         rates = {COMPETITORS[who].label + "\nGB/s": rate_of(who) for who in whoever(rows, whom)}
         yield table(
             title, {**columns, **rates}, rows, "Those whose threads cannot be changed in a process are not here."

@@ -12,6 +12,9 @@ from .timing import Spread, Times, quartiles, ratio
 Row = dict[str, Any]
 Show = Callable[[Row], str]
 NOISY = "~"
+#: What people call whose keys in the results are those of backends.
+LABELS = {"native": "fastopt", "numba": "fastopt (numba)"}
+DISTURBED = 1.05  # a share above it says that the ceiling was slowed, for nothing is faster
 FOOTNOTE = f"{NOISY}: the rounds' spread is wider than what the figure claims; measure again on a quiet machine."
 
 
@@ -52,6 +55,7 @@ class Options:
     distributed: bool = False
     cuda: bool = False
     kernels: bool = False
+    neighbours: int = 0
     limited: bool = False
 
 
@@ -144,13 +148,15 @@ def rate_of(who: str) -> Show:
     return show
 
 
-def share_of(who: str) -> Show:
-    """Shows someone's share of the ceiling, with its interval."""
+def share_of(who: str, most: float = DISTURBED) -> Show:
+    """Shows someone's share of the ceiling, with its interval; above `most` it is the ceiling that was disturbed."""
 
     def show(row: Row) -> str:
         if who not in row["shares"]:
             return "-"
         share = Spread(*row["shares"][who])
+        if share.mid > most:
+            return "ceiling disturbed"
         low, mid, high = share.scaled(100)
         return f"{mid:.0f} % ({low:.0f}-{high:.0f}){NOISY if share.noisy else ' '}"
 

@@ -30,7 +30,7 @@ def section(options: Options) -> Section:
         whom = whoever(rows, (*options.backends, *options.peers))
         labels = {who: COMPETITORS[who].label + "\nGB/s" for who in whom}
         rates = {label: rate_of(who) for who, label in labels.items()}
-        columns = {"elements": named, "ceiling\nGB/s": rate_of("ceiling"), "native\nshare": share_of("native")}
+        columns = {"elements": named, "ceiling\nGB/s": rate_of("ceiling"), "fastopt\nshare": share_of("native")}
         yield table(title, {**columns, **rates}, rows, "GB/s: bytes that must be read and written, by time.")
 
     def draw(figure: Any, rows: Sequence[Row]) -> None:

@@ -11,7 +11,7 @@ from ..backends.choice import available_backends
 from ..binding.sparse import RowSparse
 from ..optimizers import CLASSES
 from .machine import has_ceiling
-from .peers.base import load
+from .peers.base import installed, load
 from .peers.pytorch import load_torch
 from .section import Options, Row, Section, Skip, Table, against, named, row_of, share_of, table, time_of
 from .timing import Call, interleaved
@@ -59,12 +59,12 @@ class Measure:
             if available_backends()[backend] == "available":
                 calls[backend], tables[backend] = self.ours(name, backend)
         try:
-            if fused:
+            if fused and installed("fbgemm-gpu-cpu"):
                 before["fbgemm"], calls["fbgemm"], tables["fbgemm"] = self._fbgemm(fused)
         except Skip as reason:
             self.reasons["fbgemm"] = str(reason)
         try:
-            if theirs:
+            if theirs and installed("torch"):
                 calls["torch"], tables["torch"] = self._torch(theirs)
         except Skip as reason:
             self.reasons["torch"] = str(reason)
@@ -144,9 +144,9 @@ def section(options: Options) -> Section:
     columns = {
         "rule": named,
         "ceiling\nms": time_of("ceiling"),
-        "native\nms": time_of("native"),
-        "native\nshare": share_of("native"),
-        "numba\nms": time_of("numba"),
+        "fastopt\nms": time_of("native"),
+        "fastopt\nshare": share_of("native"),
+        "fastopt (numba)\nms": time_of("numba"),
         "FBGEMM\nms": against("fbgemm"),
         "torch\nms": against("torch"),
     }
@@ -156,8 +156,8 @@ def section(options: Options) -> Section:
             title,
             columns,
             rows,
-            "Repeated rows are summed. native, numba: opt.step with a fresh RowSparse, ordering included; FBGEMM: its\n"
-            "fused backward; torch: step() with a sparse gradient. ceiling: the same rows' traffic, its order known.",
+            "Repeated rows are summed. fastopt: opt.step with a fresh RowSparse, ordering included; FBGEMM: its fused "
+            "backward; torch: step() with a sparse gradient. ceiling: the same rows' traffic, its order known.",
         )
 
     return Section("sparse", title, list(CASES), measure, tables, None, 3.0, measure.reasons)

@@ -6,6 +6,7 @@ import importlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +79,15 @@ class Competitor:
     dtypes: Collection[str] = WIDE
     temporaries: int = 0
     usual: bool = True
+
+
+def installed(package: str) -> bool:
+    """Tell whether a distribution is installed."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def load(module: str, install: str) -> Any:

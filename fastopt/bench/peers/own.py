@@ -7,7 +7,7 @@ from typing import Any
 
 from ...backends.choice import available_backends
 from ...optimizers import CLASSES
-from ..section import Skip
+from ..section import LABELS, Skip
 from .base import ALL, DENSE, Competitor, Peer, Task, hyper_of
 
 #: Options that make a class do a rule, where it does another by default.
@@ -31,4 +31,6 @@ def build(backend: str, task: Task) -> Peer:
     return Peer(plan.step, lambda: [param, *(optimizer.state[0][name] for name in rule.state_names)])
 
 
-BACKENDS = tuple(Competitor(name, name, partial(build, name), rules=DENSE, dtypes=ALL) for name in ("native", "numba"))
+BACKENDS = tuple(
+    Competitor(name, label, partial(build, name), rules=DENSE, dtypes=ALL) for name, label in LABELS.items()
+)
