@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -223,37 +224,53 @@ def test_a_full_disk_leaves_the_checkpoint_before(failing, tmp_path, monkeypatch
     assert not list(tmp_path.glob(".step-*"))
 
 
-WRITER = """
-import sys
+WRITERS = """
+import os, sys
 import fastopt, numpy as np
 from fastopt import distributed as fd
 
-params = [np.zeros(200_000, "f4"), np.zeros(3, "f4")]
-opt = fd.Synchronous(fastopt.Adam, params, slices=1)
-start = opt.load(sys.argv[1])
-print("ready", flush=True)
-while True:
-    for p in params:
-        p[...] = opt.steps
-    opt.save(sys.argv[1])
-    opt.add(0, [np.full_like(p, opt.steps) for p in params])
-    opt.step()
+def write():
+    params = [np.zeros(200_000, "f4"), np.zeros(3, "f4")]
+    opt = fd.Synchronous(fastopt.Adam, params, slices=1)
+    opt.load(sys.argv[1])
+    print(os.getpid(), flush=True)
+    while True:
+        for p in params:
+            p[...] = opt.steps
+        opt.save(sys.argv[1])
+        opt.add(0, [np.full_like(p, opt.steps) for p in params])
+        opt.step()
+
+for line in sys.stdin:
+    child = os.fork()  # which need not import anything
+    if not child:
+        write()
+    os.waitpid(child, 0)
+    print("ended", flush=True)
 """
 
 
+@pytest.fixture
+def writers(tmp_path):
+    """A process that starts another, which writes checkpoints, for each line that it is told."""
+    command = [sys.executable, "-c", WRITERS, tmp_path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_what_is_killed_while_it_writes_leaves_a_whole_one(times, tmp_path):
+def test_what_is_killed_while_it_writes_leaves_a_whole_one(times, writers, tmp_path):
     before = -1
     for n in range(times):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        assert process.stdout.readline() == "ready\n"
+        writers.stdin.write("\n")
+        writers.stdin.flush()
+        writer = int(writers.stdout.readline())
         while checkpoint.latest(tmp_path) is None:  # on a busy machine the first takes long
             time.sleep(0.01)
         time.sleep(random.Random(n).random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        os.kill(writer, signal.SIGKILL)
+        assert writers.stdout.readline() == "ended\n"
         found = fd.read_checkpoint(tmp_path)
         assert found.steps >= before
         assert all((p == found.steps).all() for p in found.params)
