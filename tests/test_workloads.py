@@ -150,6 +150,19 @@ def test_curriculum(tmp_path):
     assert_picture(picture)
 
 
+def test_delayed(tmp_path):
+    printed = run(
+        "delayed", "--size", 0.05, "--passes", 4, "--workers", 1, 20, cache=tmp_path, packages=("rich", "sklearn")
+    )
+    table = {row[0]: row[1:] for row in rows(printed, "Online loss after 4 passes")}
+    assert list(table) == ["1", "20, in order", "20, stragglers"]
+    delay, *losses = table["1"]
+    assert (delay, losses[:2]) == ("0.0", losses[2:])  # without delay they are one
+    for delay, *losses in list(table.values())[1:]:
+        assert 15 < float(delay) < 19
+        assert float(losses[3]) < 0.9 * float(losses[1])  # at the rate that is best without delay
+
+
 @pytest.mark.slow
 def test_overview(tmp_path):
     picture = tmp_path / "losses.svg"

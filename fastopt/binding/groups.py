@@ -121,6 +121,10 @@ class State(_Checked):
     def _change(self, changes: Mapping[str, Any]) -> None:
         self._write(changes)
 
+    def replace(self, name: str, array: Any) -> None:
+        """Have another array in a state's place."""
+        self._values[name] = array
+
 
 class Weakly:
     """A function of what an optimizer owns and of a number, that does not keep the first alive."""

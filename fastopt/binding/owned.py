@@ -220,6 +220,11 @@ class Owned:
                         state[name] = new_state(self.params[i], self.views[i], rule, name, dtype, shape, begin)
                 yield State(state, f"state[{i}]", Weakly(self, self._write, i))
 
+    def replace_state(self, i: int, name: str, array: Any) -> None:
+        """Have another array in a state's place, of the same layout: in bindings that are made from now on."""
+        self.states[i].replace(name, array)
+        self._last = None
+
     def _look(self, i: int) -> list[tuple[Any, str]]:
         """Has views of a parameter and its states that are where these are now; returns both, for others to watch."""
         label, states = self.names[i], self.arrays_of(i)

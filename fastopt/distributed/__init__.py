@@ -1,12 +1,31 @@
-"""Training by several processes, threads or machines: the same bits for any number of them."""
+"""Training by several processes or machines, with the same bits for any number; and by workers that do not wait."""
 
+from .asynchronous import EASGD, Downpour
 from .checkpoint import Checkpoint, read_checkpoint
 from .commons import shared
 from .periodic import DiLoCo, Elastic, LocalSGD
+from .runs import Result, Worker, replay, run
+from .simulate import simulate
 from .synchronous import Synchronous
 from .world import RankDied
 
-__all__ = ["Checkpoint", "DiLoCo", "Elastic", "LocalSGD", "RankDied", "Synchronous", "read_checkpoint", "shared"]
+__all__ = [
+    "EASGD",
+    "Checkpoint",
+    "DiLoCo",
+    "Downpour",
+    "Elastic",
+    "LocalSGD",
+    "RankDied",
+    "Result",
+    "Synchronous",
+    "Worker",
+    "read_checkpoint",
+    "replay",
+    "run",
+    "shared",
+    "simulate",
+]
 
 
 def __dir__() -> list[str]:

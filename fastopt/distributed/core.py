@@ -1,0 +1,287 @@
+"""Internal. A server of an asynchronous training, without any input or output: what it does with a request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..backends.choice import ieee_arithmetic
+from ..binding.plan import Plan
+from ..optimizers import Optimizer
+from ..rules import State
+
+#: What a worker sends of each parameter: an array, rows, or None.
+Payload = Sequence[Any]
+
+
+class OutOfOrder(ValueError):
+    """A request is not the one that the order has next."""
+
+
+class Op(IntEnum):
+    """Requests of a worker."""
+
+    FETCH = 0
+    PUSH = 1
+    EXCHANGE = 2  # both, in one pass
+
+
+class Header(NamedTuple):
+    """The beginning of a request.
+
+    Attributes
+    ----------
+    op : Op
+        What is asked for.
+    number : int
+        Of the worker's request, from 1 on; each is handled once, however often it comes.
+    """
+
+    op: Op
+    number: int
+
+
+class Reply(NamedTuple):
+    """The answer to a request.
+
+    Attributes
+    ----------
+    number : int
+        That of the request.
+    version : int
+        The pushes that the shard had after it.
+    payload : list of numpy.ndarray or None
+        Of a push None; else memory of this worker's own, until its next request is handled.
+    """
+
+    number: int
+    version: int
+    payload: list[np.ndarray] | None
+
+
+class Shard(Protocol):
+    """What a server does with its parameters."""
+
+    def apply(self, worker: int, payload: Payload, reads: bool) -> None:
+        """Take over what a worker pushes, which reads the parameters after it or not: all, or nothing and an error."""
+
+    def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
+        """Return for a worker, which has pushed in this request or not, what it reads, in memory of its own."""
+
+    def values(self) -> list[np.ndarray]:
+        """Return the parameters."""
+
+
+class ServerCore:
+    """A server: a shard, and what it knows of its workers.
+
+    Whoever has a request asks whether it is `ready`, and has it handled then. Of the same requests in the same order
+    the bits are the same: the order is all that is left to chance.
+
+    Parameters
+    ----------
+    shard : Shard
+        The parameters.
+    workers : int
+        Their number.
+    max_ahead : int, optional
+        The most requests that a worker may be ahead of the slowest that is alive: its next one waits.
+    warm_start : int
+        The pushes of worker 0 before the others begin.
+    order : sequence of int, optional
+        The workers whose requests are to be handled, in order.
+
+    Attributes
+    ----------
+    version : int
+        The pushes that have been applied.
+    order : list of int
+        The workers whose requests have been handled, in order.
+    delays : Counter
+        How often so many pushes came between a worker's reading and its push.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        workers: int,
+        *,
+        max_ahead: int | None = None,
+        warm_start: int = 0,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self.shard = shard
+        self.version = 0
+        self.order: list[int] = []
+        self.delays: Counter[int] = Counter()
+        self._max_ahead, self._warm, self._follows = max_ahead, warm_start, order
+        self._alive = set(range(workers))
+        self._last = [0] * workers  # the number of the last request that was handled
+        self._done = [0] * workers  # how far each is; those that a warm start keeps back begin where it ends
+        self._read = [0] * workers  # the version at the last reading
+        self._replies: list[Reply | None] = [None] * workers
+
+    def ready(self, worker: int, header: Header) -> bool:
+        """Tell whether a request can be handled now: else it is to wait until others have been."""
+        if header.number <= self._last[worker]:
+            return True
+        if self._follows is not None:
+            turn = self._turn()
+            return turn == worker or turn not in self._alive  # then `handle` says what is wrong
+        if self._warm and worker:
+            return False
+        if self._max_ahead is None:
+            return True
+        slowest = min((self._done[k] for k in self._alive if not (self._warm and k)), default=self._done[worker])
+        return self._done[worker] - slowest <= self._max_ahead
+
+    def handle(self, worker: int, header: Header, payload: Payload | None) -> Reply:
+        """Do what a request asks for, once: to one that comes again the reply is the same.
+
+        Raises
+        ------
+        TypeError, ValueError
+            What is pushed is not what it must be, or another request was to come; nothing has changed.
+        """
+        kept = self._replies[worker]
+        if kept is not None and header.number <= self._last[worker]:
+            return kept
+        if self._follows is not None and (turn := self._turn()) != worker:
+            expected = "none" if turn is None else f"one of worker {turn}, which has ended"
+            raise OutOfOrder(
+                f"order: found request {len(self.order) + 1} of worker {worker}, expected {expected}: a run is done "
+                "again with the worker and the algorithm that it had"
+            )
+        reads = header.op != Op.PUSH
+        if header.op != Op.FETCH:
+            self.shard.apply(worker, payload or (), reads)
+            self.delays[self.version - self._read[worker]] += 1
+            self.version += 1
+        found = self.shard.read(worker, header.op == Op.EXCHANGE) if reads else None
+        if reads:
+            self._read[worker] = self.version
+        self._last[worker] = header.number
+        self._done[worker] += 1
+        self.order.append(worker)
+        if self._warm and self.version >= self._warm:
+            self._end_warm_start()
+        self._replies[worker] = reply = Reply(header.number, self.version, found)
+        return reply
+
+    def end(self, worker: int) -> None:
+        """Wait for a worker no more: it has ended, as it should or not."""
+        self._alive.discard(worker)
+        if worker == 0:
+            self._end_warm_start()
+
+    def _turn(self) -> int | None:
+        """The worker whose request is the next one, where there is an order."""
+        follows, done = self._follows or (), len(self.order)
+        return int(follows[done]) if done < len(follows) else None
+
+    def _end_warm_start(self) -> None:
+        if self._warm:
+            self._warm = 0
+            self._done[1:] = [self._done[0]] * (len(self._done) - 1)
+
+
+class Stepped:
+    """Parameters that an optimizer steps, with what each worker pushes for a gradient.
+
+    States that are a copy of another one are one for each worker: a step has the worker's own in their place.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        That of the parameters.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._owned = owned = optimizer._owned
+        self._copies: list[tuple[int, State]] = []
+        for i in range(len(owned.params)):
+            self._copies += [(i, state) for state in owned.rule_of(i).states if state.copy_of]
+        self._snapshots: dict[int, list[np.ndarray]] = {}
+        self._plans: dict[int, tuple[Payload, Plan]] = {}
+        self._replies: dict[int, list[np.ndarray]] = {}
+        self._reads = True
+
+    def apply(self, worker: int, payload: Payload, reads: bool) -> None:
+        """Do a step; a worker that sends the same arrays again has the plan that it had."""
+        if self._copies and reads is not self._reads:
+            self._reads = reads
+            for group in self._optimizer.param_groups:
+                group["read"] = reads
+        known = self._plans.get(worker)
+        if known is None or len(known[0]) != len(payload) or any(map(_others, known[0], payload)):
+            for (i, state), own in zip(self._copies, self._own(worker), strict=True):
+                self._owned.replace_state(i, state.name, own)
+            known = self._plans[worker] = payload, Plan(self._owned, self._owned.bind(tuple(payload)))
+        known[1].step()
+
+    def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
+        """Copy the parameters, and what the worker's next step is to know of them."""
+        if not pushed:
+            for (i, state), own in zip(self._copies, self._own(worker), strict=True):
+                np.copyto(own, self._owned.states[i][state.copy_of])
+        reply = _memory(self._replies, worker, self._owned.params)
+        for to, array in zip(reply, self._owned.params, strict=True):
+            np.copyto(to, array)
+        return reply
+
+    def values(self) -> list[np.ndarray]:
+        """Return the parameters."""
+        return self._owned.params
+
+    def _own(self, worker: int) -> list[np.ndarray]:
+        return _memory(self._snapshots, worker, [self._owned.states[i][state.copy_of] for i, state in self._copies])
+
+
+class Centre:
+    """A centre, to which each worker's parameters are drawn, and which is drawn to them.
+
+    Parameters
+    ----------
+    arrays : sequence of numpy.ndarray
+        The centre, in dtypes of computing.
+    alpha : float
+        The part of the way between them.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], alpha: float) -> None:
+        self._arrays, self._alpha = list(arrays), alpha
+        self._moves: dict[int, list[np.ndarray]] = {}
+
+    def apply(self, worker: int, payload: Payload, reads: bool) -> None:
+        """Draw the centre to the worker's parameters, as far as these are to be drawn to it."""
+        moves = _memory(self._moves, worker, self._arrays)
+        with ieee_arithmetic(), np.errstate(all="ignore"):
+            for centre, x, e in zip(self._arrays, payload, moves, strict=True):
+                np.subtract(x, centre, out=e)
+                e *= e.dtype.type(self._alpha)
+                centre += e
+
+    def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
+        """Return by how much the worker's parameters are drawn to the centre."""
+        return self._moves[worker]
+
+    def values(self) -> list[np.ndarray]:
+        """Return the centre."""
+        return self._arrays
+
+
+def _others(a: Any, b: Any) -> bool:
+    """True unless both are one array: rows, and what is left out, are never the same."""
+    return a is not b or not isinstance(a, np.ndarray)
+
+
+def _memory(of: dict[int, list[np.ndarray]], worker: int, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """A worker's own arrays, made like others where it has none."""
+    if worker not in of:
+        of[worker] = [np.zeros_like(array) for array in arrays]
+    return of[worker]

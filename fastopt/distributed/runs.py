@@ -1,0 +1,360 @@
+"""Internal. Runs of workers that do not wait for each other: threads of one process, and such runs again."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..checks import check_integer, wrong_type, wrong_value
+from .asynchronous import Algorithm, Ask, Asking, Side
+from .core import Header, OutOfOrder, ServerCore
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a run.
+
+    Attributes
+    ----------
+    params : object
+        The parameters that have been learned, in the structure of those given.
+    pushes : int
+        What the first server has applied.
+    delays : dict of int to int
+        How often so many pushes came between a worker's reading and its push, there.
+    dead : dict of int to BaseException
+        Of each worker that did not come to its end, the exception.
+    seconds : float
+        The time that it took; of a simulation, its own.
+    """
+
+    params: Any
+    pushes: int
+    delays: dict[int, int]
+    dead: dict[int, BaseException]
+    seconds: float
+
+
+class Worker:
+    """One of the workers, as the function of it sees it.
+
+    Attributes
+    ----------
+    params : object
+        Its parameters, in the structure of those given: gradients are taken there.
+    rank, workers : int
+        Its number, and how many there are.
+    """
+
+    def __init__(self, side: Side, rank: int, workers: int, ask: Callable[[Ask], None]) -> None:
+        self._side, self._ask = side, ask
+        self.params, self.rank, self.workers = side.params, rank, workers
+
+    def deal(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """This worker's part of batches, which are the same for all: each `workers`-th."""
+        for number, batch in enumerate(batches):
+            if number % self.workers == self.rank:
+                yield batch
+
+    def step(self, grads: Any) -> None:
+        """Go on with gradients at ``params``, which are others then.
+
+        Parameters
+        ----------
+        grads : array, nested sequences and mappings, or list of groups
+            In the structure of ``params``; None skips a parameter, and of a `fastopt.RowSparse` only rows are pushed.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient is not what it must be: nothing has been pushed.
+        """
+        self._drive(self._side.advance(grads))
+
+    def _drive(self, asking: Asking) -> None:
+        for ask in asking:
+            if not ask.sent:
+                ask.sent = True
+                self._ask(ask)
+
+
+class _Stopped(BaseException):
+    """The run has been interrupted."""
+
+
+class _Servers:
+    """Servers whose requests are handled by the threads that have them, one at a time."""
+
+    def __init__(self, cores: Sequence[ServerCore], cuts: Sequence[int], workers: int) -> None:
+        self._cores, self._cuts = cores, cuts
+        self._changed = [threading.Condition() for _ in cores]
+        self._numbers = [0] * workers
+        self.stopped = False
+
+    def ask(self, worker: int, ask: Ask) -> None:
+        """Have a request answered."""
+        self._numbers[worker] += 1
+        header, replies = Header(ask.op, self._numbers[worker]), []
+        for s, (core, changed) in enumerate(zip(self._cores, self._changed, strict=True)):
+            part = None if ask.payload is None else ask.payload[self._cuts[s] : self._cuts[s + 1]]
+            with changed:
+                while not (self.stopped or core.ready(worker, header)):
+                    changed.wait()
+                if self.stopped:
+                    raise _Stopped
+                replies.append(core.handle(worker, header, part))
+                changed.notify_all()
+        ask.replies = replies
+
+    def end(self, worker: int) -> None:
+        """Wait for a worker no more."""
+        for core, changed in zip(self._cores, self._changed, strict=True):
+            with changed:
+                core.end(worker)
+                changed.notify_all()
+
+    def stop(self) -> None:
+        """Have all who ask end."""
+        self.stopped = True
+        for changed in self._changed:
+            with changed:
+                changed.notify_all()
+
+
+def run(
+    worker: Callable[[Worker], Any],
+    algorithm: Algorithm,
+    *,
+    workers: int = 2,
+    servers: int = 1,
+    max_ahead: int | None = None,
+    order: Any = None,
+) -> Result:
+    """Train with workers that do not wait for each other: threads of this process.
+
+    They run in turn where Python computes, and at once in NumPy and other libraries. A worker that ends by an exception
+    costs the others nothing; if all do, that of the first one is raised.
+
+    Parameters
+    ----------
+    worker : callable
+        Called in each worker with its `Worker`: ``for batch in opt.deal(batches): opt.step(gradient(opt.params,
+        batch))``.
+    algorithm : Downpour or EASGD
+        What workers and servers do.
+    workers, servers : int
+        Their numbers. Each parameter is whole on one server; a server's lock is held for the time of a step.
+    max_ahead : int, optional
+        The most requests that a worker may be ahead of the slowest one that has not ended: then it waits.
+    order : path, optional
+        A file for the order in which requests were handled: all that is left to chance, a byte each. With it `replay`
+        does the same again.
+
+    Returns
+    -------
+    Result
+        What has been learned, and what happened.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be, before any worker begins; or all workers ended by exceptions.
+    OSError
+        The order cannot be written.
+
+    Examples
+    --------
+    See `Downpour` and `EASGD`.
+    """
+    if not callable(worker):
+        raise wrong_type("worker", worker, "a function of a Worker")
+    check_algorithm(algorithm)
+    workers = check_integer("workers", workers, 1, 1 << 16)
+    cuts = algorithm._cuts(algorithm._check_servers(servers))
+    if max_ahead is not None:
+        check_integer("max_ahead", max_ahead, 0)
+    if order is None:
+        return _run(worker, algorithm, make_cores(algorithm, cuts, workers, max_ahead), cuts, workers)
+    with open(order, "wb") as file:
+        cores = make_cores(algorithm, cuts, workers, max_ahead)
+        try:
+            return _run(worker, algorithm, cores, cuts, workers)
+        finally:
+            _write(file, workers, [core.order for core in cores])
+
+
+def replay(worker: Callable[[Worker], Any], algorithm: Algorithm, order: Any) -> Result:
+    """Do a run again, with the same bits: requests are handled in the order in which they were.
+
+    Parameters
+    ----------
+    worker : callable
+        As of `run`, and the same: of the same parameters it computes the same gradients.
+    algorithm : Downpour or EASGD
+        The same, with the same parameters.
+    order : path
+        The file that `run` wrote.
+
+    Returns
+    -------
+    Result
+        As of `run`.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    TypeError, ValueError
+        An argument is not what it must be, or a worker asks for what it did not ask then.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np, fastopt
+    >>> from fastopt import distributed as fd
+    >>> def worker(opt):
+    ...     for k in opt.deal(range(100)):
+    ...         opt.step(opt.params - k % 7)
+    >>> algorithm = fd.Downpour(fastopt.Adam, np.zeros(3), lr=0.1)
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     order = os.path.join(directory, "order")
+    ...     first = fd.run(worker, algorithm, workers=3, order=order)
+    ...     again = fd.replay(worker, algorithm, order)
+    >>> np.array_equal(first.params, again.params)
+    True
+    """
+    if not callable(worker):
+        raise wrong_type("worker", worker, "a function of a Worker")
+    check_algorithm(algorithm)
+    workers, orders = _read(order)
+    cuts = algorithm._cuts(algorithm._check_servers(len(orders)))
+    cores = make_cores(algorithm, cuts, workers, orders=orders)
+    result = _run(worker, algorithm, cores, cuts, workers)
+    for error in result.dead.values():
+        if isinstance(error, OutOfOrder):
+            raise error
+    for core, own in zip(cores, orders, strict=True):
+        if len(core.order) < len(own):
+            raise OutOfOrder(f"order: found {len(core.order)} requests, expected {len(own)}, as the run had")
+    return result
+
+
+def check_algorithm(algorithm: Any) -> None:
+    """Check that an argument is an algorithm.
+
+    Raises
+    ------
+    TypeError
+        It is none.
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise wrong_type("algorithm", algorithm, "a Downpour or an EASGD")
+
+
+def make_cores(
+    algorithm: Algorithm,
+    cuts: Sequence[int],
+    workers: int,
+    max_ahead: int | None = None,
+    orders: Sequence[Sequence[int]] | None = None,
+) -> list[ServerCore]:
+    """Servers as they begin, of the parameters between cuts."""
+    return [
+        ServerCore(
+            algorithm._shard(begin, end, workers),
+            workers,
+            max_ahead=max_ahead,
+            warm_start=algorithm._warm_pushes,
+            order=None if orders is None else orders[s],
+        )
+        for s, (begin, end) in enumerate(pairwise(cuts))
+    ]
+
+
+def result_of(
+    algorithm: Algorithm, cores: Sequence[ServerCore], dead: dict[int, BaseException], seconds: float
+) -> Result:
+    """What has come of a run."""
+    delays: Counter[int] = cores[0].delays
+    params = algorithm._result([core.shard for core in cores])
+    return Result(params, cores[0].version, dict(sorted(delays.items())), dict(sorted(dead.items())), seconds)
+
+
+def _run(
+    function: Callable[[Worker], Any], algorithm: Algorithm, cores: Sequence[ServerCore], cuts: Sequence[int], n: int
+) -> Result:
+    servers, dead = _Servers(cores, cuts, n), dict[int, BaseException]()
+    began = time.perf_counter()
+
+    def work(rank: int) -> None:
+        try:
+            side = algorithm._side(n)
+            own = Worker(side, rank, n, lambda ask: servers.ask(rank, ask))
+            own._drive(side.begin())
+            function(own)
+            own._drive(side.finish())
+        except _Stopped:
+            pass
+        except BaseException as error:
+            dead[rank] = error
+        finally:
+            servers.end(rank)
+
+    threads = [threading.Thread(target=copy_context().run, args=(work, rank)) for rank in range(n)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        servers.stop()
+        for thread in threads:
+            with suppress(RuntimeError):  # it was not started
+                thread.join()
+        raise
+    if len(dead) == n:
+        raise next(iter(dead.values()))
+    return result_of(algorithm, cores, dead, time.perf_counter() - began)
+
+
+def _write(file: Any, workers: int, orders: Sequence[Sequence[int]]) -> None:
+    """Write a line that says what there is, and then the orders of all servers."""
+    head = {"format": _FORMAT, "workers": workers, "requests": [len(own) for own in orders]}
+    file.write(json.dumps(head).encode() + b"\n")
+    for own in orders:
+        file.write(np.array(own, _dtype(workers)).tobytes())
+
+
+def _read(path: Any) -> tuple[int, list[list[int]]]:
+    name = os.fspath(path)
+    with open(name, "rb") as file:
+        line, rest = file.readline(1 << 20), file.read()
+    try:
+        head = json.loads(line)
+        workers, requests = head["workers"], head["requests"]
+        if head["format"] != _FORMAT:
+            raise ValueError
+        found = np.frombuffer(rest, _dtype(workers))
+        if len(found) != sum(requests):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise wrong_value("order", name, "a file that run() wrote whole") from None
+    return workers, [own.tolist() for own in np.split(found, np.cumsum(requests)[:-1])]
+
+
+def _dtype(workers: int) -> np.dtype:
+    """The dtype of a worker's number."""
+    return np.dtype("u1") if workers <= 256 else np.dtype("<u2")
