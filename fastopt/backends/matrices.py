@@ -30,8 +30,9 @@ class _Runner:
             if self._others is not None:
                 self._others(grad_scale, threads)
             for job, first, last in self._parts:
-                values = job.begin()
-                first(grad_scale, threads)
+                values, needed = job.begin(grad_scale)
+                if needed:
+                    first(grad_scale, threads)
                 job.multiply(values)
                 last(1.0, threads)
 

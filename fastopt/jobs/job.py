@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -296,13 +297,16 @@ class MatrixJob:
         first, last = self.first.of(chosen), self.last.of(chosen)
         return None if first is None or last is None else replace(self, first=first, last=last)
 
-    def begin(self) -> tuple[float, ...]:
-        """Have both jobs' numbers be those of the step that begins, and the matrix between zero.
+    def begin(self, grad_scale: float) -> tuple[tuple[float, ...], bool]:
+        """Have both jobs' numbers be those of the step that begins.
 
         Returns
         -------
         tuple of float
             The numbers for `multiply`.
+        bool
+            True where the first job is to be done, for which the matrix between is zero now; else the middle reads the
+            gradient itself, times `grad_scale`.
         """
         own, rule, i = self.progress, self.progress.rule, int(self.members[0])
         assert isinstance(rule, LibraryRule)
@@ -311,15 +315,26 @@ class MatrixJob:
             job.progress.hyper[i, 0] = [values.get(name, 0.0) for name in job.progress.rule.row]
         self.first.progress.steps[i], self.first.progress.factors[i] = own.steps[i], own.factors[i]
         self.last.progress.factors[i] = ends.factor
+        if self.averaged is not None and self._plain:
+            up = ends.first["maximize"]
+            scale = grad_scale * float(own.factors[i])
+            self.averaged.read_at(int(self.first.addresses[0, GRADIENT]), scale if up else -scale)
+            return ends.middle, False
         self.room.clear(self.matrix)
-        return ends.middle
+        return ends.middle, True
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Tell whether the gradient lies as the matrix between, and is what the first job makes, but for a factor."""
+        first = self.first
+        return first.storage is None and first.strides is None and len(first.offsets) == 2 and first.place == CPU
 
     def multiply(self, values: tuple[float, ...]) -> None:
         """Do what is between both jobs."""
         if isinstance(self.room, Room):
             self.room.apply(self.progress.rule.update, self.matrix, values)
         elif self.averaged is not None:
-            factor = self.room.apply(self.progress.rule.update, self.averaged, values)
+            factor = self.averaged.apply(self.progress.rule.update, values)
             self.last.progress.factors[int(self.members[0])] = factor
 
 

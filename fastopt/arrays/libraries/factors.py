@@ -12,10 +12,13 @@ import numpy as np
 from ..array import CPU, Array
 from ..dtypes import BFLOAT16, compute_dtype
 from . import new_array
-from .matrices import library_of
+from .matrices import OfNumPy, library_of
 
 #: The elements that are worked on at once: on the CPU few, so that what is between operations stays in a core's cache.
 PIECE, PIECE_ON_DEVICE = 1 << 16, 1 << 22
+#: Tensors of at most so many elements, of any library on the CPU, are left to NumPy: calls to torch take longer, and
+#: its threads save less than that.
+SMALL = 1 << 17
 
 
 def pieces(shape: tuple[int, ...], most: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -53,10 +56,13 @@ class Workplace:
     """
 
     def __init__(self, like: Any, array: Array, name: str, size: int, dtype: np.dtype) -> None:
-        self.library = library_of(like, array, name)
-        self.most = min(size, PIECE if array.place == CPU else PIECE_ON_DEVICE)
+        on_cpu = array.place == CPU
+        self.library = OfNumPy(np) if on_cpu and size <= SMALL else library_of(like, array, name)
+        self.most = min(size, PIECE if on_cpu else PIECE_ON_DEVICE)
 
         def new(size: int) -> Any:
+            if isinstance(self.library, OfNumPy) and on_cpu:
+                return np.zeros(size, dtype)
             return self.library.new(lambda: new_array(like, array, dtype, (size,), 0))
 
         self._whole, self._spare = new(size), new(self.most)
@@ -73,17 +79,6 @@ class Workplace:
         """Return the room for a piece of that shape."""
         return self._spare[: math.prod(shape)].reshape(shape)
 
-    def apply(self, update: Callable[..., float], tensor: Averaged, values: Sequence[float]) -> float:
-        """Replace a tensor that is here by what `update` makes of it, which is that of a `FactoredRule`.
-
-        Returns
-        -------
-        float
-            What `update` returns.
-        """
-        with self.library.computing():
-            return update(tensor, *values)
-
 
 class Averaged(ABC):
     """A tensor between the ends of a step, with its parameter and averages: `fastopt.rules.factored.Averaged`.
@@ -92,36 +87,64 @@ class Averaged(ABC):
     ----------
     place : Workplace
         The memory.
-    x : array
-        The tensor, which is there. It has an element at least.
+    matrix : array
+        The tensor, which is there, as it lies in memory. It has an element at least.
+    turned : bool
+        Whether it is that matrix transposed.
     param : Array
         The parameter.
     averages : sequence of Array
         The averages.
     """
 
-    def __init__(self, place: Workplace, x: Any, param: Array, averages: Sequence[Array]) -> None:
-        self._place, self._param, self._functions = place, param, place.library.functions
+    def __init__(self, place: Workplace, matrix: Any, turned: bool, param: Array, averages: Sequence[Array]) -> None:
+        self._place, self._turned, self._param = place, turned, param
+        self._functions = place.library.functions
         *before, rows, columns = (1, 1, *param.shape)
-        self._x = x.reshape(math.prod(before), rows, columns)
+        self._lies, self._shape = tuple(matrix.shape), (math.prod(before), rows, columns)
+        self._x = self._seen(matrix)
         self._averages = list(map(place.library.array, averages))
+        self._dtype = compute_dtype(param.dtype)
         self._eps = 2.0**-7 if param.dtype == BFLOAT16 else float(np.finfo(param.dtype).eps)
-        self._least = float(np.finfo(compute_dtype(param.dtype)).tiny)
+        self._least = float(np.finfo(self._dtype).tiny)
+        self._source, self._scale = self._x, 1.0
 
     @staticmethod
-    def of(place: Workplace, x: Any, param: Array, averages: Sequence[Array]) -> Averaged:
+    def of(place: Workplace, matrix: Any, turned: bool, param: Array, averages: Sequence[Array]) -> Averaged:
         """Return a tensor with the averages that there are."""
-        return (ByElement if len(averages) == 1 else ByRowAndColumn)(place, x, param, averages)
+        return (ByElement if len(averages) == 1 else ByRowAndColumn)(place, matrix, turned, param, averages)
+
+    def _seen(self, memory: Any) -> Any:
+        """View what lies in memory as the tensor, in three dimensions."""
+        return (memory.T if self._turned else memory).reshape(self._shape)
+
+    def read_at(self, address: int, scale: float) -> None:
+        """Have x be, in this step, what lies at an address on the CPU as the matrix does, times a number."""
+        memory = Array(None, address, self._dtype, self._lies, None).numpy()
+        self._source, self._scale = self._seen(self._place.library.of_memory(memory)), scale
+
+    def apply(self, update: Callable[..., float], values: Sequence[float]) -> float:
+        """Put into the tensor's place what `update`, which is that of a `FactoredRule`, makes of it.
+
+        Returns
+        -------
+        float
+            The factor of what is there now.
+        """
+        with self._place.library.computing():
+            factor = update(self, *values) * self._scale
+        self._source, self._scale = self._x, 1.0
+        return factor
 
     def _parts(self) -> Iterator[tuple[Any, Any, tuple[slice, slice, slice]]]:
-        """Each piece of x, room for its like, and where it is."""
+        """Each piece of what is read, room for its like, and where it is."""
         for at in pieces(self._x.shape, self._place.most):
-            part = self._x[at]
+            part = self._source[at]
             yield part, self._place.spare(part.shape), at
 
     def rms_of_parameter(self) -> float:
         """Return the root of the mean square of the parameter's elements."""
-        norm: float = self._place.library.norm(self._param, self._place.spare((self._place.most,)))
+        norm: float = self._place.library.norm(self._param, self._dtype, self._place.most)
         return norm / math.sqrt(self._param.size)
 
     @abstractmethod
@@ -131,17 +154,18 @@ class Averaged(ABC):
     def divide(self, eps: float) -> float:
         """Divide x by the root of its averages, at least `eps`; return the root of the mean square of the quotients.
 
-        `eps` is NaN for that of the parameter's dtype.
+        `eps` is NaN for that of the parameter's dtype. In the tensor's place come the quotients without the number that
+        x is times.
         """
-        squares = []
-        for part, spare in self._divided(max(self._eps if math.isnan(eps) else eps, self._least)):
-            self._functions.multiply(part, part, out=spare)
-            squares.append(self._functions.sum(spare))
-        return math.sqrt(sum(map(float, squares)) / self._param.size)
+        least, squares = max(self._eps if math.isnan(eps) else eps, self._least), []
+        for part in self._divided(least):
+            elements = part.reshape(-1)
+            squares.append(self._functions.dot(elements, elements))
+        return abs(self._scale) * math.sqrt(sum(map(float, squares)) / self._param.size)
 
     @abstractmethod
-    def _divided(self, least: float) -> Iterator[tuple[Any, Any]]:
-        """Each piece of x, once it is divided, and room for its like."""
+    def _divided(self, least: float) -> Iterator[Any]:
+        """Each piece of x, once it is divided."""
 
 
 class ByElement(Averaged):
@@ -152,19 +176,20 @@ class ByElement(Averaged):
         every = self._averages[0].reshape(self._x.shape)
         for part, square, at in self._parts():
             self._functions.multiply(part, part, out=square)
-            square *= weight
+            square *= weight * self._scale**2
             own = every[at]
             own *= 1.0 - weight
             own += square
 
-    def _divided(self, least: float) -> Iterator[tuple[Any, Any]]:
-        """Each piece of x, once it is divided, and room for its like."""
+    def _divided(self, least: float) -> Iterator[Any]:
+        """Each piece of x, once it is divided."""
         every = self._averages[0].reshape(self._x.shape)
         for part, root, at in self._parts():
+            made = self._x[at]
             self._functions.sqrt(every[at], out=root)
             self._functions.clip(root, least, None, out=root)
-            self._functions.divide(part, root, out=part)
-            yield part, root
+            self._functions.divide(part, root, out=made)
+            yield made
 
 
 class ByRowAndColumn(Averaged):
@@ -187,18 +212,22 @@ class ByRowAndColumn(Averaged):
         for own, mean, before, size in zip(
             self._averages, means, self._shaped(*self._averages), (wide, high), strict=True
         ):
-            mean *= weight / size
+            mean *= weight * self._scale**2 / size
             mean += (1.0 - weight) * before
             own[...] = mean.reshape(own.shape)
 
-    def _divided(self, least: float) -> Iterator[tuple[Any, Any]]:
-        """Each piece of x, once it is divided, and room for its like."""
+    def _divided(self, least: float) -> Iterator[Any]:
+        """Each piece of x, once it is divided."""
         functions = self._functions
         rows, columns = self._shaped(*self._averages)
         mean = functions.clip(functions.mean(rows, axis=-2, keepdims=True), least, None)
         high, wide = 1.0 / functions.sqrt(rows / mean), 1.0 / functions.sqrt(columns)
-        for part, factor, (i, j, k) in self._parts():
+        below = float(high.max()) * float(wide.max()) <= 1.0 / least  # and so are all products
+        for part, factor, at in self._parts():
+            i, j, k = at
+            made = self._x[at]
             functions.multiply(high[i, j], wide[i, :, k], out=factor)
-            functions.clip(factor, None, 1.0 / least, out=factor)
-            functions.multiply(part, factor, out=part)
-            yield part, factor
+            if not below:
+                functions.clip(factor, None, 1.0 / least, out=factor)
+            functions.multiply(part, factor, out=made)
+            yield made

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..array import Array
-from ..dtypes import BFLOAT16, compute_dtype, widened
+from ..dtypes import BFLOAT16, widened
 from . import new_array
 from .torch import Operations as OfTorch
 from .torch import is_tensor
@@ -37,15 +37,17 @@ class OfNumPy:
         """Return an array of the library over the same memory."""
         return own.numpy() if self._library is np else self._library.asarray(own.owner)
 
-    def norm(self, own: Array, spare: Any) -> float:
-        """Return the root of the sum of the squares of an array's elements; squares come into `spare`."""
-        elements, most, squares = self.array(own).ravel(order="K"), len(spare), []
+    def of_memory(self, memory: np.ndarray) -> Any:
+        """Return an array of the library over memory on the CPU."""
+        return memory
+
+    def norm(self, own: Array, dtype: np.dtype, most: int) -> float:
+        """Return the root of the sum of the squares of an array's elements, by so many of them, in a dtype."""
+        elements, squares = self.array(own).ravel(order="K"), []
         for k in range(0, own.size, most):
             part = elements[k : k + most]
-            part = (
-                widened(part, own.dtype) if self._library is np else part.astype(compute_dtype(own.dtype), copy=False)
-            )
-            squares.append(self.functions.sum(self.functions.multiply(part, part, out=spare[: len(part)])))
+            part = widened(part, own.dtype) if self._library is np else part.astype(dtype, copy=False)
+            squares.append(self.functions.dot(part, part))
         return math.sqrt(sum(map(float, squares)))
 
     def new(self, make: Callable[[], Any]) -> Any:

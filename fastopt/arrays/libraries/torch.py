@@ -145,9 +145,14 @@ class Operations:
         """Return the tensor without its history."""
         return own.owner.detach()
 
-    def norm(self, own: Array, spare: Any) -> float:
-        """Return the root of the sum of the squares of a tensor's elements."""
-        return float(sys.modules[LIBRARY].linalg.vector_norm(own.owner.detach(), dtype=spare.dtype))
+    def of_memory(self, memory: np.ndarray) -> Any:
+        """Return a tensor over memory on the CPU."""
+        return tensor_of(memory)
+
+    def norm(self, own: Array, dtype: np.dtype, most: int) -> float:
+        """Return the root of the sum of the squares of a tensor's elements, in a dtype."""
+        torch = sys.modules[LIBRARY]
+        return float(torch.linalg.vector_norm(own.owner.detach(), dtype=getattr(torch, dtype.name)))
 
     def new(self, make: Callable[[], Any]) -> Any:
         """Make a tensor that can be written in inference mode and out of it."""
