@@ -17,7 +17,8 @@ from .checks import did_you_mean
 from .errors import BackendUnavailable
 from .info import get_include, get_library, show_config
 from .jobs.noise import GradientNoise
-from .optimizers import CLASSES, MATRIX_CLASSES, Optimizer, Plan
+from .optimizers import EVERY_CLASS as _classes
+from .optimizers import Optimizer, Plan
 from .rules import RULES, Rule
 from .settings import get_num_threads, set_num_threads
 from .statedict import flatten_state_dict, torch_state_dict, unflatten_state_dict
@@ -26,12 +27,8 @@ if TYPE_CHECKING:
     from . import schedules
     from .schedules import Demon
 
-_CLASSES = {**CLASSES, **MATRIX_CLASSES}
-globals().update(_CLASSES)
-del CLASSES, MATRIX_CLASSES
-
 __all__ = [
-    *_CLASSES,
+    *_classes,
     "RULES",
     "BackendUnavailable",
     "Demon",
@@ -59,6 +56,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # the classes come from the rule table, which type checkers do not run
+    if name in _classes:
+        return globals().setdefault(name, _classes[name])
     if name in ("schedules", "Demon"):  # whose classes take a while to make, and are for few
         module = import_module("fastopt.schedules")
         return module if name == "schedules" else module.Demon

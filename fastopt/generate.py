@@ -93,7 +93,7 @@ def _written(function: Any, indent: str = "") -> str:
 def _package_stub() -> str:
     """The text of fastopt/__init__.pyi."""
     source = ast.parse((FOLDER / "__init__.py").read_text())
-    classes = {**optimizers.CLASSES, **optimizers.MATRIX_CLASSES}
+    classes = dict(optimizers.EVERY_CLASS)
     names = [name for name in _public() if name not in classes]
     text = _HEAD.format(ast.get_docstring(source)) + "from os import PathLike\n"
     text += "from typing import Literal, SupportsIndex\n\n"

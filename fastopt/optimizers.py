@@ -13,6 +13,7 @@ from .documentation import class_text
 from .evaluation import Evaluated
 from .grouping import Grouped
 from .inputs import WithInputs
+from .ondemand import OnDemand
 from .saving import Saved, write_state
 
 
@@ -255,7 +256,8 @@ def _define(arguments: Arguments) -> type:
     return type(arguments.name, (*before, Optimizer, *after), namespace)
 
 
-#: Every optimizer class of the table by name.
-CLASSES: dict[str, type] = {name: _define(arguments) for name, arguments in ARGUMENTS.items()}
-#: Every optimizer class of whole matrices by name.
-MATRIX_CLASSES: dict[str, type] = {name: _define(arguments) for name, arguments in MATRIX_ARGUMENTS.items()}
+_ARGUMENTS = {**ARGUMENTS, **MATRIX_ARGUMENTS}
+#: Every optimizer class by name, of the table and of whole matrices.
+EVERY_CLASS = OnDemand(_ARGUMENTS, lambda name: _define(_ARGUMENTS[name]))
+CLASSES = OnDemand(ARGUMENTS, EVERY_CLASS.__getitem__)
+MATRIX_CLASSES = OnDemand(MATRIX_ARGUMENTS, EVERY_CLASS.__getitem__)

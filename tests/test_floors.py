@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastopt"
 FLOORS = [
-    ["_version", "errors", "checks", "settings", "palette"],
+    ["_version", "errors", "checks", "settings", "palette", "ondemand"],
     ["rules", "arrays"],
     ["jobs"],
     ["backends"],

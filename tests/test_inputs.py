@@ -396,7 +396,7 @@ def test_where_no_inputs_can_be_given_such_rules_are_refused(toy, monkeypatch):
     from fastopt.distributed import synchronous
 
     refused = "found Toy, which reads old, drift beside the gradient, expected another: the step of fastopt.Toy"
-    monkeypatch.setitem(synchronous.CLASSES, "Toy", toy.cls)
+    monkeypatch.setattr(synchronous, "EVERY_CLASS", {**synchronous.EVERY_CLASS, "Toy": toy.cls})
     with pytest.raises(ValueError, match=f"optimizer: {refused}"):
         synchronous.Synchronous(toy.cls, np.ones(4), slices=2)
     torch, optim = pytest.importorskip("torch"), pytest.importorskip("fastopt.torch")

@@ -117,7 +117,7 @@ def registered(rule=TOY):
 
             if native.lib.fastopt_find_rule(rule.name.encode()) < 0:
                 patch.setattr(native, "Folds", _folds)
-        patch.setitem(functional._FUNCTIONS, rule.name, function := functional._make(rule))
+        patch.setitem(vars(functional), rule.name, function := functional._make(rule))
         yield function, optimizers._define(options._arguments(rule.optimizer))
 
 

@@ -121,7 +121,7 @@ class Measure:
         copies = len(hyper_of(rule)["betas"]) if rule.vector else 1
         states = [device.zeros(rule.state_shape(name, (size,), copies)) for name in rule.state_names]
         required = {key: 1e-3 for key, hyper in rule.hyper.items() if hyper.default is REQUIRED}
-        count, function = itertools.count(1), vars(functional)[name]
+        count, function = itertools.count(1), getattr(functional, name)
 
         def step() -> None:
             function(param, grad, *states, step=next(count), **required)

@@ -53,7 +53,7 @@ def measure(name: str, budget: float, options: Options) -> Row:
     optimizer = CLASSES["Adam"](params, threads=options.threads)
     lists: list[list[np.ndarray]] = [params, grads, [p * 0 for p in params], [p * 0 for p in params]]
     arrays = lists if len(sizes) > 1 else [members[0] for members in lists]
-    steps, adam = itertools.count(1), vars(functional)["adam"]
+    steps, adam = itertools.count(1), functional.adam
     calls: dict[str, Call] = {
         "native": optimizer.bind(grads).step,
         "step": lambda: optimizer.step(grads),

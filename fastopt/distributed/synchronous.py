@@ -25,7 +25,7 @@ from ..binding.structure import gradient_of, match, split_rows
 from ..checks import check_integer, check_name, wrong_type, wrong_value
 from ..evaluation import Evaluated
 from ..jobs.job import DenseJob
-from ..optimizers import CLASSES, MATRIX_CLASSES, Optimizer
+from ..optimizers import EVERY_CLASS, Optimizer
 from ..statedict import torch_state_dict
 from . import checkpoint
 from .agreement import check_alike, said
@@ -689,16 +689,16 @@ def _class_of(optimizer: Any) -> tuple[type, bool]:
     TypeError, ValueError
         It is none, or one that shards cannot be updated by.
     """
-    known, name = {**CLASSES, **MATRIX_CLASSES}, optimizer.__name__ if isinstance(optimizer, type) else ""
+    name = optimizer.__name__ if isinstance(optimizer, type) else ""
     torch = sys.modules.get("fastopt.torch")  # where nobody has imported it, there is no class of it
-    of_torch = torch is not None and name in known and getattr(torch, name, None) is optimizer
-    if not of_torch and (name not in known or known[name] is not optimizer):
+    of_torch = torch is not None and name in EVERY_CLASS and getattr(torch, name, None) is optimizer
+    if not of_torch and (name not in EVERY_CLASS or EVERY_CLASS[name] is not optimizer):
         raise wrong_type("optimizer", optimizer, "a class of fastopt or fastopt.torch, as fastopt.AdamW")
-    if name in MATRIX_CLASSES:
+    if name in MATRIX_ARGUMENTS:
         whole = MATRIX_ARGUMENTS[name].rules[0].whole.removeprefix(name)
         expected = f"another: it{whole}, and ranks hold parts of arrays without their shapes"
         raise wrong_value("optimizer", name, expected)
-    return CLASSES[name], of_torch
+    return EVERY_CLASS[name], of_torch
 
 
 def _take_torchs(options: dict[str, Any]) -> None:
