@@ -32,7 +32,7 @@ def lines(printed):
 
 
 def test_matrices(monkeypatch, capsys):
-    monkeypatch.setattr(matrices, "SHAPES", {"small": (6, 4)})
+    monkeypatch.setattr(matrices, "SHAPES", {"first": ("Muon", (6, 4)), "small": ("Adafactor", (6, 4))})
     assert cli.main([*QUICK, "--rules", "sgd", "--matrices"]) == 0
     assert lines(capsys.readouterr().out)[-1] == "small"
 

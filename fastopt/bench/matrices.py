@@ -1,4 +1,4 @@
-"""Steps of whole matrices: Muon by NumPy's and by torch's products, beside torch's own."""
+"""Steps of whole tensors: Muon and Adafactor by NumPy's and by torch's operations, beside torch's own."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ from .peers.pytorch import load_torch
 from .section import Options, Row, Section, Skip, Table, against, named, row_of, table
 from .timing import Call, interleaved
 
-#: Matrices, by what they are called.
-SHAPES = {f"Muon, {rows} x {columns}": (rows, columns) for rows, columns in ((64, 64), (256, 256), (1024, 1024))}
+#: Classes and shapes, by what they are called.
+SHAPES = {
+    f"{name}, {' x '.join(map(str, shape))}": (name, shape)
+    for name, shapes in {
+        "Muon": ((64, 64), (256, 256), (1024, 1024)),
+        "Adafactor": ((64, 64), (1024, 1024), (4096, 1024), (64, 64, 3, 3), (4096,)),
+    }.items()
+    for shape in shapes
+}
 #: The participants: the key of the results, and the header.
 WAYS = {
-    "native": "fastopt.Muon: NumPy, float32",
-    "fastopt.torch": "fastopt.torch.Muon: bfloat16",
-    "torch": "torch.optim.Muon: bfloat16",
+    "native": "fastopt, NumPy",
+    "fastopt.torch": "fastopt.torch",
+    "torch": "torch",
+    "torch-foreach": "torch foreach",
 }
 
 
 def measure(name: str, budget: float, options: Options) -> Row:
     """One of `SHAPES`."""
-    rng = np.random.default_rng(0)
-    param, grad = (rng.standard_normal(SHAPES[name], np.float32) for _ in range(2))
+    rng, (cls, shape) = np.random.default_rng(0), SHAPES[name]
+    param, grad = (rng.standard_normal(shape, np.float32) for _ in range(2))
     calls: dict[str, Call] = {}
     try:
         torch = load_torch(options.threads)
@@ -34,20 +42,22 @@ def measure(name: str, budget: float, options: Options) -> Row:
     else:
         from .. import torch as optim
 
-        leaves = [torch.from_numpy(param.copy()).requires_grad_() for _ in range(2)]
+        leaves = [torch.from_numpy(param.copy()).requires_grad_() for _ in range(3)]
         for leaf in leaves:
             leaf.grad = torch.from_numpy(grad)
-        calls["fastopt.torch"] = optim.MATRIX_CLASSES["Muon"](leaves[:1], threads=options.threads).step
-        if hasattr(torch.optim, "Muon"):
-            calls["torch"] = torch.optim.Muon(leaves[1:]).step
-    optimizer: Any = MATRIX_CLASSES["Muon"](param, threads=options.threads)
+        calls["fastopt.torch"] = optim.MATRIX_CLASSES[cls](leaves[:1], threads=options.threads).step
+        if hasattr(torch.optim, cls):
+            calls["torch"] = getattr(torch.optim, cls)(leaves[1:2]).step
+            if cls == "Adafactor":  # torch's Muon has no such form
+                calls["torch-foreach"] = torch.optim.Adafactor(leaves[2:], foreach=True).step
+    optimizer: Any = MATRIX_CLASSES[cls](param, threads=options.threads)
     calls["native"] = optimizer.bind(grad).step
     return row_of(name, interleaved(calls, options.repeats, budget))
 
 
 def section(options: Options) -> Section:
-    """The section of whole matrices, which are no rule of the table: nearly all of their time is that of products."""
-    title = "One step over one matrix, milliseconds"
+    """The section of rules that are none of the table: most of their time is that of a library's operations."""
+    title = "One step over one tensor, milliseconds"
 
     def tables(rows: Sequence[Row]) -> Iterator[Table]:
         yield table(title, {"": named, **{label: against(who) for who, label in WAYS.items()}}, rows)
