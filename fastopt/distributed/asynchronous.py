@@ -1,4 +1,4 @@
-"""Internal. What workers that do not wait for each other do, and what servers do with what they send."""
+"""Internal. The algorithms of workers that do not wait for each other: a worker's side, and the servers'."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Ask:
 
     @property
     def arrays(self) -> list[np.ndarray]:
-        """What was answered of each parameter."""
+        """The answers, one for each parameter."""
         return [array for reply in self.replies or () for array in reply.payload or ()]
 
 
@@ -57,7 +57,7 @@ Asking = Generator[Ask, None, None]
 
 
 class Side:
-    """What a worker does beside computing gradients.
+    """The side of a worker: all that it does beside computing gradients.
 
     Attributes
     ----------
@@ -68,22 +68,22 @@ class Side:
     params: Any
 
     def begin(self) -> Asking:
-        """Before the first gradient."""
+        """Do what comes before the first gradient."""
         raise NotImplementedError
 
     def advance(self, grads: Any) -> Asking:
-        """After each gradient."""
+        """Do what comes after each gradient."""
         raise NotImplementedError
 
     def finish(self) -> Asking:
-        """After the last one."""
+        """Do what comes after the last one."""
         raise NotImplementedError
 
 
 class Algorithm:
     """An optimizer's class with its parameters, and how workers and servers share the work: Downpour, or EASGD."""
 
-    #: Requests of worker 0 before the others begin.
+    #: Pushes of worker 0 before the others begin.
     _warm_pushes = 0
 
     def __init__(self, optimizer: Any, params: Any, options: dict[str, Any]) -> None:
@@ -334,7 +334,7 @@ class _ElasticSide(Side):
         yield self._asked
 
     def _momentum(self, i: int) -> float:
-        """By how many of its buffers a parameter is ahead of x."""
+        """The multiple of its buffer by which a parameter is ahead of x."""
         hyper = self._optimizer.hyper(self._optimizer._owned.groups.of[i])
         return hyper["momentum"] * (1.0 if hyper["lr_inside"] else hyper["lr"])
 

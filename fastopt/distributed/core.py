@@ -64,7 +64,7 @@ class Reply(NamedTuple):
 
 
 class Shard(Protocol):
-    """What a server does with its parameters."""
+    """Parameters of a server, and how they change."""
 
     def apply(self, worker: int, payload: Payload, reads: bool) -> None:
         """Take over what a worker pushes, which reads the parameters after it or not: all, or nothing and an error."""

@@ -287,7 +287,7 @@ def make_cores(
 def result_of(
     algorithm: Algorithm, cores: Sequence[ServerCore], dead: dict[int, BaseException], seconds: float
 ) -> Result:
-    """What has come of a run."""
+    """The result of a run."""
     delays: Counter[int] = cores[0].delays
     params = algorithm._result([core.shard for core in cores])
     return Result(params, cores[0].version, dict(sorted(delays.items())), dict(sorted(dead.items())), seconds)

@@ -185,7 +185,7 @@ def simulate(
 
 
 def _seconds(name: str, given: float | Seconds) -> Seconds:
-    """What takes so long, as a function."""
+    """The seconds given, as a function."""
     if callable(given):
         return lambda random, worker: check_number(f"{name}(random, {worker})", given(random, worker), 0)
     number = check_number(name, given, 0)
