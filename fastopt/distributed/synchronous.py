@@ -102,6 +102,11 @@ class Synchronous:
     TypeError, ValueError
         An argument is not what it must be, or not the same in all ranks; the message names it.
 
+    Notes
+    -----
+    Arrays on CUDA devices have been tested with a driver that stands in for one, and torch's tensors with such as say
+    that they are there; the pinned memory that torch has for them, with none.
+
     Examples
     --------
     >>> import numpy as np, fastopt
