@@ -2948,10 +2948,10 @@ class Adafactor(Optimizer):
 
     Here g is grad_scale*grad, its sign flipped by ``maximize``.
 
-    Means and roots are of the arrays' own library, torch's, CuPy's or, of others on the CPU,
-    NumPy's, and so are their bits. States are in float32, of float64 parameters in float64. An
-    element that is not finite makes others of its tensor so. Gradients of some rows,
-    'state_memory', a 'state_dtype' of fewer bits and `fastopt.distributed.Synchronous` are refused.
+    Means and roots are NumPy's, in one thread, on the CPU, and on a device torch's or CuPy's; so
+    are their bits. States are in float32, of float64 parameters in float64. An element that is not
+    finite makes others of its tensor so. Gradients of some rows, 'state_memory', a 'state_dtype' of
+    fewer bits and `fastopt.distributed.Synchronous` are refused.
 
     The epsilons are torch's. The paper adds its first, 1e-30, to each squared gradient instead:
     ``eps=(1e-30, 1e-3)`` is next to it. Its ``d`` is 1. ``relative_step=False`` takes lr as it is,

@@ -488,6 +488,27 @@ def test_torchs_checkpoint_loads_into_the_class_for_arrays(shape, torch):
         np.testing.assert_array_equal(opt.state[0][name], opts[1].state[params[1]][name].numpy())
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (9,), (2, 3, 4)])
+def test_torchs_operations_do_the_same(shape, torch, monkeypatch):
+    """Those of a device, here on the CPU."""
+    from fastopt import torch as optim
+    from fastopt.arrays.libraries import matrices
+
+    found = []
+    for patched in (False, True):
+        if patched:
+            monkeypatch.setattr(factors, "library_for", matrices.library_of)
+        params, (opt, _), grads = both(torch, "bfloat16", shape, lr=0.3)
+        assert isinstance(opt, optim.Adafactor)
+        for t, g in enumerate(grads):
+            params[0].grad = g
+            with torch.inference_mode(t < 2):
+                opt.step()
+        found.append([params[0], *(opt.state[params[0]][name].clone() for name in names_of(shape))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
 def test_steps_in_inference_mode_and_out_of_it(torch):
     for shape in ((5, 7), (9,)):
         params, opts, grads = both(torch, shape=shape)

@@ -15,7 +15,7 @@ from ..arrays.blocks import block_bytes
 from ..arrays.checks import check_apart, check_device, check_overlap, check_tensor
 from ..arrays.dtypes import CODES, compute_dtype
 from ..arrays.libraries import view
-from ..arrays.libraries.factors import SMALL, Averaged, Workplace
+from ..arrays.libraries.factors import Averaged, Workplace
 from ..arrays.libraries.matrices import Room
 from ..arrays.libraries.torch import is_tensor
 from ..arrays.runs import row_stride, runs_of
@@ -160,13 +160,12 @@ def _make_matrix_jobs(progress: Progress, *members: tuple[Tensor, Sequence[str]]
     ends[1].steps = progress.steps  # which it counts for the rule
     for own in ends:
         own.group[:] = np.arange(count)
-    alike: dict[tuple[bool, bool, np.dtype], list[tuple[Tensor, Sequence[str]]]] = {}
+    alike: dict[tuple[bool, np.dtype], list[tuple[Tensor, Sequence[str]]]] = {}
     for tensor, labels in members:
         param = tensor.arrays[0]
-        small = isinstance(rule, FactoredRule) and param.size <= SMALL
-        alike.setdefault((is_tensor(param.owner), small, compute_dtype(param.dtype)), []).append((tensor, labels))
+        alike.setdefault((is_tensor(param.owner), compute_dtype(param.dtype)), []).append((tensor, labels))
     found = []
-    for (*_, dtype), given in alike.items():
+    for (_, dtype), given in alike.items():
         like, shapes = given[0][0].arrays[0], [tensor.arrays[0].shape for tensor, _ in given]
         room: Room | Workplace
         if isinstance(rule, FactoredRule):

@@ -97,8 +97,8 @@ RULES = (
         decoupled=0.0,
         first="sgd", last="sgd",
         notes=(
-            "Means and roots are of the arrays' own library, torch's, CuPy's or, of others on the CPU, NumPy's, and so "
-            "are their bits. States are in float32, of float64 parameters in float64. An element that is not finite "
+            "Means and roots are NumPy's, in one thread, on the CPU, and on a device torch's or CuPy's; so are their "
+            "bits. States are in float32, of float64 parameters in float64. An element that is not finite "
             "makes others of its tensor so. Gradients of some rows, 'state_memory', a 'state_dtype' of fewer bits and "
             "`fastopt.distributed.Synchronous` are refused.",
             "The epsilons are torch's. The paper adds its first, 1e-30, to each squared gradient instead: "

@@ -47,7 +47,7 @@ class LibraryRule(Rule):
     """A rule of whole tensors. It is no row of the table, whose kernels update elements, but made of two of them.
 
     A step has three parts. `first` updates, by the gradient, a tensor of zeros in the parameter's place. The middle,
-    `update`, makes another tensor of that by operations of the arrays' library. `last` has it as the gradient of the
+    `update`, makes another tensor of that by operations of a library of arrays. `last` has it as the gradient of the
     parameter. The bits of the ends are the same on every backend; those of the middle are its library's.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Averages of squares over rows and columns, and quotients by them, by operations of the arrays' own library."""
+"""Averages of squares over rows and columns, and quotients by them, by operations of a library of arrays."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from .matrices import OfNumPy, library_of
 
 #: The elements that are worked on at once: on the CPU few, so that what is between operations stays in a core's cache.
 PIECE, PIECE_ON_DEVICE = 1 << 16, 1 << 22
-#: Tensors of at most so many elements, of any library on the CPU, are left to NumPy: calls to torch take longer, and
-#: its threads save less than that.
-SMALL = 1 << 17
+
+
+def library_for(like: Any, array: Array, name: str) -> Any:
+    """The operations of a parameter's library; NumPy's for all on the CPU, where threads of torch would wait for each
+    other at each of the many operations on small pieces.
+
+    Raises
+    ------
+    TypeError
+        The library has no such operations.
+    """
+    return OfNumPy(np) if array.place == CPU else library_of(like, array, name)
 
 
 def pieces(shape: tuple[int, ...], most: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -57,7 +66,7 @@ class Workplace:
 
     def __init__(self, like: Any, array: Array, name: str, size: int, dtype: np.dtype) -> None:
         on_cpu = array.place == CPU
-        self.library = OfNumPy(np) if on_cpu and size <= SMALL else library_of(like, array, name)
+        self.library = library_for(like, array, name)
         self.most = min(size, PIECE if on_cpu else PIECE_ON_DEVICE)
 
         def new(size: int) -> Any:
@@ -121,7 +130,7 @@ class Averaged(ABC):
     def read_at(self, address: int, scale: float) -> None:
         """Have x be, in this step, what lies at an address on the CPU as the matrix does, times a number."""
         memory = Array(None, address, self._dtype, self._lies, None).numpy()
-        self._source, self._scale = self._seen(self._place.library.of_memory(memory)), scale
+        self._source, self._scale = self._seen(memory), scale
 
     def apply(self, update: Callable[..., float], values: Sequence[float]) -> float:
         """Put into the tensor's place what `update`, which is that of a `FactoredRule`, makes of it.

@@ -37,10 +37,6 @@ class OfNumPy:
         """Return an array of the library over the same memory."""
         return own.numpy() if self._library is np else self._library.asarray(own.owner)
 
-    def of_memory(self, memory: np.ndarray) -> Any:
-        """Return an array of the library over memory on the CPU."""
-        return memory
-
     def norm(self, own: Array, dtype: np.dtype, most: int) -> float:
         """Return the root of the sum of the squares of an array's elements, by so many of them, in a dtype."""
         elements, squares = self.array(own).ravel(order="K"), []

@@ -145,10 +145,6 @@ class Operations:
         """Return the tensor without its history."""
         return own.owner.detach()
 
-    def of_memory(self, memory: np.ndarray) -> Any:
-        """Return a tensor over memory on the CPU."""
-        return tensor_of(memory)
-
     def norm(self, own: Array, dtype: np.dtype, most: int) -> float:
         """Return the root of the sum of the squares of a tensor's elements, in a dtype."""
         torch = sys.modules[LIBRARY]
