@@ -42,11 +42,10 @@ def without_none(hyper):
     one_of_each_kind([name for name, rule in RULES.items() if rule.elementwise and not rule.vector], more=["nadam"]),
 )
 def test_same_bits(name, dtype):
+    p0, grads, step = parameter(203).astype(dtype), gradients(203, STEPS).astype(dtype), kernel(name)
     for case in [case for case in CASES if CASES[case][0] == name]:
         hyper = CASES[case][1]
-        p0, grads = parameter(203).astype(dtype), gradients(203, STEPS).astype(dtype)
         p, states, scalars = p0.copy(), make_states(name, hyper, p0), {}
-        step = kernel(name)
         for t, g in enumerate(grads, 1):
             c = getattr(kernels, name).fold(dtype, t, **without_none(hyper), **scalars)
             if RULES[name].scalars:

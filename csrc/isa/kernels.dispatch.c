@@ -25,6 +25,10 @@
 /* The dtype of the compute type. */
 #define COMPUTE (sizeof(real) == sizeof(float) ? FASTOPT_FLOAT32 : FASTOPT_FLOAT64)
 
+/* Normal deviates for both compute types, from the instance for float32: see random.h. */
+#define normals PASTE(fastopt_normals_, FASTOPT_ISA)
+void normals(uint64_t element, int64_t n, uint64_t step, uint64_t seed, float *out);
+
 #include "../rules.h"
 #include "dense.h"
 #include "stored.h"

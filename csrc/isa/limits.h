@@ -11,5 +11,6 @@
 #define SUM_DEPTH 11                /* sums of a gradient's arrays that are kept at once: of trees of 1024 leaves */
 #define STORED_TILE FASTOPT_BLOCK   /* elements of arrays in storage formats that are updated at a time */
 #define CHUNK 32                    /* elements converted at a time */
+#define NORMALS 64                  /* elements whose deviates are computed together: of four vectors on any level */
 
 #endif

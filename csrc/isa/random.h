@@ -86,24 +86,21 @@ INLINE void normal_pair(words first, words second, floats *x, floats *y)
     *y = r * (floats)select_bits(swap, (words)cosine, (words)sine);
 }
 
-/* Elements whose deviates are computed together. */
-enum { NORMALS = 4 * LANES };
-
 /* Writes the deviates of n elements, rounded up to a multiple of NORMALS, from a multiple of NORMALS on. Element e has
  * the number e % 4 of the counter 2^63 + e / 4. Stochastic rounding has counters below 2^63, so that both may have the
  * same seed. All words are drawn first: registers do not hold what both loops need. */
-NOINLINE void normals(uint64_t element, int64_t n, uint64_t step, uint64_t seed, float *out)
+void normals(uint64_t element, int64_t n, uint64_t step, uint64_t seed, float *out)
 {
     const philox_stream s = start_philox(step, seed);
     const ints lower = LOWER;
     longs even = even_counters((uint64_t)1 << 63 | element / 4);
-    for (int64_t k = 0; k < n; k += NORMALS, even += LANES) {
+    for (int64_t k = 0; k < n; k += 4 * LANES, even += LANES) {
         words w[4];
         philox(&s, even, w);
         for (int q = 0; q < 4; q++)
             store_words(out + k + q * LANES, w[q]);
     }
-    for (int64_t k = 0; k < n; k += NORMALS) {
+    for (int64_t k = 0; k < n; k += 4 * LANES) {
         words w[4];
         floats z[4];
         for (int q = 0; q < 4; q++)

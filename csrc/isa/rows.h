@@ -1,4 +1,5 @@
 /* Updates of rows: the gradients of lookups, their sums, and the rows that they update. */
+#include "vectors.h"
 
 /* The dtype of array j. */
 static int FN(dtype_at)(const fastopt_segments *s, int j)

@@ -1,6 +1,5 @@
 /* Runs of tensors. Strided or unaligned arrays are copied to tiles, updated and copied back. So is a gradient that is
  * clipped, or to which noise is added, or that is a sum. */
-#include "random.h"
 
 /* Copies n elements from one run to another, without conversion. */
 static void FN(copy_strided)(char *to, int64_t to_stride, const char *from, int64_t from_stride, int64_t n, int size)
