@@ -240,6 +240,20 @@ def test_gradients_of_zeros_leave_the_decay_alone(shape, eps1):
     assert (p == np.float32(0.95)).all()
 
 
+def test_a_step_that_fails_leaves_nothing_of_its_gradient_behind(monkeypatch):
+    p0, (first, second) = draw((5, 7), 2)
+    want, p = p0.copy(), p0.copy()
+    opt, plain = fastopt.Adafactor(p), fastopt.Adafactor(want)
+    with monkeypatch.context() as patched:
+        patched.setattr(factors.ByRowAndColumn, "average", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            opt.step(first)
+    for each in (opt, plain):
+        each.step(second, clip_value=0.1)
+    assert (p != p0).all()
+    np.testing.assert_array_equal(opt.state[0]["row_var"], plain.state[0]["row_var"])
+
+
 def test_rows_of_zeros_do_not_move():
     p0, grads = draw((5, 7), 3)
     grads[:, 2] = 0

@@ -140,10 +140,11 @@ class Averaged(ABC):
         float
             The factor of what is there now.
         """
-        with self._place.library.computing():
-            factor = update(self, *values) * self._scale
-        self._source, self._scale = self._x, 1.0
-        return factor
+        try:
+            with self._place.library.computing():
+                return update(self, *values) * self._scale
+        finally:
+            self._source, self._scale = self._x, 1.0
 
     def _parts(self) -> Iterator[tuple[Any, Any, tuple[slice, slice, slice]]]:
         """Each piece of what is read, room for its like, and where it is."""
