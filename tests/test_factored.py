@@ -244,6 +244,8 @@ def test_a_step_that_fails_leaves_nothing_of_its_gradient_behind(monkeypatch):
     p0, (first, second) = draw((5, 7), 2)
     want, p = p0.copy(), p0.copy()
     opt, plain = fastopt.Adafactor(p), fastopt.Adafactor(want)
+    for each in (opt, plain):
+        each.step(first)
     with monkeypatch.context() as patched:
         patched.setattr(factors.ByRowAndColumn, "average", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
