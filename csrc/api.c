@@ -79,7 +79,7 @@ static int update_measured(fastopt_job *job, int threads)
         job->coefficients = coefficients;
         job->tensor_of = job->row_of = numbers;
         IN_IEEE_ARITHMETIC;
-        measure_tensors(job, threads);
+        measure_tensors(job, 1, threads);
         update_elements(job, 0, job->offsets[tensors], threads);
     }
     free(blocks);

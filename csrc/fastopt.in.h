@@ -134,8 +134,10 @@ typedef struct {
     int32_t scalars;      /* numbers kept from step to step beside the arrays: one for nadam, none for most */
     int32_t max_copies;   /* of the states: 1, and FASTOPT_MAX_COPIES for aggmo */
     int32_t by_row;       /* 1: states have one element for each row of the parameter; for fastopt_update_rows only */
-    int32_t by_tensor;    /* 1: an element's update depends on all of its tensor; not for fastopt_update_rows */
-    int32_t singles;      /* further states, of one number each for the whole tensor, in arrays of one element */
+    int32_t by_tensor;    /* 1: an element's update depends on all of its tensor; not for fastopt_update_rows;
+                           * 2: on all of all tensors of the call */
+    int32_t singles;      /* further states, of one number each for the whole tensor, in arrays of one element; where
+                           * all tensors are measured together, the numbers of the first are those of all */
     int32_t inputs;       /* arrays that are only read, beside the gradient: 0 for most */
     const char *const *state_names; /* [states + singles] */
     const char *const *input_names;
@@ -186,7 +188,8 @@ FASTOPT_API int fastopt_fold(int32_t rule, int64_t t, double grad_scale, const d
  * coefficients [copies][rule's coefficients], from fastopt_fold; FASTOPT_BAD_VALUE if the dtype cannot hold them
  * threads      the most threads, from 1 to FASTOPT_MAX_THREADS; small updates use fewer
  *
- * A rule that measures whole tensors (lamb) reads all arrays once more before it updates them.
+ * A rule that measures whole tensors (lamb) reads all arrays once more before it updates them. One that measures all
+ * together (prodigy) takes them in one call; tensors may share its single states.
  */
 FASTOPT_API int fastopt_update(int32_t rule, int32_t dtype, int32_t copies, int64_t tensors, const int64_t *sizes,
                                void *const *arrays, const double *coefficients, int32_t threads);

@@ -144,7 +144,7 @@ def table_entry(module, rule):
     """Yield the lines of a rule's entry in the table of csrc/rules.c."""
     counts = len(rule.elements), len(rule.row), len(module.PROLOGUE + rule.coefficients), len(rule.scalars)
     copies = module.MAX_COPIES if rule.vector else 1
-    over = int(rule.by_row is not None), int(rule.by_tensor is not None)
+    over = int(rule.by_row is not None), int(rule.by_tensor is not None) + int(rule.over_all)
     numbers = [*counts, copies, *over, len(rule.singles), len(rule.inputs)]
     names = ", ".join(f"(const char *const[]){{{quoted(own)}}}" for own in (rule.state_names, rule.inputs))
     yield f'{{{{"{rule.name}", {", ".join(map(str, numbers))}, {names},'
@@ -154,7 +154,8 @@ def table_entry(module, rule):
         yield f'    {{"{name}", {values}, {int(hyper.flag or name == "copies")}, {int(hyper.optional)}}},'
     scalars = ", ".join(map(number, rule.scalars.values())) or "0"
     decay = 0 if rule.decoupled is None else 2 if rule.decays_inside else 1
-    stage = f"{len(rule.sums)}, {f'staged_{rule.kernel}' if rule.by_tensor else 'NULL'}"
+    stage = f"{len(rule.sums)}, {f'staged_{rule.kernel}' if rule.by_tensor else 'NULL'}, "
+    stage += f"{len(rule.folds)}, {len(rule.read_at)}, {{{', '.join(map(str, rule.read_at)) or '0'}}}"
     yield f"  }}}}, number_{rule.kernel}, folded_{rule.kernel}, {stage}, {decay}, {{{scalars}}}}},"
 
 

@@ -24,6 +24,9 @@ typedef struct {
     fold_function fold;
     int sums;             /* that its stage measures over a tensor; 0 if it has none */
     stage_function stage;
+    int folds;            /* the coefficients of its own fold; behind them come, as they are before the step: */
+    int reads;            /* single states that the stage measures with, ... */
+    int read_at[MAX_SINGLES]; /* ... which of them */
     int decay; /* 0: L2 and decoupled; 1: weight_decay is decoupled; 2: it is the update's */
     double scalars[FASTOPT_MAX_SCALARS]; /* before the first step */
 } rule_entry;
@@ -94,9 +97,11 @@ fastopt_pass pass_of(const fastopt_job *job, int64_t t);
 
 /* 1 if the job's rule measures whole tensors before it updates them. */
 static inline int has_stage(const fastopt_job *job) { return rules[job->rule].sums > 0; }
-/* Measures a job's tensors and completes their coefficients. The others are folded before, and each tensor has a row of
- * its own. */
-void measure_tensors(const fastopt_job *job, int threads);
+/* 1 if it measures all tensors together. */
+static inline int is_over_all(const fastopt_job *job) { return rules[job->rule].rule.by_tensor == 2; }
+/* Measures the tensors of those jobs whose rules do, and completes their coefficients. The others are folded before, and
+ * each tensor has a row of its own. */
+void measure_tensors(const fastopt_job *jobs, int64_t n, int threads);
 /* Updates elements [begin, end) of a job's runs. The coefficients are folded before. */
 void update_elements(const fastopt_job *job, int64_t begin, int64_t end, int threads);
 /* Updates the rows of a job, with work space from `lookup_space`. The coefficients are folded before. */

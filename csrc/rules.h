@@ -10,7 +10,8 @@
  *
  * A rule with a stage over tensors has a MEASURE, which writes the factors of the products that are summed over the
  * tensor, and a STAGE, which makes further coefficients of the sums. A MEASURE changes copies of the states only. The
- * states that are one number of the tensor are the STAGE's: one-> has them.
+ * states that are one number of the tensor are the STAGE's: one-> has them. Those that the MEASURE reads are coefficients
+ * too, as they were before the step.
  *
  * Choices are written as c ? a : b between values already computed, so that compilers vectorise them.
  */
@@ -381,6 +382,30 @@ UPDATE(adaptive_revision)
     *p = behind == 0 ? *p : revised; /* else -0 would be 0, and the bits not Adagrad's */
     s->grad_sum = s->grad_sum + g;
     s->snapshot = c->read == 0 ? s->snapshot : s->grad_sum;
+}
+
+/* ---- prodigy ---- */
+UPDATE(prodigy)
+{
+    const real decayed = g + c->within * *p;
+    g = c->within == 0 ? g : decayed;
+    s->exp_avg = c->beta1 * s->exp_avg + c->beta1_c * c->d * g;
+    s->exp_avg_sq = c->beta2 * s->exp_avg_sq + c->beta2_c * c->d * c->d * g * g;
+    s->s = c->beta3 * s->s + c->gain * c->d * c->d * g;
+    const real pulled = *p - c->rate * c->beside * *p;
+    *p = c->beside == 0 ? *p : pulled;
+    *p -= c->rate * s->exp_avg / (SQRT(s->exp_avg_sq) + c->below);
+}
+
+MEASURE(prodigy)
+{
+    const real decayed = g + c->within * p;
+    g = c->within == 0 ? g : decayed;
+    const real now = c->beta3 * s->s + c->gain * c->d * c->d * g;
+    factors[0][0] = c->progress * c->d * c->d * g;
+    factors[0][1] = s->p0 - p;
+    factors[1][0] = now < 0 ? -now : now;
+    factors[1][1] = c->counted;
 }
 
 #ifdef FASTOPT_FOLDS
@@ -759,6 +784,41 @@ FOLD(adaptive_revision)
 {
     c->lr = h->lr;
     c->read = h->read;
+}
+
+FOLD(prodigy)
+{
+    double lr = h->lr;
+    if (h->use_bias_correction)
+        lr = lr * sqrt(1.0 - pow(h->beta2, t)) / (1.0 - pow(h->beta1, t));
+    WITH_REST(beta1);
+    WITH_REST(beta2);
+    c->beta3 = isnan(h->beta3) ? sqrt(h->beta2) : h->beta3;
+    c->gain = (h->safeguard_warmup ? 1.0 : lr) / h->d0;
+    c->progress = lr / h->d0;
+    c->counted = lr > 0 ? 1.0 : 0.0;
+    c->within = h->decouple ? 0.0 : h->weight_decay;
+    c->beside = h->decouple ? h->weight_decay : 0.0;
+    c->lr = lr;
+    c->eps = h->eps;
+    c->d0 = h->d0;
+    c->d_coef = h->d_coef;
+    c->growth = isnan(h->growth_rate) || isinf(h->growth_rate) ? 0.0 : h->growth_rate;
+}
+
+STAGE(prodigy)
+{
+    const int moves = sum->s_sum != 0;
+    const double numerator = c->beta3 * one->d_numerator + sum->gradient_sum;
+    const double found = c->d_coef * numerator / (moves ? sum->s_sum : 1.0), d = one->d;
+    const double largest = found > one->d_max ? found : one->d_max;
+    const double grown = c->growth * (d == c->d0 && found > d ? found : d);
+    const double after = c->growth != 0 && grown < largest ? grown : largest;
+    one->d = moves ? after : d;
+    one->d_max = moves ? largest : one->d_max;
+    one->d_numerator = moves ? numerator : one->d_numerator;
+    c->rate = moves ? c->lr * d : 0.0;
+    c->below = c->eps * one->d;
 }
 
 #endif

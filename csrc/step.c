@@ -203,32 +203,94 @@ static void write_single(void *at, int32_t dtype, double value)
     memcpy(at, dtype == FASTOPT_FLOAT32 ? (const void *)&narrow : &value, (size_t)size_of(dtype));
 }
 
-void measure_tensors(const fastopt_job *job, int threads)
+/* The addresses of the single states of the tensor that run r is of. */
+static void *const *singles_of(const fastopt_job *job, int64_t r)
+{
+    const int width = width_of(job->rule, job->copies, job->storage);
+    return job->addresses + (r + 1) * width - rules[job->rule].rule.singles;
+}
+
+/* The coefficients of the tensor that run r is of. */
+static double *row_of(const fastopt_job *job, int64_t r)
+{
+    return job->coefficients + (int64_t)job->row_of[job->tensor_of[r]] * rules[job->rule].rule.coefficients;
+}
+
+/* The first run of the next tensor; the end after the last. */
+static int64_t next_tensor(const fastopt_job *job, int64_t r)
+{
+    int64_t next = r;
+    while (next < job->runs && job->tensor_of[next] == job->tensor_of[r])
+        next++;
+    return next;
+}
+
+/* Writes the sums of each block of a job's tensors. */
+static void measure_job(const fastopt_job *job, int threads)
 {
     const rule_entry *entry = &rules[job->rule];
-    const int row = entry->rule.coefficients, singles = entry->rule.singles;
-    const int width = width_of(job->rule, job->copies, job->storage);
+    for (int64_t r = 0; entry->reads && r < job->runs; r++)
+        for (int k = 0; job->offsets[r] < job->offsets[r + 1] && k < entry->reads; k++)
+            row_of(job, r)[OWN + entry->folds + k] = read_single(singles_of(job, r)[entry->read_at[k]], job->dtype);
     if (job->runs)
         parallel_for(measure_blocks, (void *)job, job->blocks[job->runs], GRAIN / FASTOPT_NORM_BLOCK,
                      SHARE / FASTOPT_NORM_BLOCK, 1, threads);
-    for (int64_t r = 0, next; r < job->runs; r = next) {
-        const int32_t tensor = job->tensor_of[r];
-        for (next = r; next < job->runs && job->tensor_of[next] == tensor;)
-            next++;
-        if (job->offsets[next] == job->offsets[r])
-            continue; /* without elements it keeps its single states */
-        void *const *at = job->addresses + r * width + width - singles;
-        double sums[MAX_SUMS], one[MAX_SINGLES + 1], *own = job->coefficients + (int64_t)job->row_of[tensor] * row;
-        for (int k = 0; k < entry->sums; k++)
-            sums[k] = add_blocks(job->sums + job->blocks[r] * entry->sums, job->blocks[next] - job->blocks[r],
-                                 entry->sums, k);
-        for (int j = OWN; job->dtype == FASTOPT_FLOAT32 && j < row; j++)
-            own[j] = (float)own[j]; /* as the kernels have them */
-        for (int k = 0; k < singles; k++)
-            one[k] = read_single(at[k], job->dtype);
-        entry->stage(sums, one, own + OWN);
-        for (int k = 0; k < singles; k++)
-            write_single(at[k], job->dtype, one[k]);
+}
+
+/* Makes further coefficients, and new single states, of what was measured of the tensors whose runs are [begin, end) of
+ * all jobs of the first one's rule. The first of these that has elements has the single states of all. */
+static void fold_sums(const fastopt_job *jobs, int64_t n, int64_t begin, int64_t end)
+{
+    const rule_entry *entry = &rules[jobs->rule];
+    const int singles = entry->rule.singles;
+    double sums[MAX_SUMS] = {0}, before[MAX_SINGLES], after[MAX_SINGLES];
+    for (int pass = 0, tensors = 0; pass < 3; pass++, tensors = 0) /* to add up, to fold, to write single states */
+        for (const fastopt_job *job = jobs; job < jobs + n; job++) {
+            const int64_t stop = end < job->runs ? end : job->runs;
+            if (job->rule != jobs->rule)
+                continue;
+            for (int64_t r = begin, next; r < stop; r = next) {
+                next = next_tensor(job, r);
+                if (job->offsets[next] == job->offsets[r])
+                    continue; /* without elements it keeps its single states */
+                void *const *at = singles_of(job, r);
+                double *own = row_of(job, r), one[MAX_SINGLES];
+                for (int k = 0; pass == 0 && k < entry->sums; k++)
+                    sums[k] += add_blocks(job->sums + job->blocks[r] * entry->sums, job->blocks[next] - job->blocks[r],
+                                          entry->sums, k);
+                for (int k = 0; pass == 0 && !tensors && k < singles; k++)
+                    before[k] = read_single(at[k], job->dtype);
+                if (pass == 1) {
+                    for (int j = OWN; job->dtype == FASTOPT_FLOAT32 && j < entry->rule.coefficients; j++)
+                        own[j] = (float)own[j]; /* as the kernels have them */
+                    memcpy(one, before, sizeof one);
+                    entry->stage(sums, one, own + OWN);
+                    if (!tensors)
+                        memcpy(after, one, sizeof one);
+                }
+                for (int k = 0; pass == 2 && k < singles; k++)
+                    write_single(at[k], job->dtype, after[k]);
+                tensors++;
+            }
+        }
+}
+
+void measure_tensors(const fastopt_job *jobs, int64_t n, int threads)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (has_stage(&jobs[i]))
+            measure_job(&jobs[i], threads);
+    for (int64_t i = 0, k; i < n; i++) {
+        if (!has_stage(&jobs[i]))
+            continue;
+        for (int64_t r = 0, next; !is_over_all(&jobs[i]) && r < jobs[i].runs; r = next) {
+            next = next_tensor(&jobs[i], r);
+            fold_sums(&jobs[i], 1, r, next);
+        }
+        for (k = 0; k < i && jobs[k].rule != jobs[i].rule;)
+            k++;
+        if (is_over_all(&jobs[i]) && k == i)
+            fold_sums(&jobs[i], n - i, 0, INT64_MAX);
     }
 }
 
@@ -274,10 +336,10 @@ int fastopt_step(fastopt_job *jobs, int64_t n, double grad_scale, int32_t thread
     if (lookups && !space)
         return FASTOPT_NO_MEMORY;
     IN_IEEE_ARITHMETIC;
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++)
         advance(&jobs[i], grad_scale);
-        if (has_stage(&jobs[i]))
-            measure_tensors(&jobs[i], threads);
+    measure_tensors(jobs, n, threads);
+    for (int64_t i = 0; i < n; i++) {
         if (lookups_of(&jobs[i]))
             update_rows(&jobs[i], space, threads);
         else if (!jobs[i].rows)
@@ -311,7 +373,7 @@ int fastopt_update_part(const fastopt_job *job, int64_t begin, int64_t end, int3
         return FASTOPT_NO_MEMORY;
     IN_IEEE_ARITHMETIC;
     if (has_stage(job) && begin < end)
-        measure_tensors(job, threads);
+        measure_tensors(job, 1, threads);
     if (space)
         update_rows(job, space, threads);
     else if (!job->rows)

@@ -25,7 +25,7 @@ from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dic
 from . import schedules as schedules
 from .schedules import Demon as Demon
 
-__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AdaptiveRevision', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AdaptiveRevision', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'Prodigy', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 
 class SGD(Optimizer):
     """Stochastic gradient descent: a step against the gradient.
@@ -2680,11 +2680,15 @@ class SWATS(Optimizer):
         v = beta2*v + (1 - beta2)*g^2
         p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
 
+    With ``over='all'``: SWATS with one rate for all tensors, which change over together::
+
+        as swats, with the sums of all tensors
+
     Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
     lr*decoupled_weight_decay; then comes the above.
 
-    Each tensor changes over by itself, where the paper has one rate for all. ``phase`` is 1 from
-    then on, and ``exp_avg``, from zero, the velocity.
+    ``over='all'`` is the paper's: the sums are of all tensors, which change over together.
+    ``phase`` is 1 from then on, and ``exp_avg``, from zero, the velocity.
 
     The norms are of whole tensors, summed in float64. An element that is not finite makes all of
     its tensor so. Gradients of some rows and 'state_memory' are refused.
@@ -2702,6 +2706,8 @@ class SWATS(Optimizer):
         averages, the rate's too. Each a number in [0, 1).
     eps : float or callable, default 1e-09
         Added to the denominator; how near the rate comes to its average. A finite number >= 0.
+    over : str, default 'tensor'
+        What changes over by itself: each tensor, or all together. One of tensor, all.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
         ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
@@ -2711,7 +2717,7 @@ class SWATS(Optimizer):
     ----------
     state : sequence of mappings, one for each parameter
         ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``exp_avg2``, ``phase``, ``rate``
-        (exp_avg2, phase, rate of shape ``()``).
+        (exp_avg2, phase, rate of shape ``()``) or with ``over='all'``.
 
     Raises
     ------
@@ -2737,6 +2743,108 @@ class SWATS(Optimizer):
         eps: Value = 1e-09,
         weight_decay: Value = 0.0,
         decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        over: Literal['tensor', 'all'] = 'tensor',
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Prodigy(Optimizer):
+    """Adam that finds its own learning rate, by how far parameters have come from where they began.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*d*g
+        v = beta2*v + (1 - beta2)*(d*g)^2
+        s = beta3*s + d^2/d0*lr*g, r = beta3*r + sum(d^2/d0*lr*g*(p0 - p))
+        d_max = max(d_max, d_coef*r/sum(abs(s)))
+        p -= lr*d*(m/(sqrt(v) + d'*eps) + weight_decay*p), d' = min(d_max, growth_rate*d) the next step's d
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    d goes by the first parameter's group; one with lr 0 is not measured. The sums, in float64, are
+    of all tensors, which share the states of one number. Refused are gradients of some rows,
+    'state_memory', shards, `fastopt.distributed.Synchronous`, and float64 parameters beside others.
+
+    Source: Mishchenko and Defazio 2023, arXiv:2306.06101; the authors' package prodigyopt.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 1.0
+        A factor of the learning rate that is found. A finite number >= 0.
+    betas : pair of float or callable, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    beta3 : float or callable or None, default None
+        Decay rate of the sums, by default sqrt(beta2). A number in [0, 1).
+    eps : float or callable, default 1e-08
+        Added to the denominator, times d. A finite number > 0.
+    decouple : bool, default True
+        ``weight_decay`` is of the parameter itself, else L2.
+    use_bias_correction : bool, default False
+        The rate is times sqrt(1 - beta2^t)/(1 - beta1^t).
+    safeguard_warmup : bool, default False
+        What the estimate is over is without lr, which may be small at first.
+    d0 : float or callable, default 1e-06
+        The estimate d before the first step. A finite number > 0.
+    d_coef : float or callable, default 1.0
+        A factor of the estimate. A finite number > 0.
+    growth_rate : float or callable or None, default None
+        The estimate is at most so many times the last one, but for d0. A finite number > 0,
+        infinity.
+    weight_decay : float or callable, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``state_dtype``, ``rounding``, ``seed``, ``first_element``, ``ema_decay``,
+        ``gradient_noise``, ``backend``, ``threads``, ``state_dir``, ``state_memory``: see
+        `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``s``, ``p0``, ``d``, ``d_max``,
+        ``d_numerator`` (d, d_max, d_numerator of shape ``()``).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.Prodigy(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [1.0, -2.0]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 1.0,
+        *,
+        betas: ValuePair = (0.9, 0.999),
+        beta3: Value | None = None,
+        eps: Value = 1e-08,
+        decouple: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: Value = 1e-06,
+        d_coef: Value = 1.0,
+        growth_rate: Value | None = None,
+        weight_decay: Value = 0.0,
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',

@@ -116,17 +116,28 @@ def _meaning(hypers: list[Hyper]) -> str:
     return f"{words} {_sentence(f'each {domain}' if len(hypers) > 1 else domain)}"
 
 
-def _completed(rule: Rule, row: list[float], beside: list[float], coefficients: tuple[float, ...]) -> tuple[float, ...]:
+def _beginnings(rule: Rule, values: Mapping[str, float], p: float) -> list[float]:
+    """The numbers that states of an element begin at."""
+    return [p if s.name in rule.at_parameter else values[s.begins] if s.begins else 0.0 for s in rule.states]
+
+
+def _completed(
+    rule: Rule, row: list[float], states: list[list[float]], coefficients: tuple[float, ...]
+) -> tuple[float, ...]:
     """Complete the coefficients of the examples' first step by what the rule's stage measures."""
     if rule.by_tensor is None:
         return coefficients
     folded, before = coefficients[: len(rule.folds)], rule.fold_prologue(row[0], row, 1.0)
-    read = [value for value, name in zip(beside, rule.arrays, strict=True) if name in rule.measured]
-    singles = beside[len(rule.beside) :]
-    elements = [prologue(p, g, *before) for p, g in zip(START, GRADIENT, strict=True)]
-    pairs = [rule.by_tensor.measure(*element, *read, *folded) for element in elements]
+    count = len(rule.elements)
+    singles, named = states[0][count:], dict.fromkeys(rule.inputs, 0.0)
+    kept = [singles[k] for k in rule.read_at]
+    pairs = []
+    for p, g, own in zip(START, GRADIENT, states, strict=True):
+        named.update(zip(rule.elements, own, strict=False))
+        read = [named[name] for name in rule.measured]
+        pairs.append(rule.by_tensor.measure(*prologue(p, g, *before), *read, *folded, *kept))
     sums = [sum(a * b for a, b in products) for products in zip(*pairs, strict=True)]
-    return (*folded, *rule.by_tensor.fold(*sums, *singles, *folded)[len(singles) :])
+    return (*folded, *kept, *rule.by_tensor.fold(*sums, *singles, *folded)[len(singles) :])
 
 
 def _after_a_matrix_step(rule: MatrixRule, values: Mapping[str, Any]) -> str:
@@ -157,22 +168,20 @@ def _after_a_step(rule: Rule, values: Mapping[str, Any]) -> str:
         return _after_an_averaged_step(rule, values)
     single = {name: hyper.check(name, values[name]) for name, hyper in rule.hyper.items() if not hyper.vector}
     vector = values[rule.vector] if rule.vector else (0.0,)
-    states = [single[state.begins] if state.begins else 0.0 for state in rule.states]
-    count = len(rule.elements)
-    beside = [*states[:count], *(0.0 for _ in rule.inputs), *states[count:]]
+    every = [_beginnings(rule, single, p) for p in START]
     found = []
-    for p, g in zip(START, GRADIENT, strict=True):
+    for p, g, states in zip(START, GRADIENT, every, strict=True):
         for k, value in enumerate(vector):
             own = {**single, "copies": len(vector), str(rule.vector): value}
             row = [own[name] for name in rule.row]
             coefficients, _ = rule.fold_row(1.0, row, tuple(rule.scalars.values()))
             if k == 0:
                 p, g = prologue(p, g, *rule.fold_prologue(row[0], row, 1.0))
-            coefficients = _completed(rule, row, beside, coefficients)
+            coefficients = _completed(rule, row, every, coefficients)
             if rule.by_row:
                 p = rule.update(p, g, *rule.by_row(g * g, *states, *coefficients)[len(states) :])
             else:
-                after = rule.update(p, g, *beside[: len(rule.beside)], *coefficients)
+                after = rule.update(p, g, *states[: len(rule.elements)], *(0.0 for _ in rule.inputs), *coefficients)
                 p = after[0] if rule.elements else after
         found.append(round(p, 6))
     return str(found)
@@ -358,6 +367,7 @@ def function_text(rule: Rule) -> str:
     parameters = _entry("param, grad", "array, or list of arrays", "The parameter, which is updated, and its gradient.")
     if rule.states:
         begins = [f", {state} at the class's {name}" for state, name in rule.begins.items()]
+        begins += [f", {state} at the parameter" for state in rule.state_names if state in rule.at_parameter]
         text = f"States, which are updated too{_shape(rule)}. They begin at zero{''.join(begins)}."
         parameters += _entry(", ".join(rule.state_names), "array, or list of arrays", text)
     if rule.inputs:
@@ -384,11 +394,11 @@ def function_text(rule: Rule) -> str:
     called = ", ".join(("p", *(state.name for state in states)))
     taken = "".join(f", {state.name}={state.name}" if factored else f", {state.name}" for state in states)
     begin = [
-        f"np.full({shape}, {given[str(state.begins)]})"
+        f"np.array({start})"
+        if state.name in rule.at_parameter
+        else f"np.full({() if state.single else shape}, {given[str(state.begins)]})"
         if given.get(str(state.begins))
-        else "np.zeros(())"
-        if state.single
-        else f"np.zeros({shape})"
+        else f"np.zeros({() if state.single else shape})"
         for state in states
     ]
     values = ", ".join((f"np.array({start})", *begin))
@@ -476,29 +486,37 @@ def _numba_prologue(rule: Rule) -> list[str]:
 
 
 def _numba_measure(rule: Rule) -> list[str]:
+    whole = _measured(rule)
     states = "".join(f", {state}" for state in rule.measured)
     parameters = [
         *_entry(f"p, g{states}", "float", "Of the element, before the step."),
+        *(_entry(", ".join(rule.read_before), "float", f"Of {whole}, before the step.") if rule.read_before else ()),
         *_entry("c", "tuple", "From ``fold``."),
     ]
     text = f"    For each of {', '.join(rule.sums)} the pair whose product is to be summed."
     return [
-        f"Measures one element for {rule.name}: to be summed over the tensor, in float64, before any update of it.",
+        f"Measures one element for {rule.name}: to be summed over {whole}, in float64, before any update of it.",
         *_section("Parameters", parameters),
         *_section("Returns", ("tuple of pairs", text)),
     ]
 
 
+def _measured(rule: Rule) -> str:
+    """Name what a stage measures."""
+    return "all tensors" if rule.over_all else "the tensor"
+
+
 def _numba_complete(rule: Rule) -> list[str]:
+    whole = _measured(rule)
     parameters = [
         *_entry("real", "type", "As of ``fold``."),
-        *_entry(", ".join(rule.sums), "float", "The sums of the products of ``measure`` over the tensor."),
-        *(_entry(", ".join(rule.singles), "float", "The tensor's states of one number.") if rule.singles else ()),
+        *_entry(", ".join(rule.sums), "float", f"The sums of the products of ``measure`` over {whole}."),
+        *(_entry(", ".join(rule.singles), "float", f"States of one number of {whole}.") if rule.singles else ()),
         *_entry("c", "tuple", "From ``fold``."),
     ]
-    before = "".join(f"{name}, " for name in rule.singles)
+    before, are = "".join(f"{name}, " for name in rule.singles), "are" if rule.over_all else "is"
     return [
-        f"The coefficients for a tensor in one step of {rule.name}, once it is measured.",
+        f"The coefficients for a tensor in one step of {rule.name}, once {whole} {are} measured.",
         *_section("Parameters", parameters),
         *_section("Returns", (f"{before}c" if before else "tuple", "    For ``update``.")),
     ]

@@ -44,7 +44,7 @@ from typing import Literal, SupportsIndex
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'swats', 'adaptive_revision', 'muon', 'adafactor']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'swats', 'swats_over_all', 'prodigy', 'adaptive_revision', 'muon', 'adafactor']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -2799,8 +2799,8 @@ def swats(
     Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
     lr*decoupled_weight_decay; then comes the above.
 
-    Each tensor changes over by itself, where the paper has one rate for all. ``phase`` is 1 from
-    then on, and ``exp_avg``, from zero, the velocity.
+    ``over='all'`` is the paper's: the sums are of all tensors, which change over together.
+    ``phase`` is 1 from then on, and ``exp_avg``, from zero, the velocity.
 
     The norms are of whole tensors, summed in float64. An element that is not finite makes all of
     its tensor so. Gradients of some rows and 'state_memory' are refused.
@@ -2839,6 +2839,202 @@ def swats(
     >>> fastopt.functional.swats(p, 2 * p, exp_avg, exp_avg_sq, exp_avg2, phase, rate, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.9, -1.9]
+    """
+
+def swats_over_all(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    exp_avg2: Array | Sequence[Array],
+    phase: Array | Sequence[Array],
+    rate: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    eps: Number = 1e-09,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of swats_over_all, in place.
+
+    SWATS with one rate for all tensors, which change over together.
+
+    ::
+
+        as swats, with the sums of all tensors
+
+    and swats is::
+
+        m, v as adam
+        d = lr*sqrt(1 - beta2^t)/(1 - beta1^t)*m/(sqrt(v) + eps)
+        p -= d
+        e = sum(d*d)/sum(d*g)
+        a = beta2*a + (1 - beta2)*e
+        r = a/(1 - beta2^t)
+        after a step t > 1 with r > 0 within eps of e, with this r: b = beta1*b + g
+        p -= (1 - beta1)*r*b
+
+    and adam is::
+
+        m = beta1*m + (1 - beta1)*g
+        v = beta2*v + (1 - beta2)*g^2
+        p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    ``over='all'`` is the paper's: the sums are of all tensors, which change over together.
+    ``phase`` is 1 from then on, and ``exp_avg``, from zero, the velocity.
+
+    The norms are of whole tensors, summed in float64. An element that is not finite makes all of
+    its tensor so. Gradients of some rows and 'state_memory' are refused.
+
+    Source: Keskar and Socher 2017, arXiv:1712.07628.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq, exp_avg2, phase, rate : array, or list of arrays
+        States, which are updated too (exp_avg2, phase, rate of shape ``()``). They begin at zero.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate of Adam. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average, and then of the velocity. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the other averages, the rate's too. A number in [0, 1).
+    eps : float, default 1e-09
+        Added to the denominator; how near the rate comes to its average. A finite number >= 0.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq, exp_avg2, phase, rate = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), np.zeros(()), np.zeros(()), np.zeros(())
+    >>> fastopt.functional.swats_over_all(p, 2 * p, exp_avg, exp_avg_sq, exp_avg2, phase, rate, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.9, -1.9]
+    """
+
+def prodigy(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    exp_avg: Array | Sequence[Array],
+    exp_avg_sq: Array | Sequence[Array],
+    s: Array | Sequence[Array],
+    p0: Array | Sequence[Array],
+    d: Array | Sequence[Array],
+    d_max: Array | Sequence[Array],
+    d_numerator: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 1.0,
+    beta1: Number = 0.9,
+    beta2: Number = 0.999,
+    beta3: Number | None = None,
+    eps: Number = 1e-08,
+    decouple: bool = True,
+    use_bias_correction: bool = False,
+    safeguard_warmup: bool = False,
+    d0: Number = 1e-06,
+    d_coef: Number = 1.0,
+    growth_rate: Number | None = None,
+    weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of prodigy, in place.
+
+    Adam that finds its own learning rate, by how far parameters have come from where they began.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*d*g
+        v = beta2*v + (1 - beta2)*(d*g)^2
+        s = beta3*s + d^2/d0*lr*g, r = beta3*r + sum(d^2/d0*lr*g*(p0 - p))
+        d_max = max(d_max, d_coef*r/sum(abs(s)))
+        p -= lr*d*(m/(sqrt(v) + d'*eps) + weight_decay*p), d' = min(d_max, growth_rate*d) the next step's d
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``.
+
+    d goes by the first parameter's group; one with lr 0 is not measured. The sums, in float64, are
+    of all tensors, which share the states of one number. Refused are gradients of some rows,
+    'state_memory', shards, `fastopt.distributed.Synchronous`, and float64 parameters beside others.
+
+    Source: Mishchenko and Defazio 2023, arXiv:2306.06101; the authors' package prodigyopt.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    exp_avg, exp_avg_sq, s, p0, d, d_max, d_numerator : array, or list of arrays
+        States, which are updated too (d, d_max, d_numerator of shape ``()``). They begin at zero, d
+        at the class's d0, d_max at the class's d0, p0 at the parameter.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 1.0
+        A factor of the learning rate that is found. A finite number >= 0.
+    beta1 : float, default 0.9
+        Decay rate of the gradient's average. A number in [0, 1).
+    beta2 : float, default 0.999
+        Decay rate of the squared gradient's average. A number in [0, 1).
+    beta3 : float or None, default None
+        Decay rate of the sums, by default sqrt(beta2). A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator, times d. A finite number > 0.
+    decouple : bool, default True
+        ``weight_decay`` is of the parameter itself, else L2.
+    use_bias_correction : bool, default False
+        The rate is times sqrt(1 - beta2^t)/(1 - beta1^t).
+    safeguard_warmup : bool, default False
+        What the estimate is over is without lr, which may be small at first.
+    d0 : float, default 1e-06
+        The estimate d before the first step. A finite number > 0.
+    d_coef : float, default 1.0
+        A factor of the estimate. A finite number > 0.
+    growth_rate : float or None, default None
+        The estimate is at most so many times the last one, but for d0. A finite number > 0,
+        infinity.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every function
+        ``maximize``, ``grad_scale``, ``gradient_noise``, ``first_element``, ``backend``,
+        ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, exp_avg, exp_avg_sq, s, p0, d, d_max, d_numerator = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), np.zeros(2), np.array([1.0, -2.0]), np.full((), 1e-06), np.full((), 1e-06), np.zeros(())
+    >>> fastopt.functional.prodigy(p, 2 * p, exp_avg, exp_avg_sq, s, p0, d, d_max, d_numerator, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [1.0, -2.0]
     """
 
 def adaptive_revision(

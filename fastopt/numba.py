@@ -93,9 +93,10 @@ def _by_row(rule: Rule) -> Any:
 
 def _measure(rule: Rule, stage: Stage) -> Any:
     states = "".join(f", {name}" for name in rule.measured)
-    own = ", ".join(f"c[{OWN + k}]" for k in range(len(rule.folds)))
+    before = "".join(f", {name}" for name in rule.read_before)
+    own = ", ".join(f"c[{OWN + k}]" for k in range(len(rule.folds))) + before
     source = (
-        f"def measure(p, g{states}, c):\n"
+        f"def measure(p, g{states}{before}, c):\n"
         f"    p, g = prologue(p, g, *c[:{OWN}])\n"
         f"    return rule_measure(p, g{states}, {own})\n"
     )
@@ -107,7 +108,10 @@ def _complete(rule: Rule, stage: Stage) -> Any:
     own = ", ".join(f"float(c[{OWN + k}])" for k in range(len(rule.folds)))
     measured, singles = (*rule.sums, *rule.singles), len(rule.singles)
     after = "".join(f"real(found[{k}]), " for k in range(singles))
-    added = ", ".join(f"real(found[{singles + k}])" for k in range(len(rule.coefficients) - len(rule.folds)))
+    count = len(rule.coefficients) - len(rule.folds) - len(rule.read_before)
+    added = ", ".join(
+        [*map("real({})".format, rule.read_before), *(f"real(found[{singles + k}])" for k in range(count))]
+    )
     source = (
         f"def complete(real, {', '.join(measured)}, c):\n"
         f"    found = stage_fold({', '.join(f'float({name})' for name in measured)}, {own})\n"

@@ -19,9 +19,16 @@ GREY = "#7d858f"
 COLOURS = ("#2a85d8", "#e0731d", "#b81868", "#7048c0", "#286888", "#9c9474", "#905000", "#a86848")
 
 #: Dashes of lines: the next for each round through the colours.
-DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)), (0, (10, 2)))
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 3)),
+    (0, (1.5, 2)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (10, 2)),
+    (0, (8, 2, 1.5, 2, 1.5, 2)),
+)
 _MARKERS = "os^vDPX*<>ph"
-_HATCHES = ("", "////", "....", "xxxx", "----")
+_HATCHES = ("", "////", "....", "xxxx", "----", "++++")
 
 _TINTED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 #: Settings of matplotlib for a picture on a transparent ground.
@@ -82,7 +89,7 @@ _RULES = looks(
         *("rowwise_adagrad", "lion", "amsbound", "radam"),
         *("asgd", "adabelief", "signsgd", "rprop", "adan", "ademamix"),
         *("schedule_free_sgd", "schedule_free_adamw", "lars", "lamb", "muon", "novograd"),
-        *("swats", "adaptive_revision", "adafactor"),
+        *("swats", "adaptive_revision", "adafactor", "swats_over_all", "prodigy"),
     )
 )
 

@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from ._types import Number, NumberPair, Numbers, StateDtype
 from .jobs.noise import GradientNoise
 
-__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SWATS', 'AdaptiveRevision', 'SparseAdam', 'Muon', 'Adafactor', 'Optimizer', 'clip_grad_norm_', 'LBFGS', 'lr_scheduler', 'swa_utils']
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SWATS', 'Prodigy', 'AdaptiveRevision', 'SparseAdam', 'Muon', 'Adafactor', 'Optimizer', 'clip_grad_norm_', 'LBFGS', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
@@ -3050,12 +3050,16 @@ class SWATS(Optimizer):
         v = beta2*v + (1 - beta2)*g^2
         p -= lr*m^/(sqrt(v^ + eps_root) + eps), m^ = m/(1 - beta1^t), v^ = v/(1 - beta2^t)
 
+    With ``over='all'``: SWATS with one rate for all tensors, which change over together::
+
+        as swats, with the sums of all tensors
+
     Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
     ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
     before the above.
 
-    Each tensor changes over by itself, where the paper has one rate for all. ``phase`` is 1 from
-    then on, and ``exp_avg``, from zero, the velocity.
+    ``over='all'`` is the paper's: the sums are of all tensors, which change over together.
+    ``phase`` is 1 from then on, and ``exp_avg``, from zero, the velocity.
 
     The norms are of whole tensors, summed in float64. An element that is not finite makes all of
     its tensor so. Gradients of some rows and 'state_memory' are refused.
@@ -3073,6 +3077,8 @@ class SWATS(Optimizer):
         averages, the rate's too. Each a number in [0, 1).
     eps : float, default 1e-09
         Added to the denominator; how near the rate comes to its average. A finite number >= 0.
+    over : str, default 'tensor'
+        What changes over by itself: each tensor, or all together. One of tensor, all.
     more : as every class, by keyword
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
         ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
@@ -3083,7 +3089,7 @@ class SWATS(Optimizer):
     ----------
     state : sequence of mappings, one for each parameter
         ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``exp_avg2``, ``phase``, ``rate``
-        (exp_avg2, phase, rate of shape ``()``).
+        (exp_avg2, phase, rate of shape ``()``) or with ``over='all'``.
 
     Raises
     ------
@@ -3113,6 +3119,114 @@ class SWATS(Optimizer):
         eps: Number = 1e-09,
         weight_decay: Number = 0.0,
         decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        over: Literal['tensor', 'all'] = 'tensor',
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class Prodigy(Optimizer):
+    """Adam that finds its own learning rate, by how far parameters have come from where they began.
+
+    ::
+
+        m = beta1*m + (1 - beta1)*d*g
+        v = beta2*v + (1 - beta2)*(d*g)^2
+        s = beta3*s + d^2/d0*lr*g, r = beta3*r + sum(d^2/d0*lr*g*(p0 - p))
+        d_max = max(d_max, d_coef*r/sum(abs(s)))
+        p -= lr*d*(m/(sqrt(v) + d'*eps) + weight_decay*p), d' = min(d_max, growth_rate*d) the next step's d
+
+    Here g is the gradient, its sign flipped by ``maximize``.
+
+    d goes by the first parameter's group; one with lr 0 is not measured. The sums, in float64, are
+    of all tensors, which share the states of one number. Refused are gradients of some rows,
+    'state_memory', shards, `fastopt.distributed.Synchronous`, and float64 parameters beside others.
+
+    Source: Mishchenko and Defazio 2023, arXiv:2306.06101; the authors' package prodigyopt.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 1.0
+        A factor of the learning rate that is found. A finite number >= 0.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rate of the gradient's average; decay rate of the squared gradient's average. Each a
+        number in [0, 1).
+    beta3 : float or None, default None
+        Decay rate of the sums, by default sqrt(beta2). A number in [0, 1).
+    eps : float, default 1e-08
+        Added to the denominator, times d. A finite number > 0.
+    decouple : bool, default True
+        ``weight_decay`` is of the parameter itself, else L2.
+    use_bias_correction : bool, default False
+        The rate is times sqrt(1 - beta2^t)/(1 - beta1^t).
+    safeguard_warmup : bool, default False
+        What the estimate is over is without lr, which may be small at first.
+    d0 : float, default 1e-06
+        The estimate d before the first step. A finite number > 0.
+    d_coef : float, default 1.0
+        A factor of the estimate. A finite number > 0.
+    growth_rate : float or None, default None
+        The estimate is at most so many times the last one, but for d0. A finite number > 0,
+        infinity.
+    weight_decay : float, default 0.0
+        Decay of the parameter itself, times lr, before the update. A finite number >= 0.
+    more : as every class, by keyword
+        ``maximize``, ``foreach``, ``fused``, ``capturable``, ``differentiable``, ``state_dtype``,
+        ``rounding``, ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``,
+        ``threads``: see `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``exp_avg``, ``exp_avg_sq``, ``s``, ``p0``, ``d``, ``d_max``,
+        ``d_numerator`` (d, d_max, d_numerator of shape ``()``).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.Prodigy([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [1.0, -2.0]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 1.0,
+        *,
+        betas: NumberPair = (0.9, 0.999),
+        beta3: Number | None = None,
+        eps: Number = 1e-08,
+        decouple: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: Number = 1e-06,
+        d_coef: Number = 1.0,
+        growth_rate: Number | None = None,
+        weight_decay: Number = 0.0,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,

@@ -59,6 +59,18 @@ VARIED = {
     "lars": {"lr": 0.5, "momentum": 0.8, "trust_coefficient": 0.01, "eps": 1e-4},
     "lamb": {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "eps": 1e-5, "eps_root": 1e-7},
     "swats": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-3},
+    "swats_over_all": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-3},
+    "prodigy": {
+        "lr": 0.5,
+        "beta1": 0.8,
+        "beta2": 0.9,
+        "beta3": 0.8,
+        "eps": 1e-6,
+        "use_bias_correction": True,
+        "d0": 1e-3,
+        "d_coef": 2.0,
+        "growth_rate": 1.5,
+    },
     "novograd": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-5, "eps_root": 1e-7, "grad_averaging": True},
     "adaptive_revision": {"lr": 0.05},
 }
@@ -86,6 +98,7 @@ FORMS = {
     "novograd, the paper's": ("novograd", {**VARIED["novograd"], "grad_averaging": False}),
     "lars, optax's": ("lars", {**VARIED["lars"], "lr_inside": True, "decay_inside": True}),
     "adaptive_revision, unread": ("adaptive_revision", {**VARIED["adaptive_revision"], "read": False}),
+    "prodigy, L2": ("prodigy", {**VARIED["prodigy"], "decouple": False, "safeguard_warmup": True, "growth_rate": None}),
     "amsgrad, optax's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "max_corrected": True}),
 }
 
@@ -145,7 +158,8 @@ def make_states(name, hyper, param):
     begins = {**RULES[name].defaults(), **hyper}
     for state, shape in zip(RULES[name].states, shapes, strict=True):
         dtype = param.dtype if param.dtype.itemsize > 2 or not state.single else "f4"
-        made.append(np.full(shape, begins.get(state.begins, 0.0), dtype))
+        begin = param if state.begins == "parameter" else begins.get(state.begins, 0.0)
+        made.append(np.full(shape, begin, dtype))
     return made
 
 
@@ -212,6 +226,8 @@ def assert_same_everywhere(stepped, set_isa, ways):
 # The distance allowed from the oracle in long double, in epsilons of the largest magnitude that the element's
 # trajectory had: 1 - beta2^t, folded in float64 as torch does, is what loses most. All measured below 34.
 BOUND = 40
+#: The same for sums of terms that cancel, which are larger than their sum.
+BOUNDS = {"d_numerator": 2000}
 
 
 def assert_near_the_oracle(name, got, p0, path):
@@ -221,4 +237,5 @@ def assert_near_the_oracle(name, got, p0, path):
         scale = np.maximum.reduce(np.abs(values)) if k else np.maximum(np.abs(p0), np.maximum.reduce(np.abs(values)))
         error = np.abs(array - values[-1]) / np.maximum(scale, np.finfo(array.dtype).tiny)
         worst = float(error.max()) / np.finfo(array.dtype).eps
-        assert worst <= BOUND, f"{'p' if not k else RULES[name].state_names[k - 1]}: {worst:.1f} eps"
+        what = RULES[name].state_names[k - 1] if k else "p"
+        assert worst <= BOUNDS.get(what, BOUND), f"{what}: {worst:.1f} eps"

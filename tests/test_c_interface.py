@@ -116,7 +116,7 @@ def test_training_in_c_gives_the_bits_of_python(tmp_path, language, real):
     source = Path(__file__).parent / "c" / "logistic.c"
     program = compiled(tmp_path, source, language, f"-DREAL={real}", f"-DDTYPE={dtype}")
     for case, (name, hyper) in CASES.items():
-        if RULES[name].by_row or name == "adaptive_revision":  # whose states begin at 1
+        if RULES[name].by_row or name in ("adaptive_revision", "prodigy"):  # whose states do not begin at zero
             continue
         got = [float.fromhex(line) for line in output(program, name, *arguments(hyper)).split()]
         assert got == train(name, hyper, DTYPES[real][0]), case

@@ -443,3 +443,20 @@ def test_the_ends_of_a_matrix_rule(gpu, monkeypatch):
         buffer, average = (state[name].copy_to_host() for name in ("momentum_buffer", "ema"))
         assert_same_bits([p.get(), buffer, average], [want, expected["momentum_buffer"], expected["ema"]])
         assert int(state["step"]) == 3
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.over_all])
+def test_a_stage_over_all_tensors_adds_up_those_of_all_jobs(gpu, name):
+    """Two storages are two jobs, one of whose tensors has no elements; nothing waits."""
+    hyper, rng = hyper_of(name), np.random.default_rng(0)
+    params = [rng.standard_normal(n).astype(dtype) for n, dtype in ((300, "f4"), (0, "f4"), (5000, "f4"), (70, "f2"))]
+    states = [make_states(name, hyper, param) for param in params]
+    lists = [params, *map(list, zip(*states, strict=True))]
+    pairs = [on_both(arrays) for arrays in lists]
+    for step in (1, 2, 3):
+        grads, own_grads = on_both([rng.standard_normal(param.size).astype(param.dtype) for param in params])
+        with without_waiting(gpu):
+            getattr(functional, name)(pairs[0][0], grads, *(pair[0] for pair in pairs[1:]), step=step, **hyper)
+        getattr(functional, name)(pairs[0][1], own_grads, *(pair[1] for pair in pairs[1:]), step=step, **hyper)
+    for on_device, on_host in pairs:
+        assert_equal(on_device, on_host)

@@ -296,6 +296,43 @@ def swats(p):
             velocity = 0.0
 
 
+def prodigyopt(p, weight_decay, decouple, safeguard_warmup, growth_rate):
+    """github.com/konstmish/prodigy, 1.1.2."""
+    p0, d0 = p.copy(), 1e-6
+    d = d_max = d0
+    m = v = s = numerator = 0.0
+    beta3 = math.sqrt(0.999)
+    while True:
+        g, lr = yield p
+        dlr = d * lr
+        if not decouple:
+            g = g + weight_decay * p
+        numerator = beta3 * numerator + d / d0 * dlr * (g @ (p0 - p))
+        m = 0.9 * m + d * (1 - 0.9) * g
+        v = 0.999 * v + d * d * (1 - 0.999) * g * g
+        s = beta3 * s + d / d0 * (d if safeguard_warmup else dlr) * g
+        d_hat = numerator / np.abs(s).sum()
+        if d == d0:
+            d = max(d, d_hat)
+        d_max = max(d_max, d_hat)
+        d = min(d_max, d * growth_rate)
+        if decouple:
+            p = p - weight_decay * dlr * p
+        p = p - dlr * m / (np.sqrt(v) + d * 1e-8)
+
+
+@formula("Mishchenko and Defazio 2023, package prodigyopt", lr=1.0)
+def prodigy(p, weight_decay=0.0):
+    return prodigyopt(p, weight_decay, True, False, math.inf)
+
+
+@formula(
+    "Mishchenko and Defazio 2023, package prodigyopt (decouple=False, safeguard_warmup=True, growth_rate=1.5)", lr=1.0
+)
+def prodigy_l2(p, weight_decay=0.0):
+    return prodigyopt(p, weight_decay, False, True, 1.5)
+
+
 def schedule_free(y, direction):
     """github.com/facebookresearch/schedule_free, where p is y between train() and eval()."""
     z, sum_, largest = y.copy(), 0.0, -1.0

@@ -55,7 +55,7 @@ def test_class_equals_functional_form(name, options):
     want = p0.copy()
     copies = len(hyper["betas"]) if rule.vector else 1
     shapes = [rule.state_shape(state, want.shape, copies) for state in rule.state_names]
-    initial = [values.get(s.begins, 0.0) for s in rule.states]
+    initial = [want if s.begins == "parameter" else values.get(s.begins, 0.0) for s in rule.states]
     states = [np.full(shape, value, "f4") for shape, value in zip(shapes, initial, strict=True)]
     for t, g in enumerate(grads, 1):
         optimizer.step([g])
@@ -136,6 +136,8 @@ def test_a_missing_gradient_leaves_parameter_state_and_step(name, options, backe
     assert [int(s["step"]) for s in optimizer.state] == [6, 3, 0]
     got = optimizer.param_groups[0]["params"]
     assert_same_bits([got[2]], [params[2]])
+    if optimizer._arguments.rule(optimizer.param_groups[0]).over_all:
+        return  # what is measured of the others is part of the step
     alone = make(name, [params[1]], **options, backend=backend)
     for _ in range(3):
         alone.step([grads[1]])

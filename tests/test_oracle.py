@@ -449,6 +449,7 @@ def test_a_bad_gradient_reaches_its_own_element_only(problem, rule, bad):
 
 #: Of each rule its states that are one number.
 SINGLES = {"novograd": ["exp_avg_sq"], "swats": ["exp_avg2", "phase", "rate"]}
+SINGLES |= {"swats_over_all": SINGLES["swats"], "prodigy": ["d", "d_max", "d_numerator"]}
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])

@@ -220,11 +220,12 @@ def test_update_is_plain_python(name):
         folded = coefs[: len(rule.folds)]
         read = [s for s, state in zip(s0, rule.state_names, strict=True) if state in rule.measured]
         elements = [map(float, (*rules.prologue(p, g, *before), *s)) for p, g, *s in zip(p0, g0, *read, strict=True)]
-        products = [[a * b for a, b in rule.by_tensor.measure(*element, *folded)] for element in elements]
+        singles = [float(s[0]) for s in s0[len(rule.elements) :]]
+        kept = [singles[k] for k in rule.read_at]
+        products = [[a * b for a, b in rule.by_tensor.measure(*element, *folded, *kept)] for element in elements]
         sums = [sum(terms) for terms in zip(*products, strict=True)]  # as many as lanes, at most: in their order
-        singles = [s[0] for s in s0[len(rule.elements) :]]
-        found = rule.by_tensor.fold(*sums, *map(float, singles), *folded)
-        singles, coefs = found[: len(singles)], (*folded, *found[len(singles) :])
+        found = rule.by_tensor.fold(*sums, *singles, *folded)
+        singles, coefs = found[: len(singles)], (*folded, *kept, *found[len(singles) :])
     s0, ones = s0[: len(rule.elements)], [np.array(s[0]) for s in s0[len(rule.elements) :]]
     want = []
     for p, g, *s in zip(p0, g0, *s0, strict=True):

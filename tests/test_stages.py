@@ -56,6 +56,12 @@ def draw(sizes, dtype, steps=2):
 def test_sizes(name, dtype, isa):
     params, grads = draw(SIZES, dtype)
     got = assert_same_everywhere(name, params, grads, isa, weight_decay=0.1)
+    if RULES[name].over_all:  # as one tensor of all elements
+        got, params, grads = (
+            [np.concatenate(got[: len(SIZES)])],
+            [np.concatenate(params)],
+            [[np.concatenate(own)] for own in grads],
+        )
     for k, param in enumerate(params):  # each tensor is measured by itself
         want, _ = ORACLES[name](param, [own[k] for own in grads], grad_scale=0.5, weight_decay=0.1)
         np.testing.assert_allclose(got[k], want.astype(dtype), rtol=1e-4 if dtype == "f4" else 1e-11, atol=1e-6)
@@ -203,7 +209,7 @@ def test_numba_kernels_of_your_own(name):
     states = "".join(f", {state}" for state in rule.state_names)
     own = ", ".join(f"{state}[i]" for state in rule.elements)
     ones = "".join(f"{state}[()], " for state in rule.singles)
-    read = "".join(f", {state}[i]" for state in rule.measured)
+    read = "".join(f", {state}[i]" for state in rule.measured) + "".join(f", {x}[()]" for x in rule.read_before)
     source = f"def step(t, p, g{states}):\n    c = space.fold(real, t, weight_decay=0.1)\n"
     source += "".join(f"    {total} = 0.0\n" for total in rule.sums)
     source += f"    for i in range(p.size):\n        found = space.measure(p[i], g[i]{read}, c)\n"
@@ -213,9 +219,92 @@ def test_numba_kernels_of_your_own(name):
     namespace = {"space": space, "real": np.float64}
     exec(source, namespace)
     step = numba.njit(error_model="numpy")(namespace["step"])
-    got, grads = [parameter(13), *make_states(name, {}, parameter(13))], gradients(13, 3)
+    got, grads = [parameter(13), *make_states(name, rule.defaults(), parameter(13))], gradients(13, 3)
     want = [x.copy() for x in got]
     for t, g in enumerate(grads, 1):
         step(t, got[0], g, *got[1:])
         getattr(functional, name)(want[0], g, *want[1:], step=t, weight_decay=0.1)
     assert_same_bits(got, want)
+
+
+OVER_ALL = {"SWATS": {"over": "all", "eps": 0.1, "betas": (0.5, 0.5)}, "Prodigy": {"d0": 1e-3}}
+TOGETHER = [name for name in MEASURED if RULES[name].over_all]
+
+
+def test_every_rule_over_all_tensors_is_here():
+    assert {RULES[name].optimizer for name in TOGETHER} == set(OVER_ALL)
+
+
+@pytest.mark.parametrize("called", OVER_ALL)
+def test_all_tensors_are_measured_together(called, isa):
+    """Of several groups, storages and layouts, some without elements; they share the states of one number."""
+    params, grads = draw([5, 0, 300, (70, 60), 9000, 0], "f4", 5)
+    params = [*params[:3], params[3].T, params[4].astype(BF), params[5]]
+    grads = [[*own[:3], own[3].T, *own[4:]] for own in grads]
+
+    def stepped(backend, threads):
+        arrays = [param.copy(order="K") for param in params]
+        groups = [{"params": arrays[:4]}, {"params": arrays[4:], "weight_decay": 0.1, "state_dtype": "8bit"}]
+        optimizer = getattr(fastopt, called)(groups, backend=backend, threads=threads, **OVER_ALL[called])
+        for own in grads:
+            optimizer.step([own[:4], own[4:]], grad_scale=0.5)
+        rule = optimizer._arguments.rule(optimizer.param_groups[0])
+        assert all(x[name] is optimizer.state[0][name] for x in optimizer.state for name in rule.singles)
+        assert any(optimizer.state[0][name] not in (0, 1e-3) for name in rule.singles)
+        return [*arrays, *(np.asarray(x) for state in optimizer.state for x in state.values())]
+
+    want = stepped("numba", 1)
+    for threads in (1, 3):
+        assert_same_bits(stepped("native", threads), want)
+
+
+@pytest.mark.parametrize("called", OVER_ALL)
+def test_tensors_of_a_step_over_all_are_one_tensor_in_parts(called):
+    """The oracle has one of all their elements. A tensor without a gradient goes on by what others know."""
+    sizes, options = [3, 700, 5000], OVER_ALL[called]
+    params, grads = draw(sizes, "f8", 6)
+    rule = getattr(fastopt, called)._arguments.rule({**getattr(fastopt, called)._arguments.defaults, **options})
+    hyper = {key: value for key, value in options.items() if key not in ("over", "betas")}
+    if "betas" in options:
+        hyper["beta1"], hyper["beta2"] = options["betas"]
+    got = [param.copy() for param in params]
+    optimizer = getattr(fastopt, called)(got, **options)
+    for own in grads:
+        optimizer.step(own)
+    want, states = ORACLES[rule.name](np.concatenate(params), [np.concatenate(own) for own in grads], **hyper)
+    np.testing.assert_allclose(np.concatenate(got), want.astype("f8"), rtol=1e-9)
+    for name in rule.singles:
+        np.testing.assert_allclose(optimizer.state[0][name], float(states[name]), rtol=1e-9)
+    before = {name: optimizer.state[2][name].copy() for name in rule.singles}
+    optimizer.step([None, *grads[0][1:]])
+    optimizer.step([*grads[0][:2], None])
+    assert all(optimizer.state[0][name] is optimizer.state[2][name] for name in rule.singles)
+    assert called == "SWATS" or optimizer.state[0]["d_numerator"] != before["d_numerator"]
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_lists_of_the_functional_form_share_numbers_or_have_the_same(name):
+    params, grads = draw([3, 700, 5000], "f4", 4)
+    results = []
+    for shared in (False, True):
+        arrays = [param.copy() for param in params]
+        hyper = RULES[name].defaults()
+        states = [make_states(name, hyper, param) for param in arrays]
+        if shared:
+            count = len(RULES[name].elements)
+            states = [[*own[:count], *states[0][count:]] for own in states]
+        for t, own in enumerate(grads, 1):
+            getattr(functional, name)(arrays, own, *map(list, zip(*states, strict=True)), step=t)
+        results.append([*arrays, *itertools.chain.from_iterable(states)])
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("called", OVER_ALL)
+def test_what_measures_all_tensors_computes_in_one_dtype(called):
+    params = [np.ones(3, "f4"), np.ones(2, "f8")]
+    optimizer = getattr(fastopt, called)(params, **OVER_ALL[called])
+    with pytest.raises(
+        TypeError, match=rf"^params\[1\]: found float64, expected a dtype .* float32, as .* {called} mea"
+    ):
+        optimizer.step([np.ones(3, "f4"), np.ones(2, "f8")])
+    assert all((param == 1).all() for param in params) and optimizer.state[0]["step"] == 0

@@ -155,7 +155,8 @@ def test_blocks_are_the_float32_update_rounded(case, isa):
         p = parameter(n).astype("f4").astype(KINDS[kind])
         shape = (len(hyper["betas"]),) if rule.vector else ()
         states = [np.zeros((*shape, 5 * 260), "u1") for _ in rule.elements]
-        singles, own = ([np.zeros((), "f4") for _ in rule.singles] for _ in range(2))
+        begins = [np.array(hyper.get(rule.begins.get(name), 0.0), "f4") for name in rule.singles]
+        singles, own = begins, [x.copy() for x in begins]
         for step, g in enumerate(gradients(n, 5), 1):
             g = np.asarray(g, "f4").astype(KINDS[kind])
 

@@ -28,6 +28,7 @@ LR = {
     "AggMo": 0.05,
     "LARS": 10.0,
     "Adadelta": 1.0,
+    "Prodigy": 1.0,
     "AdaptiveRevision": 0.5,
 }
 

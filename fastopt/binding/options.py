@@ -178,7 +178,10 @@ class Arguments:
     @cached_property
     def choices(self) -> dict[str, dict[str, Any]]:
         """The switches that choose each rule, the default first: none, or as ``{"momentum": 0.9}``."""
-        values = {name: True if hyper.flag else 0.9 for name, hyper in self.switches.items()}
+        values = {
+            name: True if hyper.flag else hyper.names[-1] if hyper.names else 0.9
+            for name, hyper in self.switches.items()
+        }
         found: dict[str, dict[str, Any]] = {}
         for count in range(len(values) + 1):
             for names in combinations(values, count):
@@ -435,6 +438,11 @@ _SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Hyper], Callable[[Mapping[
         ("adamw", "adamw_amsgrad"),
         {"amsgrad": _CHOICE},
         lambda group: "adamw_amsgrad" if group["amsgrad"] else "adamw",
+    ),
+    "SWATS": (
+        ("swats", "swats_over_all"),
+        {"over": Hyper("tensor", "what changes over by itself: each tensor, or all together", names=("tensor", "all"))},
+        lambda group: "swats_over_all" if group["over"] == "all" else "swats",
     ),
 }
 

@@ -205,7 +205,16 @@ class Owned:
         first: int,
         kinds: Sequence[Mapping[str, tuple[np.dtype, tuple[int, ...]]]],
     ) -> Iterator[State]:
-        """States as they begin, for users to see, of the parameters from the `first` on."""
+        """States as they begin, for users to see, of the parameters from the `first` on.
+
+        What a rule keeps of all tensors together is the same array in all of them.
+        """
+        shared = {
+            (self.rule_of(i).name, name): self.states[i][name]
+            for i in range(first)
+            for name in self.rule_of(i).singles
+            if self.rule_of(i).over_all
+        }
         for rule, progress, group, span in self.groups.each():
             begins = self.groups.arguments.begins(rule, group)
             for i in span if span.start >= first else ():
@@ -213,11 +222,15 @@ class Owned:
                 for k, name in enumerate(rule.scalars):
                     state[name] = progress.scalars[i : i + 1, k].reshape(())
                 for name, (dtype, shape) in kinds[i - first].items():
-                    if self.files is not None:
+                    if rule.over_all and (rule.name, name) in shared:
+                        state[name] = shared[rule.name, name]
+                    elif self.files is not None:
                         state[name] = self.files.arrays[i][name]
                     else:
                         begin = begins.get(name, 0.0)
                         state[name] = new_state(self.params[i], self.views[i], rule, name, dtype, shape, begin)
+                    if rule.over_all and name in rule.singles:
+                        shared.setdefault((rule.name, name), state[name])
                 yield State(state, f"state[{i}]", Weakly(self, self._write, i))
 
     def replace_state(self, i: int, name: str, array: Any) -> None:

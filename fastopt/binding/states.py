@@ -15,7 +15,7 @@ from ..jobs.tables import split_copies
 from ..rules import Rule
 from .blocks import blocks_of
 
-_OF_PARAM = ("master", "ema")  # which begin at the parameter
+_OF_PARAM = ("master", "ema")  # which begin at the parameter, whatever the rule
 
 
 def initial(like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, begin: float) -> Any:
@@ -36,7 +36,7 @@ def initial(like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, beg
     begin : float
         The number that the rule's hyper-parameters say.
     """
-    if name in _OF_PARAM:
+    if name in _OF_PARAM or name in rule.at_parameter:
         return detached(like)
     if dtype != np.uint8 or begin == 0.0:
         return begin
@@ -48,7 +48,7 @@ def new_state(
     like: Any, param: Array, rule: Rule, name: str, dtype: np.dtype, shape: tuple[int, ...], begin: float
 ) -> Any:
     """A new state array as before the first step, of the parameter's kind: see `initial`."""
-    if name not in _OF_PARAM and (dtype != np.uint8 or begin == 0.0):
+    if name not in (*_OF_PARAM, *rule.at_parameter) and (dtype != np.uint8 or begin == 0.0):
         return new_array(like, param, dtype, shape, begin)
     made = new_array(like, param, dtype, shape, 0)
     assign(made, initial(like, param, rule, name, dtype, begin))

@@ -148,6 +148,12 @@ class Synchronous:
         first = [held.part(i, 0, 1) for i in range(len(held.arrays))]
         probe = optimizer(grouped(held.groups, self._group_sizes, first), **options)._owned
         self._rules = [probe.rule_of(i) for i in range(len(first))]
+        for rule in self._rules:
+            if rule.over_all:
+                raise ValueError(
+                    f"optimizer: found {rule.name}, expected another: it measures all tensors together, of which each "
+                    "process has a part"
+                )
         self._copies = [probe.copies_of(i) for i in range(len(first))]
         extents = []
         for i, array in enumerate(held.views):

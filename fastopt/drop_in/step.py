@@ -163,6 +163,12 @@ class Bound:
         begins = [optimizer._arguments.begins(own.rule, group) for own, group in zip(self._sets, groups, strict=True)]
         before = {p: dict(state) if isinstance(state, dict) else state for p, state in optimizer.state.items()}
         entries: dict[int, tuple[str, ...]] = {}  # of whose states and numbers, by the parameter's id
+        self._shared = {  # states of one number of all tensors, by rule and name: those of the first that has its state
+            (rule.name, name): optimizer.state[p][name]
+            for p, rule in zip(reversed(params), (self._sets[g].rule for g in reversed(self._group_of)), strict=True)
+            for name in (rule.singles if rule.over_all else ())
+            if optimizer.state.get(p, {}).get(name) is not None
+        }
         tensors = []
         try:
             for i, arrays in self._arrays.items():  # once all have been checked
@@ -214,7 +220,10 @@ class Bound:
         rule, begun = own.rule, None if counted else any(state.get(name) is not None for name in kinds)
         check_entries(state, ("step", *rule.scalars, *kinds) if counted else kinds, label)
         self._counters.take(i, state, own, begun, label)
+        shared = rule.singles if rule.over_all else ()
+        state.update({name: self._shared[rule.name, name] for name in shared if (rule.name, name) in self._shared})
         complete(state, self._params[i], arrays[0], rule, kinds, begins)
+        self._shared.update({(rule.name, name): state[name] for name in shared})
         called = [f"{name!r} of {label}" for name in kinds]
         views = list(zip(map(view, map(state.__getitem__, kinds), called), called, strict=True))
         arrays += by_copy(rule, own.copies, views, arrays[0])

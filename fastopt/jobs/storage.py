@@ -157,7 +157,9 @@ class StorageOptions:
                 shape = (*shape[: len(shape) - len(param.shape)], block_bytes(param.size))
             else:
                 dtype = np.dtype(np.float32)
-        states = dict.fromkeys(rule.elements, (dtype, shape))
+        states = dict.fromkeys(rule.elements, (dtype, shape)) | dict.fromkeys(
+            rule.at_parameter, (param.dtype, param.shape)
+        )
         if isinstance(rule, FactoredRule):
             own = rule.states_of(param.shape)
             states = {name: (compute_dtype(param.dtype), rule.state_shape(name, param.shape, copies)) for name in own}

@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays.array import Array, replace_shape
 from ..arrays.blocks import block_bytes
 from ..arrays.checks import check_apart, check_device, check_overlap, check_tensor
-from ..arrays.dtypes import CODES, compute_dtype
+from ..arrays.dtypes import CODES, compute_dtype, dtype_name
 from ..arrays.libraries import view
 from ..arrays.libraries.factors import Averaged, Workplace
 from ..arrays.libraries.matrices import Room
@@ -71,6 +71,29 @@ def split_copies(rule: Rule, copies: int, array: Array, param: Array, name: str)
     ]
 
 
+class _Together(NamedTuple):
+    """The tensors under a rule that measures all of them together."""
+
+    dtype: np.dtype  # of the first's arithmetic
+    name: str  # of the first
+    known: set[tuple[int, int]]  # places and addresses of states of one number, which tensors may share
+
+    def check(self, rule: Rule, param: Array, name: str) -> None:
+        """Check that another parameter is computed in the dtype of the first."""
+        if compute_dtype(param.dtype) != self.dtype:
+            raise TypeError(
+                f"{name}: found {dtype_name(param.dtype)}, expected a dtype that is computed in {self.dtype}, as "
+                f"{self.name} is: {rule.optimizer} measures all tensors together"
+            )
+
+    def add(self, arrays: Sequence[Array], names: Sequence[str], whole: int) -> tuple[list[Array], list[str]]:
+        """Return a tensor's arrays, and their names, without the states of one number that others have too."""
+        places = [(j, array.address) for j, array in enumerate(arrays)]
+        new = [place for place in places if place[0] < whole or place not in self.known]
+        self.known.update(places[whole:])
+        return [arrays[j] for j, _ in new], [names[j] for j, _ in new]
+
+
 def make_jobs(
     sets: Sequence[Progress],
     tensors: Sequence[Tensor],
@@ -96,6 +119,8 @@ def make_jobs(
     by_rows: list[RowJob] = []
     matrices: dict[int, list[tuple[Tensor, Sequence[str]]]] = {}
     checked: list[list[Array]] = []
+    called: list[Sequence[str]] = []
+    together: dict[str, _Together] = {}
     for tensor, labels in zip(tensors, names, strict=True):
         rule, arrays = sets[tensor.set].rule, tensor.arrays
         if isinstance(arrays[GRADIENT], Array) and not rule.by_row:
@@ -106,6 +131,8 @@ def make_jobs(
             check_tensor(*like, sets[tensor.set].read_only, shapes=shapes)
             rule.check_shape(arrays[0].shape, labels[0])
             dtype = compute_dtype(arrays[0].dtype)
+            if rule.over_all:
+                together.setdefault(rule.name, _Together(dtype, labels[0], set())).check(rule, arrays[0], labels[0])
             if first < end:
                 check_device(arrays, labels)
                 own = [
@@ -118,6 +145,8 @@ def make_jobs(
             else:
                 key = (tensor.set, dtype, _storage(sets[tensor.set], tensor, arrays, dtype))
                 dense.setdefault(key, []).append((tensor, labels))
+            if rule.over_all:
+                arrays, labels = together[rule.name].add(arrays, labels, first)
         else:
             arrays, rows = check_rows(rule, arrays, labels)
             if tensor.noise is not None and DUPLICATES[rows.duplicates] != "sum":
@@ -127,10 +156,11 @@ def make_jobs(
                 )
             by_rows.append(make_row_job(sets[tensor.set], tensor._replace(arrays=arrays), rows))
         checked.append(arrays)
-    check_device([arrays[0] for arrays in checked], [labels[0] for labels in names])
+        called.append(labels)
+    check_device([arrays[0] for arrays in checked], [labels[0] for labels in called])
     check_overlap(
         list(chain.from_iterable(checked)),
-        list(chain.from_iterable(names)),
+        list(chain.from_iterable(called)),
         [
             j not in read_only
             for read_only, arrays in zip([sets[tensor.set].read_only for tensor in tensors], checked, strict=True)

@@ -157,7 +157,9 @@ MAX_HYPER = 24
 MAX_COEFFICIENTS = 24
 MAX_SCALARS = 4
 #: What a stage may measure.
-OVER = ("row", "tensor")
+OVER = ("row", "tensor", "all")
+#: A state's beginning, in place of a hyper-parameter's name, that is the parameter itself.
+AT_PARAMETER = "parameter"
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,11 @@ class State:
         True for a state that is never negative (averages, sums and maxima of squares or magnitudes): in 8 bits it needs
         no sign.
     begins : str, optional
-        The hyper-parameter that it begins at; zero if not given.
+        The hyper-parameter that it begins at, or ``"parameter"``; zero if not given. A state that begins at the
+        parameter is stored as the parameter is.
     single : bool
         True for one number of a whole tensor, of shape ``()`` and in the compute type, which a stage's fold reads and
-        writes. Such states are the last.
+        writes; with a stage over all tensors it is one number of all. Such states are the last.
     copy_of : str, optional
         The state that it is a copy of, from when a worker read the parameter: of several workers each has its own.
     """
@@ -189,21 +192,23 @@ class State:
 
 @dataclass(frozen=True)
 class Stage:
-    """A reading pass before the update: sums over a row or a tensor, made into further coefficients.
+    """A reading pass before the update: sums over a row, a tensor or all tensors, made into further coefficients.
 
     Parameters
     ----------
     over : str
-        ``"row"`` or ``"tensor"``.
+        ``"row"``, ``"tensor"`` or ``"all"``: every tensor that takes part in the step.
     measure : callable
-        ``measure(p, g, *states, *inputs, *folded) -> ((a, b), ...)``, on scalars: the pairs whose products are summed,
-        in float64. Of states and inputs it takes those that it reads; `folded` are the coefficients of the rule's
-        `fold`, and `g` has been through `prologue`. By row it is `squared_gradient`.
+        ``measure(p, g, *states, *inputs, *folded, *before) -> ((a, b), ...)``, on scalars: the pairs whose products are
+        summed, in float64. Of states and inputs it takes those that it reads; `folded` are the coefficients of the
+        rule's `fold`, `before` those states of one number that it asks for, as they are before the step, and `g` has
+        been through `prologue`. By row it is `squared_gradient`.
     fold : callable
         ``fold(*sums, *singles, *folded) -> (*singles, *further coefficients)``, in float64 and rounded once: states of
-        one number, and those coefficients that come last among `update`'s. It divides by nothing that can be 0. By row
-        it is ``fold(square, *states, *folded) -> (*states, *update's coefficients)``, in the compute type, where
-        `square` is the mean and the states are of rows.
+        one number, and those coefficients that come last among `update`'s, behind `measure`'s. It divides by nothing
+        that can be 0. Over all tensors it is called for each, with the same sums and numbers: those that it returns
+        for the first are kept. By row it is ``fold(square, *states, *folded) -> (*states, *update's coefficients)``, in
+        the compute type, where `square` is the mean and the states are of rows.
     """
 
     over: str
@@ -318,7 +323,7 @@ class Rule:
             if names.count(name) > 1:
                 raise ValueError(f"rule {self.name}: found {name!r} twice among the names of arguments")
         for state, name in self.begins.items():
-            if name not in self.own:
+            if name not in self.own and name != AT_PARAMETER:
                 raise ValueError(f"rule {self.name}: state {state} begins at {name!r}, which is no hyper-parameter")
         for name in inspect.signature(self.ahead).parameters if self.ahead else ():
             if name not in self.own or not self.states:
@@ -353,7 +358,8 @@ class Rule:
                 raise ValueError(f"rule {self.name}: a stage over rows measures squared_gradient")
             return
         known, asked = self._arguments, tuple(inspect.signature(stage.measure).parameters)
-        if asked != ("p", "g", *self.measured, *self.coefficients[: len(self.folds)]) or known[0] != "g":
+        own = self.coefficients[: len(self.folds) + len(self.read_before)]
+        if asked != ("p", "g", *self.measured, *own) or known[0] != "g":
             raise ValueError(
                 f"rule {self.name}: measure's arguments must be p, g, states, inputs, and update's coefficients"
             )
@@ -388,13 +394,18 @@ class Rule:
 
     @cached_property
     def begins(self) -> dict[str, str]:
-        """The hyper-parameter that a state begins at, for each that does not begin at zero."""
-        return {state.name: state.begins for state in self.states if state.begins is not None}
+        """The hyper-parameter that a state begins at, for each that begins neither at zero nor at the parameter."""
+        return {state.name: state.begins for state in self.states if state.begins not in (None, AT_PARAMETER)}
+
+    @cached_property
+    def at_parameter(self) -> frozenset[str]:
+        """The states that begin at the parameter, and are stored as it is."""
+        return frozenset(state.name for state in self.states if state.begins == AT_PARAMETER)
 
     @cached_property
     def initial(self) -> frozenset[str]:
         """The hyper-parameters that only say how states begin."""
-        return frozenset(self.begins.values()) - {"lr"}
+        return frozenset(self.begins.values()).difference(inspect.signature(self.fold).parameters)
 
     @property
     def kernel(self) -> str:
@@ -424,8 +435,13 @@ class Rule:
 
     @property
     def by_tensor(self) -> Stage | None:
-        """The stage, where it measures whole tensors."""
+        """The stage, where it measures whole tensors, each or all."""
         return None if self.by_row else self.stage
+
+    @cached_property
+    def over_all(self) -> bool:
+        """Tell whether the stage measures all tensors together, whose states of one number are the same."""
+        return self.stage is not None and self.stage.over == "all"
 
     @property
     def whole(self) -> str:
@@ -444,7 +460,19 @@ class Rule:
         """Names of the coefficients that `fold` makes: all but those of a stage over tensors, which come last."""
         if self.by_tensor is None:
             return self.coefficients
-        return tuple(inspect.signature(self.by_tensor.measure).parameters)[FIRST_STATE + len(self.measured) :]
+        asked = tuple(inspect.signature(self.by_tensor.measure).parameters)[FIRST_STATE + len(self.measured) :]
+        return asked[: len(asked) - len(self.read_before)]
+
+    @cached_property
+    def read_before(self) -> tuple[str, ...]:
+        """Names of the states of one number that `measure` takes, as coefficients behind `folds`."""
+        asked = inspect.signature(self.by_tensor.measure).parameters if self.by_tensor else ()
+        return tuple(name for name in asked if name in self.singles)
+
+    @cached_property
+    def read_at(self) -> tuple[int, ...]:
+        """The places of those among the states of one number."""
+        return tuple(map(self.singles.index, self.read_before))
 
     @cached_property
     def measured(self) -> tuple[str, ...]:

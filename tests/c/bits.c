@@ -117,6 +117,11 @@ static void tensors(int32_t number, int which)
         fill(arrays[0], n, param);
         if (options & FASTOPT_MASTER)
             fill(arrays[own], n, dtype);
+        for (int k = 0; k < rule->singles; k++) { /* Prodigy's estimates do not begin at zero */
+            const char *name = rule->state_names[rule->states + k];
+            if (!strcmp(name, "d") || !strcmp(name, "d_max"))
+                dtype == FASTOPT_FLOAT64 ? (*(double *)arrays[whole + k] = 0.01) : (*(float *)arrays[whole + k] = 0.01f);
+        }
         for (int k = 0; k < copies; k++)
             choose(number, k, copies, hyper[k], scalars[k]);
         for (int64_t t = 1; t <= STEPS; t++) {

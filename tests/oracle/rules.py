@@ -499,7 +499,7 @@ def novograd(
 
 @oracle(m="exp_avg", v="exp_avg_sq", average="exp_avg2", phase="phase", rate="rate")
 def swats(t, g, m, v, average, phase, rate, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-9):
-    """Keskar and Socher, 2017 (arXiv:1712.07628), algorithm 1, for one layer, and a rate that is positive.
+    """Keskar and Socher, 2017 (arXiv:1712.07628), algorithm 1, for what shares a rate, which is positive.
 
     m is the velocity in the second phase; the last three are numbers.
     """
@@ -529,6 +529,61 @@ def adaptive_revision(t, g, s, z, largest, r, *, lr=1e-2, initial_accumulator_va
     before, largest = largest, np.maximum(largest, z)
     s = s + g
     return lr / np.sqrt(largest) * (g + b) - lr / np.sqrt(before) * b, s, z, largest, s if read else r
+
+
+ORACLES["swats_over_all"] = ORACLES["swats"]
+
+
+@oracle(m="exp_avg", v="exp_avg_sq", s="s", p0="p0", d="d", d_max="d_max", r="d_numerator")
+def prodigy(
+    t,
+    g,
+    m,
+    v,
+    s,
+    p0,
+    d,
+    d_max,
+    r,
+    *,
+    lr=1.0,
+    beta1=0.9,
+    beta2=0.999,
+    beta3=None,
+    eps=1e-8,
+    decouple=True,
+    use_bias_correction=False,
+    safeguard_warmup=False,
+    d0=1e-6,
+    d_coef=1.0,
+    growth_rate=None,
+    weight_decay=0.0,
+    p=None,
+):
+    """Mishchenko and Defazio, 2023 (arXiv:2306.06101), algorithm 4, with their package's options; p is all there is."""
+    if t == 1:
+        p0, d, d_max, r = p, d0, d0, 0
+    beta3 = np.sqrt(beta2) if beta3 is None else beta3
+    corrected = np.sqrt(1 - beta2**t) / (1 - beta1**t) if use_bias_correction else 1
+    rate = d * lr * corrected
+    if weight_decay and not decouple:
+        g = g + weight_decay * p
+    m = beta1 * m + (1 - beta1) * d * g
+    v = beta2 * v + (1 - beta2) * (d * g) ** 2
+    s = beta3 * s + d / d0 * (d if safeguard_warmup else rate) * g
+    numbers = d, d_max, r
+    if np.sum(np.abs(s)) == 0:
+        return np.zeros_like(g), m, v, s, p0, *map(g.dtype.type, numbers)
+    r = beta3 * r + d / d0 * rate * np.sum(g * (p0 - p))
+    estimate = d_coef * r / np.sum(np.abs(s))
+    d_max = max(d_max, estimate)
+    if d == d0:
+        d = max(d, estimate)
+    d = d_max if growth_rate is None else min(d_max, d * growth_rate)
+    step = m / (np.sqrt(v) + d * eps)
+    if weight_decay and decouple:
+        step = step + weight_decay * p
+    return rate * step, m, v, s, p0, *map(g.dtype.type, (d, d_max, r))
 
 
 def dynamic_bounds(t, final_lr, gamma):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import repeat
+from operator import add
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,13 +15,13 @@ from ...arrays.blocks import QUANT_BLOCK
 from ...arrays.checks import Written, check_written
 from ...arrays.dtypes import CODES
 from ...errors import BackendUnavailable
-from ...jobs.job import DUPLICATES, NORM_BLOCK, RowJob, blocks_of
+from ...jobs.job import DUPLICATES, NORM_BLOCK, DenseJob, RowJob, blocks_of
 from ...jobs.storage import PREPARED, Storage
-from ...rules import FIRST_STATE, GRADIENT, OWN
+from ...rules import FIRST_STATE, GRADIENT, OWN, Rule
 from .. import host
 
 if TYPE_CHECKING:
-    from ...jobs.job import DenseJob, Gradients, Job
+    from ...jobs.job import Gradients, Job
 
 try:
     from ..fold import Folded, fold
@@ -62,8 +64,10 @@ class _Runner:
         with whole():
             folded = [fold(job, grad_scale) for job in self._jobs]
             lookups = [_order(job) for job in self._jobs]
+            rows = [_for_kernel(job, own.coefficients) for job, own in zip(self._jobs, folded, strict=True)]
+            _measure(self._jobs, rows, folded, threads)
             for k, job in enumerate(self._jobs):
-                self._update(k, folded[k], lookups[k], 0, job.size, threads)
+                self._update(k, rows[k], folded[k], lookups[k], 0, job.size, threads)
             for job, own in zip(self._jobs, folded, strict=True):
                 own.advance(job)
 
@@ -80,15 +84,25 @@ class _Runner:
     def update(self, job: int, begin: int, end: int, threads: int) -> None:
         """Updates elements of a job with the coefficients that `advance` left."""
         with whole():
-            self._update(job, self._folded[job], _order(self._jobs[job]), begin, end, threads)
+            own, folded = self._jobs[job], self._folded[job]
+            rows = _for_kernel(own, folded.coefficients)
+            if begin < end:
+                _measure([own], [rows], [folded], threads)
+            self._update(job, rows, folded, _order(own), begin, end, threads)
 
     def _update(
-        self, k: int, folded: Folded, lookups: tiles.Lookups | None, begin: int, end: int, threads: int
+        self,
+        k: int,
+        coefficients: np.ndarray,
+        folded: Folded,
+        lookups: tiles.Lookups | None,
+        begin: int,
+        end: int,
+        threads: int,
     ) -> None:
         job, stored = self._jobs[k], self._stored[k]
         if begin >= end:
             return
-        coefficients = _for_kernel(job, folded.coefficients)
         if isinstance(job, RowJob):
             assert lookups is not None
             _run_rows(job, stored, coefficients[0], lookups, folded, threads)
@@ -141,8 +155,6 @@ def _run_elements(
     like = np.empty(0, job.dtype)
     function: Any
     table: tuple[Any, ...]
-    if job.progress.rule.by_tensor and begin < end:
-        _measure(job, coefficients, folded, threads)
     if job.storage is None:
         function = dense.run_kernel
         strides = job.strides if job.strides is not None else np.empty((0, 0), np.int64)
@@ -172,29 +184,67 @@ def _stored_table(job: DenseJob, coefficients: np.ndarray, folded: Folded, noise
     return strides, job.offsets, job.tensor_of, folded.row_of, coefficients, noise, elements, folded.steps, codes
 
 
-def _measure(job: DenseJob, coefficients: np.ndarray, folded: Folded, threads: int) -> None:
-    """Measures a job's tensors, and completes their rows of coefficients."""
+class _Measured(NamedTuple):
+    """A tensor with elements, as its rule's stage folds it."""
+
+    rule: Rule
+    sums: list[float]
+    singles: list[np.ndarray]
+    row: np.ndarray  # of coefficients
+
+
+def _measure(jobs: Sequence[Job], coefficients: Sequence[np.ndarray], folded: Sequence[Folded], threads: int) -> None:
+    """Measures the tensors of jobs whose rules do, and completes their rows of coefficients."""
+    together: dict[str, list[_Measured]] = {}
+    for job, rows, own in zip(jobs, coefficients, folded, strict=True):
+        rule = job.progress.rule
+        if rule.by_tensor is None or not job.size:
+            continue
+        assert isinstance(job, DenseJob)
+        for tensor in _measure_job(job, rows, own, threads):
+            if rule.over_all:
+                together.setdefault(rule.name, []).append(tensor)
+            else:
+                _complete([tensor])
+    for tensors in together.values():
+        _complete(tensors)
+
+
+def _measure_job(job: DenseJob, coefficients: np.ndarray, folded: Folded, threads: int) -> list[_Measured]:
+    """Measures a job's tensors."""
     rule, like = job.progress.rule, np.empty(0, job.dtype)
-    complete = stage_fold(rule)
-    blocks = blocks_of(job.offsets)
+    blocks, width = blocks_of(job.offsets), job.addresses.shape[1]
     sums = np.empty((blocks[-1], len(rule.sums)))
-    own = coefficients.copy()
-    table = _stored_table(job, own, folded, _take_noise(job, folded, own))
+    first_runs = np.searchsorted(job.tensor_of, np.arange(len(job.members) + 1))
+    firsts = blocks[first_runs]
+    whole = np.diff(firsts) > 0  # without elements it keeps its single states
+    singles = [
+        [array_of_number(address, job.dtype) for address in job.addresses[run, width - len(rule.singles) :].tolist()]
+        for run in first_runs[:-1][whole]
+    ]
+    rows = [coefficients[row, 0] for row in folded.row_of[whole]]
+    for row, own in zip(rows, singles, strict=True):
+        row[OWN + len(rule.folds) :][: len(rule.read_at)] = [own[k][0] for k in rule.read_at]
+    prepared = coefficients.copy()
+    table = _stored_table(job, prepared, folded, _take_noise(job, folded, prepared))
     arguments = (job.addresses, *table, _stored(job, measures=True), blocks, sums, like)
     share, grain = SHARE // NORM_BLOCK, GRAIN // NORM_BLOCK
     run_parallel(kernel(tiles.measure_kernel), arguments, len(sums), share, grain, 1, threads)
-    first_runs = np.searchsorted(job.tensor_of, np.arange(len(job.members) + 1))
-    firsts, count, width = blocks[first_runs], OWN + len(rule.folds), job.addresses.shape[1]
-    for i, measured in enumerate(add_blocks(sums, firsts).tolist()):
-        if firsts[i] == firsts[i + 1]:  # without elements it keeps its single states
-            continue
-        row = coefficients[folded.row_of[i], 0]
-        at = job.addresses[first_runs[i], width - len(rule.singles) :].tolist()
-        singles = [array_of_number(address, job.dtype) for address in at]
-        found = complete(*measured, *(float(single[0]) for single in singles), *row[OWN:count].tolist())
-        for single, value in zip(singles, found, strict=False):
+    return list(map(_Measured, repeat(rule), add_blocks(sums, firsts)[whole].tolist(), singles, rows))
+
+
+def _complete(tensors: Sequence[_Measured]) -> None:
+    """Make further coefficients, and new single states, of what was measured of tensors; the first has those of all."""
+    rule, sums, ones, _ = tensors[0]
+    for other in tensors[1:]:
+        sums = list(map(add, sums, other.sums))
+    before, first, count = [float(one[0]) for one in ones], OWN + len(rule.folds), len(ones)
+    complete = stage_fold(rule)
+    folded = [complete(*sums, *before, *tensor.row[OWN:first].tolist()) for tensor in tensors]
+    for tensor, found in zip(tensors, folded, strict=True):
+        tensor.row[first + len(rule.read_before) :] = found[count:]
+        for single, value in zip(tensor.singles, folded[0], strict=False):
             single[0] = value
-        row[count:] = found[len(singles) :]
 
 
 def array_of_number(address: int, dtype: np.dtype) -> np.ndarray:

@@ -359,9 +359,9 @@ def tile_measure(name: str, dtype: np.dtype) -> Any:
     """Compile what the rule's stage measures of a tile, as a function that is called by its address."""
     rule = _rule_of(name)
     assert rule.by_tensor is not None
-    measure = compile_rule(rule, rule.by_tensor.measure)
-    loop = _measure_loop_of(tuple(map(rule.beside.index, rule.measured)), len(rule.folds), len(rule.sums))
-    names: dict[str, Any] = {"states": len(rule.beside), "width": OWN + len(rule.folds), "sums": len(rule.sums)}
+    measure, taken = compile_rule(rule, rule.by_tensor.measure), len(rule.folds) + len(rule.read_before)
+    loop = _measure_loop_of(tuple(map(rule.beside.index, rule.measured)), taken, len(rule.sums))
+    names: dict[str, Any] = {"states": len(rule.beside), "width": OWN + taken, "sums": len(rule.sums)}
     names["real"] = dtype.type
     names["measure_loop"] = njit(**_inner)(bind(loop, f"measure_{name}", measure=measure, real=dtype.type))
     bound = bind(_tile_measure, f"tile_measure_{name}_{dtype.name}_{digest(rule)}", **names)

@@ -223,26 +223,31 @@ class Measure:
         names = {**self.update.bindings(), "LANES": 1, "ALIGNED": False, "SUMS": len(rule.sums)}
         names["read_elements"] = unrolled(kernels.read_element, names["ARRAYS"])
         names["add_products"] = _add_products_of(
-            tuple(map(rule.beside.index, rule.measured)), len(rule.folds), len(rule.sums)
+            tuple(map(rule.beside.index, rule.measured)), len(rule.folds), len(rule.read_at), len(rule.sums)
         )
+        names["load_before"] = _load_before_of(rule.read_at)
+        names["SINGLES"] = len(rule.singles)
         names["measure"] = rule.by_tensor.measure
         return _rebound(kernels.measure_runs, names)[0]
 
     def signature(self) -> Any:
         """The types of its arguments."""
-        return types.void(*integers(11), types.uint64, from_dtype(self.update.dtype))
+        return types.void(*integers(12), types.uint64, from_dtype(self.update.dtype))
 
 
 @dataclass(frozen=True)
 class FoldSums:
-    """The kernel that makes further coefficients of what a rule's stage measured."""
+    """The kernel that makes further coefficients of what a rule's stage measured; over all tensors one of the two that
+    do, by name.
+    """
 
     update: KernelSpec
+    function: str = "fold_sums"
 
     @property
     def name(self) -> str:
         """Name shown by profilers."""
-        return f"fastopt_fold_sums_{self.update.kernel}_{self.update.dtype.name}"
+        return f"fastopt_{self.function}_{self.update.kernel}_{self.update.dtype.name}"
 
     def bound(self) -> Any:
         """The kernel as Python whose every name is bound."""
@@ -250,12 +255,18 @@ class FoldSums:
         assert rule.by_tensor is not None
         names = {**self.update.bindings(), "WIDTH": self.update.width, "FOLDED": len(rule.folds)}
         names |= {"SUMS": len(rule.sums), "SINGLES": len(rule.singles), "fold_stage": rule.by_tensor.fold}
-        names["stage"] = _stage_of(len(rule.sums), len(rule.singles), len(rule.folds))
-        return _rebound(kernels.fold_sums, names)[0]
+        over_all = self.function == "fold_all"
+        names["stage"] = _stage_of(len(rule.sums), len(rule.singles), len(rule.folds), rule.read_at, over_all)
+        return _rebound(getattr(kernels, self.function), names)[0]
+
+    @property
+    def count(self) -> int:
+        """The number of its arguments."""
+        return len(inspect.signature(getattr(kernels, self.function)).parameters)
 
     def signature(self) -> Any:
         """The types of its arguments."""
-        return types.void(*integers(4))
+        return types.void(*integers(self.count))
 
 
 @dataclass(frozen=True)
@@ -401,10 +412,14 @@ def _apply_of(states: int, copies: int, inputs: int) -> Any:
 
 
 @cache
-def _add_products_of(states: tuple[int, ...], folded: int, sums: int) -> Any:
-    """The `kernels.add_products` of a stage that reads these states and inputs, by number, for so many sums."""
+def _add_products_of(states: tuple[int, ...], folded: int, before: int, sums: int) -> Any:
+    """The `kernels.add_products` of a stage that reads these states and inputs, by number, and so many single states,
+    for so many sums.
+    """
     own = "".join(f", x[{FIRST_STATE + k}, 0]" for k in states)
-    source = f"def add_products(x, p, g, c, partial):\n    found = measure(p, g{own}, *c[0][{OWN}:{OWN + folded}])\n"
+    kept = "".join(f", before[{k}]" for k in range(before))
+    source = "def add_products(x, p, g, c, before, partial):\n"
+    source += f"    found = measure(p, g{own}, *c[0][{OWN}:{OWN + folded}]{kept})\n"
     for k in range(sums):
         source += f"    partial[{k}] += float64(found[{k}][0]) * float64(found[{k}][1])\n"
     namespace: dict[str, Any] = {"measure": None, "float64": np.float64}
@@ -413,16 +428,29 @@ def _add_products_of(states: tuple[int, ...], folded: int, sums: int) -> Any:
 
 
 @cache
-def _stage_of(sums: int, singles: int, folded: int) -> Any:
+def _load_before_of(places: tuple[int, ...]) -> Any:
+    """The `kernels.load_before` of a stage that measures with these of the single states."""
+    found = "".join(f"load(load(at + {8 * k}, int64), REAL), " for k in places) or "REAL(0), "
+    namespace: dict[str, Any] = {"int64": np.int64, "REAL": None, "load": instructions.load}
+    exec(f"def load_before(at):\n    return ({found})\n", namespace)
+    return namespace["load_before"]
+
+
+@cache
+def _stage_of(sums: int, singles: int, folded: int, before: tuple[int, ...], over_all: bool) -> Any:
     """The `kernels.stage` of a rule: its fold of so many sums and single states, and of the coefficients that its first
-    fold made.
+    fold made; `before` are the single states that it measures with.
     """
     arguments = [f"totals[{k}]" for k in range(sums)]
-    arguments += [f"float64(load(load(at + {8 * k}, int64), REAL))" for k in range(singles)]
+    kept = "load(at + {}, float64)" if over_all else "float64(load(load(at + {}, int64), REAL))"
+    arguments += [f"one{k}" for k in range(singles)]
     arguments += [f"float64(c[0][{OWN + k}])" for k in range(folded)]
+    read = "".join(f"    one{k} = {kept.format(8 * k)}\n" for k in range(singles))
+    found = f"found[:{singles}] + ({''.join(f'one{k}, ' for k in before)}) + found[{singles}:]" if before else "found"
     namespace: dict[str, Any] = {"fold_stage": None, "float64": np.float64, "int64": np.int64, "REAL": None}
     namespace["load"] = instructions.load
-    exec(f"def stage(totals, at, c):\n    return fold_stage({', '.join(arguments)})\n", namespace)
+    source = f"def stage(totals, at, c):\n{read}    found = fold_stage({', '.join(arguments)})\n    return {found}\n"
+    exec(source, namespace)
     return namespace["stage"]
 
 

@@ -55,6 +55,11 @@ class CapturableRunner:
                     "capturable: found True, expected False: a graph does not record what deviation the noise of "
                     "gradient_noise has in a step"
                 )
+            if job.progress.rule.over_all:
+                raise ValueError(
+                    f"capturable: found True, expected False: {job.progress.rule.optimizer} measures all tensors "
+                    "together, which no graph records"
+                )
             if not isinstance(job, DenseJob):
                 name = job.progress.rule.optimizer
                 raise ValueError(f"capturable: found True, expected False: {name} updates rows, which no graph records")
@@ -144,6 +149,7 @@ class CapturedLaunch(RunLaunch):
         fold.arguments[10:].view(np.float64)[0] = grad_scale
         fold.launch(-(-len(self._job.members) // THREADS), stream)
         if self._stage is not None:
-            self._stage.launch(stream)
+            self._stage.measure(stream)
+            self._stage.fold(stream)
         if self._chunks:
             self._kernel_of_runs.launch(self._chunks, stream)

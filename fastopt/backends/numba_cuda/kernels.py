@@ -547,23 +547,28 @@ def read_element(j, x, at, strides, i):
 
 read_elements: Any = None  # the same for each array
 
-# ``add_products(x, p, g, c, partial)``: adds the products that the rule's stage measures to partial sums.
+# ``add_products(x, p, g, c, before, partial)``: adds the products that the rule's stage measures to partial sums.
 add_products: Any = None
+# ``load_before(at)``: the single states that it measures with; `at` is the address of the addresses of single states.
+load_before: Any = None
 measure: Any = None  # the rule's stage's
-stage: Any = None  # its fold: ``stage(sums, at, c)``, where `at` is the address of the addresses of single states
+# Its fold: ``stage(sums, at, c)`` returns new single states, those of `load_before`, and further coefficients. Over all
+# tensors `at` is the address of the single states in float64.
+stage: Any = None
 
 
 def measure_runs(
-    addresses, strides, offsets, elements, first, run_of, row_of, rows, runs, chunks, sums, noise_seed, limit
+    addresses, strides, offsets, elements, first, run_of, row_of, rows, runs, chunks, sums, singles, noise_seed, limit
 ):  # fmt: skip
     """Adds up what a stage measures of each of `chunks` chunks: sixteen partial sums each, a thread for each.
 
-    The first eight are addresses as for `update_runs`.
+    The first eight are addresses as for `update_runs`; `singles` is as for `fold_sums`.
     """
     thread = int64(cuda.grid(1))
     lane, chunk = thread % 16, min(thread // 16, chunks - 1)  # all threads of a warp take part to the end
     run = int64(load(run_of + 4 * chunk, int32))
-    row = rows + ROW_BYTES * load(row_of + 4 * run, int32)
+    tensor = int64(load(row_of + 4 * run, int32))
+    row, before = rows + ROW_BYTES * tensor, load_before(singles + 8 * SINGLES * tensor)
     step, c = load(row, int64), load_tuple(row + 8, COEFFICIENTS)
     deviation = load(row + ROW_BYTES - 8, REAL) if OPTIONS & NOISE else REAL(0)
     begin = (chunk - load(first + 8 * run, int64)) * BLOCK_ELEMENTS
@@ -591,7 +596,7 @@ def measure_runs(
             _prepare(x, 0, scale, limit, deviates, deviation)
             scale = REAL(1)
         p, g = prologue(_parameter(x, 0), x[GRADIENT, 0], scale, c[0][1], c[0][2])
-        add_products(x, p, g, c, partial)
+        add_products(x, p, g, c, before, partial)
     for k in range(SUMS):
         total = 0.0
         for other in range(16):
@@ -629,6 +634,58 @@ def fold_sums(firsts, rows, sums, singles):
             store(load(at + 8 * k, int64), REAL(found[k]))
         for k in range(WIDTH - FIRST_OWN - FOLDED):
             store(row + 8 + (FIRST_OWN + FOLDED + k) * _size(OWN), REAL(found[SINGLES + k]))
+
+
+def add_sums(firsts, sums, totals, singles, before, first):
+    """Adds up the sums of each tensor, a thread block for each, and copies the single states of the `first` one, if it
+    is there.
+
+    `firsts`, `sums` and `singles` are as for `fold_sums`; `totals` is the address of the tensors' sums, `before` of
+    the copies, in float64.
+    """
+    parts = cuda.shared.array(PARTS, float64)
+    tensor, thread = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
+    begin, end = load(firsts + 8 * tensor, int64), load(firsts + 8 * (tensor + 1), int64)
+    for k in range(SUMS):
+        part = 0.0
+        for chunk in range(begin + thread, end, PARTS):
+            part += load(sums + 8 * (chunk * SUMS + k), float64)
+        parts[thread] = part
+        cuda.syncthreads()
+        if thread == 0:
+            total = 0.0
+            for other in range(min(int64(PARTS), end - begin)):
+                total += parts[other]
+            store(totals + 8 * (tensor * SUMS + k), total)
+        cuda.syncthreads()
+    if thread == 0 and tensor == first:
+        for k in range(SINGLES):
+            at = load(singles + 8 * (SINGLES * tensor + k), int64)
+            store(before + 8 * k, float64(load(at, REAL)))
+
+
+def fold_all(totals, count, before, first_row, firsts, rows, singles, tensors):
+    """Makes further coefficients of the sums of all tensors in the row of each, and writes single states, a thread for
+    each tensor of a job.
+
+    `totals` is the address of the sums of all `count` tensors of all jobs, `before` that of the single states,
+    `first_row` that of the coefficients by which these go on; the others are as for `fold_sums`.
+    """
+    tensor = int64(cuda.grid(1))
+    if tensor >= tensors or load(firsts + 8 * tensor, int64) == load(firsts + 8 * (tensor + 1), int64):
+        return
+    sums = cuda.local.array(SUMS, float64)
+    for k in range(SUMS):
+        sums[k] = 0
+        for other in range(count):
+            sums[k] += load(totals + 8 * (other * SUMS + k), float64)
+    row = rows + ROW_BYTES * tensor
+    found = stage(sums, before, load_tuple(row + 8, COEFFICIENTS))
+    for k in range(WIDTH - FIRST_OWN - FOLDED):
+        store(row + 8 + (FIRST_OWN + FOLDED + k) * _size(OWN), REAL(found[SINGLES + k]))
+    kept = stage(sums, before, load_tuple(first_row + 8, COEFFICIENTS))
+    for k in range(SINGLES):
+        store(load(singles + 8 * (SINGLES * tensor + k), int64), REAL(kept[k]))
 
 
 # ---- norms ----

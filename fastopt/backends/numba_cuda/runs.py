@@ -32,11 +32,21 @@ class Runner:
     def __init__(self, jobs: Sequence[Job], written: Written = ()) -> None:
         self._fold = folder(jobs)
         self._launches = [RowLaunch(job) if isinstance(job, RowJob) else RunLaunch(job) for job in jobs]
+        over_all: dict[str, list[RunLaunch]] = {}
+        for job, launch in zip(jobs, self._launches, strict=True):
+            if job.progress.rule.over_all and isinstance(launch, RunLaunch) and job.size:
+                over_all.setdefault(job.progress.rule.name, []).append(launch)
+        self._together = list(map(_Together, over_all.values()))
 
     def __call__(self, grad_scale: float, threads: int) -> None:
         """Advances step counts, folds, and puts the update on the caller's streams: it does not wait for it."""
         streams = [update.make_ready() for update in self._launches]
+        for own in self._together:
+            own.make_ready()
         folded = self._fold(grad_scale)
+        for update, stream, rows in zip(self._launches, streams, folded, strict=True):
+            if isinstance(update, RunLaunch):
+                update.measure_all(stream, *rows)
         for update, stream, rows in zip(self._launches, streams, folded, strict=True):
             update.launch(stream, *rows)
 
@@ -53,7 +63,7 @@ class RunLaunch:
         self._kind = KernelSpec(rule.kernel, progress.copies, job.dtype, job.codes, options, strided)
         self._first = _firsts(np.diff(job.offsets), BLOCK_ELEMENTS)
         self._chunks = int(self._first[-1])
-        self._measured = rule.by_tensor is not None
+        self._measured, self._over_all = rule.by_tensor is not None, rule.over_all
         end = rule.count_arrays(progress.copies)  # of those that the next step may have elsewhere
         self._moving = slice(GRADIENT, GRADIENT + 1), slice(end - len(rule.inputs), end)
         self._table: driver.Memory | None = None
@@ -153,7 +163,9 @@ class RunLaunch:
         if not self._chunks:
             return
         if several or self._measured:
-            self._tabled.launch_with(stream, coefficients, row_of)
+            if not self._over_all:
+                self._tabled.send(stream, coefficients, row_of)
+            self._tabled.launch(stream)
             return
         kernel, own = self._by_value
         own[1:] = coefficients[0]
@@ -163,6 +175,11 @@ class RunLaunch:
             if job.storage is not None and job.storage.noise is not None:
                 own[0] = job.storage.noise.deviation(int(step))
         kernel.launch(self._chunks, stream)
+
+    def measure_all(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
+        """Puts on a stream what comes before any update, where a stage measures all tensors."""
+        if self._over_all and self._chunks:
+            self._tabled.send(stream, coefficients, row_of)
 
     def _kernel(self, kind: KernelSpec) -> tuple[driver.Kernel, np.ndarray]:
         """The kernel with all arguments that stay, and its coefficients among them."""
@@ -193,7 +210,19 @@ class RunLaunch:
 
     def _measure(self, kind: KernelSpec) -> MeasuredLaunch:
         """The launches of the rule's stage, for coefficients in a table."""
-        return MeasuredLaunch(self._device, self._job, kind, self._where, self._chunks)
+        launch = AllLaunch if self._over_all else MeasuredLaunch
+        return launch(self._device, self._job, kind, self._where, self._chunks)
+
+    @property
+    def first_tensor(self) -> int:
+        """The first tensor with elements."""
+        return int(self._job.tensor_of[np.flatnonzero(np.diff(self._job.offsets))[0]])
+
+    @property
+    def all_launch(self) -> AllLaunch:
+        """The launches of a stage over all tensors, once the table is there."""
+        assert isinstance(self._tabled.measured, AllLaunch)
+        return self._tabled.measured
 
 
 class MeasuredLaunch:
@@ -202,21 +231,80 @@ class MeasuredLaunch:
     def __init__(
         self, device: driver.Device, job: DenseJob, kind: KernelSpec, where: Mapping[str, int], chunks: int
     ) -> None:
-        measure, fold, storage = Measure(kind), FoldSums(kind), job.storage
-        self._measure = device.kernel(ptx_of(measure, device.capability), measure.name, 13, THREADS)
+        measure, storage = Measure(kind), job.storage
+        self._measure = device.kernel(ptx_of(measure, device.capability), measure.name, 14, THREADS)
         names = ("addresses", "strides", "offsets", "elements", "first", "run_of", "row_of", "rows")
-        self._measure.arguments[:11] = *(where[name] for name in names), len(job.addresses), chunks, where["sums"]
+        tables = *(where[name] for name in names), len(job.addresses), chunks, where["sums"], where["singles"]
+        self._measure.arguments[:12] = tables
         if storage is not None:
-            self._measure.arguments[11] = 0 if storage.noise is None else storage.noise.seed
-            self._measure.arguments[12:].view(job.dtype)[0] = storage.clip_value
-        self._fold = device.kernel(ptx_of(fold, device.capability), fold.name, 4, THREADS)
-        self._fold.arguments[:] = where["firsts"], where["rows"], where["sums"], where["singles"]
-        self._blocks, self._tensors = -(-16 * chunks // THREADS), len(job.members)
+            self._measure.arguments[12] = 0 if storage.noise is None else storage.noise.seed
+            self._measure.arguments[13:].view(job.dtype)[0] = storage.clip_value
+        self._blocks, self.tensors = -(-16 * chunks // THREADS), len(job.members)
+        self.device, self.kind, self.where = device, kind, where
+        self._make()
 
-    def launch(self, stream: int) -> None:
-        """Puts both on a stream."""
+    def _make(self) -> None:
+        self._fold, where = self._kernel("fold_sums"), self.where
+        self._fold.arguments[:] = where["firsts"], where["rows"], where["sums"], where["singles"]
+
+    def _kernel(self, function: str) -> driver.Kernel:
+        kernel = FoldSums(self.kind, function)
+        return self.device.kernel(ptx_of(kernel, self.device.capability), kernel.name, kernel.count, THREADS)
+
+    def measure(self, stream: int) -> None:
+        """Puts the reading pass on a stream."""
         self._measure.launch(self._blocks, stream)
-        self._fold.launch(self._tensors, stream)
+
+    def fold(self, stream: int) -> None:
+        """Puts on a stream what makes coefficients of its sums."""
+        self._fold.launch(self.tensors, stream)
+
+
+class AllLaunch(MeasuredLaunch):
+    """The launches of a job's part in a stage over all tensors, once it knows the others'."""
+
+    def _make(self) -> None:
+        self._add, self._fold = self._kernel("add_sums"), self._kernel("fold_all")
+
+    def join(self, totals: int, count: int, place: int, before: int, first: int, first_row: int) -> None:
+        """Take the place among the sums of all: see `kernels.add_sums` and `kernels.fold_all`."""
+        where, at = self.where, totals + 8 * place * len(self.kind.rule.sums)
+        self._add.arguments[:] = where["firsts"], where["sums"], at, where["singles"], before, first
+        own = where["firsts"], where["rows"], where["singles"], self.tensors
+        self._fold.arguments[:] = totals, count, before, first_row, *own
+
+    def measure(self, stream: int) -> None:
+        """Puts the reading pass on a stream, and the tensors' sums."""
+        super().measure(stream)
+        self._add.launch(self.tensors, stream)
+
+    def fold(self, stream: int) -> None:
+        """Puts on a stream what makes coefficients of the sums of all jobs."""
+        self._fold.launch(-(-self.tensors // THREADS), stream)
+
+
+class _Together:
+    """The sums of all tensors of jobs with elements, whose rule measures them together, and its single states."""
+
+    def __init__(self, launches: Sequence[RunLaunch]) -> None:
+        self._launches = launches
+        self._memory: driver.Memory | None = None
+
+    def make_ready(self) -> None:
+        """Has memory on the device for this step, once the jobs' tables are there."""
+        stream = self._launches[0].current_stream()
+        if self._memory is not None:
+            self._memory.used_on(stream)
+            return
+        parts = [launch.all_launch for launch in self._launches]
+        rule, count = parts[0].kind.rule, sum(part.tensors for part in parts)
+        memory = parts[0].device.allocate(8 * (count * len(rule.sums) + len(rule.singles)), stream)
+        before, first, place = memory.address + 8 * count * len(rule.sums), self._launches[0].first_tensor, 0
+        first_row = parts[0].where["rows"] + parts[0].kind.row_bytes * first
+        for part in parts:
+            part.join(memory.address, count, place, before, first if part is parts[0] else part.tensors, first_row)
+            place += part.tensors
+        self._memory = memory
 
 
 class _TabledLaunch:
@@ -232,7 +320,7 @@ class _TabledLaunch:
         measured: MeasuredLaunch | None,
     ) -> None:
         self._kernel, self._device, self._job, self._chunks = kernel, device, job, chunks
-        self._measured = measured
+        self.measured = measured
         self._noise = None if job.storage is None else job.storage.noise
         fields = {"step": (np.int64, 0), "own": ((job.dtype, kind.copies * kind.width), 8)}
         if self._noise is not None:
@@ -243,8 +331,8 @@ class _TabledLaunch:
         )
         self._sent = b""
 
-    def launch_with(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray) -> None:
-        """Uploads the rows and launches."""
+    def send(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray) -> None:
+        """Uploads the rows, and measures what is to be measured."""
         job, device = self._job, self._device
         found, tensor = np.unique(row_of, return_index=True)
         rows = np.zeros(len(found), self._row)
@@ -258,8 +346,13 @@ class _TabledLaunch:
             self._sent = of_runs.tobytes()
             device.upload(words_of(of_runs), of_runs_at, stream)
         device.upload(rows.view(np.uint64), rows_at, stream)
-        if self._measured is not None:
-            self._measured.launch(stream)
+        if self.measured is not None:
+            self.measured.measure(stream)
+
+    def launch(self, stream: int) -> None:
+        """Launches the update, behind the fold of what was measured."""
+        if self.measured is not None:
+            self.measured.fold(stream)
         self._kernel.launch(self._chunks, stream)
 
 

@@ -135,7 +135,7 @@ def new_arrays(task: Task) -> list[np.ndarray]:
     copies = count_copies(rule, hyper_of(rule))
     shapes = [rule.state_shape(name, start.shape, copies) for name in rule.state_names]
     hyper = hyper_of(rule)
-    begins = [hyper.get(str(state.begins), 0.0) for state in rule.states]
+    begins = [start if s.name in rule.at_parameter else hyper.get(str(s.begins), 0.0) for s in rule.states]
     return [start.copy(), *(np.full(shape, begin, start.dtype) for shape, begin in zip(shapes, begins, strict=True))]
 
 
