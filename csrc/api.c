@@ -163,13 +163,13 @@ int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies, const fasto
     for (int j = 0; j < arrays_of(rule, copies); j++)
         if (!addresses[j])
             return FASTOPT_NULL_POINTER;
-    fastopt_lookup *space = lookup_space(rows->count);
-    if (!space)
-        return FASTOPT_NO_MEMORY;
     fastopt_job job = {.rule = rule, .dtype = dtype, .copies = copies, .addresses = addresses, .strides = strides,
                        .coefficients = (double *)coefficients, .rows = rows};
+    row_space *space = take_space(space_of(&job));
+    if (!space)
+        return FASTOPT_NO_MEMORY;
     IN_IEEE_ARITHMETIC;
     update_rows(&job, space, threads);
-    free(space);
+    leave_space(space);
     return FASTOPT_OK;
 }

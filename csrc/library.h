@@ -49,7 +49,7 @@ int prefetch_pays(int64_t bytes);
 /* The most elements that a thread takes at a time. Each takes the next part when it has finished one, because on a
  * busy machine some threads are slower than others. */
 #define SHARE 262144
-/* The most rows that a thread takes at a time. It is smaller, because some rows have many more lookups than others. */
+/* The same where a thread takes rows: some take far longer than others. */
 #define ROW_SHARE 16384
 
 typedef void (*part_function)(void *context, int64_t begin, int64_t end);
@@ -67,6 +67,12 @@ static inline void parallel_for(part_function function, void *context, int64_t n
     else if (n > 0)
         function(context, 0, n);
 }
+
+/* Calls the function in each of at most `threads` threads, with its number and how many there are. */
+typedef void (*team_function)(void *context, int thread, int threads);
+void run_team(team_function function, void *context, int threads);
+/* Returns when all threads of the team have called it. */
+void wait_for_team(int threads);
 
 /* ---- checks.c ---- */
 
@@ -104,9 +110,15 @@ static inline int is_over_all(const fastopt_job *job) { return rules[job->rule].
 void measure_tensors(const fastopt_job *jobs, int64_t n, int threads);
 /* Updates elements [begin, end) of a job's runs. The coefficients are folded before. */
 void update_elements(const fastopt_job *job, int64_t begin, int64_t end, int threads);
-/* Updates the rows of a job, with work space from `lookup_space`. The coefficients are folded before. */
-void update_rows(const fastopt_job *job, fastopt_lookup *space, int threads);
-fastopt_lookup *lookup_space(int64_t n);
+/* Work space for rows, of so many bytes at least; NULL if there is no memory. It is kept from step to step: who takes it
+ * leaves it to the next. */
+typedef struct row_space row_space;
+row_space *take_space(int64_t bytes);
+void leave_space(row_space *space);
+/* The bytes of work space that a job's rows need. */
+int64_t space_of(const fastopt_job *job);
+/* Updates the rows of a job. The coefficients are folded before. */
+void update_rows(const fastopt_job *job, row_space *space, int threads);
 
 #pragma GCC visibility pop
 

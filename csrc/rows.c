@@ -1,11 +1,71 @@
-/* Steps of some rows. Lookups are scattered into buckets by the highest bits of their rows. The thread that takes a
- * bucket sorts it and updates its rows. The sort is stable: a row's lookups stay in their order. */
+/* Steps of some rows. Lookups are sorted by row, each row's in their order, and cut into pieces of about equally many,
+ * which threads take as they come free. A row that very many lookups name is added up by several threads. */
 #include "library.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUCKET_BITS = 12, DIGIT = 11 }; /* counters fit the first-level cache */
+enum {
+    DIGIT = 11,         /* bits sorted by at a time: the counters fit the first-level cache */
+    MAX_SORTERS = 16,   /* threads that sort */
+    SHARED = 4 * PIECE, /* lookups of a row from which on several threads add them up */
+    SHARES = 16,        /* that each thread is to have, to come out even at the end */
+    MAX_KEPT = 1 << 26  /* bytes of work space that are kept from step to step */
+};
+
+/* ---- work space ---- */
+
+struct row_space {
+    int64_t bytes;
+    fastopt_lookup memory[];
+};
+
+static row_space *kept;
+
+row_space *take_space(int64_t bytes)
+{
+    row_space *space = __atomic_exchange_n(&kept, NULL, __ATOMIC_ACQUIRE);
+    if (space && space->bytes >= bytes)
+        return space;
+    free(space);
+    space = malloc(sizeof *space + (size_t)bytes);
+    if (space)
+        space->bytes = bytes;
+    return space;
+}
+
+void leave_space(row_space *space)
+{
+    if (space)
+        free(space->bytes > MAX_KEPT ? space : __atomic_exchange_n(&kept, space, __ATOMIC_ACQ_REL));
+}
+
+/* A row that several threads add up: its lookups, and where the sums of its whole pieces begin. */
+typedef struct {
+    int64_t first, last, sums;
+} shared_row;
+
+typedef struct {
+    const fastopt_loops *loops;
+    fastopt_kernel kernel;
+    fastopt_row_fold fold;
+    fastopt_segments segments;
+    fastopt_lookup *lookups[2]; /* before and after they are sorted by another digit */
+    uint32_t (*counts)[1 << DIGIT]; /* by sorter: its lookups with a digit, then the place of the next */
+    shared_row *shared;
+    char *sums; /* of pieces */
+    int64_t sum_bytes;
+    int64_t shared_rows, pieces, next_piece, next_share, next_row;
+} row_context;
+
+int64_t space_of(const fastopt_job *job)
+{
+    const int64_t n = job->rows->count;
+    return 2 * n * (int64_t)sizeof(fastopt_lookup) + (n / SHARED + 1) * (int64_t)sizeof(shared_row)
+         + MAX_SORTERS * (int64_t)sizeof(uint32_t[1 << DIGIT]);
+}
+
+/* ---- order ---- */
 
 static int bits_of(int64_t n)
 {
@@ -15,151 +75,198 @@ static int bits_of(int64_t n)
     return bits;
 }
 
-/* Sorts lookups by the lowest bits of their rows: by insertion if there are few, else by radix. */
-static void sort_lookups(fastopt_lookup *lookups, fastopt_lookup *other, int64_t n, int bits)
+/* Makes of the counts of lookups by digit and sorter the place of each one's first. */
+static void add_up_counts(const row_context *c, int sorters, int digits)
 {
-    if (n <= 32) {
-        for (int64_t i = 1; i < n; i++) {
-            const fastopt_lookup lookup = lookups[i];
-            int64_t at = i;
-            for (; at > 0 && lookups[at - 1].row > lookup.row; at--)
-                lookups[at] = lookups[at - 1];
-            lookups[at] = lookup;
-        }
-        return;
-    }
-    for (int shift = 0; shift < bits; shift += DIGIT) {
-        const int digit = bits - shift < DIGIT ? bits - shift : DIGIT, mask = (1 << digit) - 1;
-        int64_t at[1 << DIGIT], sum = 0;
-        memset(at, 0, sizeof *at << digit);
-        for (int64_t i = 0; i < n; i++)
-            at[lookups[i].row >> shift & mask]++;
-        for (int d = 0; d <= mask; d++) {
-            const int64_t count = at[d];
-            at[d] = sum;
-            sum += count;
-        }
-        for (int64_t i = 0; i < n; i++)
-            other[at[lookups[i].row >> shift & mask]++] = lookups[i];
-        memcpy(lookups, other, n * sizeof *lookups);
-    }
-}
-
-typedef struct {
-    fastopt_kernel kernel;
-    fastopt_row_fold fold;
-    fastopt_row_runner run;
-    fastopt_segments segments; /* of the whole step; a part replaces `starts` and `end` */
-    fastopt_lookup *lookups, *other;
-    int64_t *starts;
-    int shift, slices;         /* bits of a row below its bucket's; parts in which lookups are scattered */
-    int64_t *counts;           /* [slices][buckets]: the slice's lookups in the bucket, then the place of the next */
-    int64_t buckets[(1 << BUCKET_BITS) + 1]; /* the first lookup of each */
-} row_context;
-
-static int64_t slice_at(const row_context *c, int64_t slice) { return c->segments.rows->count * slice / c->slices; }
-
-static void count_slices(void *context, int64_t begin, int64_t end)
-{
-    const row_context *c = context;
-    for (int64_t slice = begin; slice < end; slice++) {
-        int64_t *counts = c->counts + (slice << BUCKET_BITS);
-        memset(counts, 0, sizeof *counts << BUCKET_BITS);
-        for (int64_t i = slice_at(c, slice); i < slice_at(c, slice + 1); i++)
-            counts[row_at(c->segments.rows, i) >> c->shift]++;
-    }
-}
-
-static void scatter_slices(void *context, int64_t begin, int64_t end)
-{
-    const row_context *c = context;
-    for (int64_t slice = begin; slice < end; slice++)
-        for (int64_t i = slice_at(c, slice); i < slice_at(c, slice + 1); i++) {
-            const int64_t row = row_at(c->segments.rows, i);
-            c->lookups[c->counts[(slice << BUCKET_BITS) + (row >> c->shift)]++] =
-                (fastopt_lookup){(uint32_t)row, (uint32_t)i};
+    uint32_t at = 0;
+    for (int d = 0; d < digits; d++)
+        for (int sorter = 0; sorter < sorters; sorter++) {
+            const uint32_t own = c->counts[sorter][d];
+            c->counts[sorter][d] = at;
+            at += own;
         }
 }
 
-static void bucket_part(void *context, int64_t begin, int64_t end)
+/* Sorts lookups by row in a team, digit by digit from the lowest. The sort is stable. Returns which of `lookups` has
+ * them. */
+static int sort_lookups(const row_context *c, int thread, int threads)
 {
-    const row_context *c = context;
-    const int64_t first = c->buckets[begin], last = c->buckets[end];
-    /* Disjoint from other parts': a bucket has at most as many segments as lookups, and one entry more. */
-    int64_t *starts = c->starts + first + begin, segments = 0;
-    for (int64_t b = begin; b < end; b++)
-        sort_lookups(c->lookups + c->buckets[b], c->other + c->buckets[b], c->buckets[b + 1] - c->buckets[b], c->shift);
-    for (int64_t i = first; i < last; i++)
-        if (i == first || c->lookups[i].row != c->lookups[i - 1].row)
-            starts[segments++] = i;
-    starts[segments] = last;
+    const fastopt_rows *rows = c->segments.rows;
+    const int64_t n = rows->count;
+    const int sorters = threads < MAX_SORTERS ? threads : MAX_SORTERS, bits = bits_of(rows->rows - 1);
+    const int64_t begin = thread < sorters ? n * thread / sorters : n;
+    const int64_t end = thread < sorters ? n * (thread + 1) / sorters : n;
+    const int most = n < 1 << DIGIT ? 8 : DIGIT; /* few lookups are not worth many counters */
+    const int passes = bits ? (bits + most - 1) / most : 1, digit = (bits + passes - 1) / passes;
+    const uint32_t mask = ((uint32_t)1 << digit) - 1;
+    uint32_t *counts = c->counts[thread < sorters ? thread : 0];
+    fastopt_lookup *from = NULL, *to = c->lookups[0];
+    for (int pass = 0; pass < passes; pass++, from = to, to = c->lookups[pass % 2]) {
+        const int shift = pass * digit;
+        if (thread < sorters)
+            memset(counts, 0, sizeof *counts << digit);
+        if (pass == 0)
+            for (int64_t i = begin; i < end; i++)
+                counts[(uint32_t)row_at(rows, i) & mask]++;
+        else
+            for (int64_t i = begin; i < end; i++)
+                counts[from[i].row >> shift & mask]++;
+        wait_for_team(threads);
+        if (thread == 0)
+            add_up_counts(c, sorters, 1 << digit);
+        wait_for_team(threads);
+        if (pass == 0)
+            for (int64_t i = begin; i < end; i++) {
+                const uint32_t row = (uint32_t)row_at(rows, i);
+                to[counts[row & mask]++] = (fastopt_lookup){row, (uint32_t)i};
+            }
+        else
+            for (int64_t i = begin; i < end; i++)
+                to[counts[from[i].row >> shift & mask]++] = from[i];
+        wait_for_team(threads);
+    }
+    return (passes - 1) % 2;
+}
+
+/* The end of the segment that lookup q is in: looks twice as far each time, then between. */
+static int64_t end_of_segment(const row_context *c, int64_t q)
+{
+    const fastopt_lookup *lookups = c->segments.lookups;
+    const uint32_t row = lookups[q].row;
+    int64_t last = q, end = q + 1;
+    for (; end < c->segments.end && lookups[end].row == row; end = end + 2 * (end - q))
+        last = end;
+    end = end < c->segments.end ? end : c->segments.end;
+    while (end - last > 1) {
+        const int64_t middle = last + (end - last) / 2;
+        *(lookups[middle].row == row ? &last : &end) = middle;
+    }
+    return end;
+}
+
+/* The first lookup from q on that begins a segment. */
+static int64_t next_segment(const row_context *c, int64_t q)
+{
+    const fastopt_lookup *lookups = c->segments.lookups;
+    return q > 0 && q < c->segments.end && lookups[q].row == lookups[q - 1].row ? end_of_segment(c, q) : q;
+}
+
+/* ---- rows that several threads add up ---- */
+
+/* Finds the rows with SHARED lookups or more: the number of one of these is a multiple of SHARED. If there is no memory
+ * for the sums of their pieces, there are none. */
+static void find_shared_rows(row_context *c)
+{
+    const fastopt_lookup *lookups = c->segments.lookups;
+    int64_t end = 0;
+    for (int64_t q = 0; q < c->segments.end; q += SHARED) {
+        if (q < end)
+            continue;
+        int64_t first = q, before = end - 1; /* the segment begins between */
+        while (first - before > 1) {
+            const int64_t middle = before + (first - before) / 2;
+            *(lookups[middle].row == lookups[q].row ? &first : &before) = middle;
+        }
+        end = end_of_segment(c, q);
+        if (end - first >= SHARED) {
+            c->shared[c->shared_rows++] = (shared_row){first, end, c->pieces};
+            c->pieces += (end - first) / PIECE;
+        }
+    }
+    if (c->pieces && !(c->sums = malloc((size_t)(c->pieces * c->sum_bytes))))
+        c->shared_rows = c->pieces = 0;
+}
+
+/* Adds up piece k of the rows that several threads add up. */
+static void add_up_piece(const row_context *c, int64_t k)
+{
+    int64_t low = 0, high = c->shared_rows - 1;
+    while (low < high) {
+        const int64_t middle = (low + high + 1) / 2;
+        if (c->shared[middle].sums <= k)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    const int64_t first = c->shared[low].first + (k - c->shared[low].sums) * PIECE;
+    c->loops->sum_row(&c->segments, first, first + PIECE, c->sums + k * c->sum_bytes);
+}
+
+static void update_shared_row(const row_context *c, const shared_row *row)
+{
     fastopt_segments own = c->segments;
-    own.starts = starts;
-    own.end = last;
-    c->run(c->kernel, c->fold, &own, 0, segments);
+    own.sums = c->sums + row->sums * c->sum_bytes;
+    c->loops->run_rows(c->kernel, c->fold, &own, row->first, row->last);
+}
+
+/* ---- updates ---- */
+
+/* Updates the rows of lookups [begin, end), which are whole segments, but those that several threads add up. */
+static void update_segments(const row_context *c, int64_t begin, int64_t end)
+{
+    for (int64_t k = 0; k < c->shared_rows && c->shared[k].first < end; k++)
+        if (c->shared[k].first >= begin) {
+            c->loops->run_rows(c->kernel, c->fold, &c->segments, begin, c->shared[k].first);
+            begin = c->shared[k].last;
+        }
+    c->loops->run_rows(c->kernel, c->fold, &c->segments, begin, end);
+}
+
+static void update_team(void *context, int thread, int threads)
+{
+    row_context *c = context;
+    const int64_t n = c->segments.end, shares = threads > 1 ? (int64_t)threads * SHARES : 1;
+    const int sorted = sort_lookups(c, thread, threads);
+    if (thread == 0) {
+        c->segments.lookups = c->lookups[sorted];
+        if (threads > 1 && c->segments.rows->duplicates == FASTOPT_SUM)
+            find_shared_rows(c);
+    }
+    wait_for_team(threads);
+    for (int64_t k; (k = __atomic_fetch_add(&c->next_piece, 1, __ATOMIC_RELAXED)) < c->pieces;)
+        add_up_piece(c, k);
+    for (int64_t k; (k = __atomic_fetch_add(&c->next_share, 1, __ATOMIC_RELAXED)) < shares;)
+        update_segments(c, next_segment(c, n * k / shares), next_segment(c, n * (k + 1) / shares));
+    if (c->shared_rows) {
+        wait_for_team(threads);
+        for (int64_t k; (k = __atomic_fetch_add(&c->next_row, 1, __ATOMIC_RELAXED)) < c->shared_rows;)
+            update_shared_row(c, &c->shared[k]);
+    }
 }
 
 static void hogwild_part(void *context, int64_t begin, int64_t end)
 {
     const row_context *c = context;
-    c->run(c->kernel, c->fold, &c->segments, begin, end);
+    c->loops->run_rows(c->kernel, c->fold, &c->segments, begin, end);
 }
 
-/* Allocates work space for n lookups: the lookups twice, the starts of segments, the counts of slices. */
-enum { MAX_SLICES = 16 };
-fastopt_lookup *lookup_space(int64_t n)
-{
-    const size_t starts = (size_t)n + (1 << BUCKET_BITS) + 1, counts = (size_t)MAX_SLICES << BUCKET_BITS;
-    return malloc((size_t)n * 2 * sizeof(fastopt_lookup) + (starts + counts) * sizeof(int64_t));
-}
-
-void update_rows(const fastopt_job *job, fastopt_lookup *space, int threads)
+void update_rows(const fastopt_job *job, row_space *space, int threads)
 {
     const fastopt_rows *rows = job->rows;
     const fastopt_rule *rule = &rules[job->rule].rule;
     const fastopt_loops *loops = active->loops[job->dtype];
     const int kernel = rules[job->rule].kernel;
-    const int64_t n = rows->count, width = rows->width;
+    const int64_t n = rows->count, width = rows->width, grain = GRAIN / width + 1;
     fastopt_pass pass = pass_of(job, job->steps ? job->steps[job->parameter[0]] : 0);
     pass.element = job->elements ? job->elements[0] : 0;
+    fastopt_lookup *lookups = space->memory;
     row_context c = {
+        .loops = loops,
         .kernel = (pass.storage ? loops->stored : loops->kernels)[kernel][job->copies - 1],
         .fold = loops->row_folds[kernel],
-        .run = loops->run_rows,
-        .segments = {rows, space, NULL, n, all_arrays_of(job->rule, job->copies, job->storage), rule->states,
+        .segments = {rows, lookups, n, NULL, all_arrays_of(job->rule, job->copies, job->storage), rule->states,
                      job->copies * rule->coefficients, job->addresses, job->strides, job->coefficients, pass},
-        .lookups = space,
-        .other = space + n,
-        .starts = (int64_t *)(space + 2 * n),
+        .lookups = {lookups, lookups + n},
+        .shared = (shared_row *)(lookups + 2 * n),
+        .sum_bytes = width * size_of(job->dtype),
     };
+    c.counts = (uint32_t (*)[1 << DIGIT])(c.shared + n / SHARED + 1);
     if (rows->duplicates == FASTOPT_HOGWILD) {
-        for (int64_t i = 0; i < n; i++) {
-            space[i] = (fastopt_lookup){(uint32_t)row_at(rows, i), (uint32_t)i};
-            c.starts[i] = i;
-        }
-        c.starts[n] = n;
-        c.segments.starts = c.starts;
-        parallel_for(hogwild_part, &c, n, GRAIN / width + 1, ROW_SHARE / width + 1, 1, threads);
+        for (int64_t i = 0; i < n; i++)
+            lookups[i] = (fastopt_lookup){(uint32_t)row_at(rows, i), (uint32_t)i};
+        parallel_for(hogwild_part, &c, n, grain, ROW_SHARE / width + 1, 1, threads);
         return;
     }
-    const int bits = bits_of(rows->rows - 1), most = bits_of(n / 16) < BUCKET_BITS ? bits_of(n / 16) : BUCKET_BITS;
-    const int bucket_bits = bits < most ? bits : most;
-    const int64_t buckets = (int64_t)1 << bucket_bits, each = n / buckets * width + 1;
-    c.shift = bits - bucket_bits;
-    c.slices = n < GRAIN || threads < 2 ? 1 : threads < MAX_SLICES ? threads : MAX_SLICES;
-    c.counts = c.starts + n + (1 << BUCKET_BITS) + 1;
-    parallel_for(count_slices, &c, c.slices, 1, 1, 1, threads);
-    int64_t at = 0;
-    for (int64_t b = 0; b < buckets; b++) {
-        c.buckets[b] = at;
-        for (int slice = 0; slice < c.slices; slice++) {
-            int64_t *count = &c.counts[(slice << BUCKET_BITS) + b];
-            const int64_t own = *count;
-            *count = at;
-            at += own;
-        }
-    }
-    c.buckets[buckets] = n;
-    parallel_for(scatter_slices, &c, c.slices, 1, 1, 1, threads);
-    parallel_for(bucket_part, &c, buckets, GRAIN / each + 1, ROW_SHARE / each + 1, 1, threads);
+    run_team(update_team, &c, threads < n / grain ? threads : (int)(n / grain));
+    free(c.sums);
 }

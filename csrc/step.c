@@ -320,32 +320,32 @@ static int check_jobs(const fastopt_job *jobs, int64_t n, int threads)
     return FASTOPT_OK;
 }
 
-/* The number of a job's lookups; 0 if rows have no elements. */
-static int64_t lookups_of(const fastopt_job *job) { return job->rows && job->rows->width ? job->rows->count : 0; }
+/* 1 if a job updates rows that have elements. */
+static int has_rows(const fastopt_job *job) { return job->rows && job->rows->width && job->rows->count; }
 
 int fastopt_step(fastopt_job *jobs, int64_t n, double grad_scale, int32_t threads)
 {
     int error = check_jobs(jobs, n, threads);
     if (error)
         return error;
-    int64_t lookups = 0;
+    int64_t bytes = 0;
     for (int64_t i = 0; i < n; i++)
-        if (lookups_of(&jobs[i]) > lookups)
-            lookups = lookups_of(&jobs[i]);
-    fastopt_lookup *space = lookups ? lookup_space(lookups) : NULL;
-    if (lookups && !space)
+        if (has_rows(&jobs[i]) && space_of(&jobs[i]) > bytes)
+            bytes = space_of(&jobs[i]);
+    row_space *space = bytes ? take_space(bytes) : NULL;
+    if (bytes && !space)
         return FASTOPT_NO_MEMORY;
     IN_IEEE_ARITHMETIC;
     for (int64_t i = 0; i < n; i++)
         advance(&jobs[i], grad_scale);
     measure_tensors(jobs, n, threads);
     for (int64_t i = 0; i < n; i++) {
-        if (lookups_of(&jobs[i]))
+        if (has_rows(&jobs[i]))
             update_rows(&jobs[i], space, threads);
         else if (!jobs[i].rows)
             update_elements(&jobs[i], 0, jobs[i].offsets[jobs[i].runs], threads);
     }
-    free(space);
+    leave_space(space);
     return FASTOPT_OK;
 }
 
@@ -368,8 +368,8 @@ int fastopt_update_part(const fastopt_job *job, int64_t begin, int64_t end, int3
     if (begin < 0 || end < begin || end > job->offsets[job->runs]
         || (has_stage(job) && begin < end && end - begin < job->offsets[job->runs]))
         return FASTOPT_BAD_SIZE;
-    fastopt_lookup *space = lookups_of(job) ? lookup_space(lookups_of(job)) : NULL;
-    if (lookups_of(job) && !space)
+    row_space *space = has_rows(job) ? take_space(space_of(job)) : NULL;
+    if (has_rows(job) && !space)
         return FASTOPT_NO_MEMORY;
     IN_IEEE_ARITHMETIC;
     if (has_stage(job) && begin < end)
@@ -378,6 +378,6 @@ int fastopt_update_part(const fastopt_job *job, int64_t begin, int64_t end, int3
         update_rows(job, space, threads);
     else if (!job->rows)
         update_elements(job, begin, end, threads);
-    free(space);
+    leave_space(space);
     return FASTOPT_OK;
 }

@@ -120,6 +120,31 @@ void run_threads(part_function function, void *context, int64_t n, int64_t share
     function(context, 0, n);
 }
 
+void run_team(team_function function, void *context, int threads)
+{
+#ifdef _OPENMP
+    if (threads > 1 && !pool_lost && (threads = available_threads(threads)) > 1) {
+        pool_started = 1;
+#pragma omp parallel num_threads(threads)
+        {
+            IN_IEEE_ARITHMETIC;
+            function(context, omp_get_thread_num(), omp_get_num_threads());
+        }
+        return;
+    }
+#else
+    (void)threads;
+#endif
+    function(context, 0, 1);
+}
+
+void wait_for_team(int threads)
+{
+    if (threads > 1) { /* else the barrier would be that of a region around the call */
+#pragma omp barrier
+    }
+}
+
 uint64_t fastopt_enter_ieee(void) { return enter_ieee(); }
 void fastopt_leave_ieee(uint64_t before) { leave_ieee(before); }
 

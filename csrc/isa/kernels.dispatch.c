@@ -51,6 +51,7 @@ const fastopt_loops FN(PASTE(fastopt_loops_, FASTOPT_ISA)) = {
     {FASTOPT_STAGES(STORED_MEASURES)},
     FN(run_strided),
     FN(run_rows),
+    FN(sum_row),
     {FASTOPT_ROW_RULES(ROW_FOLD)},
     FN(square_sum),
 };

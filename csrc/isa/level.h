@@ -46,12 +46,18 @@ typedef struct {
     uint32_t row, place;
 } fastopt_lookup;
 
-/* Lookups by segments, each of one row: segment u is lookups[starts[u]] to lookups[starts[u + 1] - 1]. */
+/* A row's gradients are added up in a tree: TERMS of them one after the other, in their order, then the sums
+ * of these groups in the same way, until one is left. It is the same for any number of threads. */
+#define TERMS 32
+#define TREE_DEPTH 6          /* levels above the first: 32^7 lookups are more than there can be */
+#define PIECE (TERMS * TERMS) /* lookups that a thread adds up, of a row that several do */
+
+/* Lookups in the order in which they are updated: those of a row are together, and called its segment. */
 typedef struct {
     const fastopt_rows *rows;
     const fastopt_lookup *lookups;
-    const int64_t *starts;
-    int64_t end; /* of all lookups */
+    int64_t end;      /* of all lookups */
+    const void *sums; /* of each whole piece of a segment, if other threads have added them up; else NULL */
     int arrays, states, coefficients; /* arrays includes those that storage adds; states is of one copy */
     void *const *addresses;
     const int64_t *strides;
@@ -61,8 +67,11 @@ typedef struct {
 /* Updates a row's states, an element each, by its mean square; writes the coefficients of the update of its
  * elements. */
 typedef void (*fastopt_row_fold)(double square, void *states, const void *folded, void *coefficients);
+/* Updates the rows of lookups [begin, end), which are whole segments. */
 typedef void (*fastopt_row_runner)(fastopt_kernel kernel, fastopt_row_fold fold, const fastopt_segments *s,
                                    int64_t begin, int64_t end);
+/* Writes the sum of the gradients of lookups [first, last), for all columns. */
+typedef void (*fastopt_row_adder)(const fastopt_segments *s, int64_t first, int64_t last, void *sum);
 
 /* The arguments of fastopt_stream_rows. */
 typedef struct {
@@ -80,6 +89,7 @@ typedef struct {
     fastopt_kernel stored_measures[KERNELS];
     fastopt_runner run;
     fastopt_row_runner run_rows;
+    fastopt_row_adder sum_row;
     fastopt_row_fold row_folds[KERNELS]; /* NULL for a rule without states by row */
     double (*square_sum)(int32_t dtype, int64_t n, const char *from, int64_t stride);
 } fastopt_loops;

@@ -40,11 +40,6 @@ INLINE void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
     }
 }
 
-/* A row's gradients are added up in a tree: its lookups in their order, GROUP of them one after the other, then the sums
- * of these groups in the same way, until one is left. It is the same for any number of threads. */
-#define GROUP 32
-#define TREE_DEPTH 6 /* levels above the first: 32^7 lookups are more than there can be */
-
 typedef real FN(vector) __attribute__((vector_size(LANES * 4)));
 
 /* Adds up count vectors each of n gradients, in order, and writes the sums. */
@@ -84,12 +79,12 @@ INLINE void FN(sum_rows)(const char *const *from, const real *weights, int n, in
     }
 }
 
-/* Writes the sum of the gradients of at most GROUP lookups [first, last), each times its weight, in order. */
+/* Writes the sum of the gradients of at most TERMS lookups [first, last), each times its weight, in order. */
 static void FN(sum_group)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m, real *tile)
 {
     const int dtype = FN(dtype_at)(s, GRADIENT), n = (int)(last - first);
-    const char *from[GROUP];
-    real weights[GROUP], converted[TILE];
+    const char *from[TERMS];
+    real weights[TERMS], converted[TILE];
     for (int q = 0; q < n; q++) {
         const int64_t place = s->lookups[first + q].place;
         from[q] = FN(lookup_gradient)(s, place, column);
@@ -113,27 +108,33 @@ static void FN(sum_group)(const fastopt_segments *s, int64_t first, int64_t last
     }
 }
 
-/* Adds a tile, the sum of group g of a row's lookups, to the sums of groups of groups, level by level. After the last of
- * the groups the tile is the sum of all. */
+/* Adds a tile, the sum of group g of a row's lookups, to the sums of groups of groups, level by level. After the last
+ * of the groups the tile is the sum of all. */
 static void FN(add_group)(real (*sums)[TILE], real *tile, int64_t m, int64_t g, int is_last)
 {
-    for (int64_t more = 1; more; sums++, g /= GROUP) { /* g: which of its level's sums the tile is */
+    for (int64_t more = 1; more; sums++, g /= TERMS) { /* g: which of its level's sums the tile is */
         for (int64_t i = 0; i < m; i++) {
-            tile[i] = g % GROUP ? (*sums)[i] + tile[i] : tile[i];
+            tile[i] = g % TERMS ? (*sums)[i] + tile[i] : tile[i];
             (*sums)[i] = tile[i];
         }
-        more = is_last ? g >= GROUP : g % GROUP == GROUP - 1;
+        more = is_last ? g >= TERMS : g % TERMS == TERMS - 1;
     }
 }
 
-/* Writes the sum of the gradients of more than GROUP lookups. */
-NOINLINE void FN(sum_tree)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m, real *tile)
+/* Writes the sum of the gradients of more than TERMS lookups. */
+NOINLINE void FN(sum_tree)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m,
+                           real *tile)
 {
-    const int64_t groups = (last - first + GROUP - 1) / GROUP;
+    const int64_t groups = (last - first + TERMS - 1) / TERMS, whole = (last - first) / PIECE * TERMS;
     real sums[TREE_DEPTH][TILE];
-    for (int64_t g = 0; g < groups; g++) {
-        const int64_t begin = first + g * GROUP;
-        FN(sum_group)(s, begin, last < begin + GROUP ? last : begin + GROUP, column, m, tile);
+    int64_t g = 0;
+    for (const real *piece = s->sums; piece && g < whole; g += TERMS, piece += s->rows->width) {
+        memcpy(tile, piece + column, (size_t)m * sizeof(real));
+        FN(add_group)(sums + 1, tile, m, g / TERMS, g + TERMS == groups);
+    }
+    for (; g < groups; g++) {
+        const int64_t begin = first + g * TERMS;
+        FN(sum_group)(s, begin, last < begin + TERMS ? last : begin + TERMS, column, m, tile);
         FN(add_group)(sums, tile, m, g, g + 1 == groups);
     }
 }
@@ -142,31 +143,37 @@ NOINLINE void FN(sum_tree)(const fastopt_segments *s, int64_t first, int64_t las
 static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m,
                               real *tile)
 {
-    if (last - first <= GROUP)
+    if (last - first <= TERMS)
         FN(sum_group)(s, first, last, column, m, tile);
     else
         FN(sum_tree)(s, first, last, column, m, tile);
 }
 
-/* The pass over a segment's row from `column` on. The storage says that the summed gradient is of the compute type. */
-static fastopt_pass FN(row_pass)(const fastopt_segments *s, const fastopt_storage *storage, int64_t u, int64_t column)
+static void FN(sum_row)(const fastopt_segments *s, int64_t first, int64_t last, void *sum)
+{
+    const int64_t width = s->rows->width;
+    for (int64_t column = 0; column < width; column += TILE)
+        FN(sum_gradients)(s, first, last, column, width - column < TILE ? width - column : TILE, (real *)sum + column);
+}
+
+/* The pass over a lookup's row from `column` on. The storage says that the summed gradient is of the compute type. */
+static fastopt_pass FN(row_pass)(const fastopt_segments *s, const fastopt_storage *storage, int64_t q, int64_t column)
 {
     fastopt_pass pass = s->pass;
     pass.storage = s->pass.storage ? storage : NULL;
-    pass.element += s->lookups[s->starts[u]].row * s->rows->width + column;
+    pass.element += s->lookups[q].row * s->rows->width + column;
     return pass;
 }
 
-/* Writes the gradient of segment u from `column` on, summed over lookups [first, last), and
- * prepared. */
-static void FN(read_gradient)(const fastopt_segments *s, int64_t u, int64_t first, int64_t last, int64_t column,
-                              int64_t m, real scale, real *tile)
+/* Writes the gradient of a row from `column` on, summed over lookups [first, last), and prepared. */
+static void FN(read_gradient)(const fastopt_segments *s, int64_t first, int64_t last, int64_t column, int64_t m,
+                              real scale, real *tile)
 {
     if (!prepares(&s->pass)) {
         FN(sum_gradients)(s, first, last, column, m, tile);
         return;
     }
-    const fastopt_pass pass = FN(row_pass)(s, NULL, u, column);
+    const fastopt_pass pass = FN(row_pass)(s, NULL, first, column);
     real summed[TILE];
     FN(sum_gradients)(s, first, last, column, m, summed);
     FN(prepare_gradients)(summed, tile, m, scale, &pass);
@@ -181,21 +188,61 @@ static int FN(aligned)(const fastopt_segments *s)
     return aligned;
 }
 
-/* The address of a segment's row in array j, from `column` on. */
-static char *FN(row_address)(const fastopt_segments *s, int64_t u, int j, int64_t column)
+/* The end of the segment that begins with lookup q, before `end`. */
+INLINE int64_t FN(segment_end)(const fastopt_segments *s, int64_t q, int64_t end)
 {
-    return (char *)s->addresses[j] + s->lookups[s->starts[u]].row * s->strides[j]
+    const uint32_t row = s->lookups[q++].row;
+    while (q < end && s->lookups[q].row == row && s->rows->duplicates != FASTOPT_HOGWILD)
+        q++;
+    return q;
+}
+
+/* The address of a lookup's row in array j, from `column` on. */
+static char *FN(row_address)(const fastopt_segments *s, int64_t q, int j, int64_t column)
+{
+    return (char *)s->addresses[j] + s->lookups[q].row * s->strides[j]
          + column * FN(element_size)(FN(dtype_at)(s, j));
 }
 
-/* Updates segments [begin, end): each row in place or, if rows are short or not aligned, several at a time in
- * tiles. */
+/* Updates rows where they are, by the sums of their gradients. All arrays are aligned and of the compute type. */
+static void FN(run_in_place)(fastopt_kernel kernel, const real *coefs, const fastopt_segments *s, int64_t begin,
+                             int64_t end)
+{
+    const int64_t width = s->rows->width;
+    real sum[TILE];
+    void *at[MAX_STORED];
+    for (int64_t q = begin, next; q < end; q = next) {
+        next = FN(segment_end)(s, q, end);
+        for (int j = 0; j < s->arrays; j++)
+            at[j] = (char *)s->addresses[j] + s->lookups[q].row * s->strides[j];
+        if (next - q == 1 && !s->rows->weights) {
+            at[GRADIENT] = (char *)FN(lookup_gradient)(s, s->lookups[q].place, 0);
+            FN(prefetch_lookup)(s, q + LOOKUPS_AHEAD);
+            kernel(width, at, coefs, &s->pass);
+            continue;
+        }
+        at[GRADIENT] = sum;
+        for (int64_t column = 0; column < width; column += TILE) {
+            const int64_t m = width - column < TILE ? width - column : TILE;
+            FN(sum_gradients)(s, q, next, column, m, sum);
+            kernel(m, at, coefs, &s->pass);
+            for (int j = 0; j < s->arrays; j++)
+                at[j] = j == GRADIENT ? at[j] : (real *)at[j] + m;
+        }
+    }
+}
+
+/* Updates segments: each row in place or, if rows are short or not aligned, several at a time in tiles. */
 static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, real scale, const fastopt_segments *s,
                              int64_t begin, int64_t end)
 {
     const int64_t width = s->rows->width, size = sizeof(real);
     const int stored = s->pass.storage != NULL;
     const int sum = s->rows->duplicates == FASTOPT_SUM, direct = stored || (width >= LINE && FN(aligned)(s));
+    if (direct && sum && !stored && !prepares(&s->pass)) {
+        FN(run_in_place)(kernel, coefs, s, begin, end);
+        return;
+    }
     fastopt_storage storage = {0};
     int32_t dtypes[MAX_STORED];
     if (stored) {
@@ -204,31 +251,29 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, real scal
         dtypes[GRADIENT] = COMPUTE;
     }
     real tiles[MAX_ARRAYS][TILE];
+    int64_t starts[TILE + 1]; /* of the segments that are updated together, and their end */
     void *at[MAX_STORED], *own[MAX_STORED];
     /* Hogwild takes lookups one by one, so that a single thread loses no update. */
     const int64_t batch = direct || width > TILE || s->rows->duplicates == FASTOPT_HOGWILD ? 1 : TILE / width;
-    for (int64_t u = begin, k; u < end; u += k) {
-        k = batch < end - u ? batch : end - u;
+    for (int64_t q = begin, k; q < end; q = starts[k]) {
+        starts[0] = q;
+        for (k = 0; k < batch && starts[k] < end; k++)
+            starts[k + 1] = FN(segment_end)(s, starts[k], end);
         for (int64_t column = 0, m; column < width; column += m) {
             m = width - column < TILE ? width - column : TILE;
-            const fastopt_pass pass = FN(row_pass)(s, &storage, u, column);
+            const fastopt_pass pass = FN(row_pass)(s, &storage, q, column);
             for (int j = 0; j < s->arrays; j++) {
-                at[j] = direct && j != GRADIENT ? (void *)FN(row_address)(s, u, j, column) : tiles[j];
+                at[j] = direct && j != GRADIENT ? (void *)FN(row_address)(s, q, j, column) : tiles[j];
                 for (int64_t r = 0; !direct && j != GRADIENT && r < k; r++)
-                    memcpy(tiles[j] + r * m, FN(row_address)(s, u + r, j, column), (size_t)(m * size));
+                    memcpy(tiles[j] + r * m, FN(row_address)(s, starts[r], j, column), (size_t)(m * size));
             }
             if (direct)
                 at[GRADIENT] = tiles[0];
             for (int64_t r = 0; r < k; r++) {
-                const int64_t first = s->starts[u + r], last = s->starts[u + r + 1];
-                if (sum && direct && !stored && last - first == 1 && !s->rows->weights && !prepares(&s->pass)) {
-                    at[GRADIENT] = (char *)FN(lookup_gradient)(s, s->lookups[first].place, column);
-                    if (column == 0)
-                        FN(prefetch_lookup)(s, first + LOOKUPS_AHEAD);
-                } else if (sum)
-                    FN(read_gradient)(s, u + r, first, last, column, m, scale, (real *)at[GRADIENT] + r * m);
-                for (int64_t q = first; !sum && q < last; q++) {
-                    FN(read_gradient)(s, u + r, q, q + 1, column, m, scale, at[GRADIENT]);
+                if (sum)
+                    FN(read_gradient)(s, starts[r], starts[r + 1], column, m, scale, (real *)at[GRADIENT] + r * m);
+                for (int64_t one = starts[r]; !sum && one < starts[r + 1]; one++) {
+                    FN(read_gradient)(s, one, one + 1, column, m, scale, at[GRADIENT]);
                     for (int j = 0; j < s->arrays; j++)
                         own[j] = direct || j == GRADIENT ? at[j] : tiles[j] + r * m;
                     kernel(m, own, coefs, &pass);
@@ -238,7 +283,7 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, real scal
                 kernel(k * m, at, coefs, &pass);
             for (int j = 0; !direct && j < s->arrays; j++)
                 for (int64_t r = 0; j != GRADIENT && writes(&s->pass, j) && r < k; r++)
-                    memcpy(FN(row_address)(s, u + r, j, column), tiles[j] + r * m, (size_t)(m * size));
+                    memcpy(FN(row_address)(s, starts[r], j, column), tiles[j] + r * m, (size_t)(m * size));
         }
     }
 }
@@ -253,28 +298,28 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, real scal
     }
 FASTOPT_ROW_RULES(FOLD_ROW)
 
-/* m elements of a segment's parameter, with the part that its dtype could not hold: in place if possible, else in
+/* m elements of a lookup's parameter, with the part that its dtype could not hold: in place if possible, else in
  * `to`. */
-static const real *FN(row_param)(const fastopt_segments *s, int64_t u, int64_t column, int64_t m, int companion,
+static const real *FN(row_param)(const fastopt_segments *s, int64_t q, int64_t column, int64_t m, int companion,
                                  real *to)
 {
     const fastopt_storage *storage = s->pass.storage;
     const int j = storage && storage->options & FASTOPT_MASTER ? companion : 0, dtype = FN(dtype_at)(s, j);
-    const char *from = FN(row_address)(s, u, j, column);
+    const char *from = FN(row_address)(s, q, j, column);
     if (dtype == COMPUTE && (uintptr_t)from % sizeof(real) == 0)
         return (const real *)from;
     FN(read_floats)(dtype, to, from, FN(element_size)(dtype), m);
     if (storage && storage->options & FASTOPT_KAHAN) {
         real lost[TILE];
         const int kind = FN(dtype_at)(s, companion);
-        FN(read_floats)(kind, lost, FN(row_address)(s, u, companion, column), FN(element_size)(kind), m);
+        FN(read_floats)(kind, lost, FN(row_address)(s, q, companion, column), FN(element_size)(kind), m);
         for (int64_t i = 0; i < m; i++)
             to[i] = to[i] + lost[i];
     }
     return to;
 }
 
-/* Updates segments [begin, end) of a rule with states by row: first the states by the row's mean square, then its
+/* Updates segments of a rule with states by row: first the states by the row's mean square, then its
  * elements. */
 static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const real *coefs, real scale,
                                const fastopt_segments *s, int64_t begin, int64_t end)
@@ -291,41 +336,38 @@ static void FN(run_whole_rows)(fastopt_kernel kernel, fastopt_row_fold fold, con
     storage.dtypes = dtypes;
     for (int j = FIRST_STATE + states; j < s->arrays; j++)
         dtypes[j - states] = FN(dtype_at)(s, j);
-    for (int64_t u = begin; u < end; u++) {
-        const int64_t last = s->starts[u + 1];
-        for (int64_t q = s->starts[u], next; q < last; q = next) {
-            double lanes[16] = {0};
-            next = sum ? last : q + 1;
-            for (int64_t column = 0, m; column < width; column += m) {
-                m = width - column < TILE ? width - column : TILE;
-                const real *param = FN(row_param)(s, u, column, m, FIRST_STATE + states, params);
-                FN(read_gradient)(s, u, q, next, column, m, scale, grads);
-                for (int64_t i = 0; i < m; i++) {
-                    real p = param[i];
-                    squares[i] = FN(prologue)(&p, grads[i], &prologue);
-                }
-                FN(add_squares)(squares, m, lanes);
+    for (int64_t q = begin, next; q < end; q = next) {
+        double lanes[16] = {0};
+        next = sum ? FN(segment_end)(s, q, end) : q + 1;
+        for (int64_t column = 0, m; column < width; column += m) {
+            m = width - column < TILE ? width - column : TILE;
+            const real *param = FN(row_param)(s, q, column, m, FIRST_STATE + states, params);
+            FN(read_gradient)(s, q, next, column, m, scale, grads);
+            for (int64_t i = 0; i < m; i++) {
+                real p = param[i];
+                squares[i] = FN(prologue)(&p, grads[i], &prologue);
             }
-            for (int k = 0, j = FIRST_STATE; k < states; k++, j++)
-                FN(read_floats)(FN(dtype_at)(s, j), &state[k], FN(row_address)(s, u, j, 0), 0, 1);
-            fold(FN(sum_lanes)(lanes) / (double)width, state, coefs + OWN, own + OWN);
-            for (int k = 0, j = FIRST_STATE; k < states; k++, j++)
-                FN(write_float)(FN(dtype_at)(s, j), state[k], FN(row_address)(s, u, j, 0));
-            for (int64_t column = 0, m; column < width; column += m) {
-                m = width - column < TILE ? width - column : TILE;
-                void *at[MAX_STORED] = {FN(row_address)(s, u, 0, column), grads};
-                for (int j = FIRST_STATE + states; j < s->arrays; j++)
-                    at[j - states] = FN(row_address)(s, u, j, column);
-                const fastopt_pass pass = FN(row_pass)(s, &storage, u, column);
-                const int direct = pass.storage || (uintptr_t)at[0] % sizeof(real) == 0;
-                if (width > TILE) /* later columns have overwritten the tiles */
-                    FN(read_gradient)(s, u, q, next, column, m, scale, grads);
-                if (!direct)
-                    at[0] = memcpy(params, at[0], (size_t)m * sizeof(real));
-                kernel(m, at, own, &pass);
-                if (!direct)
-                    memcpy(FN(row_address)(s, u, 0, column), params, (size_t)m * sizeof(real));
-            }
+            FN(add_squares)(squares, m, lanes);
+        }
+        for (int k = 0, j = FIRST_STATE; k < states; k++, j++)
+            FN(read_floats)(FN(dtype_at)(s, j), &state[k], FN(row_address)(s, q, j, 0), 0, 1);
+        fold(FN(sum_lanes)(lanes) / (double)width, state, coefs + OWN, own + OWN);
+        for (int k = 0, j = FIRST_STATE; k < states; k++, j++)
+            FN(write_float)(FN(dtype_at)(s, j), state[k], FN(row_address)(s, q, j, 0));
+        for (int64_t column = 0, m; column < width; column += m) {
+            m = width - column < TILE ? width - column : TILE;
+            void *at[MAX_STORED] = {FN(row_address)(s, q, 0, column), grads};
+            for (int j = FIRST_STATE + states; j < s->arrays; j++)
+                at[j - states] = FN(row_address)(s, q, j, column);
+            const fastopt_pass pass = FN(row_pass)(s, &storage, q, column);
+            const int direct = pass.storage || (uintptr_t)at[0] % sizeof(real) == 0;
+            if (width > TILE) /* later columns have overwritten the tiles */
+                FN(read_gradient)(s, q, next, column, m, scale, grads);
+            if (!direct)
+                at[0] = memcpy(params, at[0], (size_t)m * sizeof(real));
+            kernel(m, at, own, &pass);
+            if (!direct)
+                memcpy(FN(row_address)(s, q, 0, column), params, (size_t)m * sizeof(real));
         }
     }
 }
