@@ -46,7 +46,7 @@ typedef real FN(vector) __attribute__((vector_size(LANES * 4)));
 INLINE void FN(add_vectors)(const char *const *from, const real *weights, int n, int64_t i, const int count, real *tile)
 {
     const int lanes = sizeof(FN(vector)) / sizeof(real);
-    FN(vector) sums[4], x;
+    FN(vector) sums[4] = {{0}}, x;
     for (int q = 0; q < n; q++)
         for (int k = 0; k < count; k++) {
             memcpy(&x, from[q] + (i + k * lanes) * (int64_t)sizeof(real), sizeof x);
