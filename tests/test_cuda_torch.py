@@ -76,7 +76,7 @@ CASES = {
     for name, cls in optim.CLASSES.items()
     for rule, chosen in cls._arguments.choices.items()
 }
-GRAPHS = [case for case in CASES if not RULES[case.partition(", ")[2]].by_row]
+GRAPHS = [case for case in CASES if not (rule := RULES[case.partition(", ")[2]]).by_row and not rule.over_all]
 
 
 def pair(case, device, capturable=False, dtype=torch.float32, **options):

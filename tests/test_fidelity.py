@@ -307,11 +307,11 @@ def prodigyopt(p, weight_decay, decouple, safeguard_warmup, growth_rate):
         dlr = d * lr
         if not decouple:
             g = g + weight_decay * p
-        numerator = beta3 * numerator + d / d0 * dlr * (g @ (p0 - p))
+        numerator = beta3 * numerator + d / d0 * dlr * math.fsum(g * (p0 - p))
         m = 0.9 * m + d * (1 - 0.9) * g
         v = 0.999 * v + d * d * (1 - 0.999) * g * g
         s = beta3 * s + d / d0 * (d if safeguard_warmup else dlr) * g
-        d_hat = numerator / np.abs(s).sum()
+        d_hat = numerator / math.fsum(np.abs(s))
         if d == d0:
             d = max(d, d_hat)
         d_max = max(d_max, d_hat)

@@ -13,7 +13,7 @@ from time import perf_counter
 from .section import Options, Row, Section, Skip, Table
 
 FOLDER = Path("benchmarks", "workloads")
-NAMES = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory", "curriculum", "overview")
+NAMES = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory", "curriculum", "delayed", "overview")
 
 
 def find() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..jobs.job import Progress
 from ..jobs.storage import KAHAN, MASTER, StorageOptions
 from ..jobs.tables import Tensor, make_jobs
 from ..rules import RULES, Rule
+from ..rules.base import parameters_of
 from ..rules.hyper import hyper_row
 from .blocks import from_blocks
 from .options import Arguments
@@ -38,7 +38,7 @@ def way_of(arguments: Arguments, rule: Rule, group: Mapping[str, Any], t: int, t
     """The multiple of the first state by which a group's parameters are moved, to be evaluated or to `train`."""
     assert rule.ahead is not None
     values = arguments.values(rule, group, t)
-    names = signature(rule.ahead).parameters
+    names = parameters_of(rule.ahead)
     ahead = rule.ahead(*(rule.hyper[name].check(name, values[name]) for name in names))
     return ahead if train else -ahead
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -113,8 +114,10 @@ def _wait(command: Sequence[str], environment: dict[str, str], listen: bool) -> 
     try:
         lost = listen and _pass_on(process.stderr)
         status = process.wait() or int(lost)
-    except KeyboardInterrupt:  # the launcher has had it too
+    except KeyboardInterrupt:  # the launcher has had it too, from the terminal
         status = _INTERRUPTED
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.wait(_PATIENCE)
     finally:
         _stop(process)
         signal.signal(signal.SIGTERM, before)
@@ -138,11 +141,8 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Have a launcher end, and with it all processes."""
-    for end in (lambda: None, process.terminate, process.kill):
-        if process.poll() is not None:
-            return
-        end()
-        try:
-            process.wait(_PATIENCE if end != process.kill else None)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            continue
+    for end, patience in ((process.terminate, _PATIENCE), (process.kill, None)):
+        if process.poll() is None:
+            end()
+            with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.wait(patience)

@@ -167,7 +167,11 @@ def test_what_was_clipped_is_no_longer_so():
             np.testing.assert_allclose(found, [[-first] * 2, [-second] * 2], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "options"), EVERY)
+#: The classes whose shards can be updated by themselves.
+PARTED = [case for case in EVERY if not getattr(fastopt, case[0])._arguments.rules[0].over_all]
+
+
+@pytest.mark.parametrize(("name", "options"), PARTED)
 def test_every_rule(name, options):
     check(getattr(fastopt, name), 3, options={**options, "weight_decay": 0.01}, max_norm=1.0)
     check(getattr(fastopt, name), 4, options=options, machines=range)
@@ -565,6 +569,14 @@ def test_wrong_calls_add_nothing():
         optimizer.step()
     for name, p in params.items():
         assert p.tobytes() == before[name].tobytes()
+
+
+@pytest.mark.parametrize(("name", "options"), [("Prodigy", {}), ("SWATS", {"over": "all"})])
+def test_what_measures_all_tensors_together_is_refused(name, options):
+    params = [np.ones(5, "f4")]
+    with pytest.raises(ValueError, match=r"^optimizer: found .*, expected another: it measures all tensors together"):
+        fd.Synchronous(getattr(fastopt, name), params, slices=2, lr=0.1, **options)
+    assert (params[0] == 1).all()
 
 
 def test_a_step_is_refused_in_all_ranks():
