@@ -243,7 +243,7 @@ static void fold_sums(const fastopt_job *jobs, int64_t n, int64_t begin, int64_t
 {
     const rule_entry *entry = &rules[jobs->rule];
     const int singles = entry->rule.singles;
-    double sums[MAX_SUMS] = {0}, before[MAX_SINGLES], after[MAX_SINGLES];
+    double sums[MAX_SUMS] = {0}, before[MAX_SINGLES] = {0}, after[MAX_SINGLES] = {0};
     for (int pass = 0, tensors = 0; pass < 3; pass++, tensors = 0) /* to add up, to fold, to write single states */
         for (const fastopt_job *job = jobs; job < jobs + n; job++) {
             const int64_t stop = end < job->runs ? end : job->runs;
