@@ -664,12 +664,13 @@ def add_sums(firsts, sums, totals, singles, before, first):
             store(before + 8 * k, float64(load(at, REAL)))
 
 
-def fold_all(totals, count, before, first_row, firsts, rows, singles, tensors):
+def fold_all(totals, count, before, first_row, firsts, rows, written, tensors):
     """Makes further coefficients of the sums of all tensors in the row of each, and writes single states, a thread for
     each tensor of a job.
 
     `totals` is the address of the sums of all `count` tensors of all jobs, `before` that of the single states,
-    `first_row` that of the coefficients by which these go on; the others are as for `fold_sums`.
+    `first_row` that of the coefficients by which these go on, `written` that of a table like `singles`, 0 where another
+    tensor writes the state; the others are as for `fold_sums`.
     """
     tensor = int64(cuda.grid(1))
     if tensor >= tensors or load(firsts + 8 * tensor, int64) == load(firsts + 8 * (tensor + 1), int64):
@@ -685,7 +686,9 @@ def fold_all(totals, count, before, first_row, firsts, rows, singles, tensors):
         store(row + 8 + (FIRST_OWN + FOLDED + k) * _size(OWN), REAL(found[SINGLES + k]))
     kept = stage(sums, before, load_tuple(first_row + 8, COEFFICIENTS))
     for k in range(SINGLES):
-        store(load(singles + 8 * (SINGLES * tensor + k), int64), REAL(kept[k]))
+        at = load(written + 8 * (SINGLES * tensor + k), int64)
+        if at:
+            store(at, REAL(kept[k]))
 
 
 # ---- norms ----

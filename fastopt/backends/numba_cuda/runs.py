@@ -137,6 +137,10 @@ class RunLaunch:
             count = len(job.progress.rule.singles)
             parts["singles"] = np.zeros((len(job.members), count), np.uint64)
             parts["singles"][job.tensor_of] = job.addresses[:, job.addresses.shape[1] - count :]
+        if self._over_all:  # tensors may have single states in common, which the first of them writes
+            _, written = np.unique(parts["singles"], return_index=True)
+            parts["written"] = np.zeros_like(parts["singles"])
+            parts["written"].flat[written] = parts["singles"].flat[written]
         words = _words(*parts.values())
         room = -(-self._chunks // 2)  # words, for chunks' runs
         own = {"row_of": -(-self._runs // 2), "rows": len(job.members) * self._kind.row_bytes // 8}
@@ -270,7 +274,7 @@ class AllLaunch(MeasuredLaunch):
         """Take the place among the sums of all: see `kernels.add_sums` and `kernels.fold_all`."""
         where, at = self.where, totals + 8 * place * len(self.kind.rule.sums)
         self._add.arguments[:] = where["firsts"], where["sums"], at, where["singles"], before, first
-        own = where["firsts"], where["rows"], where["singles"], self.tensors
+        own = where["firsts"], where["rows"], where["written"], self.tensors
         self._fold.arguments[:] = totals, count, before, first_row, *own
 
     def measure(self, stream: int) -> None:
