@@ -192,8 +192,8 @@ def rule_table(module, levels):
     space = {
         "MAX_ARRAYS": max(rule.count_arrays(copies) for copies, rule in own),
         "MAX_ROW": max(copies * (module.OWN + len(rule.coefficients)) for copies, rule in own),
-        "MAX_SUMS": max(len(rule.sums) for rule in rules),
-        "MAX_SINGLES": max(1, *(len(rule.singles) for rule in rules)),  # C has no arrays of none
+        "MAX_SUMS": max(1, *(len(rule.sums) for rule in rules)),  # C has no arrays of none
+        "MAX_SINGLES": max(1, *(len(rule.singles) for rule in rules)),
     }
     lines += [f"#define {name} {most}" for name, most in space.items()]
     for name in ("HYPER", "COEFFICIENTS", "SCALARS", "COPIES"):

@@ -1,7 +1,6 @@
 """Adafactor: averages over rows and columns by the arrays' library, between two ends from the table."""
 
 import copy
-import io
 import pickle
 
 import ml_dtypes
@@ -16,6 +15,7 @@ from fastopt.rules import MATRIX_RULES
 
 from .oracle.matrices import adafactor
 from .support import assert_same_bits
+from .torch_pairs import both, check_error_cases, own_table, step_all, step_both, step_scheduled, torch_with
 
 BF = ml_dtypes.bfloat16
 SHAPES = [(5, 7), (7, 5), (1, 4), (4, 1), (1, 1), (9,), (1,), (), (3, 4, 5), (2, 3, 4, 2)]
@@ -381,37 +381,7 @@ def test_the_rule_says_what_it_is():
 
 @pytest.fixture
 def torch():
-    found = pytest.importorskip("torch", reason="torch is not installed")
-    if not hasattr(found.optim, "Adafactor"):
-        pytest.skip("this torch has no Adafactor")
-    return found
-
-
-def both(torch, dtype="float32", shape=(5, 7), **options):
-    """A parameter of fastopt's and of torch's class, the optimizers, and gradients."""
-    from fastopt import torch as optim
-
-    rng = np.random.default_rng(1)
-    p0 = torch.tensor(rng.standard_normal(shape)).to(getattr(torch, dtype))
-    params = [torch.nn.Parameter(p0.clone()) for _ in range(2)]
-    opts = [optim.Adafactor([params[0]], **options), torch.optim.Adafactor([params[1]], **options)]
-    return params, opts, [torch.tensor(rng.standard_normal(shape)).to(p0.dtype) for _ in range(8)]
-
-
-def step_both(params, opts, g):
-    for p, opt in zip(params, opts, strict=True):
-        p.grad = g.clone()
-        opt.step()
-
-
-def exchange(torch, opts):
-    """Each loads the other's checkpoint, torch's from a file."""
-    states = [opt.state_dict() for opt in opts]
-    opts[0].load_state_dict(copy.deepcopy(states[1]))
-    file = io.BytesIO()
-    torch.save(states[0], file)
-    file.seek(0)
-    opts[1].load_state_dict(torch.load(file, weights_only=True))
+    return torch_with("Adafactor")
 
 
 TORCH_OPTIONS = [{}, VARIED, {"lr": 0.3, "foreach": True}]
@@ -421,14 +391,8 @@ TORCH_OPTIONS = [{}, VARIED, {"lr": 0.3, "foreach": True}]
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("options", TORCH_OPTIONS)
 def test_same_trajectory_as_torchs(dtype, shape, options, torch):
-    params, opts, grads = both(torch, dtype, shape, **options)
-    for t, g in enumerate(grads):
-        if t == 4:
-            for opt in opts:
-                opt.param_groups[0]["lr"] *= 0.5
-        if t == 6:
-            exchange(torch, opts)
-        step_both(params, opts, g)
+    params, opts, grads = both(torch, "Adafactor", dtype, shape, **options)
+    step_all(torch, params, opts, grads)
     assert set(opts[0].state[params[0]]) == set(opts[1].state[params[1]]) == {"step", *names_of(shape)}
     for name in names_of(shape):
         assert opts[0].state[params[0]][name].shape == opts[1].state[params[1]][name].shape
@@ -437,51 +401,26 @@ def test_same_trajectory_as_torchs(dtype, shape, options, torch):
     torch.testing.assert_close(*params, rtol=bound, atol=bound)
 
 
-def own_table(torch):
-    """The line of PyTorch's own table of optimizers."""
-    pytest.importorskip("expecttest", reason="PyTorch's table of optimizers needs it: pip install expecttest")
-    from torch.testing._internal.common_optimizers import optim_db
-
-    return next(info for info in optim_db if info.optim_cls is torch.optim.Adafactor)
-
-
 def test_torchs_own_cases(torch):
-    for case in own_table(torch).optim_inputs_func(device="cpu"):
-        params, opts, grads = both(torch, **case.kwargs)
+    for case in own_table(torch, "Adafactor").optim_inputs_func(device="cpu"):
+        params, opts, grads = both(torch, "Adafactor", **case.kwargs)
         for g in grads:
             step_both(params, opts, g)
         torch.testing.assert_close(*params, rtol=1e-5, atol=1e-6)
 
 
 def test_torchs_own_error_cases(torch):
-    from fastopt import torch as optim
-
-    for case in own_table(torch).optim_error_inputs_func(device="cpu", dtype=torch.float32):
-        if case.error_type is RuntimeError:  # of a complex parameter: it is checked once it has a gradient
-            continue
-        given, warned = case.optimizer_error_input, issubclass(case.error_type, Warning)
-        with pytest.warns(case.error_type) if warned else pytest.raises((ValueError, TypeError)):
-            optim.Adafactor(given.params, **given.kwargs)
+    check_error_cases(torch, "Adafactor")
 
 
 def test_torchs_schedulers_and_scaler(torch):
-    params, opts, grads = both(torch, lr=0.1)
-    schedulers = [torch.optim.lr_scheduler.OneCycleLR(opt, 0.2, 10, cycle_momentum=False) for opt in opts]
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    for g in grads:
-        params[0].grad, params[1].grad = 4.0 * g, g.clone()
-        scaler.scale(torch.ones(()))
-        scaler.step(opts[0])
-        scaler.update()
-        opts[1].step()
-        for scheduler in schedulers:
-            scheduler.step()
+    params, opts, grads = both(torch, "Adafactor", lr=0.1)
+    step_scheduled(torch, params, opts, grads, cycle_momentum=False)
     torch.testing.assert_close(*params, rtol=1e-5, atol=1e-6)
-    assert copy.deepcopy(opts[0]).state_dict()["param_groups"] == opts[0].state_dict()["param_groups"]
 
 
 def test_arrays_of_torch_in_the_class_for_arrays(torch):
-    params, opts, grads = both(torch)
+    params, opts, grads = both(torch, "Adafactor")
     own = params[1].detach().clone()
     plain = fastopt.Adafactor([own])
     for g in grads:
@@ -493,7 +432,7 @@ def test_arrays_of_torch_in_the_class_for_arrays(torch):
 
 @pytest.mark.parametrize("shape", [(5, 7), (9,)])
 def test_torchs_checkpoint_loads_into_the_class_for_arrays(shape, torch):
-    params, opts, grads = both(torch, shape=shape, eps=(1e-4, 1e-2))
+    params, opts, grads = both(torch, "Adafactor", shape=shape, eps=(1e-4, 1e-2))
     for g in grads:
         step_both(params, opts, g)
     p = params[1].detach().numpy().copy()
@@ -514,7 +453,7 @@ def test_torchs_operations_do_the_same(shape, torch, monkeypatch):
     for patched in (False, True):
         if patched:
             monkeypatch.setattr(factors, "library_for", matrices.library_of)
-        params, (opt, _), grads = both(torch, "bfloat16", shape, lr=0.3)
+        params, (opt, _), grads = both(torch, "Adafactor", "bfloat16", shape, lr=0.3)
         assert isinstance(opt, optim.Adafactor)
         for t, g in enumerate(grads):
             params[0].grad = g
@@ -527,7 +466,7 @@ def test_torchs_operations_do_the_same(shape, torch, monkeypatch):
 
 def test_steps_in_inference_mode_and_out_of_it(torch):
     for shape in ((5, 7), (9,)):
-        params, opts, grads = both(torch, shape=shape)
+        params, opts, grads = both(torch, "Adafactor", shape=shape)
         for t, g in enumerate(grads):
             with torch.inference_mode(t < 2):
                 params[0].grad = g.clone()

@@ -1,7 +1,5 @@
 """Rules of whole matrices: the ends from the table, the products by the arrays' library."""
 
-import copy
-import io
 import pickle
 
 import ml_dtypes
@@ -15,6 +13,7 @@ from fastopt.rules import MATRIX_RULES, RULES, MatrixRule
 
 from .oracle.matrices import muon
 from .support import assert_same_bits
+from .torch_pairs import both, check_error_cases, own_table, step_all, step_both, step_scheduled, torch_with
 
 BF = ml_dtypes.bfloat16
 SHAPES = [(5, 7), (7, 5), (6, 6), (1, 4), (4, 1), (30, 3)]
@@ -304,37 +303,7 @@ def test_a_group_that_is_refused_leaves_nothing():
 
 @pytest.fixture
 def torch():
-    found = pytest.importorskip("torch", reason="torch is not installed")
-    if not hasattr(found.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
-    return found
-
-
-def both(torch, dtype="float32", shape=(5, 7), **options):
-    """A parameter of fastopt's and of torch's class, the optimizers, and gradients."""
-    from fastopt import torch as optim
-
-    rng = np.random.default_rng(1)
-    p0 = torch.tensor(rng.standard_normal(shape)).to(getattr(torch, dtype))
-    params = [torch.nn.Parameter(p0.clone()) for _ in range(2)]
-    opts = [optim.Muon([params[0]], **options), torch.optim.Muon([params[1]], **options)]
-    return params, opts, [torch.tensor(rng.standard_normal(shape)).to(p0.dtype) for _ in range(8)]
-
-
-def step_both(params, opts, g):
-    for p, opt in zip(params, opts, strict=True):
-        p.grad = g.clone()
-        opt.step()
-
-
-def exchange(torch, opts):
-    """Each loads the other's checkpoint, torch's from a file."""
-    states = [opt.state_dict() for opt in opts]
-    opts[0].load_state_dict(copy.deepcopy(states[1]))
-    file = io.BytesIO()
-    torch.save(states[0], file)
-    file.seek(0)
-    opts[1].load_state_dict(torch.load(file, weights_only=True))
+    return torch_with("Muon")
 
 
 CASES = [("float32", (5, 7), options) for options in OPTIONS]
@@ -345,14 +314,8 @@ CASES += [("bfloat16", (30, 20), {**options, "nesterov": True}) for options in O
 
 @pytest.mark.parametrize(("dtype", "shape", "options"), CASES)
 def test_same_trajectory_as_torchs(dtype, shape, options, torch):
-    params, opts, grads = both(torch, dtype, shape, **options)
-    for t, g in enumerate(grads):
-        if t == 4:
-            for opt in opts:
-                opt.param_groups[0]["lr"] *= 0.5
-        if t == 6:
-            exchange(torch, opts)
-        step_both(params, opts, g)
+    params, opts, grads = both(torch, "Muon", dtype, shape, **options)
+    step_all(torch, params, opts, grads)
     assert set(opts[0].state[params[0]]) == set(opts[1].state[params[1]]) == {"momentum_buffer"}
     lr = opts[0].param_groups[0]["lr"]
     got, want = (p.detach().double().numpy() for p in params)
@@ -362,53 +325,26 @@ def test_same_trajectory_as_torchs(dtype, shape, options, torch):
     np.testing.assert_allclose(got, want, rtol=1e-6 + rounding, atol=0.1 * lr + rounding / 4)
 
 
-def own_table(torch):
-    """The line of PyTorch's own table of optimizers."""
-    pytest.importorskip("expecttest", reason="PyTorch's table of optimizers needs it: pip install expecttest")
-    from torch.testing._internal.common_optimizers import optim_db
-
-    return next(info for info in optim_db if info.optim_cls is torch.optim.Muon)
-
-
 def test_torchs_own_cases(torch):
-    for case in own_table(torch).optim_inputs_func(device="cpu"):
-        params, opts, grads = both(torch, **case.kwargs)
+    for case in own_table(torch, "Muon").optim_inputs_func(device="cpu"):
+        params, opts, grads = both(torch, "Muon", **case.kwargs)
         for g in grads:
             step_both(params, opts, g)
         torch.testing.assert_close(*params, rtol=1e-6, atol=0.1 * float(opts[0].param_groups[0]["lr"]))
 
 
 def test_torchs_own_error_cases(torch):
-    from fastopt import torch as optim
-
-    for case in own_table(torch).optim_error_inputs_func(device="cpu", dtype=torch.float32):
-        if (
-            case.error_type is RuntimeError
-        ):  # of a complex parameter, which has no gradient: it is checked once it has one
-            continue
-        given, warned = case.optimizer_error_input, issubclass(case.error_type, Warning)
-        with pytest.warns(case.error_type) if warned else pytest.raises((ValueError, TypeError)):
-            optim.Muon(given.params, **given.kwargs)
+    check_error_cases(torch, "Muon")
 
 
 def test_torchs_schedulers_and_scaler(torch):
-    params, opts, grads = both(torch, lr=0.1)
-    schedulers = [torch.optim.lr_scheduler.OneCycleLR(opt, 0.2, 10) for opt in opts]
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    for g in grads:
-        params[0].grad, params[1].grad = 4.0 * g, g.clone()
-        scaler.scale(torch.ones(()))
-        scaler.step(opts[0])
-        scaler.update()
-        opts[1].step()
-        for scheduler in schedulers:
-            scheduler.step()
+    params, opts, grads = both(torch, "Muon", lr=0.1)
+    step_scheduled(torch, params, opts, grads)
     torch.testing.assert_close(*params, rtol=1e-6, atol=0.02)
-    assert copy.deepcopy(opts[0]).state_dict()["param_groups"] == opts[0].state_dict()["param_groups"]
 
 
 def test_arrays_of_torch_in_the_class_for_arrays(torch):
-    params, opts, grads = both(torch)
+    params, opts, grads = both(torch, "Muon")
     own = params[1].detach().clone()
     plain = fastopt.Muon([own])
     for g in grads:
@@ -419,7 +355,7 @@ def test_arrays_of_torch_in_the_class_for_arrays(torch):
 
 
 def test_torchs_checkpoint_loads_into_the_class_for_arrays(torch):
-    params, opts, grads = both(torch, adjust_lr_fn="match_rms_adamw")
+    params, opts, grads = both(torch, "Muon", adjust_lr_fn="match_rms_adamw")
     for g in grads:
         step_both(params, opts, g)
     p = params[1].detach().numpy().copy()
@@ -430,7 +366,7 @@ def test_torchs_checkpoint_loads_into_the_class_for_arrays(torch):
 
 
 def test_steps_in_inference_mode_and_out_of_it(torch):
-    params, opts, grads = both(torch)
+    params, opts, grads = both(torch, "Muon")
     for t, g in enumerate(grads):
         with torch.inference_mode(t < 2):
             params[0].grad = g.clone()

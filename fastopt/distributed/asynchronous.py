@@ -17,7 +17,7 @@ from ..binding.sparse import RowSparse
 from ..binding.structure import match
 from ..checks import check_integer, check_number, wrong_type, wrong_value
 from ..optimizers import Optimizer
-from .core import Centre, Op, Payload, Reply, Shard, Stepped
+from .core import Centre, Op, OptimizerShard, Payload, Reply, Shard
 from .held import Held, grouped
 
 
@@ -204,7 +204,7 @@ class Downpour(Algorithm):
         arrays = [array.copy() for array in self._held.arrays[begin:end]]
         before = sum(array.size for array in self._held.arrays[:begin])
         options = {**self._options, "first_element": self._options.get("first_element", 0) + before}
-        return Stepped(self._class(grouped(self._held.groups, counts, arrays), **options))
+        return OptimizerShard(self._class(grouped(self._held.groups, counts, arrays), **options))
 
     def _side(self, workers: int) -> Side:
         return _DownpourSide(self)

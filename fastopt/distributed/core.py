@@ -189,7 +189,7 @@ class ServerCore:
             self._done[1:] = [self._done[0]] * (len(self._done) - 1)
 
 
-class Stepped:
+class OptimizerShard:
     """Parameters that an optimizer steps, with what each worker pushes for a gradient.
 
     States that are a copy of another one are one for each worker: a step has the worker's own in their place.
