@@ -150,6 +150,7 @@ def test_curriculum(tmp_path):
     assert_picture(picture)
 
 
+@pytest.mark.slow
 def test_delayed(tmp_path):
     printed = run(
         "delayed", "--size", 0.05, "--passes", 4, "--workers", 1, 20, cache=tmp_path, packages=("rich", "sklearn")
