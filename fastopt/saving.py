@@ -45,6 +45,8 @@ class Saved:
             ``state``: for each parameter's index its state; ``param_groups``: hyper-parameters, with the indices of
             the parameters as ``params``. Arrays are the optimizer's own, not copies. Those of `fastopt.schedules` are
             plain data; of another schedule that pickle does not find by name, as a lambda, a pickle holds the name.
+            Groups of an optimizer with noise have ``gradient_noise``, the tuple (eta, gamma, seed), and those of one
+            with ``rounding="stochastic"`` its seed as ``stochastic_rounding``.
 
         Raises
         ------
@@ -57,9 +59,10 @@ class Saved:
         groups = [
             {
                 **{key: saved_value(value) if key in own else value for key, value in group.items() if key != "params"},
+                **storage.drawn(),
                 "params": list(span),
             }
-            for _, _, group, span in self._owned.groups.each()
+            for (_, _, group, span), storage in zip(self._owned.groups.each(), self._owned.groups.storages, strict=True)
         ]
         return {"state": {i: dict(state) for i, state in enumerate(self._owned.states)}, "param_groups": groups}
 
@@ -71,6 +74,10 @@ class Saved:
         begins anew where the state dict lacks it, from the parameter as it is now, and is left out where this optimizer
         has no use for it. Gradients that were accumulated are forgotten.
 
+        Noise and stochastic rounding are this optimizer's, as it was constructed. Groups that tell of other ones are
+        refused, for the run would be another; those without these entries, as torch's, tell of none. Rounding to a
+        ``master`` or with a ``compensation`` may take the place of stochastic rounding.
+
         Parameters
         ----------
         state_dict : mapping
@@ -80,8 +87,8 @@ class Saved:
         Raises
         ------
         TypeError, ValueError
-            Groups, parameters, state names, shapes or dtypes are not this optimizer's, or a number is none that it can
-            be; nothing has changed.
+            Groups, parameters, state names, shapes, dtypes, noise or stochastic rounding are not this optimizer's, or a
+            number is none that it can be; nothing has changed.
         """
         _load(self._owned, state_dict)
 
@@ -170,6 +177,7 @@ def _load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
     taken = []
     for g, (saved, own) in enumerate(zip(saved_groups, groups.mappings, strict=True)):
         where = f"state_dict['param_groups'][{g}]"
+        groups.storages[g].check_drawn(saved, where)
         values = group_from_torch(saved, where, arguments, own)
         for key in values:
             arguments.check_key(key, where)

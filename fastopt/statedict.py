@@ -17,6 +17,7 @@ from .arrays.libraries import cast, floats_of, same_library, to_host, view
 from .backends.choice import ieee_arithmetic
 from .binding.blocks import from_blocks, to_blocks
 from .checks import as_float, as_int, describe, differing, wrong_type, wrong_value
+from .jobs.storage import DRAWN
 
 if TYPE_CHECKING:
     from .binding.options import Arguments
@@ -358,7 +359,7 @@ def group_from_torch(
         A hyper-parameter is missing. (torch's groups lack those that torch does not know: they stay as in `own`.)
     """
     of_torch = not _HOW.isdisjoint(group) or "maximize" not in group  # which only torch's Muon lacks
-    group = {key: value for key, value in group.items() if key not in {"params", _STORED, *_HOW}}
+    group = {key: value for key, value in group.items() if key not in {"params", _STORED, *DRAWN, *_HOW}}
     missing = {"lr"} if of_torch else set(arguments.defaults)
     if not missing <= group.keys():
         raise ValueError(

@@ -235,6 +235,8 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- saving, loading, copying ----
 
+    state_dict = loading.state_dict
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a state dict: of this class, of torch's, or of fastopt's NumPy class of the same name.
 
@@ -248,8 +250,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            Groups, parameters, step counts, state names, shapes or dtypes are not this optimizer's; nothing has
-            changed.
+            Groups, parameters, step counts, state names, shapes, dtypes, noise or stochastic rounding are not this
+            optimizer's; nothing has changed.
         """
         loading.load(self, state_dict, super().load_state_dict)
 

@@ -145,6 +145,18 @@ class Optimizer(torch.optim.Optimizer):
             A gradient, a state or a hyper-parameter is not what it must be; no tensor has changed.
         """
 
+    def state_dict(
+        self: Any,
+    ) -> dict[str, Any]:
+        """Everything that a training needs to go on bit for bit, in torch's layout.
+
+        Returns
+        -------
+        dict
+            Groups of an optimizer with noise have ``gradient_noise``, the tuple (eta, gamma, seed), and those of one
+            with ``rounding="stochastic"`` its seed as ``stochastic_rounding``.
+        """
+
     def load_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -161,8 +173,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            Groups, parameters, step counts, state names, shapes or dtypes are not this optimizer's; nothing has
-            changed.
+            Groups, parameters, step counts, state names, shapes, dtypes, noise or stochastic rounding are not this
+            optimizer's; nothing has changed.
         """
 
 class SGD(Optimizer):

@@ -339,3 +339,81 @@ def test_torchs_classes_take_it():
             ours.step()
             plain.step(g)
         assert bits(tensor.detach().numpy()) == bits(p)
+
+
+# ---- what is saved ----
+
+BF = pytest.importorskip("ml_dtypes").bfloat16
+DRAWN = {
+    "noise": ({"gradient_noise": NOISE}, {"gradient_noise": (0.3, 0.55, 2**40 + 7)}),
+    "rounding": ({"rounding": "stochastic", "seed": 7}, {"stochastic_rounding": 7}),
+}
+
+
+def _by_numpy(**options):
+    return fastopt.Adam([np.ones(3, BF)], **options), np.ones(3, BF)
+
+
+def _by_torch(**options):
+    torch = pytest.importorskip("torch")
+    from fastopt import torch as optim
+
+    p = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    p.grad = torch.ones(3, dtype=torch.bfloat16)
+    return optim.Adam([p], **options), None
+
+
+@pytest.mark.parametrize("make", [_by_numpy, _by_torch])
+@pytest.mark.parametrize("kind", DRAWN)
+def test_state_dicts_tell_of_what_is_drawn(kind, make):
+    options, told = DRAWN[kind]
+    opt, g = make(**options)
+    opt.step() if g is None else opt.step([g])
+    saved = opt.state_dict()
+    assert told.items() <= saved["param_groups"][0].items()
+    flat = fastopt.unflatten_state_dict(fastopt.flatten_state_dict(saved)) if g is not None else copy.deepcopy(saved)
+    (name,) = told
+    make(**options)[0].load_state_dict(flat)
+    plain = make()[0].state_dict()
+    assert name not in plain["param_groups"][0]
+    opt.load_state_dict(plain)  # as one of before, and torch's own, it tells of none
+    others = {"noise": {"gradient_noise": GradientNoise(seed=8)}, "rounding": {"rounding": "stochastic", "seed": 8}}
+    for given in ({}, others[kind]):
+        other = make(**given)[0]
+        before = repr(other.state_dict())
+        remedy = {"noise": r"gradient_noise=GradientNoise\(0.3", "rounding": r"rounding='stochastic', seed=7"}[kind]
+        with pytest.raises(ValueError, match=rf"\['{name}'\]: found .*, expected .* construct it with {remedy}"):
+            other.load_state_dict(saved)
+        assert repr(other.state_dict()) == before
+        taken = copy.deepcopy(saved)
+        del taken["param_groups"][0][name]
+        other.load_state_dict(taken)
+    if kind == "rounding":
+        for exact in ("kahan", "master"):
+            make(rounding=exact)[0].load_state_dict(saved)
+    for wrong in ("x", [1], {}, -1):
+        saved["param_groups"][0][name] = wrong
+        with pytest.raises((TypeError, ValueError), match=rf"{name}.*found"):
+            make(**options)[0].load_state_dict(saved)
+
+
+def test_torchs_own_class_takes_such_a_state_dict():
+    torch = pytest.importorskip("torch")
+    ours, _ = _by_torch(gradient_noise=NOISE, rounding="stochastic", seed=7)
+    ours.step()
+    p = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    theirs = torch.optim.Adam([p])
+    theirs.load_state_dict(ours.state_dict())
+    p.grad = torch.ones(3, dtype=torch.bfloat16)
+    theirs.step()
+    _by_torch(gradient_noise=NOISE, rounding="stochastic", seed=7)[0].load_state_dict(theirs.state_dict())
+
+
+def test_files_of_states_tell_of_what_is_drawn(tmp_path):
+    for kind, (options, told) in DRAWN.items():
+        with fastopt.Adam([np.ones(3, BF)], state_dir=tmp_path / kind, **options):
+            pass
+        with fastopt.Adam([np.ones(3, BF)], state_dir=tmp_path / kind, **options):
+            pass
+        with pytest.raises(ValueError, match=rf"^state_dir: found .* with drawn.{next(iter(told))} .*, expected None"):
+            fastopt.Adam([np.ones(3, BF)], state_dir=tmp_path / kind)

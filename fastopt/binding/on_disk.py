@@ -62,9 +62,10 @@ def open_files(
                 order = (0, *(axis + 1 for axis in param.order))
             states.append(StateArray(name, kind, numpy_dtype(dtype), shape, value, order))
         described.append(ParameterStates(rule.name, param.shape, tuple(states)))
+    drawn = owned.groups.storages[0].drawn() if owned.groups.storages else {}
     steps = next((progress.steps for progress in owned.groups.progress), np.zeros(0, np.int64))  # which all share
     of_rules = {id(progress): progress for progress in owned.groups.progress if progress.rule.scalars}
-    files = StateFiles(directory, described, [steps, *(own.scalars for own in of_rules.values())], memory)
+    files = StateFiles(directory, described, [steps, *(own.scalars for own in of_rules.values())], memory, drawn)
     if files.resumed and steps.any():
         warnings.warn(
             f"state_dir: states after step {steps.max()} are resumed from {os.fsdecode(directory)}, where no "

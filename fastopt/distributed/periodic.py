@@ -13,6 +13,7 @@ from ..arrays.libraries import assign, floats_of, same_library, view
 from ..arrays.libraries.torch import detached, is_tensor
 from ..backends.choice import ieee_arithmetic
 from ..checks import check_integer, check_number, wrong_type
+from ..jobs.storage import DRAWN
 from ..optimizers import CLASSES, Optimizer
 from ..statedict import torch_state_dict
 from . import checkpoint
@@ -25,6 +26,9 @@ from .shards import Extent, Layout, Span
 from .states import host_values
 from .synchronous import Synchronous
 from .wire import Wire
+
+#: The entry of an index that has what each rank draws at random.
+_DRAWN = "drawn"
 
 
 class _Periodic:
@@ -111,9 +115,10 @@ class _Periodic:
             shapes[number] = {name: value.shape for name, value in values.items()}
             flat = {name: value.reshape(1, -1) if value.ndim else value for name, value in values.items()}
             parts.append(checkpoint.Part(Span(number, 0, values[checkpoint.PARAMETER].size), flat))
+        drawn = self._world.all_gather(_drawn(own["param_groups"][0]))
         about = {"optimizer": self._called(), "parameters": self._held.described(), checkpoint.RANKS: self.ranks}
         groups = [*own["param_groups"], *groups]
-        checkpoint.write(directory, self._world, self.steps, parts, shapes, about, groups)
+        checkpoint.write(directory, self._world, self.steps, parts, shapes, {**about, _DRAWN: drawn}, groups)
 
     def load(self, directory: Any) -> int:
         """Takes over the last checkpoint in a directory, from which a training goes on bit for bit; all ranks call it.
@@ -146,7 +151,11 @@ class _Periodic:
             own, common = (range(k * count, (k + 1) * count) for k in (self.rank % ranks, ranks))
             params = [reader.parameter(number) for number in own]
             states = {i: reader.states(number) for i, number in enumerate(own)}
-            state_dict = {"state": states, "param_groups": reader.groups[:inner]}
+            groups = reader.groups[:inner]
+            if _DRAWN in reader.index:  # each rank may have noise of its own; one that has come since draws as it will
+                drawn = reader.index[_DRAWN][self.rank] if self.rank < ranks else {}
+                groups = [{key: x for key, x in group.items() if key not in DRAWN} | drawn for group in groups]
+            state_dict = {"state": states, "param_groups": groups}
             made = state_dict if isinstance(self.optimizer, Optimizer) else torch_state_dict(state_dict)
             self.optimizer.load_state_dict(made)
             self._take_common(reader, common, reader.groups[inner:])
@@ -373,6 +382,11 @@ class _Outer(Synchronous):
 
     def _check_slices(self, slices: Any) -> int:
         return slices
+
+
+def _drawn(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a saved group tells of random numbers."""
+    return {key: group[key] for key in DRAWN if key in group}
 
 
 def _copied(array: Any) -> Any:

@@ -11,10 +11,32 @@ import torch
 
 from ..arrays.libraries import assign, new_array, view
 from ..binding.states import new_state
+from ..jobs.storage import DRAWN
 from ..statedict import COMPANIONS, converted_state, read_state_dict, torch_groups
 from .groups import Groups, check_flags, is_counted, params_of, real_of
 from .placements import local_of, local_state, whole_state
 from .states import STATE_NAMES, Numbers, adopt_numbers, number_of
+
+
+def state_dict(self: Any) -> dict[str, Any]:
+    """Everything that a training needs to go on bit for bit, in torch's layout.
+
+    Returns
+    -------
+    dict
+        Groups of an optimizer with noise have ``gradient_noise``, the tuple (eta, gamma, seed), and those of one
+        with ``rounding="stochastic"`` its seed as ``stochastic_rounding``.
+    """
+
+    def tell(_: Any, made: dict[str, Any]) -> None:
+        for group in made["param_groups"]:
+            group.update(self._storage.drawn())
+
+    hook = self.register_state_dict_post_hook(tell, prepend=True)  # before the user's own
+    try:
+        return torch.optim.Optimizer.state_dict(self)
+    finally:
+        hook.remove()
 
 
 def load(optimizer: Any, state_dict: Mapping[str, Any], by_torch: Callable[[dict[str, Any]], Any]) -> None:
@@ -68,6 +90,8 @@ def read(
         found = {key: x for key, x in found.items() if key not in users}
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     order, saved_groups, saved = read_state_dict({"state": found, "param_groups": groups}, sizes)
+    for g, group in enumerate(saved_groups):
+        optimizer._storage.check_drawn(group, f"state_dict['param_groups'][{g}]")
     groups = [
         _completed(optimizer, group, own)
         for group, own in zip(torch_groups(saved_groups), optimizer.param_groups, strict=True)
@@ -97,7 +121,8 @@ def _is_users(key: Any, entry: Any) -> bool:
 
 def _completed(optimizer: Groups, group: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """A saved group with all of the class's arguments; what its states are stored in is the optimizer's."""
-    group = {key: value for key, value in {**optimizer.defaults, **group}.items() if key != "state_dtype"}
+    elsewhere = {"state_dtype", *DRAWN}
+    group = {key: value for key, value in {**optimizer.defaults, **group}.items() if key not in elsewhere}
     if "state_dtype" in own:
         group["state_dtype"] = own["state_dtype"]
     return {**group, "decoupled_weight_decay": True} if optimizer._arguments.decoupled else group

@@ -14,12 +14,13 @@ import stat
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,8 @@ class StateFiles:
     memory : int, optional
         At most so many bytes of states, and of other maps of files that a step uses, are to be in memory; by default as
         many as the system sees fit. In an update it is the caller who keeps to it, with `pager`.
+    drawn : mapping, optional
+        What the optimizer draws at random, by name, in plain data: a directory that tells of other is not resumed.
 
     Attributes
     ----------
@@ -128,6 +131,7 @@ class StateFiles:
         parameters: Sequence[ParameterStates],
         counters: Sequence[np.ndarray],
         memory: int | None = None,
+        drawn: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         if not isinstance(directory, (str, bytes, os.PathLike)):
             raise wrong_type("state_dir", directory, "a path")
@@ -140,7 +144,7 @@ class StateFiles:
         self._counters = counters
         self._busy = threading.Lock()
         self._failure: BaseException | None = None
-        manifest = _describe(parameters, counters)
+        manifest = {**_describe(parameters, counters), "drawn": dict(drawn)}
         made: list[Path] = []
         self._files: list[int] = []
         try:
@@ -198,7 +202,11 @@ class StateFiles:
                 f"state_dir: found states in {self._folder} in format {describe(version)}, of fastopt "
                 f"{describe(writer)}, expected format {FORMAT}; use that version, or {_REMEDY}"
             )
-        for place, there, here in _differences(found, json.loads(described)):
+        expected, told = json.loads(described), found.get("drawn")
+        own = expected.pop("drawn")
+        if isinstance(told, dict):  # a directory of before tells of none
+            expected["drawn"] = {name: own.get(name) for name in told}
+        for place, there, here in _differences(found, expected):
             raise ValueError(
                 f"state_dir: found states in {self._folder} with {place} {describe(there)}, expected {here!r} as this "
                 f"optimizer has; {_REMEDY}"

@@ -26,8 +26,8 @@ class GradientNoise:
     Philox4x32-10 (Salmon et al. 2011), and reach 6.66; float64 parameters have the same ones. Of a
     `fastopt.RowSparse` gradient, the rows that it names have noise, and the others none.
 
-    A state dict does not contain it, as it contains neither ``seed`` nor ``rounding``: give the optimizer that goes on
-    with a training the same noise. The functions of `fastopt.numba` take the gradient as it is, and add none.
+    A state dict tells of it, and only an optimizer with the same noise loads it: construct the one that goes on with a
+    training so. The functions of `fastopt.numba` take the gradient as it is, and add none.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from ..arrays.array import Array
 from ..arrays.blocks import POSITIVE, SIGNED, block_bytes
 from ..arrays.dtypes import CODES, compute_dtype, dtype_name
 from ..arrays.runs import is_one_run
-from ..checks import check_integer, check_name, check_number, did_you_mean, wrong_value
+from ..checks import check_integer, check_name, check_number, describe, did_you_mean, wrong_value
 from ..rules import FactoredRule, Rule
 from .noise import GradientNoise, check_noise
 
@@ -23,7 +23,10 @@ SMALLEST_IN_BLOCKS = 4096  # parameters of fewer elements have float32 states in
 STOCHASTIC, KAHAN, MASTER, AVERAGE, ZERO_GRADS, DITHER, NOISE, CLIP = 1, 2, 4, 8, 16, 32, 64, 128
 #: The options with which gradients are scaled before the rule's prologue.
 PREPARED = NOISE | CLIP
+#: The entries of saved groups that tell what is drawn at random: the noise, and the seed of stochastic rounding.
+DRAWN = ("gradient_noise", "stochastic_rounding")
 _KEPT = {"nearest": 0, "stochastic": STOCHASTIC, "kahan": KAHAN, "master": MASTER}
+_EXACT = ("kahan", "master")
 _STATE_DTYPES: dict[str, np.dtype] = {**{dtype_name(dtype): dtype for dtype in CODES}, "8bit": np.dtype(np.uint8)}
 
 
@@ -107,6 +110,40 @@ class StorageOptions:
         """Tell whether a step's number decides how something is rounded, or which noise there is."""
         rounds = self.rounding == "stochastic" or (self.state_dtype is not None and self.state_dtype.itemsize < 4)
         return rounds or self.noise is not None
+
+    def drawn(self) -> dict[str, Any]:
+        """What is drawn at random, in plain data, as groups of state dicts tell it."""
+        found: dict[str, Any] = {}
+        if self.noise is not None:
+            found["gradient_noise"] = (self.noise.eta, self.noise.gamma, self.noise.seed)
+        if self.rounding == "stochastic":
+            found["stochastic_rounding"] = self.seed
+        return found
+
+    def check_drawn(self, group: Mapping[str, Any], where: str) -> None:
+        """Check that a saved group tells of the noise and the stochastic rounding that there are here, if of any.
+
+        Rounding that keeps all bits takes the place of stochastic rounding.
+
+        Raises
+        ------
+        ValueError
+            It tells of others.
+        """
+        own = self.drawn()
+        for name, argument in zip(DRAWN, ("gradient_noise", "rounding"), strict=True):
+            found = group.get(name)
+            found = tuple(found) if isinstance(found, list) else found  # as JSON has it
+            if found is None or found == own.get(name) or (argument == "rounding" and self.rounding in _EXACT):
+                continue
+            given = f"rounding='stochastic', seed={describe(found)}"
+            if argument == "gradient_noise":
+                fields = isinstance(found, tuple) and len(found) == 3
+                given = f"gradient_noise=GradientNoise{describe(found)}" if fields else "its gradient_noise"
+            raise ValueError(
+                f"{where}[{name!r}]: found {describe(found)}, expected {own.get(name)}, as this optimizer has: "
+                f"construct it with {given} for the same run, or take the entry out of the state dict for another one"
+            )
 
     def options(self, param: Array) -> int:
         """The options of a parameter's storage."""

@@ -276,3 +276,28 @@ def test_what_is_killed_while_it_writes_leaves_a_whole_one(times, writers, tmp_p
         assert all((p == found.steps).all() for p in found.params)
         assert found.state_dict["state"][0]["step"] == found.steps or found.steps == 0
         before = found.steps
+
+
+def test_noise_is_told(tmp_path):
+    def noisy(rank=0):
+        return {"gradient_noise": fastopt.GradientNoise(seed=rank), "rounding": "stochastic", "seed": 9}
+
+    opt = fd.Synchronous(fastopt.SGD, parameters(), slices=1, **noisy())
+    opt.save(tmp_path / "whole")
+    fd.Synchronous(fastopt.SGD, parameters(), slices=1, **noisy()).load(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"\['gradient_noise'\]: found \(0.3, 0.55, 0\), expected None"):
+        fd.Synchronous(fastopt.SGD, parameters(), slices=1).load(tmp_path / "whole")
+
+    def alone(first=0):
+        def work():
+            rank = current().rank + first
+            return fd.LocalSGD(fastopt.SGD(parameters(), **noisy(rank)), every=2)
+
+        return work
+
+    run_threads(2, lambda: alone()().save(tmp_path / "each"))
+    run_threads(3, lambda: alone()().load(tmp_path / "each"))  # each rank's own, and a new one's
+    with pytest.raises(
+        ValueError, match=r"\['gradient_noise'\]: found \(0.3, 0.55, [01]\), expected \(0.3, 0.55, [12]\)"
+    ):
+        run_threads(2, lambda: alone(1)().load(tmp_path / "each"))
