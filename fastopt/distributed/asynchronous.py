@@ -130,9 +130,8 @@ class Algorithm:
         """The side of one of so many workers."""
         raise NotImplementedError
 
-    def _result(self, shards: Sequence[Shard]) -> Any:
-        """The parameters that have been learned, in their structure."""
-        values = [array for shard in shards for array in shard.values()]
+    def _result(self, values: Sequence[np.ndarray]) -> Any:
+        """The parameters that have been learned, as servers have them, in their structure."""
         return self._held.build([x.astype(own.dtype) for x, own in zip(values, self._held.arrays, strict=True)])
 
 

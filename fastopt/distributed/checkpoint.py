@@ -93,8 +93,8 @@ def write(
     text = flatten_state_dict({"state": {}, "param_groups": groups})["param_groups"].tobytes().decode()
     root = Path(directory)
     begun = root / f".step-{steps}.part"
-    _agree(world, lambda: None if world.rank else _begin(root, begun))
-    _agree(world, lambda: _write_shard(begun / f"shard-{world.rank}.npz", parts))
+    agree(world, lambda: None if world.rank else _begin(root, begun))
+    agree(world, lambda: _write_shard(begun / f"shard-{world.rank}.npz", parts))
     told = world.gather(([part.span for part in parts], shapes))
 
     def finish() -> None:
@@ -112,10 +112,10 @@ def write(
         for old in _older(root, made.name)[KEPT - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
 
-    _agree(world, lambda: None if world.rank else finish())
+    agree(world, lambda: None if world.rank else finish())
 
 
-def _agree(world: World, work: Callable[[], None]) -> None:
+def agree(world: World, work: Callable[[], None]) -> None:
     """Do something in this rank, and tell the others if it failed."""
     failed: OSError | None = None
     try:

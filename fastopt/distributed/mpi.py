@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import BackendUnavailable, install_command
 from .ending import leave
+from .post import Channel
 from .world import Request
 
 
@@ -72,6 +73,14 @@ class Processes:
         self._near = self._neighbours()
         self.machines = sorted({*map(tuple, self._all.allgather(self._near.allgather(self.rank)))})
         self._windows: list[Any] = []
+        self._channel: Channel | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """Messages of runs that do not wait; all ranks call it alike."""
+        if self._channel is None:
+            self._channel = Channel(self._mpi, self._all.Dup())
+        return self._channel
 
     def _neighbours(self) -> Any:
         """The ranks on this machine, in order."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..checks import check_integer, wrong_type, wrong_value
 from .asynchronous import Algorithm, Ask, Asking, Side
+from .carriers import Alone, Threads, current
 from .core import Header, OutOfOrder, ServerCore
 
 _FORMAT = 1
@@ -59,8 +60,15 @@ class Worker:
         Its number, and how many there are.
     """
 
-    def __init__(self, side: Side, rank: int, workers: int, ask: Callable[[Ask], None]) -> None:
-        self._side, self._ask = side, ask
+    def __init__(
+        self,
+        side: Side,
+        rank: int,
+        workers: int,
+        ask: Callable[[Ask], None],
+        wait: Callable[[Ask], None] | None = None,
+    ) -> None:
+        self._side, self._ask, self._wait = side, ask, wait
         self.params, self.rank, self.workers = side.params, rank, workers
 
     def deal(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -84,11 +92,21 @@ class Worker:
         """
         self._drive(self._side.advance(grads))
 
+    def _work(self, function: Callable[[Worker], Any]) -> None:
+        """Do all that a worker does."""
+        self._drive(self._side.begin())
+        function(self)
+        self._drive(self._side.finish())
+
     def _drive(self, asking: Asking) -> None:
         for ask in asking:
             if not ask.sent:
                 ask.sent = True
                 self._ask(ask)
+                if not ask.waits:
+                    continue
+            if ask.replies is None and self._wait is not None:
+                self._wait(ask)
 
 
 class _Stopped(BaseException):
@@ -138,15 +156,17 @@ def run(
     worker: Callable[[Worker], Any],
     algorithm: Algorithm,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     servers: int = 1,
     max_ahead: int | None = None,
     order: Any = None,
 ) -> Result:
-    """Train with workers that do not wait for each other: threads of this process.
+    """Train with workers that do not wait for each other: processes, or threads of one.
 
-    They run in turn where Python computes, and at once in NumPy and other libraries. A worker that ends by an exception
-    costs the others nothing; if all do, that of the first one is raised.
+    Where several processes were started together, all call it: the first ones are workers, those behind them servers,
+    and all have the result. In one process workers are threads, which run in turn where Python computes, and at once in
+    NumPy and other libraries. A worker that ends by an exception costs the others nothing; if all do, that of the first
+    one is raised.
 
     Parameters
     ----------
@@ -156,7 +176,8 @@ def run(
     algorithm : Downpour or EASGD
         What workers and servers do.
     workers, servers : int
-        Their numbers. Each parameter is whole on one server; a server's lock is held for the time of a step.
+        Their numbers: by default two threads, or all processes that are no servers. Each parameter is whole on one
+        server, which handles one request at a time.
     max_ahead : int, optional
         The most requests that a worker may be ahead of the slowest one that has not ended: then it waits.
     order : path, optional
@@ -174,6 +195,8 @@ def run(
         An argument is not what it must be, before any worker begins; or all workers ended by exceptions.
     OSError
         The order cannot be written.
+    RankDied
+        A process that is a server has ended.
 
     Examples
     --------
@@ -182,10 +205,16 @@ def run(
     if not callable(worker):
         raise wrong_type("worker", worker, "a function of a Worker")
     check_algorithm(algorithm)
-    workers = check_integer("workers", workers, 1, 1 << 16)
-    cuts = algorithm._cuts(algorithm._check_servers(servers))
+    if workers is not None:
+        check_integer("workers", workers, 1, 1 << 16)
+    servers = algorithm._check_servers(servers)
     if max_ahead is not None:
         check_integer("max_ahead", max_ahead, 0)
+    if not isinstance(current(), Alone | Threads):
+        from .processes import run_processes  # which imports mpi4py
+
+        return run_processes(worker, algorithm, workers=workers, servers=servers, max_ahead=max_ahead, order=order)
+    workers, cuts = workers or 2, algorithm._cuts(servers)
     if order is None:
         return _run(worker, algorithm, make_cores(algorithm, cuts, workers, max_ahead), cuts, workers)
     with open(order, "wb") as file:
@@ -193,7 +222,7 @@ def run(
         try:
             return _run(worker, algorithm, cores, cuts, workers)
         finally:
-            _write(file, workers, [core.order for core in cores])
+            write_order(file, workers, [core.order for core in cores])
 
 
 def replay(worker: Callable[[Worker], Any], algorithm: Algorithm, order: Any) -> Result:
@@ -272,16 +301,29 @@ def make_cores(
     orders: Sequence[Sequence[int]] | None = None,
 ) -> list[ServerCore]:
     """Servers as they begin, of the parameters between cuts."""
+    followed = [None] * (len(cuts) - 1) if orders is None else orders
     return [
-        ServerCore(
-            algorithm._shard(begin, end, workers),
-            workers,
-            max_ahead=max_ahead,
-            warm_start=algorithm._warm_pushes,
-            order=None if orders is None else orders[s],
-        )
-        for s, (begin, end) in enumerate(pairwise(cuts))
+        make_core(algorithm, begin, end, workers, max_ahead, own)
+        for (begin, end), own in zip(pairwise(cuts), followed, strict=True)
     ]
+
+
+def make_core(
+    algorithm: Algorithm,
+    begin: int,
+    end: int,
+    workers: int,
+    max_ahead: int | None = None,
+    order: Sequence[int] | None = None,
+) -> ServerCore:
+    """A server as it begins, of neighbouring parameters."""
+    return ServerCore(
+        algorithm._shard(begin, end, workers),
+        workers,
+        max_ahead=max_ahead,
+        warm_start=algorithm._warm_pushes,
+        order=order,
+    )
 
 
 def result_of(
@@ -289,7 +331,7 @@ def result_of(
 ) -> Result:
     """The result of a run."""
     delays: Counter[int] = cores[0].delays
-    params = algorithm._result([core.shard for core in cores])
+    params = algorithm._result([array for core in cores for array in core.shard.values()])
     return Result(params, cores[0].version, dict(sorted(delays.items())), dict(sorted(dead.items())), seconds)
 
 
@@ -302,10 +344,7 @@ def _run(
     def work(rank: int) -> None:
         try:
             side = algorithm._side(n)
-            own = Worker(side, rank, n, lambda ask: servers.ask(rank, ask))
-            own._drive(side.begin())
-            function(own)
-            own._drive(side.finish())
+            Worker(side, rank, n, lambda ask: servers.ask(rank, ask))._work(function)
         except _Stopped:
             pass
         except BaseException as error:
@@ -330,7 +369,7 @@ def _run(
     return result_of(algorithm, cores, dead, time.perf_counter() - began)
 
 
-def _write(file: Any, workers: int, orders: Sequence[Sequence[int]]) -> None:
+def write_order(file: Any, workers: int, orders: Sequence[Sequence[int]]) -> None:
     """Write a line that says what there is, and then the orders of all servers."""
     head = {"format": _FORMAT, "workers": workers, "requests": [len(own) for own in orders]}
     file.write(json.dumps(head).encode() + b"\n")
