@@ -384,6 +384,24 @@ UPDATE(adaptive_revision)
     s->snapshot = c->read == 0 ? s->snapshot : s->grad_sum;
 }
 
+/* ---- dc_asgd ---- */
+UPDATE(dc_asgd)
+{
+    const real compensated = g + c->lambd * g * g * (*p - s->backup);
+    g = *p == s->backup ? g : compensated; /* else -0 and infinity would be others, and the bits not SGD's */
+    *p = *p - c->lr * g;
+    s->backup = c->read == 0 ? s->backup : *p;
+}
+
+UPDATE(dc_asgd_adaptive)
+{
+    s->square_avg = c->alpha * s->square_avg + c->alpha_c * g * g;
+    const real compensated = g + c->lambd0 / SQRT(s->square_avg + c->eps_root) * g * g * (*p - s->backup);
+    g = *p == s->backup ? g : compensated;
+    *p = *p - c->lr * g;
+    s->backup = c->read == 0 ? s->backup : *p;
+}
+
 /* ---- prodigy ---- */
 UPDATE(prodigy)
 {
@@ -783,6 +801,22 @@ STAGE(swats)
 FOLD(adaptive_revision)
 {
     c->lr = h->lr;
+    c->read = h->read;
+}
+
+FOLD(dc_asgd)
+{
+    c->lr = h->lr;
+    c->lambd = h->lambd;
+    c->read = h->read;
+}
+
+FOLD(dc_asgd_adaptive)
+{
+    c->lr = h->lr;
+    c->lambd0 = h->lambd0;
+    WITH_REST(alpha);
+    c->eps_root = h->eps_root;
     c->read = h->read;
 }
 

@@ -25,7 +25,7 @@ from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dic
 from . import schedules as schedules
 from .schedules import Demon as Demon
 
-__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AdaptiveRevision', 'AggMo', 'BackendUnavailable', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'Prodigy', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
+__all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AdaptiveRevision', 'AggMo', 'BackendUnavailable', 'DCASGD', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'Prodigy', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 
 class SGD(Optimizer):
     """Stochastic gradient descent: a step against the gradient.
@@ -2929,6 +2929,101 @@ class AdaptiveRevision(Optimizer):
         weight_decay: Value = 0.0,
         decoupled_weight_decay: Value = 0.0,
         maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+        state_dir: str | PathLike[str] | None = None,
+        state_memory: SupportsIndex | None = None,
+    ) -> None: ...
+
+class DCASGD(Optimizer):
+    """SGD for gradients that come late: each is taken to where the parameter is now, by its square for
+    a curvature.
+
+    ::
+
+        g' = g + lambd*g^2*(p - b)
+        p -= lr*g'
+        b = p
+
+    With ``adaptive=True``: DC-ASGD whose factor is smaller where gradients are larger::
+
+        s = alpha*s + (1 - alpha)*g^2
+        as dc_asgd with lambd = lambd0/sqrt(s + eps_root)
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    b is the ``backup``: the parameter as the gradient's worker read it, and each worker has one of
+    its own. With one worker, which reads after each step, b is p, and the steps are those of
+    ``SGD`` (of a parameter that no ``decoupled_weight_decay`` moves). ``read=False`` leaves the
+    backup as it is. It is stored as the parameter is, or its master.
+
+    Source: Zheng et al. 2017, arXiv:1609.08326.
+
+    Parameters
+    ----------
+    params : array, nested sequences and mappings, or list of group dicts
+        Arrays that are updated in place.
+    lr : float or callable, default 0.001
+        Learning rate. A finite number >= 0.
+    lambd : float or callable, default 0.04
+        Factor of the compensation. A finite number >= 0.
+    read : bool, default True
+        The gradient's worker reads the parameter after this step.
+    lambd0 : float or callable, default 2.0
+        Factor of the compensation, over the root of the average squared gradient. A finite number
+        >= 0.
+    alpha : float or callable, default 0.95
+        Decay rate of the average of squares. A number in [0, 1).
+    eps_root : float or callable, default 1e-07
+        Added under the square root. A finite number > 0.
+    adaptive : bool, default False
+        Chooses the rule, as above.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``state_dtype``, ``rounding``,
+        ``seed``, ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``,
+        ``state_dir``, ``state_memory``: see `fastopt.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``backup``; ``square_avg``, ``backup`` with ``adaptive=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p = np.array([1.0, -2.0])
+    >>> opt = fastopt.DCASGD(p, lr=0.1)
+    >>> opt.step(2 * p)  # the gradient of the sum of p**2
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Value = 0.001,
+        *,
+        lambd: Value = 0.04,
+        read: bool = True,
+        lambd0: Value = 2.0,
+        alpha: Value = 0.95,
+        eps_root: Value = 1e-07,
+        weight_decay: Value = 0.0,
+        decoupled_weight_decay: Value = 0.0,
+        maximize: bool = False,
+        adaptive: bool = False,
         state_dtype: StateDtype | None = None,
         rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
         seed: SupportsIndex = 0,

@@ -44,7 +44,7 @@ from typing import Literal, SupportsIndex
 from ._types import Array, Gradient, Number, Numbers
 from .jobs.noise import GradientNoise
 
-__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'swats', 'swats_over_all', 'prodigy', 'adaptive_revision', 'muon', 'adafactor']
+__all__ = ['sgd', 'momentum', 'nesterov', 'qhm', 'aggmo', 'lion', 'signsgd', 'schedule_free_sgd', 'asgd', 'rprop', 'adagrad', 'rowwise_adagrad', 'adadelta', 'rmsprop', 'rmsprop_momentum', 'rmsprop_centered', 'rmsprop_centered_momentum', 'ftrl', 'adam', 'amsgrad', 'adamw', 'adamw_amsgrad', 'adamax', 'nadam', 'qhadam', 'adabound', 'amsbound', 'adabelief', 'radam', 'adan', 'ademamix', 'schedule_free_adamw', 'lars', 'lamb', 'novograd', 'swats', 'swats_over_all', 'prodigy', 'adaptive_revision', 'dc_asgd', 'dc_asgd_adaptive', 'muon', 'adafactor']
 
 def sgd(
     param: Array | Sequence[Array],
@@ -3113,6 +3113,160 @@ def adaptive_revision(
     >>> fastopt.functional.adaptive_revision(p, 2 * p, grad_sum, z, z_max, snapshot, step=1, lr=0.1)
     >>> p.round(6).tolist()
     [0.910557, -1.902986]
+    """
+
+def dc_asgd(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    backup: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    lambd: Number = 0.04,
+    read: bool = True,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of dc_asgd, in place.
+
+    SGD for gradients that come late: each is taken to where the parameter is now, by its square for
+    a curvature.
+
+    ::
+
+        g' = g + lambd*g^2*(p - b)
+        p -= lr*g'
+        b = p
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    b is the ``backup``: the parameter as the gradient's worker read it, and each worker has one of
+    its own. With one worker, which reads after each step, b is p, and the steps are those of
+    ``SGD`` (of a parameter that no ``decoupled_weight_decay`` moves). ``read=False`` leaves the
+    backup as it is. It is stored as the parameter is, or its master.
+
+    Source: Zheng et al. 2017, arXiv:1609.08326.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    backup : array, or list of arrays
+        States, which are updated too. They begin at zero, backup at the parameter.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    lambd : float, default 0.04
+        Factor of the compensation. A finite number >= 0.
+    read : bool, default True
+        The gradient's worker reads the parameter after this step.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, backup = np.array([1.0, -2.0]), np.array([1.0, -2.0])
+    >>> fastopt.functional.dc_asgd(p, 2 * p, backup, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
+    """
+
+def dc_asgd_adaptive(
+    param: Array | Sequence[Array],
+    grad: Gradient | Sequence[Gradient],
+    square_avg: Array | Sequence[Array],
+    backup: Array | Sequence[Array],
+    *,
+    step: SupportsIndex,
+    lr: Number = 0.001,
+    lambd0: Number = 2.0,
+    alpha: Number = 0.95,
+    eps_root: Number = 1e-07,
+    read: bool = True,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: Number = 0.0,
+    maximize: bool = False,
+    grad_scale: Number = 1.0,
+    gradient_noise: GradientNoise | None = None,
+    first_element: SupportsIndex = 0,
+    backend: str | None = None,
+    threads: SupportsIndex | None = None,
+) -> None:
+    """One step of dc_asgd_adaptive, in place.
+
+    DC-ASGD whose factor is smaller where gradients are larger.
+
+    ::
+
+        s = alpha*s + (1 - alpha)*g^2
+        as dc_asgd with lambd = lambd0/sqrt(s + eps_root)
+
+    and dc_asgd is::
+
+        g' = g + lambd*g^2*(p - b)
+        p -= lr*g'
+        b = p
+
+    Here g is grad_scale*grad, its sign flipped by ``maximize``, + weight_decay*p; then p *= 1 -
+    lr*decoupled_weight_decay; then comes the above.
+
+    b is the ``backup``: the parameter as the gradient's worker read it, and each worker has one of
+    its own. With one worker, which reads after each step, b is p, and the steps are those of
+    ``SGD`` (of a parameter that no ``decoupled_weight_decay`` moves). ``read=False`` leaves the
+    backup as it is. It is stored as the parameter is, or its master.
+
+    Source: Zheng et al. 2017, arXiv:1609.08326.
+
+    Parameters
+    ----------
+    param, grad : array, or list of arrays
+        The parameter, which is updated, and its gradient.
+    square_avg, backup : array, or list of arrays
+        States, which are updated too. They begin at zero, backup at the parameter.
+    step : int
+        The 1-based number of this step.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    lambd0 : float, default 2.0
+        Factor of the compensation, over the root of the average squared gradient. A finite number
+        >= 0.
+    alpha : float, default 0.95
+        Decay rate of the average of squares. A number in [0, 1).
+    eps_root : float, default 1e-07
+        Added under the square root. A finite number > 0.
+    read : bool, default True
+        The gradient's worker reads the parameter after this step.
+    more : as every function
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``grad_scale``,
+        ``gradient_noise``, ``first_element``, ``backend``, ``threads``: see `fastopt.functional`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it, and nothing is written.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> p, square_avg, backup = np.array([1.0, -2.0]), np.zeros(2), np.array([1.0, -2.0])
+    >>> fastopt.functional.dc_asgd_adaptive(p, 2 * p, square_avg, backup, step=1, lr=0.1)
+    >>> p.round(6).tolist()
+    [0.8, -1.6]
     """
 
 def muon(

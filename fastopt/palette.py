@@ -90,6 +90,7 @@ _RULES = looks(
         *("asgd", "adabelief", "signsgd", "rprop", "adan", "ademamix"),
         *("schedule_free_sgd", "schedule_free_adamw", "lars", "lamb", "muon", "novograd"),
         *("swats", "adaptive_revision", "adafactor", "swats_over_all", "prodigy"),
+        *("dc_asgd", "dc_asgd_adaptive"),
     )
 )
 

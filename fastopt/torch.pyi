@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from ._types import Number, NumberPair, Numbers, StateDtype
 from .jobs.noise import GradientNoise
 
-__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SWATS', 'Prodigy', 'AdaptiveRevision', 'SparseAdam', 'Muon', 'Adafactor', 'Optimizer', 'clip_grad_norm_', 'LBFGS', 'lr_scheduler', 'swa_utils']
+__all__ = ['SGD', 'Momentum', 'NAG', 'QHM', 'AggMo', 'Lion', 'SignSGD', 'ScheduleFreeSGD', 'ASGD', 'Rprop', 'Adagrad', 'RowwiseAdagrad', 'Adadelta', 'RMSprop', 'FTRL', 'Adam', 'AMSGrad', 'AdamW', 'Adamax', 'NAdam', 'QHAdam', 'AdaBound', 'AMSBound', 'AdaBelief', 'RAdam', 'Adan', 'AdEMAMix', 'ScheduleFreeAdamW', 'LARS', 'LAMB', 'NovoGrad', 'SWATS', 'Prodigy', 'AdaptiveRevision', 'DCASGD', 'SparseAdam', 'Muon', 'Adafactor', 'Optimizer', 'clip_grad_norm_', 'LBFGS', 'lr_scheduler', 'swa_utils']
 
 class Optimizer(torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
@@ -3331,6 +3331,109 @@ class AdaptiveRevision(Optimizer):
         weight_decay: Number = 0.0,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan", "master"] = 'nearest',
+        seed: SupportsIndex = 0,
+        first_element: SupportsIndex = 0,
+        ema_decay: Number | None = None,
+        gradient_noise: GradientNoise | None = None,
+        backend: str | None = None,
+        threads: SupportsIndex | None = None,
+    ) -> None: ...
+
+class DCASGD(Optimizer):
+    """SGD for gradients that come late: each is taken to where the parameter is now, by its square for
+    a curvature.
+
+    ::
+
+        g' = g + lambd*g^2*(p - b)
+        p -= lr*g'
+        b = p
+
+    With ``adaptive=True``: DC-ASGD whose factor is smaller where gradients are larger::
+
+        s = alpha*s + (1 - alpha)*g^2
+        as dc_asgd with lambd = lambd0/sqrt(s + eps_root)
+
+    Here g is the gradient, its sign flipped by ``maximize``, + weight_decay*p. With
+    ``decoupled_weight_decay=True`` it is the gradient alone, and p *= 1 - lr*weight_decay comes
+    before the above.
+
+    b is the ``backup``: the parameter as the gradient's worker read it, and each worker has one of
+    its own. With one worker, which reads after each step, b is p, and the steps are those of
+    ``SGD`` (of a parameter that no ``decoupled_weight_decay`` moves). ``read=False`` leaves the
+    backup as it is. It is stored as the parameter is, or its master.
+
+    Source: Zheng et al. 2017, arXiv:1609.08326.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        Tensors that are updated in place.
+    lr : float, default 0.001
+        Learning rate. A finite number >= 0.
+    lambd : float, default 0.04
+        Factor of the compensation. A finite number >= 0.
+    read : bool, default True
+        The gradient's worker reads the parameter after this step.
+    lambd0 : float, default 2.0
+        Factor of the compensation, over the root of the average squared gradient. A finite number
+        >= 0.
+    alpha : float, default 0.95
+        Decay rate of the average of squares. A number in [0, 1).
+    eps_root : float, default 1e-07
+        Added under the square root. A finite number > 0.
+    adaptive : bool, default False
+        Chooses the rule, as above.
+    more : as every class, by keyword
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``, ``foreach``, ``fused``,
+        ``capturable``, ``differentiable``, ``state_dtype``, ``rounding``, ``seed``,
+        ``first_element``, ``ema_decay``, ``gradient_noise``, ``backend``, ``threads``: see
+        `fastopt.torch.Optimizer`, which has the methods too.
+
+    Attributes
+    ----------
+    state : sequence of mappings, one for each parameter
+        ``step``, and arrays: ``backup``; ``square_avg``, ``backup`` with ``adaptive=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message names it.
+    BackendUnavailable
+        A tensor is on a device for which there is no backend.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastopt import torch as optim
+    >>> p = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    >>> opt = optim.DCASGD([p], lr=0.1)
+    >>> p.square().sum().backward()
+    >>> opt.step()
+    >>> [round(x, 6) for x in p.tolist()]
+    [0.8, -1.6]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Number = 0.001,
+        *,
+        lambd: Number = 0.04,
+        read: bool = True,
+        lambd0: Number = 2.0,
+        alpha: Number = 0.95,
+        eps_root: Number = 1e-07,
+        weight_decay: Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        adaptive: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,

@@ -73,6 +73,8 @@ VARIED = {
     },
     "novograd": {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "eps": 1e-5, "eps_root": 1e-7, "grad_averaging": True},
     "adaptive_revision": {"lr": 0.05},
+    "dc_asgd": {"lr": 0.02, "lambd": 0.02},
+    "dc_asgd_adaptive": {"lr": 0.02, "lambd0": 0.5, "alpha": 0.9, "eps_root": 1e-5},
 }
 DECAY = {"weight_decay": 0.02, "decoupled_weight_decay": 0.03}
 # Forms that an option of a rule makes, beside the two of every rule.
@@ -98,6 +100,8 @@ FORMS = {
     "novograd, the paper's": ("novograd", {**VARIED["novograd"], "grad_averaging": False}),
     "lars, optax's": ("lars", {**VARIED["lars"], "lr_inside": True, "decay_inside": True}),
     "adaptive_revision, unread": ("adaptive_revision", {**VARIED["adaptive_revision"], "read": False}),
+    "dc_asgd, unread": ("dc_asgd", {**VARIED["dc_asgd"], "read": False}),
+    "dc_asgd_adaptive, unread": ("dc_asgd_adaptive", {**VARIED["dc_asgd_adaptive"], "read": False}),
     "prodigy, L2": ("prodigy", {**VARIED["prodigy"], "decouple": False, "safeguard_warmup": True, "growth_rate": None}),
     "amsgrad, optax's": ("amsgrad", {**VARIED["amsgrad"], "bias_correction": True, "max_corrected": True}),
 }

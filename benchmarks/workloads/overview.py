@@ -42,7 +42,7 @@ ETA, GAMMA = 1e-6, 0.55  # the noise's variance at step t, from 0, is ETA/(1 + t
 LR = {
     "sgd": 0.5, "asgd": 0.5, "schedule_free_sgd": 0.5, "qhm": 0.5, "momentum": 0.05, "nesterov": 0.05, "aggmo": 0.05,
     "adagrad": 0.05, "rowwise_adagrad": 0.05, "adaptive_revision": 0.5, "adadelta": 1.0, "ftrl": 0.1, "lars": 10.0,
-    "prodigy": 1.0,
+    "prodigy": 1.0, "dc_asgd": 0.5, "dc_asgd_adaptive": 0.5,
 }  # fmt: skip
 
 

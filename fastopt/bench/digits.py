@@ -30,6 +30,7 @@ LR = {
     "Adadelta": 1.0,
     "Prodigy": 1.0,
     "AdaptiveRevision": 0.5,
+    "DCASGD": 0.5,
 }
 
 

@@ -439,6 +439,11 @@ _SWITCHES: dict[str, tuple[tuple[str, ...], dict[str, Hyper], Callable[[Mapping[
         {"amsgrad": _CHOICE},
         lambda group: "adamw_amsgrad" if group["amsgrad"] else "adamw",
     ),
+    "DCASGD": (
+        ("dc_asgd", "dc_asgd_adaptive"),
+        {"adaptive": _CHOICE},
+        lambda group: "dc_asgd_adaptive" if group["adaptive"] else "dc_asgd",
+    ),
     "SWATS": (
         ("swats", "swats_over_all"),
         {"over": Hyper("tensor", "what changes over by itself: each tensor, or all together", names=("tensor", "all"))},

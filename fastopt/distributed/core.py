@@ -12,7 +12,7 @@ import numpy as np
 from ..backends.choice import ieee_arithmetic
 from ..binding.plan import Plan
 from ..optimizers import Optimizer
-from ..rules import State
+from ..rules import AT_PARAMETER, State
 
 #: What a worker sends of each parameter: an array, rows, or None.
 Payload = Sequence[Any]
@@ -206,10 +206,12 @@ class OptimizerShard:
         self._copies: list[tuple[int, State]] = []
         for i in range(len(owned.params)):
             self._copies += [(i, state) for state in owned.rule_of(i).states if state.copy_of]
+        self._begun = [owned.states[i][state.name] for i, state in self._copies]
         self._snapshots: dict[int, list[np.ndarray]] = {}
         self._plans: dict[int, tuple[Payload, Plan]] = {}
         self._replies: dict[int, list[np.ndarray]] = {}
         self._reads = True
+        self._whole = list[bool]()  # of each parameter, whether the last push had a gradient of all its elements
 
     def apply(self, worker: int, payload: Payload, reads: bool) -> None:
         """Do a step; a worker that sends the same arrays again has the plan that it had."""
@@ -223,12 +225,15 @@ class OptimizerShard:
                 self._owned.replace_state(i, state.name, own)
             known = self._plans[worker] = payload, Plan(self._owned, self._owned.bind(tuple(payload)))
         known[1].step()
+        self._whole = [isinstance(given, np.ndarray) for given in payload]
 
     def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
         """Copy the parameters, and what the worker's next step is to know of them."""
-        if not pushed:
-            for (i, state), own in zip(self._copies, self._own(worker), strict=True):
-                np.copyto(own, self._owned.states[i][state.copy_of])
+        for (i, state), own in zip(self._copies, self._own(worker), strict=True):
+            at_parameter, states = state.copy_of == AT_PARAMETER, self._owned.states[i]
+            exact = not at_parameter or own.dtype.itemsize > 2  # states may be rounded otherwise than parameters
+            if not (pushed and exact and self._whole[i]):  # else the step has done it
+                np.copyto(own, states.get("master", self._owned.params[i]) if at_parameter else states[state.copy_of])
         reply = _memory(self._replies, worker, self._owned.params)
         for to, array in zip(reply, self._owned.params, strict=True):
             np.copyto(to, array)
@@ -239,7 +244,9 @@ class OptimizerShard:
         return self._owned.params
 
     def _own(self, worker: int) -> list[np.ndarray]:
-        return _memory(self._snapshots, worker, [self._owned.states[i][state.copy_of] for i, state in self._copies])
+        if worker not in self._snapshots:
+            self._snapshots[worker] = [array.copy() for array in self._begun]
+        return self._snapshots[worker]
 
 
 class Centre:

@@ -201,6 +201,8 @@ class StorageOptions:
             own = rule.states_of(param.shape)
             states = {name: (compute_dtype(param.dtype), rule.state_shape(name, param.shape, copies)) for name in own}
         options = self.options(param)
+        if options & MASTER:
+            states.update(dict.fromkeys(rule.copies_of_parameter, (compute_dtype(param.dtype), param.shape)))
         if options & KAHAN:
             states["compensation"] = (param.dtype, param.shape)
         if options & MASTER:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from . import adam, adaptive, delayed, factored, layerwise, matrix, momentum
 from .base import (
+    AT_PARAMETER,
     COMMON,
     FIRST_STATE,
     GRADIENT,
@@ -39,6 +40,7 @@ MATRIX_RULES: MappingProxyType[str, LibraryRule] = MappingProxyType(
 EVERY_RULE: MappingProxyType[str, Rule] = MappingProxyType({**RULES, **MATRIX_RULES})
 
 __all__ = [
+    "AT_PARAMETER",
     "COMMON",
     "EVERY_RULE",
     "FIRST_STATE",

@@ -181,12 +181,13 @@ class State:
         no sign.
     begins : str, optional
         The hyper-parameter that it begins at, or ``"parameter"``; zero if not given. A state that begins at the
-        parameter is stored as the parameter is.
+        parameter is stored as the parameter is; a copy of it as its master, where it has one.
     single : bool
         True for one number of a whole tensor, of shape ``()`` and in the compute type, which a stage's fold reads and
         writes; with a stage over all tensors it is one number of all. Such states are the last.
     copy_of : str, optional
-        The state that it is a copy of, from when a worker read the parameter: of several workers each has its own.
+        The state that it is a copy of, or ``"parameter"``, from when a worker read the parameter: of several workers
+        each has its own.
     """
 
     name: str
@@ -407,6 +408,11 @@ class Rule:
     def at_parameter(self) -> frozenset[str]:
         """The states that begin at the parameter, and are stored as it is."""
         return frozenset(state.name for state in self.states if state.begins == AT_PARAMETER)
+
+    @cached_property
+    def copies_of_parameter(self) -> frozenset[str]:
+        """The states that are the parameter as a worker read it."""
+        return frozenset(state.name for state in self.states if state.copy_of == AT_PARAMETER)
 
     @cached_property
     def initial(self) -> frozenset[str]:

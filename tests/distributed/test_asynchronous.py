@@ -124,6 +124,27 @@ def test_each_worker_has_a_snapshot_of_its_own():
     assert core.version == t and sum(core.delays.values()) == t and max(core.delays) > 2
 
 
+@pytest.mark.parametrize("dtype", ["f4", "bfloat16"])
+def test_each_worker_has_a_backup_of_its_own(dtype):
+    """Pushes of DC-ASGD, of all elements, of rows and of none, are those of the function with what the worker read."""
+    start_at = start(((9, 3),), np.dtype(dtype))[0]
+    core, _, _ = by_hand(fd.Downpour(fastopt.DCASGD, start_at, lr=0.1, lambd=2.0, threads=1), 3)
+    p, backups, random, t = start_at.copy(), np.stack([start_at] * 3), np.random.default_rng(3), 0
+    for number in range(1, 61):
+        for k in random.permutation(3).tolist():
+            op, grad = Op(random.integers(3)), random.standard_normal((9, 3)).astype(dtype)
+            given = [grad, fastopt.RowSparse(np.array([number % 9, 4, 4]), grad[:3]), None][random.integers(3)]
+            if op != Op.FETCH:
+                t += 1
+                if given is not None:
+                    functional.dc_asgd(p, given, backups[k].copy(), step=t, lr=0.1, lambd=2.0, threads=1)
+            reply = core.handle(k, Header(op, number), [given])
+            if op != Op.PUSH:
+                assert_same_bits(reply.payload, [p])
+                backups[k] = p
+    assert_same_bits(core.shard.values(), [p])
+
+
 # ---- the algorithms ----
 
 

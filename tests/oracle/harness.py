@@ -14,9 +14,9 @@ def oracle(**state_names):
     """Turn the formulas of one step into an entry of `ORACLES`.
 
     The decorated function takes (t, g, *carried, *, lr, **hyper), all at step t, and returns what is to be subtracted
-    from the parameter (which it is given as `p`, decayed, if it asks for it), followed by the new carried values. These
-    start at zero; those in `state_names` (the paper's letter = torch's state name) are the rule's states, the others
-    are scalars that the rule needs from earlier steps.
+    from the parameter (which it is given as `p`, decayed, and where it began as `p0`, if it asks for them), followed by
+    the new carried values. These start at zero; those in `state_names` (the paper's letter = torch's state name) are
+    the rule's states, the others are scalars that the rule needs from earlier steps.
     """
 
     def register(step):
@@ -34,7 +34,7 @@ def oracle(**state_names):
             decoupled_weight_decay=0.0,
             **hyper,
         ):
-            hyper = {key: value for key, value in step.__kwdefaults__.items() if key != "p"} | hyper
+            hyper = {key: value for key, value in step.__kwdefaults__.items() if key not in ("p", "p0")} | hyper
             if "weight_decay" in step.__kwdefaults__:  # the formulas say what it is
                 hyper, weight_decay = hyper | {"weight_decay": weight_decay}, 0.0
             real = np.dtype(dtype).type
@@ -57,7 +57,9 @@ def oracle(**state_names):
                     # The parameter decays after its L2 term has been taken and before the update is subtracted.
                     if now(decoupled_weight_decay) != 0:
                         p = p * (1 - h.get("lr", 0) * now(decoupled_weight_decay))  # a missing lr is refused below
-                    update, *carried = step(t, g, *carried, **h, **({"p": p} if "p" in step.__kwdefaults__ else {}))
+                    places = {"p": p, "p0": np.array(p0, real)}
+                    asked = {key: place for key, place in places.items() if key in step.__kwdefaults__}
+                    update, *carried = step(t, g, *carried, **h, **asked)
                     p = p - update
 
             by_letter = dict(zip(letters, carried, strict=True))

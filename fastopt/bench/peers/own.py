@@ -16,6 +16,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "rmsprop_centered": {"centered": True},
     "rmsprop_centered_momentum": {"centered": True, "momentum": 0.9},
     "adamw_amsgrad": {"amsgrad": True},
+    "dc_asgd_adaptive": {"adaptive": True},
 }
 
 
