@@ -222,6 +222,13 @@ def _parser() -> argparse.ArgumentParser:
         "--restarts", type=_whole, default=0, metavar="K",
         help="if a process fails, starts anew with one fewer, up to K times: for programs that load their checkpoint",
     )  # fmt: skip
+    run.add_argument(
+        "--servers", type=_count, default=0, metavar="S",
+        help="how many processes fastopt.distributed.run has for servers; others go on where one ends",
+    )  # fmt: skip
+    run.add_argument(
+        "--spares", type=_whole, default=0, metavar="S", help="how many wait to take over from a server that ends"
+    )
     run.add_argument("program", help="a file of Python")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own")
     return parser
@@ -343,7 +350,12 @@ def _run(given: argparse.Namespace, command: str) -> int:
     ranks = given.ranks or room
     if given.hosts and ranks > room:
         return _fail(given, f"found -n {ranks}, expected at most {room}, for which --hosts have room", 2)
-    return launch.run(ranks, given.program, given.arguments, hosts=given.hosts, restarts=given.restarts)
+    if given.spares and not given.servers:
+        return _fail(given, "found --spares without --servers, expected both", 2)
+    return launch.run(
+        ranks, given.program, given.arguments,
+        hosts=given.hosts, restarts=given.restarts, servers=given.servers, spares=given.spares,
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,12 +63,19 @@ class Side:
     ----------
     params : object
         The worker's parameters, in the structure of those given.
+    steps : int
+        The gradients that it has had.
     """
 
     params: Any
+    steps = 0
 
     def begin(self) -> Asking:
         """Do what comes before the first gradient."""
+        raise NotImplementedError
+
+    def resume(self) -> Asking:
+        """Do what comes before the next gradient, where there have been some before this run: fetch."""
         raise NotImplementedError
 
     def advance(self, grads: Any) -> Asking:
@@ -215,17 +222,19 @@ class _DownpourSide(Side):
         self._views = list(map(view, self._arrays, self._held.names))
         self.params = self._held.build(self._arrays)
         self._sums, self._backend = Accumulated(), choose_backend(None, CPU)
-        self._t = 0
 
     def begin(self) -> Asking:
+        yield from self._ask(Op.FETCH)
+
+    def resume(self) -> Asking:
         yield from self._ask(Op.FETCH)
 
     def advance(self, grads: Any) -> Asking:
         held, own = self._held, self._algorithm
         given = tuple(match(grads, held.structure, "grads"))
         self._sums.add(given, self._arrays, self._views, held.names, self._backend, 1)
-        pushes, fetches = self._t % own._n_push == 0, (self._t + 1) % own._n_fetch == 0
-        self._t += 1
+        pushes, fetches = self.steps % own._n_push == 0, (self.steps + 1) % own._n_fetch == 0
+        self.steps += 1
         if not fetches:
             for x, g, rate in zip(self._arrays, given, own._rates, strict=True):
                 _descend(x, g, rate)
@@ -306,15 +315,20 @@ class _ElasticSide(Side):
         self._optimizer: Optimizer = algorithm._class(own, **algorithm._options)
         self._sent = [np.empty(x.shape, compute_dtype(x.dtype)) for x in self._arrays]
         self._asked: Ask | None = None
-        self._t = 0
 
     def begin(self) -> Asking:
         yield from self._send()
 
+    def resume(self) -> Asking:
+        ask = Ask(Op.FETCH)
+        yield ask
+        for x, center in zip(self._arrays, ask.arrays, strict=True):
+            np.copyto(x, center, casting="same_kind")
+
     def advance(self, grads: Any) -> Asking:
         self._optimizer.step(match(grads, self._algorithm._held.structure, "grads"))
         yield from self._draw()
-        self._t += 1
+        self.steps += 1
         yield from self._send()
 
     def finish(self) -> Asking:
@@ -322,7 +336,7 @@ class _ElasticSide(Side):
 
     def _send(self) -> Asking:
         """Send x, and go on."""
-        if self._t % self._algorithm._every:
+        if self.steps % self._algorithm._every:
             return
         with ieee_arithmetic(), np.errstate(all="ignore"):
             for i, (x, sent) in enumerate(zip(self._arrays, self._sent, strict=True)):

@@ -244,7 +244,7 @@ class Reader:
         shape = tuple(self.index["shapes"][str(i)][name])
         if not found[0].ndim:  # a number, which all parts have
             return found[0]
-        return np.concatenate(found, axis=1).reshape(shape)
+        return (found[0] if len(found) == 1 else np.concatenate(found, axis=1)).reshape(shape)
 
     def _member(self, rank: int, key: str) -> np.ndarray:
         if rank not in self._files:

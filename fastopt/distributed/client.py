@@ -5,57 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .asynchronous import Ask
-from .core import Reply
-from .post import Channel, Receiver, Rest, Sender
-from .server import END, Kind, Told, packed, unpacked
-
-
-class _Line:
-    """What is between a worker and the server of a shard."""
-
-    def __init__(self, channel: Channel, rank: int) -> None:
-        self._to, self._from = Sender(channel, rank), Receiver(channel, rank)
-
-    def ask(self, numbers: Sequence[int], items: Sequence[Any]) -> None:
-        self._from.expect()
-        self._to.send(numbers, items)
-
-    def answered(self) -> bool:
-        return self._from.arrived() and self._to.done()
-
-    @property
-    def answer(self) -> tuple[list[int], list[Any]]:
-        """What has been answered."""
-        return self._from.numbers.tolist(), self._from.items
+from .asynchronous import Ask, Side
+from .core import Op, Reply
+from .post import Lost, Peers, Rest
+from .roll import Kind, Roll
+from .server import Told, packed, unpacked
 
 
 class Client:
-    """A worker's requests to all servers.
+    """A worker's requests to the servers of all shards.
 
     Parameters
     ----------
-    channel : Channel
-        What carries messages.
-    servers : sequence of int
-        The rank of each shard's server.
+    peers : Peers
+        What carries them.
+    roll : Roll
+        Who has the shards.
     cuts : sequence of int
         The first parameter of each shard, and the number of all.
+    side : Side
+        What asks.
+    number : int
+        The number of the last request.
     """
 
-    def __init__(self, channel: Channel, servers: Sequence[int], cuts: Sequence[int]) -> None:
-        self._lines = [_Line(channel, rank) for rank in servers]
-        self._cuts = cuts
-        self._number = 0
-        self._asked: Ask | None = None
+    def __init__(self, peers: Peers, roll: Roll, cuts: Sequence[int], side: Side, number: int) -> None:
+        self._peers, self._roll, self._cuts, self._side = peers, roll, cuts, side
+        self._number, self._resumes = number, number > 0
+        self._pushed = side.steps  # the gradients of which it is known that they have been pushed
+        self._asked: dict[int, tuple[list[int], Sequence[Any]]] = {}  # of each shard, until it has answered
+        self._answers: dict[int, tuple[list[int], list[Any]]] = {}
+        self._at: dict[int, int] = {}  # the rank that was asked
 
     def ask(self, ask: Ask) -> None:
-        """Begin to ask."""
-        self._number += 1
-        self._asked = ask
-        for s, line in enumerate(self._lines):
+        """Begin to ask. The first request of one that resumes is a reading that has been before, and has its number."""
+        self._number += not self._resumes
+        self._resumes, steps = False, self._side.steps
+        for s in range(len(self._cuts) - 1):
             part = () if ask.payload is None else ask.payload[self._cuts[s] : self._cuts[s + 1]]
-            line.ask([ask.op, self._number], part)
+            self._ask(s, [Kind.ASK + ask.op, self._number, steps, self._pushed], part)
+        if ask.op != Op.FETCH:
+            self._pushed = steps
 
     def wait(self, ask: Ask) -> None:
         """Wait until all have answered.
@@ -65,26 +55,55 @@ class Client:
         TypeError, ValueError
             A server could not do what it was asked for.
         RankDied
-            A server has ended.
+            A server has ended, and no spare is left.
         """
         replies = []
-        for numbers, items in self._answers():
+        for numbers, items in self._wait():
             if numbers[0] == Kind.ERROR:
                 raise unpacked(*items)
             replies.append(Reply(numbers[1], numbers[2], items))
-        self._asked, ask.replies = None, replies
+        ask.replies = replies
 
     def end(self, error: BaseException | None) -> list[Told]:
         """Tell that there is nothing more to ask, and what went wrong; wait for what all have learned."""
-        if self._asked is not None:
-            self._answers()
-        for line in self._lines:
-            line.ask([END, 0], [packed(error)])
-        return [(unpacked(about), values) for _, (about, *values) in self._answers()]
+        self._wait()
+        for s in range(len(self._cuts) - 1):
+            self._ask(s, [Kind.END, 0, self._side.steps, self._pushed], [packed(error)])
+        return [(unpacked(about), values) for _, (about, *values) in self._wait()]
 
-    def _answers(self) -> list[tuple[list[int], list[Any]]]:
+    def _ask(self, shard: int, numbers: list[int], items: Sequence[Any]) -> None:
+        self._asked[shard] = numbers, items
+        holder = self._roll.holders[shard]
+        self._at.pop(shard, None)
+        if holder is None:
+            return
+        self._at[shard] = holder
+        try:
+            self._peers.of(holder).expect()
+            self._peers.to(holder).send(numbers, items)
+        except Lost:
+            self._roll.lose(holder)
+
+    def _wait(self) -> list[tuple[list[int], list[Any]]]:
         rest = Rest(1e-4)
-        while not all(line.answered() for line in self._lines):
-            rest.after(False)
-        self._asked = None
-        return [line.answer for line in self._lines]
+        while self._asked:
+            for shard in list(self._asked):
+                self._look(shard)
+            rest.after(not self._asked)
+        return [self._answers[s] for s in sorted(self._answers)]
+
+    def _look(self, shard: int) -> None:
+        """See whether a shard has answered; ask again who has it now, if somebody else has."""
+        holder = self._roll.holders[shard]
+        if holder is None:
+            self._roll.look()
+        elif holder != self._at.get(shard):
+            self._ask(shard, *self._asked[shard])
+        else:
+            receiver = self._peers.of(holder)
+            try:
+                if receiver.arrived() and self._peers.to(holder).done():
+                    del self._asked[shard]
+                    self._answers[shard] = receiver.numbers.tolist(), receiver.items
+            except Lost:
+                self._roll.lose(holder)

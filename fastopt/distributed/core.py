@@ -39,10 +39,14 @@ class Header(NamedTuple):
         What is asked for.
     number : int
         Of the worker's request, from 1 on; each is handled once, however often it comes.
+    steps, before : int
+        The gradients that the worker has computed, and those of which it knows that they have been pushed.
     """
 
     op: Op
     number: int
+    steps: int = 0
+    before: int = 0
 
 
 class Reply(NamedTuple):
@@ -72,8 +76,17 @@ class Shard(Protocol):
     def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
         """Return for a worker, which has pushed in this request or not, what it reads, in memory of its own."""
 
+    def again(self, worker: int, payload: Payload, pushed: bool) -> list[np.ndarray]:
+        """Return what a worker reads to which that is to be said again; what it pushed has been applied."""
+
     def values(self) -> list[np.ndarray]:
         """Return the parameters."""
+
+    def saved(self) -> dict[str, Any]:
+        """Return states in torch's layout, for a checkpoint."""
+
+    def restore(self, params: Sequence[np.ndarray], state_dict: dict[str, Any], workers: int) -> None:
+        """Take over parameters and states, as if so many workers had just read them."""
 
 
 class ServerCore:
@@ -103,6 +116,8 @@ class ServerCore:
         The workers whose requests have been handled, in order.
     delays : Counter
         How often so many pushes came between a worker's reading and its push.
+    lost : int
+        The gradients that were pushed to a server before this one which had not saved them.
     """
 
     def __init__(
@@ -124,6 +139,9 @@ class ServerCore:
         self._done = [0] * workers  # how far each is; those that a warm start keeps back begin where it ends
         self._read = [0] * workers  # the version at the last reading
         self._replies: list[Reply | None] = [None] * workers
+        self._steps = [0] * workers  # the gradients that have been pushed,
+        self._pushed = [0] * workers  # and the number of the request that pushed the last
+        self.lost = 0
 
     def ready(self, worker: int, header: Header) -> bool:
         """Tell whether a request can be handled now: else it is to wait until others have been."""
@@ -147,9 +165,8 @@ class ServerCore:
         TypeError, ValueError
             What is pushed is not what it must be, or another request was to come; nothing has changed.
         """
-        kept = self._replies[worker]
-        if kept is not None and header.number <= self._last[worker]:
-            return kept
+        if header.number <= self._last[worker]:
+            return self._again(worker, header, payload or ())
         if self._follows is not None and (turn := self._turn()) != worker:
             expected = "none" if turn is None else f"one of worker {turn}, which has ended"
             raise OutOfOrder(
@@ -157,10 +174,13 @@ class ServerCore:
                 "again with the worker and the algorithm that it had"
             )
         reads = header.op != Op.PUSH
+        self.lost += max(header.before - self._steps[worker], 0)
         if header.op != Op.FETCH:
             self.shard.apply(worker, payload or (), reads)
             self.delays[self.version - self._read[worker]] += 1
             self.version += 1
+            self._pushed[worker] = header.number
+        self._steps[worker] = max(self._steps[worker], header.before if header.op == Op.FETCH else header.steps)
         found = self.shard.read(worker, header.op == Op.EXCHANGE) if reads else None
         if reads:
             self._read[worker] = self.version
@@ -177,6 +197,42 @@ class ServerCore:
         self._alive.discard(worker)
         if worker == 0:
             self._end_warm_start()
+
+    def _again(self, worker: int, header: Header, payload: Payload) -> Reply:
+        """The reply to a request that has been handled, by this server or by one before it."""
+        kept = self._replies[worker]
+        if kept is not None and kept.number == header.number:
+            return kept
+        found = None
+        if header.op != Op.PUSH:
+            found = self.shard.again(worker, payload, header.op == Op.EXCHANGE)
+            self._read[worker] = self.version
+        return Reply(header.number, self.version, found)
+
+    def progress(self, worker: int) -> tuple[int, int]:
+        """The number of a worker's last push, and the gradients that have been pushed then."""
+        return self._pushed[worker], self._steps[worker]
+
+    def saved(self) -> dict[str, Any]:
+        """What is known of workers, for a checkpoint."""
+        return {
+            "version": self.version,
+            "delays": sorted(self.delays.items()),
+            "warm": self._warm,
+            "lost": self.lost,
+            "last": list(self._last),
+            "done": list(self._done),
+            "steps": list(self._steps),
+            "pushed": list(self._pushed),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over what was saved; all workers are alive, and have just read."""
+        self.version, self.delays = saved["version"], Counter(dict(map(tuple, saved["delays"])))
+        self._warm, self.lost = saved["warm"], saved["lost"]
+        self._last, self._done = saved["last"], saved["done"]
+        self._steps, self._pushed = saved["steps"], saved["pushed"]
+        self._read = [self.version] * len(self._last)
 
     def _turn(self) -> int | None:
         """The worker whose request is the next one, where there is an order."""
@@ -239,9 +295,26 @@ class OptimizerShard:
             np.copyto(to, array)
         return reply
 
+    def again(self, worker: int, payload: Payload, pushed: bool) -> list[np.ndarray]:
+        """Copy the parameters as they are now."""
+        return self.read(worker, False)
+
     def values(self) -> list[np.ndarray]:
         """Return the parameters."""
         return self._owned.params
+
+    def saved(self) -> dict[str, Any]:
+        """Return the optimizer's states."""
+        return self._optimizer.state_dict()
+
+    def restore(self, params: Sequence[np.ndarray], state_dict: dict[str, Any], workers: int) -> None:
+        """Take over parameters and states."""
+        for own, given in zip(self._owned.params, params, strict=True):
+            np.copyto(own, given)
+        self._optimizer.load_state_dict(state_dict)
+        self._plans.clear()
+        for worker in range(workers if self._copies else 0):
+            self.read(worker, False)
 
     def _own(self, worker: int) -> list[np.ndarray]:
         if worker not in self._snapshots:
@@ -266,20 +339,41 @@ class Centre:
 
     def apply(self, worker: int, payload: Payload, reads: bool) -> None:
         """Draw the centre to the worker's parameters, as far as these are to be drawn to it."""
+        with ieee_arithmetic(), np.errstate(all="ignore"):
+            for centre, e in zip(self._arrays, self._measure(worker, payload), strict=True):
+                centre += e
+
+    def _measure(self, worker: int, payload: Payload) -> list[np.ndarray]:
+        """How far the centre and the worker's parameters are drawn to each other."""
         moves = _memory(self._moves, worker, self._arrays)
         with ieee_arithmetic(), np.errstate(all="ignore"):
             for centre, x, e in zip(self._arrays, payload, moves, strict=True):
                 np.subtract(x, centre, out=e)
                 e *= e.dtype.type(self._alpha)
-                centre += e
+        return moves
 
     def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
-        """Return by how much the worker's parameters are drawn to the centre."""
-        return self._moves[worker]
+        """Return by how much the worker's parameters are drawn to the centre; or the centre."""
+        return self._moves[worker] if pushed else [array.copy() for array in self._arrays]
+
+    def again(self, worker: int, payload: Payload, pushed: bool) -> list[np.ndarray]:
+        """Return by how much the worker's parameters are drawn to the centre, which has been drawn; or the centre."""
+        if pushed:
+            self._measure(worker, payload)
+        return self.read(worker, pushed)
 
     def values(self) -> list[np.ndarray]:
         """Return the centre."""
         return self._arrays
+
+    def saved(self) -> dict[str, Any]:
+        """Return no states: a centre has none."""
+        return {"state": {}, "param_groups": [{"params": list(range(len(self._arrays)))}]}
+
+    def restore(self, params: Sequence[np.ndarray], state_dict: dict[str, Any], workers: int) -> None:
+        """Take over the centre."""
+        for own, given in zip(self._arrays, params, strict=True):
+            np.copyto(own, given)
 
 
 def _others(a: Any, b: Any) -> bool:

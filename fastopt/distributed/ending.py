@@ -6,6 +6,9 @@ import os
 import sys
 from typing import NoReturn
 
+#: A variable that is set where some processes may end before their time, and others go on.
+SURVIVES = "FASTOPT_SURVIVES"
+
 
 def leave(status: int) -> NoReturn:
     """End this process at once, without MPI's own end, for which all ranks would have to be there."""

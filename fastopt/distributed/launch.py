@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ..errors import BackendUnavailable, install_command
+from .ending import SURVIVES
 
 _INTERRUPTED = 130
 _PATIENCE = 10.0  # seconds that processes have to end in
@@ -27,7 +28,14 @@ _TOLD = ("OMP_NUM_THREADS", "PYTHONPATH")
 
 
 def run(
-    ranks: int, program: str, arguments: Sequence[str] = (), *, hosts: Sequence[tuple[str, int]] = (), restarts: int = 0
+    ranks: int,
+    program: str,
+    arguments: Sequence[str] = (),
+    *,
+    hosts: Sequence[tuple[str, int]] = (),
+    restarts: int = 0,
+    servers: int = 0,
+    spares: int = 0,
 ) -> int:
     """Run a program in several processes, until all have ended.
 
@@ -43,6 +51,9 @@ def run(
         Machines, with the number of processes that each has room for; by default this one.
     restarts : int
         How often the program is started anew, with a process fewer, where a process has failed.
+    servers, spares : int
+        The processes that `fastopt.distributed.run` has for servers, and that take over from them. With servers the
+        others go on where a process has ended.
 
     Returns
     -------
@@ -62,8 +73,12 @@ def run(
     threads = max(len(os.sched_getaffinity(0)) // most, 1)
     # It stays when the program is started anew: what a slice's gradient is may depend on it.
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    if servers:
+        environment |= {"FASTOPT_SERVERS": str(servers), "FASTOPT_SPARES": str(spares), SURVIVES: "1"}
     while True:
-        status = _wait([*_launcher(ranks, hosts), *_program(program, arguments)], environment, listen=bool(hosts))
+        status = _wait(
+            [*_launcher(ranks, hosts, servers > 0), *_program(program, arguments)], environment, listen=bool(hosts)
+        )
         if status in (0, _INTERRUPTED) or not restarts or ranks == 1:
             return status
         restarts -= 1
@@ -76,7 +91,7 @@ def _program(program: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "fastopt.distributed.process", program, *arguments]
 
 
-def _launcher(ranks: int, hosts: Sequence[tuple[str, int]]) -> list[str]:
+def _launcher(ranks: int, hosts: Sequence[tuple[str, int]], survives: bool = False) -> list[str]:
     """The command that starts processes: none for one alone."""
     if ranks == 1 and not hosts:
         return []
@@ -90,6 +105,8 @@ def _launcher(ranks: int, hosts: Sequence[tuple[str, int]]) -> list[str]:
     command = [found, "-n", str(ranks), "--bind-to", "none"]
     if os.geteuid() == 0:
         command.append("--allow-run-as-root")
+    if survives:
+        command += ["--with-ft", "ulfm", "--mca", "mpi_ft_detector", "true"]
     most = ranks
     if hosts:
         most = max(slots for _, slots in hosts)
@@ -98,6 +115,8 @@ def _launcher(ranks: int, hosts: Sequence[tuple[str, int]]) -> list[str]:
             command += ["--prtemca", name, str(value)]
         for name in _TOLD:
             command += ["-x", name] if name in os.environ or name == "OMP_NUM_THREADS" else []
+        for name in ("FASTOPT_SERVERS", "FASTOPT_SPARES", SURVIVES) if survives else ():
+            command += ["-x", name]
     command += ["--map-by", ":OVERSUBSCRIBE", "--mca", "osc", "^ucx"]
     if most >= len(os.sched_getaffinity(0)):
         command += ["--mca", "mpi_yield_when_idle", "1"]  # else waiting processes take the time of working ones

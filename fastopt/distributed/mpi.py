@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendUnavailable, install_command
-from .ending import leave
+from .ending import SURVIVES, leave
 from .post import Channel
 from .world import Request
 
@@ -53,6 +53,8 @@ def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 def _end(mpi: Any) -> None:
+    if os.environ.get(SURVIVES):  # without MPI's own end, which waits for those that have ended
+        leave(0)
     if not mpi.Is_finalized():
         mpi.Finalize()
 
@@ -73,14 +75,10 @@ class Processes:
         self._near = self._neighbours()
         self.machines = sorted({*map(tuple, self._all.allgather(self._near.allgather(self.rank)))})
         self._windows: list[Any] = []
-        self._channel: Channel | None = None
 
-    @property
     def channel(self) -> Channel:
-        """Messages of runs that do not wait; all ranks call it alike."""
-        if self._channel is None:
-            self._channel = Channel(self._mpi, self._all.Dup())
-        return self._channel
+        """New messages that wait for nobody; all ranks call it."""
+        return Channel(self._mpi, self._all.Dup())
 
     def _neighbours(self) -> Any:
         """The ranks on this machine, in order."""

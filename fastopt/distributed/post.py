@@ -68,13 +68,23 @@ class Channel:
         mpi4py's.
     communicator : object
         One whose messages are these alone.
+
+    Attributes
+    ----------
+    rank : int
+        The number of this rank.
+    lost : set of int
+        The ranks that have ended.
     """
 
     def __init__(self, mpi: Any, communicator: Any) -> None:
         self._mpi, self._comm = mpi, communicator
+        self.rank: int = communicator.Get_rank()
+        self.lost: set[int] = set()
 
     def send(self, to: int, memory: np.ndarray) -> Any:
         """Begin to send bytes."""
+        self._check(to)
         try:
             return self._comm.Isend([memory, self._mpi.BYTE], to)
         except self._mpi.Exception as error:
@@ -82,6 +92,7 @@ class Channel:
 
     def receive(self, source: int, memory: np.ndarray) -> Any:
         """Begin to receive bytes."""
+        self._check(source)
         try:
             return self._comm.Irecv([memory, self._mpi.BYTE], source)
         except self._mpi.Exception as error:
@@ -89,6 +100,7 @@ class Channel:
 
     def done(self, requests: list[Any], other: int) -> bool:
         """Take messages that are done off the end of a list; tell whether all were."""
+        self._check(other)
         try:
             while requests and requests[-1].Test():
                 requests.pop()
@@ -96,8 +108,15 @@ class Channel:
             raise self._lost(error, other) from None
         return not requests
 
+    def _check(self, rank: int) -> None:
+        if rank in self.lost:
+            raise Lost(rank)
+
     def _lost(self, error: Any, rank: int) -> Exception:
-        return Lost(rank) if error.Get_error_class() == self._mpi.ERR_PROC_FAILED else error
+        if error.Get_error_class() != self._mpi.ERR_PROC_FAILED:
+            return error
+        self.lost.add(rank)
+        return Lost(rank)
 
 
 class Sender:
@@ -112,7 +131,7 @@ class Sender:
     """
 
     def __init__(self, channel: Channel, to: int) -> None:
-        self.to, self._channel = to, channel
+        self._to, self._channel = to, channel
         self._numbers = np.zeros(_NUMBERS + 1, np.int64)
         self._forms = b""  # those of the last arrays, which the other rank knows
         self._items: tuple[Any, ...] = ()
@@ -139,7 +158,7 @@ class Sender:
         self._forms = forms
         self._parts = [*parts, *self._memory]  # kept while under way
         for memory in self._parts:
-            self._requests += [self._channel.send(self.to, piece) for piece in _pieces(memory)]
+            self._requests += [self._channel.send(self._to, piece) for piece in _pieces(memory)]
         self._requests.reverse()  # those that are done first are asked first
 
     def _take(self, items: tuple[Any, ...]) -> bytes:
@@ -154,7 +173,7 @@ class Sender:
 
     def done(self) -> bool:
         """Tell whether the last parcel is on its way, so that its arrays may be written."""
-        return self._channel.done(self._requests, self.to)
+        return self._channel.done(self._requests, self._to)
 
 
 class Receiver:
@@ -176,7 +195,7 @@ class Receiver:
     """
 
     def __init__(self, channel: Channel, source: int) -> None:
-        self.source, self._channel = source, channel
+        self._source, self._channel = source, channel
         self.numbers = np.zeros(_NUMBERS + 1, np.int64)
         self.items: list[Any] = []
         self._arrays: list[list[np.ndarray]] = []
@@ -203,7 +222,7 @@ class Receiver:
             The rank has ended.
         """
         while self._parts is not None:
-            if not self._channel.done(self._requests, self.source):
+            if not self._channel.done(self._requests, self._source):
                 return False
             if next(self._parts, self) is self:
                 self._parts = None
@@ -226,8 +245,35 @@ class Receiver:
 
     def _begin(self, parts: Sequence[np.ndarray]) -> None:
         for memory in parts:
-            self._requests += [self._channel.receive(self.source, piece) for piece in _pieces(memory)]
+            self._requests += [self._channel.receive(self._source, piece) for piece in _pieces(memory)]
         self._requests.reverse()
+
+
+class Peers:
+    """Parcels to and from any other rank.
+
+    Parameters
+    ----------
+    channel : Channel
+        What carries them.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel, self.rank = channel, channel.rank
+        self._senders: dict[int, Sender] = {}
+        self._receivers: dict[int, Receiver] = {}
+
+    def to(self, rank: int) -> Sender:
+        """Parcels to a rank."""
+        if rank not in self._senders:
+            self._senders[rank] = Sender(self.channel, rank)
+        return self._senders[rank]
+
+    def of(self, rank: int) -> Receiver:
+        """Parcels from a rank."""
+        if rank not in self._receivers:
+            self._receivers[rank] = Receiver(self.channel, rank)
+        return self._receivers[rank]
 
 
 def _arrays(item: Any) -> list[np.ndarray]:

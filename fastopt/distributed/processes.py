@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..checks import wrong_value
 from .agreement import check_alike, said
 from .asynchronous import Algorithm
-from .checkpoint import agree
 from .client import Client
-from .core import ServerCore
 from .mpi import world_of_processes
-from .post import Channel, Receiver, Rest
+from .post import Peers
+from .roll import Roll
 from .runs import Result, Worker, make_core, write_order
-from .server import IDLE, Server, Told, unpacked
-from .world import RankDied
+from .server import Results, Server, Told, announce, conclude, linger, stand_by
+from .shelf import Shelf
+from .world import RankDied, World
 
 
 def run_processes(
@@ -25,92 +26,157 @@ def run_processes(
     *,
     workers: int | None,
     servers: int,
+    spares: int,
     max_ahead: int | None,
     order: Any,
+    checkpoint: Any,
+    every: float,
 ) -> Result:
-    """Do a run; all ranks call it. The first ones are workers, those behind them servers.
+    """Do a run; all ranks call it. The first ones are workers, those behind them servers, the last ones spares.
 
     Raises
     ------
     TypeError, ValueError
         An argument is not what it must be, or not alike in all ranks; or all workers ended by exceptions.
     OSError
-        The order cannot be written.
+        The order or a checkpoint cannot be written, or a checkpoint not be read.
     RankDied
-        A server has ended.
+        A server has ended, and no spare is left.
     """
-    algorithm._check_servers(servers)
-    world = world_of_processes()
-    if servers >= world.size:
-        raise ValueError(f"servers: found {servers} of {world.size} processes, expected one at least that works")
-    if workers not in (None, world.size - servers):
-        raise ValueError(
-            f"workers: found {workers}, expected {world.size - servers}: all {world.size} processes but {servers} that "
-            "serve"
-        )
-    workers = world.size - servers
+    world, began = world_of_processes(), time.perf_counter()
+    workers = _check_workers(workers, servers, spares, world.size)
+    if spares and checkpoint is None:
+        raise wrong_value("checkpoint", None, "a directory, from which spares take over")
     numbers = {name.strip("_"): said(x) for name, x in vars(algorithm).items() if isinstance(x, int | float)}
     called = {"algorithm": type(algorithm).__name__, "optimizer": algorithm._class.__name__, **numbers}
     called |= {name: said(value) for name, value in algorithm._options.items()}
-    called |= {"servers": said(servers), "max_ahead": said(max_ahead), "order": said(order)}
+    called |= {"servers": said(servers), "spares": said(spares), "max_ahead": said(max_ahead), "order": said(order)}
+    called |= {"checkpoint": said(checkpoint)}
     check_alike({**called, **algorithm._held.said()}, world)
-    agree(world, lambda: open(order, "wb").close() if order is not None and world.rank == workers else None)
 
-    began, cuts, ranks = time.perf_counter(), algorithm._cuts(servers), range(workers, world.size)
-    if world.rank < workers:
-        told = _work(function, algorithm, Client(world.channel, ranks, cuts), world.rank, workers)
+    cuts, rank = algorithm._cuts(servers), world.rank
+    ranks, others = range(workers, workers + servers), [other for other in range(world.size) if other != world.rank]
+    shelves = [_shelf(algorithm, cuts, s, workers, checkpoint) for s in range(servers)] if checkpoint else []
+    core, epochs, progress = None, [], []
+
+    def prepare() -> tuple[int, Any]:
+        """Do all that may fail, before anybody begins."""
+        nonlocal core
+        if rank not in ranks:
+            return 0, None
+        shard = rank - workers
+        if order is not None and not shard:
+            open(order, "wb").close()
+        core = make_core(algorithm, cuts[shard], cuts[shard + 1], workers, max_ahead)
+        epoch = 0
+        if shelves:
+            epoch = shelves[shard].epoch() + 1
+            if shelves[shard].claim(epoch, rank) != rank:
+                raise wrong_value("checkpoint", str(checkpoint), "a directory that no other run has")
+            shelves[shard].load(core)
+        return epoch, [core.progress(k) for k in range(workers)]
+
+    for epoch, known in _together(world, prepare)[workers : workers + servers]:
+        epochs.append(epoch)
+        progress.append(known)
+    peers = Peers(world.channel())
+    roll = Roll(peers, ranks, range(workers + servers, world.size), epochs)
+    if rank < workers:
+        side = algorithm._side(workers)
+        number, side.steps = min(known[rank] for known in progress)
+        client = Client(peers, roll, cuts, side, number)
+        told = client.end(_work(function, Worker(side, rank, workers, client.ask, client.wait)))
+        roll.say_bye()
     else:
-        s = world.rank - workers
-        core = make_core(algorithm, cuts[s], cuts[s + 1], workers, max_ahead)
-        told = _serve(core, world.channel, world.rank, workers, ranks, order)
+        results = Results(peers, roll)
+        shard: int | None = rank - workers
+        if core is None:
+            shard = stand_by(peers, roll, results, shelves)
+            if shard is not None:
+                core = make_core(algorithm, cuts[shard], cuts[shard + 1], workers, max_ahead)
+                shelves[shard].load(core)
+                announce(peers, roll, shard, others)
+        if core is None or shard is None:
+            told = [results.told[s] for s in range(servers)]
+            roll.say_bye()
+        else:
+            server = Server(core, peers, workers, shelves[shard] if shelves else None, every)
+            server.serve()
+            told = conclude(server, shard, peers, results, others, lambda told: _write_order(order, workers, told))
+            roll.say_bye()
+            linger(peers, roll, others)
+    return _result(algorithm, told, rank, workers, time.perf_counter() - began)
+
+
+def _check_workers(workers: int | None, servers: int, spares: int, size: int) -> int:
+    """The number of workers."""
+    left = size - servers - spares
+    if left < 1:
+        found = f"{servers} and {spares} spares" if spares else f"{servers}"
+        raise ValueError(f"servers: found {found} of {size} processes, expected one at least that works")
+    if workers not in (None, left):
+        raise ValueError(f"workers: found {workers}, expected {left}: all {size} processes but {size - left}")
+    return left
+
+
+def _shelf(algorithm: Algorithm, cuts: Sequence[int], shard: int, workers: int, directory: Any) -> Shelf:
+    about = {
+        "optimizer": f"{type(algorithm).__name__} of {algorithm._class.__name__}",
+        "workers": workers,
+        "servers": len(cuts) - 1,
+        "first": cuts[shard],
+        "parameters": algorithm._held.described()[cuts[shard] : cuts[shard + 1]],
+    }
+    return Shelf(directory, shard, workers, about)
+
+
+def _together(world: World, work: Callable[[], Any]) -> list[Any]:
+    """Do something in each rank, and return what each returned; if one fails, raise that in all.
+
+    Raises
+    ------
+    Exception
+        That of the first rank that failed.
+    """
+    failed: Exception | None = None
+    done: Any = None
+    try:
+        done = work()
+    except Exception as error:
+        failed = error
+    found = world.all_gather((done, failed))
+    for _, other in found:
+        if other is not None:
+            raise failed or other
+    return [own for own, _ in found]
+
+
+def _work(function: Callable[[Worker], Any], worker: Worker) -> Exception | None:
+    """Be a worker; return how it failed."""
+    try:
+        worker._work(function)
+    except RankDied:
+        raise
+    except Exception as error:
+        return error
+    return None
+
+
+def _write_order(order: Any, workers: int, told: Sequence[Told]) -> None:
+    if order is not None:
+        with open(order, "wb") as file:
+            write_order(file, workers, [about["order"] for about, _ in told])
+
+
+def _result(algorithm: Algorithm, told: Sequence[Told], rank: int, workers: int, seconds: float) -> Result:
+    """The result, of what all servers have told."""
     dead: dict[int, BaseException] = {}
     for about, _ in told:
         dead = {**about["dead"], **dead}
     if len(dead) == workers:
-        raise dead[world.rank] if world.rank in dead else next(iter(dead.values()))
+        raise dead[rank] if rank in dead else next(iter(dead.values()))
     first: dict[str, Any] = told[0][0]
     params = algorithm._result([array for _, values in told for array in values])
     delays: Counter[int] = first["delays"]
-    seconds = time.perf_counter() - began
-    return Result(params, first["version"], dict(sorted(delays.items())), dict(sorted(dead.items())), seconds)
-
-
-def _work(
-    function: Callable[[Worker], Any], algorithm: Algorithm, client: Client, rank: int, workers: int
-) -> list[Told]:
-    """Be a worker; return what servers tell at the end."""
-    error: BaseException | None = None
-    try:
-        Worker(algorithm._side(workers), rank, workers, client.ask, client.wait)._work(function)
-    except RankDied:
-        raise
-    except Exception as own:
-        error = own
-    return client.end(error)
-
-
-def _serve(core: ServerCore, channel: Channel, rank: int, workers: int, ranks: Sequence[int], order: Any) -> list[Told]:
-    """Be a server; return what all tell at the end."""
-    others = {other: Receiver(channel, other) for other in ranks if other != rank}
-    for receiver in others.values():
-        receiver.expect()
-    server = Server(core, channel, workers, list(others))
-    server.serve()
-    first = rank == ranks[0]
-    if not first:
-        server.tell()
-    rest = Rest(IDLE)
-    while not (all(receiver.arrived() for receiver in others.values()) and server.told()):
-        rest.after(False)
-    told = [
-        server.result() if other == rank else (unpacked(others[other].items[0]), others[other].items[1:])
-        for other in ranks
-    ]
-    if first:  # whoever knows the result finds the order written
-        if order is not None:
-            with open(order, "wb") as file:
-                write_order(file, workers, [about["order"] for about, _ in told])
-        server.tell()
-        while not server.told():
-            rest.after(False)
-    return told
+    lost = sum(about["lost"] for about, _ in told)
+    return Result(params, first["version"], dict(sorted(delays.items())), dict(sorted(dead.items())), seconds, lost)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_integer, wrong_type, wrong_value
+from ..checks import check_integer, check_number, wrong_type, wrong_value
 from .asynchronous import Algorithm, Ask, Asking, Side
 from .carriers import Alone, Threads, current
 from .core import Header, OutOfOrder, ServerCore
@@ -40,6 +40,8 @@ class Result:
         Of each worker that did not come to its end, the exception.
     seconds : float
         The time that it took; of a simulation, its own.
+    lost : int
+        The gradients that servers had applied and not saved when they ended before their time.
     """
 
     params: Any
@@ -47,6 +49,7 @@ class Result:
     delays: dict[int, int]
     dead: dict[int, BaseException]
     seconds: float
+    lost: int = 0
 
 
 class Worker:
@@ -70,12 +73,19 @@ class Worker:
     ) -> None:
         self._side, self._ask, self._wait = side, ask, wait
         self.params, self.rank, self.workers = side.params, rank, workers
+        self._before = side.steps
 
     def deal(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """This worker's part of batches, which are the same for all: each `workers`-th."""
+        """This worker's part of batches, which are the same for all: each `workers`-th.
+
+        In a run that goes on from a checkpoint those are left out whose gradients it has.
+        """
         for number, batch in enumerate(batches):
             if number % self.workers == self.rank:
-                yield batch
+                if self._before:
+                    self._before -= 1
+                else:
+                    yield batch
 
     def step(self, grads: Any) -> None:
         """Go on with gradients at ``params``, which are others then.
@@ -94,7 +104,7 @@ class Worker:
 
     def _work(self, function: Callable[[Worker], Any]) -> None:
         """Do all that a worker does."""
-        self._drive(self._side.begin())
+        self._drive(self._side.resume() if self._before else self._side.begin())
         function(self)
         self._drive(self._side.finish())
 
@@ -157,9 +167,12 @@ def run(
     algorithm: Algorithm,
     *,
     workers: int | None = None,
-    servers: int = 1,
+    servers: int | None = None,
+    spares: int | None = None,
     max_ahead: int | None = None,
     order: Any = None,
+    checkpoint: Any = None,
+    checkpoint_every: float = 30.0,
 ) -> Result:
     """Train with workers that do not wait for each other: processes, or threads of one.
 
@@ -176,13 +189,21 @@ def run(
     algorithm : Downpour or EASGD
         What workers and servers do.
     workers, servers : int
-        Their numbers: by default two threads, or all processes that are no servers. Each parameter is whole on one
-        server, which handles one request at a time.
+        Their numbers: by default two threads, or all processes that are no servers; and those of ``fastopt run
+        --servers``, or one. Each parameter is whole on one server, which handles one request at a time.
+    spares : int, optional
+        The processes that wait for a server to end before its time, and take over from its checkpoint; by default those
+        of ``fastopt run --spares``, or none.
     max_ahead : int, optional
         The most requests that a worker may be ahead of the slowest one that has not ended: then it waits.
     order : path, optional
         A file for the order in which requests were handled: all that is left to chance, a byte each. With it `replay`
         does the same again.
+    checkpoint : path, optional
+        A directory, which all processes reach, for checkpoints of servers. A run goes on from those that it finds
+        there, with as many workers and servers: workers leave out the batches whose gradients have been pushed.
+    checkpoint_every : float
+        The seconds between checkpoints; there is one at the end too.
 
     Returns
     -------
@@ -196,7 +217,7 @@ def run(
     OSError
         The order cannot be written.
     RankDied
-        A process that is a server has ended.
+        A process that is a server has ended, and no spare is left.
 
     Examples
     --------
@@ -207,13 +228,31 @@ def run(
     check_algorithm(algorithm)
     if workers is not None:
         check_integer("workers", workers, 1, 1 << 16)
-    servers = algorithm._check_servers(servers)
+    processes = not isinstance(current(), Alone | Threads)
+    servers = algorithm._check_servers(_told("SERVERS", 1) if servers is None else servers)
+    spares = check_integer("spares", _told("SPARES", 0) * processes if spares is None else spares, 0)
     if max_ahead is not None:
         check_integer("max_ahead", max_ahead, 0)
-    if not isinstance(current(), Alone | Threads):
+    check_number("checkpoint_every", checkpoint_every, 0)
+    if order is not None and checkpoint is not None:
+        raise wrong_value("order", os.fspath(order), "None with a checkpoint: a run is done again from its beginning")
+    if processes:
         from .processes import run_processes  # which imports mpi4py
 
-        return run_processes(worker, algorithm, workers=workers, servers=servers, max_ahead=max_ahead, order=order)
+        return run_processes(
+            worker,
+            algorithm,
+            workers=workers,
+            servers=servers,
+            spares=spares,
+            max_ahead=max_ahead,
+            order=order,
+            checkpoint=checkpoint,
+            every=checkpoint_every,
+        )
+    for name, value in (("spares", spares), ("checkpoint", checkpoint)):
+        if value:
+            raise wrong_value(name, value, "none in one process: start several by fastopt run")
     workers, cuts = workers or 2, algorithm._cuts(servers)
     if order is None:
         return _run(worker, algorithm, make_cores(algorithm, cuts, workers, max_ahead), cuts, workers)
@@ -223,6 +262,11 @@ def run(
             return _run(worker, algorithm, cores, cuts, workers)
         finally:
             write_order(file, workers, [core.order for core in cores])
+
+
+def _told(name: str, otherwise: int) -> int:
+    """A number of processes that `fastopt run` was told."""
+    return int(os.environ.get(f"FASTOPT_{name}") or otherwise)
 
 
 def replay(worker: Callable[[Worker], Any], algorithm: Algorithm, order: Any) -> Result:

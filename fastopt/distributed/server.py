@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections import deque
-from collections.abc import Sequence
-from enum import IntEnum
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .core import Header, Op, ServerCore
-from .post import Channel, Lost, Receiver, Rest, Sender
+from .post import Lost, Peers, Rest
+from .roll import Kind, Roll
+from .shelf import Shelf
 from .world import RankDied
-
-#: The number that a worker's last request has for its `Op`.
-END = 3
-
 
 #: The longest rest of a server in seconds, with which an idle one takes some 3 % of a core.
 IDLE = 1.5e-3
 #: What a server tells at the end: what there is to say of its shard, and its parameters.
 Told = tuple[dict[str, Any], list[np.ndarray]]
-
-
-class Kind(IntEnum):
-    """What a server sends."""
-
-    REPLY = 0
-    ERROR = 1
-    RESULT = 2
 
 
 def packed(what: Any) -> np.ndarray:
@@ -52,12 +42,14 @@ class Server:
     ----------
     core : ServerCore
         The shard.
-    channel : Channel
-        What carries messages.
+    peers : Peers
+        What carries parcels.
     workers : int
         The number of workers, which are the first ranks.
-    others : sequence of int
-        The ranks that are no workers, but this one: they are told the result too.
+    shelf : Shelf, optional
+        Where the shard is kept.
+    every : float
+        The seconds between checkpoints.
 
     Attributes
     ----------
@@ -65,102 +57,94 @@ class Server:
         Of each worker that did not come to its end, the exception.
     """
 
-    def __init__(self, core: ServerCore, channel: Channel, workers: int, others: Sequence[int]) -> None:
+    def __init__(self, core: ServerCore, peers: Peers, workers: int, shelf: Shelf | None, every: float) -> None:
         self.core = core
         self.dead: dict[int, BaseException] = {}
+        self._peers, self._shelf, self._every = peers, shelf, every
         self._live = set(range(workers))  # who may still ask
-        self._from = {k: Receiver(channel, k) for k in range(workers)}
-        self._to = {rank: Sender(channel, rank) for rank in [*range(workers), *others]}
         self._held: deque[tuple[int, Header]] = deque()
 
     def serve(self) -> None:
-        """Answer workers until all have ended."""
-        for k in sorted(self._live):
-            self._expect(k)
-        rest = Rest(IDLE)
-        while self._live:
-            asked = [self._look(k) for k in sorted(self._live)]
-            rest.after(self._handle() or any(asked))
+        """Answer workers until all have ended.
 
-    def result(self) -> Told:
+        Raises
+        ------
+        OSError
+            A checkpoint cannot be written.
+        RankDied
+            Another one has the shard.
+        """
+        for k in self._live:
+            self._peers.of(k).expect()
+        rest, saved = Rest(IDLE), time.perf_counter()
+        while self._live:
+            asked = [self._look(k) for k in list(self._live)]
+            rest.after(self._handle() or any(asked))
+            if self._shelf is not None and time.perf_counter() - saved > self._every and not self._shelf.writes:
+                self._shelf.save(self.core)
+                saved = time.perf_counter()
+        if self._shelf is not None:
+            self._shelf.save(self.core)
+            self._shelf.finish()
+
+    def told(self) -> Told:
         """What has been learned."""
         core = self.core
-        about = {"version": core.version, "delays": core.delays, "dead": self.dead, "order": core.order}
+        about = {
+            "version": core.version,
+            "delays": core.delays,
+            "dead": self.dead,
+            "order": core.order,
+            "lost": core.lost,
+        }
         return about, core.shard.values()
-
-    def tell(self) -> None:
-        """Begin to send all others the result."""
-        about, values = self.result()
-        for rank in list(self._to):
-            try:
-                self._to[rank].send([Kind.RESULT], [packed(about), *values])
-            except Lost:
-                del self._to[rank]
-
-    def told(self) -> bool:
-        """Tell whether all that was sent is on its way."""
-        done = True
-        for rank, sender in list(self._to.items()):
-            try:
-                done &= sender.done()
-            except Lost:
-                del self._to[rank]
-        return done
-
-    def _expect(self, worker: int) -> None:
-        try:
-            self._from[worker].expect()
-        except Lost as lost:
-            self._lose(lost)
 
     def _look(self, worker: int) -> bool:
         """See whether a worker has asked for something."""
         if any(worker == k for k, _ in self._held):
             return False
+        receiver = self._peers.of(worker)
         try:
-            if not self._from[worker].arrived():
+            if not receiver.arrived():
                 return False
-        except Lost as lost:
-            self._lose(lost)
+            kind, number, steps, before = receiver.numbers[:4].tolist()
+        except Lost:
+            self._lose(worker)
             return True
-        op, number = (int(n) for n in self._from[worker].numbers[:2])
-        if op == END:
-            (error,) = map(unpacked, self._from[worker].items)
-            self._end(worker, error)
+        if kind == Kind.END:
+            self._end(worker, unpacked(receiver.items[0]))
+        elif kind == Kind.BYE:  # to the server before this one it was said before
+            self._end(worker, None)
         else:
-            self._held.append((worker, Header(Op(op), number)))
+            self._held.append((worker, Header(Op(kind - Kind.ASK), number, steps, before)))
         return True
 
     def _handle(self) -> bool:
         """Handle what can be, the oldest first."""
         for held in list(self._held):
-            worker, header = held
-            if worker not in self._live:
+            if self.core.ready(*held):
                 self._held.remove(held)
-                continue
-            if self.core.ready(worker, header):
-                self._held.remove(held)
-                self._answer(worker, header)
+                self._answer(*held)
                 return True
         return False
 
     def _answer(self, worker: int, header: Header) -> None:
-        numbers: list[int]
         try:
-            reply = self.core.handle(worker, header, self._from[worker].items)
-            numbers, items = [Kind.REPLY, reply.number, reply.version], reply.payload or []
+            reply = self.core.handle(worker, header, self._peers.of(worker).items)
         except (TypeError, ValueError) as error:
-            numbers, items = [Kind.ERROR, header.number, self.core.version], [packed(error)]
-        try:
-            self._to[worker].send(numbers, items)
-        except Lost as lost:
-            self._lose(lost)
+            self._reply(worker, [Kind.ERROR, header.number, self.core.version], [packed(error)])
         else:
-            self._expect(worker)
+            self._reply(worker, [Kind.REPLY, reply.number, reply.version], reply.payload or [])
 
-    def _lose(self, lost: Lost) -> None:
-        self._end(lost.rank, RankDied(f"found worker {lost.rank} ended before its time"))
-        self._to.pop(lost.rank, None)
+    def _reply(self, worker: int, numbers: Sequence[int], items: Sequence[Any]) -> None:
+        try:
+            self._peers.of(worker).expect()
+            self._peers.to(worker).send(numbers, items)
+        except Lost:
+            self._lose(worker)
+
+    def _lose(self, worker: int) -> None:
+        self._end(worker, RankDied(f"found the process of worker {worker} ended before its time"))
 
     def _end(self, worker: int, error: BaseException | None) -> None:
         if worker in self._live:
@@ -168,3 +152,130 @@ class Server:
             self.core.end(worker)
             if error is not None:
                 self.dead[worker] = error
+
+
+class Results:
+    """What those that have other shards tell at the end.
+
+    Parameters
+    ----------
+    peers : Peers
+        What carries it.
+    roll : Roll
+        Who has the shards.
+
+    Attributes
+    ----------
+    told : dict of int to Told
+        Of each shard, once it is known.
+    """
+
+    def __init__(self, peers: Peers, roll: Roll) -> None:
+        self.told: dict[int, Told] = {}
+        self._peers, self._roll = peers, roll
+        self._expected: dict[int, int] = {}
+        self.look()
+
+    def look(self) -> bool:
+        """See what there is; tell whether all is known.
+
+        Raises
+        ------
+        RankDied
+            A shard is lost, and no spare is left.
+        """
+        self._roll.look()
+        for shard, holder in enumerate(self._roll.holders):
+            if shard in self.told or holder in (None, self._peers.rank):
+                continue
+            receiver = self._peers.of(holder)
+            try:
+                if self._expected.get(shard) != holder:
+                    self._expected[shard] = holder
+                    receiver.expect()
+                if receiver.arrived():
+                    about, *values = receiver.items
+                    self.told[shard] = unpacked(about), values
+            except Lost:
+                self._roll.lose(holder)
+        return len(self.told) == len(self._roll.holders)
+
+
+def stand_by(peers: Peers, roll: Roll, results: Results, shelves: Sequence[Shelf]) -> int | None:
+    """Be a spare, until all is done; or until a shard is this rank's, which is returned."""
+    rest = Rest(IDLE)
+    while not results.look():
+        for shard, holder in enumerate(roll.holders):
+            if holder is None:
+                owner = shelves[shard].claim(roll.epochs[shard] + 1, peers.rank)
+                if owner == peers.rank:
+                    roll.epochs[shard] += 1
+                    return shard
+                if owner in roll.gone:  # it has not come to say that it had it
+                    roll.epochs[shard] += 1
+        rest.after(False)
+    return None
+
+
+def announce(peers: Peers, roll: Roll, shard: int, ranks: Sequence[int]) -> None:
+    """Tell others that this rank has a shard now."""
+    roll.holders[shard] = peers.rank
+    for rank in ranks:
+        try:
+            peers.to(rank).send([Kind.NEWS, shard, roll.epochs[shard]])
+        except Lost:
+            continue
+
+
+def conclude(
+    server: Server,
+    shard: int,
+    peers: Peers,
+    results: Results,
+    ranks: Sequence[int],
+    write: Callable[[list[Told]], None] | None,
+) -> list[Told]:
+    """Tell others what a shard has learned, and hear what others' have; return it all.
+
+    The first shard's is told when all is known, and written what there is to write: whoever knows it finds it there.
+    """
+    rest = Rest(IDLE)
+    results.told[shard] = own = server.told()
+    if shard:
+        _tell(peers, ranks, own)
+    while not results.look():
+        rest.after(False)
+    told = [results.told[s] for s in sorted(results.told)]
+    if not shard:
+        if write is not None:
+            write(told)
+        _tell(peers, ranks, own)
+    return told
+
+
+def _tell(peers: Peers, ranks: Sequence[int], own: Told) -> None:
+    about, values = own
+    for rank in ranks:
+        try:
+            peers.to(rank).send([Kind.RESULT], [packed(about), *values])
+        except Lost:
+            continue
+
+
+def linger(peers: Peers, roll: Roll, ranks: Sequence[int]) -> None:
+    """Stay until all others know what they need, or have ended."""
+    rest = Rest(IDLE)
+    there = set(ranks) - roll.left
+    while there:
+        for rank in list(there):
+            receiver = peers.of(rank)
+            try:
+                if not receiver.arrived():
+                    continue
+                if receiver.numbers[0] == Kind.BYE:
+                    there.remove(rank)
+                else:
+                    receiver.expect()
+            except Lost:
+                there.remove(rank)
+        rest.after(False)

@@ -1,8 +1,16 @@
 """Workers that do not wait for each other, and servers, that are processes."""
 
+import numpy as np
 import pytest
 
-from .test_asynchronous import EVERY
+import fastopt
+from fastopt import distributed as fd
+from fastopt.distributed import processes
+from fastopt.distributed.core import Header, Op
+
+from ..support import assert_same_bits
+from . import faults
+from .test_asynchronous import EVERY, Plain, pull, start
 from .test_mpi import launch, needs_mpi
 
 HEAD = """
@@ -21,7 +29,7 @@ rank, ranks = current().rank, current().size
 
 def printed(ranks, text, **environment):
     """What each of some processes prints, of which none fails."""
-    done = launch(ranks, "-c", HEAD + text, timeout=60, **environment)
+    done = launch(ranks, "-c", HEAD + text, timeout=100, **environment)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return sorted(done.stdout.split("\n"))[1:]
 
@@ -128,3 +136,128 @@ if rank == ranks - 1:
 def test_a_server_that_waits_leaves_the_processor_to_others():
     (share,) = printed(3, IDLE.replace("{seconds}", "1.5"))
     assert float(share) <= 0.05
+
+
+# ---- servers that end ----
+
+
+def a_core(algorithm, workers=2):
+    (core,) = fd.runs.make_cores(algorithm, algorithm._cuts(1), workers)
+    return core
+
+
+def a_shelf(folder, algorithm):
+    return processes._shelf(algorithm, algorithm._cuts(1), 0, 2, folder)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "AdaptiveRevision", "DCASGD", "AggMo"])
+def test_a_shard_goes_on_from_its_checkpoint(name, tmp_path):
+    """Another server of it answers what has been applied, applies what has not, and counts what is lost."""
+    algorithm = fd.Downpour(getattr(fastopt, name), start(), lr=0.1, threads=1)
+    first, other, alone = a_core(algorithm), a_core(algorithm), a_core(algorithm, 1)
+    grads = [pull(Plain(start()), k) for k in (1, 2)]
+    for number in range(1, 6):
+        first.handle(0, Header(Op.EXCHANGE, number, number, number - 1), grads[0])
+        alone.handle(0, Header(Op.EXCHANGE, number, number, number - 1), grads[0])
+    shelf = a_shelf(tmp_path, algorithm)
+    assert shelf.claim(1, 7) == 7
+    shelf.save(first)
+    shelf.finish()
+    for number in (6, 7):
+        first.handle(0, Header(Op.EXCHANGE, number, number, number - 1), grads[0])
+    taken = a_shelf(tmp_path, algorithm)
+    assert taken.claim(2, 8) == 8
+    taken.load(other)
+    assert other.progress(0) == (5, 5) and other.version == 5
+    again = other.handle(0, Header(Op.EXCHANGE, 5, 5, 4), grads[0])
+    assert_same_bits(again.payload, alone.shard.values())
+    assert (other.version, other.lost) == (5, 0)
+    other.handle(0, Header(Op.EXCHANGE, 8, 8, 7), grads[1])
+    alone.handle(0, Header(Op.EXCHANGE, 6, 6, 5), grads[1])
+    assert_same_bits(other.shard.values(), alone.shard.values())
+    assert (other.version, other.lost) == (6, 2)
+
+
+def test_a_centre_goes_on_from_its_checkpoint(tmp_path):
+    algorithm = fd.EASGD(fastopt.SGD, np.zeros(3), lr=0.1, beta=1.0)
+    first, other = a_core(algorithm), a_core(algorithm)
+    moved = first.handle(0, Header(Op.EXCHANGE, 1, 0, 0), [np.ones(3)]).payload[0].tolist()
+    shelf, taken = a_shelf(tmp_path, algorithm), a_shelf(tmp_path, algorithm)
+    shelf.claim(1, 0)
+    shelf.save(first)
+    shelf.finish()
+    taken.claim(2, 1)
+    taken.load(other)
+    assert moved == [0.5] * 3 == other.shard.values()[0].tolist()
+    assert other.handle(1, Header(Op.FETCH, 0), None).payload[0].tolist() == [0.5] * 3
+    assert other.handle(0, Header(Op.EXCHANGE, 1, 0, 0), [np.ones(3)]).payload[0].tolist() == [0.25] * 3
+    assert other.shard.values()[0].tolist() == [0.5] * 3
+
+
+def test_two_servers_never_have_one_shard(tmp_path):
+    """Who is thought to have ended, and goes on, finds out before its next checkpoint, and others' stay."""
+    algorithm = fd.Downpour(fastopt.SGD, np.zeros(3), lr=1.0)
+    core, old, new, late = a_core(algorithm), *(a_shelf(tmp_path, algorithm) for _ in range(3))
+    assert (old.claim(1, 4), new.claim(2, 5), late.claim(2, 6)) == (4, 5, 5)
+    core.handle(0, Header(Op.PUSH, 1, 1, 0), [np.ones(3)])
+    with pytest.raises(fd.RankDied, match="found another server of"):
+        old.save(core)
+    new.save(core)
+    new.finish()
+    other = fd.Downpour(fastopt.Adam, np.zeros(3))
+    another = a_shelf(tmp_path, other)
+    another.claim(3, 7)
+    with pytest.raises(ValueError, match=r"checkpoint: found optimizer 'Downpour of SGD' in .*, expected 'Downpour of"):
+        another.load(a_core(other))
+
+
+RESUMED = """
+seen = []
+def worker(opt):
+    for n, k in enumerate(opt.deal(range(40))):
+        if {first} and n == 5 + opt.rank:
+            raise LookupError(k)
+        seen.append(k)
+        opt.step(pull(opt, k))
+params = start()
+for make in {
+    "d": lambda: fd.Downpour(fastopt.Adam, params, n_push=2),
+    "e": lambda: fd.EASGD(fastopt.SGD, params, lr=0.1, every=2),
+}.items():
+    seen.clear()
+    try:
+        result = fd.run(worker, make[1](), servers=2, checkpoint="{folder}/" + make[0])
+        print(rank, make[0], result.pushes, seen, [float(np.abs(p).max()) < 9 for p in result.params])
+    except LookupError:
+        pass
+"""
+
+
+@needs_mpi
+def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+    """Batches whose gradients have been pushed are left out."""
+    text = RESUMED.replace("{folder}", str(tmp_path))
+    assert printed(4, text.replace("{first}", "True")) == []
+    found = printed(4, text.replace("{first}", "False"))
+    assert found[0].startswith("0 d 22 [10, 12, ") and found[2].startswith("1 d 22 [11, 13, 15")
+    assert len(found) == 8
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    "plan",
+    [
+        [(1, "before a push", "is killed", 9), (3, "between applying and replying", "is killed", 30),
+         (4, "in a checkpoint", "is killed", 3), (5, "in a takeover", "is killed", 1)],
+        *(pytest.param([fault], marks=pytest.mark.slow) for fault in [
+            (2, "before a push", "raises", 5),
+            (2, "before a push", "stops", 5),
+            (3, "between applying and replying", "stops", 20),
+            (4, "between applying and replying", "raises", 20),
+            (3, "in a checkpoint", "raises", 2),
+        ]),
+    ],
+)  # fmt: skip
+def test_faults_at_points(plan, tmp_path):
+    """What a worker's end costs, and a server's: nothing is applied twice, and what is lost is counted."""
+    assert faults.check(plan, tmp_path, *faults.run(plan, tmp_path)) >= len(plan) - 1

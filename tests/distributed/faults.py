@@ -1,0 +1,158 @@
+"""Faults in a row, in runs of workers, servers and spares: ``python -m tests.distributed.faults 200 [SEED]``.
+
+Each run is a program of eight processes, of which some are killed, stopped for a while, or fail by an exception, at
+named points. Each gradient is of an element of its own, so that what a server applied never, once or twice is seen.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MARK = "FASTOPT_TEST_MARK"
+WORKERS, SERVERS, SPARES, STEPS = 3, 2, 3, 40
+#: Where faults come, and in whose process.
+POINTS = {
+    "before a push": range(1, WORKERS),
+    "between applying and replying": range(WORKERS, WORKERS + SERVERS),
+    "in a checkpoint": range(WORKERS, WORKERS + SERVERS),
+    "in a takeover": range(WORKERS + SERVERS, WORKERS + SERVERS + SPARES),
+}
+PROGRAM = """
+import json, os, signal, subprocess, sys, time
+import numpy as np
+import fastopt
+from fastopt import distributed as fd
+from fastopt.distributed import carriers, checkpoint, client, server, shelf
+
+WHERE = {
+    "before a push": (client.Client, "ask"),
+    "between applying and replying": (server.Server, "_reply"),
+    "in a checkpoint": (checkpoint, "_write_shard"),
+    "in a takeover": (shelf.Shelf, "load"),
+}
+rank = carriers.current().rank
+workers, servers, steps = json.loads(sys.argv[2])
+
+def prepare(point, fault, count):
+    owner, name = WHERE[point]
+    before, calls = getattr(owner, name), [0]
+    def faulty(*arguments):
+        calls[0] += 1
+        if calls[0] == count:
+            open(f"fault-{rank}-{point}", "w").close()
+            if fault == "raises":
+                raise ZeroDivisionError("by this test")
+            if fault == "stops":
+                subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP if fault == "stops" else signal.SIGKILL)
+        return before(*arguments)
+    setattr(owner, name, faulty)
+
+for who, point, fault, count in json.loads(sys.argv[1]):
+    if who == rank:
+        prepare(point, fault, count)
+
+def worker(opt):
+    for k in opt.deal(range(steps * workers)):
+        grads = [np.zeros(steps * workers, "f4") for _ in range(servers)]
+        for g in grads:
+            g[k] = -1
+        opt.step(grads)
+        time.sleep(0.005)
+
+params = [np.zeros(steps * workers, "f4") for _ in range(servers)]
+result = fd.run(worker, fd.Downpour(fastopt.SGD, params, lr=1.0), checkpoint="states", checkpoint_every=0.03)
+applied = [x.reshape(steps, workers).sum(0).astype(int).tolist() for x in result.params]
+most = max(float(x.max()) for x in result.params)
+print(json.dumps({"dead": sorted(result.dead), "lost": result.lost, "applied": applied, "most": most}), flush=True)
+"""
+
+
+def run(plan, folder, timeout=90):
+    """Run a program with faults; return what its processes printed, its status and errors."""
+    path = Path(folder) / "train.py"
+    path.write_text(PROGRAM)
+    options = ["-n", str(WORKERS + SERVERS + SPARES), "--servers", str(SERVERS), "--spares", str(SPARES)]
+    command = [
+        sys.executable,
+        "-m",
+        "fastopt",
+        "run",
+        *options,
+        str(path),
+        json.dumps(plan),
+        json.dumps([WORKERS, SERVERS, STEPS]),
+    ]
+    environment = {**os.environ, MARK: str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        raise
+    return [json.loads(line) for line in out.splitlines() if line.startswith("{")], process.returncode, err
+
+
+def check(plan, folder, found, status, err):
+    """Check that what is promised holds; return the number of faults there were."""
+    from .test_launch import marked
+
+    happened = [fault for fault in plan if (Path(folder) / f"fault-{fault[0]}-{fault[1]}").exists()]
+    ended = {who for who, _, fault, _ in happened if fault == "is killed" or (fault == "raises" and who >= WORKERS)}
+    dead = sorted({who for who, _, fault, _ in happened if who < WORKERS and fault != "stops"})
+    assert len(found) == WORKERS + SERVERS + SPARES - len(ended), err
+    assert all(own == found[0] for own in found), found
+    own = found[0]
+    assert own["dead"] == dead, (own, dead)
+    assert own["most"] == 1, "a push was applied twice"
+    missing = sum(STEPS - n for applied in own["applied"] for k, n in enumerate(applied) if k not in dead)
+    assert missing == own["lost"] or (dead and missing <= own["lost"]), own
+    if not any(who >= WORKERS and fault != "stops" for who, _, fault, _ in happened):
+        assert own["lost"] == 0
+    assert (status != 0) == any(fault == "raises" and who >= WORKERS for who, _, fault, _ in happened), (status, err)
+    assert marked(folder) == []
+    return len(happened)
+
+
+def plan_of(chance):
+    """Some faults, after which a worker, and a rank for each shard, are left."""
+    plan = []
+    for who in range(1, WORKERS):
+        if chance.random() < 0.6:
+            plan.append((who, "before a push", chance.choice(["is killed", "stops", "raises"]), chance.randint(3, 40)))
+    for who in range(WORKERS, WORKERS + SERVERS):
+        if chance.random() < 0.8:
+            point = chance.choice(["between applying and replying", "in a checkpoint"])
+            count = chance.randint(1, 100) if point.startswith("between") else chance.randint(1, 8)
+            plan.append((who, point, chance.choice(["is killed", "is killed", "stops", "raises"]), count))
+    first = WORKERS + SERVERS
+    if chance.random() < 0.5:
+        plan.append((chance.randrange(first, first + SPARES), "in a takeover", "is killed", 1))
+    return plan
+
+
+def main(faults, seed):
+    chance, done, runs, began = random.Random(seed), 0, 0, time.perf_counter()
+    while done < faults:
+        plan = plan_of(chance)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                done += check(plan, folder, *run(plan, folder))
+            except BaseException:
+                print("the plan was", json.dumps(plan), file=sys.stderr)
+                raise
+        runs += 1
+        print(f"{done} faults in {runs} runs, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
