@@ -31,6 +31,7 @@ from . import (
     report,
     rules,
     scaling,
+    servers,
     sizes,
     sparse,
     startup,
@@ -101,6 +102,7 @@ def _sections(options: Options) -> list[Section]:
         (options.precision, precision),
         (options.startup, startup),
         (options.distributed, distributed),
+        (options.distributed, servers),
         (options.workloads, workloads),
     ):
         if wanted:

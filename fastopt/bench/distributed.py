@@ -47,21 +47,34 @@ def measure(name: str, budget: float, repeats: int = 21, peers: Sequence[str] = 
         There is no MPI.
     """
     ranks, size, way = CASES[name]
-    if find_spec("mpi4py") is None:
-        raise Skip("mpi4py is not installed")
-    command = [sys.executable, "-m", "fastopt", "run", "-n", str(ranks), str(_PROGRAM)]
     asked = [who for who, peer in _ASKED.items() if peer in peers and find_spec(COMPETITORS[peer].package)]
     arguments = [way, str(size * 10**6 // 4 // ranks * ranks), str(repeats), str(budget), *asked]
+    times, beside = times_of(_PROGRAM, ranks, arguments)
+    return row_of(name, times, beside=beside, faster=ratio(times["fastopt"], times["reduce-scatter"]))
+
+
+def times_of(program: Path, ranks: int, arguments: Sequence[str]) -> tuple[Any, dict[str, Spread]]:
+    """The times that a program's processes print as JSON, and of each its ratio to the bare exchange.
+
+    Raises
+    ------
+    Skip
+        There is no MPI.
+    """
+    if find_spec("mpi4py") is None:
+        raise Skip("mpi4py is not installed")
+    command = [sys.executable, "-m", "fastopt", "run", "-n", str(ranks), str(program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise Skip(done.stderr.strip().rpartition("\n")[2] or f"processes ended with {done.returncode}")
     times = json.loads(done.stdout.strip().rpartition("\n")[2])  # behind what peers say
-    beside = {who: ratio(own, times["bare"]) for who, own in times.items() if who != "bare"}
-    return row_of(name, times, beside=beside, faster=ratio(times["fastopt"], times["reduce-scatter"]))
+    return times, {who: ratio(own, times["bare"]) for who, own in times.items() if who != "bare"}
 
 
-def _of_bare(who: str) -> Show:
+def of_bare(who: str) -> Show:
+    """A column of times in those of the bare exchange."""
+
     def show(row: Row) -> str:
         if who not in row["beside"]:
             return "-"
@@ -88,7 +101,7 @@ def section(options: Options) -> Section:
         columns = {
             "": named,
             "bare, ms": time_of("bare"),
-            **{f"{label} / bare": _of_bare(who) for who, label in LABELS.items()},
+            **{f"{label} / bare": of_bare(who) for who, label in LABELS.items()},
             "fastopt / MPI's": _of_reduce_scatter,
         }
         yield table(title, columns, rows, caption)

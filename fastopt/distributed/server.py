@@ -74,18 +74,26 @@ class Server:
         RankDied
             Another one has the shard.
         """
-        for k in self._live:
-            self._peers.of(k).expect()
+        self.begin()
         rest, saved = Rest(IDLE), time.perf_counter()
         while self._live:
-            asked = [self._look(k) for k in list(self._live)]
-            rest.after(self._handle() or any(asked))
+            rest.after(self.look())
             if self._shelf is not None and time.perf_counter() - saved > self._every and not self._shelf.writes:
                 self._shelf.save(self.core)
                 saved = time.perf_counter()
         if self._shelf is not None:
             self._shelf.save(self.core)
             self._shelf.finish()
+
+    def begin(self) -> None:
+        """Begin to hear workers."""
+        for k in self._live:
+            self._peers.of(k).expect()
+
+    def look(self) -> bool:
+        """See what workers ask for, and answer one; tell whether there was something."""
+        asked = [self._look(k) for k in list(self._live)]
+        return self._handle() or any(asked)
 
     def told(self) -> Told:
         """What has been learned."""

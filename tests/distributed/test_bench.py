@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastopt.bench import distributed
+from fastopt.bench import distributed, servers
 from fastopt.bench.section import Options, Skip
 
 from .test_mpi import needs_mpi
@@ -19,6 +19,15 @@ def test_a_row_has_all_three(name):
     (table,) = section.tables([row])
     ((label, *figures),) = table.rows
     assert label == name and len(figures) == 4 and "x (" in figures[1] and figures[3].endswith("x")
+
+
+@needs_mpi
+def test_a_row_of_servers_has_each_rule():
+    row = servers.measure("4 MB", 0.1, 3)
+    assert list(row["times"]) == ["bare", *servers.RULES]
+    (table,) = servers.section(Options([])).tables([row])
+    ((label, *figures),) = table.rows
+    assert label == "4 MB" and len(figures) == 4 and all("x (" in figure for figure in figures[1:])
 
 
 @needs_mpi
