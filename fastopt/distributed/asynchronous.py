@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..arrays.array import CPU
 from ..arrays.dtypes import compute_dtype
-from ..arrays.libraries import floats_of, view
+from ..arrays.libraries import floats_of
 from ..backends.choice import choose_backend, ieee_arithmetic
 from ..binding.accumulated import Accumulated
 from ..binding.options import FILES
 from ..binding.sparse import RowSparse
-from ..binding.structure import match
+from ..binding.structure import gradient_of, match, split_rows
 from ..checks import check_integer, check_number, wrong_type, wrong_value
 from ..optimizers import Optimizer
+from ..rules import LibraryRule
 from .core import Centre, Op, OptimizerShard, Payload, Reply, Shard
 from .held import Held, grouped
 
@@ -86,6 +88,22 @@ class Side:
         """Do what comes after the last one."""
         raise NotImplementedError
 
+    def fetch_rows(self, wanted: Mapping[Any, Any]) -> Generator[Ask, None, list[np.ndarray]]:
+        """Fetch rows of tables, by name: return those of each."""
+        raise ValueError(f"name: found {next(iter(wanted))!r}, expected a table of a Downpour")
+
+    def with_rows(self, wanted: Mapping[Any, Any], found: list[np.ndarray]) -> Any:
+        """The worker's parameters, with rows that were fetched in the places of tables."""
+        return self.params
+
+
+class Piece(NamedTuple):
+    """What is whole on one server: a parameter, or neighbouring rows of a table."""
+
+    parameter: int
+    begin: int
+    end: int
+
 
 class Algorithm:
     """An optimizer's class with its parameters, and how workers and servers share the work: Downpour, or EASGD."""
@@ -93,7 +111,9 @@ class Algorithm:
     #: Pushes of worker 0 before the others begin.
     _warm_pushes = 0
 
-    def __init__(self, optimizer: Any, params: Any, options: dict[str, Any]) -> None:
+    def __init__(
+        self, optimizer: Any, params: Any, options: dict[str, Any], tables: Mapping[Any, Any] | None = None
+    ) -> None:
         if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
             raise wrong_type("optimizer", optimizer, "a class of fastopt, as fastopt.Adagrad")
         optimizer._arguments.check_no_inputs("optimizer")
@@ -105,32 +125,70 @@ class Algorithm:
             if not isinstance(array, np.ndarray):
                 raise wrong_type(name, array, "a NumPy array")
         self._sizes = [len(group.arrays) for group in self._held.groups]
-        self._probe: Optimizer = optimizer(self._held.params, **options)  # which refuses what cannot be
+        self._tables = self._read_tables({} if tables is None else tables)  # by name
+        self._shards = dict(self._tables.values())  # by parameter
+        self._pieces = [piece for i in range(len(self._held.arrays)) for piece in self._cut(i)]
+        firsts = [x[:1] if i in self._shards else x for i, x in enumerate(self._held.arrays)]
+        probed = grouped(self._held.groups, self._sizes, firsts) if self._shards else self._held.params
+        self._probe: Optimizer = optimizer(probed, **options)  # which refuses what cannot be
         owned = self._probe._owned
         self._rules = [owned.rule_of(i) for i in range(len(owned.params))]
         if any(rule.ahead for rule in self._rules):
             raise ValueError(f"optimizer: found {optimizer.__name__}, expected one whose parameters need no eval()")
 
+        for i in self._shards:
+            if isinstance(self._rules[i], LibraryRule) or self._rules[i].by_tensor:
+                raise ValueError(f"optimizer: found {optimizer.__name__} with tables, expected one of elements or rows")
+
+    def _read_tables(self, tables: Any) -> dict[Any, tuple[int, int]]:
+        """Of each table, by the name that it is given, the parameter and the number of its shards."""
+        if not isinstance(tables, Mapping):
+            raise wrong_type("tables", tables, "a mapping of names of parameters to numbers of shards")
+        found: dict[Any, tuple[int, int]] = {}
+        for name, shards in tables.items():
+            called = [k for k, known in enumerate(self._held.names) if known in (name, f"params[{name!r}]")]
+            if not called:
+                raise wrong_value("tables", name, f"parameters, of {', '.join(self._held.names)}")
+            rows = self._held.arrays[called[0]].shape[:1]
+            if not rows:
+                raise wrong_value(f"tables[{name!r}]", self._held.arrays[called[0]], "a parameter that has rows")
+            found[name] = called[0], check_integer(f"tables[{name!r}]", shards, 1, rows[0])
+        return found
+
+    def _cut(self, i: int) -> list[Piece]:
+        """The pieces of a parameter, which is whole unless it is a table."""
+        rows, shards = self._rows(i), self._shards.get(i, 1)
+        return [Piece(i, *ends) for ends in pairwise([rows * k // shards for k in range(shards + 1)])]
+
     def _copies(self) -> list[np.ndarray]:
-        """The parameters as they were given, in arrays of their own."""
-        return [array.copy() for array in self._held.arrays]
+        """The parameters as they were given, in arrays of their own; of a table no rows."""
+        return [array[:0] if i in self._shards else array.copy() for i, array in enumerate(self._held.arrays)]
 
     def _check_servers(self, servers: Any) -> int:
-        most = len(self._held.arrays)
-        expected = f"an integer >= 1 and <= {most}, the number of parameters: each is whole on one server"
+        most = len(self._pieces)
+        what = "shards of tables and other parameters" if self._shards else "parameters"
+        expected = f"an integer >= 1 and <= {most}, the number of {what}: each is whole on one server"
         return check_integer("servers", servers, 1, most, expected)
 
     def _cuts(self, servers: int) -> list[int]:
-        """The first parameter of each server, and their number: neighbours, of nearly as many elements."""
-        ends = np.cumsum([array.size for array in self._held.arrays])
+        """The first piece of each server, and their number: neighbours, of nearly as many elements."""
+        ends = np.cumsum([self._size(piece) for piece in self._pieces])
         cuts = [0]
         for k in range(1, servers):
             wanted = int(np.searchsorted(ends, ends[-1] * k / servers)) + 1
             cuts.append(min(max(wanted, cuts[-1] + 1), len(ends) - (servers - k)))
         return [*cuts, len(ends)]
 
+    def _rows(self, i: int) -> int:
+        """The rows of a parameter; one of a number."""
+        return (self._held.arrays[i].shape or (1,))[0]
+
+    def _size(self, piece: Piece) -> int:
+        """The elements of a piece."""
+        return self._held.arrays[piece.parameter].size // self._rows(piece.parameter) * (piece.end - piece.begin)
+
     def _shard(self, begin: int, end: int, workers: int) -> Shard:
-        """The shard that has some neighbouring parameters."""
+        """The shard that has some neighbouring pieces."""
         raise NotImplementedError
 
     def _side(self, workers: int) -> Side:
@@ -139,7 +197,10 @@ class Algorithm:
 
     def _result(self, values: Sequence[np.ndarray]) -> Any:
         """The parameters that have been learned, as servers have them, in their structure."""
-        return self._held.build([x.astype(own.dtype) for x, own in zip(values, self._held.arrays, strict=True)])
+        parts: list[list[np.ndarray]] = [[] for _ in self._held.arrays]
+        for piece, x in zip(self._pieces, values, strict=True):
+            parts[piece.parameter].append(x.astype(self._held.arrays[piece.parameter].dtype))
+        return self._held.build([own[0] if len(own) == 1 else np.concatenate(own) for own in parts])
 
 
 class Downpour(Algorithm):
@@ -163,6 +224,10 @@ class Downpour(Algorithm):
         The gradients that worker 0 computes before the others begin; default 0.
     local_lr : float, optional
         The rate of a worker's own steps between fetches; by default the optimizer's at its first step.
+    tables : mapping of names to int, optional
+        Parameters of which workers have no row but those that they ask for, ``opt.fetch_rows(name, indices)``, and push
+        gradients of some rows alone, a `fastopt.RowSparse`: by key of `params`, or as messages call them; with each the
+        number of shards of neighbouring rows that servers share. Bits do not depend on that number.
     **options
         The arguments of the class, as ``lr``, but those about states in files.
 
@@ -193,6 +258,7 @@ class Downpour(Algorithm):
         n_fetch: int = 1,
         warm_start: int = 0,
         local_lr: float | None = None,
+        tables: Mapping[Any, int] | None = None,
         **options: Any,
     ) -> None:
         self._n_push = check_integer("n_push", n_push, 1)
@@ -200,17 +266,26 @@ class Downpour(Algorithm):
         self._warm_pushes = -(-check_integer("warm_start", warm_start, 0) // self._n_push)
         if local_lr is not None:
             check_number("local_lr", local_lr, 0)
-        super().__init__(optimizer, params, options)
+        super().__init__(optimizer, params, options, tables)
         rates = [self._probe.hyper(g)["lr"] if local_lr is None else local_lr for g in range(len(self._sizes))]
         self._rates = [rate for rate, size in zip(rates, self._sizes, strict=True) for _ in range(size)]
 
     def _shard(self, begin: int, end: int, workers: int) -> Shard:
-        owners = np.repeat(np.arange(len(self._sizes)), self._sizes)[begin:end]
-        counts = np.bincount(owners, minlength=len(self._sizes)).tolist()
-        arrays = [array.copy() for array in self._held.arrays[begin:end]]
-        before = sum(array.size for array in self._held.arrays[:begin])
+        pieces, groups = self._pieces[begin:end], list[dict[str, Any]]()
+        owners = np.repeat(np.arange(len(self._sizes)), self._sizes)
+        last: Any = None
+        for i, first, after in pieces:
+            kind = i if i in self._shards else None, int(owners[i])  # a table is a group of its own
+            if kind != last or i in self._shards:
+                own = {key: value for key, value in self._held.groups[kind[1]].own.items() if key != "param_names"}
+                groups.append({**own, "params": []})
+            array = self._held.arrays[i]
+            groups[-1]["params"].append((array[first:after] if i in self._shards else array).copy())
+            last = kind
+        before = sum(self._size(piece) for piece in self._pieces[:begin])
         options = {**self._options, "first_element": self._options.get("first_element", 0) + before}
-        return OptimizerShard(self._class(grouped(self._held.groups, counts, arrays), **options))
+        tables = {k for k, piece in enumerate(pieces) if piece.parameter in self._shards}
+        return OptimizerShard(self._class(groups, **options), tables)
 
     def _side(self, workers: int) -> Side:
         return _DownpourSide(self)
@@ -219,7 +294,7 @@ class Downpour(Algorithm):
 class _DownpourSide(Side):
     def __init__(self, algorithm: Downpour) -> None:
         self._algorithm, self._held, self._arrays = algorithm, algorithm._held, algorithm._copies()
-        self._views = list(map(view, self._arrays, self._held.names))
+        self._views = self._held.views
         self.params = self._held.build(self._arrays)
         self._sums, self._backend = Accumulated(), choose_backend(None, CPU)
 
@@ -232,12 +307,15 @@ class _DownpourSide(Side):
     def advance(self, grads: Any) -> Asking:
         held, own = self._held, self._algorithm
         given = tuple(match(grads, held.structure, "grads"))
+        if own._shards:
+            self._check_tables(given)
         self._sums.add(given, self._arrays, self._views, held.names, self._backend, 1)
         pushes, fetches = self.steps % own._n_push == 0, (self.steps + 1) % own._n_fetch == 0
         self.steps += 1
         if not fetches:
-            for x, g, rate in zip(self._arrays, given, own._rates, strict=True):
-                _descend(x, g, rate)
+            for i, (x, g, rate) in enumerate(zip(self._arrays, given, own._rates, strict=True)):
+                if i not in own._shards:
+                    _descend(x, g, rate)
         if pushes or fetches:
             yield from self._ask(Op.EXCHANGE if pushes and fetches else Op.PUSH if pushes else Op.FETCH)
 
@@ -246,12 +324,72 @@ class _DownpourSide(Side):
             yield from self._ask(Op.PUSH)
 
     def _ask(self, op: Op) -> Asking:
-        ask = Ask(op, None if op == Op.FETCH else self._sums.gradients(len(self._arrays)))
+        ask = Ask(op, None if op == Op.FETCH else self._cut(self._sums.gradients(len(self._arrays))))
         yield ask
         if op != Op.FETCH:
             self._sums.clear()
-        for x, found in zip(self._arrays, ask.arrays, strict=False):
-            np.copyto(x, found)
+        for piece, found in zip(self._algorithm._pieces, ask.arrays, strict=False):
+            np.copyto(self._arrays[piece.parameter], found)
+
+    def _check_tables(self, given: tuple[Any, ...]) -> None:
+        """Check that of tables rows alone have gradients.
+
+        Raises
+        ------
+        TypeError
+            One has another gradient.
+        """
+        names = self._held.names
+        for i, grad in enumerate(split_rows(given, self._views, names)[0]):
+            if grad is not None and i in self._algorithm._shards:
+                name = gradient_of(names[i]) if len(names) > 1 else "grads"
+                raise wrong_type(name, grad, "a fastopt.RowSparse, for of a table rows travel alone")
+
+    def _cut(self, grads: Sequence[Any]) -> Payload:
+        """The gradient of each piece; of a shard of a table those of its rows, by their numbers there."""
+        found: list[Any] = []
+        for i, begin, end in self._algorithm._pieces:
+            grad = grads[i]
+            if grad is not None and self._algorithm._shards.get(i, 1) > 1:
+                chosen = (grad.indices >= begin) & (grad.indices < end)
+                grad = RowSparse(grad.indices[chosen] - begin, floats_of(grad.values)[chosen])
+            found.append(grad)
+        return found
+
+    def fetch_rows(self, wanted: Mapping[Any, Any]) -> Generator[Ask, None, list[np.ndarray]]:
+        """Fetch rows of tables, each once, by one request."""
+        own = self._algorithm
+        payload: list[Any] = [None] * len(own._pieces)
+        places: list[tuple[int, np.ndarray]] = []
+        for name, indices in wanted.items():
+            if name not in own._tables:
+                raise wrong_value("name", name, f"a table: {', '.join(map(repr, own._tables)) or 'there is none'}")
+            i, _ = own._tables[name]
+            asked, rows = np.asarray(indices), own._rows(i)
+            if asked.dtype.kind not in "iu" and asked.size:
+                raise wrong_type("indices", indices, "integers")
+            unique, place = np.unique(asked.astype(np.int64), return_inverse=True)
+            if unique.size and (unique[0] < 0 or unique[-1] >= rows):
+                found = unique[0] if unique[0] < 0 else unique[-1]
+                raise ValueError(f"indices: found {found}, expected rows >= 0 and < {rows}")
+            for k, piece in enumerate(own._pieces):
+                if piece.parameter == i:
+                    begin, end = np.searchsorted(unique, (piece.begin, piece.end))
+                    payload[k] = unique[begin:end] - piece.begin
+            places.append((i, place.reshape(asked.shape)))
+        ask = Ask(Op.ROWS, payload)
+        yield ask
+        parts: dict[int, list[np.ndarray]] = {}
+        for piece, rows_found in zip(own._pieces, ask.arrays, strict=True):
+            parts.setdefault(piece.parameter, []).append(rows_found)
+        return [np.concatenate(parts[i])[place] for i, place in places]
+
+    def with_rows(self, wanted: Mapping[Any, Any], found: list[np.ndarray]) -> Any:
+        """The worker's parameters, with rows that were fetched in the places of tables."""
+        arrays = list(self._arrays)
+        for name, rows in zip(wanted, found, strict=True):
+            arrays[self._algorithm._tables[name][0]] = rows
+        return self._held.build(arrays)
 
 
 class EASGD(Algorithm):

@@ -44,7 +44,7 @@ class Client:
         for s in range(len(self._cuts) - 1):
             part = () if ask.payload is None else ask.payload[self._cuts[s] : self._cuts[s + 1]]
             self._ask(s, [Kind.ASK + ask.op, self._number, steps, self._pushed], part)
-        if ask.op != Op.FETCH:
+        if ask.op in (Op.PUSH, Op.EXCHANGE):
             self._pushed = steps
 
     def wait(self, ask: Ask) -> None:

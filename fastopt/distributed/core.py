@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ from ..binding.plan import Plan
 from ..optimizers import Optimizer
 from ..rules import AT_PARAMETER, State
 
-#: What a worker sends of each parameter: an array, rows, or None.
+#: What a worker sends of each parameter: an array, rows, which rows it asks for, or None.
 Payload = Sequence[Any]
 
 
@@ -28,6 +28,7 @@ class Op(IntEnum):
     FETCH = 0
     PUSH = 1
     EXCHANGE = 2  # both, in one pass
+    ROWS = 3  # a fetch of some rows of tables
 
 
 class Header(NamedTuple):
@@ -78,6 +79,9 @@ class Shard(Protocol):
 
     def again(self, worker: int, payload: Payload, pushed: bool) -> list[np.ndarray]:
         """Return what a worker reads to which that is to be said again; what it pushed has been applied."""
+
+    def read_rows(self, worker: int, wanted: Payload) -> list[np.ndarray]:
+        """Return for a worker the rows that it asks for of each table, and of all else none, in memory of its own."""
 
     def values(self) -> list[np.ndarray]:
         """Return the parameters."""
@@ -174,14 +178,19 @@ class ServerCore:
                 "again with the worker and the algorithm that it had"
             )
         reads = header.op != Op.PUSH
+        pushes = header.op in (Op.PUSH, Op.EXCHANGE)
         self.lost += max(header.before - self._steps[worker], 0)
-        if header.op != Op.FETCH:
+        if pushes:
             self.shard.apply(worker, payload or (), reads)
             self.delays[self.version - self._read[worker]] += 1
             self.version += 1
             self._pushed[worker] = header.number
-        self._steps[worker] = max(self._steps[worker], header.before if header.op == Op.FETCH else header.steps)
-        found = self.shard.read(worker, header.op == Op.EXCHANGE) if reads else None
+        self._steps[worker] = max(self._steps[worker], header.steps if pushes else header.before)
+        found = None
+        if header.op == Op.ROWS:
+            found = self.shard.read_rows(worker, payload or ())
+        elif reads:
+            found = self.shard.read(worker, pushes)
         if reads:
             self._read[worker] = self.version
         self._last[worker] = header.number
@@ -204,8 +213,11 @@ class ServerCore:
         if kept is not None and kept.number == header.number:
             return kept
         found = None
-        if header.op != Op.PUSH:
+        if header.op == Op.ROWS:
+            found = self.shard.read_rows(worker, payload)
+        elif header.op != Op.PUSH:
             found = self.shard.again(worker, payload, header.op == Op.EXCHANGE)
+        if header.op != Op.PUSH:
             self._read[worker] = self.version
         return Reply(header.number, self.version, found)
 
@@ -254,15 +266,29 @@ class OptimizerShard:
     ----------
     optimizer : Optimizer
         That of the parameters.
+    tables : collection of int
+        The parameters of which workers read rows alone, each in a group of its own.
+
+    Raises
+    ------
+    ValueError
+        A copy of a table's state is stored so that its rows cannot be read.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
+    def __init__(self, optimizer: Optimizer, tables: Collection[int] = ()) -> None:
+        self._optimizer, self._tables = optimizer, tables
         self._owned = owned = optimizer._owned
         self._copies: list[tuple[int, State]] = []
         for i in range(len(owned.params)):
             self._copies += [(i, state) for state in owned.rule_of(i).states if state.copy_of]
         self._begun = [owned.states[i][state.name] for i, state in self._copies]
+        groups = {owned.groups.of[i] for i in tables}
+        self._flagged = [group for g, group in enumerate(optimizer.param_groups) if g not in groups]
+        for (i, state), own in zip(self._copies, self._begun, strict=True):
+            if i in tables:
+                optimizer.param_groups[owned.groups.of[i]]["read"] = False
+                if own.shape != owned.params[i].shape:
+                    raise ValueError(f"state_dtype: found '8bit', expected one of whose {state.name} rows can be read")
         self._snapshots: dict[int, list[np.ndarray]] = {}
         self._plans: dict[int, tuple[Payload, Plan]] = {}
         self._replies: dict[int, list[np.ndarray]] = {}
@@ -273,7 +299,7 @@ class OptimizerShard:
         """Do a step; a worker that sends the same arrays again has the plan that it had."""
         if self._copies and reads is not self._reads:
             self._reads = reads
-            for group in self._optimizer.param_groups:
+            for group in self._flagged:
                 group["read"] = reads
         known = self._plans.get(worker)
         if known is None or len(known[0]) != len(payload) or any(map(_others, known[0], payload)):
@@ -286,18 +312,26 @@ class OptimizerShard:
     def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
         """Copy the parameters, and what the worker's next step is to know of them."""
         for (i, state), own in zip(self._copies, self._own(worker), strict=True):
-            at_parameter, states = state.copy_of == AT_PARAMETER, self._owned.states[i]
-            exact = not at_parameter or own.dtype.itemsize > 2  # states may be rounded otherwise than parameters
-            if not (pushed and exact and self._whole[i]):  # else the step has done it
-                np.copyto(own, states.get("master", self._owned.params[i]) if at_parameter else states[state.copy_of])
-        reply = _memory(self._replies, worker, self._owned.params)
-        for to, array in zip(reply, self._owned.params, strict=True):
+            exact = state.copy_of != AT_PARAMETER or own.dtype.itemsize > 2  # states may be rounded otherwise than it
+            if i not in self._tables and not (pushed and exact and self._whole[i]):  # else the step has done it
+                np.copyto(own, self._source(i, state))
+        whole = [array[:0] if i in self._tables else array for i, array in enumerate(self._owned.params)]
+        reply = _memory(self._replies, worker, whole)
+        for to, array in zip(reply, whole, strict=True):
             np.copyto(to, array)
         return reply
 
     def again(self, worker: int, payload: Payload, pushed: bool) -> list[np.ndarray]:
         """Copy the parameters as they are now."""
         return self.read(worker, False)
+
+    def read_rows(self, worker: int, wanted: Payload) -> list[np.ndarray]:
+        """Copy rows, and what the worker's next step is to know of them."""
+        for (i, state), own in zip(self._copies, self._own(worker), strict=True):
+            if wanted[i] is not None:
+                own[wanted[i]] = self._source(i, state)[wanted[i]]
+        rows = [slice(0) if own is None else own for own in wanted]
+        return [array[own].copy() for own, array in zip(rows, self._owned.params, strict=True)]
 
     def values(self) -> list[np.ndarray]:
         """Return the parameters."""
@@ -313,8 +347,15 @@ class OptimizerShard:
             np.copyto(own, given)
         self._optimizer.load_state_dict(state_dict)
         self._plans.clear()
-        for worker in range(workers if self._copies else 0):
-            self.read(worker, False)
+        for worker in range(workers):
+            for (i, state), own in zip(self._copies, self._own(worker), strict=True):
+                np.copyto(own, self._source(i, state))
+
+    def _source(self, i: int, state: State) -> np.ndarray:
+        """What a state is a copy of, as it is now."""
+        states = self._owned.states[i]
+        found = states.get("master", self._owned.params[i]) if state.copy_of == AT_PARAMETER else states[state.copy_of]
+        return np.asarray(found)
 
     def _own(self, worker: int) -> list[np.ndarray]:
         if worker not in self._snapshots:
@@ -361,6 +402,10 @@ class Centre:
         if pushed:
             self._measure(worker, payload)
         return self.read(worker, pushed)
+
+    def read_rows(self, worker: int, wanted: Payload) -> list[np.ndarray]:
+        """Return nothing: there are no tables."""
+        return []
 
     def values(self) -> list[np.ndarray]:
         """Return the centre."""

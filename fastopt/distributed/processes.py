@@ -51,7 +51,7 @@ def run_processes(
     called = {"algorithm": type(algorithm).__name__, "optimizer": algorithm._class.__name__, **numbers}
     called |= {name: said(value) for name, value in algorithm._options.items()}
     called |= {"servers": said(servers), "spares": said(spares), "max_ahead": said(max_ahead), "order": said(order)}
-    called |= {"checkpoint": said(checkpoint)}
+    called |= {"checkpoint": said(checkpoint), "tables": said(algorithm._tables)}
     check_alike({**called, **algorithm._held.said()}, world)
 
     cuts, rank = algorithm._cuts(servers), world.rank

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_integer, check_number, wrong_type, wrong_value
-from .asynchronous import Algorithm, Ask, Asking, Side
+from .asynchronous import Algorithm, Ask, Side
 from .carriers import Alone, Threads, current
 from .core import Header, OutOfOrder, ServerCore
 
@@ -102,14 +102,42 @@ class Worker:
         """
         self._drive(self._side.advance(grads))
 
+    def fetch_rows(self, name: Any, indices: Any) -> np.ndarray:
+        """Fetch rows of a table of a `Downpour`, as they are now: each travels once.
+
+        Parameters
+        ----------
+        name : str
+            The table, as ``tables`` names it.
+        indices : array of integers, or list
+            The rows, of any shape, some of them several times.
+
+        Returns
+        -------
+        numpy.ndarray
+            Their elements, of the shape of `indices` and then of a row: this worker's own.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no such table, or no such row: nothing has been asked for.
+        """
+        found: list[np.ndarray] = self._drive(self._side.fetch_rows({name: indices}))
+        return found[0]
+
     def _work(self, function: Callable[[Worker], Any]) -> None:
         """Do all that a worker does."""
         self._drive(self._side.resume() if self._before else self._side.begin())
         function(self)
         self._drive(self._side.finish())
 
-    def _drive(self, asking: Asking) -> None:
-        for ask in asking:
+    def _drive(self, asking: Generator[Ask, None, Any]) -> Any:
+        """Have a side's requests answered; return what it returns."""
+        while True:
+            try:
+                ask = next(asking)
+            except StopIteration as done:
+                return done.value
             if not ask.sent:
                 ask.sent = True
                 self._ask(ask)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..checks import check_integer, check_number, wrong_type
-from .asynchronous import Algorithm, Ask, Asking, Side
+from .asynchronous import Algorithm, Ask, Side
 from .core import Header, ServerCore
 from .runs import Result, check_algorithm, make_cores, result_of
 
@@ -23,7 +23,10 @@ class _Simulated:
 
     def __init__(self, side: Side) -> None:
         self.side = side
-        self.asking: Asking = side.begin()
+        self.asking: Generator[Ask, None, Any] = side.begin()
+        self.batch: Any = None
+        self.wanted: Mapping[Any, Any] = {}  # rows of tables, for the batch
+        self.fetching = False  # it waits for these
         self.waiting: Ask | None = None
         self.requests = 0
         self.done = False  # it has computed its last gradient
@@ -39,8 +42,9 @@ class _Simulation:
         compute: Seconds,
         travel: Seconds,
         seed: int,
+        rows: Callable[[Any], Mapping[Any, Any]] | None,
     ) -> None:
-        self._gradient, self._batches, self._core = gradient, batches, core
+        self._gradient, self._batches, self._core, self._rows = gradient, batches, core, rows
         self._compute, self._travel = compute, travel
         self._random = np.random.default_rng(seed)
         self._workers = [_Simulated(side) for side in sides]
@@ -64,7 +68,12 @@ class _Simulation:
     def _go_on(self, k: int) -> None:
         """Have a worker do what it can at once."""
         own = self._workers[k]
-        for ask in own.asking:
+        while True:
+            try:
+                ask = next(own.asking)
+            except StopIteration as end:
+                found = end.value
+                break
             if not ask.sent:
                 ask.sent = True
                 own.requests += 1
@@ -78,15 +87,24 @@ class _Simulation:
             self._core.end(k)
             self._try_held()
             return
-        for batch in self._batches:
-            self._after(self._compute(self._random, k), self._computed, k, batch)
+        if own.fetching:
+            own.fetching = False
+            self._after(self._compute(self._random, k), self._computed, k, own.side.with_rows(own.wanted, found))
+            return
+        for own.batch in self._batches:
+            if self._rows is None:
+                self._after(self._compute(self._random, k), self._computed, k, own.side.params)
+                return
+            own.fetching, own.wanted = True, self._rows(own.batch)
+            own.asking = own.side.fetch_rows(own.wanted)
+            self._go_on(k)
             return
         own.done, own.asking = True, own.side.finish()
         self._go_on(k)
 
-    def _computed(self, k: int, batch: Any) -> None:
+    def _computed(self, k: int, params: Any) -> None:
         own = self._workers[k]
-        own.asking = own.side.advance(self._gradient(own.side.params, batch))
+        own.asking = own.side.advance(self._gradient(params, own.batch))
         self._go_on(k)
 
     def _arrive(self, k: int, ask: Ask, header: Header) -> None:
@@ -121,6 +139,7 @@ def simulate(
     workers: int,
     compute: float | Seconds = 1.0,
     travel: float | Seconds = 0.0,
+    rows: Callable[[Any], Mapping[Any, Any]] | None = None,
     max_ahead: int | None = None,
     seed: int = 0,
 ) -> Result:
@@ -142,6 +161,9 @@ def simulate(
     compute, travel : float or callable
         The seconds that a gradient takes, and a message on its way: a number, or a function of a NumPy generator of
         random numbers and of the worker's number.
+    rows : callable, optional
+        ``rows(batch)`` names rows of the tables of a `Downpour`, as ``{"table": indices}``: a worker fetches them
+        before it computes, and they are in the table's place in the parameters that the gradient is taken at.
     max_ahead : int, optional
         As of `run`.
     seed : int
@@ -175,11 +197,13 @@ def simulate(
     seed = check_integer("seed", seed, 0)
     if not isinstance(batches, Iterable):
         raise wrong_type("batches", batches, "an iterable")
+    if rows is not None and not callable(rows):
+        raise wrong_type("rows", rows, "a function of a batch")
     taken = _seconds("compute", compute), _seconds("travel", travel)
     cuts = algorithm._cuts(1)
     (core,) = make_cores(algorithm, cuts, workers, max_ahead)
     sides = [algorithm._side(workers) for _ in range(workers)]
-    simulation = _Simulation(gradient, iter(batches), core, sides, *taken, seed)
+    simulation = _Simulation(gradient, iter(batches), core, sides, *taken, seed, rows)
     simulation.run()
     return result_of(algorithm, [core], {}, simulation.now)
 

@@ -228,6 +228,106 @@ def test_rows_are_pushed_alone():
     assert np.array_equal(table[:2], start(((10, 3),))[0][:2])
 
 
+def tables_and_bias(shards=1, **options):
+    params = dict(zip("tb", start(((10, 3), (3,))), strict=True))
+    return fd.Downpour(fastopt.AdaptiveRevision, **{"params": params, "lr": 0.2, "tables": {"t": shards}, **options})
+
+
+def looked_up(k):
+    return np.random.default_rng(k).integers(0, 10, (2, 3))
+
+
+def looking_up(steps, read_again=True):
+    """A worker that knows of a table what it has looked up."""
+
+    def worker(opt):
+        assert opt.params["t"].shape == (0, 3)
+        for k in opt.deal(range(steps)):
+            which = looked_up(k)
+            rows = opt.fetch_rows("t", which)
+            assert rows.shape == (2, 3, 3)
+            pulled = (rows - opt.params["b"]).reshape(-1, 3)
+            opt.step({"t": fastopt.RowSparse(which.ravel(), pulled), "b": -pulled.sum(axis=0)})
+
+    return worker
+
+
+def test_rows_are_fetched_alone():
+    """Two workers by hand: what each reads of a table, and when, is what its push is revised by."""
+    core, sides, drive = by_hand(tables_and_bias(threads=1), 2)
+    table, bias = start(((10, 3), (3,)))
+    common = [[np.zeros_like(x), np.ones_like(x), np.ones_like(x)] for x in (table, bias)]
+    snapshots = [[np.zeros_like(x) for x in (table, bias)] for _ in sides]
+    for k in (0, 1):
+        drive(k, sides[k].begin())
+    for t in range(1, 41):
+        k = int(np.random.default_rng(t).integers(2))
+        which = looked_up(t)
+        if t % 3:
+            found = by_hand_rows(drive, k, sides[k], which)
+            assert_same_bits([found], [table[which]])
+            snapshots[k][0][which] = common[0][0][which]
+        own = snapshots[k]
+        pulled = np.random.default_rng(t).standard_normal((6, 3)).astype("f4")
+        grads = fastopt.RowSparse(which.ravel(), pulled), pulled[0]
+        given = {"step": t, "lr": 0.2, "threads": 1}
+        kept = own[0].copy()
+        functional.adaptive_revision(table, grads[0], *common[0], own[0], read=False, **given)
+        assert_same_bits([own[0]], [kept])
+        functional.adaptive_revision(bias, grads[1], *common[1], own[1], **given)
+        assert drive(k, sides[k].advance(dict(zip("tb", grads, strict=True)))) == [Op.EXCHANGE]
+        assert_same_bits([sides[k].params["b"], *core.shard.values()], [bias, table, bias])
+
+
+def by_hand_rows(drive, k, side, which):
+    found = []
+
+    def asking():
+        found.extend((yield from side.fetch_rows({"t": which})))
+
+    assert drive(k, asking()) == [Op.ROWS]
+    return found[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"n_push": 3, "n_fetch": 2}], ids=["each", "3 and 2"])
+def test_bits_do_not_depend_on_how_a_table_is_cut(options, tmp_path):
+    order = tmp_path / "order"
+    first = fd.run(looking_up(40), tables_and_bias(3, **options), workers=3, servers=3, order=order)
+    again = fd.replay(looking_up(40), tables_and_bias(3, **options), order)
+    assert_same_bits(again.params.values(), first.params.values())
+    assert not np.array_equal(first.params["t"], start(((10, 3),))[0])
+    alone = [
+        fd.run(looking_up(40), tables_and_bias(shards, **options), workers=1, servers=servers).params
+        for shards, servers in ((1, 1), (1, 2), (4, 1), (10, 3))
+    ]
+    for found in alone[1:]:
+        assert_same_bits(found.values(), alone[0].values())
+
+
+def test_what_a_table_does_not_have_is_told_its_worker():
+    def worker(opt):
+        for indices, error, message in (
+            ([3, 10], ValueError, "indices: found 10, expected rows >= 0 and < 10"),
+            ([-1], ValueError, "indices: found -1"),
+            ([0.5], TypeError, "indices: found"),
+        ):
+            with pytest.raises(error, match=message):
+                opt.fetch_rows("t", indices)
+        with pytest.raises(ValueError, match="name: found 'b', expected a table: 't'"):
+            opt.fetch_rows("b", [0])
+        with pytest.raises(TypeError, match=r"grads\['t'\]: found .*, expected a fastopt.RowSparse"):
+            opt.step({"t": np.zeros((10, 3), "f4"), "b": None})
+        assert opt.fetch_rows("t", []).shape == (0, 3)
+
+    assert fd.run(worker, tables_and_bias(2), workers=1).dead == {}
+
+    def elastic(opt):
+        with pytest.raises(ValueError, match="name: found 't', expected a table of a Downpour"):
+            opt.fetch_rows("t", [0])
+
+    assert fd.run(elastic, fd.EASGD(fastopt.SGD, start()), workers=1).dead == {}
+
+
 # ---- runs ----
 
 
@@ -387,6 +487,17 @@ WRONG = {
     "n_fetch": (lambda a: fd.Downpour(fastopt.SGD, start(), n_fetch=1.5), TypeError, "n_fetch: found 1.5"),
     "warm_start": (lambda a: fd.Downpour(fastopt.SGD, start(), warm_start=-1), ValueError, "warm_start: found -1"),
     "local_lr": (lambda a: fd.Downpour(fastopt.SGD, start(), local_lr=-1), ValueError, "local_lr: found -1"),
+    "tables": (lambda a: fd.Downpour(fastopt.Adam, start(), tables=[0]), TypeError, "tables: found"),
+    "table": (lambda a: fd.Downpour(fastopt.Adam, start(), tables={"x": 1}), ValueError, "tables: found 'x', expected"),
+    "shards": (lambda a: fd.Downpour(fastopt.Adam, start(), tables={0: 7}), ValueError, r"tables\[0\]: found 7"),
+    "whole": (lambda a: fd.Downpour(fastopt.LARS, start(), tables={0: 1}), ValueError, "found LARS with tables"),
+    "blocks": (
+        lambda a: fd.run(
+            print, tables_and_bias(params=start(((99, 99),))[0], state_dtype="8bit", tables={"params": 1})
+        ),
+        ValueError,
+        "state_dtype: found '8bit'",
+    ),
     "state_dir": (lambda a: fd.Downpour(fastopt.Adam, start(), state_dir="x"), ValueError, "state_dir: found 'x'"),
     "every": (lambda a: fd.EASGD(fastopt.SGD, start(), every=0), ValueError, "every: found 0"),
     "beta": (lambda a: fd.EASGD(fastopt.SGD, start(), beta=1.5), ValueError, "beta: found 1.5"),

@@ -72,6 +72,23 @@ def test_a_warm_start_is_worker_0_alone():
     assert result.pushes == 60 and result.delays[0] >= 20 and result.seconds > 20
 
 
+def test_rows_are_fetched_before_a_worker_computes():
+    """Each lookup's row is drawn to its number: what a worker has of the table is what it asked for, and takes time."""
+
+    def gradient(params, k):
+        assert params["t"].shape == (3, 2)
+        which = np.array([k % 7, 3, k % 5])
+        return {"t": fastopt.RowSparse(which, params["t"] - which[:, None]), "b": params["b"] - 1}
+
+    given = {"t": np.zeros((7, 2)), "b": np.zeros(2)}
+    algorithm = fd.Downpour(fastopt.SGD, given, lr=0.1, tables={"t": 2})
+    result = fd.simulate(
+        gradient, range(300), algorithm, workers=5, travel=0.5, rows=lambda k: {"t": np.array([k % 7, 3, k % 5])}
+    )
+    np.testing.assert_allclose(result.params["t"], np.arange(7)[:, None] * np.ones(2), atol=0.1)
+    assert result.pushes == 300 and result.seconds == 60 * (1 + 2 * 2 * 0.5) + 1
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -82,6 +99,7 @@ def test_a_warm_start_is_worker_0_alone():
         ({"compute": -1.0}, ValueError, "compute: found -1.0"),
         ({"travel": "far"}, TypeError, "travel: found 'far'"),
         ({"compute": lambda random, worker: -1.0}, ValueError, r"compute\(random, 0\): found -1.0"),
+        ({"rows": 3}, TypeError, "rows: found 3"),
         ({"seed": 0.5}, TypeError, "seed: found 0.5"),
         ({"max_ahead": -1}, ValueError, "max_ahead: found -1"),
     ],
