@@ -12,6 +12,7 @@ from .binding.options import Arguments
 from .binding.owned import Owned
 from .binding.structure import PARAM_NAMES
 from .checks import check_number, did_you_mean, differing
+from .foreign import from_prodigyopt, of_prodigyopt
 from .statedict import (
     COMPANIONS,
     converted_state,
@@ -174,6 +175,9 @@ def _load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
     """
     groups, arguments = owned.groups, owned.groups.arguments
     order, saved_groups, states = read_state_dict(state_dict, [len(span) for span in groups.spans])
+    if groups.of and owned.rule_of(0).name == "prodigy" and of_prodigyopt(saved_groups):
+        shapes = [param.shape for param in owned.views]
+        saved_groups, states = from_prodigyopt(order, saved_groups, states, shapes)
     taken = []
     for g, (saved, own) in enumerate(zip(saved_groups, groups.mappings, strict=True)):
         where = f"state_dict['param_groups'][{g}]"
@@ -191,11 +195,22 @@ def _load(owned: Owned, state_dict: Mapping[str, Any]) -> None:
         where = f"state_dict['state'][{index!r}]"
         state = state_from_torch(states.get(index, {}), arguments.counted)
         writes.append(_read_state(owned, i, state, where) if state else _fresh_state(owned, i, owned.states[i]))
+    _leave_to_others(owned, writes, [not states.get(index) for index in order])
     _write_states(owned, writes)
     owned.sums.clear()
     for g, (values, row) in enumerate(taken):
         own = groups.mappings[g]
         groups.replace(g, {key: taken_value(value, own.get(key)) for key, value in values.items()}, row)
+
+
+def _leave_to_others(owned: Owned, writes: Sequence[dict[str, Any]], fresh: Sequence[bool]) -> None:
+    """Have parameters without a saved state write no state that all tensors share, if others have it."""
+    begun = {owned.rule_of(i).name for i, new in enumerate(fresh) if not new}
+    for i, new in enumerate(fresh):
+        rule = owned.rule_of(i)
+        if new and rule.over_all and rule.name in begun:
+            for name in rule.singles:
+                del writes[i][name]
 
 
 def _check_paths(saved: Mapping[str, Any], own: Mapping[str, Any], where: str) -> None:

@@ -17,6 +17,7 @@ from .arrays.libraries import cast, floats_of, same_library, to_host, view
 from .backends.choice import ieee_arithmetic
 from .binding.blocks import from_blocks, to_blocks
 from .checks import as_float, as_int, describe, differing, wrong_type, wrong_value
+from .foreign import of_prodigyopt, to_prodigyopt
 from .jobs.storage import DRAWN
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ from .arrays.libraries.torch import detached, is_tensor, tensor_of
 _GROUPS = "param_groups"
 _SCHEDULES = "fastopt.schedules"
 _BFLOAT16 = ":bfloat16"
+_PRODIGYS = frozenset(("d0", "d_coef", "growth_rate"))  # what its groups alone have
 # Entries of saved groups beside hyper-parameters: ways of computing of torch's, ...
 _HOW = frozenset(("foreach", "fused", "capturable", "differentiable"))
 # ... and in what states were stored, which is for whoever loads them to choose.
@@ -224,7 +226,8 @@ def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     -------
     dict
         Step counts are float64 tensors, states are tensors, and ``decoupled_weight_decay`` is torch's flag:
-        ``torch.save`` and ``torch.optim``'s ``load_state_dict`` take it.
+        ``torch.save`` and ``torch.optim``'s ``load_state_dict`` take it. That of Prodigy is as the package prodigyopt
+        has it, which takes it: numbers of all tensors are in the groups, and ``s`` and ``p0`` are flat.
 
     Raises
     ------
@@ -235,11 +238,15 @@ def torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def tensor(name: str, value: Any) -> Any:
-        if name == "step":  # torch's are of float32, which has whole numbers up to 2**24 only
+        if name == "step" and not isinstance(
+            value, int
+        ):  # torch's are of float32, which has whole numbers up to 2**24 only
             return tensor_of(np.array(float(value)))
         return tensor_of(value) if isinstance(value, np.ndarray) else value
 
     groups, states = _parts(state_dict)
+    if groups and groups[0].keys() >= _PRODIGYS and not of_prodigyopt(groups):
+        groups, states = to_prodigyopt(groups, states)
     states = {i: {key: tensor(key, x) for key, x in state.items()} for i, state in states.items()}
     return {"state": states, _GROUPS: torch_groups(groups)}
 

@@ -13,7 +13,8 @@ from fastopt.bench.peers.expressions import NUMPY
 from fastopt.bench.section import Skip
 
 QUICK = ("native", "numba", "numpy", "torch-fused", "torch-foreach")
-PACKAGES = {"torch-fused": "torch", "torch-foreach": "torch", "torch-loop": "torch", "optax": "optax", "thinc": "thinc"}
+PACKAGES = {"torch-fused": "torch", "torch-foreach": "torch", "torch-loop": "torch", "optax": "optax", "thinc": "thinc",
+            "prodigyopt": "prodigyopt"}  # fmt: skip
 
 
 def missing(name):
@@ -37,13 +38,14 @@ def test_peers_agree(name):
 @pytest.mark.parametrize(
     ("who", "rule"), [("numba-loop", "adam"), ("numba-loop", "aggmo"), ("optax", "rmsprop"), ("optax", "adamw"),
                       ("optax", "signsgd"), ("optax", "ademamix"), ("optax", "schedule_free_adamw"),
-                      ("torch-loop", "nesterov"), ("thinc", "adam")]
+                      ("torch-loop", "nesterov"), ("thinc", "adam"), ("prodigyopt", "prodigy")]
 )  # fmt: skip
 def test_others_agree(who, rule):
     if missing(who):
         pytest.skip(f"no {who}")
-    arena = Arena(("numpy", who), 1)
-    assert list(arena.build(fastopt.RULES[rule], *values(1003, "float32"))) == ["numpy", who] and not arena.reasons
+    first = "numpy" if rule in COMPETITORS["numpy"].rules else "native"
+    arena = Arena((first, who), 1)
+    assert list(arena.build(fastopt.RULES[rule], *values(1003, "float32"))) == [first, who] and not arena.reasons
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])

@@ -12,7 +12,7 @@ FLOORS = [
     ["jobs"],
     ["backends"],
     ["files", "binding"],
-    ["schedules", "documentation", "statedict", "saving", "grouping", "evaluation", "inputs"],
+    ["schedules", "documentation", "foreign", "statedict", "saving", "grouping", "evaluation", "inputs"],
     ["drop_in"],
     ["optimizers", "functional", "torch", "numba"],
     ["training", "hogwild", "trajectories", "distributed"],

@@ -859,3 +859,85 @@ def test_whatever_number_torch_takes_is_taken(name):
             except ValueError:
                 continue
             getattr(optim, name)([torch.ones(3)], **options)
+
+
+# ---- the package prodigyopt ----
+
+PRODIGYS = (
+    {"d0": 1e-3},
+    {"d0": 1e-3, "use_bias_correction": True, "safeguard_warmup": True, "growth_rate": 1.1, "weight_decay": 0.1},
+    {"d0": 1e-3, "betas": (0.8, 0.99), "decouple": False, "weight_decay": 0.1},
+)
+
+
+@pytest.mark.parametrize("options", PRODIGYS)
+def test_state_dicts_go_both_ways_with_prodigyopt(options):
+    prodigyopt = pytest.importorskip("prodigyopt")
+    start = [torch.zeros(7), *tensors(torch.float64)]  # one of zeros, whose p0 it keeps as a number
+    params = [[t.double().clone().requires_grad_() for t in start] for _ in range(3)]
+
+    def made(module, own):
+        return module.Prodigy([{"params": own[:2]}, {"params": own[2:], "weight_decay": 0.0}], **options)
+
+    alone, (theirs, ours) = made(prodigyopt, params[0]), (made(prodigyopt, params[1]), made(optim, params[2]))
+    for t in range(24):
+        for own in params:
+            # It corrects the bias of all by the steps of the first.
+            give_gradients(own, step=0, missing=(0,) if t < 12 and "use_bias_correction" not in options else ())
+        for optimizer in (alone, theirs, ours):
+            optimizer.step()
+        if t % 6 == 5:
+            one, other = copy.deepcopy(theirs.state_dict()), fastopt.torch_state_dict(ours.state_dict())
+            for index, state in one["state"].items():
+                assert {key: torch.as_tensor(x).shape for key, x in state.items() if key != "p0"} == {
+                    key: torch.as_tensor(x).shape for key, x in other["state"][index].items()
+                    if key != "p0" and key in state
+                }  # fmt: skip
+            ours.load_state_dict(one)
+            theirs.load_state_dict(copy.deepcopy(other))
+    assert_close(params[1], params[0], [t.double() for t in start], 512)  # d multiplies what is rounded otherwise
+    assert_close(params[2], params[0], [t.double() for t in start], 512)
+    found, expected = ours.state[params[2][1]]["d"].item(), alone.param_groups[0]["d"]
+    assert found != 1e-3 and abs(found / expected - 1) < 1e-9
+
+
+def test_the_numpy_class_goes_on_with_prodigyopts():
+    prodigyopt = pytest.importorskip("prodigyopt")
+    start = tensors(torch.float64)
+    params = leaves([*start, torch.ones(3, dtype=torch.float64)])  # the last has no gradient yet, nor a state
+    theirs = prodigyopt.Prodigy(params, d0=1e-3)
+    for _ in range(12):
+        give_gradients(params[:-1], step=0)
+        theirs.step()
+    arrays = [p.detach().numpy().copy() for p in params]
+    ours = fastopt.Prodigy(arrays)
+    ours.load_state_dict(theirs.state_dict())
+    back = leaves([torch.from_numpy(a.copy()) for a in arrays])
+    again = prodigyopt.Prodigy(back)
+    again.load_state_dict(copy.deepcopy(fastopt.torch_state_dict(ours.state_dict())))
+    for _ in range(12):
+        for own in (params, back):
+            give_gradients(own, step=0)
+        theirs.step()
+        again.step()
+        ours.step([p.grad.numpy() for p in params])
+    for own in ([torch.from_numpy(a) for a in arrays], back):
+        assert_close(own[:-1], params[:-1], start)
+    found, expected = again.param_groups[0], theirs.param_groups[0]
+    assert found["k"] == 24 and found["d"] != 1e-3 and abs(found["d"] / expected["d"] - 1) < 1e-9
+
+
+def test_what_prodigyopt_has_beyond_is_told():
+    prodigyopt = pytest.importorskip("prodigyopt")
+    with pytest.raises(TypeError, match=r"^Prodigy: found slice_p=11, expected none: .*all elements.*; leave it out$"):
+        optim.Prodigy(leaves(tensors()), slice_p=11)
+    params = leaves(tensors())
+    theirs, ours = prodigyopt.Prodigy(params, slice_p=11), optim.Prodigy(leaves(tensors()))
+    give_gradients(params, step=0)
+    theirs.step()
+    with pytest.raises(ValueError, match=r"param_groups'\]\[0\]\['slice_p'\]: found 11, expected 1: .*; go on with"):
+        ours.load_state_dict(theirs.state_dict())
+    saved = fastopt.torch_state_dict(ours.state_dict())
+    state = {0: {"step": 1, "s": torch.zeros(2), "p0": torch.zeros(35), "exp_avg_sq": torch.zeros(7, 5)}}
+    with pytest.raises(ValueError, match=r"^state_dict\['state'\]\[0\]\['s'\]: found shape \(2,\), expected \(7, 5\)"):
+        ours.load_state_dict({**saved, "state": state})

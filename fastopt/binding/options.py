@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import settings
-from ..checks import check_number, did_you_mean, wrong_type
+from ..checks import check_number, describe, did_you_mean, wrong_type
 from ..jobs.storage import StorageOptions
 from ..rules import EVERY_RULE, MATRIX_RULES, RULES, Hyper, Rule, flag
 from ..rules.hyper import count_copies, hyper_row
@@ -396,11 +396,15 @@ def _parameters_of(cls: type) -> tuple[list[str], list[str], dict[str, Any]]:
     return positional, required, {p.name: p.default for p in parameters}
 
 
-def _refuse_call(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _refuse_call(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise the TypeError that says what is wrong with a call."""
     signature = inspect.signature(cls)
     for key in kwargs:
         if key not in signature.parameters:
+            for rule in cls._arguments.rules:
+                if key in rule.lacks:
+                    found = f"{key}={describe(kwargs[key])}"
+                    raise TypeError(f"{cls.__name__}: found {found}, expected none: {rule.lacks[key]}; leave it out")
             known = list(signature.parameters)
             raise TypeError(f"{cls.__name__}: found {key!r}, expected {', '.join(known)}{did_you_mean(key, known)}")
     try:

@@ -11,6 +11,7 @@ import torch
 
 from ..arrays.libraries import assign, new_array, view
 from ..binding.states import new_state
+from ..foreign import from_prodigyopt, of_prodigyopt
 from ..jobs.storage import DRAWN
 from ..statedict import COMPANIONS, converted_state, read_state_dict, torch_groups
 from .groups import Groups, check_flags, is_counted, params_of, real_of
@@ -90,6 +91,9 @@ def read(
         found = {key: x for key, x in found.items() if key not in users}
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     order, saved_groups, saved = read_state_dict({"state": found, "param_groups": groups}, sizes)
+    if of_prodigyopt(saved_groups) and any(rule.name == "prodigy" for rule in optimizer._arguments.rules):
+        shapes = [tuple(p.shape) for p in params_of(optimizer.param_groups)]
+        saved_groups, saved = from_prodigyopt(order, saved_groups, saved, shapes)
     for g, group in enumerate(saved_groups):
         optimizer._storage.check_drawn(group, f"state_dict['param_groups'][{g}]")
     groups = [

@@ -264,6 +264,8 @@ class Rule:
         It comes before the update, unless `fold` takes it, as the argument before the scalars: then it is the update's.
     notes : tuple of str
         More for the documentation, a paragraph each: other forms, and where torch's or others' differ.
+    lacks : mapping of str to str
+        Arguments of the reference implementation that there are not here, each with the reason for a message.
     stage : Stage, optional
         What is measured before the update. By row, states are of rows, an element each: there is one, and `update` is
         that of a rule without states and with one coefficient.
@@ -296,6 +298,7 @@ class Rule:
     scalars: Mapping[str, float] = field(default_factory=dict)
     decoupled: float | None = None
     notes: tuple[str, ...] = ()
+    lacks: Mapping[str, str] = field(default_factory=dict)
     stage: Stage | None = None
     bounded: bool = False
     counted: bool = True

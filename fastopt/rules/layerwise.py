@@ -333,5 +333,9 @@ RULES = (
             "d goes by the first parameter's group; one with lr 0 is not measured. "
             + _OVER_ALL,
         ),
+        lacks={
+            "slice_p": "the sums are of all elements, as with slice_p=1 there",
+            "fsdp_in_use": "the sums are of one process, and shards are refused",
+        },
     ),
 )  # fmt: skip

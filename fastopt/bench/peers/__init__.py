@@ -21,10 +21,11 @@ from .expressions import NUMPY
 from .loop import LOOP
 from .optax import OPTAX
 from .own import BACKENDS
+from .prodigyopt import PRODIGYOPT
 from .pytorch import TORCH
 from .thinc import THINC
 
-COMPETITORS = {entry.name: entry for entry in (*BACKENDS, NUMPY, LOOP, *TORCH, DEEPSPEED, OPTAX, THINC)}
+COMPETITORS = {entry.name: entry for entry in (*BACKENDS, NUMPY, LOOP, *TORCH, DEEPSPEED, OPTAX, THINC, PRODIGYOPT)}
 PEERS = [name for name, entry in COMPETITORS.items() if entry not in BACKENDS]
 USUAL = [name for name in PEERS if COMPETITORS[name].usual]
 CHECKED = 131_101  # elements that results are compared on: two threads' worth, and a remainder
