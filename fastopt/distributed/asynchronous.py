@@ -223,7 +223,8 @@ class Downpour(Algorithm):
     warm_start : int
         The gradients that worker 0 computes before the others begin; default 0.
     local_lr : float, optional
-        The rate of a worker's own steps between fetches; by default the optimizer's at its first step.
+        The rate of a worker's own steps between fetches; by default the optimizer's at its first step. Prodigy, which
+        finds its rate, needs one where n_fetch > 1.
     tables : mapping of names to int, optional
         Parameters of which workers have no row but those that they ask for, ``opt.fetch_rows(name, indices)``, and push
         gradients of some rows alone, a `fastopt.RowSparse`: by key of `params`, or as messages call them; with each the
@@ -267,8 +268,24 @@ class Downpour(Algorithm):
         if local_lr is not None:
             check_number("local_lr", local_lr, 0)
         super().__init__(optimizer, params, options, tables)
+        finds = next((rule for rule in self._rules if "d0" in rule.hyper), None)
+        if finds is not None and local_lr is None and self._n_fetch > 1:
+            raise ValueError(
+                "local_lr: found None, expected a number: a worker steps by itself between fetches, and lr of "
+                f"{finds.optimizer} is a factor of the rate that the servers find"
+            )
         rates = [self._probe.hyper(g)["lr"] if local_lr is None else local_lr for g in range(len(self._sizes))]
         self._rates = [rate for rate, size in zip(rates, self._sizes, strict=True) for _ in range(size)]
+
+    def _check_servers(self, servers: Any) -> int:
+        servers = super()._check_servers(servers)
+        together = next((rule for rule in self._rules if rule.over_all), None)
+        if together is not None and servers > 1:
+            raise ValueError(
+                f"servers: found {servers}, expected 1: {together.name} measures all tensors together, of which each "
+                "server would have a part"
+            )
+        return servers
 
     def _shard(self, begin: int, end: int, workers: int) -> Shard:
         pieces, groups = self._pieces[begin:end], list[dict[str, Any]]()

@@ -216,7 +216,8 @@ class _Means:
 class LocalSGD(_Periodic):
     """Each rank trains on its own examples, and every so many steps all take the mean of their parameters.
 
-    States of the optimizers stay as they are. The mean is the sum along a fixed tree, divided by the number of ranks.
+    States of the optimizers stay as they are, what a rule measures too, as Prodigy's rate: each rank finds its own. The
+    mean is the sum along a fixed tree, divided by the number of ranks.
 
     Parameters
     ----------

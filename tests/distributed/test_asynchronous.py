@@ -510,3 +510,32 @@ def test_what_is_wrong_is_told_before_any_worker_begins(case):
     call, error, message = WRONG[case]
     with pytest.raises(error, match=message):
         call(fd.Downpour(fastopt.SGD, start()))
+
+
+OVER_ALL = {"Prodigy": {"d0": 1e-2}, "SWATS": {"over": "all", "eps": 0.1, "betas": (0.5, 0.5)}}
+
+
+@pytest.mark.parametrize("name", OVER_ALL)
+def test_one_server_measures_all_tensors_together(name):
+    options = OVER_ALL[name]
+    params = start()
+    result = fd.run(working(20), fd.Downpour(getattr(fastopt, name), params, **options), workers=1)
+    own = start()
+    opt = getattr(fastopt, name)(own, **options)
+    for k in range(20):
+        opt.step(pull(Plain(own), k))
+    assert_same_bits(result.params, own)
+    begun = []
+    expected = r"^servers: found 2, expected 1: \w+ measures all tensors together"
+    with pytest.raises(ValueError, match=expected):
+        fd.run(begun.append, fd.Downpour(getattr(fastopt, name), params, **options), servers=2)
+    assert not begun
+    assert_same_bits(params, start())
+    found = fd.run(working(20), fd.EASGD(getattr(fastopt, name), params, **options), workers=1, servers=2).params
+    assert not np.array_equal(found[0], params[0])  # each worker has all tensors
+
+
+def test_workers_need_a_rate_where_the_servers_find_theirs():
+    with pytest.raises(ValueError, match=r"^local_lr: found None, expected a number: .* lr of Prodigy is a factor"):
+        fd.Downpour(fastopt.Prodigy, start(), n_fetch=2)
+    fd.Downpour(fastopt.Prodigy, start(), n_fetch=2, local_lr=1e-3)

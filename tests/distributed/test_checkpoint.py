@@ -301,3 +301,39 @@ def test_noise_is_told(tmp_path):
         ValueError, match=r"\['gradient_noise'\]: found \(0.3, 0.55, [01]\), expected \(0.3, 0.55, [12]\)"
     ):
         run_threads(2, lambda: alone(1)().load(tmp_path / "each"))
+
+
+OVER_ALL = {"Prodigy": {"d0": 1e-2}, "SWATS": {"over": "all", "eps": 0.1, "betas": (0.5, 0.5)}}
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("name", OVER_ALL)
+def test_what_is_measured_of_all_tensors_is_each_ranks_own(name, library, tmp_path):
+    """Ranks find rates of their own, and go on with them."""
+    module = fastopt if library == "numpy" else pytest.importorskip("fastopt.torch")
+
+    def train(directory, steps):
+        params = [np.linspace(-1, 1, 24, dtype="f4").reshape(4, 6), np.ones(3, "f4")]
+        if library == "torch":
+            import torch
+
+            params = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
+        optimizer = fd.DiLoCo(getattr(module, name)(params, **OVER_ALL[name]), every=2)
+        done = optimizer.load(directory)
+        for step in range(done, done + steps):
+            if library == "torch":
+                for p in params:
+                    p.grad = p.detach() + 0.1 * step + optimizer.rank
+                optimizer.step()
+            else:
+                optimizer.step([p + np.float32(0.1 * step + optimizer.rank) for p in params])
+        optimizer.save(directory)
+        inner = optimizer.optimizer
+        state = inner.state[params[1]] if library == "torch" else inner.state[1]
+        singles = inner._arguments.rule(inner.param_groups[0]).singles
+        return [p.tolist() for p in params], [float(state[single]) for single in singles]
+
+    expected = run_threads(2, lambda: train(tmp_path / "at once", 7))
+    assert expected[0][1] != expected[1][1] != [1e-2, 1e-2, 0.0]
+    run_threads(2, lambda: train(tmp_path / "in parts", 3))
+    assert run_threads(2, lambda: train(tmp_path / "in parts", 4)) == expected
