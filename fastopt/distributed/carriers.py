@@ -159,14 +159,14 @@ def current() -> World:
     world = _world.get()
     if world is not None:
         return world
-    if _processes() < 2:
+    if processes() < 2:
         return _alone
     from .mpi import world_of_processes  # which imports mpi4py
 
     return world_of_processes()
 
 
-def _processes() -> int:
+def processes() -> int:
     """The number of processes that a launcher has said."""
     return max(int(os.environ.get(name) or 1) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ..errors import BackendUnavailable, install_command
+from . import raised
 from .ending import SURVIVES
 
 _INTERRUPTED = 130
@@ -50,7 +52,8 @@ def run(
     hosts : sequence of (str, int)
         Machines, with the number of processes that each has room for; by default this one.
     restarts : int
-        How often the program is started anew, with a process fewer, where a process has failed.
+        How often the program is started anew, with a process fewer, where a process has failed; not where all of one
+        machine's have raised exceptions.
     servers, spares : int
         The processes that `fastopt.distributed.run` has for servers, and that take over from them. With servers the
         others go on where a process has ended.
@@ -75,16 +78,25 @@ def run(
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     if servers:
         environment |= {"FASTOPT_SERVERS": str(servers), "FASTOPT_SPARES": str(spares), SURVIVES: "1"}
-    while True:
-        status = _wait(
-            [*_launcher(ranks, hosts, servers > 0), *_program(program, arguments)], environment, listen=bool(hosts)
-        )
-        if status in (0, _INTERRUPTED) or not restarts or ranks == 1:
-            return status
-        restarts -= 1
-        ranks -= 1
-        left = "no restart is" if not restarts else f"{restarts} restart{'s are' if restarts > 1 else ' is'}"
-        print(f"fastopt run: a process has failed; again with {ranks}, {left} left", file=sys.stderr, flush=True)
+    environment.pop(raised.DIRECTORY, None)
+    with tempfile.TemporaryDirectory(prefix="fastopt-run-") as directory:
+        if ranks > 1 and not hosts and not servers:  # all reach it, and end together: else each writes its own at once
+            environment[raised.DIRECTORY] = directory
+        while True:
+            status = _wait(
+                [*_launcher(ranks, hosts, servers > 0), *_program(program, arguments)], environment, listen=bool(hosts)
+            )
+            told = raised.take(directory)
+            print(raised.report(told), end="", file=sys.stderr, flush=True)
+            if status in (0, _INTERRUPTED) or not restarts or ranks == 1:
+                return status
+            if len(told) == ranks and not any(one.by_loss for one in told):
+                print("fastopt run: all processes raised an exception, and would again: no restart", file=sys.stderr)
+                return status
+            restarts -= 1
+            ranks -= 1
+            left = "no restart is" if not restarts else f"{restarts} restart{'s are' if restarts > 1 else ' is'}"
+            print(f"fastopt run: a process has failed; again with {ranks}, {left} left", file=sys.stderr, flush=True)
 
 
 def _program(program: str, arguments: Sequence[str]) -> list[str]:

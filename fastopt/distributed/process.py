@@ -10,6 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from . import raised
 from .ending import leave
 
 
@@ -31,7 +32,7 @@ def main() -> None:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename != program:
             trace = trace.tb_next
-        traceback.print_exception(type(error), error, trace or error.__traceback__)
+        raised.tell(error, "".join(traceback.format_exception(type(error), error, trace or error.__traceback__)))
         leave(1)
 
 

@@ -13,7 +13,7 @@ import pytest
 import fastopt
 from fastopt import cli
 from fastopt import distributed as fd
-from fastopt.distributed import launch
+from fastopt.distributed import launch, raised
 
 from .test_mpi import ROOT, needs_mpi
 
@@ -198,6 +198,62 @@ def test_a_rank_that_fails_ends_all(what, status, told, program):
     assert told is None or err.count(told) == 1
     assert err.count("Traceback") == what.startswith("raise")
     assert "runpy" not in err
+
+
+RAISING = """
+from fastopt.distributed.carriers import current
+
+rank = current().rank
+def fail(depth):
+    if depth:
+        fail(depth - 1)
+    raise ValueError("odd" if rank % 2 else "even")
+
+fail(5)
+"""
+
+
+@needs_mpi
+def test_what_all_ranks_raise_is_shown_unmixed_and_ends_them(program):
+    process = program(RAISING, "-n", "3", "--restarts", "2")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    shown = err[err.index("fastopt run: raised by") :]
+    blocks = [block.splitlines() for block in shown.split("fastopt run: ")[1:]]
+    headings = {block[0]: block for block in blocks}
+    assert set(headings) == {
+        "raised by 2 ranks alike, 0, 2:",
+        "raised by rank 1:",
+        "all processes raised an exception, and would again: no restart",
+    }
+    for heading, last in (("raised by 2 ranks alike, 0, 2:", "even"), ("raised by rank 1:", "odd")):
+        block = headings[heading]
+        assert block[1].startswith("Traceback") and block[-1] == f"ValueError: {last}"
+        assert block[1:-1] == headings["raised by rank 1:"][1:-1] and len(block) > 10
+    assert err.count("Traceback") == 2 and "again with" not in err
+
+
+def test_who_raised_what_is_told(tmp_path, monkeypatch, capsys):
+    def told(rank, error, text):
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+        raised.tell(error, text)
+
+    monkeypatch.setattr(raised, "_PATIENCE", 0.0)
+    told(1, ValueError(), "as it comes\n")
+    assert capsys.readouterr().err == "as it comes\n"
+    monkeypatch.setenv(raised.DIRECTORY, str(tmp_path))
+    told(2, fd.RankDied(), "lost\n")
+    found = raised.take(str(tmp_path))
+    assert [(one.rank, one.by_loss) for one in found] == [(2, True)] and not list(tmp_path.iterdir())
+    assert raised.report(found) == "fastopt run: raised by rank 2:\nlost\n"
+    for rank, (error, text) in enumerate([(ValueError(), "a\n"), (fd.RankDied(), "lost\n"), (ValueError(), "a\n")]):
+        told(rank, error, text)
+    found = raised.take(str(tmp_path))
+    assert raised.report(found) == "fastopt run: raised by 2 ranks alike, 0, 2:\na\n"  # a loss follows from it
+    assert raised.report([]) == ""
+    monkeypatch.setenv(raised.DIRECTORY, str(tmp_path / "gone"))
+    told(0, ValueError(), "as it comes\n")
+    assert capsys.readouterr().err == "as it comes\n"
 
 
 @needs_mpi
