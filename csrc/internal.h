@@ -65,6 +65,17 @@ FASTOPT_API int fastopt_advance(fastopt_job *jobs, int64_t n, double grad_scale)
  * or none. */
 FASTOPT_API int fastopt_update_part(const fastopt_job *job, int64_t begin, int64_t end, int32_t threads);
 
+/* ---- threads ---- */
+
+/* A function that does the elements [begin, end) of some work; Numba compiles such too. */
+typedef void (*fastopt_part)(void *context, int64_t begin, int64_t end);
+
+/* Calls the function for parts of [0, n), by at most `threads` threads with at least `grain` elements each. They take at
+ * most `share` at a time, from a multiple of `align` on. Arguments are not checked. The threads' arithmetic is IEEE
+ * 754's; the calling thread's is the caller's to set. */
+FASTOPT_API void fastopt_run_parts(fastopt_part part, void *context, int64_t n, int64_t grain, int64_t share,
+                                   int64_t align, int32_t threads);
+
 /* ---- the norm ---- */
 
 /* Writes the sum of squares of each block of FASTOPT_NORM_BLOCK elements of each run, in float64, with the same

@@ -52,12 +52,11 @@ int prefetch_pays(int64_t bytes);
 /* The same where a thread takes rows: some take far longer than others. */
 #define ROW_SHARE 16384
 
-typedef void (*part_function)(void *context, int64_t begin, int64_t end);
-void run_threads(part_function function, void *context, int64_t n, int64_t share, int64_t align, int threads);
+void run_threads(fastopt_part function, void *context, int64_t n, int64_t share, int64_t align, int threads);
 
 /* Calls the function for parts of [0, n), by at most `threads` threads with at least `grain` each, who take at most
  * `share` at a time. The caller sets the arithmetic of its own thread. */
-static inline void parallel_for(part_function function, void *context, int64_t n, int64_t grain, int64_t share,
+static inline void parallel_for(fastopt_part function, void *context, int64_t n, int64_t grain, int64_t share,
                                 int64_t align, int threads)
 {
     if (threads > n / grain)

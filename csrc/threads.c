@@ -94,14 +94,40 @@ static int available_threads(int wanted)
     pthread_attr_destroy(&attributes);
     return others + 1 > most ? most = others + 1 : most;
 }
+
+/* OpenMP waits for all threads at the end of their work. Beside others who compute, one may not get a processor for
+ * milliseconds. Where the caller has waited for longer than it worked, and for longer than it takes to wake a thread, it
+ * does the next pieces of work alone: twice as many each time that it waits again. */
+#define LONG_WAIT 200e-6 /* seconds */
+enum { LEAST_ALONE = 4, MOST_ALONE = 64 }; /* pieces of work */
+static int alone, next_alone = LEAST_ALONE;
+
+static int works_alone(void)
+{
+    const int left = __atomic_load_n(&alone, __ATOMIC_RELAXED);
+    if (left > 0)
+        __atomic_store_n(&alone, left - 1, __ATOMIC_RELAXED);
+    return left > 0;
+}
+
+static void learn_from(double worked, double waited)
+{
+    const int next = __atomic_load_n(&next_alone, __ATOMIC_RELAXED), late = waited > LONG_WAIT && waited > worked;
+    if (late)
+        __atomic_store_n(&alone, next, __ATOMIC_RELAXED);
+    if (late ? next < MOST_ALONE : next > LEAST_ALONE)
+        __atomic_store_n(&next_alone, late ? 2 * next : next / 2, __ATOMIC_RELAXED);
+}
 #endif
 
 /* OpenMP's threads inherit the arithmetic of the thread that started them, so each sets its own. */
-void run_threads(part_function function, void *context, int64_t n, int64_t share, int64_t align, int threads)
+void run_threads(fastopt_part function, void *context, int64_t n, int64_t share, int64_t align, int threads)
 {
 #ifdef _OPENMP
-    if (!pool_lost && (threads = available_threads(threads)) > 1) {
+    if (!pool_lost && !works_alone() && (threads = available_threads(threads)) > 1) {
         pool_started = 1;
+        const double begun = omp_get_wtime();
+        double done = begun;
         int64_t each = (n + threads - 1) / threads, next = 0;
         if (each < share)
             share = each;
@@ -111,7 +137,10 @@ void run_threads(part_function function, void *context, int64_t n, int64_t share
             IN_IEEE_ARITHMETIC;
             for (int64_t begin; (begin = __atomic_fetch_add(&next, share, __ATOMIC_RELAXED)) < n;)
                 function(context, begin, begin + share < n ? begin + share : n);
+            if (omp_get_thread_num() == 0)
+                done = omp_get_wtime();
         }
+        learn_from(done - begun, omp_get_wtime() - done);
         return;
     }
 #else
@@ -143,6 +172,12 @@ void wait_for_team(int threads)
     if (threads > 1) { /* else the barrier would be that of a region around the call */
 #pragma omp barrier
     }
+}
+
+void fastopt_run_parts(fastopt_part part, void *context, int64_t n, int64_t grain, int64_t share, int64_t align,
+                       int32_t threads)
+{
+    parallel_for(part, context, n, grain, share, align, threads);
 }
 
 uint64_t fastopt_enter_ieee(void) { return enter_ieee(); }

@@ -1,29 +1,102 @@
-"""Threads that share the elements of a table."""
+"""Threads that share the elements of a kernel, with the C library and without."""
 
+import ctypes
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
-from fastopt.backends.numba_cpu import threads
+import fastopt
+from fastopt.backends import native
+from fastopt.backends.numba_cpu import memory, parts, threads
+
+fetch_add = memory.fetch_add  # of this module: kernels are compiled from what they find here
 
 
-def test_threads_that_have_not_begun_are_not_waited_for(monkeypatch):
-    """All is done by the caller where the others are busy, as on a machine with more to do than processors."""
-    free, took = threading.Event(), []
+def mark(took, calls, begin, end):
+    for i in range(begin, end):
+        took[i] += i
+    fetch_add(calls, 1)
 
-    def kernel(counter, share):
-        while counter[0] < 10:
-            took.append((threading.current_thread(), int(counter[0])))
-            counter[0] += share
 
+@pytest.fixture(scope="module")
+def marking():
+    return parts.parallel(mark)
+
+
+@pytest.mark.parametrize("team", [True, False])
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("wanted", [1, 2, 5])
+def test_each_element_is_done_once(monkeypatch, marking, team, n, wanted):
+    if not team:
+        monkeypatch.setattr(threads, "_team", 0)
+    took, calls = np.zeros(1100, np.int64), np.zeros(1, np.int64)
+    threads.run_parallel(marking, (took, calls), n, 128, 1, 64, wanted, 50)
+    assert (took[50 : 50 + n] == np.arange(50, 50 + n)).all()
+    assert took.sum() == sum(range(50, 50 + n))
+    if not team:
+        assert (calls[0] > 1) == (wanted > 1 and n > 64)
+
+
+def test_threads_that_have_not_begun_are_not_waited_for(monkeypatch, marking):
+    """Without the C library all is done by the caller where Python's other threads are busy."""
+    free = threading.Event()
+    took, calls = np.zeros(10, np.int64), np.zeros(1, np.int64)
+    monkeypatch.setattr(threads, "_team", 0)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(free.wait, 60)
         monkeypatch.setattr(threads, "_pool", pool)
-        done = threading.Thread(target=threads.run_parallel, args=(kernel, (), 10, 2, 1, 1, 2), daemon=True)
+        done = threading.Thread(
+            target=threads.run_parallel, args=(marking, (took, calls), 10, 10, 1, 1, 2), daemon=True
+        )
         done.start()
-        done.join(10)
+        done.join(30)
         finished = not done.is_alive()
         free.set()
     assert finished
-    assert [begin for _, begin in took] == list(np.arange(0, 10, 2)) and {thread for thread, _ in took} == {done}
+    assert took.tolist() == list(range(10)) and calls[0] == 2
+
+
+@pytest.mark.skipif(not native.has_openmp(), reason="the library was built without threads")
+def test_who_waits_long_for_threads_works_alone():
+    """As beside others who compute, where a thread may not get a processor for a while."""
+    caller, others, done = threading.get_ident(), threading.Event(), []
+
+    def part(context, begin, end):
+        done.append((begin, end))
+        if threading.get_ident() != caller:
+            others.set()
+            time.sleep(0.05)
+        elif end - begin == 1:
+            others.wait(10)
+
+    i64, i32 = ctypes.c_int64, ctypes.c_int32
+    form = ctypes.CFUNCTYPE(None, ctypes.c_void_p, i64, i64)
+    run = ctypes.CFUNCTYPE(None, form, ctypes.c_void_p, i64, i64, i64, i64, i32)(native.run_parts)
+
+    def parts_of():
+        done.clear()
+        others.clear()
+        run(form(part), None, 2, 1, 1, 1, 2)
+        return sorted(done)
+
+    for _ in range(100):
+        if parts_of() == [(0, 1), (1, 2)] and parts_of() == [(0, 2)]:
+            break
+    else:
+        pytest.fail("it has not worked alone")
+    assert [parts_of() for _ in range(3)] == 3 * [[(0, 2)]]
+    assert any(parts_of() == [(0, 1), (1, 2)] for _ in range(64))
+
+
+def test_without_the_library_the_bits_are_the_same(monkeypatch):
+    found = []
+    for team in (threads._team, 0):
+        monkeypatch.setattr(threads, "_team", team)
+        p, g = np.random.default_rng(0).standard_normal((2, 300_001), np.float32)
+        optimizer = fastopt.Adam(p, backend="numba", threads=3)
+        optimizer.step(g)
+        found.append(p)
+    assert (found[0] == found[1]).all()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import types
 import warnings
 import zlib
 from collections.abc import Callable
@@ -92,6 +95,18 @@ def warn_uncached(why: str) -> None:
         RuntimeWarning,
         stacklevel=2,
     )
+
+
+def bind(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
+    """Copy a function with some globals replaced. The new name is its key in Numba's disk cache."""
+    bound = types.FunctionType(function.__code__, {**function.__globals__, **names}, name)
+    bound.__qualname__ = name
+    return bound
+
+
+def digest_of(*modules: types.ModuleType) -> str:
+    """A digest of modules' source: Numba's cache looks at one file only, so a function's name must tell of others."""
+    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:12]
 
 
 def compiled(function: Callable[..., Any]) -> Any:

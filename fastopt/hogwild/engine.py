@@ -19,7 +19,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .. import rules
-from ..backends.numba_cache import OPTIONS, compiled
+from ..backends.numba_cache import OPTIONS, bind, compiled
 from ..backends.numba_cpu import compiler
 from ..backends.numba_cpu.memory import address_of, prefetch_near
 from ..numba import adagrad, sgd
@@ -283,5 +283,5 @@ def kernel(model: str, rule: str, loss: str = "") -> Any:
     if loss:
         names["loss_of"] = njit(**OPTIONS)(LOSSES[loss])
     function: Any = {"linear": _linear, "factorization": _factorization}[model]
-    bound = compiler.bind(function, f"{model}_{rule}_{loss}_{compiler.digest(form.rule)}", **names)
+    bound = bind(function, f"{model}_{rule}_{loss}_{compiler.digest(form.rule)}", **names)
     return compiled(bound)

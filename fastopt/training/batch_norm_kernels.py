@@ -7,8 +7,9 @@ Examples by features are read block by block, as they lie in memory, planes feat
 import numpy as np
 from numba import njit
 
-from ..backends.numba_cache import INNER, compiled
-from ..backends.numba_cpu.memory import fetch_add
+from ..backends.numba_cache import INNER
+from ..backends.numba_cpu.memory import fetch_add, on_stack
+from ..backends.numba_cpu.parts import parallel
 
 BLOCK = 32  # rows that are summed in the arrays' dtype; a multiple of 4
 STRIPE = 1024  # features of a block that a thread takes at a time
@@ -124,16 +125,15 @@ def _forward_rows(x, unit, centre, scale, shift, y):
             b[j] = (a[j] - u[j]) * v[j] + w[j]
 
 
-@compiled
+@parallel
 def forward_table(
-    x, weight, bias, mean, var, eps, measure, sums, squares, centre, scale, shift, y, claims, done, counter, share
+    x, weight, bias, mean, var, eps, measure, sums, squares, centre, scale, shift, y, claims, done, begin, end
 ):
     """Normalize each column, by its own mean and variance where these are to be measured.
 
     A thread goes back over the blocks in the order in which it came: those that it read last are still in its cache.
     """
     units, stripes = -(-len(x) // BLOCK) * -(-x.shape[1] // STRIPE), -(-x.shape[1] // MERGED)
-    begin = fetch_add(counter, share)
     if measure:
         for k in range(units):
             unit = (begin + k) % units
@@ -153,7 +153,7 @@ def forward_table(
     if not _reached(done, 1, stripes):
         return
     for k in range(units):
-        unit = (begin + share - 1 - k) % units
+        unit = (end - 1 - k) % units
         if _claim(claims[2], unit):
             _forward_rows(x, unit, centre, scale, shift, y)
             fetch_add(done[2:3], 1)
@@ -185,7 +185,9 @@ def _fold_backward(
 ):
     """The coefficients of some features' gradients, and the gradients of weight and bias."""
     features = right - left
-    total, product = np.zeros(features, np.float64), np.zeros(features, np.float64)
+    total, product = on_stack(features, np.float64), on_stack(features, np.float64)
+    total[:] = 0
+    product[:] = 0
     for k in range(len(sums)):
         a, b = sums[k, left:right], products[k, left:right]
         for j in range(features):
@@ -218,14 +220,13 @@ def _backward_rows(g, x, unit, centre, up, down, constant, dx, measured):
                 c[j] = b[j] * v[j]
 
 
-@compiled
+@parallel
 def backward_table(
     g, x, n, weight, mean, var, eps, measured, sums, products, dweight, dbias, centre, up, down, constant, dx,
-    claims, done, counter, share,
+    claims, done, begin, end,
 ):  # fmt: skip
     """Gradients of each column, through its mean and variance where these were measured."""
     units, stripes = -(-len(x) // BLOCK) * -(-x.shape[1] // STRIPE), -(-x.shape[1] // MERGED)
-    begin = fetch_add(counter, share)
     for k in range(units):
         unit = (begin + k) % units
         if _claim(claims[0], unit):
@@ -245,7 +246,7 @@ def backward_table(
     if not _reached(done, 1, stripes):
         return
     for k in range(units):
-        unit = (begin + share - 1 - k) % units
+        unit = (end - 1 - k) % units
         if _claim(claims[2], unit):
             _backward_rows(g, x, unit, centre, up, down, constant, dx, measured)
             fetch_add(done[2:3], 1)
@@ -308,67 +309,59 @@ def _row_products(g, a, centre, lanes):
     return total
 
 
-@compiled
-def forward_planes(x, weight, bias, mean, var, y, eps, measure, counter, share):
+@parallel
+def forward_planes(x, weight, bias, mean, var, y, eps, measure, begin, end):
     """Normalizes each feature of planes, by its own mean and variance where these are to be measured."""
-    n, features, places = x.shape
-    lanes, real = np.empty(_LANES, x.dtype), np.empty(3, x.dtype)
-    while True:
-        begin = fetch_add(counter, share)
-        if begin >= features:
-            break
-        for k in range(begin, min(begin + share, features)):
-            if measure:
-                total = 0.0
-                for i in range(n):
-                    total += _row_sum(x[i, k], lanes)
-                mean[k] = total / (n * places)
-                real[0] = mean[k]
-                total = 0.0
-                for i in range(n):
-                    total += _row_squares(x[i, k], real[0], lanes)
-                var[k] = max(total / (n * places) - (mean[k] - real[0]) ** 2, 0.0)
-            f = weight[k] / np.sqrt(var[k] + eps)
-            real[0] = mean[k]
-            real[1] = f
-            real[2] = bias[k] - (mean[k] - real[0]) * f
-            centre, scale, shift = real[0], real[1], real[2]
+    n, _, places = x.shape
+    lanes, real = on_stack(_LANES, x), on_stack(3, x)
+    for k in range(begin, end):
+        if measure:
+            total = 0.0
             for i in range(n):
-                a, b = x[i, k], y[i, k]
-                for j in range(places):
-                    b[j] = (a[j] - centre) * scale + shift
+                total += _row_sum(x[i, k], lanes)
+            mean[k] = total / (n * places)
+            real[0] = mean[k]
+            total = 0.0
+            for i in range(n):
+                total += _row_squares(x[i, k], real[0], lanes)
+            var[k] = max(total / (n * places) - (mean[k] - real[0]) ** 2, 0.0)
+        f = weight[k] / np.sqrt(var[k] + eps)
+        real[0] = mean[k]
+        real[1] = f
+        real[2] = bias[k] - (mean[k] - real[0]) * f
+        centre, scale, shift = real[0], real[1], real[2]
+        for i in range(n):
+            a, b = x[i, k], y[i, k]
+            for j in range(places):
+                b[j] = (a[j] - centre) * scale + shift
 
 
-@compiled
-def backward_planes(g, x, weight, mean, var, dx, dweight, dbias, eps, measured, counter, share):
+@parallel
+def backward_planes(g, x, weight, mean, var, dx, dweight, dbias, eps, measured, begin, end):
     """Gradients of each feature of planes, through its mean and variance where these were measured."""
-    n, features, places = x.shape
-    lanes, real = np.empty(_LANES, x.dtype), np.empty(4, x.dtype)
-    while True:
-        begin = fetch_add(counter, share)
-        if begin >= features:
-            break
-        for k in range(begin, min(begin + share, features)):
-            real[0] = mean[k]
-            total = product = 0.0
-            for i in range(n):
-                total += _row_sum(g[i, k], lanes)
-                product += _row_products(g[i, k], x[i, k], real[0], lanes)
-            off = mean[k] - real[0]
-            rstd = 1 / np.sqrt(var[k] + eps)
-            product -= off * total
-            dbias[k] = total
-            dweight[k] = product * rstd
-            f = weight[k] * rstd
-            real[1] = f
-            real[2] = f * product * rstd * rstd / (n * places)
-            real[3] = f * (off * product * rstd * rstd - total) / (n * places)
-            centre, up, down, constant = real[0], real[1], real[2], real[3]
-            for i in range(n):
-                a, b, c = x[i, k], g[i, k], dx[i, k]
-                if measured:
-                    for j in range(places):
-                        c[j] = (b[j] * up - (a[j] - centre) * down) + constant
-                else:
-                    for j in range(places):
-                        c[j] = b[j] * up
+    n, _, places = x.shape
+    lanes, real = on_stack(_LANES, x), on_stack(4, x)
+    for k in range(begin, end):
+        real[0] = mean[k]
+        total = product = 0.0
+        for i in range(n):
+            total += _row_sum(g[i, k], lanes)
+            product += _row_products(g[i, k], x[i, k], real[0], lanes)
+        off = mean[k] - real[0]
+        rstd = 1 / np.sqrt(var[k] + eps)
+        product -= off * total
+        dbias[k] = total
+        dweight[k] = product * rstd
+        f = weight[k] * rstd
+        real[1] = f
+        real[2] = f * product * rstd * rstd / (n * places)
+        real[3] = f * (off * product * rstd * rstd - total) / (n * places)
+        centre, up, down, constant = real[0], real[1], real[2], real[3]
+        for i in range(n):
+            a, b, c = x[i, k], g[i, k], dx[i, k]
+            if measured:
+                for j in range(places):
+                    c[j] = (b[j] * up - (a[j] - centre) * down) + constant
+            else:
+                for j in range(places):
+                    c[j] = b[j] * up

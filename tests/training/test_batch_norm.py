@@ -160,10 +160,10 @@ def test_who_waits_too_long_for_a_thread_goes_home(monkeypatch):
         calls.append(done.copy())
         if len(calls) == 1:
             claims[0, 2] = 1
-            kernel(*table, np.zeros(1, np.int64), n)
+            kernel(0, n, grain, n, align, 1, 0, *table)
             claims[0, 2] = 0
         else:
-            kernel(*table, np.zeros(1, np.int64), n)
+            kernel(0, n, grain, n, align, 1, 0, *table)
 
     monkeypatch.setattr("fastopt.backends.numba_cpu.threads.run_parallel", run_parallel)
     for call, expected in ((norm.forward, want), (norm.backward, gradient)):

@@ -84,6 +84,10 @@ def has_openmp() -> bool:
     return bool(lib.fastopt_has_openmp())
 
 
+#: The address of the C library's `fastopt_run_parts`.
+run_parts = int(ffi.cast("intptr_t", ffi.addressof(lib, "fastopt_run_parts")))
+
+
 class ieee_arithmetic:
     """Until the block's end this thread rounds to nearest and keeps subnormal numbers; then it is as it was."""
 

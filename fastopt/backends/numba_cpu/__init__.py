@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import repeat
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ...jobs.job import Gradients, Job
 
 try:
+    from llvmlite.binding import get_host_cpu_name
+
     from ..fold import Folded, fold
     from ..numba_arithmetic import ieee_arithmetic
     from . import dense, tiles
@@ -42,8 +45,10 @@ try:
 except ImportError as error:
     raise BackendUnavailable(f"Numba cannot be loaded ({error}); install it: pip install numba") from None
 
-GRAIN = 65536  # elements for each thread, below which starting it costs more than it brings
+GRAIN = 16384  # elements for each thread, below which starting it costs more than it brings
 ALIGN = 64
+AHEAD = 2048  # bytes, measured best for Adam's traffic
+LEAST_CACHED, MOST_CACHED = 4 << 20, 64 << 20  # bytes of arrays that are not prefetched, by the processor's cache
 SHARE = 262144  # elements that a thread takes at a time, as it comes free
 ROW_SHARE = 16384  # the same for rows, of which some have many more lookups than others
 
@@ -57,6 +62,7 @@ class _Runner:
     def __init__(self, jobs: Sequence[Job], written: Written = ()) -> None:
         self._jobs, self._written = jobs, written
         self._stored = [_stored(job) for job in jobs]
+        self._ahead = list(map(_ahead, jobs))
         self._folded: list[Folded] = []
 
     def __call__(self, grad_scale: float, threads: int) -> None:
@@ -107,7 +113,7 @@ class _Runner:
             assert lookups is not None
             _run_rows(job, stored, coefficients[0], lookups, folded, threads)
         else:
-            _run_elements(job, stored, coefficients, folded, begin, end, threads)
+            _run_elements(job, stored, coefficients, folded, begin, end, threads, self._ahead[k])
 
 
 prepare = _Runner
@@ -151,6 +157,7 @@ def _run_elements(
     begin: int,
     end: int,
     threads: int,
+    ahead: int,
 ) -> None:
     like = np.empty(0, job.dtype)
     function: Any
@@ -167,12 +174,28 @@ def _run_elements(
             stored.arrays,
             stored.inputs,
             stored.update,
+            ahead,
             like,
         )
     else:
         function = tiles.run_kernel
         table = (*_stored_table(job, coefficients, folded, _take_noise(job, folded, coefficients)), stored, like)
-    run_parallel(kernel(function), (job.addresses, *table, end), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
+    run_parallel(kernel(function), (job.addresses, *table), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
+
+
+def _ahead(job: Job) -> int:
+    """How many bytes ahead of a job's elements others are prefetched: 0 if all are in the cache."""
+    arrays = job.progress.rule.count_arrays(job.progress.copies)
+    return AHEAD if job.size * arrays * job.dtype.itemsize > _cached_bytes() else 0
+
+
+@cache
+def _cached_bytes() -> int:
+    """How many bytes of arrays are better read without being prefetched: see csrc/isa.c."""
+    if get_host_cpu_name().startswith("znver"):
+        return 1 << 62
+    last = os.sysconf("SC_LEVEL3_CACHE_SIZE") if "SC_LEVEL3_CACHE_SIZE" in getattr(os, "sysconf_names", ()) else 0
+    return min(max(last, LEAST_CACHED), MOST_CACHED)
 
 
 def _stored_table(job: DenseJob, coefficients: np.ndarray, folded: Folded, noise: np.ndarray) -> tuple[Any, ...]:

@@ -2,17 +2,14 @@
 
 One loop for each number of states, written once; a rule's update is that loop with the update of an element bound in.
 Kernels, which are the same for all rules, call it by its address. They take the same table of addresses as the C
-library, release the GIL, and are run by a pool of plain threads: no threading layer of Numba's is involved, so nothing
+library, release the GIL, and are run by the library's threads: no threading layer of Numba's is involved, so nothing
 breaks under fork or under calls from several threads at once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 import sys
-import types as pytypes
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -35,9 +32,10 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from .. import convert, noise
 from ..numba_cache import INNER as _inner
-from ..numba_cache import compiled, compiled_callback
+from ..numba_cache import bind, compiled, compiled_callback, digest_of
 from . import dense, memory, tiles
-from .memory import array_at, fetch_add, load, on_stack
+from .memory import array_at, load, on_stack
+from .parts import parallel
 from .tiles import prologue
 
 # ---- the loops, written out for each number of states; `apply` is bound to a rule's ----
@@ -201,13 +199,6 @@ _primitives = {"sqrt": primitives.sqrt, "isnan": primitives.isnan}
 _primitives["where"] = njit(**_inner)(primitives.where)
 
 
-def bind(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
-    """Copy a function with some globals replaced. The new name is its key in Numba's disk cache."""
-    bound = pytypes.FunctionType(function.__code__, {**function.__globals__, **names}, name)
-    bound.__qualname__ = name
-    return bound
-
-
 _primitives["maximum"] = njit(**_inner)(bind(primitives.maximum, "maximum", **_primitives))
 
 
@@ -248,14 +239,9 @@ def _root(x: float) -> float:
 
 
 def digest(rule: Rule) -> str:
-    """Digest all source that a kernel is made from: Numba's cache looks at one file only, so the name must tell."""
+    """Digest all source that a kernel is made from."""
     functions = (rule.update, rule.by_row or rule.update, rules.prologue, primitives.where, _update_tile)
-    return _digest_of(*(sys.modules[f.__module__] for f in functions), memory, tiles)
-
-
-def _digest_of(*modules: pytypes.ModuleType) -> str:
-    """A digest of modules' source."""
-    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:12]
+    return digest_of(*(sys.modules[f.__module__] for f in functions), memory, tiles)
 
 
 def _rule_of(name: str) -> Rule:
@@ -384,8 +370,7 @@ def tile_by_row(name: str, dtype: np.dtype) -> Any:
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel of `dense` or of `tiles`, which is the same for all rules."""
     modules = (dense, tiles, convert, noise, memory, storage, blocks, dtypes, sys.modules[rules.prologue.__module__])
-    room = function.__module__.rpartition(".")[2]
-    return compiled(bind(function, f"{room}_{function.__name__}_{_digest_of(*modules)}"))
+    return parallel(function, *modules)
 
 
 @compiled
@@ -405,28 +390,23 @@ def add_blocks(sums, firsts):
 value: Any = None
 
 
-def _square_sums(addresses, strides, offsets, blocks, sums, like, counter, share):
-    lanes = np.empty(16)
-    while True:
-        begin = fetch_add(counter, share)
-        end = min(begin + share, sums.size)
-        r = np.searchsorted(blocks, begin, side="right") - 1
-        while begin < end:
-            while blocks[r + 1] <= begin:
-                r += 1
-            first = (begin - blocks[r]) * NORM_BLOCK
-            n = min(NORM_BLOCK, offsets[r + 1] - offsets[r] - first)
-            lanes[:] = 0
-            for i in range(n):
-                x = np.float64(value(load(np.int64(addresses[r, 0]) + (first + i) * strides[r, 0], like)))
-                lanes[i % 16] += x * x
-            total = 0.0
-            for lane in range(16):
-                total += lanes[lane]
-            sums[begin] = total
-            begin += 1
-        if end == sums.size:  # none is left
-            break
+def square_sums(addresses, strides, offsets, blocks, sums, like, begin, end):
+    """Writes the sums of squares of some blocks."""
+    lanes = on_stack(16, np.float64)
+    r = np.searchsorted(blocks, begin, side="right") - 1
+    for b in range(begin, end):
+        while blocks[r + 1] <= b:
+            r += 1
+        first = (b - blocks[r]) * NORM_BLOCK
+        n = min(NORM_BLOCK, offsets[r + 1] - offsets[r] - first)
+        lanes[:] = 0
+        for i in range(n):
+            x = np.float64(value(load(np.int64(addresses[r, 0]) + (first + i) * strides[r, 0], like)))
+            lanes[i % 16] += x * x
+        total = 0.0
+        for lane in range(16):
+            total += lanes[lane]
+        sums[b] = total
 
 
 @njit(**_inner)
@@ -436,7 +416,7 @@ def _itself(x):
 
 @cache
 def square_kernel(code: int) -> Any:
-    """The compiled `_square_sums` for floats of that code."""
+    """The compiled `square_sums` for floats of that code."""
     values = {CODES[BFLOAT16]: convert.decode_bfloat16, CODES[np.dtype(np.float16)]: convert.decode_float16}
-    name = f"square_sums_{code}_{_digest_of(memory, convert)}"
-    return compiled(bind(_square_sums, name, value=values.get(code, _itself)))
+    name = f"square_sums_{code}"
+    return parallel(square_sums, memory, convert, name=name, value=values.get(code, _itself))

@@ -1,64 +1,79 @@
-"""Threads that share the elements of a table."""
+"""Threads that share the elements of a kernel: those of the C library, and Python's where it is missing."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
-
+from ...errors import BackendUnavailable
 from ..interrupts import held_back
 from ..numba_arithmetic import ieee_arithmetic
+
+try:
+    from .. import native
+
+    _team = native.run_parts if native.has_openmp() else 0
+except BackendUnavailable:
+    _team = 0  # the address of what runs parts in the C library's threads; 0: there are none
+
+_WORTH = 4  # times the work that pays for one of the library's threads pays for one of Python's
 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
 
 
-def _forget_pool() -> None:
-    """A forked child has none of its parent's threads."""
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
+def _after_fork() -> None:
+    """A forked child has none of its parent's threads, and the library would start no others."""
+    global _team, _pool, _pool_lock
+    _team, _pool, _pool_lock = 0, None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def run_parallel(
-    kernel: Any, table: tuple[Any, ...], n: int, chunk: int, grain: int, align: int, threads: int, begin: int = 0
+    kernel: Any, table: tuple[Any, ...], n: int, share: int, grain: int, align: int, threads: int, begin: int = 0
 ) -> None:
-    """Runs a kernel over n elements from `begin` on in threads, the caller's own among them: each takes a part as it
-    comes free. The others do arithmetic in the mode of whoever started them; the caller's is the caller's to set.
+    """Runs a kernel over n elements from `begin` on in threads, the caller's own among them, with `grain` elements each
+    at least: each takes a part of at most `share` as it comes free. The others do arithmetic in IEEE's mode; the
+    caller's is the caller's to set.
     """
-    global _pool
-    counter = np.array([begin])
-    threads = min(threads, n // grain)
-    if threads <= 1:
+    if _team or threads == 1 or n < 2 * _WORTH * grain:
         if n:
-            kernel(*table, counter, n)
+            kernel(begin, n, grain, share, align, threads, _team, *table)
         return
-    share = min(-(-n // threads), chunk)
-    share = -(-share // align) * align
+    threads = min(threads, n // (_WORTH * grain))
+    share = -(-n // (threads * align)) * align
+    parts = [(first, min(share, begin + n - first)) for first in range(begin, begin + n, share)]
 
-    def work() -> None:
+    def work(first: int, count: int) -> None:
         with ieee_arithmetic():
-            kernel(*table, counter, share)
+            kernel(first, count, grain, share, align, 1, 0, *table)
 
-    others = []
-    with _pool_lock, suppress(RuntimeError):  # no more threads to be had, or the interpreter ends: fewer do as well
-        if _pool is None or _pool._max_workers < threads - 1:
-            _pool = ThreadPoolExecutor(threads - 1, "fastopt")
-        for _ in range(threads - 1):
-            others.append(_pool.submit(work))
-    kernel(*table, counter, share)
-    others = [other for other in others if not other.cancel()]  # nothing is left for those that have not begun
-    wait(others)
-    for other in others:
-        other.result()
+    others = _submit(work, parts[1:])
+    kernel(*parts[0], grain, share, align, 1, 0, *table)
+    for k, part in enumerate(parts[1:]):  # what no other thread has begun is done here
+        if k >= len(others) or others[k].cancel():
+            kernel(*part, grain, share, align, 1, 0, *table)
+    wait([other for other in others if not other.cancelled()])
+
+
+def _submit(work: Callable[[int, int], None], parts: list[tuple[int, int]]) -> list[Future[None]]:
+    """Have Python's threads do parts: fewer of them where no more threads are to be had, or Python ends."""
+    global _pool
+    begun: list[Future[None]] = []
+    with _pool_lock, suppress(RuntimeError):
+        if parts and (_pool is None or _pool._max_workers < len(parts)):
+            _pool = ThreadPoolExecutor(len(parts), "fastopt")
+        for part in parts:
+            assert _pool is not None
+            begun.append(_pool.submit(work, *part))
+    return begun
 
 
 @contextmanager

@@ -25,7 +25,6 @@ from .memory import (
     address_of,
     array_at,
     call,
-    fetch_add,
     gather,
     load,
     on_stack,
@@ -379,46 +378,40 @@ def run_kernel(
     codes,
     s,
     like,
+    begin,
     end,
-    counter,
-    share,
 ):
-    """Updates elements up to `end` of a table of runs, `share` of them at a time, until none is left.
+    """Updates elements [begin, end) of a table of runs.
 
     Of runs in blocks that is the blocks that begin there, counted within each run.
     """
     arrays, codes = len(codes), array_at(address_of(codes), len(codes), codes)  # here without counts of references
     space, at = _space(arrays, like), on_stack(arrays, np.int64)
-    while True:
-        begin = fetch_add(counter, share)
-        if begin >= end:
-            break
-        stop = min(begin + share, end)
-        r = np.searchsorted(offsets, begin, side="right") - 1
-        while r < len(offsets) - 1 and offsets[r] < stop:
-            first, tensor = offsets[r], tensor_of[r]
-            own, step = address_of(coefficients[row_of[tensor]]), steps[tensor]
-            scale, deviation = noise[tensor, 0], noise[tensor, 1]
-            last = min(-(-(stop - first) // s.block) * s.block, offsets[r + 1] - first)
-            for i in range(-(-max(begin - first, 0) // s.block) * s.block, last, TILE):
-                n = min(TILE, last - i)
-                after = min(TILE, last - i - n)  # elements of the next tile
-                for j in range(arrays):
-                    address, stride, size = np.int64(addresses[r, j]), strides[r, j], _size(codes[j], like)
-                    if codes[j] >= SIGNED:
-                        at[j] = address + i // QUANT_BLOCK * BLOCK_BYTES
-                        _prefetch(at[j] + n // QUANT_BLOCK * BLOCK_BYTES, after)
-                    elif stride == size:
-                        at[j] = address + i * size
-                        _prefetch(at[j] + n * size, after * size)
-                    else:
-                        at[j] = _move_in(space.raw[j], address + i * stride, stride, n, size)
-                _update_tile(n, at, codes, s, own, scale, deviation, elements[r] + i, step, space)
-                for j in range(arrays):
-                    stride, size = strides[r, j], _size(codes[j], like)
-                    if codes[j] < SIGNED and stride != size and _writes(j, s):
-                        _move_out(space.raw[j], np.int64(addresses[r, j]) + i * stride, stride, n, size)
-            r += 1
+    r = np.searchsorted(offsets, begin, side="right") - 1
+    while r < len(offsets) - 1 and offsets[r] < end:
+        first, tensor = offsets[r], tensor_of[r]
+        own, step = address_of(coefficients[row_of[tensor]]), steps[tensor]
+        scale, deviation = noise[tensor, 0], noise[tensor, 1]
+        last = min(-(-(end - first) // s.block) * s.block, offsets[r + 1] - first)
+        for i in range(-(-max(begin - first, 0) // s.block) * s.block, last, TILE):
+            n = min(TILE, last - i)
+            after = min(TILE, last - i - n)  # elements of the next tile
+            for j in range(arrays):
+                address, stride, size = np.int64(addresses[r, j]), strides[r, j], _size(codes[j], like)
+                if codes[j] >= SIGNED:
+                    at[j] = address + i // QUANT_BLOCK * BLOCK_BYTES
+                    _prefetch(at[j] + n // QUANT_BLOCK * BLOCK_BYTES, after)
+                elif stride == size:
+                    at[j] = address + i * size
+                    _prefetch(at[j] + n * size, after * size)
+                else:
+                    at[j] = _move_in(space.raw[j], address + i * stride, stride, n, size)
+            _update_tile(n, at, codes, s, own, scale, deviation, elements[r] + i, step, space)
+            for j in range(arrays):
+                stride, size = strides[r, j], _size(codes[j], like)
+                if codes[j] < SIGNED and stride != size and _writes(j, s):
+                    _move_out(space.raw[j], np.int64(addresses[r, j]) + i * stride, stride, n, size)
+        r += 1
 
 
 def measure_kernel(
@@ -436,46 +429,42 @@ def measure_kernel(
     blocks,
     sums,
     like,
-    counter,
-    share,
+    begin,
+    end,
 ):
-    """Writes the sums of blocks of runs, `share` of them at a time, until none is left: it only reads the arrays."""
+    """Writes the sums of blocks [begin, end) of runs: it only reads the arrays."""
     arrays, codes = s.arrays, array_at(address_of(codes), len(codes), codes)  # here without counts of references
     space, at = _space(len(codes), like), on_stack(len(codes), np.int64)
     lanes = on_stack(16 * sums.shape[1], np.float64)
-    while True:
-        begin = fetch_add(counter, share)
-        for b in range(begin, min(begin + share, len(sums))):
-            r = np.searchsorted(blocks, b, side="right") - 1
-            first, tensor = (b - blocks[r]) * NORM_BLOCK, tensor_of[r]
-            own, step = address_of(coefficients[row_of[tensor]]), steps[tensor]
-            last = min(first + NORM_BLOCK, offsets[r + 1] - offsets[r])
-            lanes[:] = 0
-            for i in range(first, last, TILE):
-                n = min(TILE, last - i)
-                for j in range(len(codes)):
-                    address, stride, size = np.int64(addresses[r, j]), strides[r, j], _size(codes[j], like)
-                    if codes[j] >= SIGNED:
-                        at[j] = address + i // QUANT_BLOCK * BLOCK_BYTES
-                    elif stride == size:
-                        at[j] = address + i * size
-                    else:
-                        at[j] = _move_in(space.raw[j], address + i * stride, stride, n, size)
-                space.places[0] = _load_param(n, at, codes, s, space)
-                for j in range(1, arrays):
-                    space.places[j] = _load_tile(codes[j], space.tiles[j], at[j], n)
-                if s.options & PREPARED:
-                    tile, place, number = space.tiles[GRADIENT], space.places[GRADIENT], elements[r] + i
-                    scale, deviation = noise[tensor, 0], noise[tensor, 1]
-                    space.places[GRADIENT] = _prepare(tile, place, n, s, scale, deviation, number, step, space.deviates)
-                call(s.update, n, address_of(space.places), own, address_of(lanes), 0)
-            for k in range(sums.shape[1]):
-                total = 0.0
-                for lane in range(16):
-                    total += lanes[16 * k + lane]
-                sums[b, k] = total
-        if begin + share >= len(sums):
-            break
+    for b in range(begin, end):
+        r = np.searchsorted(blocks, b, side="right") - 1
+        first, tensor = (b - blocks[r]) * NORM_BLOCK, tensor_of[r]
+        own, step = address_of(coefficients[row_of[tensor]]), steps[tensor]
+        last = min(first + NORM_BLOCK, offsets[r + 1] - offsets[r])
+        lanes[:] = 0
+        for i in range(first, last, TILE):
+            n = min(TILE, last - i)
+            for j in range(len(codes)):
+                address, stride, size = np.int64(addresses[r, j]), strides[r, j], _size(codes[j], like)
+                if codes[j] >= SIGNED:
+                    at[j] = address + i // QUANT_BLOCK * BLOCK_BYTES
+                elif stride == size:
+                    at[j] = address + i * size
+                else:
+                    at[j] = _move_in(space.raw[j], address + i * stride, stride, n, size)
+            space.places[0] = _load_param(n, at, codes, s, space)
+            for j in range(1, arrays):
+                space.places[j] = _load_tile(codes[j], space.tiles[j], at[j], n)
+            if s.options & PREPARED:
+                tile, place, number = space.tiles[GRADIENT], space.places[GRADIENT], elements[r] + i
+                scale, deviation = noise[tensor, 0], noise[tensor, 1]
+                space.places[GRADIENT] = _prepare(tile, place, n, s, scale, deviation, number, step, space.deviates)
+            call(s.update, n, address_of(space.places), own, address_of(lanes), 0)
+        for k in range(sums.shape[1]):
+            total = 0.0
+            for lane in range(16):
+                total += lanes[16 * k + lane]
+            sums[b, k] = total
 
 
 # ---- rows ----
@@ -532,8 +521,8 @@ def _add_squares(lanes, p, grads, n, c):
         lanes[i % 16] += x * x
 
 
-def row_kernel(addresses, strides, lookups, own, noise, element, step, stored, codes, s, like, counter, share):
-    """Updates rows, `share` segments at a time, until none is left.
+def row_kernel(addresses, strides, lookups, own, noise, element, step, stored, codes, s, like, begin, end):
+    """Updates the rows of segments [begin, end).
 
     `stored` are the codes of all arrays, `codes` those of what is updated element by element, with a gradient that has
     been summed: of a rule of rows without its state, which is the third array and has an element for each row.
@@ -549,44 +538,40 @@ def row_kernel(addresses, strides, lookups, own, noise, element, step, stored, c
         rate[k] = own[0, k]
     coefficients = address_of(rate) if s.by_row else address_of(own)
     scale, deviation = noise[0, 0], noise[0, 1]
-    while True:
-        begin = fetch_add(counter, share)
-        for u in range(begin, min(begin + share, starts.size - 1)):
-            row = rows[starts[u]]
-            together = starts[u + 1] - starts[u] if summed else 1
-            for q in range(starts[u], starts[u + 1], together):
-                mine = places[q : q + together]
-                if s.by_row:
-                    lanes[:] = 0
-                    for column in range(0, width, TILE):
-                        n = min(TILE, width - column)
-                        _find_row(at, addresses, strides, row, column, stored, like)
-                        gradients = np.int64(addresses[GRADIENT]) + column * size
-                        _sum_gradients(
-                            grads, sums, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source,
-                            weights,
-                        )  # fmt: skip
-                        if s.options & PREPARED:
-                            number, place = element + row * width + column, address_of(grads)
-                            _prepare(grads, place, n, s, scale, deviation, number, step, space.deviates)
-                        _add_squares(lanes, array_at(_load_param(n, at, codes, s, space), n, like), grads, n, own[0])
-                    total = 0.0
-                    for lane in range(16):
-                        total += lanes[lane]
-                    square[0] = total / width
-                    address = np.int64(addresses[FIRST_STATE]) + row * strides[FIRST_STATE]
-                    state[0] = array_at(_load_tile(stored[FIRST_STATE], state, address, 1), 1, like)[0]
-                    call(s.by_row, address_of(state), address_of(own), address_of(rate), address_of(square), 0)
-                    _store_tile(stored[FIRST_STATE], address_of(state), address, 1, like)
+    for u in range(begin, end):
+        row = rows[starts[u]]
+        together = starts[u + 1] - starts[u] if summed else 1
+        for q in range(starts[u], starts[u + 1], together):
+            mine = places[q : q + together]
+            if s.by_row:
+                lanes[:] = 0
                 for column in range(0, width, TILE):
                     n = min(TILE, width - column)
                     _find_row(at, addresses, strides, row, column, stored, like)
                     gradients = np.int64(addresses[GRADIENT]) + column * size
                     _sum_gradients(
-                        grads, sums, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
-                    )
-                    at[GRADIENT] = address_of(grads)
-                    number = element + row * width + column
-                    _update_tile(n, at, codes, s, coefficients, scale, deviation, number, step, space)
-        if begin + share >= starts.size - 1:
-            break
+                        grads, sums, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source,
+                        weights,
+                    )  # fmt: skip
+                    if s.options & PREPARED:
+                        number, place = element + row * width + column, address_of(grads)
+                        _prepare(grads, place, n, s, scale, deviation, number, step, space.deviates)
+                    _add_squares(lanes, array_at(_load_param(n, at, codes, s, space), n, like), grads, n, own[0])
+                total = 0.0
+                for lane in range(16):
+                    total += lanes[lane]
+                square[0] = total / width
+                address = np.int64(addresses[FIRST_STATE]) + row * strides[FIRST_STATE]
+                state[0] = array_at(_load_tile(stored[FIRST_STATE], state, address, 1), 1, like)[0]
+                call(s.by_row, address_of(state), address_of(own), address_of(rate), address_of(square), 0)
+                _store_tile(stored[FIRST_STATE], address_of(state), address, 1, like)
+            for column in range(0, width, TILE):
+                n = min(TILE, width - column)
+                _find_row(at, addresses, strides, row, column, stored, like)
+                gradients = np.int64(addresses[GRADIENT]) + column * size
+                _sum_gradients(
+                    grads, sums, converted, stored[GRADIENT], gradients, strides[GRADIENT], n, mine, source, weights
+                )
+                at[GRADIENT] = address_of(grads)
+                number = element + row * width + column
+                _update_tile(n, at, codes, s, coefficients, scale, deviation, number, step, space)
