@@ -38,7 +38,8 @@ def test_peers_agree(name):
 @pytest.mark.parametrize(
     ("who", "rule"), [("numba-loop", "adam"), ("numba-loop", "aggmo"), ("optax", "rmsprop"), ("optax", "adamw"),
                       ("optax", "signsgd"), ("optax", "ademamix"), ("optax", "schedule_free_adamw"),
-                      ("torch-loop", "nesterov"), ("thinc", "adam"), ("prodigyopt", "prodigy")]
+                      ("optax", "lars"), ("optax", "lamb"), ("optax", "novograd"), ("torch-loop", "nesterov"),
+                      ("thinc", "adam"), ("prodigyopt", "prodigy")]
 )  # fmt: skip
 def test_others_agree(who, rule):
     if missing(who):

@@ -29,6 +29,9 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "lion": ("lion", {"weight_decay": 0.0}),
     "signsgd": ("signum", {}),
     "ademamix": ("contrib.ademamix", {}),
+    "lars": ("lars", {}),
+    "lamb": ("lamb", {}),
+    "novograd": ("novograd", {"b1": 0.95, "b2": 0.98, "eps": 1e-8}),
     "schedule_free_sgd": ("contrib.schedule_free_sgd", {}),
     "schedule_free_adamw": ("contrib.schedule_free_adamw", {}),
 }
