@@ -215,10 +215,10 @@ typedef struct {
                               * tensor too, before its single states */
     int32_t options;         /* a sum of the above */
     double average_decay;
-    uint64_t seed;           /* of stochastic rounding, by Philox4x32-10 of seed, step and element's number */
+    uint64_t seed;           /* of stochastic rounding, by Philox4x32-7 of seed, step and element's number */
     int64_t first_element;   /* the number of the first tensor's first element; the others follow */
     double noise_eta, noise_gamma;
-    uint64_t noise_seed;     /* of noise, by Philox4x32-10 of seed, step and element's number */
+    uint64_t noise_seed;     /* of noise, by Philox4x32-7 of seed, step and element's number */
     double clip_value;       /* at least 0 */
 } fastopt_storage;
 

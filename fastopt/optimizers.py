@@ -54,7 +54,7 @@ class Optimizer(Grouped, Saved):
         of the parameter's dtype; "master" keeps the parameter in float32, as the state ``master``, of which it is a
         rounded copy. Other parameters are updated as ever.
     seed : int, default 0
-        The seed of stochastic rounding, which draws from Philox4x32-10 by seed, step and number of the element, and so
+        The seed of stochastic rounding, which draws from Philox4x32-7 by seed, step and number of the element, and so
         rounds alike on every backend, with any number of threads.
     first_element : int, default 0
         The number of the first parameter's first element; the others' follow, parameter by parameter. For one who

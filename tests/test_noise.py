@@ -171,7 +171,8 @@ def test_bits_are_the_same_everywhere(param, grad, options, set_isa):
 def test_deviates_have_the_same_bits_everywhere(dtype, set_isa):
     from fastopt.backends import native
 
-    for first, step, seed in ((0, 1, 0), (2**32 - 50001, 2**33, 2**64 - 1), (2**61 + 1, 2**62, 17)):
+    starts = (0, 1, 0), (2**32 - 50001, 2**33, 2**64 - 1), (2**34 - 50001, 2**33, 3), (2**61 + 1, 2**62, 17)
+    for first, step, seed in starts:
         expected = drawn(200001, step, seed, dtype, "numba", first)
         for level in native.isa_supported():
             set_isa(level)

@@ -216,11 +216,15 @@ typedef struct {
 /* Draws the numbers of a group. */
 NOINLINE void draw_group(randoms *r, uint64_t group)
 {
-    const philox_stream stream = start_philox(r->step, r->seed);
+    const uint64_t counter = group * HALF;
+    const philox_stream stream = start_philox(counter, r->step, r->seed);
+    longs even;
+    for (int k = 0; k < LANES / 2; k++)
+        even[k] = counter + 2 * (uint64_t)k;
     FOR_PARTS(k)
     {
         words w[4];
-        philox(&stream, even_counters(group * HALF + (uint64_t)k), w);
+        philox(&stream, even + (uint64_t)k, 1, w);
         for (int q = 0; q < 4; q++)
             store_words(r->bits[group & 1][q] + k, w[q]);
     }

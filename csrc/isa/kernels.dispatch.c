@@ -27,7 +27,7 @@
 
 /* Normal deviates for both compute types, from the instance for float32: see random.h. */
 #define normals PASTE(fastopt_normals_, FASTOPT_ISA)
-void normals(uint64_t element, int64_t n, uint64_t step, uint64_t seed, float *out);
+void normals(uint64_t element, int64_t n, uint64_t step, uint64_t seed, const upcoming *next, float *out);
 
 #include "../rules.h"
 #include "dense.h"

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "../internal.h"
-#include "rule_table.h"
+#include "limits.h"
 
 enum {
 #define NUMBER(kernel, fold) number_##kernel,
@@ -14,6 +14,12 @@ enum {
 #undef NUMBER
     KERNELS
 };
+
+/* Arrays of the elements that come next: where they are, and the bytes of an element; 0 of blocks. */
+typedef struct {
+    int arrays, sizes[MAX_STORED];
+    const char *at[MAX_STORED];
+} upcoming;
 
 /* A pass over some elements of a tensor: all that kernels need beside arrays and coefficients. */
 typedef struct {

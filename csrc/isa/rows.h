@@ -176,7 +176,7 @@ static void FN(read_gradient)(const fastopt_segments *s, int64_t first, int64_t 
     const fastopt_pass pass = FN(row_pass)(s, NULL, first, column);
     real summed[TILE];
     FN(sum_gradients)(s, first, last, column, m, summed);
-    FN(prepare_gradients)(summed, tile, m, scale, &pass);
+    FN(prepare_gradients)(summed, tile, m, scale, &pass, &(const upcoming){0});
 }
 
 /* 1 if all arrays are aligned for the compute type. */

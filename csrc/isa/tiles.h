@@ -60,21 +60,26 @@ static inline real FN(clip)(real g, real scale, real limit)
     return -limit > g ? -limit : g;
 }
 
-/* Writes gradients of elements from the pass's on, up to a tile of them, scaled, clipped, and with noise. */
+/* Writes gradients of elements from the pass's on, up to a tile of them, scaled, clipped, and with noise. While noise is
+ * drawn, as many elements of the `next` arrays come from memory. */
 NOINLINE void FN(prepare_gradients)(const real *restrict gradients, real *restrict to, int64_t n, real scale,
-                                    const fastopt_pass *pass)
+                                    const fastopt_pass *pass, const upcoming *next)
 {
     const real deviation = (real)pass->deviation, limit = (real)pass->limit;
-    if (deviation < 0) {
+    if (limit < INFINITY || deviation < 0)
         for (int64_t i = 0; i < n; i++)
             to[i] = FN(clip)(gradients[i], scale, limit);
+    if (deviation < 0)
         return;
-    }
     const int64_t before = pass->element % NORMALS;
     float deviates[TILE + 2 * NORMALS];
-    normals((uint64_t)(pass->element - before), before + n, (uint64_t)pass->step, pass->noise_seed, deviates);
-    for (int64_t i = 0; i < n; i++)
-        to[i] = FN(clip)(gradients[i], scale, limit) + deviation * deviates[before + i];
+    normals((uint64_t)(pass->element - before), before + n, (uint64_t)pass->step, pass->noise_seed, next, deviates);
+    if (limit < INFINITY)
+        for (int64_t i = 0; i < n; i++)
+            to[i] = to[i] + deviation * deviates[before + i];
+    else
+        for (int64_t i = 0; i < n; i++)
+            to[i] = scale * gradients[i] + deviation * deviates[before + i];
 }
 
 /* Adds up the arrays of a gradient, of n elements, up to a tile of them, from `first` on. Returns where the sum is. */
@@ -106,7 +111,7 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
 {
     const fastopt_storage *storage = pass->storage;
     const fastopt_sum *sum = pass->sum;
-    const int prepared = prepares(pass);
+    const int prepared = prepares(pass), drawn = pass->deviation >= 0;
     real coefs[MAX_ROW];
     int dtypes[MAX_STORED], sizes[MAX_STORED], direct[MAX_STORED], copied = 0;
     for (int j = 0; j < row; j++)
@@ -132,6 +137,9 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
     fastopt_pass own = *pass;
     fastopt_storage of_prepared;
     own.prefetch &= !copied;
+    upcoming next = {own.prefetch && drawn ? arrays : 0, {0}, {0}};
+    for (int j = 0; j < next.arrays; j++)
+        next.sizes[j] = sizes[j];
     if (prepared) {
         coefs[0] = 1;
         dtypes[GRADIENT] = COMPUTE;
@@ -155,12 +163,14 @@ static void FN(run_strided)(fastopt_kernel kernel, int64_t n, int arrays, void *
             if (j == GRADIENT && prepared) {
                 if (!read_there)
                     FN(read_floats)(gradient, tiles[j], from, stride, m);
-                FN(prepare_gradients)(read_there ? (const real *)from : tiles[j], prepared_tile, m, scale, &own);
+                for (int k = 0; k < next.arrays; k++)
+                    next.at[k] = (const char *)addresses[k] + (i + PREPARED_AHEAD) * next.sizes[k];
+                FN(prepare_gradients)(read_there ? (const real *)from : tiles[j], prepared_tile, m, scale, &own, &next);
                 tile[j] = prepared_tile;
             } else if (!direct[j])
                 FN(copy_strided)((char *)tiles[j], sizes[j], from, stride, m, sizes[j]);
         }
-        for (int k = 0; prepared && !sum && own.prefetch && k < PREPARED_TILE * sizes[GRADIENT]; k += 64)
+        for (int k = 0; prepared && !drawn && !sum && own.prefetch && k < PREPARED_TILE * sizes[GRADIENT]; k += 64)
             PREFETCH((const char *)addresses[GRADIENT] + i * sizes[GRADIENT] + 2048 + k);
         kernel(m, tile, coefs, &own);
         if (prepared && zeroed)

@@ -17,14 +17,20 @@
 #define LANES 16
 #define EVENS {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
 #define LOWER {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
+#define FIRST_OF_FOUR {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29}
+#define FIRST_OF_TWO {0, 8, 2, 10, 4, 12, 6, 14}
 #elif defined(__AVX2__)
 #define LANES 8
 #define EVENS {0, 2, 4, 6, 8, 10, 12, 14}
 #define LOWER {0, 8, 1, 9, 2, 10, 3, 11}
+#define FIRST_OF_FOUR {0, 8, 1, 9, 4, 12, 5, 13}
+#define FIRST_OF_TWO {0, 4, 2, 6}
 #else
 #define LANES 4
 #define EVENS {0, 2, 4, 6}
 #define LOWER {0, 4, 1, 5}
+#define FIRST_OF_FOUR {0, 4, 1, 5}
+#define FIRST_OF_TWO {0, 2}
 #endif
 
 typedef uint32_t words __attribute__((vector_size(LANES * 4)));
@@ -62,6 +68,33 @@ INLINE words select_bits(words where, words a, words b)
 #else
     return (a & where) | (b & ~where);
 #endif
+}
+
+/* The lower halves of even and odd lanes, in their order. */
+INLINE words join_lower_halves(longs even, longs odd)
+{
+#ifdef __AVX512BW__
+    return (words)_mm512_mask_shuffle_epi32((__m512i)even, 0xaaaa, (__m512i)odd, _MM_PERM_CCAA);
+#else
+    return (words)((even & UINT32_MAX) | odd << 32);
+#endif
+}
+
+/* Transposes the four by four numbers that four vectors have in each 16 bytes. */
+INLINE void transpose(floats rows[4], floats columns[4])
+{
+    const ints half = FIRST_OF_FOUR;
+    const longs pair = FIRST_OF_TWO;
+    for (int k = 0; k < 4; k += 2) {
+        const floats a = rows[k], b = rows[k + 1];
+        rows[k] = __builtin_shuffle(a, b, half);
+        rows[k + 1] = __builtin_shuffle(a, b, half + 2);
+    }
+    for (int k = 0; k < 2; k++) {
+        const longs a = (longs)rows[k], b = (longs)rows[k + 2];
+        columns[2 * k] = (floats)__builtin_shuffle(a, b, pair);
+        columns[2 * k + 1] = (floats)__builtin_shuffle(a, b, pair + 1);
+    }
 }
 
 /* Products of the lower halves of 64-bit lanes with a number. */

@@ -125,8 +125,8 @@ def wide_product(a, b):
 
 @register_jitable
 def philox(c0, c1, c2, c3, k0, k1):
-    """Philox4x32-10 (Salmon et al. 2011): four words from a counter of four and a key of two, all uint32."""
-    for _ in range(10):
+    """Philox4x32-7 (Salmon et al. 2011): four words from a counter of four and a key of two, all uint32."""
+    for _ in range(7):
         high_0, low_0 = wide_product(c0, uint32(0xD2511F53))
         high_2, low_2 = wide_product(c2, uint32(0xCD9E8D57))
         c0, c2 = uint32(high_2 ^ c1 ^ k0), uint32(high_0 ^ c3 ^ k1)

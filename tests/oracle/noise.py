@@ -14,10 +14,10 @@ def deviates(elements, step, seed):
             (counter % 2**32, counter >> 32, step % 2**32, step >> 32), (seed % 2**32, seed >> 32)
         )  # fmt: skip
         first, second = (int(words[k]) for k in ((0, 1) if element % 4 < 2 else (2, 3)))
-        u = float(np.float32(first // 2) + np.float32(0.5)) * 2.0**-31  # rounded to float32, but all else exact
-        r = np.sqrt(-2 * np.log(u)) * (-1 if first % 2 else 1)
-        angle = np.pi / 4 * ((second | 1) - 2**32 * (second >= 2**31)) * 2.0**-31
-        of_cosine = element % 2 == second % 2
-        found.append(r * (np.cos(angle) if of_cosine else np.sin(angle)))
+        first, second = ((word + 2**31) % 2**32 - 2**31 for word in (first | 1, second))  # with a sign
+        u = float(np.float32(abs(first))) * 2.0**-31  # rounded to float32, but all else exact
+        r = np.sqrt(-2 * np.log(u)) * (1 if first > 0 else -1)
+        angle = np.pi / 2 * second * 2.0**-31
+        found.append(r * (np.sin(angle) if element % 2 else np.cos(angle)))
         radii.append(abs(r))
     return np.array(found), np.array(radii)

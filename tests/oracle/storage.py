@@ -4,11 +4,11 @@ import numpy as np
 
 
 def philox(counter, key):
-    """Philox4x32-10 of Salmon et al. 2011: four words for each counter of four words."""
+    """Philox4x32-7 of Salmon et al. 2011: four words for each counter of four words."""
     a, b, c, d = (np.asarray(word, np.uint64) for word in counter)
     k0, k1 = (int(word) for word in key)
     low = np.uint64(0xFFFFFFFF)
-    for _ in range(10):
+    for _ in range(7):
         first, second = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
         a, b, c, d = (
             (second >> np.uint64(32)) ^ b ^ np.uint64(k0),
