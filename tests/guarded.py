@@ -150,7 +150,7 @@ def main(edge):
         update_rows: (("adam", "rowwise_adagrad"), (0, 1, 2), (1, 3, 16, 700), (np.int32, np.int64), (False, True)),
         square_sums: (_SIZES, (1, 15, 17, 512, 4096, 5000)),
         stream: (range(2, 6), (1, 63, 64, 65, 1000)),
-        stream_rows: (range(2, 6), (1, 16, 17)),
+        stream_rows: (range(2, 6), (1, 16, 17, 64, 130)),
     }
     made = 0
     for call, choices in kinds.items():
