@@ -13,7 +13,18 @@ from time import perf_counter
 from .section import Options, Row, Section, Skip, Table
 
 FOLDER = Path("benchmarks", "workloads")
-NAMES = ("text", "ratings", "glove", "torch_digits", "precision", "beyond_memory", "curriculum", "delayed", "overview")
+NAMES = (
+    "text",
+    "ratings",
+    "glove",
+    "torch_digits",
+    "precision",
+    "beyond_memory",
+    "curriculum",
+    "delayed",
+    "asynchronous",
+    "overview",
+)
 
 
 def find() -> Path:

@@ -43,7 +43,9 @@ class _Simulation:
         travel: Seconds,
         seed: int,
         rows: Callable[[Any], Mapping[Any, Any]] | None,
+        watch: Callable[[float], None],
     ) -> None:
+        self._watch = watch
         self._gradient, self._batches, self._core, self._rows = gradient, batches, core, rows
         self._compute, self._travel = compute, travel
         self._random = np.random.default_rng(seed)
@@ -106,6 +108,7 @@ class _Simulation:
         own = self._workers[k]
         own.asking = own.side.advance(self._gradient(params, own.batch))
         self._go_on(k)
+        self._watch(self.now)
 
     def _arrive(self, k: int, ask: Ask, header: Header) -> None:
         self._held.append((k, ask, header))
@@ -140,6 +143,7 @@ def simulate(
     compute: float | Seconds = 1.0,
     travel: float | Seconds = 0.0,
     rows: Callable[[Any], Mapping[Any, Any]] | None = None,
+    watch: Callable[[float, Any], None] | None = None,
     max_ahead: int | None = None,
     seed: int = 0,
 ) -> Result:
@@ -164,6 +168,9 @@ def simulate(
     rows : callable, optional
         ``rows(batch)`` names rows of the tables of a `Downpour`, as ``{"table": indices}``: a worker fetches them
         before it computes, and they are in the table's place in the parameters that the gradient is taken at.
+    watch : callable, optional
+        ``watch(seconds, params)`` is called whenever a gradient has been computed, before it is pushed, with the time
+        and what has been learned by then.
     max_ahead : int, optional
         As of `run`.
     seed : int
@@ -199,11 +206,18 @@ def simulate(
         raise wrong_type("batches", batches, "an iterable")
     if rows is not None and not callable(rows):
         raise wrong_type("rows", rows, "a function of a batch")
+    if watch is not None and not callable(watch):
+        raise wrong_type("watch", watch, "a function of seconds and parameters")
     taken = _seconds("compute", compute), _seconds("travel", travel)
     cuts = algorithm._cuts(1)
     (core,) = make_cores(algorithm, cuts, workers, max_ahead)
     sides = [algorithm._side(workers) for _ in range(workers)]
-    simulation = _Simulation(gradient, iter(batches), core, sides, *taken, seed, rows)
+
+    def look(now: float) -> None:
+        if watch is not None:
+            watch(now, algorithm._result(core.shard.values()))
+
+    simulation = _Simulation(gradient, iter(batches), core, sides, *taken, seed, rows, look)
     simulation.run()
     return result_of(algorithm, [core], {}, simulation.now)
 

@@ -89,6 +89,17 @@ def test_rows_are_fetched_before_a_worker_computes():
     assert result.pushes == 300 and result.seconds == 60 * (1 + 2 * 2 * 0.5) + 1
 
 
+def test_what_has_been_learned_can_be_watched():
+    seen = []
+    algorithm = fd.Downpour(fastopt.SGD, np.zeros(2), lr=0.5)
+    result = fd.simulate(
+        lambda params, k: params - 1, range(6), algorithm, workers=2, watch=lambda *now: seen.append(now)
+    )
+    assert [seconds for seconds, _ in seen] == [1, 1, 2, 2, 3, 3]
+    assert [params[0] for _, params in seen] == [0, 0, 1, 1, 1.25, 1.25]  # pushes are on their way
+    assert result.params.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -100,6 +111,7 @@ def test_rows_are_fetched_before_a_worker_computes():
         ({"travel": "far"}, TypeError, "travel: found 'far'"),
         ({"compute": lambda random, worker: -1.0}, ValueError, r"compute\(random, 0\): found -1.0"),
         ({"rows": 3}, TypeError, "rows: found 3"),
+        ({"watch": 3}, TypeError, "watch: found 3"),
         ({"seed": 0.5}, TypeError, "seed: found 0.5"),
         ({"max_ahead": -1}, ValueError, "max_ahead: found -1"),
     ],
