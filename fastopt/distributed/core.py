@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +14,8 @@ from ..binding.plan import Plan
 from ..optimizers import Optimizer
 from ..rules import AT_PARAMETER, State
 
+#: What copies arrays into others.
+Copy = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], None]
 #: What a worker sends of each parameter: an array, rows, which rows it asks for, or None.
 Payload = Sequence[Any]
 
@@ -74,8 +76,11 @@ class Shard(Protocol):
     def apply(self, worker: int, payload: Payload, reads: bool) -> None:
         """Take over what a worker pushes, which reads the parameters after it or not: all, or nothing and an error."""
 
-    def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
-        """Return for a worker, which has pushed in this request or not, what it reads, in memory of its own."""
+    def read(self, worker: int, pushed: bool, copy: Copy | None = None) -> list[np.ndarray]:
+        """Return for a worker, which has pushed in this request or not, what it reads, in memory of its own.
+
+        What is copied there for that is copied by `copy`, if there is one.
+        """
 
     def again(self, worker: int, payload: Payload, pushed: bool) -> list[np.ndarray]:
         """Return what a worker reads to which that is to be said again; what it pushed has been applied."""
@@ -161,8 +166,10 @@ class ServerCore:
         slowest = min((self._done[k] for k in self._alive if not (self._warm and k)), default=self._done[worker])
         return self._done[worker] - slowest <= self._max_ahead
 
-    def handle(self, worker: int, header: Header, payload: Payload | None) -> Reply:
+    def handle(self, worker: int, header: Header, payload: Payload | None, copy: Copy | None = None) -> Reply:
         """Do what a request asks for, once: to one that comes again the reply is the same.
+
+        The version is the new one when `copy` copies what the reply has, if it does.
 
         Raises
         ------
@@ -190,7 +197,7 @@ class ServerCore:
         if header.op == Op.ROWS:
             found = self.shard.read_rows(worker, payload or ())
         elif reads:
-            found = self.shard.read(worker, pushes)
+            found = self.shard.read(worker, pushes, copy)
         if reads:
             self._read[worker] = self.version
         self._last[worker] = header.number
@@ -309,7 +316,7 @@ class OptimizerShard:
         known[1].step()
         self._whole = [isinstance(given, np.ndarray) for given in payload]
 
-    def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
+    def read(self, worker: int, pushed: bool, copy: Copy | None = None) -> list[np.ndarray]:
         """Copy the parameters, and what the worker's next step is to know of them."""
         for (i, state), own in zip(self._copies, self._own(worker), strict=True):
             exact = state.copy_of != AT_PARAMETER or own.dtype.itemsize > 2  # states may be rounded otherwise than it
@@ -317,8 +324,7 @@ class OptimizerShard:
                 np.copyto(own, self._source(i, state))
         whole = [array[:0] if i in self._tables else array for i, array in enumerate(self._owned.params)]
         reply = _memory(self._replies, worker, whole)
-        for to, array in zip(reply, whole, strict=True):
-            np.copyto(to, array)
+        (copy or _copy)(reply, whole)
         return reply
 
     def again(self, worker: int, payload: Payload, pushed: bool) -> list[np.ndarray]:
@@ -393,7 +399,7 @@ class Centre:
                 e *= e.dtype.type(self._alpha)
         return moves
 
-    def read(self, worker: int, pushed: bool) -> list[np.ndarray]:
+    def read(self, worker: int, pushed: bool, copy: Copy | None = None) -> list[np.ndarray]:
         """Return by how much the worker's parameters are drawn to the centre; or the centre."""
         return self._moves[worker] if pushed else [array.copy() for array in self._arrays]
 
@@ -419,6 +425,11 @@ class Centre:
         """Take over the centre."""
         for own, given in zip(self._arrays, params, strict=True):
             np.copyto(own, given)
+
+
+def _copy(to: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> None:
+    for own, array in zip(to, arrays, strict=True):
+        np.copyto(own, array)
 
 
 def _others(a: Any, b: Any) -> bool:

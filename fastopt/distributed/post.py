@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..binding.sparse import RowSparse
 from .world import RankDied
 
 #: The most bytes of a message.
-PIECE = 1 << 22
+PIECE = 1 << 20
 _NUMBERS = 7  # that a parcel begins with; behind them is how long the forms of its arrays are, -1: as before
 _POLLS = 200  # looks at what may come before a rest
 
@@ -146,6 +147,38 @@ class Sender:
         Lost
             The rank has ended.
         """
+        self._begin(numbers, items)
+        for memory in self._memory:
+            self._send(memory)
+        self._requests.reverse()  # those that are done first are asked first
+
+    def send_copied(self, numbers: Sequence[int], items: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> None:
+        """Copy contiguous arrays into items, and begin to send each piece as soon as it is copied.
+
+        Raises
+        ------
+        Lost
+            The rank has ended; all has been copied.
+        """
+        lost: Lost | None = None
+        try:
+            self._begin(numbers, items)
+        except Lost as error:
+            lost = error
+        for item, array in zip(items, arrays, strict=True):
+            for memory, source in zip(_pieces(_bytes(item)), _pieces(_bytes(array)), strict=True):
+                np.copyto(memory, source)
+                try:
+                    if lost is None:
+                        self._send(memory)
+                except Lost as error:
+                    lost = error
+        if lost is not None:
+            raise lost
+        self._requests.reverse()
+
+    def _begin(self, numbers: Sequence[int], items: Sequence[Any]) -> None:
+        """Send all but the arrays."""
         rest = Rest(1e-4)
         while not self.done():
             rest.after(False)
@@ -156,10 +189,12 @@ class Sender:
         if forms != self._forms:
             parts.append(np.frombuffer(forms, np.uint8))
         self._forms = forms
-        self._parts = [*parts, *self._memory]  # kept while under way
-        for memory in self._parts:
-            self._requests += [self._channel.send(self._to, piece) for piece in _pieces(memory)]
-        self._requests.reverse()  # those that are done first are asked first
+        self._parts = parts  # kept while under way
+        for memory in parts:
+            self._send(memory)
+
+    def _send(self, memory: np.ndarray) -> None:
+        self._requests += [self._channel.send(self._to, piece) for piece in _pieces(memory)]
 
     def _take(self, items: tuple[Any, ...]) -> bytes:
         """Have the memory of items at hand; return their forms."""
@@ -203,15 +238,10 @@ class Receiver:
         self._parts: Iterator[None] | None = None
 
     def expect(self) -> None:
-        """Begin to receive the next parcel.
-
-        Raises
-        ------
-        Lost
-            The rank has ended.
-        """
+        """Begin to receive the next parcel."""
         self._parts = self._receive()
-        next(self._parts)
+        with suppress(Lost):  # which `arrived` raises
+            next(self._parts)
 
     def arrived(self) -> bool:
         """Tell whether the parcel that is expected is there.

@@ -120,12 +120,13 @@ def _check_workers(workers: int | None, servers: int, spares: int, size: int) ->
 
 
 def _shelf(algorithm: Algorithm, cuts: Sequence[int], shard: int, workers: int, directory: Any) -> Shelf:
+    described, pieces = algorithm._held.described(), algorithm._pieces[cuts[shard] : cuts[shard + 1]]
     about = {
         "optimizer": f"{type(algorithm).__name__} of {algorithm._class.__name__}",
         "workers": workers,
         "servers": len(cuts) - 1,
         "first": cuts[shard],
-        "parameters": algorithm._held.described()[cuts[shard] : cuts[shard + 1]],
+        "parameters": [[*described[i], begin, end] for i, begin, end in pieces],
     }
     return Shelf(directory, shard, workers, about)
 

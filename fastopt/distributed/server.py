@@ -6,6 +6,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -137,19 +138,31 @@ class Server:
         return False
 
     def _answer(self, worker: int, header: Header) -> None:
+        replied = False
+
+        def copy(to: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> None:
+            nonlocal replied
+            replied = True
+            self._reply(worker, [Kind.REPLY, header.number, self.core.version], to, arrays)
+
         try:
-            reply = self.core.handle(worker, header, self._peers.of(worker).items)
+            reply = self.core.handle(worker, header, self._peers.of(worker).items, copy)
         except (TypeError, ValueError) as error:
             self._reply(worker, [Kind.ERROR, header.number, self.core.version], [packed(error)])
         else:
-            self._reply(worker, [Kind.REPLY, reply.number, reply.version], reply.payload or [])
+            if not replied:
+                self._reply(worker, [Kind.REPLY, reply.number, reply.version], reply.payload or [])
+        self._peers.of(worker).expect()
 
-    def _reply(self, worker: int, numbers: Sequence[int], items: Sequence[Any]) -> None:
-        try:
-            self._peers.of(worker).expect()
-            self._peers.to(worker).send(numbers, items)
-        except Lost:
-            self._lose(worker)
+    def _reply(
+        self, worker: int, numbers: Sequence[int], items: Sequence[Any], arrays: Sequence[np.ndarray] | None = None
+    ) -> None:
+        """Send items, into which arrays are copied first if there are some."""
+        with suppress(Lost):  # which is seen by looking for the next request
+            if arrays is None:
+                self._peers.to(worker).send(numbers, items)
+            else:
+                self._peers.to(worker).send_copied(numbers, items, arrays)
 
     def _lose(self, worker: int) -> None:
         self._end(worker, RankDied(f"found the process of worker {worker} ended before its time"))
