@@ -100,7 +100,7 @@ def simulated(job):
     kind = KernelSpec(progress.rule.kernel, progress.copies, job.dtype, job.codes, storage.options if storage else 0)
     names = {
         **vars(kernels),
-        **kind.bindings(),
+        **kind.bindings((0, 0)),
         "load": load,
         "store": store,
         "varying": lambda number, other: number,

@@ -109,7 +109,7 @@ class Built:
 @cache
 def llvm_of(kind):
     """It is the same for all targets."""
-    return compiler.llvm_of(kind.bound(), kind.signature(), TARGETS[0])
+    return compiler.llvm_of(kind.bound(TARGETS[0]), kind.signature(), TARGETS[0])
 
 
 def build(kind, capability):

@@ -50,7 +50,8 @@ def test_dispatched_bits(gpu, monkeypatch, case, storage):
         storage, progress = job.storage, job.progress
         options = storage.options if storage else 0
         kind = KernelSpec(progress.rule.kernel, progress.copies, job.dtype, job.codes, options)
-        return cuda.jit(kind.bound(), lto=False)  # the linker would contract
+        capability = cuda.get_current_device().compute_capability
+        return cuda.jit(kind.bound(capability), lto=False)  # the linker would contract
 
     name, hyper = CASES[case]
     tensors = [make_arrays(RULES[name], hyper, storage, n) for n in SIZES]

@@ -16,13 +16,15 @@ _RANDOM_UNIT = float32(2**-16)
 _ZERO = float32(0)
 
 # Constants of states in blocks.
-_TOP_POSITIVE = float32(1.875)
-_TOP_SIGNED = float32(1.875 - 2**-15)
-_BELOW_TOP = float32(2**-20)  # elements are scaled to so much less than the largest code, which rounding must not pass
-_SMALLEST = float32(2**-100)  # a block with no larger element becomes zero
-_LEAST_SIGNED = float32(2**-15)
+TOP_POSITIVE = float32(1.875)
+TOP_SIGNED = float32(1.875 - 2**-15)
+BELOW_TOP = float32(2**-20)  # elements are scaled to so much less than the largest code, which rounding must not pass
+SMALLEST = float32(2**-100)  # a block with no larger element becomes zero
+LEAST_SIGNED = float32(2**-15)
 _NAN_POSITIVE, _NAN_SIGNED = 0, 0x80  # codes that stand for NaN where the block's scale is negative
 LARGEST_FINITE = 0x7F7FFFFF  # in bits
+
+DITHER_STEP = 0x6A09E667  # from an element to the next
 
 
 @register_jitable
@@ -153,7 +155,7 @@ def dither_of(element, step):
     """32 bits, the upper of which round a state up or down: an additive recurrence over elements (the square root of 2)
     and steps (the golden ratio), which is fair to each element over time.
     """
-    return uint32((int64(element) & 0xFFFFFFFF) * 0x6A09E667 + (int64(step) & 0xFFFFFFFF) * 0x9E3779B9)
+    return uint32((int64(element) & 0xFFFFFFFF) * DITHER_STEP + (int64(step) & 0xFFFFFFFF) * 0x9E3779B9)
 
 
 # ---- 8 bits, in blocks that share a scale ----
@@ -162,10 +164,10 @@ def dither_of(element, step):
 @register_jitable
 def scale_of(largest, positive):
     """A block's scale, from its largest magnitude, and what elements are multiplied by before they are encoded."""
-    top = _TOP_POSITIVE if positive else _TOP_SIGNED
-    if largest < _SMALLEST:
+    top = TOP_POSITIVE if positive else TOP_SIGNED
+    if largest < SMALLEST:
         return _ZERO, _ZERO
-    return largest / top, (top - _BELOW_TOP) / largest
+    return largest / top, (top - BELOW_TOP) / largest
 
 
 @register_jitable
@@ -177,7 +179,7 @@ def decode_positive(code, scale):
 @register_jitable
 def decode_signed(code, scale):
     """The value of a code in a block of numbers that may be negative."""
-    magnitude = (float_of((int64(code) & 0x7F) << 20 | 0x38000000) - _LEAST_SIGNED) * scale
+    magnitude = (float_of((int64(code) & 0x7F) << 20 | 0x38000000) - LEAST_SIGNED) * scale
     return float_of(bits_of(magnitude) | (int64(code) & 0x80) << 24)
 
 
@@ -192,7 +194,7 @@ def encode_positive(x, inverse, dither):
 def encode_signed(x, inverse, dither):
     """The code of a number that may be negative, rounded by dither of 20 bits."""
     u = bits_of(x * inverse)
-    a = bits_of(float_of(u & 0x7FFFFFFF) + _LEAST_SIGNED) + int64(dither)
+    a = bits_of(float_of(u & 0x7FFFFFFF) + LEAST_SIGNED) + int64(dither)
     return uint8((uint32(a) >> 20 & 0x7F) | (u >> 24 & 0x80))
 
 

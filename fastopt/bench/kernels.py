@@ -80,7 +80,7 @@ def measure(name: str, budget: float) -> Row:
         raise Skip(f"needs numba-cuda: {install_command('cuda')}") from None
     kernel = _kernel(name)
     spec = compiler.KernelSpec(RULES[kernel.rule].kernel, kernel.copies, np.dtype("f4"), kernel.stored, kernel.options)
-    ptx = compiler.ptx_from(compiler.llvm_of(spec.bound(), spec.signature(), CAPABILITY), CAPABILITY, spec.name)
+    ptx = compiler.compile_ptx(spec.bound(CAPABILITY), spec.signature(), CAPABILITY, spec.name)
     built = assemble(ptx, CAPABILITY)
     try:
         executed = count_in_loop(disassemble(built.code, spec.name)) / spec.lanes

@@ -44,6 +44,8 @@ from .. import convert, noise, numba_cache
 from . import instructions, kernels
 
 _NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: "signed8bit", POSITIVE: "positive8bit"}
+#: Instructions that devices have from a compute capability on, in place of what takes several.
+_FROM_8_0 = {"encode_bfloat16": instructions.encode_bfloat16, "largest_of_warp": instructions.largest_of_warp}
 _BITS_16 = {code for dtype, code in CODES.items() if dtype.itemsize == 2}
 
 
@@ -114,7 +116,7 @@ class KernelSpec:
         more = f"_options{self.options}" * bool(self.options) + "_strided" * self.strided + "_tabled" * self.tabled
         return f"fastopt_{self.kernel}{kinds}{more}"
 
-    def bindings(self) -> dict[str, Any]:
+    def bindings(self, capability: tuple[int, int]) -> dict[str, Any]:
         """Values of the kernel's template constants."""
         rule, real = self.rule, self.dtype.type
         return {
@@ -135,23 +137,26 @@ class KernelSpec:
             "update": rule.update,
             "apply": _apply_of(len(rule.elements), self.copies, len(rule.inputs)),
             "wide_product": instructions.wide_product,
+            **(_FROM_8_0 if capability >= (8, 0) else {}),
         }
 
-    def of_lanes(self, function: Callable[..., Any], lanes: int, aligned: bool) -> Any:
+    def of_lanes(self, function: Callable[..., Any], lanes: int, aligned: bool, capability: tuple[int, int]) -> Any:
         """A function of `kernels` that deals with so many elements at a time."""
-        names = {**self.bindings(), "LANES": lanes, "ALIGNED": aligned}
+        names = {**self.bindings(capability), "LANES": lanes, "ALIGNED": aligned}
         names["read_all"] = unrolled(kernels.read, names["ARRAYS"])
         names["write_all"] = unrolled(kernels.write, names["ARRAYS"])
         names["update_lanes"] = unrolled(kernels.update_lane, lanes)
         return bound(function, names)
 
-    def bound(self) -> Any:
+    def bound(self, capability: tuple[int, int]) -> Any:
         """The kernel as Python whose every name is bound."""
         names = {
-            **self.bindings(),
+            **self.bindings(capability),
             "LANES": self.lanes,
-            "update_aligned": self.of_lanes(kernels.update_elements, self.lanes, True),
-            "update_any": self.of_lanes(kernels.update_elements, self.lanes if self.in_blocks else 1, False),
+            "update_aligned": self.of_lanes(kernels.update_elements, self.lanes, True, capability),
+            "update_any": self.of_lanes(
+                kernels.update_elements, self.lanes if self.in_blocks else 1, False, capability
+            ),
         }
         return _rebound(kernels.update_runs, names)[0]
 
@@ -185,22 +190,22 @@ class RowKernelSpec(KernelSpec):
         """Storage formats of the arrays that have a row's elements."""
         return self.stored[:-1] if self.rule.by_row else self.stored
 
-    def bindings(self) -> dict[str, Any]:
+    def bindings(self, capability: tuple[int, int]) -> dict[str, Any]:
         """Values of the kernel's template constants."""
-        names = {**super().bindings(), "ROWS": True, "DUPLICATE_RULE": self.duplicates}
+        names = {**super().bindings(capability), "ROWS": True, "DUPLICATE_RULE": self.duplicates}
         names |= {"STORED": self.elementwise, "ARRAYS": len(self.elementwise)}
         if self.rule.by_row:
             names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": _apply_of(0, 1, 0)}
         return names
 
-    def bound(self) -> Any:
+    def bound(self, capability: tuple[int, int]) -> Any:
         """The kernel as Python whose every name is bound."""
         names = {
-            **self.bindings(),
+            **self.bindings(capability),
             "LANES": self.lanes,
-            "update_aligned": self.of_lanes(kernels.update_row_elements, self.lanes, True),
-            "update_any": self.of_lanes(kernels.update_row_elements, 1, False),
-            "square_of": self.of_lanes(kernels.square_of, 1, False),
+            "update_aligned": self.of_lanes(kernels.update_row_elements, self.lanes, True, capability),
+            "update_any": self.of_lanes(kernels.update_row_elements, 1, False, capability),
+            "square_of": self.of_lanes(kernels.square_of, 1, False, capability),
         }
         return _rebound(kernels.update_rows, names)[0]
 
@@ -216,11 +221,11 @@ class Measure:
         """Name shown by profilers."""
         return self.update.name.replace("fastopt_", "fastopt_measure_")
 
-    def bound(self) -> Any:
+    def bound(self, capability: tuple[int, int]) -> Any:
         """The kernel as Python whose every name is bound."""
         rule = self.update.rule
         assert rule.by_tensor is not None
-        names = {**self.update.bindings(), "LANES": 1, "ALIGNED": False, "SUMS": len(rule.sums)}
+        names = {**self.update.bindings(capability), "LANES": 1, "ALIGNED": False, "SUMS": len(rule.sums)}
         names["read_elements"] = unrolled(kernels.read_element, names["ARRAYS"])
         names["add_products"] = _add_products_of(
             tuple(map(rule.beside.index, rule.measured)), len(rule.folds), len(rule.read_at), len(rule.sums)
@@ -249,11 +254,11 @@ class FoldSums:
         """Name shown by profilers."""
         return f"fastopt_{self.function}_{self.update.kernel}_{self.update.dtype.name}"
 
-    def bound(self) -> Any:
+    def bound(self, capability: tuple[int, int]) -> Any:
         """The kernel as Python whose every name is bound."""
         rule = self.update.rule
         assert rule.by_tensor is not None
-        names = {**self.update.bindings(), "WIDTH": self.update.width, "FOLDED": len(rule.folds)}
+        names = {**self.update.bindings(capability), "WIDTH": self.update.width, "FOLDED": len(rule.folds)}
         names |= {"SUMS": len(rule.sums), "SINGLES": len(rule.singles), "fold_stage": rule.by_tensor.fold}
         over_all = self.function == "fold_all"
         names["stage"] = _stage_of(len(rule.sums), len(rule.singles), len(rule.folds), rule.read_at, over_all)
@@ -289,11 +294,11 @@ class Fold:
         """Name shown by profilers."""
         return f"fastopt_fold_{self.rule_name}"
 
-    def bound(self) -> Any:
+    def bound(self, capability: tuple[int, int]) -> Any:
         """The kernel as Python whose every name is bound."""
         rule = rules.RULES[self.rule_name]
         names = {
-            **self.update.bindings(),
+            **self.update.bindings(capability),
             "HYPER": (0.0,) * len(rule.row),
             "KEPT": len(rule.scalars),
             "WIDTH": self.update.width,
@@ -325,7 +330,7 @@ class Plain:
         """Name shown by profilers."""
         return f"fastopt_{self.function}" + f"_{self.of}" * bool(self.of)
 
-    def bound(self) -> Any:
+    def bound(self, capability: tuple[int, int]) -> Any:
         """The kernel as Python whose every name is bound."""
         return _rebound(getattr(kernels, self.function), dict(self.names))[0]
 
@@ -564,7 +569,7 @@ def ptx_of(kind: KernelSpec | Measure | FoldSums | Fold | Plain, capability: tup
                 found = file.read_bytes()
                 if file.name == _file_name(kind, key, found):
                     return found.decode()
-    ptx = compile_ptx(kind.bound(), kind.signature(), capability, kind.name)
+    ptx = compile_ptx(kind.bound(capability), kind.signature(), capability, kind.name)
     name, failure = _file_name(kind, key, ptx.encode()), "no place"
     for place in _places():
         try:

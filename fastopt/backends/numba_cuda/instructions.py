@@ -8,6 +8,7 @@ from numba.cuda.extending import intrinsic
 
 GLOBAL = 1  # the address space
 VECTOR = 16  # bytes that one instruction moves at most
+_WORD = ir.IntType(32)
 
 
 def _pointer(builder, address, ty):
@@ -129,6 +130,17 @@ def encode_float16(typing, number):
 
 
 @intrinsic
+def encode_bfloat16(typing, number):
+    """The bits of a float32 as bfloat16, rounded to nearest, ties to even, by the device's own conversion."""
+
+    def codegen(context, builder, signature, args):
+        half = ir.FunctionType(ir.IntType(16), [ir.FloatType()])
+        return builder.asm(half, "cvt.rn.bf16.f32 $0, $1;", "=h,f", args, False)
+
+    return types.uint16(types.float32), codegen
+
+
+@intrinsic
 def wide_product(typing, a, b):
     """The upper and the lower half of the product of two uint32, without a compiler that goes on in 64 bits."""
 
@@ -141,6 +153,69 @@ def wide_product(typing, a, b):
         return context.make_tuple(builder, signature.return_type, halves)
 
     return types.UniTuple(types.uint32, 2)(types.uint32, types.uint32), codegen
+
+
+@intrinsic
+def byte_of(typing, word, k):
+    """Byte k of a uint32, from the lowest."""
+
+    def codegen(context, builder, signature, args):
+        selector = builder.or_(builder.trunc(args[1], _WORD), _WORD(0x4440))
+        return _permuted(builder, args[0], _WORD(0), selector)
+
+    return types.uint32(types.uint32, types.int64), codegen
+
+
+@intrinsic
+def low_and_high_byte(typing, low, high, k):
+    """Byte k of a uint32, none of whose bytes has its uppermost bit, and that of another one as the uppermost byte."""
+
+    def codegen(context, builder, signature, args):
+        number = builder.trunc(args[2], _WORD)
+        # Byte k + 8 is that uppermost bit, eight times.
+        selector = builder.add(builder.mul(number, _WORD(0x1111)), _WORD(0x4880))
+        return _permuted(builder, *args[:2], selector)
+
+    return types.uint32(types.uint32, types.uint32, types.int64), codegen
+
+
+@intrinsic
+def with_sign_of(typing, word, sign):
+    """A uint32 with the uppermost bit of another one."""
+
+    def codegen(context, builder, signature, args):
+        two = ir.FunctionType(_WORD, [_WORD, _WORD])
+        return builder.asm(two, "lop3.b32 $0, $1, $2, 0x80000000, 0xD8;", "=r,r,r", args, False)
+
+    return types.uint32(types.uint32, types.uint32), codegen
+
+
+@intrinsic
+def largest_of_warp(typing, number):
+    """The largest of a warp's int32, of which none is negative."""
+
+    def codegen(context, builder, signature, args):
+        one = ir.FunctionType(ir.IntType(32), [ir.IntType(32)])
+        return builder.asm(one, "redux.sync.max.u32 $0, $1, 0xffffffff;", "=r,r", args, True)
+
+    return types.int32(types.int32), codegen
+
+
+@intrinsic
+def upper_bytes(typing, a, b, c, d):
+    """The uppermost bytes of four uint32 as one, the first lowest."""
+
+    def codegen(context, builder, signature, args):
+        pairs = [_permuted(builder, *args[k : k + 2], _WORD(0x0073)) for k in (0, 2)]
+        return _permuted(builder, *pairs, _WORD(0x5410))
+
+    return types.uint32(types.uint32, types.uint32, types.uint32, types.uint32), codegen
+
+
+def _permuted(builder, low, high, selector):
+    """Four of the eight bytes of two words, and signs of these, by PTX's ``prmt``."""
+    three = ir.FunctionType(_WORD, [_WORD] * 3)
+    return builder.asm(three, "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [low, high, selector], False)
 
 
 def _flat_count(kind):

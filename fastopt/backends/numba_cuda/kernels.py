@@ -22,7 +22,13 @@ from ...jobs.storage import AVERAGE, CLIP, DITHER, KAHAN, MASTER, NOISE, PREPARE
 from ...rules.base import FIRST_STATE, GRADIENT, prologue
 from ...rules.base import OWN as FIRST_OWN
 from ..convert import (
+    BELOW_TOP,
+    DITHER_STEP,
     LARGEST_FINITE,
+    LEAST_SIGNED,
+    SMALLEST,
+    TOP_POSITIVE,
+    TOP_SIGNED,
     bits_of,
     decode_bfloat16,
     decode_positive,
@@ -32,18 +38,29 @@ from ..convert import (
     dither_of,
     encode_among_nonfinite,
     encode_bfloat16,
-    encode_positive,
-    encode_signed,
     float_of,
     nan_code,
     philox_of,
-    scale_of,
 )
 from ..noise import normals_of
-from .instructions import decode_float16, encode_float16, load, load_tuple, load_vector, store, store_vector, varying
+from .instructions import (
+    byte_of,
+    decode_float16,
+    encode_float16,
+    load,
+    load_tuple,
+    load_vector,
+    low_and_high_byte,
+    store,
+    store_vector,
+    upper_bytes,
+    varying,
+    with_sign_of,
+)
 
 THREADS = 256  # of a thread block: each of its warps updates a block of 256 elements that share a scale at a time
 BLOCK_ELEMENTS = 4096  # elements that a thread block updates, of one run
+BLOCK_BITS = QUANT_BLOCK.bit_length() - 1
 WARP = 32
 EVERYONE = 0xFFFFFFFF  # of a warp
 
@@ -132,7 +149,7 @@ def read(j, x, at, strides, i, n):
     if j == GRADIENT and ROWS:  # it is summed
         return
     if IN_BLOCKS and STORED[j] >= SIGNED:
-        _read_block(x, j, STORED[j] == POSITIVE, at[j] + i // QUANT_BLOCK * BLOCK_BYTES, i % QUANT_BLOCK)
+        _read_block(x, j, STORED[j] == POSITIVE, at[j] + _block_of(i) * BLOCK_BYTES, _within(i))
     elif ALIGNED:
         _read_aligned(x, j, STORED[j], at[j] + i * _size(STORED[j]))
     else:
@@ -175,13 +192,13 @@ def write(j, x, at, strides, i, n, element, step, random):
     if INPUTS and 0 <= j - FIRST_STATE - COPIES * STATES < INPUTS:
         return
     if IN_BLOCKS and code >= SIGNED:
-        _write_block(x, j, code == POSITIVE, at[j] + i // QUANT_BLOCK * BLOCK_BYTES, i % QUANT_BLOCK, element, step)
+        _write_block(x, j, code == POSITIVE, at[j] + _block_of(i) * BLOCK_BYTES, _within(i), element, step)
         return
     bits = cuda.local.array(LANES, uint16)
     if IN_HALVES and code not in _OWN:
         for k in range(LANES):
             if j == 0 and OPTIONS & STOCHASTIC:
-                bits[k] = _dither(code, x[j, k], random[k])
+                bits[k] = _dither(code, x[j, k], uint16(random[k // 2] >> uint32(16 * (k % 2))))
             elif FIRST_STATE <= j < FIRST_STATE + COPIES * STATES and OPTIONS & DITHER:
                 bits[k] = _dither(code, x[j, k], dither_of(element + k, step) >> 16)
             else:
@@ -189,15 +206,27 @@ def write(j, x, at, strides, i, n, element, step, random):
     if ALIGNED:
         _write_aligned(bits, x, j, code, at[j] + i * _size(code))
     else:
+        # In blocks addresses would be kept from the loads, in registers that others need.
+        stride = varying(strides[j], i) if IN_BLOCKS else strides[j]
         for k in range(LANES):
             if i + k < n:
                 if not IN_HALVES or code in _OWN:
-                    store(at[j] + (i + k) * strides[j], x[j, k])
+                    store(at[j] + (i + k) * stride, x[j, k])
                 else:
-                    store(at[j] + (i + k) * strides[j], bits[k])
+                    store(at[j] + (i + k) * stride, bits[k])
 
 
 # ---- blocks of 8-bit floats: a warp's elements are one ----
+
+
+def _block_of(i):
+    """The number of the block that element i is in; a division of what might be negative takes ten instructions."""
+    return i >> BLOCK_BITS
+
+
+def _within(i):
+    """The place of element i in its block."""
+    return i & (QUANT_BLOCK - 1)
 
 
 def _read_block(x, j, positive, block, i):
@@ -206,38 +235,77 @@ def _read_block(x, j, positive, block, i):
         scale = load(block, float32)
     scale = cuda.shfl_sync(EVERYONE, scale, 0)
     magnitude = abs(scale)
-    has_nan = bits_of(scale) >> 31
+    less = -LEAST_SIGNED * magnitude
     for h in range(2):
+        # What `decode_positive` and `decode_signed` compute, in fewer instructions.
         word = load(block + 4 + i + 4 * h, uint32)
+        magnitudes = word & uint32(0x7F7F7F7F)
         for k in range(4):
-            code = uint8(word >> uint32(8 * k))
-            value = decode_positive(code, magnitude) if positive else decode_signed(code, magnitude)
-            x[j, 4 * h + k] = float32(np.nan) if has_nan and code == nan_code(positive) else value
+            if positive:
+                exponent = uint32(byte_of(word, k) << uint32(20))
+                x[j, 4 * h + k] = float_of(exponent + uint32(0x30000000)) * magnitude
+            else:
+                code = low_and_high_byte(magnitudes, word, k)
+                exponent = uint32(code << uint32(20))
+                value = cuda.fma(float_of(exponent + uint32(0x38000000)), magnitude, less)
+                x[j, 4 * h + k] = float_of(with_sign_of(value.view(uint32), code))
+    if bits_of(scale) >> 31:
+        for k in range(LANES):
+            if load(block + 4 + i + k, uint8) == nan_code(positive):
+                x[j, k] = np.nan
 
 
 def _write_block(x, j, positive, block, i, element, step):
-    largest, finite = int32(0), True
-    for k in range(QUANT_BLOCK // WARP):
-        magnitude = int32(bits_of(x[j, k]) & 0x7FFFFFFF)
-        if magnitude <= LARGEST_FINITE:
-            largest = max(largest, magnitude)
-        else:
-            finite = False
+    largest = int32(0)
+    for k in range(LANES):
+        largest = max(largest, int32(bits_of(x[j, k]) & 0x7FFFFFFF))
+    largest = largest_of_warp(largest)
+    finite = largest <= LARGEST_FINITE
+    if not finite:
+        largest = int32(0)
+        for k in range(LANES):
+            magnitude = int32(bits_of(x[j, k]) & 0x7FFFFFFF)
+            if magnitude <= LARGEST_FINITE:
+                largest = max(largest, magnitude)
+        largest = largest_of_warp(largest)
+    # The first thread needs what `scale_of` has for the scale, all need what it has for the inverse: one division each.
+    size, top = float_of(int64(largest)), TOP_POSITIVE if positive else TOP_SIGNED
+    quotient = (size if i == 0 else top - BELOW_TOP) / (top if i == 0 else size)
+    quotient = quotient if size >= SMALLEST else float32(0)
+    inverse = cuda.shfl_sync(EVERYONE, quotient, 1)
+    dither = dither_of(element, step)
+    for k in (0, 4):
+        a = _encode_above(x[j, k], inverse, dither, k, positive)
+        b = _encode_above(x[j, k + 1], inverse, dither, k + 1, positive)
+        c = _encode_above(x[j, k + 2], inverse, dither, k + 2, positive)
+        d = _encode_above(x[j, k + 3], inverse, dither, k + 3, positive)
+        store(block + 4 + i + k, upper_bytes(a, b, c, d))
+    if not finite:
+        for k in range(LANES):
+            code = load(block + 4 + i + k, uint8)
+            store(block + 4 + i + k, uint8(encode_among_nonfinite(code, x[j, k], positive)))
+        quotient = -quotient
+    if i == 0:
+        store(block, quotient)
+
+
+def largest_of_warp(largest):
+    """The largest of a warp's numbers, of 31 bits."""
     for distance in (16, 8, 4, 2, 1):
         largest = max(largest, cuda.shfl_xor_sync(EVERYONE, largest, distance))
-    finite = cuda.all_sync(EVERYONE, finite)
-    scale, inverse = scale_of(float_of(int64(largest)), positive)
-    for h in range(2):
-        word = uint32(0)
-        for k in range(4):
-            value, dither = x[j, 4 * h + k], dither_of(element + 4 * h + k, step) >> 12
-            code = encode_positive(value, inverse, dither) if positive else encode_signed(value, inverse, dither)
-            if not finite:
-                code = encode_among_nonfinite(code, value, positive)
-            word |= uint32(code) << uint32(8 * k)
-        store(block + 4 + i + 4 * h, uint32(word))
-    if i == 0:
-        store(block, scale if finite else float_of(bits_of(scale) | 0x80000000))
+    return largest
+
+
+def _encode_above(x, inverse, dither, k, positive):
+    """The code of a thread's element k in the upper byte of a word, where the first is rounded by `dither`: what
+    `encode_positive` and `encode_signed` compute, in fewer instructions.
+    """
+    upward = uint32(dither + uint32(k * DITHER_STEP)) >> uint32(8)
+    scaled = float32(x * inverse)
+    if positive:
+        return uint32((uint32(max(scaled.view(int32), int32(0x30000000))) << uint32(4)) + upward)
+    rounded = uint32(((abs(scaled) + LEAST_SIGNED).view(uint32) << uint32(4)) + upward)
+    return with_sign_of(rounded, scaled.view(uint32))
 
 
 # ---- the update of a thread's elements ----
@@ -248,7 +316,13 @@ apply: Any = None
 
 
 def _draw(random, element, step, seed):
-    """Random numbers of 16 bits for a thread's elements: neighbours have halves of a word."""
+    """Random numbers of 16 bits for a thread's elements, two in a word.
+
+    They are drawn before anything is loaded, for what draws needs as many registers as what is loaded.
+    """
+    if not OPTIONS & STOCHASTIC:
+        return
+    seed = varying(seed, uint64(element))
     if ALIGNED and not ROWS and (element - int32(cuda.laneid) * LANES) % 128 == 0:  # the same for a whole warp
         _draw_together(random, element, step, seed)
         return
@@ -258,7 +332,8 @@ def _draw(random, element, step, seed):
         word = _one_of(philox_of(e // 128 * 16 + e % 32 // 2, step, seed), e % 128 // 32)
         for k in range(LANES):
             if (k + before) // 2 == pair:
-                random[k] = uint16(word >> uint32(16 * ((k + before) % 2)))
+                half = uint32(word >> uint32(16 * ((k + before) % 2)) & uint32(0xFFFF))
+                random[k // 2] = half if k % 2 == 0 else uint32(random[k // 2] | half << uint32(16))
 
 
 def _draw_together(random, element, step, seed):
@@ -280,8 +355,8 @@ def _draw_together(random, element, step, seed):
         cuda.shfl_sync(EVERYONE, int32(b), begin + (first + 3) % 4),
     )
     words = _rotated(found, 4 - first)
-    for k in range(LANES):
-        random[k] = uint16(uint32(words[k // 2]) >> uint32(16 * (k % 2)))
+    for q in range(LANES // 2):
+        random[q] = uint32(words[q])
 
 
 def _one_of(four, number):
@@ -353,7 +428,7 @@ def update_lane(k, x, c, i, n, decay, rest, limit, deviates, deviation):
         x[companion, k] = p - stored if abs(stored) < np.inf else float32(0)  # infinity less infinity is none lost
     if OPTIONS & ZERO_GRADS:
         x[GRADIENT, k] = 0
-    if IN_BLOCKS and i + k >= n:  # what remains of a run's last block
+    if IN_BLOCKS and not ALIGNED and i + k >= n:  # what remains of a run's last block
         for j in range(FIRST_STATE, FIRST_STATE + COPIES * STATES):
             x[j, k] = 0
 
@@ -368,18 +443,17 @@ def update_elements(at, strides, i, n, c, element, step, seed, noise_seed, decay
     """Updates a thread's elements i, i + 1, ..., as far as they are below n, of arrays that begin at the addresses
     `at`; the run's first element has the number `element`.
     """
-    x = cuda.local.array((ARRAYS, LANES), REAL)
+    x, random = cuda.local.array((ARRAYS, LANES), REAL), cuda.local.array(LANES, uint32)
+    _draw(random, element + i, step, seed)
     read_all(x, at, strides, i, n)
-    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, noise_seed, decay, rest, limit, deviation)
+    _update_and_write(x, at, strides, i, n, c, element + i, step, random, noise_seed, decay, rest, limit, deviation)
 
 
-def _update_and_write(x, at, strides, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation):
-    random, deviates = cuda.local.array(LANES, uint16), cuda.local.array(LANES, float32)
+def _update_and_write(x, at, strides, i, n, c, element, step, random, noise_seed, decay, rest, limit, deviation):
+    deviates = cuda.local.array(LANES, float32)
     if OPTIONS & NOISE:
         _draw_normals(deviates, element, step, varying(noise_seed, uint64(element)))
     update_lanes(x, c, i, n, decay, rest, limit, deviates, deviation)
-    if OPTIONS & STOCHASTIC:
-        _draw(random, element, step, varying(seed, uint64(element)))
     write_all(x, at, strides, i, n, element, step, random)
 
 
@@ -466,7 +540,7 @@ def update_runs(
     thread = int64(cuda.threadIdx.x)
     if IN_BLOCKS:
         for i in range(thread * LANES, -(-n // QUANT_BLOCK) * QUANT_BLOCK, THREADS * LANES):
-            if misaligned == 0 and i // QUANT_BLOCK * QUANT_BLOCK + QUANT_BLOCK <= n:  # the same for a whole warp
+            if misaligned == 0 and i - _within(i) + QUANT_BLOCK <= n:  # the same for a whole warp
                 update_aligned(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation)
             else:
                 update_any(at, stride, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation)
@@ -533,8 +607,8 @@ def _element(j, at, strides, i):
     """Element i of array j, in the compute type."""
     code = STORED[j]
     if IN_BLOCKS and code >= SIGNED:
-        block, positive = at[j] + i // QUANT_BLOCK * BLOCK_BYTES, code == POSITIVE
-        scale, number = load(block, float32), load(block + 4 + i % QUANT_BLOCK, uint8)
+        block, positive = at[j] + _block_of(i) * BLOCK_BYTES, code == POSITIVE
+        scale, number = load(block, float32), load(block + 4 + _within(i), uint8)
         value = decode_positive(number, abs(scale)) if positive else decode_signed(number, abs(scale))
         return float32(np.nan) if bits_of(scale) >> 31 and number == nan_code(positive) else value
     return _value(code, at[j] + i * strides[j])
@@ -930,10 +1004,11 @@ def update_row_elements(
     lookups,
 ):
     """Update n elements of a row with the sum of its gradients."""
-    x = cuda.local.array((ARRAYS, LANES), REAL)
+    x, random = cuda.local.array((ARRAYS, LANES), REAL), cuda.local.array(LANES, uint32)
+    _draw(random, element + i, step, seed)
     read_all(x, at, strides, i, n)
     _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights, sums, lookups)
-    _update_and_write(x, at, strides, i, n, c, element + i, step, seed, noise_seed, decay, rest, limit, deviation)
+    _update_and_write(x, at, strides, i, n, c, element + i, step, random, noise_seed, decay, rest, limit, deviation)
 
 
 def square_of(
