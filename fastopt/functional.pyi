@@ -3135,8 +3135,7 @@ def dc_asgd(
 ) -> None:
     """One step of dc_asgd, in place.
 
-    SGD for gradients that come late: each is taken to where the parameter is now, by its square for
-    a curvature.
+    SGD for gradients that come late, each corrected by its square to where the parameter is now.
 
     ::
 

@@ -3346,8 +3346,7 @@ class AdaptiveRevision(Optimizer):
     ) -> None: ...
 
 class DCASGD(Optimizer):
-    """SGD for gradients that come late: each is taken to where the parameter is now, by its square for
-    a curvature.
+    """SGD for gradients that come late, each corrected by its square to where the parameter is now.
 
     ::
 

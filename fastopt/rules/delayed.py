@@ -85,7 +85,7 @@ RULES = (
     ),
     Rule(
         "dc_asgd", "DCASGD",
-        "SGD for gradients that come late: each is taken to where the parameter is now, by its square for a curvature",
+        "SGD for gradients that come late, each corrected by its square to where the parameter is now",
         "g' = g + lambd*g^2*(p - b); p -= lr*g'; b = p",
         _ZHENG,
         {
