@@ -19,7 +19,7 @@ import numpy as np
 from ..checks import check_integer, check_number, wrong_type, wrong_value
 from .asynchronous import Algorithm, Ask, Side
 from .carriers import Alone, Threads, current
-from .core import Header, OutOfOrder, ServerCore
+from .core import Header, OutOfOrder, Reply, ServerCore
 
 _FORMAT = 1
 
@@ -156,38 +156,49 @@ class _Servers:
 
     def __init__(self, cores: Sequence[ServerCore], cuts: Sequence[int], workers: int) -> None:
         self._cores, self._cuts = cores, cuts
-        self._changed = [threading.Condition() for _ in cores]
+        self._locks = [threading.Lock() for _ in cores]
+        self._changed, self._changes = threading.Condition(), 0
         self._numbers = [0] * workers
         self.stopped = False
 
     def ask(self, worker: int, ask: Ask) -> None:
         """Have a request answered."""
         self._numbers[worker] += 1
-        header, replies = Header(ask.op, self._numbers[worker]), []
-        for s, (core, changed) in enumerate(zip(self._cores, self._changed, strict=True)):
-            part = None if ask.payload is None else ask.payload[self._cuts[s] : self._cuts[s + 1]]
-            with changed:
-                while not (self.stopped or core.ready(worker, header)):
-                    changed.wait()
-                if self.stopped:
-                    raise _Stopped
-                replies.append(core.handle(worker, header, part))
-                changed.notify_all()
-        ask.replies = replies
+        header, replies = Header(ask.op, self._numbers[worker]), dict[int, Reply]()
+        while len(replies) < len(self._cores):  # in any order: servers that are processes are asked at once
+            seen, before = self._changes, len(replies)
+            for s, (core, lock) in enumerate(zip(self._cores, self._locks, strict=True)):
+                part = None if ask.payload is None else ask.payload[self._cuts[s] : self._cuts[s + 1]]
+                with lock:
+                    if s not in replies and core.ready(worker, header):
+                        replies[s] = core.handle(worker, header, part)
+            if len(replies) > before:
+                self._change()
+            else:
+                with self._changed:
+                    while not self.stopped and self._changes == seen:
+                        self._changed.wait()
+            if self.stopped:
+                raise _Stopped
+        ask.replies = [replies[s] for s in sorted(replies)]
 
     def end(self, worker: int) -> None:
         """Wait for a worker no more."""
-        for core, changed in zip(self._cores, self._changed, strict=True):
-            with changed:
+        for core, lock in zip(self._cores, self._locks, strict=True):
+            with lock:
                 core.end(worker)
-                changed.notify_all()
+        self._change()
 
     def stop(self) -> None:
         """Have all who ask end."""
         self.stopped = True
-        for changed in self._changed:
-            with changed:
-                changed.notify_all()
+        self._change()
+
+    def _change(self) -> None:
+        """Wake those who wait for what others do."""
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
 
 
 def run(

@@ -539,3 +539,18 @@ def test_workers_need_a_rate_where_the_servers_find_theirs():
     with pytest.raises(ValueError, match=r"^local_lr: found None, expected a number: .* lr of Prodigy is a factor"):
         fd.Downpour(fastopt.Prodigy, start(), n_fetch=2)
     fd.Downpour(fastopt.Prodigy, start(), n_fetch=2, local_lr=1e-3)
+
+
+def test_servers_that_were_asked_at_once_are_replayed(tmp_path):
+    """An order in which each of two servers had another worker ahead, as only processes have it."""
+    algorithm = fd.Downpour(fastopt.SGD, start(), lr=0.1)
+    orders = [0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 1, 1]
+    with open(tmp_path / "order", "wb") as file:
+        fd.runs.write_order(file, 2, orders)
+    again = []
+    thread = threading.Thread(
+        target=lambda: again.append(fd.replay(working(4), algorithm, tmp_path / "order")), daemon=True
+    )
+    thread.start()
+    thread.join(20)
+    assert again and again[0].pushes == 4
