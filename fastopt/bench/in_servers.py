@@ -22,8 +22,8 @@ from fastopt.distributed.client import Client
 from fastopt.distributed.core import Op
 from fastopt.distributed.post import Peers
 from fastopt.distributed.roll import Roll
-from fastopt.distributed.runs import make_core
 from fastopt.distributed.server import Server
+from fastopt.distributed.workers import make_core
 
 
 def exchange_with(rule: str, size: int) -> Callable[[], object]:

@@ -4,9 +4,10 @@ from .asynchronous import EASGD, Downpour
 from .checkpoint import Checkpoint, read_checkpoint
 from .commons import shared
 from .periodic import DiLoCo, Elastic, LocalSGD
-from .runs import Result, Worker, replay, run
+from .runs import replay, run
 from .simulate import simulate
 from .synchronous import Synchronous
+from .workers import Result, Worker
 from .world import RankDied
 
 __all__ = [

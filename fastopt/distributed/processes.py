@@ -14,9 +14,9 @@ from .client import Client
 from .mpi import world_of_processes
 from .post import Peers
 from .roll import Roll
-from .runs import Result, Worker, make_core, write_order
 from .server import Results, Server, Told, announce, conclude, linger, stand_by
 from .shelf import Shelf
+from .workers import Result, Worker, make_core, write_order
 from .world import RankDied, World
 
 

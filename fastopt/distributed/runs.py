@@ -2,149 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from ..checks import check_integer, check_number, wrong_type, wrong_value
-from .asynchronous import Algorithm, Ask, Side
+from .asynchronous import Algorithm, Ask
 from .carriers import Alone, Threads, current
 from .core import Header, OutOfOrder, Reply, ServerCore
-
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Result:
-    """Result of a run.
-
-    Attributes
-    ----------
-    params : object
-        The parameters that have been learned, in the structure of those given.
-    pushes : int
-        What the first server has applied.
-    delays : dict of int to int
-        How often so many pushes came between a worker's reading and its push, there.
-    dead : dict of int to BaseException
-        Of each worker that did not come to its end, the exception.
-    seconds : float
-        The time that it took; of a simulation, its own.
-    lost : int
-        The gradients that servers had applied and not saved when they ended before their time.
-    """
-
-    params: Any
-    pushes: int
-    delays: dict[int, int]
-    dead: dict[int, BaseException]
-    seconds: float
-    lost: int = 0
-
-
-class Worker:
-    """One of the workers, as the function of it sees it.
-
-    Attributes
-    ----------
-    params : object
-        Its parameters, in the structure of those given: gradients are taken there.
-    rank, workers : int
-        Its number, and how many there are.
-    """
-
-    def __init__(
-        self,
-        side: Side,
-        rank: int,
-        workers: int,
-        ask: Callable[[Ask], None],
-        wait: Callable[[Ask], None] | None = None,
-    ) -> None:
-        self._side, self._ask, self._wait = side, ask, wait
-        self.params, self.rank, self.workers = side.params, rank, workers
-        self._before = side.steps
-
-    def deal(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """This worker's part of batches, which are the same for all: each `workers`-th.
-
-        In a run that goes on from a checkpoint those are left out whose gradients it has.
-        """
-        for number, batch in enumerate(batches):
-            if number % self.workers == self.rank:
-                if self._before:
-                    self._before -= 1
-                else:
-                    yield batch
-
-    def step(self, grads: Any) -> None:
-        """Go on with gradients at ``params``, which are others then.
-
-        Parameters
-        ----------
-        grads : array, nested sequences and mappings, or list of groups
-            In the structure of ``params``; None skips a parameter, and of a `fastopt.RowSparse` only rows are pushed.
-
-        Raises
-        ------
-        TypeError, ValueError
-            A gradient is not what it must be: nothing has been pushed.
-        """
-        self._drive(self._side.advance(grads))
-
-    def fetch_rows(self, name: Any, indices: Any) -> np.ndarray:
-        """Fetch rows of a table of a `Downpour`, as they are now: each travels once.
-
-        Parameters
-        ----------
-        name : str
-            The table, as ``tables`` names it.
-        indices : array of integers, or list
-            The rows, of any shape, some of them several times.
-
-        Returns
-        -------
-        numpy.ndarray
-            Their elements, of the shape of `indices` and then of a row: this worker's own.
-
-        Raises
-        ------
-        TypeError, ValueError
-            There is no such table, or no such row: nothing has been asked for.
-        """
-        found: list[np.ndarray] = self._drive(self._side.fetch_rows({name: indices}))
-        return found[0]
-
-    def _work(self, function: Callable[[Worker], Any]) -> None:
-        """Do all that a worker does."""
-        self._drive(self._side.resume() if self._before else self._side.begin())
-        function(self)
-        self._drive(self._side.finish())
-
-    def _drive(self, asking: Generator[Ask, None, Any]) -> Any:
-        """Have a side's requests answered; return what it returns."""
-        while True:
-            try:
-                ask = next(asking)
-            except StopIteration as done:
-                return done.value
-            if not ask.sent:
-                ask.sent = True
-                self._ask(ask)
-                if not ask.waits:
-                    continue
-            if ask.replies is None and self._wait is not None:
-                self._wait(ask)
+from .workers import Result, Worker, check_algorithm, make_cores, read_order, result_of, write_order
 
 
 class _Stopped(BaseException):
@@ -351,7 +221,7 @@ def replay(worker: Callable[[Worker], Any], algorithm: Algorithm, order: Any) ->
     if not callable(worker):
         raise wrong_type("worker", worker, "a function of a Worker")
     check_algorithm(algorithm)
-    workers, orders = _read(order)
+    workers, orders = read_order(order)
     cuts = algorithm._cuts(algorithm._check_servers(len(orders)))
     cores = make_cores(algorithm, cuts, workers, orders=orders)
     result = _run(worker, algorithm, cores, cuts, workers)
@@ -362,60 +232,6 @@ def replay(worker: Callable[[Worker], Any], algorithm: Algorithm, order: Any) ->
         if len(core.order) < len(own):
             raise OutOfOrder(f"order: found {len(core.order)} requests, expected {len(own)}, as the run had")
     return result
-
-
-def check_algorithm(algorithm: Any) -> None:
-    """Check that an argument is an algorithm.
-
-    Raises
-    ------
-    TypeError
-        It is none.
-    """
-    if not isinstance(algorithm, Algorithm):
-        raise wrong_type("algorithm", algorithm, "a Downpour or an EASGD")
-
-
-def make_cores(
-    algorithm: Algorithm,
-    cuts: Sequence[int],
-    workers: int,
-    max_ahead: int | None = None,
-    orders: Sequence[Sequence[int]] | None = None,
-) -> list[ServerCore]:
-    """Servers as they begin, of the parameters between cuts."""
-    followed = [None] * (len(cuts) - 1) if orders is None else orders
-    return [
-        make_core(algorithm, begin, end, workers, max_ahead, own)
-        for (begin, end), own in zip(pairwise(cuts), followed, strict=True)
-    ]
-
-
-def make_core(
-    algorithm: Algorithm,
-    begin: int,
-    end: int,
-    workers: int,
-    max_ahead: int | None = None,
-    order: Sequence[int] | None = None,
-) -> ServerCore:
-    """A server as it begins, of neighbouring parameters."""
-    return ServerCore(
-        algorithm._shard(begin, end, workers),
-        workers,
-        max_ahead=max_ahead,
-        warm_start=algorithm._warm_pushes,
-        order=order,
-    )
-
-
-def result_of(
-    algorithm: Algorithm, cores: Sequence[ServerCore], dead: dict[int, BaseException], seconds: float
-) -> Result:
-    """The result of a run."""
-    delays: Counter[int] = cores[0].delays
-    params = algorithm._result([array for core in cores for array in core.shard.values()])
-    return Result(params, cores[0].version, dict(sorted(delays.items())), dict(sorted(dead.items())), seconds)
 
 
 def _run(
@@ -450,33 +266,3 @@ def _run(
     if len(dead) == n:
         raise next(iter(dead.values()))
     return result_of(algorithm, cores, dead, time.perf_counter() - began)
-
-
-def write_order(file: Any, workers: int, orders: Sequence[Sequence[int]]) -> None:
-    """Write a line that says what there is, and then the orders of all servers."""
-    head = {"format": _FORMAT, "workers": workers, "requests": [len(own) for own in orders]}
-    file.write(json.dumps(head).encode() + b"\n")
-    for own in orders:
-        file.write(np.array(own, _dtype(workers)).tobytes())
-
-
-def _read(path: Any) -> tuple[int, list[list[int]]]:
-    name = os.fspath(path)
-    with open(name, "rb") as file:
-        line, rest = file.readline(1 << 20), file.read()
-    try:
-        head = json.loads(line)
-        workers, requests = head["workers"], head["requests"]
-        if head["format"] != _FORMAT:
-            raise ValueError
-        found = np.frombuffer(rest, _dtype(workers))
-        if len(found) != sum(requests):
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise wrong_value("order", name, "a file that run() wrote whole") from None
-    return workers, [own.tolist() for own in np.split(found, np.cumsum(requests)[:-1])]
-
-
-def _dtype(workers: int) -> np.dtype:
-    """The dtype of a worker's number."""
-    return np.dtype("u1") if workers <= 256 else np.dtype("<u2")

@@ -12,7 +12,7 @@ import numpy as np
 from ..checks import check_integer, check_number, wrong_type
 from .asynchronous import Algorithm, Ask, Side
 from .core import Header, ServerCore
-from .runs import Result, check_algorithm, make_cores, result_of
+from .workers import Result, check_algorithm, make_cores, result_of
 
 #: Seconds as a function of random numbers and of the worker.
 Seconds = Callable[[np.random.Generator, int], float]
