@@ -165,6 +165,23 @@ def test_delayed(tmp_path):
 
 
 @pytest.mark.slow
+def test_asynchronous(tmp_path):
+    picture = tmp_path / "losses.svg"
+    options = ("--size", 0.02, "--passes", 1, "--workers", 1, 2, "--plot", picture)
+    printed = run("asynchronous", *options, cache=tmp_path, packages=("rich", "scipy", "sklearn", "matplotlib"))
+    for task, guessing in (("digits: loss after", 2.3), ("text: loss after", 0.69)):
+        table = {row[0]: row[1:] for row in rows(printed, task)}
+        assert list(table) == ["SGD", "Adagrad", "AdaptiveRevision", "DC-ASGD", "EASGD", "EAMSGD"]
+        for _, alone, _, tuned, *seconds in table.values():
+            assert float(alone) < 0.5 * guessing and float(tuned.partition(" ")[0]) < 1.01 * guessing
+            assert float(seconds[1]) < 0.6 * float(seconds[0])
+        # Without delay the corrections for it do nothing.
+        assert table["AdaptiveRevision"][1] == table["Adagrad"][1] and table["DC-ASGD"][1] == table["SGD"][1]
+    assert_picture(picture)
+    assert_picture(tmp_path / "losses-text.svg")
+
+
+@pytest.mark.slow
 def test_overview(tmp_path):
     picture = tmp_path / "losses.svg"
     packages = ("rich", "sklearn", "matplotlib", "threadpoolctl")

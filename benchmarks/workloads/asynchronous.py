@@ -214,14 +214,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--passes", type=common.count, default=10, help="over the data (default %(default)s)")
     given = options.parse_args(arguments)
     tasks: tuple[Task, ...] = Digits(), Text(given.size)
-    for task in tasks:
+    for k, task in enumerate(tasks):
         rows, curves = [], dict[str, dict[int, Curve]]()
-        for name in ALGORITHMS:
+        for number, name in enumerate(ALGORITHMS, 1 + k * len(ALGORITHMS)):
+            common.progress(f"[{number}/{len(tasks) * len(ALGORITHMS)}] {task.name}: {name}")
             lr, curves[name], own, tuned = train(task, name, given.workers, given.passes)
             cells = [f"{curve.losses[-1]:.4f}" for curve in curves[name].values()]
             spent = [f"{curve.seconds[-1]:,.0f}" for curve in curves[name].values()]
             rows.append([name, f"{lr:g}", *cells, f"{tuned.losses[-1]:.4f} ({own:g})", *spent])
-            common.progress(f"{task.name}: {rows[-1]}")
         counts = [common.plural(n) for n in given.workers]
         common.show(
             f"{task.name}: loss after {given.passes} passes, and simulated seconds",
