@@ -531,17 +531,12 @@ def adaptive_revision(t, g, s, z, largest, r, *, lr=1e-2, initial_accumulator_va
     return lr / np.sqrt(largest) * (g + b) - lr / np.sqrt(before) * b, s, z, largest, s if read else r
 
 
-def _way(start, end):
-    """From where to where a parameter has come; one that is infinite and stays has not moved."""
-    return np.where(start == end, 0, end - start)
-
-
 @oracle(w_bak="backup")
 def dc_asgd(t, g, w_bak, *, lr=1e-3, lambd=0.04, read=True, p=None, p0=None):
     """Zheng et al., 2017 (arXiv:1609.08326), algorithm 2 and equation 10: lambda times g*g is for the Hessian."""
     if t == 1:
         w_bak = p0
-    moved = lr * (g + lambd * g**2 * _way(w_bak, p))
+    moved = lr * (g + lambd * g**2 * _way(p, w_bak))
     return moved, p - moved if read else w_bak
 
 
@@ -551,7 +546,7 @@ def dc_asgd_adaptive(t, g, s, w_bak, *, lr=1e-3, lambd0=2.0, alpha=0.95, eps_roo
     s = alpha * s + (1 - alpha) * g**2
     if t == 1:
         w_bak = p0
-    moved = lr * (g + lambd0 / np.sqrt(s + eps_root) * g**2 * _way(w_bak, p))
+    moved = lr * (g + lambd0 / np.sqrt(s + eps_root) * g**2 * _way(p, w_bak))
     return moved, s, p - moved if read else w_bak
 
 
