@@ -72,7 +72,7 @@ def parallel(function: Callable[..., Any], *modules: ModuleType, name: str = "",
     """
     room = sys.modules[function.__module__]
     name = f"{room.__name__.rpartition('.')[2]}_{name or function.__name__}"
-    namespace: dict[str, Any] = {"run_parts": _run_parts}
+    namespace: dict[str, Any] = {"run_parts": _run_parts, "__name__": __name__}  # what is loaded asks for the module
     source = _RUN.format(names=", ".join(list(inspect.signature(function).parameters)[:-2]))
     exec(compile(source, __file__, "exec"), namespace)  # this file, beside which it is cached
     kernel = njit(**INNER)(bind(function, name, **names))
