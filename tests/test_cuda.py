@@ -89,9 +89,14 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 255, 4096, 9001])
+@pytest.mark.parametrize("size", [1, 255, 256, 513, 4096, 9001])
 @pytest.mark.parametrize("case", STORED)
 def test_storage_has_the_cpus_bits(case, size):
+    assert_storage_has_the_cpus_bits(case, size)
+
+
+def assert_storage_has_the_cpus_bits(case, size):
+    """Up to 513 elements with one that is not finite, in a part of a block, in a block, in one of two."""
     name, *dtypes = STORED[case]
     rng = np.random.default_rng(size)
     param, grad = (rng.standard_normal(size).astype(dtype) for dtype in dtypes[:2])
@@ -99,7 +104,7 @@ def test_storage_has_the_cpus_bits(case, size):
     if dtypes[2] == BLOCKS:
         states = [np.zeros((*s.shape[:-1], block_bytes(size)), BLOCKS) for s in states]
     states = [s.astype(dtypes[2]) for s in states]
-    grad[size // 2] = np.inf if size == 255 else grad[size // 2]
+    grad[size // 2] = {255: np.inf, 256: np.nan, 513: -np.inf}.get(size, grad[size // 2])
     there, here = on_both([param, grad, *states])
     for step in range(1, 4):
         for arrays in (there, here):
@@ -124,6 +129,17 @@ def test_every_float16_is_read_and_rounded_to_as_the_cpu_does():
         for arrays in (there, here):
             functional.sgd(*arrays, step=1, lr=1.0)
         assert_equal(there, here)
+
+
+def test_every_float32_is_rounded_to_bfloat16_as_the_cpu_does():
+    """The same: each pair of an exponent and a mantissa, with what decides about rounding behind them."""
+    upper = np.arange(65536, dtype=np.uint32) << np.uint32(16)
+    values = (upper[:, None] | np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)).reshape(-1).view(F4)
+    values = values[~np.isnan(values)]
+    there, here = on_both([np.zeros(len(values), BF), -values])
+    for arrays in (there, here):
+        functional.sgd(*arrays, step=1, lr=1.0)
+    assert_equal(there, here)
 
 
 NOISE = fastopt.GradientNoise(eta=0.3, gamma=0.55, seed=2**40 + 7)

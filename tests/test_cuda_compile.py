@@ -136,6 +136,10 @@ def check_update(kind, built):
     assert not built.count(r"\bcall\b")
     # But where codes of signed numbers are decoded, eight in each of the two ways to go, exactly.
     assert built.count(r"\bfma\.") == 2 * 8 * kind.stored.count(SIGNED)
+    newer = ".target sm_75" not in built.ptx
+    assert bool(built.count(r"\bredux\.")) == (newer and kind.in_blocks)
+    if not newer:
+        assert not built.count(r"\bcvt\.\w+\.bf16")
     if kind.dtype != F8 and not kind.rule.by_row:
         assert not built.count(r"\.f64")
     assert vectors(built) == expected_vectors(kind)
