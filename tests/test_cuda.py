@@ -96,7 +96,7 @@ def test_storage_has_the_cpus_bits(case, size):
 
 
 def assert_storage_has_the_cpus_bits(case, size):
-    """Up to 513 elements with one that is not finite, in a part of a block, in a block, in one of two."""
+    """Up to 513 elements with one that is not finite, in a part of a block, in a block, in one of two: at first."""
     name, *dtypes = STORED[case]
     rng = np.random.default_rng(size)
     param, grad = (rng.standard_normal(size).astype(dtype) for dtype in dtypes[:2])
@@ -104,11 +104,12 @@ def assert_storage_has_the_cpus_bits(case, size):
     if dtypes[2] == BLOCKS:
         states = [np.zeros((*s.shape[:-1], block_bytes(size)), BLOCKS) for s in states]
     states = [s.astype(dtypes[2]) for s in states]
-    grad[size // 2] = {255: np.inf, 256: np.nan, 513: -np.inf}.get(size, grad[size // 2])
-    there, here = on_both([param, grad, *states])
+    first = grad.copy()
+    first[size // 2] = {255: np.inf, 256: np.nan, 513: -np.inf}.get(size, grad[size // 2])
+    there, here = on_both([param, first, grad, *states])
     for step in range(1, 4):
-        for arrays in (there, here):
-            getattr(functional, name)(*arrays, step=step, **hyper_of(name))
+        for p, begins, goes_on, *own in (there, here):
+            getattr(functional, name)(p, begins if step == 1 else goes_on, *own, step=step, **hyper_of(name))
     assert_equal(there, here)
 
 
