@@ -106,10 +106,11 @@ def assert_storage_has_the_cpus_bits(case, size):
     states = [s.astype(dtypes[2]) for s in states]
     first = grad.copy()
     first[size // 2] = {255: np.inf, 256: np.nan, 513: -np.inf}.get(size, grad[size // 2])
-    there, here = on_both([param, first, grad, *states])
-    for step in range(1, 4):
-        for p, begins, goes_on, *own in (there, here):
-            getattr(functional, name)(p, begins if step == 1 else goes_on, *own, step=step, **hyper_of(name))
+    there, here = on_both([param, first, param, grad, *states])
+    for step in range(1, 4):  # then states alone may tell of it
+        for p, g, next_p, next_g, *own in (there, here):
+            now = (p, g) if step == 1 else (next_p, next_g)
+            getattr(functional, name)(*now, *own, step=step, **hyper_of(name))
     assert_equal(there, here)
 
 
