@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import fastopt
 from fastopt import RowSparse, functional
 from fastopt.arrays.libraries import view
+from fastopt.binding.sparse import each_once
 from fastopt.jobs.job import DUPLICATES
 from fastopt.jobs.tables import check_rows
 from fastopt.rules import RULES
@@ -202,6 +203,18 @@ def test_what_a_repeated_row_means(duplicates, want, backend):
     gradient = RowSparse(np.array([1, 1]), np.ones((2, 1)), duplicates=duplicates)
     functional.adagrad(p, gradient, s, step=1, lr=0.1, eps=0.0, backend=backend, threads=1)
     np.testing.assert_allclose(p, [[0], [want], [0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("of", [1, 3, 2**31, 2**63])
+@pytest.mark.parametrize("count", [0, 1, 2, 255, 256, 257])
+def test_each_once_finds_what_numpy_finds(dtype, of, count):
+    most = min(of - 1, np.iinfo(dtype).max)
+    indices = np.random.default_rng(count).integers(0, most, count, dtype, endpoint=True)
+    indices[-1:] = most
+    for found, expected in zip(each_once(indices), np.unique(indices, return_inverse=True), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
 
 
 @settings(max_examples=60, deadline=None)

@@ -145,6 +145,8 @@ class Accumulated:
 
 def _joined(parts: Sequence[RowSparse]) -> RowSparse:
     """The rows of all, one behind the other: a step sums those of one row in this order."""
+    if len(parts) == 1:
+        return parts[0]
     return RowSparse(
         np.concatenate([part.indices for part in parts]), np.concatenate([floats_of(part.values) for part in parts])
     )

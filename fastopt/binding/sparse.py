@@ -179,9 +179,9 @@ class RowSparse:
         """Return the gradient with each row once, in order, and its lookups summed as by ``"sum"``."""
         if isinstance(self._indices, Array):
             return self._on_host().coalesced()
-        unique, place = np.unique(self._indices, return_inverse=True)
+        unique, place = each_once(self._indices)
         width = math.prod(self._values.shape[1:])
-        rows = Rows(len(unique), width, place.reshape(-1), DUPLICATES.index("sum"), self._source, self._weights)
+        rows = Rows(len(unique), width, place, DUPLICATES.index("sum"), self._source, self._weights)
         return RowSparse(unique, sum_rows(host_backend(), self._values, rows, settings.get_num_threads()))
 
     def _on_host(self) -> RowSparse:
@@ -232,6 +232,28 @@ class RowSparse:
             f"RowSparse({self._indices.size} of {dtype_name(self._values.dtype)} rows of shape "
             f"{self._values.shape[1:]}, duplicates={self._duplicates!r})"
         )
+
+
+def each_once(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each index that there is once, in order, and of each lookup the place of its own among them.
+
+    As ``numpy.unique`` with the inverse, in half its time: one sort of keys that have the lookup's number in their last
+    bits, where there is room for it.
+    """
+    bits = indices.size.bit_length()
+    if not indices.size or int(indices.min()) < 0 or int(indices.max()) >> (63 - bits):
+        return np.unique(indices, return_inverse=True)
+    keys = indices.astype(np.int64)
+    keys <<= bits
+    keys |= np.arange(indices.size)
+    keys.sort()
+    order = keys & ((1 << bits) - 1)
+    keys >>= bits
+    first = np.ones(indices.size, bool)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    place = np.empty(indices.size, np.int64)
+    place[order] = np.cumsum(first) - 1
+    return keys[first].astype(indices.dtype), place
 
 
 def _rebuild(indices: Any, values: Any, duplicates: str, source: Any, weights: Any, shape: Any) -> RowSparse:

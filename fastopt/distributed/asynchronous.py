@@ -14,7 +14,7 @@ from ..arrays.libraries import floats_of
 from ..backends.choice import choose_backend, ieee_arithmetic
 from ..binding.accumulated import Accumulated
 from ..binding.options import FILES
-from ..binding.sparse import RowSparse
+from ..binding.sparse import RowSparse, each_once
 from ..binding.structure import gradient_of, match, split_rows
 from ..checks import check_integer, check_number, wrong_type, wrong_value
 from ..optimizers import Optimizer
@@ -200,7 +200,7 @@ class Algorithm:
         parts: list[list[np.ndarray]] = [[] for _ in self._held.arrays]
         for piece, x in zip(self._pieces, values, strict=True):
             parts[piece.parameter].append(x.astype(self._held.arrays[piece.parameter].dtype))
-        return self._held.build([own[0] if len(own) == 1 else np.concatenate(own) for own in parts])
+        return self._held.build([_joined(own) for own in parts])
 
 
 class Downpour(Algorithm):
@@ -385,7 +385,7 @@ class _DownpourSide(Side):
             asked, rows = np.asarray(indices), own._rows(i)
             if asked.dtype.kind not in "iu" and asked.size:
                 raise wrong_type("indices", indices, "integers")
-            unique, place = np.unique(asked.astype(np.int64), return_inverse=True)
+            unique, place = each_once(asked.reshape(-1).astype(np.int64))
             if unique.size and (unique[0] < 0 or unique[-1] >= rows):
                 found = unique[0] if unique[0] < 0 else unique[-1]
                 raise ValueError(f"indices: found {found}, expected rows >= 0 and < {rows}")
@@ -399,7 +399,7 @@ class _DownpourSide(Side):
         parts: dict[int, list[np.ndarray]] = {}
         for piece, rows_found in zip(own._pieces, ask.arrays, strict=True):
             parts.setdefault(piece.parameter, []).append(rows_found)
-        return [np.concatenate(parts[i])[place] for i, place in places]
+        return [_joined(parts[i])[place] for i, place in places]
 
     def with_rows(self, wanted: Mapping[Any, Any], found: list[np.ndarray]) -> Any:
         """The worker's parameters, with rows that were fetched in the places of tables."""
@@ -515,6 +515,11 @@ class _ElasticSide(Side):
             for x, e in zip(self._arrays, self._asked.arrays, strict=True):
                 np.copyto(x, x.astype(e.dtype) - e, casting="same_kind")
         self._asked = None
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Parts one behind the other: of a single one no copy."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _descend(x: np.ndarray, grad: Any, rate: float) -> None:

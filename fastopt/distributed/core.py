@@ -336,8 +336,8 @@ class OptimizerShard:
         for (i, state), own in zip(self._copies, self._own(worker), strict=True):
             if wanted[i] is not None:
                 own[wanted[i]] = self._source(i, state)[wanted[i]]
-        rows = [slice(0) if own is None else own for own in wanted]
-        return [array[own].copy() for own, array in zip(rows, self._owned.params, strict=True)]
+        found = zip(wanted, self._owned.params, strict=True)
+        return [array[:0] if own is None else np.take(array, own, axis=0) for own, array in found]
 
     def values(self) -> list[np.ndarray]:
         """Return the parameters."""
