@@ -1,6 +1,7 @@
 """The workloads of benchmarks/, as a user calls them, on little data."""
 
 import importlib
+import math
 import os
 import re
 import subprocess
@@ -150,10 +151,26 @@ def test_curriculum(tmp_path):
     assert_picture(picture)
 
 
+@pytest.mark.parametrize(("best", "near"), [(0.5, 0.5), (1000, 2), (0.02, 100), (5, 1e-3)])
+def test_the_best_rate_is_between_two_that_are_worse(monkeypatch, best, near):
+    pytest.importorskip("rich", reason="rich is not installed")
+    monkeypatch.syspath_prepend(FOLDER)
+    common = importlib.import_module("common")
+    tried = []
+
+    def loss(rate):
+        tried.append(rate)
+        return math.nan if rate > 20 * best else abs(math.log(rate / best))
+
+    assert common.best_rate(loss, near) == best
+    assert len(tried) == len(set(tried)) and min(tried) < best < max(tried)
+    assert common.best_rate(lambda rate: 1.0, near) > 0  # an end, where the rate changes nothing
+
+
 @pytest.mark.slow
 def test_delayed(tmp_path):
     printed = run(
-        "delayed", "--size", 0.05, "--passes", 4, "--workers", 1, 20, cache=tmp_path, packages=("rich", "sklearn")
+        "delayed", "--size", 0.05, "--passes", 4, "--workers", 20, cache=tmp_path, packages=("rich", "sklearn")
     )
     table = {row[0]: row[1:] for row in rows(printed, "Online loss after 4 passes")}
     assert list(table) == ["1", "20, in order", "20, stragglers"]
@@ -171,7 +188,7 @@ def test_asynchronous(tmp_path):
     printed = run("asynchronous", *options, cache=tmp_path, packages=("rich", "scipy", "sklearn", "matplotlib"))
     for task, guessing in (("digits: loss after", 2.3), ("text: loss after", 0.69)):
         table = {row[0]: row[1:] for row in rows(printed, task)}
-        assert list(table) == ["SGD", "Adagrad", "AdaptiveRevision", "DC-ASGD", "EASGD", "EAMSGD"]
+        assert list(table) == ["SGD", "DC-ASGD", "Adagrad", "AdaptiveRevision", "EASGD", "EAMSGD"]
         for _, alone, _, tuned, *seconds in table.values():
             assert float(alone) < 0.5 * guessing and float(tuned.partition(" ")[0]) < 1.01 * guessing
             assert float(seconds[1]) < 0.6 * float(seconds[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -228,15 +229,28 @@ class Panel:
     looks: Mapping[str, Look] = field(default_factory=dict)
 
 
-def draw(path: Path, title: str, *panels: Panel) -> None:
-    """Draws the panels side by side, with one legend where it is the same, and says on which machine it was."""
+def draw(path: Path, title: str, *panels: Panel, columns: int = 0) -> None:
+    """Draws the panels and says on which machine it was.
+
+    They are side by side, with one legend where it is the same. With `columns` so many are side by side, on one y axis,
+    and the next ones below, each with its legend.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     with rc_context({**STYLE, "font.size": 11}):
-        figure = Figure(figsize=(7 * len(panels), 4.5), layout="constrained")
+        across = columns or len(panels)
+        down = -(-len(panels) // across)
+        figure = Figure(figsize=((5 if columns else 7) * across, 4.5 * down), layout="constrained")
+        axes: Any = None
         for k, panel in enumerate(panels, 1):
-            axes = figure.add_subplot(1, len(panels), k, xlabel=panel.xlabel, ylabel=panel.ylabel, yscale=panel.yscale)
+            shared = axes if columns and k % across != 1 else None
+            own = {"xlabel": panel.xlabel, "ylabel": panel.ylabel, "yscale": panel.yscale, "sharey": shared}
+            axes = figure.add_subplot(down, across, k, **own)
+            if panel.yscale == "log":
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter("{x:g}")
             for j, (label, (x, y)) in enumerate(panel.curves.items()):
                 own = panel.looks.get(label)
@@ -245,12 +259,39 @@ def draw(path: Path, title: str, *panels: Panel) -> None:
             axes.grid(alpha=0.25)
             if len(panel.curves) > len(_STYLES):
                 figure.legend(*axes.get_legend_handles_labels(), loc="outside left upper", fontsize=8)
-            elif k == 1 or panel.curves.keys() != panels[0].curves.keys():
+            elif columns or k == 1 or panel.curves.keys() != panels[0].curves.keys():
                 axes.legend()
         figure.suptitle(title)
         figure.supxlabel(f"Measured on {configuration()['processor']}", fontsize=9)
         figure.savefig(path, dpi=144)
     progress(f"wrote {path}")
+
+
+def best_rate(loss: Callable[[float], float], near: float) -> float:
+    """Return the learning rate of 1, 2, 5, 10, 20 ... and 0.5, 0.2 ... of which neither neighbour has less loss.
+
+    Parameters
+    ----------
+    loss : callable
+        The loss with a rate; where it is not finite, the rate is too large.
+    near : float
+        Where to begin.
+    """
+    losses: dict[int, tuple[float, int]] = {}
+
+    def rate(k: int) -> float:
+        return float(f"{(1, 2, 5)[k % 3]}e{k // 3}")
+
+    def at(k: int) -> tuple[float, int]:
+        if k not in losses:
+            found = loss(rate(k))
+            losses[k] = (found, 0) if math.isfinite(found) else (math.inf, k)
+        return losses[k]
+
+    best = min(range(-30, 30), key=lambda k: abs(math.log(rate(k) / near)))
+    while (better := min((best, best - 1, best + 1), key=at)) != best:
+        best = better
+    return rate(best)
 
 
 def against_time(runs: Mapping[str, Run]) -> dict[str, tuple[list[float], Sequence[float]]]:
