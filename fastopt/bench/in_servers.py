@@ -30,9 +30,10 @@ def exchange_with(rule: str, size: int) -> Callable[[], object]:
     """One exchange of a worker, which is rank 0, with a server, which is rank 1."""
     algorithm = Downpour(getattr(fastopt, rule), np.zeros(size, np.float32), lr=0.1)
     peers = Peers(mpi.world_of_processes().channel())
+    roll = Roll(peers, [1], [], [0], 600.0)
     if peers.rank:
         core = make_core(algorithm, 0, 1, 1)
-        server = Server(core, peers, 1, None, 0.0)
+        server = Server(core, peers, roll, 1, None, 0.0)
         server.begin()
 
         def answer() -> None:
@@ -43,7 +44,7 @@ def exchange_with(rule: str, size: int) -> Callable[[], object]:
                 pass
 
         return answer
-    client = Client(peers, Roll(peers, [1], [], [0]), [0, 1], algorithm._side(1), 0)
+    client = Client(peers, roll, [0, 1], algorithm._side(1), 0)
     grad = np.random.default_rng(0).standard_normal(size, np.float32)
 
     def exchange() -> None:

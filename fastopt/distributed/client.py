@@ -10,6 +10,7 @@ from .core import Op, Reply
 from .post import Lost, Peers, Rest
 from .roll import Kind, Roll
 from .server import Told, packed, unpacked
+from .world import RankDied
 
 
 class Client:
@@ -55,7 +56,7 @@ class Client:
         TypeError, ValueError
             A server could not do what it was asked for.
         RankDied
-            A server has ended, and no spare is left.
+            A server has ended, and no spare is left; or this worker was taken for ended.
         """
         replies = []
         for numbers, items in self._wait():
@@ -89,6 +90,9 @@ class Client:
         while self._asked:
             for shard in list(self._asked):
                 self._look(shard)
+            if self._roll.watch.due():
+                self._roll.look()
+                self._roll.beat({holder for s, holder in self._at.items() if s not in self._asked})
             rest.after(not self._asked)
         return [self._answers[s] for s in sorted(self._answers)]
 
@@ -102,8 +106,13 @@ class Client:
         else:
             receiver = self._peers.of(holder)
             try:
-                if receiver.arrived() and self._peers.to(holder).done():
+                if not receiver.arrived():
+                    return
+                numbers, items = receiver.numbers.tolist(), receiver.items
+                if numbers[0] == Kind.ERROR and isinstance(error := unpacked(*items), RankDied):
+                    raise error  # the server hears this worker no more
+                if self._peers.to(holder).done():
                     del self._asked[shard]
-                    self._answers[shard] = receiver.numbers.tolist(), receiver.items
+                    self._answers[shard] = numbers, items
             except Lost:
                 self._roll.lose(holder)

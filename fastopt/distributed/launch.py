@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 from ..errors import BackendUnavailable, install_command
 from . import raised
-from .ending import SURVIVES
+from .ending import FAILED, SURVIVES
 
 _INTERRUPTED = 130
 _PATIENCE = 10.0  # seconds that processes have to end in
@@ -83,9 +84,8 @@ def run(
         if ranks > 1 and not hosts and not servers:  # all reach it, and end together: else each writes its own at once
             environment[raised.DIRECTORY] = directory
         while True:
-            status = _wait(
-                [*_launcher(ranks, hosts, servers > 0), *_program(program, arguments)], environment, listen=bool(hosts)
-            )
+            command = [*_launcher(ranks, hosts, servers > 0), *_program(program, arguments)]
+            status = _wait(command, environment, listen=bool(hosts or servers))
             told = raised.take(directory)
             print(raised.report(told), end="", file=sys.stderr, flush=True)
             if status in (0, _INTERRUPTED) or not restarts or ranks == 1:
@@ -118,7 +118,7 @@ def _launcher(ranks: int, hosts: Sequence[tuple[str, int]], survives: bool = Fal
     if os.geteuid() == 0:
         command.append("--allow-run-as-root")
     if survives:
-        command += ["--with-ft", "ulfm", "--mca", "mpi_ft_detector", "true"]
+        command += ["--with-ft", "ulfm"]
     most = ranks
     if hosts:
         most = max(slots for _, slots in hosts)
@@ -138,13 +138,14 @@ def _launcher(ranks: int, hosts: Sequence[tuple[str, int]], survives: bool = Fal
 def _wait(command: Sequence[str], environment: dict[str, str], listen: bool) -> int:
     """Run a command to its end, which is brought about where this process is told to end.
 
-    With `listen` a launcher that has lost a machine has failed: PRRTE 3 says so, and yet its status is 0.
+    With `listen` it has failed where it says that it has lost a machine, or a process that it has failed: the status of
+    PRRTE 3 is 0 then.
     """
     before = signal.signal(signal.SIGTERM, _end)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE if listen else None)
     try:
-        lost = listen and _pass_on(process.stderr)
-        status = process.wait() or int(lost)
+        told = _pass_on(process.stderr) if listen else 0
+        status = process.wait() or told
     except KeyboardInterrupt:  # the launcher has had it too, from the terminal
         status = _INTERRUPTED
         with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -155,15 +156,17 @@ def _wait(command: Sequence[str], environment: dict[str, str], listen: bool) -> 
     return 128 - status if status < 0 else status
 
 
-def _pass_on(errors: Any) -> bool:
-    """Write errors as they come; return whether one says that a machine is lost."""
-    lost, last = False, b""
+def _pass_on(errors: Any) -> int:
+    """Write errors as they come; return the first status that one tells, which is 1 where a machine is lost."""
+    told, last = 0, b""
     while some := os.read(errors.fileno(), 1 << 16):
         sys.stderr.buffer.write(some)
         sys.stderr.flush()
-        last = last[-len(_LOST) :] + some
-        lost |= _LOST in last
-    return lost
+        last += some
+        if found := re.search(rb"%b|%b(\d+)\n" % (_LOST, FAILED.encode()), last):
+            told = told or int(found[1] or 1)
+        last = last[-len(_LOST) - len(FAILED) :]
+    return told
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ..checks import wrong_value
@@ -17,7 +21,7 @@ from .roll import Roll
 from .server import Results, Server, Told, announce, conclude, linger, stand_by
 from .shelf import Shelf
 from .workers import Result, Worker, make_core, write_order
-from .world import RankDied, World
+from .world import RankDied, World, machine_of
 
 
 def run_processes(
@@ -31,6 +35,7 @@ def run_processes(
     order: Any,
     checkpoint: Any,
     every: float,
+    timeout: float,
 ) -> Result:
     """Do a run; all ranks call it. The first ones are workers, those behind them servers, the last ones spares.
 
@@ -79,8 +84,9 @@ def run_processes(
     for epoch, known in _together(world, prepare)[workers : workers + servers]:
         epochs.append(epoch)
         progress.append(known)
+    known_as = world.all_gather(_process(os.getpid()))
     peers = Peers(world.channel())
-    roll = Roll(peers, ranks, range(workers + servers, world.size), epochs)
+    roll = Roll(peers, ranks, range(workers + servers, world.size), epochs, timeout)
     if rank < workers:
         side = algorithm._side(workers)
         number, side.steps = min(known[rank] for known in progress)
@@ -100,12 +106,32 @@ def run_processes(
             told = [results.told[s] for s in range(servers)]
             roll.say_bye()
         else:
-            server = Server(core, peers, workers, shelves[shard] if shelves else None, every)
+            server = Server(core, peers, roll, workers, shelves[shard] if shelves else None, every)
             server.serve()
-            told = conclude(server, shard, peers, results, others, lambda told: _write_order(order, workers, told))
+            told = conclude(
+                server, shard, peers, roll, results, others, lambda told: _write_order(order, workers, told)
+            )
             roll.say_bye()
             linger(peers, roll, others)
+    silent = roll.silent.union(*(about["silent"] for about, _ in told))
+    for other in silent.intersection(machine_of(world)):
+        _end(*known_as[other])
     return _result(algorithm, told, rank, workers, time.perf_counter() - began)
+
+
+def _process(number: int) -> tuple[int, str]:
+    """A process of this machine: its number, and when it began, where that is known."""
+    try:
+        return number, Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return number, ""
+
+
+def _end(number: int, began: str) -> None:
+    """End a process, if it is that which it was: one that never wakes up would have its launcher wait for ever."""
+    if began and _process(number) == (number, began):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
 
 def _check_workers(workers: int | None, servers: int, spares: int, size: int) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from enum import IntEnum
+from typing import Any
 
 from .post import Lost, Peers
 from .world import RankDied
@@ -20,7 +21,42 @@ class Kind(IntEnum):
     NEWS = 3  # a spare has taken over
     BYE = 4  # the results of all are known
     END = 5  # a worker asks for nothing more
-    ASK = 6  # and what is asked for
+    BEAT = 6  # this rank has not stopped: a server to spares, and a worker that waits for another server
+    ASK = 7  # and what is asked for
+
+
+class Watch:
+    """How long others have said nothing, in time in which this rank has not been stopped itself.
+
+    Parameters
+    ----------
+    timeout : float
+        The seconds after which a rank is taken for ended.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._tick = min(timeout / 10, 1.0)
+        self._now, self._looked, self._due = 0.0, time.perf_counter(), self._tick
+        self._heard: dict[Any, float] = {}
+
+    def due(self) -> bool:
+        """Count the time; tell whether it is time to look who is silent, and to say that this rank is not."""
+        looked = time.perf_counter()
+        self._now += min(looked - self._looked, self._tick)
+        self._looked = looked
+        if self._now < self._due:
+            return False
+        self._due = self._now + self._tick
+        return True
+
+    def heard(self, whom: Any) -> None:
+        """Count from now on."""
+        self._heard[whom] = self._now
+
+    def silent(self, whom: Any) -> bool:
+        """Tell whether somebody is to be taken for ended; of who is new it is counted from now on."""
+        return self._now - self._heard.setdefault(whom, self._now) > self._timeout
 
 
 class Roll:
@@ -45,13 +81,21 @@ class Roll:
         The spares that have ended.
     left : set of int
         Those that know all results.
+    silent : set of int
+        Those that this rank took for ended, as they said nothing.
+    watch : Watch
+        How long others have said nothing.
     """
 
-    def __init__(self, peers: Peers, servers: Sequence[int], spares: Sequence[int], epochs: Sequence[int]) -> None:
+    def __init__(
+        self, peers: Peers, servers: Sequence[int], spares: Sequence[int], epochs: Sequence[int], timeout: float
+    ) -> None:
         self.holders: list[int | None] = list(servers)
         self.epochs = list(epochs)
         self.gone: set[int] = set()
         self.left: set[int] = set()
+        self.silent: set[int] = set()
+        self.watch = Watch(timeout)
         self._peers, self._free = peers, set(spares) - {peers.rank}
         self._waits = peers.rank in spares
         for rank in self._free:
@@ -78,12 +122,31 @@ class Roll:
             except Lost:
                 self.gone.add(rank)
             self._free.remove(rank)
-        if None in self.holders and not self._free and not self._waits:
+        if None in self.holders and not self._waits:
             shard = self.holders.index(None)
-            raise RankDied(f"found the server of shard {shard} ended, and no spare left, expected one that goes on")
+            found = f"found the server of shard {shard} ended, and no spare"
+            if not self._free:
+                raise RankDied(f"{found} left, expected one that goes on")
+            if self.watch.silent(("shard", shard)):
+                raise RankDied(f"{found} that has taken over, expected one that goes on")
+
+    def beat(self, to: Iterable[int] | None = None) -> None:
+        """Tell ranks, by default the spares, that this one has not stopped."""
+        for rank in self._free if to is None else to:
+            with suppress(Lost):  # which is seen by looking for what they say
+                if self._peers.to(rank).done():
+                    self._peers.to(rank).send([Kind.BEAT])
+
+    def give_up(self, rank: int) -> None:
+        """Take a rank for ended."""
+        self.silent.add(rank)
+        self._peers.channel.lost.add(rank)
 
     def lose(self, rank: int) -> None:
         """Take notice of the end of a rank."""
+        for shard, holder in enumerate(self.holders):
+            if rank == holder:
+                self.watch.heard(("shard", shard))
         self.holders = [None if rank == holder else holder for holder in self.holders]
 
     def say_bye(self) -> None:

@@ -82,6 +82,7 @@ def run(
     order: Any = None,
     checkpoint: Any = None,
     checkpoint_every: float = 30.0,
+    timeout: float = 600.0,
 ) -> Result:
     """Train with workers that do not wait for each other: processes, or threads of one.
 
@@ -113,6 +114,9 @@ def run(
         there, with as many workers and servers: workers leave out the batches whose gradients have been pushed.
     checkpoint_every : float
         The seconds between checkpoints; there is one at the end too.
+    timeout : float
+        The seconds after which a process that is silent is taken for ended: a worker that neither asks for anything nor
+        ends, and a server, if there is a spare. Others go on then; if it wakes up, a RankDied is raised there.
 
     Returns
     -------
@@ -126,7 +130,7 @@ def run(
     OSError
         The order cannot be written.
     RankDied
-        A process that is a server has ended, and no spare is left.
+        A process that is a server has ended, and no spare is left; or this one was taken for ended.
 
     Examples
     --------
@@ -143,6 +147,7 @@ def run(
     if max_ahead is not None:
         check_integer("max_ahead", max_ahead, 0)
     check_number("checkpoint_every", checkpoint_every, 0)
+    check_number("timeout", timeout, 0, above=True)
     if order is not None and checkpoint is not None:
         raise wrong_value("order", os.fspath(order), "None with a checkpoint: a run is done again from its beginning")
     if processes:
@@ -158,6 +163,7 @@ def run(
             order=order,
             checkpoint=checkpoint,
             every=checkpoint_every,
+            timeout=timeout,
         )
     for name, value in (("spares", spares), ("checkpoint", checkpoint)):
         if value:

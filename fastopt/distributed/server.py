@@ -45,6 +45,8 @@ class Server:
         The shard.
     peers : Peers
         What carries parcels.
+    roll : Roll
+        Who has the shards.
     workers : int
         The number of workers, which are the first ranks.
     shelf : Shelf, optional
@@ -58,10 +60,13 @@ class Server:
         Of each worker that did not come to its end, the exception.
     """
 
-    def __init__(self, core: ServerCore, peers: Peers, workers: int, shelf: Shelf | None, every: float) -> None:
+    def __init__(
+        self, core: ServerCore, peers: Peers, roll: Roll, workers: int, shelf: Shelf | None, every: float
+    ) -> None:
         self.core = core
         self.dead: dict[int, BaseException] = {}
-        self._peers, self._shelf, self._every = peers, shelf, every
+        self._peers, self._roll, self._shelf, self._every = peers, roll, shelf, every
+        self._untold: set[int] = set()  # workers that are to hear that they were taken for ended
         self._live = set(range(workers))  # who may still ask
         self._held: deque[tuple[int, Header]] = deque()
 
@@ -79,6 +84,8 @@ class Server:
         rest, saved = Rest(IDLE), time.perf_counter()
         while self._live:
             rest.after(self.look())
+            if self._roll.watch.due():
+                self._watch()
             if self._shelf is not None and time.perf_counter() - saved > self._every and not self._shelf.writes:
                 self._shelf.save(self.core)
                 saved = time.perf_counter()
@@ -90,6 +97,30 @@ class Server:
         """Begin to hear workers."""
         for k in self._live:
             self._peers.of(k).expect()
+
+    def _watch(self) -> None:
+        """Give up workers that are silent, and see that this server is not given up.
+
+        Raises
+        ------
+        RankDied
+            It has been.
+        """
+        self._roll.look()
+        self._roll.beat()
+        if self._shelf is not None:
+            self._shelf.check()
+        for k in self._live - {k for k, _ in self._held}:
+            if self._roll.watch.silent(k):
+                self._untold.add(k)
+                self._end(k, RankDied(f"found nothing of worker {k} within the timeout, expected it to ask or to end"))
+        for k in list(self._untold):
+            with suppress(Lost):
+                if not self._peers.to(k).done():  # it is in the midst of a reply
+                    continue
+                self._peers.to(k).send([Kind.ERROR], [packed(self.dead[k])])
+            self._untold.remove(k)
+            self._roll.give_up(k)
 
     def look(self) -> bool:
         """See what workers ask for, and answer one; tell whether there was something."""
@@ -105,6 +136,7 @@ class Server:
             "dead": self.dead,
             "order": core.order,
             "lost": core.lost,
+            "silent": self._roll.silent | self._untold,
         }
         return about, core.shard.values()
 
@@ -120,10 +152,13 @@ class Server:
         except Lost:
             self._lose(worker)
             return True
+        self._roll.watch.heard(worker)
         if kind == Kind.END:
             self._end(worker, unpacked(receiver.items[0]))
         elif kind == Kind.BYE:  # to the server before this one it was said before
             self._end(worker, None)
+        elif kind == Kind.BEAT:
+            receiver.expect()
         else:
             self._held.append((worker, Header(Op(kind - Kind.ASK), number, steps, before)))
         return True
@@ -153,6 +188,7 @@ class Server:
             if not replied:
                 self._reply(worker, [Kind.REPLY, reply.number, reply.version], reply.payload or [])
         self._peers.of(worker).expect()
+        self._roll.watch.heard(worker)
 
     def _reply(
         self, worker: int, numbers: Sequence[int], items: Sequence[Any], arrays: Sequence[np.ndarray] | None = None
@@ -214,7 +250,12 @@ class Results:
                 if self._expected.get(shard) != holder:
                     self._expected[shard] = holder
                     receiver.expect()
-                if receiver.arrived():
+                if not receiver.arrived():
+                    continue
+                if receiver.numbers[0] == Kind.BEAT:
+                    self._roll.watch.heard(holder)
+                    receiver.expect()
+                else:
                     about, *values = receiver.items
                     self.told[shard] = unpacked(about), values
             except Lost:
@@ -226,7 +267,10 @@ def stand_by(peers: Peers, roll: Roll, results: Results, shelves: Sequence[Shelf
     """Be a spare, until all is done; or until a shard is this rank's, which is returned."""
     rest = Rest(IDLE)
     while not results.look():
+        watches = roll.watch.due()
         for shard, holder in enumerate(roll.holders):
+            if watches and holder is not None and shard not in results.told and roll.watch.silent(holder):
+                roll.give_up(holder)
             if holder is None:
                 owner = shelves[shard].claim(roll.epochs[shard] + 1, peers.rank)
                 if owner == peers.rank:
@@ -252,6 +296,7 @@ def conclude(
     server: Server,
     shard: int,
     peers: Peers,
+    roll: Roll,
     results: Results,
     ranks: Sequence[int],
     write: Callable[[list[Told]], None] | None,
@@ -265,6 +310,8 @@ def conclude(
     if shard:
         _tell(peers, ranks, own)
     while not results.look():
+        if roll.watch.due():
+            roll.beat()
         rest.after(False)
     told = [results.told[s] for s in sorted(results.told)]
     if not shard:
@@ -287,8 +334,13 @@ def linger(peers: Peers, roll: Roll, ranks: Sequence[int]) -> None:
     """Stay until all others know what they need, or have ended."""
     rest = Rest(IDLE)
     there = set(ranks) - roll.left
+    for rank in there:
+        roll.watch.heard(rank)
     while there:
+        watches = roll.watch.due()
         for rank in list(there):
+            if watches and roll.watch.silent(rank):
+                roll.give_up(rank)
             receiver = peers.of(rank)
             try:
                 if not receiver.arrived():

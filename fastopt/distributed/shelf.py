@@ -92,13 +92,31 @@ class Shelf:
         finally:
             reader.close()
 
-    def save(self, core: ServerCore) -> None:
-        """Copy all that there is, and begin to write it."""
-        self.finish()
+    def check(self) -> None:
+        """Check that this server still has the shard.
+
+        Raises
+        ------
+        RankDied
+            Another one has it.
+        """
         if self.epoch() > self._epoch:
             raise RankDied(
                 f"found another server of {self._root}, expected none: this one was taken for ended, and does not go on"
             )
+
+    def save(self, core: ServerCore) -> None:
+        """Copy all that there is, and begin to write it.
+
+        Raises
+        ------
+        OSError
+            The one before could not be written.
+        RankDied
+            Another server has the shard.
+        """
+        self.finish()
+        self.check()
         saved = core.shard.saved()
         parts, shapes = [], {}
         for i, array in enumerate(core.shard.values()):

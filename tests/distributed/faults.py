@@ -13,8 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-MARK = "FASTOPT_TEST_MARK"
+from .test_launch import MARK, marked
+from .test_mpi import ROOT
+
 WORKERS, SERVERS, SPARES, STEPS = 3, 2, 3, 40
 #: Where faults come, and in whose process.
 POINTS = {
@@ -76,20 +77,16 @@ with open(f"result-{rank}", "w") as file:
 
 
 def run(plan, folder, timeout=90):
-    """Run a program with faults; return what each process found, the status, and what was printed."""
-    path = Path(folder) / "train.py"
-    path.write_text(PROGRAM)
+    """Run the program with faults; return what each process found, the status, and what was printed."""
     options = ["-n", str(WORKERS + SERVERS + SPARES), "--servers", str(SERVERS), "--spares", str(SPARES)]
-    command = [
-        sys.executable,
-        "-m",
-        "fastopt",
-        "run",
-        *options,
-        str(path),
-        json.dumps(plan),
-        json.dumps([WORKERS, SERVERS, STEPS]),
-    ]
+    return run_program(PROGRAM, [json.dumps(plan), json.dumps([WORKERS, SERVERS, STEPS])], folder, options, timeout)
+
+
+def run_program(text, arguments, folder, options, timeout=90):
+    """Run a program of several processes; return what each found, the status, and what was printed."""
+    path = Path(folder) / "train.py"
+    path.write_text(text)
+    command = [sys.executable, "-m", "fastopt", "run", *options, str(path), *arguments]
     environment = {**os.environ, MARK: str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -106,8 +103,6 @@ def run(plan, folder, timeout=90):
 
 def check(plan, folder, found, status, err):
     """Check that what is promised holds; return the number of faults there were."""
-    from .test_launch import marked
-
     happened = [fault for fault in plan if (Path(folder) / f"fault-{fault[0]}-{fault[1]}").exists()]
     ended = {who for who, _, fault, _ in happened if fault == "is killed" or (fault == "raises" and who >= WORKERS)}
     dead = sorted({who for who, _, fault, _ in happened if who < WORKERS and fault != "stops"})

@@ -261,3 +261,96 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 def test_faults_at_points(plan, tmp_path):
     """What a worker's end costs, and a server's: nothing is applied twice, and what is lost is counted."""
     assert faults.check(plan, tmp_path, *faults.run(plan, tmp_path)) >= len(plan) - 1
+
+
+LONG = """
+import sys, time
+import numpy as np
+import fastopt
+from fastopt import distributed as fd
+
+def worker(opt):
+    for n in range(2):
+        time.sleep(11.0 * n)
+        opt.step(np.ones(3))
+
+result = fd.run(worker, fd.Downpour(fastopt.SGD, np.zeros(3)))
+print(result.pushes, result.dead)
+"""
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_gradient_may_take_long(tmp_path):
+    """Longer than MPI's own detector of failures would wait for a process that says nothing."""
+    _, status, out = faults.run_program(LONG, [], tmp_path, ["-n", "3", "--servers", "1"])
+    assert (status, out.splitlines()) == (0, ["4 {}"] * 3)
+
+
+STOPPED = """
+import json, os, pathlib, signal, subprocess, sys, time
+import numpy as np
+import fastopt
+from fastopt import distributed as fd
+from fastopt.distributed import carriers, server
+
+rank, steps = carriers.current().rank, 1000
+
+def stop(until):
+    wake = f"while [ ! -e {until} ]; do sleep 0.02; done; kill -CONT {os.getpid()}"
+    subprocess.Popen(["sh", "-c", wake if until else ":"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def worker(opt):
+    for n in range(steps):
+        if opt.rank and n == 5:
+            stop("ended-1" if opt.rank == 1 else None)
+        if opt.rank == 0 and all(map(os.path.exists, ("raised-1", "raised-3"))):
+            return n
+        grad = np.zeros((3, steps), "f4")
+        grad[opt.rank, n] = -1
+        opt.step(grad)
+        time.sleep(0.01)
+
+before, replies = server.Server._reply, []
+def reply(self, *arguments):
+    replies.append(1)
+    if rank == 3 and len(replies) == 30:
+        stop("states/shard-0/epoch-2/latest")
+    before(self, *arguments)
+server.Server._reply = reply
+end = server.Server._end
+def ended(self, worker, error):
+    end(self, worker, error)
+    pathlib.Path(f"ended-{worker}").touch()
+server.Server._end = ended
+
+try:
+    result = fd.run(worker, fd.Downpour(fastopt.SGD, np.zeros((3, steps), "f4"), lr=1.0), checkpoint="states",
+                    checkpoint_every=0.1, timeout=0.5)
+except fd.RankDied as error:
+    pathlib.Path(f"raised-{rank}").write_text(str(error))
+else:
+    np.save(f"params-{rank}", result.params)
+    missing = int(result.params[0].nonzero()[0][-1]) + 1 - int(result.params[0].sum())
+    found = {"dead": {k: str(error) for k, error in result.dead.items()}, "missing": missing, "lost": result.lost}
+    pathlib.Path(f"result-{rank}").write_text(json.dumps(found))
+"""
+
+
+@needs_mpi
+def test_who_is_silent_is_taken_for_ended(tmp_path):
+    """A server that stops, and two workers, of which one never wakes: others go on, and who wakes up ends."""
+    text, ranks = STOPPED, ["-n", "5", "--servers", "1", "--spares", "1"]
+    found, status, err = faults.run_program(text, [], tmp_path, ranks)
+    assert (sorted(found), status) == ([0, 4], 0), err
+    assert found[0] == found[4] and sorted(found[0]["dead"]) == ["1", "2"]
+    assert 0 <= found[0]["missing"] <= found[0]["lost"]
+    assert "found nothing of worker 2 within the timeout" in found[0]["dead"]["2"]
+    assert "found nothing of worker 1 within the timeout" in (tmp_path / "raised-1").read_text()
+    assert "found another server of" in (tmp_path / "raised-3").read_text()
+    params = np.load(tmp_path / "params-0.npy")
+    assert params.max() == 1 and np.array_equal(params, np.load(tmp_path / "params-4.npy"))
+    (last,) = (tmp_path / "states" / "shard-0").glob("epoch-*")  # of the other server's line nothing is left
+    assert last.name == "epoch-2"
+    assert faults.marked(tmp_path) == []
