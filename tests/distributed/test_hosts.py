@@ -21,7 +21,7 @@ exec ip netns exec "$host" unshare --uts bash -c "hostname $host; $*"
 
 @pytest.fixture
 def machines(tmp_path):
-    """Makes two; returns what stands for ssh."""
+    """Makes two, with two links, 10.77.0 and 10.77.1; returns what stands for ssh."""
     if os.geteuid() or not all(map(shutil.which, ("ip", "unshare", "hostname"))):
         pytest.skip("network namespaces need root, ip, unshare and hostname")
 
@@ -32,10 +32,25 @@ def machines(tmp_path):
         pytest.skip("network namespaces cannot be made here")
     try:
         ip("netns", "add", "fastopt-b")
-        ip("link", "add", "va", "netns", "fastopt-a", "type", "veth", "peer", "name", "vb", "netns", "fastopt-b")
-        for (host, address), device in zip(HOSTS.items(), ("va", "vb"), strict=True):
-            ip("-n", host, "addr", "add", f"{address}/24", "dev", device)
-            ip("-n", host, "link", "set", device, "up")
+        for ends in ("va", "vb"), ("wa", "wb"):
+            ip(
+                "link",
+                "add",
+                ends[0],
+                "netns",
+                "fastopt-a",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                ends[1],
+                "netns",
+                "fastopt-b",
+            )
+        for (host, address), end in zip(HOSTS.items(), "ab", strict=True):
+            for device, own in ("v", address), ("w", address.replace(".77.0.", ".77.1.")):
+                ip("-n", host, "addr", "add", f"{own}/24", "dev", device + end)
+                ip("-n", host, "link", "set", device + end, "up")
             ip("-n", host, "link", "set", "lo", "up")
             names = Path("/etc/netns") / host / "hosts"
             names.parent.mkdir(parents=True)
@@ -55,12 +70,16 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 INSIDE = ["ip", "netns", "exec", "fastopt-a", "unshare", "--uts", "bash", "-c", 'hostname fastopt-a; exec "$@"', "-"]
 
 
-def started(agent, program, hosts):
-    """A program begun on the first machine."""
-    more = {"PRTE_MCA_plm_ssh_agent": str(agent), "OMPI_MCA_btl_tcp_if_include": "10.77.0.0/24"}
-    command = [*INSIDE, *RUN, "--hosts", hosts, program]
+def started(agent, program, hosts, *options, link="10.77.0"):
+    """A program begun on the first machine, whose messages have a link, and the launcher the first one."""
+    more = {
+        "PRTE_MCA_plm_ssh_agent": str(agent),
+        "PRTE_MCA_oob_tcp_if_include": "10.77.0.0/24",
+        "OMPI_MCA_btl_tcp_if_include": f"{link}.0/24",
+    }
+    command = [*INSIDE, *RUN, "--hosts", hosts, *options, program]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=ENVIRONMENT | more, **pipes)
+    return subprocess.Popen(command, env=ENVIRONMENT | more, cwd=agent.parent, **pipes)
 
 
 PROGRAM = """
@@ -130,3 +149,60 @@ def test_a_link_that_goes_down_ends_all(machines, tmp_path):
             break
         time.sleep(0.5)
     assert left == ["", ""]
+
+
+TWO_LINES = """
+import os, sys, time, types
+import numpy as np
+import fastopt
+from fastopt import distributed as fd
+from fastopt.distributed import mpi
+
+# Of four ranks the server shall be on the other machine, which has the last one: it and the spare change places.
+every = mpi._load()
+own = {name: getattr(every, name) for name in dir(every)}
+own["COMM_WORLD"] = every.COMM_WORLD.Split(0, [0, 1, 3, 2][every.COMM_WORLD.rank])
+world = mpi.Processes(types.SimpleNamespace(**own))
+mpi.world_of_processes = lambda: world
+
+def worker(opt):
+    n = 0
+    while n < 400 and not (os.path.exists("stopped") and os.path.exists("states/shard-0/epoch-2/latest")):
+        grad = np.zeros((2, 400), "f4")
+        grad[opt.rank, n] = -1
+        opt.step(grad)
+        n += 1
+        if n == 20 and opt.rank == 0:
+            print("ready", flush=True)
+        time.sleep(0.02)
+
+try:
+    result = fd.run(worker, fd.Downpour(fastopt.SGD, np.zeros((2, 400), "f4"), lr=1.0), checkpoint="states",
+                    checkpoint_every=0.2, timeout=1.5)
+except fd.RankDied as error:
+    with open("stopped", "w") as file:
+        file.write(f"{world.rank} {error}")
+else:
+    missing = sum(x.nonzero()[0][-1] + 1 - x.sum() for x in result.params)
+    print(world.rank, result.dead, int(missing) - result.lost, int(result.params.max()))
+"""
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_cut_link_leaves_one_line_of_states(machines, tmp_path):
+    """Where the launcher reaches both machines, and messages only one: a spare takes over, and the old server stops."""
+    program = tmp_path / "train.py"
+    program.write_text(TWO_LINES)
+    options = "--servers", "1", "--spares", "1"
+    process = started(machines, program, "fastopt-a:3,fastopt-b:1", *options, link="10.77.1")
+    try:
+        assert process.stdout.readline() == "ready\n"
+        subprocess.run(["ip", "-n", "fastopt-a", "link", "set", "wa", "down"], check=True)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert sorted(out.splitlines()) == ["0 {} 0 1", "1 {} 0 1", "3 {} 0 1"], err
+    assert (tmp_path / "stopped").read_text().startswith("2 found another server of states/shard-0, expected none")
+    assert [path.name for path in (tmp_path / "states" / "shard-0").glob("epoch-*")] == ["epoch-2"]
