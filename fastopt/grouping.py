@@ -15,7 +15,15 @@ from .checks import check_integer, check_name
 class Grouped:
     """The part of the classes for arrays that shows groups and states, and has groups join."""
 
-    _owned: Owned
+    _held: Owned
+
+    @property
+    def _owned(self) -> Owned:
+        """What the optimizer owns, once it is known whether the last step counts."""
+        owned = self._held
+        if owned._last_skipped is not False:
+            owned._settle()
+        return owned
 
     @property
     def param_groups(self) -> Sequence[ParamGroup]:

@@ -11,13 +11,12 @@ from .binding.plan import Plan
 from .binding.structure import match
 from .documentation import class_text
 from .evaluation import Evaluated
-from .grouping import Grouped
 from .inputs import WithInputs
 from .ondemand import OnDemand
 from .saving import Saved, write_state
 
 
-class Optimizer(Grouped, Saved):
+class Optimizer(Saved):
     """The base of all optimizer classes: their common arguments and methods. The classes come from the rule table.
 
     A step updates parameters and states in place, in one pass over them.
@@ -114,12 +113,12 @@ class Optimizer(Grouped, Saved):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         call = read_call(type(self), args, kwargs)
         self._execution = call.execution
-        self._owned = Owned(type(self), self._arguments, call, write_state)
+        self._held = Owned(type(self), self._arguments, call, write_state)
 
     @property
     def last_grad_norm(self) -> float | None:
         """The global norm of the gradients at the last step that clipped, before clipping."""
-        return self._owned.last_grad_norm
+        return self._held.last_grad_norm
 
     @property
     def last_step_skipped(self) -> bool:

@@ -13,6 +13,7 @@ from .binding.owned import Owned
 from .binding.structure import PARAM_NAMES
 from .checks import check_number, did_you_mean, differing
 from .foreign import from_prodigyopt, of_prodigyopt
+from .grouping import Grouped
 from .statedict import (
     COMPANIONS,
     converted_state,
@@ -30,11 +31,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Saved:
+class Saved(Grouped):
     """The part of the classes for arrays that saves: state dicts, states in files, copies and pickles."""
 
     _arguments: ClassVar[Arguments]
-    _owned: Owned
     _execution: dict[str, Any]  # what else the class was called with
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ except ImportError as error:
     raise ImportError(f"fastopt.torch needs PyTorch ({error}): {install_command('torch')}") from None
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from .binding.norms import Limits
+from .binding.norms import Limits, Told
 from .binding.options import TorchArguments, check_group, read_call
 from .checks import check_flag, did_you_mean, wrong_type
 from .drop_in import groups, loading
@@ -37,7 +37,7 @@ from .drop_in.states import adopt_numbers, begin_states, copies_of
 from .drop_in.stepper import Stepper
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Told, torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
 
     Parameters
@@ -100,10 +100,8 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     _arguments: ClassVar[TorchArguments]
-    last_grad_norm: float | None = None
-    """The global norm of the gradients at the last ``step(max_norm=...)``, before clipping."""
-    last_step_skipped: bool = False
-    """True if the last step did nothing, because a gradient was not finite."""
+    last_grad_norm: float | None
+    last_step_skipped: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._arguments.check_no_inputs("fastopt.torch")
@@ -111,6 +109,23 @@ class Optimizer(torch.optim.Optimizer):
         self._backend_name, self._threads, self._storage = call.backend, call.threads, call.storage
         self._stepper = Stepper(self._arguments)
         super().__init__(groups.read_params(call.params, "params"), {**self._arguments.defaults, **call.options})
+
+    def _settle(self) -> None:
+        """Finds out whether the last step counts, which only the device may know: others than this class need not."""
+        if not isinstance(self._last_skipped, bool):
+            super()._settle()
+            if self._last_skipped is True:
+                self._stepper.take_back()
+
+    @property
+    def state(self) -> Any:
+        """For each parameter its state tensors, under torch's names."""
+        self._settle()
+        return self.__dict__["state"]
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.__dict__["state"] = value
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -256,8 +271,9 @@ class Optimizer(torch.optim.Optimizer):
         loading.load(self, state_dict, super().load_state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_backend_name", "_threads", "_storage", "last_grad_norm", "last_step_skipped")
+        names = ("_backend_name", "_threads", "_storage")
         own = {name: getattr(self, name) for name in names}
+        own |= {"_last_norm": self.last_grad_norm, "_last_skipped": self.last_step_skipped}
         return {**super().__getstate__(), "state": copies_of(self.state, self._stepper.numbers), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -398,8 +398,10 @@ def test_a_captured_step_is_refused_before_it_counts(gpu):
     gpu.capturing = True
     with pytest.raises(RuntimeError, match=r"captured in a CUDA graph.*capturable=True"):
         optimizer.step(grads)
-    with pytest.raises(RuntimeError, match="leave them out there"):
+    with pytest.raises(RuntimeError, match=r"captured in a CUDA graph.*capturable=True"):
         optimizer.step(grads, max_norm=1.0)
+    with pytest.raises(RuntimeError, match="leave them out there"):
+        fastopt.global_norm(grads)
     gpu.capturing = False
     assert optimizer.state[0]["step"] == 1
 

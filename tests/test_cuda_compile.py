@@ -14,6 +14,7 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,8 +28,9 @@ from .support import one_of_each_kind
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
+from fastopt import BackendUnavailable
 from fastopt.arrays.libraries import driver
-from fastopt.backends.numba_cuda import compiler, rows, runs
+from fastopt.backends.numba_cuda import compiler, limits, rows, runs
 from fastopt.backends.numba_cuda.compiler import Fold, KernelSpec, Plain, RowKernelSpec, scale_of, squares_of
 from fastopt.bench.assembly import Assembled, assemble
 
@@ -63,6 +65,7 @@ def target_of(kind):
 
 
 def plain_kinds():
+    yield from (limits._BEGIN, limits._ADD, limits._LIMIT, *map(compiler.put_scales_in, (F4, F8)))
     yield from (runs._MAP_CHUNKS, rows._BEGIN, rows._COUNT, rows._ADD_UP, rows._ORDER)
     yield from map(rows.bags_of, (F4, F8))
     yield from (compiler.groups_of(*of) for of in ((F4, IN_F4), (F4, IN_BF16), (F4, IN_F2), (F8, IN_F8)))
@@ -442,3 +445,38 @@ def test_processes_at_once(tmp_path):
             process.kill()
     names = [path.suffix for path in tmp_path.iterdir()]
     assert sorted(names) == [""] * 2 + [".ptx"] * 100
+
+
+def test_a_compiler_that_is_nowhere_is_told_of_with_the_places(monkeypatch, tmp_path):
+    def find(name):
+        raise compiler.pathfinder.DynamicLibNotFoundError(name)
+
+    monkeypatch.setattr(compiler.pathfinder, "load_nvidia_dynamic_lib", find)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    with pytest.raises(
+        BackendUnavailable, match=r"libnvvm was looked for in .*nvidia-nvvm, .* in /usr/local/cuda/nvvm: "
+    ):
+        compiler.find_nvvm()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(BackendUnavailable, match=rf"in {tmp_path}/nvvm, which CUDA_PATH or CUDA_HOME names: "):
+        compiler.find_nvvm()
+
+
+def test_a_compiler_in_the_usual_place_is_found(monkeypatch, tmp_path):
+    """Where neither the wheel has it nor the environment names a toolkit, which is as it was afterwards."""
+    bitcode = tmp_path / "nvvm/libdevice/libdevice.10.bc"
+    bitcode.parent.mkdir(parents=True)
+    bitcode.touch()
+
+    def find(name):
+        if os.environ.get("CUDA_HOME") != str(tmp_path):
+            raise compiler.pathfinder.DynamicLibNotFoundError(name)
+
+    monkeypatch.setattr(compiler, "TOOLKIT", tmp_path)
+    monkeypatch.setattr(compiler.pathfinder, "load_nvidia_dynamic_lib", find)
+    monkeypatch.setattr(compiler, "get_cuda_paths", lambda: {"libdevice": SimpleNamespace(info=str(bitcode))})
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    compiler.find_nvvm()
+    assert "CUDA_HOME" not in os.environ

@@ -108,7 +108,8 @@ rows = cuda.to_device(rng.integers(0, 100, 300))
 functional.rowwise_adagrad(p, RowSparse(rows, v), a, step=1, lr=0.1)
 p = make(5000)
 optimizer = fastopt.Adam([p], state_dtype="8bit")
-optimizer.step([make(5000)], max_norm=1.0)
+for how in ({"max_norm": 1.0}, {"clip_norm": 1.0, "skip_nonfinite": True}, {"skip_nonfinite": True}):
+    optimizer.step([make(5000)], **how)
 cuda.synchronize()
 """
 

@@ -353,6 +353,63 @@ def test_grad_scaler_without_waiting(gpu, device):
     assert float(ours.state[p]["step"]) == 1
 
 
+@pytest.mark.parametrize("how", [{}, {"max_norm": 0.5}, {"clip_norm": 0.5}, {"skip_nonfinite": True}], ids=str)
+def test_grad_scaler_has_the_cpus_bits_without_waiting(gpu, device, how):
+    """Steps that the device skips are not counted, in states either, once somebody asks."""
+    there, here, ours, cpus = pair("NAdam", device, weight_decay=0.0)
+    for step, inf in enumerate((0.0, 1.0, 0.0, 1.0)):
+        give_gradients(there, here, step, device)
+        for kind, make in ((ours, device), (cpus, lambda x: x)):
+            kind.grad_scale, kind.found_inf = make(torch.tensor(8.0)), make(torch.tensor(inf))
+        ours._settle()
+        before = gpu.synchronizations
+        ours.step(**how)
+        assert gpu.synchronizations == before
+        cpus.step(**how)
+        if step % 2:
+            assert ours.last_step_skipped is cpus.last_step_skipped is bool(inf)
+            assert ours.last_grad_norm == cpus.last_grad_norm or inf  # which a step that is skipped need not find
+        if not inf:
+            assert_equal([p.grad for p in there], [q.grad for q in here])
+    assert_equal(there, here)
+    assert_states_equal(ours, cpus, there, here)
+    del ours.grad_scale, ours.found_inf, cpus.grad_scale, cpus.found_inf
+    ours.step()
+    cpus.step()
+    assert_equal(there, here)
+
+
+def test_a_graph_limits_norms_and_skips(gpu, device, capture):
+    there, here, ours, cpus = pair("Adam", device, capturable=True)
+    how = {"max_norm": 0.5, "skip_nonfinite": True}
+    give_gradients(there, here, 0, device)
+    ours.step(**how)
+    cpus.step(**how)
+    replay = capture(lambda: ours.step(**how))
+    for step in range(1, 5):
+        give_gradients(there, here, step, device)
+        if step in (2, 3):
+            for p in (there[1], here[1]):
+                with torch.no_grad():
+                    p.grad[7] = float("nan")
+        before = gpu.synchronizations
+        replay() if step != 3 else ours.step(**how)
+        assert gpu.synchronizations == before
+        cpus.step(**how)
+        assert ours.last_step_skipped is cpus.last_step_skipped is (step in (2, 3))
+        assert ours.last_grad_norm == pytest.approx(cpus.last_grad_norm, nan_ok=True, rel=0)
+    close(there, here)
+    assert all(float(ours.state[p]["step"]) == 3 for p in there)
+
+
+def test_a_graph_that_limits_follows_a_step_that_does(device, capture):
+    there, here, ours, _ = pair("Adam", device, capturable=True)
+    give_gradients(there, here, 0, device)
+    ours.step()
+    with pytest.raises(RuntimeError, match="before the first step that limits norms"):
+        capture(lambda: ours.step(max_norm=1.0))
+
+
 def test_the_first_step_cannot_be_recorded(device, capture):
     p = device(torch.ones(50)).requires_grad_()
     ours = optim.Adam([p], capturable=True)

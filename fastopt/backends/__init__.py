@@ -19,8 +19,10 @@ Look = tuple[Hashable, bytes]
 class Runner(Protocol):
     """Jobs made ready by a backend."""
 
-    def __call__(self, grad_scale: float, threads: int) -> None:
+    def __call__(self, grad_scale: Any, threads: int) -> None:
         """Do one step: advance step counts, fold, update. Once begun it is done whole.
+
+        `grad_scale` is a float, or what the backend's `prepare_norms` gave.
 
         Raises
         ------
@@ -70,6 +72,39 @@ class PrepareSums(Protocol):
         """Make jobs ready whose gradients are sums, which are added up within the pass."""
 
 
+class DeviceScale(Protocol):
+    """The scale of a step's gradients, and whether the step is skipped, as a device finds them."""
+
+    @property
+    def counted(self) -> bool:
+        """True while the host counts a step that may have been skipped."""
+
+    def norm(self) -> float:
+        """The global norm, waited for."""
+
+    def skipped(self) -> bool:
+        """Whether the step was skipped, waited for: then it is not counted any longer."""
+
+    def undoing(self, undo: Callable[[], None]) -> None:
+        """Has something called once the step is found to have been skipped."""
+
+
+class Norms(Protocol):
+    """Limits of gradients' norms, on a device."""
+
+    def __call__(self, scale: float, limit: float | None, check: bool, amp: tuple[int, int] = (0, 0)) -> DeviceScale:
+        """Have the device find the scale: `check` skips what is not finite, `amp` is as `CapturedRunner` has it."""
+
+
+class PrepareNorms(Protocol):
+    """A backend's `prepare_norms`."""
+
+    def __call__(
+        self, tables: Sequence[Gradients], parameters: Sequence[np.ndarray], each: bool, recorded: bool
+    ) -> Norms:
+        """Make gradients ready, of parameters of these numbers: for one norm or one of each, for graphs too or not."""
+
+
 class SquareSums(Protocol):
     """The reader of gradients for a norm."""
 
@@ -87,6 +122,10 @@ class Backend(SquareSums, Protocol):
     @property
     def prepare_sums(self) -> PrepareSums | None:
         """The maker of steps that add gradients up; None where there are none."""
+
+    @property
+    def prepare_norms(self) -> PrepareNorms | None:
+        """The maker of limits that no host waits for; None on the CPU."""
 
     def prepare(self, jobs: Sequence[Job], written: Written = ()) -> Runner:
         """Make jobs ready to be run, any number of times, unless an array of NumPy that they write is read-only."""

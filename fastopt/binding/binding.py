@@ -15,26 +15,19 @@ from ..arrays.array import Array
 from ..arrays.checks import Written, check_distinct, check_overlap, check_written
 from ..arrays.libraries import set_to_zero, view
 from ..arrays.libraries.torch import is_tensor
-from ..backends import Backend, Runner
+from ..backends import Backend, Norms, Runner
 from ..backends.choice import get_backend
 from ..backends.interrupts import held_back
 from ..backends.matrices import prepare as prepare_all
 from ..checks import check_flag
-from ..jobs.job import AnyJob, Gradients, Job, RowJob, Sum
+from ..jobs.job import AnyJob, DenseJob, Gradients, Job, RowJob, Sum
 from ..jobs.tables import make_gradients
 from ..rules import GRADIENT
-from .norms import NO_LIMITS, Limits, check_scale, read
+from .norms import NO_LIMITS, Limits, Reading, Telling, check_scale, read
 from .sparse import RowSparse
 from .where import NONE_WATCHED, ApartFromThose, Columns, Places, Same, Watched, look, look_at
 
 _MOST_OTHERS = 8
-
-
-class Told(Protocol):
-    """The results of a step beside the update: an optimizer's attributes."""
-
-    last_grad_norm: float | None
-    last_step_skipped: bool
 
 
 class Varying(Protocol):
@@ -117,6 +110,8 @@ class Binding:
         self._by_rows = {int(job.members[0]) for job in jobs if isinstance(job, RowJob)}
         self._base: Binding | None = None  # which has the tables of the dense gradients
         self._tables: list[Gradients] | None = None
+        self._norms: dict[bool, Norms] = {}  # on the device: of all gradients, of each
+        self._recorded = prepare is not None  # by graphs
         self._columns: Columns | None = None  # where gradients can be others than they were
 
     def with_rows(
@@ -238,12 +233,13 @@ class Binding:
     def step(
         self,
         owner: Owner,
-        told: Told,
+        told: Telling,
         grads: Sequence[Any] | Mapping[int, Any],
         grad_scale: float,
         limits: Limits | None,
         skip_nonfinite: bool,
         zero_grads: bool,
+        amp: tuple[int, int] | None = None,
     ) -> None:
         """Does one step.
 
@@ -251,7 +247,7 @@ class Binding:
         ----------
         owner : Owner
             Of the parameters.
-        told : Told
+        told : Telling
             Is told what the gradients say.
         grads : sequence of array or None
             The dense gradients of all parameters, if none are kept; what comes behind them is not looked at.
@@ -259,6 +255,8 @@ class Binding:
             Of the gradients.
         grad_scale, skip_nonfinite, zero_grads
             As of `fastopt.Optimizer.step`.
+        amp : tuple of int, optional
+            The addresses of what the device divides gradients by, and of whether to skip: for `can_limit_there`.
 
         Raises
         ------
@@ -272,8 +270,10 @@ class Binding:
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = check_scale(grad_scale, owner.real)
         threads, files = owner.threads or settings.threads, owner.files
-        told.last_step_skipped = False
-        if limits is None and not (skip_nonfinite or zero_grads or owner.groups.varying) and files is None:
+        if told._last_skipped is not False:
+            told._settle()
+            told._last_skipped = False
+        if limits is None and not (skip_nonfinite or zero_grads or owner.groups.varying or amp) and files is None:
             self._run(grad_scale, threads)
             return
         if zero_grads:
@@ -283,15 +283,19 @@ class Binding:
         if files is not None:  # which cannot be used after a step that was begun and refused
             check_written([*self.watched.written, *(self._zeroed if zero_grads else ())])
         factors: Sequence[np.ndarray] = ()
-        if limits is not None or skip_nonfinite:
+        scale: Any = grad_scale
+        skipped: Any = False
+        if limits is not None or skip_nonfinite or amp:
             reader = self.backend if files is None or files.pager is None else files.pager.reading(self.backend)
             tables = self._gradient_tables(grads)
-            found = read(tables, reader, threads, grad_scale, limits or NO_LIMITS, skip_nonfinite)
-            grad_scale, factors = found.scale, found.factors
+            found = self._limited_there(tables, grad_scale, limits or NO_LIMITS, skip_nonfinite, amp)
+            if found is None:
+                found = read(tables, reader, threads, grad_scale, limits or NO_LIMITS, skip_nonfinite)
+            scale, factors, skipped = found.scale, found.factors, found.skipped
             if found.norm is not None:
-                told.last_grad_norm = found.norm
-            told.last_step_skipped = found.skipped
-            if found.skipped:
+                told._last_norm = found.norm
+            if skipped is True:
+                told._last_skipped = True
                 return
         if owner.groups.varying:
             owner.groups.read_varying(self.members)
@@ -301,15 +305,45 @@ class Binding:
                 self._put_factors(tables, factors)
             try:
                 if files is None:
-                    self._run_all(runner, grad_scale, threads, clip_value)
+                    self._run_all(runner, scale, threads, clip_value)
                 else:
-                    files.step(self.jobs, runner, grad_scale, threads)
+                    files.step(self.jobs, runner, scale, threads)
             finally:
                 if len(factors):
                     for job in self.jobs:
                         job.progress.factors[:] = 1.0
             if leaves_rows:
                 self._zero_rows(grads)
+        told._last_skipped = skipped
+
+    @property
+    def can_limit_there(self) -> bool:
+        """True where the device itself scales and skips: of whole tensors."""
+        return self.backend.prepare_norms is not None and all(isinstance(job, DenseJob) for job in self.jobs)
+
+    def _limited_there(
+        self,
+        tables: Sequence[Gradients | RowSparse],
+        grad_scale: float,
+        limits: Limits,
+        skip_nonfinite: bool,
+        amp: tuple[int, int] | None,
+    ) -> Reading | None:
+        """Have the device find the scale, without waiting; None where it cannot, or has no element to read."""
+        prepare = self.backend.prepare_norms
+        dense = [table for table in tables if isinstance(table, Gradients) and table.offsets[-1]]
+        if prepare is None or not dense or not self.can_limit_there:
+            return None
+        each = limits.clip_norm is not None
+        limit = limits.clip_norm if each else limits.max_norm
+        if limit is None and not (skip_nonfinite or amp):
+            return None
+        if each not in self._norms:
+            members = np.array(self.members)
+            self._norms[each] = prepare(dense, [members[table.places] for table in dense], each, self._recorded)
+        found = self._norms[each](grad_scale, limit, skip_nonfinite, amp or (0, 0))
+        clips, skips = limits.max_norm is not None, skip_nonfinite or bool(amp and amp[1])
+        return Reading(found, (), found if clips else None, found if skips else False)
 
     def _put_factors(self, tables: Sequence[Gradients | RowSparse], factors: Sequence[np.ndarray]) -> None:
         """Give parameters the factors of their gradients' tables, dense ones first."""
@@ -320,7 +354,7 @@ class Binding:
             for job in self.jobs:
                 job.progress.factors[members] = own
 
-    def _run_all(self, runner: Runner, grad_scale: float, threads: int, clip_value: float = math.inf) -> None:
+    def _run_all(self, runner: Runner, grad_scale: Any, threads: int, clip_value: float = math.inf) -> None:
         if not self._before:
             runner(grad_scale, threads)
             return
@@ -342,6 +376,7 @@ class Binding:
         """
         self._grads, self._tables, self._zeroed, self.inputs = (), None, (), ()
         self._others.clear()
+        self._norms.clear()
         for job in self.jobs:
             job.owners.clear()
         if at is not None:

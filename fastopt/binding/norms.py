@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from .. import settings
 from ..arrays.array import CPU, Array, Place
 from ..arrays.checks import check_distinct
-from ..backends import SquareSums
+from ..backends import DeviceScale, SquareSums
 from ..backends.choice import choose_backend, host_backend, ieee_arithmetic
 from ..checks import as_float, check_number, wrong_type
-from ..jobs.job import NORM_BLOCK, Gradients
+from ..jobs.job import NORM_BLOCK, NORM_EPS, Gradients
 from ..jobs.tables import make_gradients
 from ..rules.hyper import check_held
 from .sparse import RowSparse, is_mapping, view_gradient
-
-EPS = 1e-6  # as torch's clip_grad_norm_
 
 
 def _gradients(grads: Any) -> tuple[list[Array | RowSparse], list[str]]:
@@ -139,20 +137,59 @@ class Reading(NamedTuple):
 
     Attributes
     ----------
-    scale : float
+    scale : float or DeviceScale
         The scale of all.
     factors : sequence of numpy.ndarray
         Of each table the factors of its arrays, where each has a limit of its own.
-    norm : float or None
+    norm : float, DeviceScale or None
         The global norm, where it has a limit.
-    skipped : bool
+    skipped : bool or DeviceScale
         True if the step is not to be done.
     """
 
-    scale: float
+    scale: float | DeviceScale
     factors: Sequence[np.ndarray] = ()
-    norm: float | None = None
-    skipped: bool = False
+    norm: float | DeviceScale | None = None
+    skipped: bool | DeviceScale = False
+
+
+class Telling(Protocol):
+    """An optimizer that is told what its gradients say."""
+
+    _last_norm: float | DeviceScale | None
+    _last_skipped: bool | DeviceScale
+
+    def _settle(self) -> None:
+        """Find out whether the last step was skipped."""
+
+
+class Told:
+    """The results of a step beside the update, as an optimizer's attributes.
+
+    What is on a device is fetched when it is looked at. A step that a device skipped is counted until then, or until
+    the next one: `_settle` takes that back.
+    """
+
+    _last_norm: float | DeviceScale | None = None
+    _last_skipped: bool | DeviceScale = False
+
+    @property
+    def last_grad_norm(self) -> float | None:
+        """The global norm of the gradients at the last step that had a limit for it, before clipping."""
+        if self._last_norm is not None and not isinstance(self._last_norm, float):
+            return self._last_norm.norm()
+        return self._last_norm
+
+    @property
+    def last_step_skipped(self) -> bool:
+        """True if the last step did nothing, because a gradient was not finite."""
+        self._settle()
+        return self._last_skipped if isinstance(self._last_skipped, bool) else self._last_skipped.skipped()
+
+    def _settle(self) -> None:
+        """Finds out whether the last step was skipped, if it is counted."""
+        if not isinstance(self._last_skipped, bool) and self._last_skipped.counted:
+            self._last_skipped = self._last_skipped.skipped()
 
 
 def read(
@@ -210,7 +247,7 @@ def check_limit(name: str, value: Any) -> float:
 
 def _clip_factor(norm: float, limit: float) -> float:
     """Return the factor that brings gradients of a norm to at most `limit`, as torch has it."""
-    factor = limit / (norm + EPS)
+    factor = limit / (norm + NORM_EPS)
     return factor if factor < 1 or math.isnan(factor) else 1.0
 
 

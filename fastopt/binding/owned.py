@@ -27,7 +27,7 @@ from .ahead import Apart, make_ready, way_of
 from .binding import Binding, Last
 from .blocks import from_blocks
 from .groups import Fixed, Groups, State, Weakly
-from .norms import Limits
+from .norms import Limits, Told
 from .options import Arguments, Call, check_group
 from .sparse import RowSparse
 from .states import by_copy, initial, new_state
@@ -35,7 +35,7 @@ from .structure import Given, gradient_of, is_group, match, read_group, read_par
 from .where import NONE_WATCHED, Look, Watched, look
 
 
-class Owned:
+class Owned(Told):
     """The possessions of an optimizer: parameters with their states, groups, and the binding of the last step.
 
     Parameters
@@ -62,9 +62,6 @@ class Owned:
         What keeps states in files.
     sums : Accumulated
         The gradients that were accumulated for the next step.
-    last_grad_norm, last_step_skipped
-        As those of the optimizer.
-
     Raises
     ------
     TypeError, ValueError
@@ -72,9 +69,6 @@ class Owned:
     BackendUnavailable
         The backend asked for, or one for the arrays' device, is not here.
     """
-
-    last_grad_norm: float | None = None
-    last_step_skipped: bool = False
 
     def __init__(
         self,

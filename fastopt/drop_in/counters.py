@@ -132,6 +132,15 @@ class Counters:
             own.array[own.place] = number_of(own.tensor, f"{own.name!r} of {own.label}", own.name)
         return [own.array[own.place] for own in self._shared]
 
+    def take_back(self) -> None:
+        """Tells states of numbers that backends have taken back."""
+        if self._live is not None:
+            self._live[...] = self._steps
+            self._seen = self._live.tobytes()
+        for own in self._shared:
+            with torch.no_grad():
+                own.tensor.fill_(own.array[own.place])
+
     def write(self, before: Sequence[Any]) -> None:
         """Tells states how far backends have counted."""
         if self._live is not None:

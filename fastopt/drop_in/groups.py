@@ -16,7 +16,7 @@ from ..arrays.checks import check_overlap, check_tensor
 from ..arrays.libraries import view
 from ..arrays.libraries.torch import place_of as place_of_tensor
 from ..backends.choice import choose_backend
-from ..binding.binding import Told
+from ..binding.norms import Telling
 from ..binding.options import TorchArguments, check_training
 from ..checks import wrong_type
 from ..jobs.storage import StorageOptions
@@ -50,7 +50,7 @@ class Groups(Protocol):
         """The class's."""
 
 
-class Stepping(Groups, Told, Protocol):
+class Stepping(Groups, Telling, Protocol):
     """An optimizer that is told of its steps."""
 
 

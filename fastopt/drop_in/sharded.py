@@ -198,14 +198,14 @@ class Shards:
         if max_norm is not None or skip_nonfinite:
             limit = math.inf if max_norm is None else max_norm
             norm = norm_over_meshes(self.params, self.labels, bound.backend, self._threads or settings.threads)
-            optimizer.last_step_skipped = skip_nonfinite and not math.isfinite(norm)
+            optimizer._last_skipped = skip_nonfinite and not math.isfinite(norm)
             clipped_scale, norm = clipped(scale, norm, limit)
             if max_norm is not None:
-                scale, optimizer.last_grad_norm = clipped_scale, norm
-            if optimizer.last_step_skipped:
+                scale, optimizer._last_norm = clipped_scale, norm
+            if optimizer._last_skipped:
                 bound.let_go()
                 return
-        bound.run(optimizer, scale, limits, False, zero_grads, amp)
+        bound.run(optimizer, scale, limits, False, zero_grads, amp, False)
         increment_version([p for p, _, _ in self._distributed if p.grad is not None])
 
     def put_states(self, optimizer: Groups) -> None:

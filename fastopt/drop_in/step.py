@@ -322,8 +322,11 @@ class Bound:
         skip_nonfinite: bool,
         zero_grads: bool,
         amp: tuple[torch.Tensor | None, torch.Tensor | None],
+        amp_there: bool,
     ) -> None:
-        """Does the step; `amp` is what `torch.amp.GradScaler` leaves to it: its scale, and whether to skip."""
+        """Does the step; `amp` is what `torch.amp.GradScaler` leaves to it, its scale and whether to skip: which the
+        device reads with `amp_there`.
+        """
         (given, dense, rows), self._held = self._held, _NOTHING
         binding = self._with_rows(rows) if rows else self._binding
         grads: Any = dense
@@ -339,11 +342,15 @@ class Bound:
                     "gradients alike, as by max_norm"
                 )
             self._captured.tell(optimizer.param_groups, amp)
+        addresses = None
+        if amp_there and (self._captured is None or limits is not None or skip_nonfinite):
+            divisor, skip = (0 if x is None else x.data_ptr() for x in amp)
+            addresses = divisor, skip
         try:
-            binding.step(self, optimizer, grads, scale, limits, skip_nonfinite, zero_grads)
+            binding.step(self, optimizer, grads, scale, limits, skip_nonfinite, zero_grads, addresses)
         finally:  # an interrupt comes once it is done
             self._counters.write(before)
-        if optimizer.last_step_skipped:
+        if optimizer._last_skipped is True:
             return
         stepped = self._stepped
         if rows:
@@ -352,7 +359,16 @@ class Bound:
             stepped = [*stepped, *filter(_is_given, given)]
         increment_version(stepped)
         if amp[0] is not None:
-            unscale(list(filter(_is_given, given)), amp[0], amp[1] if self._capturable else None)
+            unscale(list(filter(_is_given, given)), amp[0], amp[1] if amp_there else None)
+
+    @property
+    def can_limit_there(self) -> bool:
+        """True where the device itself scales and skips, with the gradients taken over."""
+        return not self._held[2] and self._binding.can_limit_there
+
+    def take_back(self) -> None:
+        """Tells states that the last step was not done."""
+        self._counters.take_back()
 
     def let_go(self) -> None:
         """Lets go of the gradients of a step that is not done."""

@@ -20,6 +20,14 @@ from .states import Numbers
 from .step import Bound
 
 
+def _skips(optimizer: Stepping, found_inf: torch.Tensor | None) -> bool:
+    """Return whether `torch.amp.GradScaler` wants no step; the optimizer is told."""
+    if found_inf is None or not bool(found_inf):
+        return False
+    optimizer._last_skipped = True
+    return True
+
+
 class Stepper:
     """The parts of an optimizer that last from step to step."""
 
@@ -38,15 +46,14 @@ class Stepper:
         RuntimeError
             A CUDA graph is being captured, and states are still to be made.
         """
-        scale = 1.0
+        optimizer._settle()
         attributes = optimizer.__dict__  # where GradScaler puts what is for this step
         amp = attributes.get("grad_scale"), attributes.get("found_inf")
-        capturable = is_capturable(optimizer.param_groups)  # then nothing may wait for the device
-        if amp[1] is not None and not capturable and bool(amp[1]):
-            optimizer.last_step_skipped = True
+        given = [x for x in amp if x is not None]
+        there = bool(given) and all(x.is_cuda for x in given)
+        if given and not there and _skips(optimizer, amp[1]):
             return
-        if amp[0] is not None and not capturable:
-            scale = 1.0 / float(amp[0])
+        capturable = is_capturable(optimizer.param_groups)  # then nothing may wait for the device
         recording = capturable and torch.cuda.is_current_stream_capturing()
         bound, shards = self.bound, self._shards
         if bound is None or not (bound.fits(optimizer, capturable) if shards is None else shards.fit(optimizer, bound)):
@@ -58,10 +65,21 @@ class Stepper:
             bound = self._bind(optimizer)
         if recording:
             self._recorded.append(bound.on_device())
+        if there and not capturable and (self._shards is not None or not bound.can_limit_there):
+            there = False
+            if _skips(optimizer, amp[1]):
+                bound.let_go()
+                return
+        scale = 1.0 if amp[0] is None or there else 1.0 / float(amp[0])
         if self._shards is None:
-            bound.run(optimizer, scale, limits, skip_nonfinite, zero_grads, amp)
+            bound.run(optimizer, scale, limits, skip_nonfinite, zero_grads, amp, there)
         else:
             self._shards.run(optimizer, bound, scale, limits, skip_nonfinite, zero_grads, amp)
+
+    def take_back(self) -> None:
+        """Tells states that the last step was not done."""
+        if self.bound is not None:
+            self.bound.take_back()
 
     def _bind(self, optimizer: Groups) -> Bound:
         self.bound = None

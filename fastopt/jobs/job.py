@@ -110,6 +110,8 @@ class Rows:
 
 #: The elements of a run whose squares are added up together: part of what a norm is.
 NORM_BLOCK = 4096
+#: What is added to a global norm that is divided by, as torch's clip_grad_norm_ has it.
+NORM_EPS = 1e-6
 
 #: Meanings of several lookups of one row.
 DUPLICATES = ("sum", "sequential", "hogwild")

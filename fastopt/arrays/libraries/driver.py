@@ -86,6 +86,7 @@ class Device:
         self._loaded: dict[str, tuple[ObjectCode, int]] = {}
         self._upload: Kernel | None = None
         self._uploading = Lock()
+        self._fetching: int | None = None  # a stream that waits for no other
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -152,6 +153,39 @@ class Device:
         with self.current():
             _checked(driver.cuMemcpyDtoHAsync(into.ctypes.data, address, into.nbytes, stream))
             _checked(driver.cuStreamSynchronize(stream))
+
+    def event(self, stream: int) -> Event:
+        """An event that is over once the stream gets there."""
+        with self.current():
+            return Event(stream)
+
+    def fetch(self, address: int, into: np.ndarray, event: Event | None) -> None:
+        """Fills an array on the host with what is at an address, once an event is over, else all that the device does.
+
+        It does not wait for what streams have to do behind the event.
+        """
+        with self.current():
+            if event is None:
+                _checked(driver.cuCtxSynchronize())
+            else:
+                _checked(driver.cuEventSynchronize(event.handle))
+            if self._fetching is None:
+                kind = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+                self._fetching = int(_checked(driver.cuStreamCreate(kind)))
+            _checked(driver.cuMemcpyDtoHAsync(into.ctypes.data, address, into.nbytes, self._fetching))
+            _checked(driver.cuStreamSynchronize(self._fetching))
+
+
+class Event:
+    """A place in a stream's work."""
+
+    def __init__(self, stream: int) -> None:
+        self.handle = _checked(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+        _checked(driver.cuEventRecord(self.handle, stream))
+
+    def __del__(self, _destroy: Any = driver.cuEventDestroy) -> None:
+        if hasattr(self, "handle"):
+            _destroy(self.handle)
 
 
 class HostWords(NamedTuple):

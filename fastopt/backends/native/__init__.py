@@ -214,7 +214,7 @@ class _Runner:
 
 prepare = prepare_sums = _Runner
 
-prepare_captured = None
+prepare_captured = prepare_norms = None
 find_bags = host.find_bags
 scale = partial(host.scale, ieee_arithmetic)
 

@@ -118,7 +118,7 @@ class _Runner:
 
 prepare = _Runner
 
-prepare_captured = None
+prepare_captured = prepare_norms = None
 prepare_sums = None
 find_bags = host.find_bags
 scale = partial(host.scale, ieee_arithmetic)

@@ -27,9 +27,11 @@ import llvmlite
 import numba
 import numba_cuda
 import numpy as np
+from cuda import pathfinder
 from numba import cuda
 from numba.cuda import dispatcher, types
 from numba.cuda.compiler import _compile_pyfunc_with_fixup
+from numba.cuda.cuda_paths import get_cuda_paths, temporary_env_var
 from numba.cuda.cudadrv import nvvm
 from numba.cuda.np.numpy_support import from_dtype
 
@@ -37,6 +39,7 @@ from ... import rules
 from ...arrays import blocks, dtypes
 from ...arrays.blocks import POSITIVE, SIGNED
 from ...arrays.dtypes import CODES, compute_dtype, dtype_name
+from ...errors import BackendUnavailable, install_command
 from ...jobs import job, storage
 from ...jobs.job import DUPLICATES
 from ...rules import FIRST_STATE, OWN
@@ -46,6 +49,7 @@ from . import instructions, kernels
 _NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: "signed8bit", POSITIVE: "positive8bit"}
 #: Instructions that devices have from a compute capability on, in place of what takes several.
 _FROM_8_0 = {"encode_bfloat16": instructions.encode_bfloat16, "largest_of_warp": instructions.largest_of_warp}
+TOOLKIT = Path("/usr/local/cuda")  # where it is, if nothing says otherwise
 _BITS_16 = {code for dtype, code in CODES.items() if dtype.itemsize == 2}
 
 
@@ -349,6 +353,12 @@ def squares_of(dtype: np.dtype) -> Plain:
     return Plain("square_sums", integers(7), _of_floats(dtype), dtype_name(dtype))
 
 
+@cache
+def put_scales_in(real: np.dtype) -> Plain:
+    """The kernel that puts scales into rows of coefficients of a dtype."""
+    return Plain("put_scales", integers(5), (("REAL", real.type),), real.name)
+
+
 def scale_of(dtype: np.dtype) -> Plain:
     """The kernel that multiplies floats of a dtype."""
     return Plain("scale", (*integers(5), types.float64), _of_floats(dtype), dtype_name(dtype))
@@ -509,8 +519,44 @@ def llvm_of(function: Callable[..., Any], signature: Any, capability: tuple[int,
     return library.llvm_strs
 
 
+def find_nvvm() -> None:
+    """Has CUDA's compiler found: in its wheel, else in a toolkit that the environment names, else in the usual place.
+
+    Raises
+    ------
+    BackendUnavailable
+        It is nowhere; the message says where it was looked for.
+    """
+    named = next((os.environ[name] for name in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(name)), None)
+    missing = _missing_of_nvvm()
+    if missing and named is None:
+        with temporary_env_var("CUDA_HOME", os.fspath(TOOLKIT)):
+            missing = _missing_of_nvvm()
+    if missing:
+        where = f"{TOOLKIT}/nvvm" if named is None else f"{named}/nvvm, which CUDA_PATH or CUDA_HOME names"
+        raise BackendUnavailable(
+            f"CUDA's compiler is not there: {missing} was looked for in the package nvidia-nvvm, in conda's "
+            f"environment, and in {where}: {install_command('cuda')}, or have CUDA_HOME name a toolkit of CUDA 13"
+        )
+
+
+def _missing_of_nvvm() -> str:
+    """The file of CUDA's compiler that is not found; "" where none is missing."""
+    try:
+        pathfinder.load_nvidia_dynamic_lib("nvvm")
+        bitcode = get_cuda_paths()["libdevice"].info
+    except pathfinder.DynamicLibNotFoundError:
+        return "libnvvm"
+    if bitcode is not None and os.path.isfile(bitcode):
+        return ""
+    if hasattr(get_cuda_paths, "_cached_result"):  # it may be found elsewhere
+        del get_cuda_paths._cached_result
+    return "libdevice.10.bc"
+
+
 def ptx_from(llvm: list[str], capability: tuple[int, int], name: str) -> str:
     """The PTX of a kernel that is LLVM IR."""
+    find_nvvm()
     ptx = nvvm.compile_ir(llvm, arch="compute_{}{}".format(*capability), opt=3, fma=False).decode()
     ptx = re.sub(r"^\.common \.global .*NumbaEnv.*\n", "", ptx, flags=re.M)  # of Numba's own dispatcher
     mangled = re.search(r"\.entry (\w+)\(", ptx)

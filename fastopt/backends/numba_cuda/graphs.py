@@ -16,7 +16,8 @@ from ...arrays.libraries import driver
 from ...jobs.job import DenseJob
 from .compiler import Fold, ptx_of
 from .kernels import THREADS
-from .runs import RunLaunch, words_of
+from .limits import PutScales, Scale, words_of
+from .runs import RunLaunch
 
 if TYPE_CHECKING:
     from ...jobs.job import Job
@@ -70,7 +71,7 @@ class CapturableRunner:
         self.rates = np.zeros((max((len(job.progress.hyper) for job in jobs), default=0), 2), np.int64)
         self.scale = self.skip = 0
 
-    def __call__(self, grad_scale: float, threads: int) -> None:
+    def __call__(self, grad_scale: float | Scale, threads: int) -> None:
         """Puts a step on the caller's streams, or in the graph that is being captured there.
 
         Raises
@@ -94,7 +95,10 @@ class CapturableRunner:
                 recorded.allocate(stream)
             chosen.append((recorded if capturing else as_they_come, stream, capturing))
         for update, stream, capturing in chosen:
-            update.run(stream, capturing, grad_scale, self.rates, self.scale, self.skip)
+            if isinstance(grad_scale, Scale):  # which knows of what is at `scale` and `skip`
+                update.run(stream, capturing, 1.0, self.rates, 0, grad_scale.cells, grad_scale)
+            else:
+                update.run(stream, capturing, grad_scale, self.rates, self.scale, self.skip, None)
 
 
 class CapturedLaunch(RunLaunch):
@@ -129,10 +133,20 @@ class CapturedLaunch(RunLaunch):
             self._steps, self._scalars, hyper, rates, groups, of_tensors, where["rows"], tensors,
         )  # fmt: skip
         self._kernel_of_runs, _ = self._kernel(kind)
+        self._scales = PutScales(device, job.dtype, where["rows"], kind.row_bytes)
         self._stage = self._measure(kind) if self._measured and self._chunks else None
         self._hyper_at, self._memory = hyper, memory
 
-    def run(self, stream: int, capturing: bool, grad_scale: float, rates: np.ndarray, scale: int, skip: int) -> None:
+    def run(
+        self,
+        stream: int,
+        capturing: bool,
+        grad_scale: float,
+        rates: np.ndarray,
+        divisor: int,
+        skip: int,
+        scale: Scale | None,
+    ) -> None:
         """Puts the fold and the update on a stream; a graph records with them whatever they read."""
         progress, fold = self._job.progress, self._fold
         assert self._memory is not None
@@ -145,9 +159,11 @@ class CapturedLaunch(RunLaunch):
         if capturing or hyper.tobytes() != self._sent_hyper:
             self._device.upload(hyper, self._hyper_at, stream)
             self._sent_hyper = hyper.tobytes()
-        fold.arguments[8:10] = scale, skip
+        fold.arguments[8:10] = divisor, skip
         fold.arguments[10:].view(np.float64)[0] = grad_scale
         fold.launch(-(-len(self._job.members) // THREADS), stream)
+        if scale is not None:
+            self._scales.launch(stream, scale, len(self._job.members), self._job.members)
         if self._stage is not None:
             self._stage.measure(stream)
             self._stage.fold(stream)

@@ -37,6 +37,17 @@ def store(typing, address, value):
 
 
 @intrinsic
+def add_bits(typing, address, bits):
+    """Sets further bits of the uint32 at an address, whoever else does."""
+
+    def codegen(context, builder, signature, args):
+        builder.atomic_rmw("or", _pointer(builder, args[0], _WORD), args[1], "monotonic")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint32), codegen
+
+
+@intrinsic
 def load_vector(typing, address, like):
     """The 16 bytes at an address that is a multiple of 16, as a tuple of elements of the type of `like`.
 

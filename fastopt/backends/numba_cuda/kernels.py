@@ -9,6 +9,7 @@ of others, go element by element.
 
 from __future__ import annotations
 
+from math import inf, isfinite, isnan, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy import float32, float64, int32, int64, uint8, uint16, uint32, uint64
 
 from ...arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ...arrays.dtypes import BFLOAT16, CODES
-from ...jobs.job import DUPLICATES, NORM_BLOCK
+from ...jobs.job import DUPLICATES, NORM_BLOCK, NORM_EPS
 from ...jobs.storage import AVERAGE, CLIP, DITHER, KAHAN, MASTER, NOISE, PREPARED, STOCHASTIC, ZERO_GRADS
 from ...rules.base import FIRST_STATE, GRADIENT, prologue
 from ...rules.base import OWN as FIRST_OWN
@@ -44,6 +45,7 @@ from ..convert import (
 )
 from ..noise import normals_of
 from .instructions import (
+    add_bits,
     byte_of,
     decode_float16,
     encode_float16,
@@ -749,6 +751,8 @@ def fold_all(totals, count, before, first_row, firsts, rows, written, tensors):
     tensor = int64(cuda.grid(1))
     if tensor >= tensors or load(firsts + 8 * tensor, int64) == load(firsts + 8 * (tensor + 1), int64):
         return
+    if load(first_row, int64) < 0:  # the step is skipped
+        return
     sums = cuda.local.array(SUMS, float64)
     for k in range(SUMS):
         sums[k] = 0
@@ -789,6 +793,154 @@ def square_sums(addresses, strides, offsets, blocks, sums, runs, count):
         total += cuda.shfl_sync(EVERYONE, partial, int32(cuda.laneid) // 16 * 16 + k)
     if lane == 0 and thread // 16 < count:
         store(sums + 8 * block, total)
+
+
+# Sums of squares are added up exactly, and rounded once, as ``math.fsum`` does: as integers of LIMBS limbs of 32 bits,
+# of which the first begins at 2^-1074, each in a word that has room for carries. The last word counts what is not
+# finite: infinities, and 2^32 times the NaNs.
+LIMBS = 68
+ADDERS = 64  # threads that add up a part, each with limbs of its own
+PART_SUMS = 1024  # sums that are a part
+LIMITERS = 96  # threads that add up the limbs of parts, one for each limb
+LOW = 0xFFFFFFFF
+ONE = 0x3F800000  # the bits of 1 as float32
+
+# What limits make of norms, in cells: a float32 that is not 0 where the step is skipped, and float64 numbers.
+NORM, GIVEN, SCALES = 8, 16, 24  # the bytes of the global norm, of the scale that was given, of each norm's scale
+NO_LIMIT, OF_ALL, OF_EACH = 0, 1, 2
+
+
+def begin_limits(cells, divisor, skip, scale):
+    """Writes the scale as it is given, over what is at `divisor`, and whether to skip by what is at `skip`.
+
+    There are float32 numbers at these addresses, or nothing where they are 0.
+    """
+    if divisor:
+        scale /= float64(load(divisor, float32))
+    store(cells, load(skip, float32) if skip else float32(0))
+    store(cells + GIVEN, scale)
+    store(cells + SCALES, scale)
+
+
+def add_exactly(sums, firsts, parts, groups, limbs):
+    """Adds up the sums of a part, a thread block for each.
+
+    The sums of `groups` groups are one behind the other; `firsts` and `parts` are the addresses of each group's first
+    sum and first part, and of the ends. A part has LIMBS words at `limbs`.
+    """
+    own = cuda.shared.array((LIMBS, ADDERS), uint64)
+    part, thread = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
+    for k in range(LIMBS):
+        own[k, thread] = uint64(0)
+    group = find_run(parts, True, groups, part)
+    begin = load(firsts + 8 * group, int64) + (part - load(parts + 8 * group, int64)) * PART_SUMS
+    end = min(begin + PART_SUMS, load(firsts + 8 * (group + 1), int64))
+    for i in range(begin + thread, end, ADDERS):
+        _add_limbs(own, thread, load(sums + 8 * i, uint64))
+    cuda.syncthreads()
+    for k in range(thread, LIMBS, ADDERS):
+        total = uint64(0)
+        for other in range(ADDERS):
+            total = uint64(total + own[k, (thread + other) % ADDERS])
+        store(limbs + 8 * (part * LIMBS + k), total)
+
+
+def _add_limbs(own, thread, bits):
+    """Adds a float64 that is not negative, as its bits, to a thread's limbs."""
+    exponent = int64(bits >> uint64(52)) & 2047
+    fraction = uint64(bits & uint64((1 << 52) - 1))
+    if exponent == 2047:
+        own[LIMBS - 1, thread] += uint64(1 << 32) if fraction else uint64(1)
+        return
+    if exponent:
+        fraction = uint64(fraction | uint64(1 << 52))
+        exponent -= 1
+    limb, shift = exponent >> 5, uint64(exponent & 31)
+    low = uint64(uint64(fraction & uint64(LOW)) << shift)
+    high = uint64(uint64(fraction >> uint64(32)) << shift)
+    own[limb, thread] += uint64(low & uint64(LOW))
+    own[limb + 1, thread] += uint64(uint64(low >> uint64(32)) + uint64(high & uint64(LOW)))
+    own[limb + 2, thread] += uint64(high >> uint64(32))
+
+
+def _rounded(limbs):
+    """The float64 nearest to what limbs say, ties to even."""
+    if limbs[LIMBS - 1]:
+        return nan if limbs[LIMBS - 1] >> uint64(32) else inf
+    carry, top = uint64(0), int64(0)
+    for k in range(LIMBS - 1):
+        carry = uint64(carry + limbs[k])
+        limbs[k] = uint64(carry & uint64(LOW))
+        carry = uint64(carry >> uint64(32))
+        if limbs[k]:
+            top = int64(k)
+    upper = uint64(uint64(limbs[top] << uint64(32)) | (limbs[top - 1] if top > 0 else uint64(0)))
+    lower = limbs[top - 2] if top > 1 else uint64(0)
+    rest = uint64(0)
+    for k in range(top - 2):
+        rest = uint64(rest | limbs[k])
+    if upper == 0:
+        return 0.0
+    last = 32 * top - 32  # what the lowest bit of `upper` counts is 2^(last - 1074)
+    while not upper >> uint64(63):
+        lower = uint64(lower << uint64(1))
+        upper = uint64(uint64(upper << uint64(1)) | uint64(lower >> uint64(32)))
+        lower = uint64(lower & uint64(LOW))
+        last -= 1
+    if last <= -11:  # no more than 53 bits from 2^-1074 on
+        return uint64(upper >> uint64(-last)).view(float64)
+    found = uint64(upper >> uint64(11))
+    below, half = uint64(upper & uint64(0x7FF)), uint64(0x400)
+    if below > half or (below == half and (lower | rest | uint64(found & uint64(1)))):
+        found = uint64(found + uint64(1))
+    found = uint64(found + uint64(uint64(last + 11) << uint64(52)))
+    return inf if last + 11 >= 2046 else found.view(float64)
+
+
+def limit_norms(limbs, parts, cells, limit, which, check):
+    """The norm of each group, a thread block for each, and the scale that limits it.
+
+    `which` is NO_LIMIT, or OF_ALL where the norm is the global one, or OF_EACH. With `check` a norm that is not finite
+    has the step skipped; without a limit, a sum of squares that is not.
+    """
+    own = cuda.shared.array(LIMBS, uint64)
+    group, thread = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
+    if thread < LIMBS:
+        total = uint64(0)
+        for part in range(load(parts + 8 * group, int64), load(parts + 8 * (group + 1), int64)):
+            total = uint64(total + load(limbs + 8 * (part * LIMBS + thread), uint64))
+        own[thread] = total
+    cuda.syncthreads()
+    if thread == 0:
+        finite, norm, given = own[LIMBS - 1] == 0, sqrt(_rounded(own)), load(cells + GIVEN, float64)
+        if which != NO_LIMIT:
+            finite = isfinite(norm)
+        if check and not finite:
+            add_bits(cells, uint32(ONE))
+        norm *= abs(given)
+        factor = 1.0
+        if which == OF_ALL:
+            store(cells + NORM, norm)
+            factor = limit / (norm + NORM_EPS)
+            factor = factor if factor < 1.0 or isnan(factor) else 1.0
+        if which == OF_EACH:
+            factor = 1.0 if norm <= limit else limit / norm
+        store(cells + SCALES + 8 * group, given * factor)
+
+
+def put_scales(rows, row_bytes, count, scale_of, cells):
+    """Puts scales into rows of coefficients that were folded with a scale of 1, and has nothing updated in a step that
+    is skipped; `scale_of` is the address of the number of each row's scale, 0 where all have the first.
+    """
+    i = int64(cuda.grid(1))
+    if i < count:
+        row, number = rows + row_bytes * i, int64(0)
+        if scale_of:
+            number = int64(load(scale_of + 4 * i, int32))
+        scale = load(cells + SCALES + 8 * number, float64)
+        store(row + 8, REAL(float64(load(row + 8, REAL)) * scale))
+        if load(cells, float32) != 0:
+            store(row, int64(-1))
 
 
 # ---- rows ----

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from ...jobs.tables import make_gradients
 from ..fold import folder
 from .compiler import FoldSums, KernelSpec, Measure, Plain, integers, ptx_of, scale_of, squares_of
 from .kernels import BLOCK_ELEMENTS, THREADS
+from .limits import NOT_CAPTURABLE, PutScales, Scale, words_of
 from .rows import RowLaunch
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Runner:
     """Jobs made ready for a device, whose arrays none can make read-only."""
 
     def __init__(self, jobs: Sequence[Job], written: Written = ()) -> None:
-        self._fold = folder(jobs)
+        self._fold, self._jobs = folder(jobs), jobs
         self._launches = [RowLaunch(job) if isinstance(job, RowJob) else RunLaunch(job) for job in jobs]
         over_all: dict[str, list[RunLaunch]] = {}
         for job, launch in zip(jobs, self._launches, strict=True):
@@ -38,17 +39,41 @@ class Runner:
                 over_all.setdefault(job.progress.rule.name, []).append(launch)
         self._together = list(map(_Together, over_all.values()))
 
-    def __call__(self, grad_scale: float, threads: int) -> None:
-        """Advances step counts, folds, and puts the update on the caller's streams: it does not wait for it."""
-        streams = [update.make_ready() for update in self._launches]
+    def __call__(self, grad_scale: float | Scale, threads: int) -> None:
+        """Advances step counts, folds, and puts the update on the caller's streams: it does not wait for it.
+
+        A scale that is on the device is for whole tensors alone.
+        """
+        scale = grad_scale if isinstance(grad_scale, Scale) else None
+        streams = [
+            update.make_ready(scale) if isinstance(update, RunLaunch) else update.make_ready()
+            for update in self._launches
+        ]
         for own in self._together:
             own.make_ready()
-        folded = self._fold(grad_scale)
+        if scale is not None:
+            scale.undoing(_count_of(self._jobs))
+        folded = self._fold(1.0 if isinstance(grad_scale, Scale) else grad_scale)
         for update, stream, rows in zip(self._launches, streams, folded, strict=True):
             if isinstance(update, RunLaunch):
-                update.measure_all(stream, *rows)
+                update.measure_all(stream, *rows, scale)
         for update, stream, rows in zip(self._launches, streams, folded, strict=True):
-            update.launch(stream, *rows)
+            if isinstance(update, RunLaunch):
+                update.launch(stream, *rows, scale)
+            else:
+                update.launch(stream, *rows)
+
+
+def _count_of(jobs: Sequence[Job]) -> Callable[[], None]:
+    """What takes back a step that jobs are about to count."""
+    kept = [(job.progress, job.members, job.progress.scalars[job.members]) for job in jobs]
+
+    def take_back() -> None:
+        for progress, members, scalars in kept:
+            progress.steps[members] -= 1
+            progress.scalars[members] = scalars
+
+    return take_back
 
 
 class RunLaunch:
@@ -71,7 +96,7 @@ class RunLaunch:
 
     # ---- the table ----
 
-    def make_ready(self) -> int:
+    def make_ready(self, scale: Scale | None = None) -> int:
         """Brings the table up to date; the caller's current stream.
 
         Raises
@@ -85,13 +110,10 @@ class RunLaunch:
         if not self._chunks:
             return stream
         if driver.is_capturing(stream):
-            raise RuntimeError(
-                "the step is being captured in a CUDA graph, whose replays would all repeat this one step: construct "
-                "the optimizer of fastopt.torch with capturable=True"
-            )
+            raise RuntimeError(NOT_CAPTURABLE)
         self._update_table(stream)
         # Compiled before anything is done.
-        if self._measured:
+        if self._measured or scale is not None:
             self._tabled  # noqa: B018
         else:
             self._by_value  # noqa: B018
@@ -162,13 +184,15 @@ class RunLaunch:
 
     # ---- the launch ----
 
-    def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
+    def launch(
+        self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool, scale: Scale | None
+    ) -> None:
         """Puts the update on a stream, with these coefficients, of which there may be several rows."""
         if not self._chunks:
             return
-        if several or self._measured:
+        if several or self._measured or scale is not None:
             if not self._over_all:
-                self._tabled.send(stream, coefficients, row_of)
+                self._tabled.send(stream, coefficients, row_of, scale)
             self._tabled.launch(stream)
             return
         kernel, own = self._by_value
@@ -180,10 +204,12 @@ class RunLaunch:
                 own[0] = job.storage.noise.deviation(int(step))
         kernel.launch(self._chunks, stream)
 
-    def measure_all(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
+    def measure_all(
+        self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool, scale: Scale | None
+    ) -> None:
         """Puts on a stream what comes before any update, where a stage measures all tensors."""
         if self._over_all and self._chunks:
-            self._tabled.send(stream, coefficients, row_of)
+            self._tabled.send(stream, coefficients, row_of, scale)
 
     def _kernel(self, kind: KernelSpec) -> tuple[driver.Kernel, np.ndarray]:
         """The kernel with all arguments that stay, and its coefficients among them."""
@@ -334,10 +360,13 @@ class _TabledLaunch:
             {"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": kind.row_bytes}
         )
         self._sent = b""
+        self._scales = PutScales(device, job.dtype, int(kernel.arguments[7]), kind.row_bytes)
 
-    def send(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray) -> None:
-        """Uploads the rows, and measures what is to be measured."""
+    def send(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, scale: Scale | None) -> None:
+        """Uploads the rows, puts the scale into them, and measures what is to be measured."""
         job, device = self._job, self._device
+        if scale is not None and scale.group_of is not None:  # then each has a row of its own
+            coefficients, row_of = coefficients[row_of], np.arange(len(row_of), dtype=np.int32)
         found, tensor = np.unique(row_of, return_index=True)
         rows = np.zeros(len(found), self._row)
         rows["own"] = coefficients[: len(found)]
@@ -350,6 +379,8 @@ class _TabledLaunch:
             self._sent = of_runs.tobytes()
             device.upload(words_of(of_runs), of_runs_at, stream)
         device.upload(rows.view(np.uint64), rows_at, stream)
+        if scale is not None:
+            self._scales.launch(stream, scale, len(found), job.members[tensor])
         if self.measured is not None:
             self.measured.measure(stream)
 
@@ -366,13 +397,6 @@ _MAP_CHUNKS = Plain("map_chunks", integers(4))
 def _firsts(lengths: np.ndarray, step: int) -> np.ndarray:
     """Prefix sums of the launch steps of each length."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-lengths // step))])
-
-
-def words_of(table: np.ndarray) -> np.ndarray:
-    """A table of int32 as words, the last filled up."""
-    words = np.zeros(-(-table.size // 2), np.uint64)
-    words.view(np.int32)[: table.size] = table
-    return words
 
 
 def _words(*parts: np.ndarray) -> np.ndarray:
@@ -412,8 +436,8 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     device, stream = driver.device_of(grads.place.number), driver.stream_of(grads.place)()
     if driver.is_capturing(stream):
         raise RuntimeError(
-            "max_norm, clip_norm and skip_nonfinite wait for the gradients' norms, which a CUDA graph that is being "
-            "captured cannot: leave them out there"
+            "the norms of gradients of some rows, of rules of rows and of whole matrices, and fastopt.global_norm are "
+            "waited for, which a CUDA graph that is being captured cannot: leave them out there"
         )
     _memory, at = _table_of(grads, blocks, int(blocks[-1]), stream)
     kind = squares_of(grads.dtype)

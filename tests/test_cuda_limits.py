@@ -1,0 +1,186 @@
+"""Limits of norms on the device: the bits that the CPU leaves, and no host that waits."""
+
+import math
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import RULES
+
+from .device import assert_equal, on_both, without_waiting
+from .support import assert_same_bits
+
+pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+pytestmark = [pytest.mark.stub_driver, pytest.mark.usefixtures("gpu")]
+
+F4, F8, F2, BF = np.dtype("f4"), np.dtype("f8"), np.dtype("f2"), np.dtype(ml_dtypes.bfloat16)
+SIZES = (5003, 63, 0, 1, 4097)
+DTYPES = (F4, F8, BF, F4, F2)
+
+
+def pair(kind=fastopt.AdamW, dtypes=DTYPES, **options):
+    """Parameters of several dtypes there and here, in two groups, with an optimizer each."""
+    rng = np.random.default_rng(0)
+    there, here = on_both([rng.standard_normal(n).astype(d) for n, d in zip(SIZES, dtypes, strict=True)])
+
+    def made(params):
+        groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.05, "maximize": True}]
+        return kind(groups, **{"lr": 0.1, "weight_decay": 0.1, **options})
+
+    return there, here, made(there), made(here)
+
+
+def draw(seed, dtypes=DTYPES, factor=1.0):
+    rng = np.random.default_rng(seed)
+    return [(factor * rng.standard_normal(n)).astype(d) for n, d in zip(SIZES, dtypes, strict=True)]
+
+
+def split(grads):
+    return [grads[:2], grads[2:]]
+
+
+def assert_alike(there, here, ours, cpus):
+    assert_equal(there, here)
+    for i in range(len(here)):
+        assert int(ours.state[i]["step"]) == int(cpus.state[i]["step"])
+        for name in set(cpus.state[i]) - {"step"}:
+            np.testing.assert_array_equal(ours.state_values(i, name), cpus.state_values(i, name))
+
+
+HOW = {
+    "clipped": {"max_norm": 0.5},
+    "below the limit": {"max_norm": 1e9, "grad_scale": 0.25},
+    "at infinity": {"max_norm": math.inf},
+    "to zero": {"max_norm": 0.0},
+    "each": {"clip_norm": 0.5, "grad_scale": -0.25},
+    "and by value, zeroing": {"max_norm": 0.5, "clip_value": 1e-3, "zero_grads": True},
+    "checked": {"skip_nonfinite": True, "grad_scale": 0.5},
+    "checked, clipped": {"max_norm": 0.5, "skip_nonfinite": True},
+    "checked, each": {"clip_norm": 0.5, "skip_nonfinite": True},
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_steps_have_the_cpus_bits_and_nothing_waits(gpu, how):
+    there, here, ours, cpus = pair()
+    for step in range(3):
+        grads_there, grads_here = on_both(draw(step))
+        with without_waiting(gpu):
+            ours.step(split(grads_there), **HOW[how])
+        cpus.step(split(grads_here), **HOW[how])
+        assert ours.last_grad_norm == cpus.last_grad_norm
+        assert ours.last_step_skipped is cpus.last_step_skipped is False
+        assert_equal(grads_there, grads_here)
+    assert_alike(there, here, ours, cpus)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan], ids=str)
+@pytest.mark.parametrize("how", ["clipped", "each", "checked", "checked, clipped", "checked, each"])
+def test_gradients_that_are_not_finite(gpu, how, bad):
+    """Skipped steps are not counted, whether or not somebody looks; NAdam has scalars of its steps too."""
+    there, here, ours, cpus = pair(fastopt.NAdam, weight_decay=0.0)
+    for step, factor in enumerate((1, bad, bad, 1, bad)):
+        grads = draw(step)
+        if factor == bad or factor != factor:
+            grads[0][5], grads[4][4096] = bad, bad
+        grads_there, grads_here = on_both(grads)
+        ours.step(split(grads_there), **HOW[how])
+        with np.errstate(all="ignore"):
+            cpus.step(split(grads_here), **HOW[how])
+        if step == 2:
+            assert ours.last_step_skipped is cpus.last_step_skipped is ("checked" in how)
+            assert_same_bits([np.array(ours.last_grad_norm, float)], [np.array(cpus.last_grad_norm, float)])
+    assert_alike(there, here, ours, cpus)
+
+
+def test_a_plan_waits_for_nothing_between_steps_that_may_be_skipped(gpu):
+    there, here, ours, cpus = pair()
+    grads_there, grads_here = on_both(draw(0))
+    plans = ours.bind(split(grads_there)), cpus.bind(split(grads_here))
+    with without_waiting(gpu):
+        plans[0].step(max_norm=0.5)
+        plans[0].step(max_norm=0.5)
+        plans[0].step(skip_nonfinite=True)
+    for how in ({"max_norm": 0.5}, {"max_norm": 0.5}, {"skip_nonfinite": True}):
+        plans[1].step(**how)
+    assert_alike(there, here, ours, cpus)
+
+
+@pytest.mark.parametrize("name", ["lamb", "prodigy"])
+def test_stages_measure_limited_gradients(gpu, name):
+    there, here, ours, cpus = pair(getattr(fastopt, RULES[name].optimizer), dtypes=(F4,) * 5)
+    for step, bad in enumerate((0, 1, 0)):
+        grads = draw(step, (F4,) * 5)
+        grads[0][0] = np.nan if bad else 1
+        grads_there, grads_here = on_both(grads)
+        with without_waiting(gpu):
+            ours.step(split(grads_there), max_norm=0.5, skip_nonfinite=True)
+        cpus.step(split(grads_here), max_norm=0.5, skip_nonfinite=True)
+        assert ours.last_step_skipped is cpus.last_step_skipped is bool(bad)
+    assert_alike(there, here, ours, cpus)
+
+
+def sums_of(*powers):
+    return np.array([float.fromhex(p) if isinstance(p, str) else p for p in powers])
+
+
+SUMS = {
+    "one": [1.0],
+    "halfway, to even": [1.0, 2.0**-53],
+    "halfway, up": [1.0 + 2.0**-52, 2.0**-53],
+    "above halfway by the least": [1.0, 2.0**-53, 5e-324],
+    "below halfway": [1.0, 2.0**-54, 2.0**-55],
+    "carries": [2.0**53 - 1, 1.0, 2.0**-1000],
+    "subnormal": [5e-324] * 3,
+    "to the least normal": [2.0**-1022 - 5e-324, 5e-324],
+    "beyond it": [2.0**-1022, 5e-324, 5e-324],
+    "large": [1.7e308, 2.0**970],
+    "beyond all": [1.7e308, 1.7e308],
+    "to the largest": [np.finfo(float).max, 2.0**969],
+    "rounded beyond": [np.finfo(float).max, 2.0**970],
+    "zero": [0.0, 0.0],
+    "infinite": [1.0, np.inf],
+    "not a number": [np.inf, np.nan],
+    "of every size": [2.0**k for k in range(-1074, 1023, 7)] * 9,
+    "random": list(np.exp(np.random.default_rng(0).uniform(-700, 700, 3000))),
+    "like each other": list(np.random.default_rng(1).uniform(3000, 5000, 2049)),
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_sums_are_rounded_once(gpu, case):
+    """As by math.fsum, whatever the parts."""
+    from fastopt.arrays.libraries import driver
+    from fastopt.backends.numba_cuda import limits
+    from fastopt.backends.numba_cuda.compiler import ptx_of
+    from fastopt.backends.numba_cuda.kernels import LIMBS, PART_SUMS
+    from fastopt.binding.norms import root_of
+
+    device, sums = driver.device_of(0), np.array(SUMS[case])
+    parts = -(-len(sums) // PART_SUMS)
+    tables = np.array([0, len(sums), 0, parts])
+    memory = device.allocate(8 * (4 + len(sums) + LIMBS * parts + 4), 0)
+    at = memory.address
+    device.upload(np.concatenate([tables.view(np.uint64), sums.view(np.uint64)]), at, 0)
+    limbs = at + 8 * (4 + len(sums))
+    cells = limbs + 8 * LIMBS * parts
+
+    def run(kind, blocks, threads, *arguments, scale=1.0, place=3):
+        kernel = device.kernel(ptx_of(kind, device.capability), kind.name, len(kind.arguments), threads)
+        kernel.arguments[:place] = arguments[:place]
+        if kind is not limits._ADD:
+            kernel.arguments[place : place + 1].view(np.float64)[0] = scale
+            kernel.arguments[place + 1 :] = arguments[place:]
+        else:
+            kernel.arguments[:] = arguments
+        kernel.launch(blocks, 0)
+
+    run(limits._BEGIN, 1, 1, cells, 0, 0)
+    run(limits._ADD, parts, limits.ADDERS, at + 32, at, at + 16, 1, limbs)
+    run(limits._LIMIT, 1, limits.LIMITERS, limbs, at + 16, cells, limits.OF_ALL, 0, scale=np.inf)
+    found = np.empty(1)
+    device.download(cells + limits.NORM, found, 0)
+    assert_same_bits([found], [np.array([root_of([sums])])])
