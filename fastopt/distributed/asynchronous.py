@@ -130,9 +130,10 @@ class Algorithm:
         self._pieces = [piece for i in range(len(self._held.arrays)) for piece in self._cut(i)]
         firsts = [x[:1] if i in self._shards else x for i, x in enumerate(self._held.arrays)]
         probed = grouped(self._held.groups, self._sizes, firsts) if self._shards else self._held.params
-        self._probe: Optimizer = optimizer(probed, **options)  # which refuses what cannot be
-        owned = self._probe._owned
+        probe: Optimizer = optimizer(probed, **options)  # which refuses what cannot be
+        owned = probe._owned
         self._rules = [owned.rule_of(i) for i in range(len(owned.params))]
+        self._lrs = [probe.hyper(g)["lr"] for g in range(len(self._sizes))]  # at the first step
         if any(rule.ahead for rule in self._rules):
             raise ValueError(f"optimizer: found {optimizer.__name__}, expected one whose parameters need no eval()")
 
@@ -274,7 +275,7 @@ class Downpour(Algorithm):
                 "local_lr: found None, expected a number: a worker steps by itself between fetches, and lr of "
                 f"{finds.optimizer} is a factor of the rate that the servers find"
             )
-        rates = [self._probe.hyper(g)["lr"] if local_lr is None else local_lr for g in range(len(self._sizes))]
+        rates = self._lrs if local_lr is None else [local_lr] * len(self._sizes)
         self._rates = [rate for rate, size in zip(rates, self._sizes, strict=True) for _ in range(size)]
 
     def _check_servers(self, servers: Any) -> int:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .asynchronous import Ask, Side
-from .core import Op, Reply
+from .core import Reply
 from .post import Lost, Peers, Rest
 from .roll import Kind, Roll
-from .server import Told, packed, unpacked
+from .server import packed, unpacked
+from .workers import Numbers, Told
 from .world import RankDied
 
 
@@ -32,21 +33,17 @@ class Client:
 
     def __init__(self, peers: Peers, roll: Roll, cuts: Sequence[int], side: Side, number: int) -> None:
         self._peers, self._roll, self._cuts, self._side = peers, roll, cuts, side
-        self._number, self._resumes = number, number > 0
-        self._pushed = side.steps  # the gradients of which it is known that they have been pushed
+        self._numbers = Numbers(side, number)
         self._asked: dict[int, tuple[list[int], Sequence[Any]]] = {}  # of each shard, until it has answered
         self._answers: dict[int, tuple[list[int], list[Any]]] = {}
         self._at: dict[int, int] = {}  # the rank that was asked
 
     def ask(self, ask: Ask) -> None:
-        """Begin to ask. The first request of one that resumes is a reading that has been before, and has its number."""
-        self._number += not self._resumes
-        self._resumes, steps = False, self._side.steps
+        """Begin to ask."""
+        op, *numbers = self._numbers.header(ask.op)
         for s in range(len(self._cuts) - 1):
             part = () if ask.payload is None else ask.payload[self._cuts[s] : self._cuts[s + 1]]
-            self._ask(s, [Kind.ASK + ask.op, self._number, steps, self._pushed], part)
-        if ask.op in (Op.PUSH, Op.EXCHANGE):
-            self._pushed = steps
+            self._ask(s, [Kind.ASK + op, *numbers], part)
 
     def wait(self, ask: Ask) -> None:
         """Wait until all have answered.
@@ -64,12 +61,13 @@ class Client:
                 raise unpacked(*items)
             replies.append(Reply(numbers[1], numbers[2], items))
         ask.replies = replies
+        self._numbers.answered()
 
     def end(self, error: BaseException | None) -> list[Told]:
         """Tell that there is nothing more to ask, and what went wrong; wait for what all have learned."""
         self._wait()
         for s in range(len(self._cuts) - 1):
-            self._ask(s, [Kind.END, 0, self._side.steps, self._pushed], [packed(error)])
+            self._ask(s, [Kind.END, 0, self._side.steps, self._numbers.pushed], [packed(error)])
         return [(unpacked(about), values) for _, (about, *values) in self._wait()]
 
     def _ask(self, shard: int, numbers: list[int], items: Sequence[Any]) -> None:

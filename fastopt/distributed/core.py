@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -186,13 +186,13 @@ class ServerCore:
             )
         reads = header.op != Op.PUSH
         pushes = header.op in (Op.PUSH, Op.EXCHANGE)
-        self.lost += max(header.before - self._steps[worker], 0)
+        self._note(worker, header.before)
         if pushes:
             self.shard.apply(worker, payload or (), reads)
             self.delays[self.version - self._read[worker]] += 1
             self.version += 1
             self._pushed[worker] = header.number
-        self._steps[worker] = max(self._steps[worker], header.steps if pushes else header.before)
+            self._steps[worker] = max(self._steps[worker], header.steps)
         found = None
         if header.op == Op.ROWS:
             found = self.shard.read_rows(worker, payload or ())
@@ -208,11 +208,27 @@ class ServerCore:
         self._replies[worker] = reply = Reply(header.number, self.version, found)
         return reply
 
-    def end(self, worker: int) -> None:
-        """Wait for a worker no more: it has ended, as it should or not."""
+    def expect(self, workers: Iterable[int]) -> None:
+        """Wait for these workers alone; others may begin later."""
+        self._alive = set(workers)
+
+    def begin(self, worker: int) -> None:
+        """Wait for a worker from now on: one that never was there is as far as the slowest of the others."""
+        if worker not in self._alive and not self._last[worker]:
+            self._done[worker] = min((self._done[k] for k in self._alive), default=self._done[worker])
+        self._alive.add(worker)
+
+    def end(self, worker: int, before: int = 0) -> None:
+        """Wait for a worker no more: it has ended, as it should or not. So many of its gradients had been pushed."""
+        self._note(worker, before)
         self._alive.discard(worker)
         if worker == 0:
             self._end_warm_start()
+
+    def _note(self, worker: int, before: int) -> None:
+        """Count those of a worker's gradients as lost that had been pushed, and are not known here."""
+        self.lost += max(before - self._steps[worker], 0)
+        self._steps[worker] = max(self._steps[worker], before)
 
     def _again(self, worker: int, header: Header, payload: Payload) -> Reply:
         """The reply to a request that has been handled, by this server or by one before it."""

@@ -60,6 +60,9 @@ class Held:
         self.fetch(self.whole())
         self.memory = [array.numpy().reshape(-1).view(np.uint8) for array in self.views]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Held, (self.params,)
+
     def part(self, i: int, begin: int, end: int) -> Any:
         """Elements of a parameter, as an array of its library."""
         own = self.arrays[i]

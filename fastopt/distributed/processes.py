@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +17,9 @@ from .client import Client
 from .mpi import world_of_processes
 from .post import Peers
 from .roll import Roll
-from .server import Results, Server, Told, announce, conclude, linger, stand_by
-from .shelf import Shelf
-from .workers import Result, Worker, make_core, write_order
+from .server import Results, Server, announce, conclude, linger, stand_by
+from .shelf import shelf_of
+from .workers import Result, Told, Worker, make_core, result_of, write_order
 from .world import RankDied, World, machine_of
 
 
@@ -61,7 +60,7 @@ def run_processes(
 
     cuts, rank = algorithm._cuts(servers), world.rank
     ranks, others = range(workers, workers + servers), [other for other in range(world.size) if other != world.rank]
-    shelves = [_shelf(algorithm, cuts, s, workers, checkpoint) for s in range(servers)] if checkpoint else []
+    shelves = [shelf_of(algorithm, cuts, s, workers, checkpoint) for s in range(servers)] if checkpoint else []
     core, epochs, progress = None, [], []
 
     def prepare() -> tuple[int, Any]:
@@ -73,12 +72,7 @@ def run_processes(
         if order is not None and not shard:
             open(order, "wb").close()
         core = make_core(algorithm, cuts[shard], cuts[shard + 1], workers, max_ahead)
-        epoch = 0
-        if shelves:
-            epoch = shelves[shard].epoch() + 1
-            if shelves[shard].claim(epoch, rank) != rank:
-                raise wrong_value("checkpoint", str(checkpoint), "a directory that no other run has")
-            shelves[shard].load(core)
+        epoch = shelves[shard].take(core, rank) if shelves else 0
         return epoch, [core.progress(k) for k in range(workers)]
 
     for epoch, known in _together(world, prepare)[workers : workers + servers]:
@@ -145,18 +139,6 @@ def _check_workers(workers: int | None, servers: int, spares: int, size: int) ->
     return left
 
 
-def _shelf(algorithm: Algorithm, cuts: Sequence[int], shard: int, workers: int, directory: Any) -> Shelf:
-    described, pieces = algorithm._held.described(), algorithm._pieces[cuts[shard] : cuts[shard + 1]]
-    about = {
-        "optimizer": f"{type(algorithm).__name__} of {algorithm._class.__name__}",
-        "workers": workers,
-        "servers": len(cuts) - 1,
-        "first": cuts[shard],
-        "parameters": [[*described[i], begin, end] for i, begin, end in pieces],
-    }
-    return Shelf(directory, shard, workers, about)
-
-
 def _together(world: World, work: Callable[[], Any]) -> list[Any]:
     """Do something in each rank, and return what each returned; if one fails, raise that in all.
 
@@ -202,8 +184,4 @@ def _result(algorithm: Algorithm, told: Sequence[Told], rank: int, workers: int,
         dead = {**about["dead"], **dead}
     if len(dead) == workers:
         raise dead[rank] if rank in dead else next(iter(dead.values()))
-    first: dict[str, Any] = told[0][0]
-    params = algorithm._result([array for _, values in told for array in values])
-    delays: Counter[int] = first["delays"]
-    lost = sum(about["lost"] for about, _ in told)
-    return Result(params, first["version"], dict(sorted(delays.items())), dict(sorted(dead.items())), seconds, lost)
+    return result_of(algorithm, told, dead, seconds)

@@ -14,7 +14,7 @@ from ..checks import check_integer, check_number, wrong_type, wrong_value
 from .asynchronous import Algorithm, Ask
 from .carriers import Alone, Threads, current
 from .core import Header, OutOfOrder, Reply, ServerCore
-from .workers import Result, Worker, check_algorithm, make_cores, read_order, result_of, write_order
+from .workers import Result, Worker, check_algorithm, make_cores, read_order, result_of, told_of, write_order
 
 
 class _Stopped(BaseException):
@@ -271,4 +271,4 @@ def _run(
         raise
     if len(dead) == n:
         raise next(iter(dead.values()))
-    return result_of(algorithm, cores, dead, time.perf_counter() - began)
+    return result_of(algorithm, [told_of(core) for core in cores], dead, time.perf_counter() - began)

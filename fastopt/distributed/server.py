@@ -15,12 +15,11 @@ from .core import Header, Op, ServerCore
 from .post import Lost, Peers, Rest
 from .roll import Kind, Roll
 from .shelf import Shelf
+from .workers import Told, told_of
 from .world import RankDied
 
 #: The longest rest of a server in seconds, with which an idle one takes some 3 % of a core.
 IDLE = 1.5e-3
-#: What a server tells at the end: what there is to say of its shard, and its parameters.
-Told = tuple[dict[str, Any], list[np.ndarray]]
 
 
 def packed(what: Any) -> np.ndarray:
@@ -129,16 +128,8 @@ class Server:
 
     def told(self) -> Told:
         """What has been learned."""
-        core = self.core
-        about = {
-            "version": core.version,
-            "delays": core.delays,
-            "dead": self.dead,
-            "order": core.order,
-            "lost": core.lost,
-            "silent": self._roll.silent | self._untold,
-        }
-        return about, core.shard.values()
+        about, values = told_of(self.core)
+        return {**about, "dead": self.dead, "silent": self._roll.silent | self._untold}, values
 
     def _look(self, worker: int) -> bool:
         """See whether a worker has asked for something."""
@@ -154,7 +145,7 @@ class Server:
             return True
         self._roll.watch.heard(worker)
         if kind == Kind.END:
-            self._end(worker, unpacked(receiver.items[0]))
+            self._end(worker, unpacked(receiver.items[0]), before)
         elif kind == Kind.BYE:  # to the server before this one it was said before
             self._end(worker, None)
         elif kind == Kind.BEAT:
@@ -203,10 +194,10 @@ class Server:
     def _lose(self, worker: int) -> None:
         self._end(worker, RankDied(f"found the process of worker {worker} ended before its time"))
 
-    def _end(self, worker: int, error: BaseException | None) -> None:
+    def _end(self, worker: int, error: BaseException | None, before: int = 0) -> None:
         if worker in self._live:
             self._live.remove(worker)
-            self.core.end(worker)
+            self.core.end(worker, before)
             if error is not None:
                 self.dead[worker] = error
 

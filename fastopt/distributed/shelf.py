@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import wrong_value
 from . import checkpoint
+from .asynchronous import Algorithm
 from .carriers import Alone
 from .core import ServerCore
 from .shards import Span
@@ -63,6 +65,22 @@ class Shelf:
             return int((made / _RANK).read_text())
         self._epoch = epoch
         return rank
+
+    def take(self, core: ServerCore, rank: int) -> int:
+        """Have the shard as its next server, and take over the last checkpoint; return the server's number.
+
+        Raises
+        ------
+        OSError
+            It cannot be read.
+        ValueError
+            It is of another run; or another server has come between.
+        """
+        epoch = self.epoch() + 1
+        if self.claim(epoch, rank) != rank:
+            raise wrong_value("checkpoint", str(self._root.parent), "a directory that no other run has")
+        self.load(core)
+        return epoch
 
     def load(self, core: ServerCore) -> None:
         """Take over the last checkpoint, if there is one.
@@ -160,3 +178,16 @@ class Shelf:
             self._writer = None
         if self._failed is not None:
             raise self._failed
+
+
+def shelf_of(algorithm: Algorithm, cuts: Sequence[int], shard: int, workers: int, directory: Any) -> Shelf:
+    """Where a shard of a run is kept."""
+    described, pieces = algorithm._held.described(), algorithm._pieces[cuts[shard] : cuts[shard + 1]]
+    about = {
+        "optimizer": f"{type(algorithm).__name__} of {algorithm._class.__name__}",
+        "workers": workers,
+        "servers": len(cuts) - 1,
+        "first": cuts[shard],
+        "parameters": [[*described[i], begin, end] for i, begin, end in pieces],
+    }
+    return Shelf(directory, shard, workers, about)

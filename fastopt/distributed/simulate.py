@@ -12,7 +12,7 @@ import numpy as np
 from ..checks import check_integer, check_number, wrong_type
 from .asynchronous import Algorithm, Ask, Side
 from .core import Header, ServerCore
-from .workers import Result, check_algorithm, make_cores, result_of
+from .workers import Result, check_algorithm, make_cores, result_of, told_of
 
 #: Seconds as a function of random numbers and of the worker.
 Seconds = Callable[[np.random.Generator, int], float]
@@ -219,7 +219,7 @@ def simulate(
 
     simulation = _Simulation(gradient, iter(batches), core, sides, *taken, seed, rows, look)
     simulation.run()
-    return result_of(algorithm, [core], {}, simulation.now)
+    return result_of(algorithm, [told_of(core)], {}, simulation.now)
 
 
 def _seconds(name: str, given: float | Seconds) -> Seconds:

@@ -14,8 +14,10 @@ import numpy as np
 
 from ..checks import wrong_type, wrong_value
 from .asynchronous import Algorithm, Ask, Side
-from .core import ServerCore
+from .core import Header, Op, ServerCore
 
+#: What is told of a shard at the end: what there is to say of it, and its parameters.
+Told = tuple[dict[str, Any], list[np.ndarray]]
 _FORMAT = 1
 
 
@@ -142,6 +144,38 @@ class Worker:
                 self._wait(ask)
 
 
+class Numbers:
+    """The numbers of a worker's requests to servers that may end, of which each is handled once.
+
+    Parameters
+    ----------
+    side : Side
+        What asks.
+    number : int
+        The number of its last request.
+
+    Attributes
+    ----------
+    pushed : int
+        The gradients of which it is known that they have been pushed.
+    """
+
+    def __init__(self, side: Side, number: int) -> None:
+        self._side, self._number, self._resumes = side, number, number > 0
+        self.pushed, self._pushes = side.steps, side.steps
+
+    def header(self, op: Op) -> Header:
+        """The next request. The first one of a worker that resumes is a reading that has been, and has its number."""
+        self._number += not self._resumes
+        self._resumes, steps = False, self._side.steps
+        self._pushes = steps if op in (Op.PUSH, Op.EXCHANGE) else self.pushed
+        return Header(op, self._number, steps, self.pushed)
+
+    def answered(self) -> None:
+        """Take notice that all servers have done what was asked for."""
+        self.pushed = self._pushes
+
+
 def check_algorithm(algorithm: Any) -> None:
     """Check that an argument is an algorithm.
 
@@ -187,13 +221,19 @@ def make_core(
     )
 
 
-def result_of(
-    algorithm: Algorithm, cores: Sequence[ServerCore], dead: dict[int, BaseException], seconds: float
-) -> Result:
-    """The result of a run."""
-    delays: Counter[int] = cores[0].delays
-    params = algorithm._result([array for core in cores for array in core.shard.values()])
-    return Result(params, cores[0].version, dict(sorted(delays.items())), dict(sorted(dead.items())), seconds)
+def told_of(core: ServerCore) -> Told:
+    """What has been learned of a shard."""
+    about = {"version": core.version, "delays": core.delays, "order": core.order, "lost": core.lost}
+    return about, core.shard.values()
+
+
+def result_of(algorithm: Algorithm, told: Sequence[Told], dead: dict[int, BaseException], seconds: float) -> Result:
+    """The result of a run, of what is told of all shards."""
+    first: dict[str, Any] = told[0][0]
+    params = algorithm._result([array for _, values in told for array in values])
+    delays: Counter[int] = first["delays"]
+    lost = sum(about["lost"] for about, _ in told)
+    return Result(params, first["version"], dict(sorted(delays.items())), dict(sorted(dead.items())), seconds, lost)
 
 
 def write_order(file: Any, workers: int, orders: Sequence[Sequence[int]]) -> None:

@@ -99,6 +99,25 @@ def test_what_cannot_be_applied_changes_nothing():
     assert core.version == 1
 
 
+def test_who_begins_late_is_as_far_as_the_slowest_and_who_has_ended_tells_what_is_lost():
+    algorithm = fd.Downpour(fastopt.SGD, np.zeros(2), lr=1.0)
+    (core,) = fd.runs.make_cores(algorithm, algorithm._cuts(1), 3, max_ahead=1)
+    core.expect(())
+    core.begin(0)
+    for number in range(1, 6):
+        assert core.ready(0, Header(Op.FETCH, number))
+        core.handle(0, Header(Op.FETCH, number), None)
+    core.begin(1)
+    assert core.ready(1, Header(Op.FETCH, 1)) and core.ready(0, Header(Op.FETCH, 6))
+    for number in (6, 7):
+        core.handle(0, Header(Op.FETCH, number), None)
+    assert not core.ready(0, Header(Op.FETCH, 8))  # two ahead of 1; nobody waits for 2
+    for _ in range(2):
+        core.begin(1)
+        core.end(1, 3)
+    assert core.lost == 3 and core.ready(0, Header(Op.FETCH, 8))
+
+
 def test_each_worker_has_a_snapshot_of_its_own():
     """Pushes of AdaptiveRevision, with and without reading, are those of the function with the worker's snapshot."""
     algorithm = fd.Downpour(fastopt.AdaptiveRevision, start(((9,),)), lr=0.3, threads=1)

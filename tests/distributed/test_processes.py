@@ -5,8 +5,8 @@ import pytest
 
 import fastopt
 from fastopt import distributed as fd
-from fastopt.distributed import processes
 from fastopt.distributed.core import Header, Op
+from fastopt.distributed.shelf import shelf_of
 
 from ..support import assert_same_bits
 from . import faults
@@ -147,7 +147,7 @@ def a_core(algorithm, workers=2):
 
 
 def a_shelf(folder, algorithm):
-    return processes._shelf(algorithm, algorithm._cuts(1), 0, 2, folder)
+    return shelf_of(algorithm, algorithm._cuts(1), 0, 2, folder)
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "AdaptiveRevision", "DCASGD", "AggMo"])
