@@ -75,6 +75,7 @@ def run(
     worker: Callable[[Worker], Any],
     algorithm: Algorithm,
     *,
+    carrier: str | None = None,
     workers: int | None = None,
     servers: int | None = None,
     spares: int | None = None,
@@ -84,7 +85,7 @@ def run(
     checkpoint_every: float = 30.0,
     timeout: float = 600.0,
 ) -> Result:
-    """Train with workers that do not wait for each other: processes, or threads of one.
+    """Train with workers that do not wait for each other: processes, or threads of one, or Ray's actors.
 
     Where several processes were started together, all call it: the first ones are workers, those behind them servers,
     and all have the result. In one process workers are threads, which run in turn where Python computes, and at once in
@@ -98,12 +99,17 @@ def run(
         batch))``.
     algorithm : Downpour or EASGD
         What workers and servers do.
+    carrier : str, optional
+        ``"ray"``: workers and servers are actors in the cluster of Ray that this process is in, or that Ray finds or
+        begins for it. A worker begins as soon as there is a CPU for it: those for which there is none wait until
+        another one has ended, or a machine has joined the cluster.
     workers, servers : int
-        Their numbers: by default two threads, or all processes that are no servers; and those of ``fastopt run
-        --servers``, or one. Each parameter is whole on one server, which handles one request at a time.
+        Their numbers: by default two threads, all processes that are no servers, or as many actors as the cluster has
+        CPUs; and those of ``fastopt run --servers``, or one. Each parameter is whole on one server, which handles one
+        request at a time.
     spares : int, optional
         The processes that wait for a server to end before its time, and take over from its checkpoint; by default those
-        of ``fastopt run --spares``, or none.
+        of ``fastopt run --spares``, or none. Ray needs none: with checkpoints it starts a server anew.
     max_ahead : int, optional
         The most requests that a worker may be ahead of the slowest one that has not ended: then it waits.
     order : path, optional
@@ -116,7 +122,8 @@ def run(
         The seconds between checkpoints; there is one at the end too.
     timeout : float
         The seconds after which a process that is silent is taken for ended: a worker that neither asks for anything nor
-        ends, and a server, if there is a spare. Others go on then; if it wakes up, a RankDied is raised there.
+        ends, and a server, if there is a spare. Others go on then; if it wakes up, a RankDied is raised there. An actor
+        is killed, if it is a worker.
 
     Returns
     -------
@@ -130,7 +137,9 @@ def run(
     OSError
         The order cannot be written.
     RankDied
-        A process that is a server has ended, and no spare is left; or this one was taken for ended.
+        A server that is a process or an actor has ended, and none takes over; or this process was taken for ended.
+    BackendUnavailable
+        There is no Ray.
 
     Examples
     --------
@@ -142,6 +151,9 @@ def run(
     if workers is not None:
         check_integer("workers", workers, 1, 1 << 16)
     processes = not isinstance(current(), Alone | Threads)
+    if carrier is not None and (carrier != "ray" or processes):
+        expected = "None, for they are the workers and servers" if processes else "'ray', or None"
+        raise wrong_value("carrier", carrier, expected)
     servers = algorithm._check_servers(_told("SERVERS", 1) if servers is None else servers)
     spares = check_integer("spares", _told("SPARES", 0) * processes if spares is None else spares, 0)
     if max_ahead is not None:
@@ -165,9 +177,24 @@ def run(
             every=checkpoint_every,
             timeout=timeout,
         )
-    for name, value in (("spares", spares), ("checkpoint", checkpoint)):
-        if value:
-            raise wrong_value(name, value, "none in one process: start several by fastopt run")
+    if spares:
+        raise wrong_value("spares", spares, "none but among processes, which fastopt run starts")
+    if carrier == "ray":
+        from .actors import run_actors  # which imports Ray
+
+        return run_actors(
+            worker,
+            algorithm,
+            workers=workers,
+            servers=servers,
+            max_ahead=max_ahead,
+            order=order,
+            checkpoint=checkpoint,
+            every=checkpoint_every,
+            timeout=timeout,
+        )
+    if checkpoint is not None:
+        raise wrong_value("checkpoint", checkpoint, "none in one process: start several by fastopt run")
     workers, cuts = workers or 2, algorithm._cuts(servers)
     if order is None:
         return _run(worker, algorithm, make_cores(algorithm, cuts, workers, max_ahead), cuts, workers)

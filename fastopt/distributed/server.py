@@ -15,7 +15,7 @@ from .core import Header, Op, ServerCore
 from .post import Lost, Peers, Rest
 from .roll import Kind, Roll
 from .shelf import Shelf
-from .workers import Told, told_of
+from .workers import Told, silent_too_long, told_of
 from .world import RankDied
 
 #: The longest rest of a server in seconds, with which an idle one takes some 3 % of a core.
@@ -112,7 +112,7 @@ class Server:
         for k in self._live - {k for k, _ in self._held}:
             if self._roll.watch.silent(k):
                 self._untold.add(k)
-                self._end(k, RankDied(f"found nothing of worker {k} within the timeout, expected it to ask or to end"))
+                self._end(k, silent_too_long(k))
         for k in list(self._untold):
             with suppress(Lost):
                 if not self._peers.to(k).done():  # it is in the midst of a reply
@@ -145,7 +145,8 @@ class Server:
             return True
         self._roll.watch.heard(worker)
         if kind == Kind.END:
-            self._end(worker, unpacked(receiver.items[0]), before)
+            self.core.end(worker, before)  # which counts what is lost
+            self._end(worker, unpacked(receiver.items[0]))
         elif kind == Kind.BYE:  # to the server before this one it was said before
             self._end(worker, None)
         elif kind == Kind.BEAT:
@@ -194,10 +195,10 @@ class Server:
     def _lose(self, worker: int) -> None:
         self._end(worker, RankDied(f"found the process of worker {worker} ended before its time"))
 
-    def _end(self, worker: int, error: BaseException | None, before: int = 0) -> None:
+    def _end(self, worker: int, error: BaseException | None) -> None:
         if worker in self._live:
             self._live.remove(worker)
-            self.core.end(worker, before)
+            self.core.end(worker)
             if error is not None:
                 self.dead[worker] = error
 

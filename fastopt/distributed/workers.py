@@ -15,6 +15,7 @@ import numpy as np
 from ..checks import wrong_type, wrong_value
 from .asynchronous import Algorithm, Ask, Side
 from .core import Header, Op, ServerCore
+from .world import RankDied
 
 #: What is told of a shard at the end: what there is to say of it, and its parameters.
 Told = tuple[dict[str, Any], list[np.ndarray]]
@@ -174,6 +175,11 @@ class Numbers:
     def answered(self) -> None:
         """Take notice that all servers have done what was asked for."""
         self.pushed = self._pushes
+
+
+def silent_too_long(worker: int) -> RankDied:
+    """The error for a worker that is taken for ended."""
+    return RankDied(f"found nothing of worker {worker} within the timeout, expected it to ask or to end")
 
 
 def check_algorithm(algorithm: Any) -> None:
