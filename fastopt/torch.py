@@ -26,7 +26,7 @@ except ImportError as error:
     raise ImportError(f"fastopt.torch needs PyTorch ({error}): {install_command('torch')}") from None
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from .binding.norms import Limits, Told
+from .binding.norms import Limits
 from .binding.options import TorchArguments, check_group, read_call
 from .checks import check_flag, did_you_mean, wrong_type
 from .drop_in import groups, loading
@@ -35,9 +35,10 @@ from .drop_in.clipping import clip_grad_norm_
 from .drop_in.sharded import Shards
 from .drop_in.states import adopt_numbers, begin_states, copies_of
 from .drop_in.stepper import Stepper
+from .drop_in.telling import Telling
 
 
-class Optimizer(Told, torch.optim.Optimizer):
+class Optimizer(Telling, torch.optim.Optimizer):
     """The base of all classes: a torch.optim.Optimizer whose step is one fused pass. They come from the rule table.
 
     Parameters
@@ -109,23 +110,6 @@ class Optimizer(Told, torch.optim.Optimizer):
         self._backend_name, self._threads, self._storage = call.backend, call.threads, call.storage
         self._stepper = Stepper(self._arguments)
         super().__init__(groups.read_params(call.params, "params"), {**self._arguments.defaults, **call.options})
-
-    def _settle(self) -> None:
-        """Finds out whether the last step counts, which only the device may know: others than this class need not."""
-        if not isinstance(self._last_skipped, bool):
-            super()._settle()
-            if self._last_skipped is True:
-                self._stepper.take_back()
-
-    @property
-    def state(self) -> Any:
-        """For each parameter its state tensors, under torch's names."""
-        self._settle()
-        return self.__dict__["state"]
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self.__dict__["state"] = value
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
