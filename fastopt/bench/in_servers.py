@@ -1,8 +1,10 @@
 """Internal. A program for `fastopt run -n 2`: rounds of a ping-pong by MPI alone, and of exchanges with a server.
 
-Its arguments are the elements, the rounds, the seconds for them, and the classes. Rank 0 prints the times as JSON::
+Its arguments are the elements of a parameter, or a table's rows and their elements and lookups, the rounds, the seconds
+for them, and the classes. Rank 0 prints the times as JSON::
 
     fastopt run -n 2 fastopt/bench/in_servers.py 1000000 41 30 SGD Adagrad AdaptiveRevision
+    fastopt run -n 2 fastopt/bench/in_servers.py 1000000,64,82000 41 30 SGD Adagrad AdaptiveRevision
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import Any, Protocol
 
 import numpy as np
 from mpi4py import MPI
 
 import fastopt
+from fastopt.bench.sparse import zipf
 from fastopt.distributed import Downpour, mpi
-from fastopt.distributed.asynchronous import Ask
+from fastopt.distributed.asynchronous import Ask, Asking, Side
 from fastopt.distributed.client import Client
 from fastopt.distributed.core import Op
 from fastopt.distributed.post import Peers
@@ -26,9 +30,57 @@ from fastopt.distributed.server import Server
 from fastopt.distributed.workers import make_core
 
 
-def exchange_with(rule: str, size: int) -> Callable[[], object]:
-    """One exchange of a worker, which is rank 0, with a server, which is rank 1."""
-    algorithm = Downpour(getattr(fastopt, rule), np.zeros(size, np.float32), lr=0.1)
+class Exchanged(Protocol):
+    """What goes there and back.
+
+    Attributes
+    ----------
+    params, options
+        The arguments of `Downpour`.
+    there, back : list of numpy.ndarray
+        What the worker sends and receives, as it is.
+    """
+
+    params: Any
+    options: dict[str, Any]
+    there: list[np.ndarray]
+    back: list[np.ndarray]
+
+    def asks(self, side: Side) -> Asking:
+        """A worker's requests in a round."""
+
+
+class Whole:
+    """A parameter: its gradient there, and it back."""
+
+    def __init__(self, size: int) -> None:
+        self.params, self.options = np.zeros(size, np.float32), dict[str, Any]()
+        self.there = [np.random.default_rng(0).standard_normal(size, np.float32)]
+        self.back = [np.ones(size, np.float32)]
+
+    def asks(self, side: Side) -> Asking:
+        """One exchange."""
+        yield Ask(Op.EXCHANGE, self.there)
+
+
+class Lookups:
+    """Rows of a table: which there, they back, and their gradients there, a row for each lookup."""
+
+    def __init__(self, rows: int, width: int, lookups: int) -> None:
+        self.params, self.options = {"table": np.zeros((rows, width), np.float32)}, {"tables": {"table": 1}}
+        grad = np.random.default_rng(0).standard_normal((lookups, width), np.float32)
+        self.there, self.back = [zipf(lookups, rows), grad], [np.ones_like(grad)]
+
+    def asks(self, side: Side) -> Asking:
+        """A fetch of rows, and a push."""
+        indices, grad = self.there
+        yield from side.fetch_rows({"table": indices})
+        yield from side.advance({"table": fastopt.RowSparse(indices, grad)})
+
+
+def exchange_with(rule: str, what: Exchanged) -> Callable[[], object]:
+    """A round of a worker, which is rank 0, with a server, which is rank 1."""
+    algorithm = Downpour(getattr(fastopt, rule), what.params, lr=0.1, **what.options)
     peers = Peers(mpi.world_of_processes().channel())
     roll = Roll(peers, [1], [], [0], 600.0)
     if peers.rank:
@@ -44,32 +96,31 @@ def exchange_with(rule: str, size: int) -> Callable[[], object]:
                 pass
 
         return answer
-    client = Client(peers, roll, [0, 1], algorithm._side(1), 0)
-    grad = np.random.default_rng(0).standard_normal(size, np.float32)
+    side = algorithm._side(1)
+    client = Client(peers, roll, [0, 1], side, 0)
 
     def exchange() -> None:
-        ask = Ask(Op.EXCHANGE, [grad])
-        client.ask(ask)
-        client.wait(ask)
+        for ask in what.asks(side):
+            client.ask(ask)
+            client.wait(ask)
 
     return exchange
 
 
-def main(size: int, rounds: int, budget: float, rules: Sequence[str]) -> None:
+def main(what: Exchanged, rounds: int, budget: float, rules: Sequence[str]) -> None:
     """Time the rounds, and print seconds of each."""
     comm = MPI.COMM_WORLD
-    sent, received = np.ones(size, np.float32), np.ones(size, np.float32)
 
     def bare() -> None:
-        if comm.rank:
-            comm.Recv(received, 0)
-            comm.Send(sent, 0)
-        else:
-            comm.Send(sent, 1)
-            comm.Recv(received, 1)
+        arrays = [*((0, array) for array in what.there), *((1, array) for array in what.back)]
+        for sender, array in arrays:
+            if comm.rank == sender:
+                comm.Send(array, 1 - sender)
+            else:
+                comm.Recv(array, sender)
 
     calls: dict[str, Callable[[], object]] = {"bare": bare}
-    calls |= {rule: exchange_with(rule, size) for rule in rules}
+    calls |= {rule: exchange_with(rule, what) for rule in rules}
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = perf_counter()
     for k in range(rounds + 3):
@@ -88,4 +139,6 @@ def main(size: int, rounds: int, budget: float, rules: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])
+    numbers = [int(number) for number in sys.argv[1].split(",")]
+    exchanged: Exchanged = Whole(*numbers) if len(numbers) == 1 else Lookups(*numbers)
+    main(exchanged, int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])

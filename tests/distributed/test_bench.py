@@ -22,12 +22,13 @@ def test_a_row_has_all_three(name):
 
 
 @needs_mpi
-def test_a_row_of_servers_has_each_rule():
-    row = servers.measure("4 MB", 0.1, 3)
+@pytest.mark.parametrize("name", ["4 MB", "82,000 rows"])
+def test_a_row_of_servers_has_each_rule(name):
+    row = servers.measure(name, 0.1, 3)
     assert list(row["times"]) == ["bare", *servers.RULES]
     (table,) = servers.section(Options([])).tables([row])
     ((label, *figures),) = table.rows
-    assert label == "4 MB" and len(figures) == 4 and all("x (" in figure for figure in figures[1:])
+    assert label == name and len(figures) == 4 and all("x (" in figure for figure in figures[1:])
 
 
 @needs_mpi
