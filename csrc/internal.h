@@ -92,6 +92,11 @@ FASTOPT_API int fastopt_square_sums(int32_t dtype, int64_t runs, void *const *ad
 FASTOPT_API uint64_t fastopt_enter_ieee(void);
 FASTOPT_API void fastopt_leave_ieee(uint64_t before);
 
+/* ---- copies ---- */
+
+/* Copies bytes of arrays that do not overlap, past the caches: for what other processes read next. */
+FASTOPT_API void fastopt_copy(void *to, const void *from, int64_t bytes);
+
 /* ---- streams ---- */
 
 /* Reads 2 to 6 float32 arrays of n elements and writes all but the second, with the least arithmetic that the

@@ -271,3 +271,14 @@ def test_norms(dtype, backend):
     for n in (0, 1, *SIZES):
         part = whole[:n].astype(dtype)
         assert fastopt.global_norm(part, backend=backend) == np.sqrt(np.sum(whole[:n] ** 2))
+
+
+@pytest.mark.parametrize("offsets", [(0, 0), (1, 0), (0, 1), (63, 17), (16, 48)])
+def test_copies_are_whole_and_write_nothing_else(offsets):
+    random = np.random.default_rng(0).integers(0, 255, 5000, np.uint8)
+    for size in [*range(200), 4095, 4096, 4097]:
+        to = np.zeros(5000, np.uint8)
+        begin, source = offsets
+        native.copy(to[begin : begin + size], random[source : source + size])
+        assert np.array_equal(to[begin : begin + size], random[source : source + size])
+        assert not to[:begin].any() and not to[begin + size :].any()

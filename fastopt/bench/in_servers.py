@@ -21,9 +21,8 @@ from mpi4py import MPI
 import fastopt
 from fastopt.bench.sparse import zipf
 from fastopt.distributed import Downpour, mpi
-from fastopt.distributed.asynchronous import Ask, Asking, Side
+from fastopt.distributed.asynchronous import Asking, Side
 from fastopt.distributed.client import Client
-from fastopt.distributed.core import Op
 from fastopt.distributed.post import Peers
 from fastopt.distributed.roll import Roll
 from fastopt.distributed.server import Server
@@ -54,13 +53,13 @@ class Whole:
     """A parameter: its gradient there, and it back."""
 
     def __init__(self, size: int) -> None:
-        self.params, self.options = np.zeros(size, np.float32), dict[str, Any]()
+        self.params, self.options = [np.zeros(size, np.float32)], dict[str, Any]()
         self.there = [np.random.default_rng(0).standard_normal(size, np.float32)]
         self.back = [np.ones(size, np.float32)]
 
     def asks(self, side: Side) -> Asking:
-        """One exchange."""
-        yield Ask(Op.EXCHANGE, self.there)
+        """One step."""
+        yield from side.advance(self.there)
 
 
 class Lookups:

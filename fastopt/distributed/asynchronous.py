@@ -22,6 +22,9 @@ from ..rules import LibraryRule
 from .core import Centre, Op, OptimizerShard, Payload, Reply, Shard
 from .held import Held, grouped
 
+#: The fewest elements of gradients that are not copied before they are pushed.
+_DIRECT = 1 << 16
+
 
 class Ask:
     """A request to all servers.
@@ -34,6 +37,8 @@ class Ask:
         Of each parameter what is sent.
     waits : bool
         False where the worker goes on, and asks for the replies later, by the same object.
+    into : sequence of numpy.ndarray, optional
+        Arrays like the answers, of all parameters, which a carrier may have received there.
 
     Attributes
     ----------
@@ -43,8 +48,14 @@ class Ask:
         True once it is on its way.
     """
 
-    def __init__(self, op: Op, payload: Payload | None = None, waits: bool = True) -> None:
-        self.op, self.payload, self.waits = op, payload, waits
+    def __init__(
+        self,
+        op: Op,
+        payload: Payload | None = None,
+        waits: bool = True,
+        into: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        self.op, self.payload, self.waits, self.into = op, payload, waits, into
         self.replies: list[Reply] | None = None
         self.sent = False
 
@@ -315,6 +326,7 @@ class _DownpourSide(Side):
         self._views = self._held.views
         self.params = self._held.build(self._arrays)
         self._sums, self._backend = Accumulated(), choose_backend(None, CPU)
+        self._given: tuple[Any, ...] | None = None  # the last gradients, where they are pushed as they are
 
     def begin(self) -> Asking:
         yield from self._ask(Op.FETCH)
@@ -327,7 +339,9 @@ class _DownpourSide(Side):
         given = tuple(match(grads, held.structure, "grads"))
         if own._shards:
             self._check_tables(given)
-        self._sums.add(given, self._arrays, self._views, held.names, self._backend, 1)
+        self._given = given if self._is_whole(given) else None
+        if self._given is None:
+            self._sums.add(given, self._arrays, self._views, held.names, self._backend, 1)
         pushes, fetches = self.steps % own._n_push == 0, (self.steps + 1) % own._n_fetch == 0
         self.steps += 1
         if not fetches:
@@ -342,12 +356,29 @@ class _DownpourSide(Side):
             yield from self._ask(Op.PUSH)
 
     def _ask(self, op: Op) -> Asking:
-        ask = Ask(op, None if op == Op.FETCH else self._cut(self._sums.gradients(len(self._arrays))))
+        payload = None
+        if op != Op.FETCH:
+            payload = self._cut(self._given or self._sums.gradients(len(self._arrays)))
+        ask = Ask(op, payload, into=None if op == Op.PUSH or self._algorithm._shards else self._arrays)
         yield ask
         if op != Op.FETCH:
             self._sums.clear()
         for piece, found in zip(self._algorithm._pieces, ask.arrays, strict=False):
-            np.copyto(self._arrays[piece.parameter], found)
+            own = self._arrays[piece.parameter]
+            if found is not own:
+                np.copyto(own, found)
+
+    def _is_whole(self, given: Sequence[Any]) -> bool:
+        """Tell whether gradients can be pushed where they are, with no other, and are worth it."""
+        if self._algorithm._n_push > 1 or sum(x.size for x in self._arrays) < _DIRECT:
+            return False
+        return all(
+            isinstance(g, np.ndarray)
+            and g.shape == x.shape
+            and g.dtype == compute_dtype(x.dtype)
+            and g.flags.c_contiguous
+            for x, g in zip(self._arrays, given, strict=True)
+        )
 
     def _check_tables(self, given: tuple[Any, ...]) -> None:
         """Check that of tables rows alone have gradients.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from .asynchronous import Ask, Side
 from .core import Reply
@@ -12,6 +14,14 @@ from .roll import Kind, Roll
 from .server import packed, unpacked
 from .workers import Numbers, Told
 from .world import RankDied
+
+
+class _Asked(NamedTuple):
+    """What a shard has been asked: a parcel, and where the arrays of its answer may be received."""
+
+    numbers: list[int]
+    items: Sequence[Any]
+    into: Sequence[np.ndarray]
 
 
 class Client:
@@ -34,7 +44,7 @@ class Client:
     def __init__(self, peers: Peers, roll: Roll, cuts: Sequence[int], side: Side, number: int) -> None:
         self._peers, self._roll, self._cuts, self._side = peers, roll, cuts, side
         self._numbers = Numbers(side, number)
-        self._asked: dict[int, tuple[list[int], Sequence[Any]]] = {}  # of each shard, until it has answered
+        self._asked: dict[int, _Asked] = {}  # of each shard, until it has answered
         self._answers: dict[int, tuple[list[int], list[Any]]] = {}
         self._at: dict[int, int] = {}  # the rank that was asked
 
@@ -42,8 +52,9 @@ class Client:
         """Begin to ask."""
         op, *numbers = self._numbers.header(ask.op)
         for s in range(len(self._cuts) - 1):
-            part = () if ask.payload is None else ask.payload[self._cuts[s] : self._cuts[s + 1]]
-            self._ask(s, [Kind.ASK + op, *numbers], part)
+            own = slice(self._cuts[s], self._cuts[s + 1])
+            part, into = () if ask.payload is None else ask.payload[own], () if ask.into is None else ask.into[own]
+            self._ask(s, _Asked([Kind.ASK + op, *numbers], part, into))
 
     def wait(self, ask: Ask) -> None:
         """Wait until all have answered.
@@ -67,19 +78,19 @@ class Client:
         """Tell that there is nothing more to ask, and what went wrong; wait for what all have learned."""
         self._wait()
         for s in range(len(self._cuts) - 1):
-            self._ask(s, [Kind.END, 0, self._side.steps, self._numbers.pushed], [packed(error)])
+            self._ask(s, _Asked([Kind.END, 0, self._side.steps, self._numbers.pushed], [packed(error)], ()))
         return [(unpacked(about), values) for _, (about, *values) in self._wait()]
 
-    def _ask(self, shard: int, numbers: list[int], items: Sequence[Any]) -> None:
-        self._asked[shard] = numbers, items
+    def _ask(self, shard: int, asked: _Asked) -> None:
+        self._asked[shard] = asked
         holder = self._roll.holders[shard]
         self._at.pop(shard, None)
         if holder is None:
             return
         self._at[shard] = holder
         try:
-            self._peers.of(holder).expect()
-            self._peers.to(holder).send(numbers, items)
+            self._peers.of(holder).expect(asked.into)
+            self._peers.to(holder).send(asked.numbers, asked.items)
         except Lost:
             self._roll.lose(holder)
 
@@ -100,7 +111,7 @@ class Client:
         if holder is None:
             self._roll.look()
         elif holder != self._at.get(shard):
-            self._ask(shard, *self._asked[shard])
+            self._ask(shard, self._asked[shard])
         else:
             receiver = self._peers.of(holder)
             try:

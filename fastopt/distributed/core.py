@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
+from .. import settings
+from ..backends import PartRunner
 from ..backends.choice import ieee_arithmetic
+from ..binding.owned import Owned
 from ..binding.plan import Plan
+from ..jobs.job import DenseJob
 from ..optimizers import Optimizer
 from ..rules import AT_PARAMETER, State
 
-#: What copies arrays into others.
-Copy = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], None]
+#: Parts of arrays, in order, each with what is to be copied there: as it is once the pair is taken, not before.
+Pairs = Iterable[tuple[np.ndarray, np.ndarray]]
+#: What copies into arrays, until there are no more pairs.
+Copy = Callable[[Sequence[np.ndarray], Pairs], None]
+#: The elements that are updated and copied at once.
+PART = 1 << 17
 #: What a worker sends of each parameter: an array, rows, which rows it asks for, or None.
 Payload = Sequence[Any]
 
@@ -79,7 +87,7 @@ class Shard(Protocol):
     def read(self, worker: int, pushed: bool, copy: Copy | None = None) -> list[np.ndarray]:
         """Return for a worker, which has pushed in this request or not, what it reads, in memory of its own.
 
-        What is copied there for that is copied by `copy`, if there is one.
+        What is copied there for that is copied by `copy`, if there is one. A reading after a push may end that.
         """
 
     def again(self, worker: int, payload: Payload, pushed: bool) -> list[np.ndarray]:
@@ -313,7 +321,8 @@ class OptimizerShard:
                 if own.shape != owned.params[i].shape:
                     raise ValueError(f"state_dtype: found '8bit', expected one of whose {state.name} rows can be read")
         self._snapshots: dict[int, list[np.ndarray]] = {}
-        self._plans: dict[int, tuple[Payload, Plan]] = {}
+        self._plans: dict[int, _Plan] = {}
+        self._left: Callable[[Sequence[np.ndarray]], Pairs] | None = None  # of a step that has begun, by its reply
         self._replies: dict[int, list[np.ndarray]] = {}
         self._reads = True
         self._whole = list[bool]()  # of each parameter, whether the last push had a gradient of all its elements
@@ -324,23 +333,25 @@ class OptimizerShard:
             self._reads = reads
             for group in self._flagged:
                 group["read"] = reads
-        known = self._plans.get(worker)
-        if known is None or len(known[0]) != len(payload) or any(map(_others, known[0], payload)):
+        plan = self._plans.get(worker)
+        if plan is None or not plan.fits(payload):
             for (i, state), own in zip(self._copies, self._own(worker), strict=True):
                 self._owned.replace_state(i, state.name, own)
-            known = self._plans[worker] = payload, Plan(self._owned, self._owned.bind(tuple(payload)))
-        known[1].step()
+            plan = self._plans[worker] = _Plan(self._owned, payload)
         self._whole = [isinstance(given, np.ndarray) for given in payload]
+        if reads and plan.in_parts and not self._copied(worker, True):
+            self._left = plan.begin()
+        else:
+            plan.step()
 
     def read(self, worker: int, pushed: bool, copy: Copy | None = None) -> list[np.ndarray]:
         """Copy the parameters, and what the worker's next step is to know of them."""
-        for (i, state), own in zip(self._copies, self._own(worker), strict=True):
-            exact = state.copy_of != AT_PARAMETER or own.dtype.itemsize > 2  # states may be rounded otherwise than it
-            if i not in self._tables and not (pushed and exact and self._whole[i]):  # else the step has done it
-                np.copyto(own, self._source(i, state))
+        for i, state, own in self._copied(worker, pushed):
+            np.copyto(own, self._source(i, state))
         whole = [array[:0] if i in self._tables else array for i, array in enumerate(self._owned.params)]
         reply = _memory(self._replies, worker, whole)
-        (copy or _copy)(reply, whole)
+        left, self._left = self._left, None
+        (copy or _copy)(reply, zip(reply, whole, strict=True) if left is None else left(reply))
         return reply
 
     def again(self, worker: int, payload: Payload, pushed: bool) -> list[np.ndarray]:
@@ -373,6 +384,15 @@ class OptimizerShard:
             for (i, state), own in zip(self._copies, self._own(worker), strict=True):
                 np.copyto(own, self._source(i, state))
 
+    def _copied(self, worker: int, pushed: bool) -> list[tuple[int, State, np.ndarray]]:
+        """The copies of states that a worker's reading makes, and no step has made."""
+        found = []
+        for (i, state), own in zip(self._copies, self._own(worker), strict=True):
+            exact = state.copy_of != AT_PARAMETER or own.dtype.itemsize > 2  # states may be rounded otherwise than it
+            if i not in self._tables and not (pushed and exact and self._whole[i]):
+                found.append((i, state, own))
+        return found
+
     def _source(self, i: int, state: State) -> np.ndarray:
         """What a state is a copy of, as it is now."""
         states = self._owned.states[i]
@@ -383,6 +403,56 @@ class OptimizerShard:
         if worker not in self._snapshots:
             self._snapshots[worker] = [array.copy() for array in self._begun]
         return self._snapshots[worker]
+
+
+class _Plan:
+    """A step with what a worker pushes.
+
+    Attributes
+    ----------
+    in_parts : bool
+        True where a step can be done part by part, of all parameters in order.
+    """
+
+    def __init__(self, owned: Owned, payload: Payload) -> None:
+        self._owned, self._payload = owned, payload
+        self._bound = owned.bind(tuple(payload))
+        self.step = Plan(owned, self._bound).step
+        jobs = self._bound.jobs
+        elements = not any(owned.rule_of(i).whole for i in range(len(owned.params)))
+        ordered = [i for job in jobs for i in job.members.tolist()] == list(range(len(owned.params)))
+        dense = all(isinstance(job, DenseJob) for job in jobs)
+        size = sum(array.size for array in owned.params)
+        self.in_parts = elements and ordered and dense and size > PART and isinstance(self._bound.runner, PartRunner)
+
+    def fits(self, payload: Payload) -> bool:
+        """Tell whether these are the same arrays: rows, and what is left out, are never the same."""
+        if len(self._payload) != len(payload):
+            return False
+        return all(a is b and isinstance(a, np.ndarray) for a, b in zip(self._payload, payload, strict=True))
+
+    def begin(self) -> Callable[[Sequence[np.ndarray]], Pairs]:
+        """Begin a step in parts; return what does the rest of it and fills a reply, part by part."""
+        groups, runner = self._owned.groups, cast(PartRunner, self._bound.runner)
+        if groups.varying:
+            groups.read_varying(self._bound.members)
+        runner.advance(1.0)
+        return self._fill
+
+    def _fill(self, reply: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        runner, threads = cast(PartRunner, self._bound.runner), self._owned.threads or settings.threads
+        flat = [(own.reshape(-1), array.reshape(-1)) for own, array in zip(reply, self._owned.params, strict=True)]
+        i = at = 0
+        for k, job in enumerate(cast(Sequence[DenseJob], self._bound.jobs)):
+            for begin in range(0, job.size, PART):
+                end = min(begin + PART, job.size)
+                runner.update(k, begin, end, threads)
+                while begin < end:
+                    own, array = (x[at : at + end - begin] for x in flat[i])
+                    yield own, array
+                    begin, at = begin + own.size, at + own.size
+                    if at == flat[i][0].size:
+                        i, at = i + 1, 0
 
 
 class Centre:
@@ -443,14 +513,9 @@ class Centre:
             np.copyto(own, given)
 
 
-def _copy(to: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> None:
-    for own, array in zip(to, arrays, strict=True):
+def _copy(to: Sequence[np.ndarray], pairs: Pairs) -> None:
+    for own, array in pairs:
         np.copyto(own, array)
-
-
-def _others(a: Any, b: Any) -> bool:
-    """True unless both are one array: rows, and what is left out, are never the same."""
-    return a is not b or not isinstance(a, np.ndarray)
 
 
 def _memory(of: dict[int, list[np.ndarray]], worker: int, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

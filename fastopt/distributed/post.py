@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +15,12 @@ import numpy as np
 from ..arrays.dtypes import BFLOAT16, dtype_name, numpy_dtype
 from ..arrays.libraries import floats_of
 from ..binding.sparse import RowSparse
+from ..errors import BackendUnavailable
 from .world import RankDied
+
+_copy: Callable[[np.ndarray, np.ndarray], None] = np.copyto
+with suppress(BackendUnavailable):
+    from ..backends.native import copy as _copy
 
 #: The most bytes of a message.
 PIECE = 1 << 20
@@ -152,8 +158,10 @@ class Sender:
             self._send(memory)
         self._requests.reverse()  # those that are done first are asked first
 
-    def send_copied(self, numbers: Sequence[int], items: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> None:
-        """Copy contiguous arrays into items, and begin to send each piece as soon as it is copied.
+    def send_copied(
+        self, numbers: Sequence[int], items: Sequence[Any], pairs: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> None:
+        """Fill items, by pairs of a part and what is to be there, in order; send each piece as soon as it is full.
 
         Raises
         ------
@@ -165,17 +173,21 @@ class Sender:
             self._begin(numbers, items)
         except Lost as error:
             lost = error
-        for item, array in zip(items, arrays, strict=True):
-            for memory, source in zip(_pieces(_bytes(item)), _pieces(_bytes(array)), strict=True):
-                np.copyto(memory, source)
-                try:
-                    if lost is None:
-                        self._send(memory)
-                except Lost as error:
-                    lost = error
+        pieces = deque(piece for memory in self._memory for piece in _pieces(memory))
+        full = 0  # the bytes that are there of what has not been sent
+        for own, array in pairs:
+            for memory, source in zip(_pieces(_bytes(own)), _pieces(_bytes(array)), strict=True):
+                _copy(memory, source)
+                full += memory.size
+                while lost is None and pieces and pieces[0].size <= full:
+                    full -= pieces[0].size
+                    try:
+                        self._send(pieces.popleft())
+                    except Lost as error:
+                        lost = error
         if lost is not None:
             raise lost
-        self._requests.reverse()
+        self._requests.reverse()  # those that are done first are asked first
 
     def _begin(self, numbers: Sequence[int], items: Sequence[Any]) -> None:
         """Send all but the arrays."""
@@ -204,7 +216,7 @@ class Sender:
         arrays = [_arrays(item) for item in items]
         self._items = items
         self._memory = [_bytes(array) for own in arrays for array in own]
-        return json.dumps([[[dtype_name(array.dtype), array.shape] for array in own] for own in arrays]).encode()
+        return json.dumps(_forms(arrays)).encode()
 
     def done(self) -> bool:
         """Tell whether the last parcel is on its way, so that its arrays may be written."""
@@ -233,13 +245,15 @@ class Receiver:
         self._source, self._channel = source, channel
         self.numbers = np.zeros(_NUMBERS + 1, np.int64)
         self.items: list[Any] = []
+        self._forms: list[Any] = []
+        self._lent = False  # true where the last arrays are others' and not this one's own
         self._arrays: list[list[np.ndarray]] = []
         self._requests: list[Any] = []
         self._parts: Iterator[None] | None = None
 
-    def expect(self) -> None:
-        """Begin to receive the next parcel."""
-        self._parts = self._receive()
+    def expect(self, into: Sequence[np.ndarray] = ()) -> None:
+        """Begin to receive the next parcel; its arrays into these, where these are like them and contiguous."""
+        self._parts = self._receive(into)
         with suppress(Lost):  # which `arrived` raises
             next(self._parts)
 
@@ -258,7 +272,7 @@ class Receiver:
                 self._parts = None
         return True
 
-    def _receive(self) -> Iterator[None]:
+    def _receive(self, into: Sequence[np.ndarray]) -> Iterator[None]:
         self._begin([_bytes(self.numbers)])
         yield
         size = int(self.numbers[_NUMBERS])
@@ -266,9 +280,13 @@ class Receiver:
             text = np.empty(size, np.uint8)
             self._begin([text])
             yield
-            self._arrays = [
-                [np.empty(shape, _dtype(name)) for name, shape in own] for own in json.loads(text.tobytes() or b"[]")
-            ]
+            self._forms = json.loads(text.tobytes() or b"[]")
+        given = [[own] for own in into if own.flags.c_contiguous]
+        if given and self._forms == _forms(given):
+            self._arrays, self._lent = given, True
+        elif size >= 0 or self._lent:
+            self._lent = False
+            self._arrays = [[np.empty(shape, _dtype(name)) for name, shape in own] for own in self._forms]
         self._begin([_bytes(array) for own in self._arrays for array in own])
         yield
         self.items = [_item(own) for own in self._arrays]
@@ -312,6 +330,11 @@ def _arrays(item: Any) -> list[np.ndarray]:
         return []
     own = [item.indices, floats_of(item.values)] if isinstance(item, RowSparse) else [item]
     return [np.asarray(array, order="C") for array in own]
+
+
+def _forms(arrays: Sequence[Sequence[np.ndarray]]) -> list[Any]:
+    """The dtypes and shapes of each item's arrays."""
+    return [[[dtype_name(array.dtype), list(array.shape)] for array in own] for own in arrays]
 
 
 def _item(arrays: Sequence[np.ndarray]) -> Any:

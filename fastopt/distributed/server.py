@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import Header, Op, ServerCore
+from .core import Header, Op, Pairs, ServerCore
 from .post import Lost, Peers, Rest
 from .roll import Kind, Roll
 from .shelf import Shelf
@@ -167,10 +167,10 @@ class Server:
     def _answer(self, worker: int, header: Header) -> None:
         replied = False
 
-        def copy(to: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> None:
+        def copy(to: Sequence[np.ndarray], pairs: Pairs) -> None:
             nonlocal replied
             replied = True
-            self._reply(worker, [Kind.REPLY, header.number, self.core.version], to, arrays)
+            self._reply(worker, [Kind.REPLY, header.number, self.core.version], to, pairs)
 
         try:
             reply = self.core.handle(worker, header, self._peers.of(worker).items, copy)
@@ -182,15 +182,13 @@ class Server:
         self._peers.of(worker).expect()
         self._roll.watch.heard(worker)
 
-    def _reply(
-        self, worker: int, numbers: Sequence[int], items: Sequence[Any], arrays: Sequence[np.ndarray] | None = None
-    ) -> None:
-        """Send items, into which arrays are copied first if there are some."""
+    def _reply(self, worker: int, numbers: Sequence[int], items: Sequence[Any], pairs: Pairs | None = None) -> None:
+        """Send items, into which something is copied first if there are pairs."""
         with suppress(Lost):  # which is seen by looking for the next request
-            if arrays is None:
+            if pairs is None:
                 self._peers.to(worker).send(numbers, items)
             else:
-                self._peers.to(worker).send_copied(numbers, items, arrays)
+                self._peers.to(worker).send_copied(numbers, items, pairs)
 
     def _lose(self, worker: int) -> None:
         self._end(worker, RankDied(f"found the process of worker {worker} ended before its time"))

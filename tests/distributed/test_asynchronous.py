@@ -118,6 +118,31 @@ def test_who_begins_late_is_as_far_as_the_slowest_and_who_has_ended_tells_what_i
     assert core.lost == 3 and core.ready(0, Header(Op.FETCH, 8))
 
 
+@pytest.mark.parametrize("name, storage", [*((name, {}) for name in EVERY), ("AdamW", {"state_dtype": "8bit"})])
+def test_a_large_step_is_done_part_by_part(name, storage, monkeypatch):
+    """A reply that is filled in parts has the bits of one after the step, and so have the states."""
+    shapes = ((12, 4),) if name in MATRIX_CLASSES else ((3,), (8193,), (2, 4100))
+    algorithm = fd.Downpour(getattr(fastopt, name), start(shapes), threads=1, **REQUIRED.get(name, {}), **storage)
+    (alone,), (parted,) = (fd.runs.make_cores(algorithm, algorithm._cuts(1), 1) for _ in range(2))
+    grads = pull(Plain(start(shapes)), 1)
+    replies = [alone.handle(0, Header(Op.EXCHANGE, number), grads) for number in (1, 2, 3)]
+    sizes = []
+
+    def fill(to, pairs):
+        for own, array in pairs:
+            np.copyto(own, array)
+            sizes.append(own.size)
+
+    monkeypatch.setattr("fastopt.distributed.core.PART", 4096)
+    for number in (1, 2, 3):
+        reply = parted.handle(0, Header(Op.EXCHANGE, number), grads, fill)
+    assert_same_bits(reply.payload, replies[-1].payload)
+    assert_same_bits(parted.shard.values(), alone.shard.values())
+    assert str(parted.shard.saved()) == str(alone.shard.saved())
+    if name in CLASSES and not (rule := CLASSES[name]._arguments.rules[0]).whole and not rule.by_row:
+        assert max(sizes) == 4096 and sum(sizes) == 3 * sum(p.size for p in grads)
+
+
 def test_each_worker_has_a_snapshot_of_its_own():
     """Pushes of AdaptiveRevision, with and without reading, are those of the function with the worker's snapshot."""
     algorithm = fd.Downpour(fastopt.AdaptiveRevision, start(((9,),)), lr=0.3, threads=1)

@@ -36,12 +36,15 @@ def printed(ranks, text, **environment):
 
 AGAIN = """
 half = [p.astype(ml_dtypes.bfloat16) for p in start()]
+large = start(((700, 500), (3,), (300001,)))  # which are updated in parts, and sent in pieces
 cases = [fd.Downpour(getattr(fastopt, name), start(SHAPES[:1]) if name in MATRIX_CLASSES else start(), threads=1,
                      **REQUIRED.get(name, {})) for name in {names}]
 cases += [
     fd.EASGD(fastopt.NAG, half, lr=0.05, momentum=0.9, lr_inside=True, every=2),
     fd.Downpour(fastopt.AdamW, half, n_push=3, n_fetch=2, warm_start=4),
     fd.Downpour(fastopt.SGD, half, rounding="stochastic", seed=3, lr=0.1),
+    fd.Downpour(fastopt.AdaptiveRevision, large, lr=0.1, threads=1),
+    fd.Downpour(fastopt.AdamW, [p.astype(ml_dtypes.bfloat16) for p in large], threads=1),
 ]
 runs = []
 for number, case in enumerate(cases):

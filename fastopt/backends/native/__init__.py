@@ -324,6 +324,11 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     return sums
 
 
+def copy(to: np.ndarray, array: np.ndarray) -> None:
+    """Copy an array of bytes into another one of as many, which is not kept in caches."""
+    lib.fastopt_copy(ffi.from_buffer(to, require_writable=True), ffi.from_buffer(array), to.size)
+
+
 def stream_rows(
     arrays: Sequence[np.ndarray], rows: np.ndarray, starts: np.ndarray, places: np.ndarray, threads: int
 ) -> None:
