@@ -14,9 +14,10 @@ from .. import functional
 from ..backends.choice import available_backends
 from ..optimizers import CLASSES
 from ..rules import REQUIRED, RULES
+from . import pictures
 from .peers import pytorch
 from .peers.base import count_moved, hyper_of
-from .section import Options, Row, Section, Skip, Table, against, named, row_of, share_of, table, time_of
+from .section import Options, Row, Section, Skip, Table, against, named, row_of, share_of, table, time_of, whoever
 from .timing import Call, Times, ratio
 
 SMALL = {"1000 tensors of 1000": 1000 * [1000], "1 tensor of 10^6": [1_000_000]}
@@ -156,7 +157,15 @@ def section(options: Options) -> Section:
         small = [row for row in rows if row["name"] in SMALL]
         yield table("Adam over small tensors there", {"": named, "µs": time_of("numba-cuda", 2, 1e6)}, small)
 
-    return Section("cuda", title, names, Measure(options), tables, None, 6.0)
+    return Section("cuda", title, names, Measure(options), tables, draw, 6.0)
+
+
+def draw(figure: Any, rows: Sequence[Row]) -> None:
+    """Rates of rules, with a mark at that of a copy."""
+    large = [row for row in rows if row["name"] not in SMALL]
+    title = f"One step over {large[0]['elements']:,} float32 elements, {large[0]['device']}" if large else ""
+    whom = whoever(large, ("numba-cuda", "torch-fused", "torch-foreach"))
+    pictures.bars(figure, title, large, whom, "a copy on the device")
 
 
 def _terabytes(row: Row) -> str:

@@ -18,7 +18,8 @@ _LOOKS = looks(
         *("native", "numba", "torch-fused", "torch-foreach", "optax", "numpy", "deepspeed", "thinc"),
         *("step", "functional", "fastopt.torch", "torch-loop", "numba-loop", "torch-compile"),
     )
-) | {"ceiling": Look(GREY, "--", "", "")}
+)
+_LOOKS |= {"ceiling": Look(GREY, "--", "", ""), "numba-cuda": _LOOKS["native"]}
 
 
 class Picture:
@@ -111,8 +112,8 @@ def _touched(row: Row) -> float:
     return (row["bytes"] / row["elements"] + width) / 2
 
 
-def bars(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str]) -> None:
-    """A group of bars for each rule, and a mark at its ceiling."""
+def bars(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str], ceiling: str = "ceiling") -> None:
+    """A group of bars for each rule, and a mark at its ceiling, which is called so."""
     figure.set_size_inches(9, max(4.0, 0.8 + len(rows) * (0.16 + 0.075 * len(whom))))
     axes = _axes(figure, title, "GB/s read and written", "")
     height = 0.84 / len(whom)
@@ -126,7 +127,7 @@ def bars(figure: Any, title: str, rows: Sequence[Row], whom: Sequence[str]) -> N
         )
     tops = {i: _rates(row, "ceiling")[1] for i, row in enumerate(rows) if "ceiling" in row["times"]}
     ends = [i - 0.45 for i in tops], [i + 0.45 for i in tops]
-    axes.vlines(list(tops.values()), *ends, color=GREY, linewidth=2, label="ceiling")
+    axes.vlines(list(tops.values()), *ends, color=GREY, linewidth=2, label=ceiling)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")

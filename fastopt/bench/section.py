@@ -13,7 +13,7 @@ Row = dict[str, Any]
 Show = Callable[[Row], str]
 NOISY = "~"
 #: What people call whose keys in the results are those of backends.
-LABELS = {"native": "fastopt", "numba": "fastopt (numba)"}
+LABELS = {"native": "fastopt", "numba": "fastopt (numba)", "numba-cuda": "fastopt"}
 DISTURBED = 1.05  # a share above it says that the ceiling was slowed, for nothing is faster
 FOOTNOTE = f"{NOISY}: the rounds' spread is wider than what the figure claims; measure again on a quiet machine."
 
