@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from fastopt.arrays.blocks import POSITIVE, SIGNED
+from fastopt.jobs.job import DUPLICATES
 from fastopt.jobs.storage import AVERAGE, DITHER, KAHAN, MASTER, STOCHASTIC, ZERO_GRADS
 from fastopt.rules import RULES
 
@@ -31,7 +32,15 @@ pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 from fastopt import BackendUnavailable
 from fastopt.arrays.libraries import driver
 from fastopt.backends.numba_cuda import compiler, limits, rows, runs
-from fastopt.backends.numba_cuda.compiler import Fold, KernelSpec, Plain, RowKernelSpec, scale_of, squares_of
+from fastopt.backends.numba_cuda.compiler import (
+    Fold,
+    GroupSums,
+    KernelSpec,
+    Plain,
+    RowKernelSpec,
+    scale_of,
+    squares_of,
+)
 from fastopt.bench.assembly import Assembled, assemble
 
 TARGETS = ((7, 5), (8, 0), (9, 0))
@@ -68,7 +77,6 @@ def plain_kinds():
     yield from (limits._BEGIN, limits._ADD, limits._LIMIT, *map(compiler.put_scales_in, (F4, F8)))
     yield from (runs._MAP_CHUNKS, rows._BEGIN, rows._COUNT, rows._ADD_UP, rows._ORDER)
     yield from map(rows.bags_of, (F4, F8))
-    yield from (compiler.groups_of(*of) for of in ((F4, IN_F4), (F4, IN_BF16), (F4, IN_F2), (F8, IN_F8)))
     yield from map(squares_of, compiler.CODES)
     yield from map(scale_of, compiler.CODES)
 
@@ -160,9 +168,12 @@ def expected_vectors(kind):
     if isinstance(kind, RowKernelSpec):
         count = count[: len(kind.elementwise)]
     loaded = sum(count) - count[0] * bool(kind.options & MASTER)  # which is the parameter
-    if isinstance(kind, RowKernelSpec):  # whose first gradient is not added to others
-        loaded += count[1]
     stored = sum(count) - count[1] * (not kind.options & ZERO_GRADS)
+    if isinstance(kind, RowKernelSpec):  # whose gradients come in batches, and if they are added up groups' sums, too
+        own = kind.lanes * kind.dtype.itemsize // 16
+        loaded += (kind.batch - 1) * count[1] + kind.batch * own * (DUPLICATES[kind.duplicates] == "sum")
+        if kind.rule.by_row:  # the sum is kept in between
+            loaded, stored = loaded + own, stored + own
     return loaded, stored
 
 
@@ -236,6 +247,31 @@ def test_rows(kernel, duplicates):
     assert built.registers <= OTHERS
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lookups", [(True, False), (True, True)], ids=["bags", "weighted bags"])
+def test_rows_of_bags(lookups):
+    bags, weighted = lookups
+    kind = replace(by_rows("adagrad", 0), bags=bags, weighted=weighted)
+    built = build(kind, target_of(kind))
+    check_update(kind, built)
+    assert built.registers <= OTHERS
+
+
+GROUPS = [GroupSums(F4, IN_F4), GroupSums(F4, IN_F4, of_groups=True), GroupSums(F4, IN_F4, bags=True, weighted=True)]
+GROUPS += [GroupSums(F4, IN_BF16), GroupSums(F4, IN_F2), GroupSums(F8, IN_F8), GroupSums(F8, IN_F8, of_groups=True)]
+
+
+@pytest.mark.parametrize("kind", GROUPS, ids=lambda kind: kind.name)
+def test_sums_of_groups(kind):
+    """A thread has eight loads of gradients under way, and registers for as many."""
+    built = build(kind, target_of(kind))
+    lanes = 8 if BYTES[kind.gradient] == 2 else 16 // kind.dtype.itemsize
+    loaded, stored = lanes * BYTES[kind.gradient] // 16, lanes * kind.dtype.itemsize // 16
+    assert vectors(built) == (8 * loaded, stored)
+    assert built.registers <= 96
+    assert not built.count(r"\bfma\.|\bcall\b|\bdiv\b")
+
+
 # ---- folds and what depends on no rule ----
 
 
@@ -273,7 +309,7 @@ def test_names_tell_kernels_apart():
     kinds += [by_rows(kernel, duplicates) for kernel in RULE_OF for duplicates in range(3)]
     kinds += [replace(update("adam"), strided=strided, tabled=True) for strided in (False, True)]
     kinds += [Fold(name, update(rule.kernel, tabled=True)) for name, rule in RULES.items()]
-    kinds += plain_kinds()
+    kinds += [*GROUPS, *plain_kinds()]
     names = [kind.name for kind in kinds]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[A-Za-z]\w*", name) for name in names)

@@ -10,6 +10,12 @@ from .device import DeviceArray, assert_equal, hyper_of, on_both, without_waitin
 from .support import make_states, one_of_each_kind
 
 pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
+pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+
+from fastopt.arrays.libraries import driver
+from fastopt.backends.numba_cuda import compiler, rows
+from fastopt.backends.numba_cuda.kernels import THREADS
+
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 pytestmark = [pytest.mark.stub_driver, pytest.mark.usefixtures("gpu")]
@@ -49,22 +55,70 @@ def test_rows_have_the_cpus_bits(gpu, case, indices_dtype):
     assert_equal(there, here)
 
 
-@pytest.mark.parametrize(("name", "sizes", "width"), [
-    ("sgd", (1, 31, 0, 32, 33, 64, 65), 6),
-    ("rowwise_adagrad", (33, 70, 5), 7),
-    ("sgd", (7, 1023, 5, 1024, 1025, 1057, 2080), 1),
-    pytest.param("sgd", (3, 32768, 32769 + 1024, 40), 1, marks=pytest.mark.slow),
-])  # fmt: skip
-def test_rows_of_many_lookups_have_the_cpus_tree(gpu, name, sizes, width):
+@pytest.mark.parametrize(("name", "sizes", "width", "dtypes"), [
+    ("sgd", (1, 31, 0, 32, 33, 64, 65), 6, (F4, F4)),  # element by element
+    ("adagrad", (1, 31, 0, 32, 33, 64, 65), 8, (F4, F4)),  # by 16 bytes
+    ("sgd", (40, 33, 100), 20, (BF, BF)),  # both, of 8 elements
+    ("adagrad", (40, 33, 100), 10, (F8, F8)),
+    ("rowwise_adagrad", (33, 70, 5), 7, (F4, F4)),
+    ("rowwise_adagrad", (1, 100, 0, 32, 65), 72, (F4, BF)),
+    ("sgd", (7, 1023, 5, 1024, 1025, 1057, 2080), 1, (F4, F4)),
+    ("rowwise_adagrad", (3, 1025), 4, (F4, F4)),
+    pytest.param("sgd", (3, 32768, 32769 + 1024, 40), 1, (F4, F4), marks=pytest.mark.slow),
+    pytest.param("adagrad", (32767, 2, 33824), 4, (F4, F4), marks=pytest.mark.slow),
+], ids=str)  # fmt: skip
+def test_rows_of_many_lookups_have_the_cpus_tree(gpu, name, sizes, width, dtypes):
     rng = np.random.default_rng(0)
     indices = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    values = rng.standard_normal((len(indices), width)).astype(F4)
-    param = rng.standard_normal((len(sizes), width)).astype(F4)
+    values = rng.standard_normal((len(indices), width)).astype(dtypes[1])
+    param = rng.standard_normal((len(sizes), width)).astype(dtypes[0])
     there, here = on_both([param, *make_states(name, hyper_of(name), param)])
     gradient = RowSparse(DeviceArray(indices), DeviceArray(values, read_only=True))
     with without_waiting(gpu):
         getattr(functional, name)(there[0], gradient, *there[1:], step=1, **hyper_of(name))
     getattr(functional, name)(here[0], RowSparse(indices, values), *here[1:], step=1, **hyper_of(name))
+    assert_equal(there, here)
+
+
+@pytest.mark.parametrize(("lookups", "count"), [(1023, 1), (1024, 2), (1025, 256), (3000, 257), (2049, 70_000)])
+def test_lookups_are_ordered_by_several_blocks(lookups, count):
+    """In each row's own order, of which its sum's bits tell; the numbers of rows need one to three digits."""
+    rng = np.random.default_rng(0)
+    indices = rng.zipf(1.2, lookups) % count
+    indices[:: lookups // 7] = count - 1
+    values, param = (rng.standard_normal(n).astype(F4) for n in (lookups, count))
+    there, here = on_both([param])
+    for arrays, kind in ((there, DeviceArray), (here, np.array)):
+        functional.sgd(arrays[0], RowSparse(kind(indices), kind(values)), step=1, lr=0.1)
+    assert_equal(there, here)
+
+
+@pytest.mark.parametrize("blocks", [1, 255, 256, 257, 600])
+def test_counters_are_added_up_before_each_block(blocks):
+    """As many blocks' as there are, which takes a row of so many lookups that no interpreter would end."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 1000, (3, blocks), np.int32)
+    counters, totals = DeviceArray(counts), DeviceArray(np.full(3, -1, np.int32))
+    device, kind = driver.device_of(0), rows._ADD_UP
+    kernel = device.kernel(compiler.ptx_of(kind, device.capability), kind.name, len(kind.arguments), THREADS)
+    addresses = [array.__cuda_array_interface__["data"][0] for array in (counters, totals)]
+    kernel.arguments[:] = *addresses, blocks
+    kernel.launch(3, 0)
+    sums = counts.cumsum(axis=1)
+    np.testing.assert_array_equal(counters.get(), sums - counts)
+    np.testing.assert_array_equal(totals.get(), sums[:, -1])
+
+
+@pytest.mark.parametrize("duplicates", ["sum", "sequential"])
+def test_teams_that_update_several_rows(monkeypatch, duplicates):
+    monkeypatch.setattr(rows, "_TEAMS", 16)
+    rng = np.random.default_rng(0)
+    param, indices = rng.standard_normal((40, 24)).astype(F4), rng.integers(0, 40, 70)
+    values = rng.standard_normal((70, 24)).astype(F4)
+    there, here = on_both([param, np.zeros(40, F4)])
+    for arrays, kind in ((there, DeviceArray), (here, np.array)):
+        gradient = RowSparse(kind(indices), kind(values), duplicates=duplicates)
+        functional.rowwise_adagrad(arrays[0], gradient, arrays[1], step=1, lr=0.1)
     assert_equal(there, here)
 
 

@@ -50,6 +50,9 @@ _NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: 
 #: Instructions that devices have from a compute capability on, in place of what takes several.
 _FROM_8_0 = {"encode_bfloat16": instructions.encode_bfloat16, "largest_of_warp": instructions.largest_of_warp}
 TOOLKIT = Path("/usr/local/cuda")  # where it is, if nothing says otherwise
+#: Kernels of which the assembler is told how many threads a block has: it then spends registers on loads that are under
+#: way together, of which these have many. Of updates it would spend those that other blocks need.
+_BOUNDED = {"sum_groups"}
 _BITS_16 = {code for dtype, code in CODES.items() if dtype.itemsize == 2}
 
 
@@ -179,25 +182,36 @@ class RowKernelSpec(KernelSpec):
     ----------
     duplicates : int
         What several lookups of one row mean, by `fastopt.jobs.job.DUPLICATES`.
+    bags, weighted : bool
+        Whether several lookups may have one row of the gradient, and whether they have weights.
     """
 
     duplicates: int = 0
-    integers: ClassVar[int] = 13
+    bags: bool = False
+    weighted: bool = False
+    integers: ClassVar[int] = 15
 
     @property
     def name(self) -> str:
         """Name shown by profilers."""
-        return f"{super().name}_rows_{DUPLICATES[self.duplicates]}"
+        return f"{super().name}_rows_{DUPLICATES[self.duplicates]}{_of_lookups(self.bags, self.weighted)}"
 
     @property
     def elementwise(self) -> tuple[int, ...]:
         """Storage formats of the arrays that have a row's elements."""
         return self.stored[:-1] if self.rule.by_row else self.stored
 
+    @property
+    def batch(self) -> int:
+        """Gradients that a thread loads at a time."""
+        return _BATCH_OF_ROWS if DUPLICATES[self.duplicates] == "sum" else 1
+
     def bindings(self, capability: tuple[int, int]) -> dict[str, Any]:
         """Values of the kernel's template constants."""
         names = {**super().bindings(capability), "ROWS": True, "DUPLICATE_RULE": self.duplicates}
         names |= {"STORED": self.elementwise, "ARRAYS": len(self.elementwise)}
+        names |= {"BAGS": self.bags, "WEIGHTED": self.weighted, "BATCH": self.batch}
+        names["WHOLE"] = self.batch == 1
         if self.rule.by_row:
             names |= {"BY_ROW": self.stored[-1:], "STATES": 0, "by_row": self.rule.by_row, "apply": _apply_of(0, 1, 0)}
         return names
@@ -209,9 +223,73 @@ class RowKernelSpec(KernelSpec):
             "LANES": self.lanes,
             "update_aligned": self.of_lanes(kernels.update_row_elements, self.lanes, True, capability),
             "update_any": self.of_lanes(kernels.update_row_elements, 1, False, capability),
+            "row_sum_aligned": self.of_lanes(kernels.sum_row_elements, self.lanes, True, capability),
+            "row_sum_any": self.of_lanes(kernels.sum_row_elements, 1, False, capability),
             "square_of": self.of_lanes(kernels.square_of, 1, False, capability),
         }
         return _rebound(kernels.update_rows, names)[0]
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """The kernel that adds up the gradients of groups of a row's lookups, or groups of such groups.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        In which it computes.
+    gradient : int
+        How gradients are stored, by `fastopt.arrays.dtypes.CODES`.
+    bags, weighted : bool
+        As of `RowKernelSpec`.
+    of_groups : bool
+        Whether it adds up groups' sums.
+    """
+
+    dtype: np.dtype
+    gradient: int
+    bags: bool = False
+    weighted: bool = False
+    of_groups: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name shown by profilers."""
+        if self.of_groups:
+            return f"fastopt_sum_groups_in_{self.dtype.name}"
+        return f"fastopt_sum_{_NAMES[self.gradient]}_in_{self.dtype.name}{_of_lookups(self.bags, self.weighted)}"
+
+    def bound(self, capability: tuple[int, int]) -> Any:
+        """The kernel as Python whose every name is bound."""
+        halves = self.gradient in _BITS_16
+        names: dict[str, Any] = {
+            "REAL": self.dtype.type,
+            "OWN": CODES[self.dtype],
+            "STORED": (CODES[self.dtype], self.gradient),
+            "IN_HALVES": halves,
+            "BAGS": self.bags,
+            "WEIGHTED": self.weighted,
+            "OF_GROUPS": self.of_groups,
+            "BATCH": _BATCH_OF_GROUPS,
+            "LANES": 8 if halves else 16 // self.dtype.itemsize,
+        }
+        whole, one = {**names, "ALIGNED": True}, {**names, "LANES": 1}
+        names["sum_aligned"] = bound(kernels.sum_group_elements, whole)
+        names["sum_any"] = bound(kernels.sum_group_elements, one)
+        return _rebound(kernels.sum_groups, names)[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        return types.void(*integers(len(inspect.signature(kernels.sum_groups).parameters)))
+
+
+#: Gradients that a thread loads at a time, where it then updates a row, and where it only adds up.
+_BATCH_OF_ROWS, _BATCH_OF_GROUPS = 4, 8
+
+
+def _of_lookups(bags: bool, weighted: bool) -> str:
+    """What a kernel's name says of its lookups."""
+    return "_bags" * bags + "_weighted" * weighted
 
 
 @dataclass(frozen=True)
@@ -364,13 +442,6 @@ def scale_of(dtype: np.dtype) -> Plain:
     return Plain("scale", (*integers(5), types.float64), _of_floats(dtype), dtype_name(dtype))
 
 
-@cache
-def groups_of(real: np.dtype, gradient: int) -> Plain:
-    """The kernel that adds up groups of a row's gradients, which are stored as a code says, in a dtype."""
-    names = (("OWN", CODES[real]), ("REAL", real.type), ("STORED", (CODES[real], gradient)))
-    return Plain("sum_groups", integers(13), names, f"{_NAMES[gradient]}_in_{real.name}")
-
-
 def _of_floats(dtype: np.dtype) -> tuple[tuple[str, Any], ...]:
     return ("REAL", compute_dtype(dtype).type), ("STORED", (CODES[dtype],))
 
@@ -513,7 +584,7 @@ def llvm_of(function: Callable[..., Any], signature: Any, capability: tuple[int,
             abi="numba",
             abi_info=None,
             forceinline=False,
-            launch_bounds=None,
+            launch_bounds=kernels.THREADS if function.__name__ in _BOUNDED else None,
             lto=False,
         )
     return library.llvm_strs
@@ -606,7 +677,7 @@ def _places() -> Iterator[Path]:
 
 
 @cache
-def ptx_of(kind: KernelSpec | Measure | FoldSums | Fold | Plain, capability: tuple[int, int]) -> str:
+def ptx_of(kind: KernelSpec | GroupSums | Measure | FoldSums | Fold | Plain, capability: tuple[int, int]) -> str:
     """The PTX of a kernel: compiled the first time, and then kept on disk."""
     key = hashlib.sha256(f"{kind!r} {capability} {_digest_of_sources()}".encode()).hexdigest()[:20]
     for place in _places():
@@ -631,6 +702,6 @@ def ptx_of(kind: KernelSpec | Measure | FoldSums | Fold | Plain, capability: tup
     return ptx
 
 
-def _file_name(kind: KernelSpec | Measure | FoldSums | Fold | Plain, key: str, ptx: bytes) -> str:
+def _file_name(kind: KernelSpec | GroupSums | Measure | FoldSums | Fold | Plain, key: str, ptx: bytes) -> str:
     """File of cached PTX: its name tells the kernel, a checksum whether it is whole."""
     return f"{kind.name}-{key}-{zlib.crc32(ptx):08x}.ptx"

@@ -91,6 +91,11 @@ IN_HALVES = True  # whether an array has elements of 16 bits
 ROWS = False  # whether the gradient is of some rows
 DUPLICATE_RULE = 0  # what several lookups of one row mean: the place in `DUPLICATES`
 BY_ROW: tuple[int, ...] = ()  # how the state of a rule of rows is stored
+BAGS = False  # whether several lookups may have one row of the gradient
+WEIGHTED = False  # whether lookups have weights
+BATCH = 1  # gradients, or sums of them, that a thread loads at a time
+WHOLE = True  # whether there always are as many
+OF_GROUPS = False  # whether it is groups of groups that are added up
 HYPER: tuple[float, ...] = ()  # as many zeros as a row of hyper-parameters has
 KEPT = 0  # numbers that the rule keeps from step to step
 WIDTH = 0  # coefficients of a copy, with the prologue's
@@ -946,10 +951,16 @@ def put_scales(rows, row_bytes, count, scale_of, cells):
 # ---- rows ----
 
 SUM, HOGWILD = DUPLICATES.index("sum"), DUPLICATES.index("hogwild")
-DIGIT = 4  # bits that lookups are ordered by at a time
-PART = 32  # lookups that a thread deals with, one after the other
-GROUP = 32  # lookups of a row whose gradients are added one after the other, and sums of groups
-SCANNERS = 1024  # threads that add up counters, of one block
+DIGIT = 8  # bits that lookups are ordered by at a time
+DIGITS = 1 << DIGIT  # of which a block's threads have one each
+PART = 1024  # lookups that a thread block orders, each of its warps a stretch of them
+GROUP_BITS = 5
+GROUP = 1 << GROUP_BITS  # lookups of a row whose gradients are added one after the other, and sums of groups
+SQUARES = 16  # partial sums of a row's squares, each a thread's
+
+_WARPS, _ROUNDS = THREADS // WARP, PART // THREADS
+_COUNTS = _WARPS * DIGITS
+_UP_TO_GRADIENT = GRADIENT + 1  # arrays, where others are not needed
 
 
 def begin_rows(indices, wide, rows, places, lookups, count, bad, told):
@@ -968,53 +979,102 @@ def begin_rows(indices, wide, rows, places, lookups, count, bad, told):
         store(places + 8 * i, i)
 
 
-def count_digits(rows, counters, lookups, workers, shift):
-    """Counts each digit among a worker's lookups."""
-    worker = int64(cuda.grid(1))
-    if worker < workers:
-        for digit in range(1 << DIGIT):
-            store(counters + 4 * (digit * workers + worker), int32(0))
-        for i in range(worker * PART, min((worker + 1) * PART, lookups)):
-            counter = counters + 4 * ((load(rows + 8 * i, int64) >> shift) % (1 << DIGIT) * workers + worker)
-            store(counter, int32(load(counter, int32) + 1))
+def _digit_of(row, shift):
+    return (row >> shift) & (DIGITS - 1)
 
 
-def add_up_counters(counters, n):
-    """Makes of each of n counters the sum of those before."""
-    sums = cuda.shared.array(SCANNERS, int32)
-    thread = int64(cuda.threadIdx.x)
-    share = (n + SCANNERS - 1) // SCANNERS
-    first, last = min(thread * share, n), min((thread + 1) * share, n)
-    total = int32(0)
-    for i in range(first, last):
-        total = int32(total + load(counters + 4 * i, int32))
-    sums[thread] = total
+def count_digits(rows, counters, lookups, blocks, shift):
+    """Counts each digit among a thread block's lookups, in counters by digit and block."""
+    counts = cuda.shared.array(DIGITS, int32)
+    thread, block = int64(cuda.threadIdx.x), int64(cuda.blockIdx.x)
+    counts[thread] = 0
+    cuda.syncthreads()
+    for i in range(block * PART + thread, min((block + 1) * PART, lookups), THREADS):
+        cuda.atomic.add(counts, _digit_of(load(rows + 8 * i, int64), shift), int32(1))
+    cuda.syncthreads()
+    store(counters + 4 * (thread * blocks + block), counts[thread])
+
+
+def _sum_before(sums, thread, number):
+    """The sum of the numbers of a block's threads before this one; all of them call it, and `sums` then ends with the
+    sum of all.
+    """
+    sums[thread] = number
     cuda.syncthreads()
     distance = 1
-    while distance < SCANNERS:
+    while distance < THREADS:
         before = sums[thread - distance] if thread >= distance else int32(0)
         cuda.syncthreads()
         sums[thread] += before
         cuda.syncthreads()
         distance *= 2
-    total = int32(sums[thread] - total)
-    for i in range(first, last):
-        count = load(counters + 4 * i, int32)
-        store(counters + 4 * i, total)
-        total = int32(total + count)
+    return int32(sums[thread] - number)
 
 
-def order_by_digit(rows, places, other_rows, other_places, counters, lookups, workers, shift):
-    """Moves a worker's lookups to where their digit's are to be; those of one digit stay in their order."""
-    worker = int64(cuda.grid(1))
-    if worker < workers:
-        for i in range(worker * PART, min((worker + 1) * PART, lookups)):
-            row = load(rows + 8 * i, int64)
-            counter = counters + 4 * ((row >> shift) % (1 << DIGIT) * workers + worker)
-            to = int64(load(counter, int32))
-            store(counter, int32(to + 1))
-            store(other_rows + 8 * to, row)
-            store(other_places + 8 * to, load(places + 8 * i, int64))
+def add_up_counters(counters, totals, blocks):
+    """Makes of each of a digit's counters the sum of those before, and their total: a thread block for each digit."""
+    sums = cuda.shared.array(THREADS, int32)
+    digit, thread = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
+    total = int32(0)
+    for first in range(0, blocks, THREADS):
+        counter = counters + 4 * (digit * blocks + first + thread)
+        there = first + thread < blocks
+        before = _sum_before(sums, thread, load(counter, int32) if there else int32(0))
+        if there:
+            store(counter, int32(total + before))
+        total = int32(total + sums[THREADS - 1])
+        cuda.syncthreads()
+    if thread == 0:
+        store(totals + 4 * digit, total)
+
+
+def _alike(digit, there):
+    """The threads of the warp with the same digit, as bits; only of those that are there."""
+    same = uint32(cuda.ballot_sync(EVERYONE, there))
+    for k in range(DIGIT):
+        bit = (digit >> k) & 1
+        votes = uint32(cuda.ballot_sync(EVERYONE, bit != 0))
+        same &= votes if bit else ~votes
+    return same
+
+
+def order_by_digit(rows, places, other_rows, other_places, counters, totals, lookups, blocks, shift):
+    """Moves a thread block's lookups to where their digit's are to be; those of one digit stay in their order.
+
+    Each warp counts the digits of its lookups, 32 at a time, and with that numbers those of the same digit.
+    """
+    sums, counts = cuda.shared.array(THREADS, int32), cuda.shared.array(_COUNTS, int32)
+    found, numbers = cuda.local.array(_ROUNDS, int64), cuda.local.array(_ROUNDS, int32)
+    thread, block = int64(cuda.threadIdx.x), int64(cuda.blockIdx.x)
+    warp, lane = thread // WARP, thread % WARP
+    for digit in range(lane, DIGITS, WARP):
+        counts[warp * DIGITS + digit] = 0
+    cuda.syncwarp()
+    first = block * PART + warp * (PART // _WARPS) + lane
+    for k in range(_ROUNDS):
+        there = first + k * WARP < lookups
+        found[k] = load(rows + 8 * (first + k * WARP), int64) if there else 0
+        digit = _digit_of(found[k], shift)
+        same = _alike(digit, there)
+        earlier = int32(cuda.popc(same & uint32((1 << lane) - 1)))
+        numbers[k] = counts[warp * DIGITS + digit] + earlier
+        cuda.syncwarp()
+        if there and earlier == 0:
+            counts[warp * DIGITS + digit] += int32(cuda.popc(same))
+        cuda.syncwarp()
+    # From here on a thread's digit is its number.
+    to = _sum_before(sums, thread, load(totals + 4 * thread, int32))
+    to = int32(to + load(counters + 4 * (thread * blocks + block), int32))
+    for other in range(_WARPS):
+        count = counts[other * DIGITS + thread]
+        counts[other * DIGITS + thread] = to
+        to = int32(to + count)
+    cuda.syncthreads()
+    for k in range(_ROUNDS):
+        if first + k * WARP < lookups:
+            at = 8 * int64(counts[warp * DIGITS + _digit_of(found[k], shift)] + numbers[k])
+            store(other_rows + at, found[k])
+            store(other_places + at, load(places + 8 * (first + k * WARP), int64))
 
 
 def find_bags(offsets, wide, bags, source, weights, lookups):
@@ -1029,11 +1089,102 @@ def find_bags(offsets, wide, bags, source, weights, lookups):
             store(weights + _size(OWN) * i, REAL(1) / REAL(size))
 
 
+# ---- sums of a row's gradients ----
+#
+# They are a tree: GROUP lookups are added one after the other, then the groups' sums in the same way, until one is
+# left. A thread adds up its elements; it loads BATCH gradients at a time, to wait for memory that much less often.
+
+
+def _read_elements(x, j, code, address):
+    """Loads LANES elements from an address on."""
+    if ALIGNED:
+        _read_aligned(x, j, code, address)
+    else:
+        x[j, 0] = _value(code, address)
+
+
+def _write_elements(x, j, address):
+    """Stores LANES elements in the compute type from an address on."""
+    if ALIGNED:
+        per = 16 // _size(OWN)
+        for h in range(LANES // per):
+            k = h * per
+            if per == 2:
+                store_vector(address + 16 * h, (x[j, k], x[j, k + 1]))
+            else:
+                store_vector(address + 16 * h, (x[j, k], x[j, k + 1], x[j, k + 2], x[j, k + 3]))
+    else:
+        store(address, x[j, 0])
+
+
+def _within_batch(q, last):
+    """Item q of a batch, or the last one that there is."""
+    return q if WHOLE else min(q, last - 1)
+
+
+def _add_batch(x, batch, q, last):
+    """Adds to the gradient what is in a batch of items from q on, as far as there are some."""
+    for b in range(BATCH):
+        for k in range(LANES):
+            x[GRADIENT, k] += batch[b, k] if WHOLE or q + b < last else REAL(-0.0)
+
+
+def _add_lookups(x, address, stride, i, first, last, places, source, weights):
+    """Adds to the gradient, for a thread's elements, what lookups have, each times its weight."""
+    batch, weight = cuda.local.array((BATCH, LANES), REAL), cuda.local.array(BATCH, REAL)
+    of = cuda.local.array(BATCH, int64)
+    for q in range(first, last, BATCH):
+        for b in range(BATCH):
+            of[b] = load(places + 8 * _within_batch(q + b, last), int64)
+        for b in range(BATCH):
+            if WEIGHTED:
+                weight[b] = load(weights + _size(OWN) * of[b], REAL)
+            if BAGS:
+                of[b] = load(source + 8 * of[b], int64)
+        for b in range(BATCH):
+            _read_elements(batch, b, STORED[GRADIENT], address + of[b] * stride + i * _size(STORED[GRADIENT]))
+        if WEIGHTED:
+            for b in range(BATCH):
+                for k in range(LANES):
+                    batch[b, k] *= weight[b]
+        _add_batch(x, batch, q, last)
+
+
+def _add_sums(x, sums, count, pitch, i):
+    """Adds to the gradient, for a thread's elements, so many groups' sums, one every `pitch` bytes."""
+    batch = cuda.local.array((BATCH, LANES), REAL)
+    for first in range(0, count, BATCH):
+        for b in range(BATCH):
+            _read_elements(batch, b, OWN, sums + _within_batch(first + b, count) * pitch + i * _size(OWN))
+        _add_batch(x, batch, first, count)
+
+
+def _begin_sum(x):
+    """Makes the gradient what changes nothing that is added to it."""
+    for k in range(LANES):
+        x[GRADIENT, k] = REAL(-0.0)
+
+
+def sum_group_elements(address, stride, i, first, last, places, source, weights, pitch, to):
+    """Adds up a thread's elements of a group: of lookups, or of sums from `address` on."""
+    x = cuda.local.array((_UP_TO_GRADIENT, LANES), REAL)
+    _begin_sum(x)
+    if OF_GROUPS:
+        _add_sums(x, address + first * pitch, last - first, pitch, i)
+    else:
+        _add_lookups(x, address, stride, i, first, last, places, source, weights)
+    _write_elements(x, GRADIENT, to + i * _size(OWN))
+
+
+sum_aligned: Any = None  # `sum_group_elements` of LANES elements, ALIGNED
+sum_any: Any = None  # the same of one
+
+
 def _first_of(rows, q):
     """The first of a row's lookups, of which q is one."""
     row, before, first = load(rows + 8 * q, int64), int64(-1), q
     while first - before > 1:
-        middle = (before + first) // 2
+        middle = (before + first) >> 1
         if load(rows + 8 * middle, int64) == row:
             first = middle
         else:
@@ -1048,7 +1199,7 @@ def _end_of(rows, q, lookups):
         last, end = end, end + 2 * (end - q)
     end = min(end, lookups)
     while end - last > 1:
-        middle = (last + end) // 2
+        middle = (last + end) >> 1
         if load(rows + 8 * middle, int64) == row:
             last = middle
         else:
@@ -1056,121 +1207,100 @@ def _end_of(rows, q, lookups):
     return end
 
 
-def _address_of(place, address, stride, source):
-    """The address of a lookup's gradient."""
-    return address + (load(source + 8 * place, int64) if source else place) * stride
-
-
 def sum_groups(
-    addresses, strides, width, threads, rows, places, lookups, bad, source, weights, sums, below, size
+    addresses, strides, width, team, rows, places, lookups, bad, source, weights, sums, pitch, below, bits
 ):  # fmt: skip
-    """Adds up the gradients of groups of `size` lookups of one row, which are 32, or 32 groups of those `below`.
+    """Adds up the gradients of groups of `1 << bits` lookups of one row, which are GROUP, or GROUP groups of those
+    `below`; a team of `1 << team` threads each.
 
-    A row's groups begin at its first lookup. The sum of one that begins at lookup q is number q // size: so many
-    threads write it, if there is one that begins there.
+    A row's groups begin at its first lookup. The sum of one that begins at lookup q is number `q >> bits`, at so many
+    times `pitch` bytes from `sums` on.
     """
-    thread = int64(cuda.grid(1))
-    number, lane = thread // threads, thread % threads
-    q = (number + 1) * size - 1  # of whichever group begins there
+    thread, size = int64(cuda.grid(1)), int64(1) << bits
+    number, threads = thread >> team, int64(1) << team
+    lane, q = thread & (threads - 1), (number + 1) * size - 1  # of whichever group begins where its sum has this number
     if q >= lookups or load(bad, int64):
         return
-    first = q - (q - _first_of(rows, q)) % size
-    last = first + size - 1
-    if last >= lookups or load(rows + 8 * last, int64) != load(rows + 8 * q, int64):
+    first = q - ((q - _first_of(rows, q)) & (size - 1))
+    last = first + size
+    if last > lookups or load(rows + 8 * (last - 1), int64) != load(rows + 8 * q, int64):
         return  # those left are no whole group
-    address, stride = load(addresses + 8 * GRADIENT, int64), load(strides + 8 * GRADIENT, int64)
-    for i in range(lane, width, threads):
-        total = REAL(0)
-        for k in range(GROUP):
-            if below:
-                x = load(below + ((first // (size // GROUP) + k) * width + i) * _size(OWN), REAL)
-            else:
-                place = load(places + 8 * (first + k), int64)
-                x = load(weights + _size(OWN) * place, REAL) if weights else REAL(1)
-                gradient = _address_of(place, address, stride, source)
-                x *= _value(STORED[GRADIENT], gradient + i * _size(STORED[GRADIENT]))
-            total = x if k == 0 else total + x
-        store(sums + (number * width + i) * _size(OWN), total)
+    if OF_GROUPS:
+        address, stride = below, pitch
+        first >>= bits - GROUP_BITS
+        last = first + GROUP
+    else:
+        address, stride = load(addresses + 8 * GRADIENT, int64), load(strides + 8 * GRADIENT, int64)
+    to, whole = sums + number * pitch, width & -LANES if (address | stride) & 15 == 0 else int64(0)
+    i = lane * LANES
+    while i < whole:
+        sum_aligned(address, stride, i, first, last, places, source, weights, pitch, to)
+        i += threads * LANES
+    i = whole + lane
+    while i < width:
+        sum_any(address, stride, i, first, last, places, source, weights, pitch, to)
+        i += threads
 
 
-def _sum_gradients(x, address, stride, i, n, first, last, places, source, weights, sums, lookups):
-    """The sum of what lookups have for a thread's elements, each times its weight.
+def _sum_gradients(x, address, stride, i, first, last, places, source, weights, sums, pitch, lookups):
+    """Makes the gradient the sum of what a row's lookups have for a thread's elements.
 
-    It is a tree: GROUP lookups are added one after the other, then the groups' sums in the same way, until one is left.
     Of more lookups than a group has, the sums of whole groups are there: those of GROUP lookups from `sums` on, behind
     them those of GROUP times as many, and so on.
     """
-    gradient = cuda.local.array((1, LANES), REAL)
+    _begin_sum(x)
+    last = varying(last, i)  # what is a row's alone would be kept in registers that its elements need
     count = last - first
-    rest = first if count <= GROUP else last - count % GROUP
-    for q in range(rest, last):
-        place = load(places + 8 * q, int64)
-        row = _address_of(place, address, stride, source)
-        weight = load(weights + _size(OWN) * place, REAL) if weights else REAL(1)
-        if ALIGNED:
-            _read_aligned(gradient, 0, STORED[GRADIENT], row + i * _size(STORED[GRADIENT]))
-        else:
-            gradient[0, 0] = _value(STORED[GRADIENT], row + i * _size(STORED[GRADIENT]))
-        for k in range(LANES):
-            y = weight * gradient[0, k]
-            x[GRADIENT, k] = y if q == rest else x[GRADIENT, k] + y
-    if count <= GROUP:
+    left = count if count <= GROUP else count & (GROUP - 1)
+    _add_lookups(x, address, stride, i, last - left, last, places, source, weights)
+    if DUPLICATE_RULE != SUM or count <= GROUP:
         return
-    begun, size = rest < last, int64(GROUP)
-    while size <= count:
-        groups = count // size
-        rest = groups - groups % GROUP  # those before are in groups of groups
+    total, bits = cuda.local.array((_UP_TO_GRADIENT, LANES), REAL), int64(GROUP_BITS)
+    while count >> bits:
+        groups = count >> bits
+        left = groups & (GROUP - 1)  # those before are in groups of groups
+        _begin_sum(total)
+        _add_sums(total, sums + ((first >> bits) + groups - left) * pitch, left, pitch, i)
         for k in range(LANES):
-            total = REAL(0)
-            for group in range(rest, groups):
-                y = load(sums + ((first // size + group) * n + i + k) * _size(OWN), REAL)
-                total = y if group == rest else total + y
-            if rest < groups:
-                x[GRADIENT, k] = total + x[GRADIENT, k] if begun else total
-        begun = begun or rest < groups
-        sums += lookups // size * n * _size(OWN)
-        size *= GROUP
+            x[GRADIENT, k] = total[GRADIENT, k] + x[GRADIENT, k]
+        sums += (lookups >> bits) * pitch
+        bits += GROUP_BITS
+
+
+# ---- updates of rows ----
+
+
+def sum_row_elements(address, stride, i, first, last, places, source, weights, sums, pitch, lookups, to):
+    """Leaves the sum of a row's gradients, for a thread's elements, from the address `to` on."""
+    x = cuda.local.array((_UP_TO_GRADIENT, LANES), REAL)
+    _sum_gradients(x, address, stride, i, first, last, places, source, weights, sums, pitch, lookups)
+    _write_elements(x, GRADIENT, to + i * _size(OWN))
+
+
+row_sum_aligned: Any = None  # `sum_row_elements` of LANES elements, ALIGNED
+row_sum_any: Any = None  # the same of one
 
 
 def update_row_elements(
-    at,
-    strides,
-    i,
-    n,
-    c,
-    element,
-    step,
-    seed,
-    noise_seed,
-    decay,
-    rest,
-    limit,
-    deviation,
-    stride,
-    first,
-    last,
-    places,
-    source,
-    weights,
-    sums,
-    lookups,
-):
-    """Update n elements of a row with the sum of its gradients."""
+    at, strides, i, n, c, element, step, seed, noise_seed, decay, rest, limit, deviation, stride, first, last, places,
+    source, weights, sums, pitch, lookups, to,
+):  # fmt: skip
+    """Updates a thread's elements of a row of n with the sum of its gradients, which by row is there already."""
     x, random = cuda.local.array((ARRAYS, LANES), REAL), cuda.local.array(LANES, uint32)
     _draw(random, element + i, step, seed)
     read_all(x, at, strides, i, n)
-    _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights, sums, lookups)
+    if BY_ROW:
+        _read_elements(x, GRADIENT, OWN, to + i * _size(OWN))
+    else:
+        _sum_gradients(x, at[GRADIENT], stride, i, first, last, places, source, weights, sums, pitch, lookups)
     _update_and_write(x, at, strides, i, n, c, element + i, step, random, noise_seed, decay, rest, limit, deviation)
 
 
-def square_of(
-    at, strides, i, n, c, element, step, noise_seed, limit, deviation, stride, first, last, places, source, weights,
-    sums, lookups,
-):  # fmt: skip
+def square_of(at, strides, i, n, c, element, step, noise_seed, limit, deviation, to):
     """The square of an element's gradient, after the prologue."""
     x = cuda.local.array((ARRAYS, LANES), REAL)
     read_all(x, at, strides, i, n)
-    _sum_gradients(x, at[GRADIENT], stride, i, n, first, last, places, source, weights, sums, lookups)
+    x[GRADIENT, 0] = load(to + i * _size(OWN), REAL)
     scale = c[0][0]
     deviates = cuda.local.array(1, float32)
     if OPTIONS & NOISE:
@@ -1182,75 +1312,82 @@ def square_of(
     return g * g
 
 
-def _mean_square(
-    lane,
-    at,
-    strides,
-    width,
-    c,
-    element,
-    step,
-    noise_seed,
-    limit,
-    deviation,
-    stride,
-    first,
-    last,
-    places,
-    source,
-    weights,
-    sums,
-    lookups,
-):
-    """The mean square of a row's gradient: sixteen partial sums, added up by every thread of the warp."""
+def _mean_square(lane, begin, everyone, at, strides, width, c, element, step, noise_seed, limit, deviation, to):
+    """The mean square of a row's gradient: a partial sum of each thread, added up by every one of the team, which is
+    `everyone` of the warp from lane `begin` on.
+    """
     partial, total = 0.0, 0.0
-    if lane < 16:
-        for i in range(lane, width, 16):
-            partial += square_of(
-                at, strides, i, width, c, element, step, noise_seed, limit, deviation, stride, first, last, places,
-                source, weights, sums, lookups,
-            )  # fmt: skip
-    for k in range(16):
-        total += cuda.shfl_sync(EVERYONE, partial, k)
+    for i in range(varying(lane, to), width, SQUARES):  # else what is the same for all rows would be kept, in registers
+        partial += square_of(at, strides, i, width, c, element, step, noise_seed, limit, deviation, to)
+    for k in range(SQUARES):
+        total += cuda.shfl_sync(everyone, partial, begin + k)
     return REAL(total / width)
 
 
 def update_rows(
-    addresses, strides, width, threads, rows, places, lookups, bad, source, weights, sums, element,
+    addresses, strides, width, team, rows, places, lookups, bad, source, weights, sums, pitch, totals, element,
     step, seed, noise_seed, decay, rest, limit, deviation, own,
 ):  # fmt: skip
-    """Updates the rows that lookups name, ordered by row, each by so many threads.
+    """Updates the rows that lookups name, ordered by row, a team of `1 << team` threads each.
 
-    The first two are the addresses of tables: of each array's first row, and of the bytes from row to row.
+    The first two are the addresses of tables: of each array's first row, and of the bytes from row to row. At `totals`
+    a team of a rule of rows keeps the sum of a row's gradients: there may be fewer teams than lookups.
     """
-    thread = int64(cuda.grid(1))
-    u, lane = thread // threads, thread % threads
-    if u >= lookups or load(bad, int64):
-        return
-    row = load(rows + 8 * u, int64)
-    if DUPLICATE_RULE != HOGWILD and u > 0 and load(rows + 8 * (u - 1), int64) == row:
-        return  # whoever has the row's first lookup has all of them
-    end = u + 1 if DUPLICATE_RULE == HOGWILD else _end_of(rows, u, lookups)
+    u = int64(cuda.grid(1)) >> team
+    to = totals + u * pitch
+    while u < lookups:
+        # Whoever has a row's first lookup has all of them, unless each is by itself.
+        if not load(bad, int64) and (DUPLICATE_RULE == HOGWILD or _is_first(rows, u)):
+            update_row(
+                u, addresses, strides, width, team, rows, places, lookups, source, weights, sums, pitch, to, element,
+                step, seed, noise_seed, decay, rest, limit, deviation, own,
+            )  # fmt: skip
+        u += int64(cuda.gridsize(1)) >> team
+
+
+def _is_first(rows, u):
+    """Whether a row's lookups begin with u."""
+    return u == 0 or load(rows + 8 * u, int64) != load(rows + 8 * (u - 1), int64)
+
+
+def update_row(
+    u, addresses, strides, width, team, rows, places, lookups, source, weights, sums, pitch, to, element,
+    step, seed, noise_seed, decay, rest, limit, deviation, own,
+):  # fmt: skip
+    """Updates the row whose lookups begin with u."""
+    row, threads = load(rows + 8 * u, int64), int64(1) << team
+    lane, end = int64(cuda.threadIdx.x) & (threads - 1), u + 1
+    if DUPLICATE_RULE != HOGWILD:
+        end = _end_of(rows, u, lookups)
     at, inner = cuda.local.array(ARRAYS, int64), cuda.local.array(ARRAYS, int64)
     misaligned = int64(0)
     for j in range(ARRAYS):
         at[j] = load(addresses + 8 * j, int64)
         inner[j] = _size(STORED[j])
-        misaligned |= at[j] % 16 | load(strides + 8 * j, int64) % 16
+        misaligned |= at[j] | load(strides + 8 * j, int64)
         if j != GRADIENT:
             at[j] += row * load(strides + 8 * j, int64)
     stride = load(strides + 8 * GRADIENT, int64)
     element += row * width
-    together = end - u if DUPLICATE_RULE == SUM else int64(1)
-    whole = width // LANES * LANES if misaligned == 0 else int64(0)
-    for first in range(u, end, together):
-        last = first + together
-        c = own
+    whole = width & -LANES if misaligned & 15 == 0 else int64(0)
+    first = u
+    while first < end:
+        last, c = end if DUPLICATE_RULE == SUM else first + 1, own
         if BY_ROW:
+            i = lane * LANES
+            while i < whole:
+                row_sum_aligned(at[GRADIENT], stride, i, first, last, places, source, weights, sums, pitch, lookups, to)
+                i += threads * LANES
+            i = whole + lane
+            while i < width:
+                row_sum_any(at[GRADIENT], stride, i, first, last, places, source, weights, sums, pitch, lookups, to)
+                i += threads
+            begin = int32(cuda.laneid) & -SQUARES
+            everyone = int32(((1 << SQUARES) - 1) << int64(begin))  # of the team
+            cuda.syncwarp(everyone)  # others than those that wrote elements read them for their squares
             square = _mean_square(
-                lane, at, inner, width, own, element, step, noise_seed, limit, deviation, stride, first, last, places,
-                source, weights, sums, lookups,
-            )  # fmt: skip
+                lane, begin, everyone, at, inner, width, own, element, step, noise_seed, limit, deviation, to
+            )
             rate = REAL(0)
             if lane == 0:
                 address = load(addresses + 8 * ARRAYS, int64) + row * load(strides + 8 * ARRAYS, int64)
@@ -1259,58 +1396,25 @@ def update_rows(
                     store(address, state)
                 else:
                     store(address, _encode(BY_ROW[0], state))
-            c = ((own[0][0], own[0][1], own[0][2], cuda.shfl_sync(EVERYONE, rate, 0)),)
-            cuda.syncwarp()  # elements are written by other threads than those that read them for their squares,
-        for i in range(lane * LANES, whole, threads * LANES):
+            c = ((own[0][0], own[0][1], own[0][2], cuda.shfl_sync(everyone, rate, begin)),)
+            cuda.syncwarp(everyone)  # and before others write the row
+        i = lane * LANES
+        while i < whole:
             update_aligned(
-                at,
-                inner,
-                i,
-                width,
-                c,
-                element,
-                step,
-                seed,
-                noise_seed,
-                decay,
-                rest,
-                limit,
-                deviation,
-                stride,
-                first,
-                last,
-                places,
-                source,
-                weights,
-                sums,
-                lookups,
-            )
-        for i in range(whole + lane, width, threads):
+                at, inner, i, width, c, element, step, seed, noise_seed, decay, rest, limit, deviation, stride,
+                first, last, places, source, weights, sums, pitch, lookups, to,
+            )  # fmt: skip
+            i += threads * LANES
+        i = whole + lane
+        while i < width:
             update_any(
-                at,
-                inner,
-                i,
-                width,
-                c,
-                element,
-                step,
-                seed,
-                noise_seed,
-                decay,
-                rest,
-                limit,
-                deviation,
-                stride,
-                first,
-                last,
-                places,
-                source,
-                weights,
-                sums,
-                lookups,
-            )
+                at, inner, i, width, c, element, step, seed, noise_seed, decay, rest, limit, deviation, stride,
+                first, last, places, source, weights, sums, pitch, lookups, to,
+            )  # fmt: skip
+            i += threads
         if BY_ROW:
-            cuda.syncwarp()  # and read again, if another lookup of the row follows
+            cuda.syncwarp(everyone)  # and read it again, with another lookup, or another row's sum
+        first = last
 
 
 def scale(addresses, strides, offsets, runs, count, factor):

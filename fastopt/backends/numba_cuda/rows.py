@@ -1,8 +1,9 @@
-"""Steps over some rows of a parameter: lookups ordered by row on the device, a few threads for each row."""
+"""Steps over some rows of a parameter: lookups ordered by row on the device, a team of threads for each row."""
 
 from __future__ import annotations
 
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,16 +12,17 @@ from ...arrays.array import Array
 from ...arrays.dtypes import CODES
 from ...arrays.libraries import driver
 from ...rules import GRADIENT
-from .compiler import Plain, RowKernelSpec, groups_of, integers, ptx_of
-from .kernels import DIGIT, GROUP, HOGWILD, PART, SCANNERS, SUM, THREADS, WARP
+from .compiler import GroupSums, Plain, RowKernelSpec, integers, ptx_of
+from .kernels import DIGIT, DIGITS, GROUP_BITS, HOGWILD, PART, SQUARES, SUM, THREADS, WARP
 
 if TYPE_CHECKING:
     from ...jobs.job import RowJob
 
 _BEGIN, _COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
-_ADD_UP, _ORDER = Plain("add_up_counters", integers(2)), Plain("order_by_digit", integers(8))
-_THREADS_OF_SUMS = WARP  # that add up the gradients of a group
-_FIRST_REAL = 15  # among the arguments of `kernels.update_rows`
+_ADD_UP, _ORDER = Plain("add_up_counters", integers(3)), Plain("order_by_digit", integers(9))
+_FIRST_REAL = 17  # among the arguments of `kernels.update_rows`
+#: Teams that update rows by a rule of rows, at most: some more than a device has at a time, for each needs memory.
+_TEAMS = 1 << 13
 
 
 class RowLaunch:
@@ -36,13 +38,19 @@ class RowLaunch:
         self._job, self._rows = job, rows
         self._stream_of = driver.stream_of(job.place)
         self._device = driver.device_of(job.place.number)
-        self._kind = RowKernelSpec(rule.kernel, progress.copies, job.dtype, stored, options, duplicates=rows.duplicates)
-        self._of_groups = groups_of(job.dtype, job.codes[GRADIENT])
+        lookups = {"bags": rows.source is not None, "weighted": rows.weights is not None}
+        self._kind = RowKernelSpec(
+            rule.kernel, progress.copies, job.dtype, stored, options, duplicates=rows.duplicates, **lookups
+        )
+        self._of_lookups = GroupSums(job.dtype, job.codes[GRADIENT], **lookups)
+        self._of_groups = GroupSums(job.dtype, CODES[job.dtype], of_groups=True)
         vectors = max(1, rows.width // self._kind.lanes)
-        self._threads = WARP if rule.by_row else min(WARP, 1 << (vectors - 1).bit_length())
+        self._team = (SQUARES - 1 if rule.by_row else min(WARP, vectors) - 1).bit_length()
         self._lookups = rows.indices.size if rows.width else 0
-        self._sizes = _sizes_of_groups(self._lookups) if rows.duplicates == SUM else []
-        self._workers = -(-self._lookups // PART)
+        self._teams = min(self._lookups, _TEAMS) if rule.by_row else self._lookups
+        self._levels = _levels_of(self._lookups) if rows.duplicates == SUM else []
+        self._blocks = -(-self._lookups // PART)
+        self._pitch = -(-rows.width * job.dtype.itemsize // 16) * 16  # bytes from sum to sum
         self._memory: driver.Memory | None = None
 
     def make_ready(self) -> int:
@@ -64,15 +72,27 @@ class RowLaunch:
         for array in (self._rows.source, self._rows.weights):
             if array is not None and isinstance(array.owner, driver.Memory):  # `find_bags` made it
                 array.owner.used_on(stream)
-        for kind in (self._kind, self._of_groups)[: 2 if self._sizes else 1]:
+        for kind in (self._kind, self._of_lookups, self._of_groups)[: 1 + len(self._levels)]:
             ptx_of(kind, self._device.capability)  # compiled before anything is done
         if self._lookups:
-            # Two words that are zero, tables of addresses and strides, rows and places twice, counters.
-            words = 2 + 2 * len(self._order) + 4 * self._lookups
-            counters = 4 * (self._workers << DIGIT)
-            sums = sum(map(self._bytes_of_sums, self._sizes))
-            self._memory = self._device.allocate(8 * words + counters + sums, stream)
+            self._memory = self._device.allocate(sum(self._parts.values()), stream)
         return stream
+
+    @property
+    def _parts(self) -> dict[str, int]:
+        """The parts of a step's memory, in order, and their bytes: sums begin at a multiple of 16."""
+        ordered, by_row = self._rows.duplicates != HOGWILD, self._job.progress.rule.by_row
+        return {
+            "bad": 16,
+            "addresses": 8 * len(self._order),
+            "strides": 8 * len(self._order),
+            "counters": 4 * self._blocks * DIGITS * ordered,
+            "digits": 4 * DIGITS,
+            "sums": sum(self._lookups >> bits for bits in self._levels) * self._pitch,
+            "totals": self._teams * self._pitch * bool(by_row),
+            **dict.fromkeys(("rows", "places"), 8 * self._lookups),
+            **dict.fromkeys(("other rows", "other places"), 8 * self._lookups * ordered),
+        }
 
     def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
         """Orders the lookups and puts the update on the stream, with these coefficients."""
@@ -80,34 +100,29 @@ class RowLaunch:
         memory, self._memory = self._memory, None  # it goes with this call, once the stream is done with it
         if memory is None:
             return
-        lookups, width, workers = self._lookups, rows.width, self._workers
+        lookups, pitch, parts = self._lookups, self._pitch, self._parts
+        at = dict(zip(parts, accumulate(parts.values(), initial=memory.address), strict=False))
         tables = np.concatenate([job.addresses[self._order], job.strides[self._order].view(np.uint64)])
-        bad = memory.address
-        device.upload(np.concatenate([np.zeros(2, np.uint64), tables]), bad, stream)
-        at = bad + 16 + 8 * len(tables)
-        ordered, other = (at, at + 8 * lookups), (at + 16 * lookups, at + 24 * lookups)
-        counters_at = at + 32 * lookups
-        told = _told(device)
-        wide = rows.indices.dtype.itemsize == 8
-        each, parts = -(-lookups // THREADS), -(-workers // THREADS)
-        self._run(_BEGIN, each, stream, rows.indices.address, wide, *ordered, lookups, rows.count, bad, told.address)
+        device.upload(np.concatenate([np.zeros(2, np.uint64), tables]), at["bad"], stream)
+        ordered, other = (at["rows"], at["places"]), (at["other rows"], at["other places"])
+        wide, told = rows.indices.dtype.itemsize == 8, _told(device)
+        each, own = -(-lookups // THREADS), (at["bad"], told.address)
+        self._run(_BEGIN, each, stream, rows.indices.address, wide, *ordered, lookups, rows.count, *own)
         if rows.duplicates != HOGWILD:
+            blocks, counters, digits = self._blocks, at["counters"], at["digits"]
             for shift in range(0, max(rows.count - 1, 1).bit_length(), DIGIT):
-                self._run(_COUNT, parts, stream, ordered[0], counters_at, lookups, workers, shift)
-                self._run(_ADD_UP, 1, stream, counters_at, workers << DIGIT, threads=SCANNERS)
-                self._run(_ORDER, parts, stream, *ordered, *other, counters_at, lookups, workers, shift)
+                self._run(_COUNT, blocks, stream, ordered[0], counters, lookups, blocks, shift)
+                self._run(_ADD_UP, DIGITS, stream, counters, digits, blocks)
+                self._run(_ORDER, blocks, stream, *ordered, *other, counters, digits, lookups, blocks, shift)
                 ordered, other = other, ordered
+        arrays = at["addresses"], at["strides"], rows.width, self._team, *ordered, lookups, at["bad"]
         source = 0 if rows.source is None else rows.source.address
         weights = 0 if rows.weights is None else rows.weights.address
-        half = bad + 16 + 4 * len(tables)
-        sums = counters_at + 4 * (workers << DIGIT)
-        to, below = sums, 0
-        for size in self._sizes:
-            self._run(
-                self._of_groups, -(-(lookups // size) * _THREADS_OF_SUMS // THREADS), stream,
-                bad + 16, half, width, _THREADS_OF_SUMS, *ordered, lookups, bad, source, weights, to, below, size,
-            )  # fmt: skip
-            to, below = to + self._bytes_of_sums(size), to
+        to, below = at["sums"], 0
+        for bits in self._levels:
+            groups, sums = self._of_groups if below else self._of_lookups, lookups >> bits
+            self._run(groups, self._blocks_of(sums), stream, *arrays, source, weights, to, pitch, below, bits)
+            to, below = to + sums * pitch, to
         kind = self._kind
         kernel = device.kernel(
             ptx_of(kind, device.capability), kind.name, _FIRST_REAL + 4 + coefficients[0].size, THREADS
@@ -117,31 +132,27 @@ class RowLaunch:
         noise = None if storage is None else storage.noise
         numbers = (step, 0 if storage is None else storage.seed, 0 if noise is None else noise.seed)
         kernel.arguments[:_FIRST_REAL] = np.array(
-            [bad + 16, half, width, self._threads, *ordered, lookups, bad, source, weights, sums, element, *numbers],
-            object,
+            [*arrays, source, weights, at["sums"], pitch, at["totals"], element, *numbers], object
         ).astype(np.uint64)
         reals = kernel.arguments[_FIRST_REAL:].view(job.dtype)[:: 8 // job.dtype.itemsize]
         decay, limit = (0.0, 0.0) if storage is None else (storage.average_decay, storage.clip_value)
         deviation = 0.0 if noise is None else noise.deviation(int(step))
         reals[:] = [decay, 1.0 - decay, limit, deviation, *coefficients[0]]
-        kernel.launch(-(-lookups * self._threads // THREADS), stream)
+        kernel.launch(self._blocks_of(self._teams), stream)
 
-    def _bytes_of_sums(self, size: int) -> int:
-        """The bytes of as many sums as there can be groups of so many lookups."""
-        return self._lookups // size * self._rows.width * self._job.dtype.itemsize
+    def _blocks_of(self, teams: int) -> int:
+        """The thread blocks of so many teams."""
+        return -(-(teams << self._team) // THREADS)
 
-    def _run(self, kind: Plain, blocks: int, stream: int, *arguments: int, threads: int = THREADS) -> None:
-        kernel = self._device.kernel(ptx_of(kind, self._device.capability), kind.name, len(kind.arguments), threads)
+    def _run(self, kind: Plain | GroupSums, blocks: int, stream: int, *arguments: int) -> None:
+        kernel = self._device.kernel(ptx_of(kind, self._device.capability), kind.name, len(arguments), THREADS)
         kernel.arguments[:] = arguments
         kernel.launch(blocks, stream)
 
 
-def _sizes_of_groups(lookups: int) -> list[int]:
-    """How many lookups a row's groups have whose sums are added up by themselves, by level."""
-    sizes: list[int] = []
-    while (size := GROUP ** (len(sizes) + 1)) <= lookups:
-        sizes.append(size)
-    return sizes
+def _levels_of(lookups: int) -> list[int]:
+    """How many lookups a row's groups have whose sums are added up by themselves, by level, as powers of two."""
+    return list(range(GROUP_BITS, lookups.bit_length(), GROUP_BITS))
 
 
 def bags_of(real: np.dtype) -> Plain:
