@@ -68,8 +68,8 @@ class ServerActor:
         if self._failed is not None:
             raise self._failed
 
-    def begin(self, worker: int) -> tuple[int, int]:
-        """Wait for a worker from now on; return the number of its last push, and the gradients that it has pushed."""
+    def begin(self, worker: int) -> tuple[int, int, list[list[int]]]:
+        """Wait for a worker from now on; return its progress."""
         with self._changed:
             self._go_on()
             self._core.begin(worker)
@@ -161,9 +161,10 @@ class WorkerActor:
 
     def work(self) -> None:
         """Do all that a worker does."""
-        number, self._side.steps = min(call.answer() for call in [_Call(s.begin, self._rank) for s in self._servers])
+        calls = [_Call(server.begin, self._rank) for server in self._servers]
+        number, self._side.steps, before = min(call.answer() for call in calls)
         self._numbers = Numbers(self._side, number)
-        Worker(self._side, self._rank, self._workers, self._ask, self._wait)._work(self._function)
+        Worker(self._side, self._rank, self._workers, self._ask, self._wait, before)._work(self._function)
 
     def pushed(self) -> int:
         """The gradients that it knows to have been pushed."""
@@ -256,6 +257,8 @@ def run_actors(
                 start(ServerActor, packed, s, servers, n, max_ahead, kept, every, **options) for s in range(servers)
             ]
             _all(serving, "check")
+            if kept is not None:
+                shelf_of(algorithm, algorithm._cuts(servers), 0, n, kept).tidy()
             working = [start(WorkerActor, packed, serving, 0, n, num_cpus=1)]
             if algorithm._warm_pushes:  # the others would have the room that it needs, and wait for it
                 ray.wait([working[0].pushed.remote()])

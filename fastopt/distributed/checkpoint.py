@@ -266,12 +266,12 @@ def read_checkpoint(directory: Any) -> Checkpoint:
     Parameters
     ----------
     directory : path
-        As of ``opt.save``.
+        As of ``opt.save``, or of ``run(..., checkpoint=directory)``.
 
     Returns
     -------
     Checkpoint
-        Its steps, parameters and state dict.
+        Its steps, parameters and state dict. Of `run` the steps are the first server's pushes; `EASGD` has no states.
 
     Raises
     ------
@@ -295,14 +295,19 @@ def read_checkpoint(directory: Any) -> Checkpoint:
     >>> found.steps, int(alone.state[0]["step"])
     (1, 1)
     """
+    from .shelf import whole  # which is built on this module
+
     path = latest(directory)
     if path is None:
-        raise FileNotFoundError(f"directory: found no checkpoint in {directory}, expected one that opt.save wrote")
+        found = whole(directory)
+        if found is None:
+            raise FileNotFoundError(f"directory: found no checkpoint in {directory}, expected one of opt.save or run")
+        return found
     reader = Reader(path)
     try:
         if RANKS in reader.index:
-            found = reader.index["optimizer"]
-            raise ValueError(f"directory: found a checkpoint of {found}, expected one of Synchronous")
+            optimizer = reader.index["optimizer"]
+            raise ValueError(f"directory: found a checkpoint of {optimizer}, expected one of Synchronous")
         params = [reader.parameter(i) for i in range(len(reader))]
         states = {i: reader.states(i) for i in range(len(reader))}
         return Checkpoint(reader.index["steps"], params, {"state": states, "param_groups": reader.groups})

@@ -135,6 +135,8 @@ class ServerCore:
         How often so many pushes came between a worker's reading and its push.
     lost : int
         The gradients that were pushed to a server before this one which had not saved them.
+    before : list of list of int
+        Of each run before this one, with other workers, the gradients that each of these had pushed.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class ServerCore:
         self._steps = [0] * workers  # the gradients that have been pushed,
         self._pushed = [0] * workers  # and the number of the request that pushed the last
         self.lost = 0
+        self.before: list[list[int]] = []
 
     def ready(self, worker: int, header: Header) -> bool:
         """Tell whether a request can be handled now: else it is to wait until others have been."""
@@ -252,9 +255,9 @@ class ServerCore:
             self._read[worker] = self.version
         return Reply(header.number, self.version, found)
 
-    def progress(self, worker: int) -> tuple[int, int]:
-        """The number of a worker's last push, and the gradients that have been pushed then."""
-        return self._pushed[worker], self._steps[worker]
+    def progress(self, worker: int) -> tuple[int, int, list[list[int]]]:
+        """The number of a worker's last push, the gradients that have been pushed then, and those of runs before."""
+        return self._pushed[worker], self._steps[worker], self.before
 
     def saved(self) -> dict[str, Any]:
         """What is known of workers, for a checkpoint."""
@@ -263,6 +266,7 @@ class ServerCore:
             "delays": sorted(self.delays.items()),
             "warm": self._warm,
             "lost": self.lost,
+            "before": self.before,
             "last": list(self._last),
             "done": list(self._done),
             "steps": list(self._steps),
@@ -272,7 +276,7 @@ class ServerCore:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what was saved; all workers are alive, and have just read."""
         self.version, self.delays = saved["version"], Counter(dict(map(tuple, saved["delays"])))
-        self._warm, self.lost = saved["warm"], saved["lost"]
+        self._warm, self.lost, self.before = saved["warm"], saved["lost"], saved["before"]
         self._last, self._done = saved["last"], saved["done"]
         self._steps, self._pushed = saved["steps"], saved["pushed"]
         self._read = [self.version] * len(self._last)
@@ -371,8 +375,13 @@ class OptimizerShard:
         return self._owned.params
 
     def saved(self) -> dict[str, Any]:
-        """Return the optimizer's states."""
-        return self._optimizer.state_dict()
+        """Return the optimizer's states; copies are what a worker would have that reads now."""
+        found = self._optimizer.state_dict()
+        for (i, state), begun in zip(self._copies, self._begun, strict=True):
+            own = begun.copy()
+            np.copyto(own, self._source(i, state))
+            found["state"][i][state.name] = own
+        return found
 
     def restore(self, params: Sequence[np.ndarray], state_dict: dict[str, Any], workers: int) -> None:
         """Take over parameters and states."""

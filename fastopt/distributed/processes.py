@@ -78,14 +78,16 @@ def run_processes(
     for epoch, known in _together(world, prepare)[workers : workers + servers]:
         epochs.append(epoch)
         progress.append(known)
+    if shelves and rank == ranks[0]:
+        shelves[0].tidy()
     known_as = world.all_gather(_process(os.getpid()))
     peers = Peers(world.channel())
     roll = Roll(peers, ranks, range(workers + servers, world.size), epochs, timeout)
     if rank < workers:
         side = algorithm._side(workers)
-        number, side.steps = min(known[rank] for known in progress)
+        number, side.steps, before = min(known[rank] for known in progress)
         client = Client(peers, roll, cuts, side, number)
-        told = client.end(_work(function, Worker(side, rank, workers, client.ask, client.wait)))
+        told = client.end(_work(function, Worker(side, rank, workers, client.ask, client.wait, before)))
         roll.say_bye()
     else:
         results = Results(peers, roll)

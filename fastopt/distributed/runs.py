@@ -117,7 +117,8 @@ def run(
         does the same again.
     checkpoint : path, optional
         A directory, which all processes reach, for checkpoints of servers. A run goes on from those that it finds
-        there, with as many workers and servers: workers leave out the batches whose gradients have been pushed.
+        there, with any number of workers and servers: workers leave out the batches whose gradients have been pushed.
+        `read_checkpoint` reads them in one process.
     checkpoint_every : float
         The seconds between checkpoints; there is one at the end too.
     timeout : float

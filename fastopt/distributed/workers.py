@@ -68,16 +68,20 @@ class Worker:
         workers: int,
         ask: Callable[[Ask], None],
         wait: Callable[[Ask], None] | None = None,
+        before: Sequence[Sequence[int]] = (),
     ) -> None:
         self._side, self._ask, self._wait = side, ask, wait
         self.params, self.rank, self.workers = side.params, rank, workers
         self._before = side.steps
+        self._left = [list(steps) for steps in before]  # of runs before with other workers: what is to be left out
 
     def deal(self, batches: Iterable[Any]) -> Iterator[Any]:
         """This worker's part of batches, which are the same for all: each `workers`-th.
 
         In a run that goes on from a checkpoint those are left out whose gradients it has.
         """
+        for left in self._left:
+            batches = _but(batches, left)
         for number, batch in enumerate(batches):
             if number % self.workers == self.rank:
                 if self._before:
@@ -125,7 +129,7 @@ class Worker:
 
     def _work(self, function: Callable[[Worker], Any]) -> None:
         """Do all that a worker does."""
-        self._drive(self._side.resume() if self._before else self._side.begin())
+        self._drive(self._side.resume() if self._before or self._left else self._side.begin())
         function(self)
         self._drive(self._side.finish())
 
@@ -180,6 +184,16 @@ class Numbers:
 def silent_too_long(worker: int) -> RankDied:
     """The error for a worker that is taken for ended."""
     return RankDied(f"found nothing of worker {worker} within the timeout, expected it to ask or to end")
+
+
+def _but(batches: Iterable[Any], left: list[int]) -> Iterator[Any]:
+    """Batches that some workers shared, but the first ones of each: so many are left, and fewer afterwards."""
+    for number, batch in enumerate(batches):
+        worker = number % len(left)
+        if left[worker]:
+            left[worker] -= 1
+        else:
+            yield batch
 
 
 def check_algorithm(algorithm: Any) -> None:

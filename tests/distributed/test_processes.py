@@ -1,16 +1,21 @@
 """Workers that do not wait for each other, and servers, that are processes."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 import fastopt
 from fastopt import distributed as fd
+from fastopt.arrays.libraries import floats_of
+from fastopt.distributed import workers
 from fastopt.distributed.core import Header, Op
 from fastopt.distributed.shelf import shelf_of
 
 from ..support import assert_same_bits
 from . import faults
-from .test_asynchronous import EVERY, Plain, pull, start
+from .test_asynchronous import EVERY, SHAPES, Plain, pull, start
 from .test_mpi import launch, needs_mpi
 
 HEAD = """
@@ -171,7 +176,7 @@ def test_a_shard_goes_on_from_its_checkpoint(name, tmp_path):
     taken = a_shelf(tmp_path, algorithm)
     assert taken.claim(2, 8) == 8
     taken.load(other)
-    assert other.progress(0) == (5, 5) and other.version == 5
+    assert other.progress(0)[:2] == (5, 5) and other.version == 5
     again = other.handle(0, Header(Op.EXCHANGE, 5, 5, 4), grads[0])
     assert_same_bits(again.payload, alone.shard.values())
     assert (other.version, other.lost) == (5, 0)
@@ -179,6 +184,107 @@ def test_a_shard_goes_on_from_its_checkpoint(name, tmp_path):
     alone.handle(0, Header(Op.EXCHANGE, 6, 6, 5), grads[1])
     assert_same_bits(other.shard.values(), alone.shard.values())
     assert (other.version, other.lost) == (6, 2)
+
+
+def served(algorithm, servers, workers):
+    return fd.runs.make_cores(algorithm, algorithm._cuts(servers), workers)
+
+
+def shelves_of(folder, algorithm, servers, workers):
+    return [shelf_of(algorithm, algorithm._cuts(servers), s, workers, folder) for s in range(servers)]
+
+
+def push(cores, worker, number, grads, op=Op.EXCHANGE):
+    """One request of a worker to all servers."""
+    ends = np.cumsum([0, *(len(core.shard.values()) for core in cores)])
+    for core, begin, end in zip(cores, ends, ends[1:], strict=False):
+        core.handle(worker, Header(op, number, number, number - 1), grads[begin:end])
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "AdaptiveRevision", "RowwiseAdagrad", "AggMo"])
+def test_checkpoints_know_no_number_of_servers_or_workers(name, tmp_path):
+    """Two servers' are one process's, and one, three and four servers' with more workers, with the same bits."""
+    params = [{"params": [np.ones((7, 3))], "lr": 0.1}, {"params": [np.ones((2, 3)), np.ones(4)], "weight_decay": 0.01}]
+    algorithm = fd.Downpour(getattr(fastopt, name), params, tables={"params[0]['params'][0]": 2}, threads=1)
+    rng = np.random.default_rng(0)
+
+    def gradients():
+        rows = [fastopt.RowSparse(rng.integers(0, n, 2), rng.standard_normal((2, 3))) for n in (3, 4)]
+        return [*rows, rng.standard_normal((2, 3)), rng.standard_normal(4)]
+
+    old, shelves = served(algorithm, 2, 2), shelves_of(tmp_path, algorithm, 2, 2)
+    for number in 1, 2, 3:
+        push(old, 0, number, gradients())
+    push(old, 1, 1, gradients())
+    for shelf, core in zip(shelves, old, strict=True):
+        shelf.claim(1, 0)
+        shelf.save(core)
+        shelf.finish()
+    found = fd.read_checkpoint(tmp_path)
+    parts = [x for core in old for x in core.shard.values()]
+    assert_same_bits(found.params, [np.concatenate(parts[:2]), *parts[2:]])
+    assert found.steps == 4
+    own = [
+        {**group, "params": [found.params[i] for i in group["params"]]} for group in found.state_dict["param_groups"]
+    ]
+    alone = getattr(fastopt, name)(own, threads=1)
+    alone.load_state_dict(found.state_dict)
+
+    grads = gradients()
+    push(old, 1, 2, [np.arange(3), np.arange(4), None, None], Op.ROWS)
+    push(old, 1, 3, grads)
+    after = [x for core in old for x in core.shard.values()]
+    for servers in 1, 3, 4:
+        cores = served(algorithm, servers, 3)
+        for shelf, core in zip(shelves_of(tmp_path, algorithm, servers, 3), cores, strict=True):
+            assert not shelf.load(core) and shelf.gather(core)
+            assert (core.progress(2), core.lost) == ((0, 0, [[3, 1]]), 0)
+        push(cores, 2, 1, grads)
+        assert_same_bits([x for core in cores for x in core.shard.values()], after)
+    values = np.concatenate([floats_of(own.values) for own in grads[:2]])
+    rows = fastopt.RowSparse(np.concatenate([grads[0].indices, grads[1].indices + 3]), values)
+    alone.step([[rows], grads[2:]])
+    assert_same_bits(own[0]["params"] + own[1]["params"], [np.concatenate(after[:2]), *after[2:]])
+
+
+def test_what_servers_had_not_saved_alike_is_lost(tmp_path):
+    """Batches are left out that one of the servers knows of, by whatever workers they were shared."""
+    algorithm = fd.Downpour(fastopt.SGD, start((*SHAPES, (3,))))
+    old, shelves = served(algorithm, 2, 2), shelves_of(tmp_path, algorithm, 2, 2)
+    for worker, number in (0, 1), (0, 2), (1, 1):
+        push(old, worker, number, pull(Plain(algorithm._held.arrays), 1))
+    for number, (shelf, core) in enumerate(zip(shelves, old, strict=True)):
+        shelf.claim(1, number)
+        shelf.save(core)
+        push(old, 0, 3, pull(Plain(algorithm._held.arrays), 2))
+        shelf.finish()
+    for runs, servers, workers_now in (1, 3, 3), (2, 1, 2):
+        cores, shelves = served(algorithm, servers, workers_now), shelves_of(tmp_path, algorithm, servers, workers_now)
+        for shelf, core in zip(shelves, cores, strict=True):
+            assert shelf.gather(core)
+            assert core.before == [[3, 1], [0, 1, 2]][:runs] and core.lost == (core is cores[0])
+            shelf.claim(shelf.epoch() + 1, 0)
+            shelf.save(core)
+            shelf.finish()  # the next one finds this
+        for shelf, core in zip(shelves, cores, strict=True):
+            for worker, number in ((1, 1), (2, 1), (2, 2)) * (runs == 1):
+                grads = [x.copy() for x in core.shard.values()]
+                core.handle(worker, Header(Op.PUSH, number, number, number - 1), grads)
+            shelf.save(core)
+            shelf.finish()
+        shelves[0].tidy()
+        assert len([*tmp_path.glob("shard-*")]) == servers
+    seen = []
+    for rank in range(2):
+        worker = workers.Worker(algorithm._side(2), rank, 2, None, before=core.before)
+        seen.append([*worker.deal(range(12)), *worker.deal(range(2))])
+    # Two workers did 0, 2, 4 and 1; of the rest the second of three did 5, and the third 6 and 9.
+    assert seen == [[3, 8, 11, 0], [7, 10, 1]]
+    other = fd.Downpour(fastopt.SGD, [np.ones((2, 2)), *start()])
+    with pytest.raises(
+        ValueError, match=r"checkpoint: found .* in .*, expected \['params\[0\]', 'float64', \[2, 2\]\]"
+    ):
+        shelves_of(tmp_path, other, 2, 2)[0].gather(a_core(other))
 
 
 def test_a_centre_goes_on_from_its_checkpoint(tmp_path):
@@ -229,7 +335,7 @@ for make in {
 }.items():
     seen.clear()
     try:
-        result = fd.run(worker, make[1](), servers=2, checkpoint="{folder}/" + make[0])
+        result = fd.run(worker, make[1](), servers={servers}, checkpoint="{folder}/" + make[0])
         print(rank, make[0], result.pushes, seen, [float(np.abs(p).max()) < 9 for p in result.params])
     except LookupError:
         pass
@@ -238,12 +344,21 @@ for make in {
 
 @needs_mpi
 def test_a_run_goes_on_from_its_checkpoint(tmp_path):
-    """Batches whose gradients have been pushed are left out."""
-    text = RESUMED.replace("{folder}", str(tmp_path))
-    assert printed(4, text.replace("{first}", "True")) == []
-    found = printed(4, text.replace("{first}", "False"))
+    """Batches whose gradients have been pushed are left out, also with other servers and workers."""
+    text = RESUMED.replace("{folder}", str(tmp_path / "states"))
+    assert printed(4, text.replace("{first}", "True").replace("{servers}", "2")) == []
+    shutil.copytree(tmp_path / "states", tmp_path / "others")
+    text = text.replace("{first}", "False")
+    found = printed(4, text.replace("{servers}", "2"))
     assert found[0].startswith("0 d 22 [10, 12, ") and found[2].startswith("1 d 22 [11, 13, 15")
     assert len(found) == 8
+    text = text.replace(str(tmp_path / "states"), str(tmp_path / "others"))
+    found = [line.split(maxsplit=3) for line in printed(4, text.replace("{servers}", "1"))]
+    assert [(rank, what) for rank, what, *_ in found] == [(rank, what) for rank in "0123" for what in "de"]
+    assert {pushes for _, what, pushes, _ in found if what == "d"} == {"24"}  # six before, and six of each worker
+    done = [json.loads(rest.partition("]")[0] + "]") for _, what, _, rest in found if what == "d"]
+    assert sorted(k for own in done for k in own) == [*range(10, 40)]
+    assert fd.read_checkpoint(tmp_path / "others" / "d").steps == 24
 
 
 @needs_mpi
