@@ -1,7 +1,8 @@
 """Faults in a row, in runs of workers, servers and spares: ``python -m tests.distributed.faults 200 [SEED]``.
 
 Each run is a program of eight processes, of which some are killed, stopped for a while, or fail by an exception, at
-named points. Each gradient is of an element of its own, so that what a server applied never, once or twice is seen.
+named points. Each gradient is of an element and of a table's row of its own, so that what a server applied never, once
+or twice is seen.
 """
 
 import json
@@ -61,18 +62,30 @@ for who, point, fault, count in json.loads(sys.argv[1]):
 
 def worker(opt):
     for k in opt.deal(range(steps * workers)):
-        grads = [np.zeros(steps * workers, "f4") for _ in range(servers)]
-        for g in grads:
+        assert opt.fetch_rows("table", [k, k]).max() == 0
+        grads = {name: np.zeros(steps * workers, "f4") for name in ("first", "last")}
+        for g in grads.values():
             g[k] = -1
-        opt.step(grads)
+        opt.step({**grads, "table": fastopt.RowSparse([k, k], np.full((2, 2), -0.5, "f4"))})
         time.sleep(0.005)
 
-params = [np.zeros(steps * workers, "f4") for _ in range(servers)]
-result = fd.run(worker, fd.Downpour(fastopt.SGD, params, lr=1.0), checkpoint="states", checkpoint_every=0.03)
-applied = [x.reshape(steps, workers).sum(0).astype(int).tolist() for x in result.params]
-most = max(float(x.max()) for x in result.params)
+n = steps * workers
+# Of two servers one has the first half of the table beside it, and one the other.
+params = {"first": np.zeros(n, "f4"), "table": np.zeros((n, 2), "f4"), "last": np.zeros(n, "f4")}
+downpour = fd.Downpour(fastopt.SGD, params, lr=1.0, tables={"table": 2})
+result = fd.run(worker, downpour, checkpoint="states", checkpoint_every=0.03)
+vectors = result.params["first"], result.params["last"]
+applied = [x.reshape(steps, workers).sum(0).astype(int).tolist() for x in vectors]
+rows = np.concatenate([vectors[0][: n // 2], vectors[1][n // 2 :]])
+found = {
+    "dead": sorted(result.dead),
+    "lost": result.lost,
+    "applied": applied,
+    "most": max(float(x.max()) for x in vectors),
+    "rows": bool((result.params["table"].T == rows).all()),
+}
 with open(f"result-{rank}", "w") as file:
-    json.dump({"dead": sorted(result.dead), "lost": result.lost, "applied": applied, "most": most}, file)
+    json.dump(found, file)
 """
 
 
@@ -111,6 +124,7 @@ def check(plan, folder, found, status, err):
     assert all(theirs == own for theirs in found.values()), found
     assert own["dead"] == dead, (own, dead)
     assert own["most"] == 1, "a push was applied twice"
+    assert own["rows"], "a server has a push of a vector, and not of its rows, or the other way round"
     missing = sum(STEPS - n for applied in own["applied"] for k, n in enumerate(applied) if k not in dead)
     assert missing == own["lost"] or (dead and missing <= own["lost"]), own
     if not any(who >= WORKERS and fault != "stops" for who, _, fault, _ in happened):

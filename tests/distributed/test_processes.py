@@ -186,6 +186,42 @@ def test_a_shard_goes_on_from_its_checkpoint(name, tmp_path):
     assert (other.version, other.lost) == (6, 2)
 
 
+@pytest.mark.parametrize("name", ["SGD", "AdaptiveRevision", "RowwiseAdagrad"])
+def test_a_table_goes_on_from_its_checkpoint(name, tmp_path):
+    """Rows that come again are not applied again; those that were lost are counted; bits are of what was left."""
+    algorithm = fd.Downpour(getattr(fastopt, name), np.ones((9, 3)), lr=0.1, tables={"params": 2}, threads=1)
+    first, other, alone = (a_core(algorithm) for _ in range(3))
+    rng = np.random.default_rng(0)
+    every = [np.arange(4), np.arange(5)]
+
+    def ask(number, *cores):
+        """A request of each worker, of rows and then with rows."""
+        for worker in 0, 1:
+            given = [fastopt.RowSparse(rng.integers(0, n, 3), rng.standard_normal((3, 3))) for n in (4, 5)]
+            for core in cores:
+                core.handle(worker, Header(Op.ROWS, 2 * number - 1, number - 1, number - 1), every)
+                core.handle(worker, Header(Op.EXCHANGE, 2 * number, number, number - 1), given)
+        return given
+
+    ask(1, first, alone)
+    last = ask(2, first, alone)
+    shelf, taken = (shelf_of(algorithm, algorithm._cuts(1), 0, 2, tmp_path) for _ in range(2))
+    shelf.claim(1, 7)
+    shelf.save(first)
+    shelf.finish()
+    ask(3, first)
+    taken.claim(2, 8)
+    assert taken.load(other)
+    found = other.handle(0, Header(Op.ROWS, 3, 1, 1), every).payload  # again, as it is now
+    assert_same_bits(found, alone.shard.values())
+    other.handle(1, Header(Op.EXCHANGE, 4, 2, 1), last)
+    for worker in 0, 1:  # who goes on from a checkpoint has just read
+        alone.shard.read_rows(worker, every)
+    ask(4, other, alone)
+    assert_same_bits(other.shard.values(), alone.shard.values())
+    assert (other.version, other.lost) == (6, 2)
+
+
 def served(algorithm, servers, workers):
     return fd.runs.make_cores(algorithm, algorithm._cuts(servers), workers)
 
