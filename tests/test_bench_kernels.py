@@ -47,6 +47,18 @@ def test_kernels_as_compiled():
     assert [line[0] for line in table.rows] == ["sgd", "adam", "adam, 8-bit states"]
 
 
+def test_kernels_of_rows():
+    pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    section = kernels.section(Options(rules=[]))
+    names = ["adagrad, rows", "lookups, ordered", "lookups, added up"]
+    found = [section.measure(name, 1.0) for name in names]
+    assert all(16 <= row["registers"] <= 85 and row["occupancy"] >= 3 / 8 and not row["spills"] for row in found)
+    assert set(names) < set(section.names)
+    (table,) = section.tables(found)
+    assert [line[0] for line in table.rows] == names
+
+
 def test_without_numba_cuda(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "fastopt.backends.numba_cuda", None)
     with pytest.raises(kernels.Skip, match=r"needs numba-cuda: .*pip install"):

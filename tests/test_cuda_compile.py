@@ -75,7 +75,7 @@ def target_of(kind):
 
 def plain_kinds():
     yield from (limits._BEGIN, limits._ADD, limits._LIMIT, *map(compiler.put_scales_in, (F4, F8)))
-    yield from (runs._MAP_CHUNKS, rows._BEGIN, rows._COUNT, rows._ADD_UP, rows._ORDER)
+    yield from (runs._MAP_CHUNKS, rows.BEGIN, rows.COUNT, rows.ADD_UP, rows.ORDER)
     yield from map(rows.bags_of, (F4, F8))
     yield from map(squares_of, compiler.CODES)
     yield from map(scale_of, compiler.CODES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,9 @@ STORAGES: dict[str, tuple[tuple[int, ...], int]] = {
     "adam, float16": ((F2,) * 4, 0),
     "adam, gradient noise": ((F4,) * 4, NOISE),
 }
+# What steps of rows launch, among others: the update of a row, by rule, and what is the same for all rules.
+ROWS = {f"{name}, rows": name for name in ("adagrad", "adam", "rowwise_adagrad")}
+LOOKUPS = ("lookups, ordered", "lookups, added up")
 _BYTES = {**{code: float(dtype.itemsize) for dtype, code in CODES.items()}}
 _BYTES |= dict.fromkeys((SIGNED, POSITIVE), BLOCK_BYTES / QUANT_BLOCK)
 
@@ -75,30 +79,36 @@ def blocks_of(registers: int, threads: int) -> int:
 def measure(name: str, budget: float) -> Row:
     """Compiles and assembles a kernel; its row has no times, for nothing runs."""
     try:
-        from ..backends.numba_cuda import compiler, kernels
+        from ..backends.numba_cuda import compiler, rows
     except ImportError:
         raise Skip(f"needs numba-cuda: {install_command('cuda')}") from None
+    f4 = np.dtype("f4")
+    if name in LOOKUPS:
+        return _as_built(name, (rows.ORDER, compiler.GroupSums(f4, F4))[LOOKUPS.index(name)])[0]
+    if name in ROWS:
+        rule = RULES[ROWS[name]]
+        kind = compiler.RowKernelSpec(rule.kernel, 1, f4, (F4,) * rule.count_arrays(1))
+        return _as_built(name, kind)[0]
     kernel = _kernel(name)
-    spec = compiler.KernelSpec(RULES[kernel.rule].kernel, kernel.copies, np.dtype("f4"), kernel.stored, kernel.options)
-    ptx = compiler.compile_ptx(spec.bound(CAPABILITY), spec.signature(), CAPABILITY, spec.name)
-    built = assemble(ptx, CAPABILITY)
+    spec = compiler.KernelSpec(RULES[kernel.rule].kernel, kernel.copies, f4, kernel.stored, kernel.options)
+    row, code = _as_built(name, spec)
     try:
-        executed = count_in_loop(disassemble(built.code, spec.name)) / spec.lanes
+        executed = count_in_loop(disassemble(code, spec.name)) / spec.lanes
     except Skip:
         executed = None
-    warps = blocks_of(built.registers, kernels.THREADS) * kernels.THREADS // WARP
     memory = kernel.bytes * ELEMENTS / BYTES_A_SECOND
     issue = None if executed is None else executed * ELEMENTS / WARP / (MULTIPROCESSORS * ISSUED * HERTZ)
-    return {
-        "name": name,
-        "registers": built.registers,
-        "spills": built.stack + built.spills,
-        "occupancy": warps / WARPS,
-        "instructions": executed,
-        "bytes": kernel.bytes,
-        "memory": memory,
-        "issue": issue,
-    }
+    return {**row, "instructions": executed, "bytes": kernel.bytes, "memory": memory, "issue": issue}
+
+
+def _as_built(name: str, kind: Any) -> tuple[Row, bytes]:
+    """What the assembler says of a kernel, and its code."""
+    from ..backends.numba_cuda import compiler, kernels
+
+    built = assemble(compiler.compile_ptx(kind.bound(CAPABILITY), kind.signature(), CAPABILITY, kind.name), CAPABILITY)
+    warps = blocks_of(built.registers, kernels.THREADS) * kernels.THREADS // WARP
+    spills = built.stack + built.spills
+    return {"name": name, "registers": built.registers, "spills": spills, "occupancy": warps / WARPS}, built.code
 
 
 def section(options: Options) -> Section:
@@ -118,7 +128,7 @@ def section(options: Options) -> Section:
         }
         yield table(title, columns, rows, CAPTION)
 
-    return Section("kernels", title, [*options.rules, *STORAGES], measure, tables, None, 4.0)
+    return Section("kernels", title, [*options.rules, *STORAGES, *ROWS, *LOOKUPS], measure, tables, None, 4.0)
 
 
 CAPTION = (
@@ -126,5 +136,5 @@ CAPTION = (
     f"issue: the time of {ELEMENTS:.0e} elements by bytes at 3.0 TB/s, and by instructions of 132 multiprocessors that "
     "issue 4 in a cycle of 1.98 GHz. The device takes at least the longer one, and more where occupancy is below a "
     "half: then too few warps are there to wait for memory. Of rules that measure tensors it is the update, without "
-    "the pass that reads."
+    "the pass that reads. What a row takes depends on its lookups."
 )

@@ -18,8 +18,8 @@ from .kernels import DIGIT, DIGITS, GROUP_BITS, HOGWILD, PART, SQUARES, SUM, THR
 if TYPE_CHECKING:
     from ...jobs.job import RowJob
 
-_BEGIN, _COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
-_ADD_UP, _ORDER = Plain("add_up_counters", integers(3)), Plain("order_by_digit", integers(9))
+BEGIN, COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
+ADD_UP, ORDER = Plain("add_up_counters", integers(3)), Plain("order_by_digit", integers(9))
 _FIRST_REAL = 17  # among the arguments of `kernels.update_rows`
 #: Teams that update rows by a rule of rows, at most: some more than a device has at a time, for each needs memory.
 _TEAMS = 1 << 13
@@ -107,13 +107,13 @@ class RowLaunch:
         ordered, other = (at["rows"], at["places"]), (at["other rows"], at["other places"])
         wide, told = rows.indices.dtype.itemsize == 8, _told(device)
         each, own = -(-lookups // THREADS), (at["bad"], told.address)
-        self._run(_BEGIN, each, stream, rows.indices.address, wide, *ordered, lookups, rows.count, *own)
+        self._run(BEGIN, each, stream, rows.indices.address, wide, *ordered, lookups, rows.count, *own)
         if rows.duplicates != HOGWILD:
             blocks, counters, digits = self._blocks, at["counters"], at["digits"]
             for shift in range(0, max(rows.count - 1, 1).bit_length(), DIGIT):
-                self._run(_COUNT, blocks, stream, ordered[0], counters, lookups, blocks, shift)
-                self._run(_ADD_UP, DIGITS, stream, counters, digits, blocks)
-                self._run(_ORDER, blocks, stream, *ordered, *other, counters, digits, lookups, blocks, shift)
+                self._run(COUNT, blocks, stream, ordered[0], counters, lookups, blocks, shift)
+                self._run(ADD_UP, DIGITS, stream, counters, digits, blocks)
+                self._run(ORDER, blocks, stream, *ordered, *other, counters, digits, lookups, blocks, shift)
                 ordered, other = other, ordered
         arrays = at["addresses"], at["strides"], rows.width, self._team, *ordered, lookups, at["bad"]
         source = 0 if rows.source is None else rows.source.address
