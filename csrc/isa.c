@@ -1,6 +1,9 @@
 /* The choice of instruction set, by default the highest that the processor has. */
 #include "library.h"
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
 #include <string.h>
 #include <unistd.h>
 
@@ -16,13 +19,22 @@ enum { LEVELS = sizeof levels / sizeof *levels };
 
 const fastopt_level *active;
 
+#if defined(__x86_64__) || defined(__i386__)
+/* Of this feature gcc before 11 cannot be asked by name. */
+static int has_f16c(void)
+{
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
+
 static int supported(const char *name)
 {
 #if defined(__x86_64__) || defined(__i386__)
     if (!strcmp(name, "avx2"))
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (!strcmp(name, "avx512"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+        return supported("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
             && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
     return !strcmp(name, levels[0].name);

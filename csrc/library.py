@@ -20,7 +20,7 @@ FLAGS = ["-std=c11", "-O3", "-fno-unswitch-loops", "-g0", "-fPIC", "-ffp-contrac
 # would be half of this level's code and of its time to compile. Few processors have no more than this level, so four
 # passes are left out that take a fifth of that time for a hundredth or two of the kernels'.
 SSE2 = ["-DFASTOPT_TILES_ONLY", "-fno-gcse", "-fno-gcse-after-reload", "-fno-tree-pre", "-fno-schedule-insns2"]
-AVX2 = ["-mavx2", "-mfma"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 
 

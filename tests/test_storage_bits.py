@@ -46,6 +46,8 @@ STORAGES = {
     "bfloat16 throughout": (BF16, BF16, BF16, 0),
     "bfloat16, states in float32": (BF16, BF16, F4, 0),
     "bfloat16, states in blocks": (BF16, BF16, BLOCKS, 0),
+    "float16 throughout": (F2, F2, F2, 0),
+    "float16, dithered and at random": (F2, F2, F2, DITHER | STOCHASTIC),
 }
 SIZES = (1, 0, 31, 4099, 1030)
 SEED, ELEMENT = 2**40 + 5, 2**33 + 77

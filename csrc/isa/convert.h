@@ -54,6 +54,12 @@ INLINE words widen_halves(const void *from)
 #endif
 }
 
+INLINE void store_lower_halves(void *to, words w)
+{
+    const shorts h = __builtin_convertvector(w, shorts);
+    memcpy(to, &h, sizeof h);
+}
+
 INLINE float float_of(uint32_t bits)
 {
     float x;
@@ -68,35 +74,63 @@ INLINE uint32_t bits_of(float x)
     return bits;
 }
 
+/* where ? x : y, for each lane: all bits of `where` are the same in a lane. */
+INLINE words select_lanes(words where, words x, words y)
+{
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    return (words)_mm256_blendv_epi8((__m256i)y, (__m256i)x, (__m256i)where);
+#else
+    return select_bits(where, x, y);
+#endif
+}
+
+/* a > b ? x : y, for each lane. */
+INLINE words select_greater(ints a, ints b, words x, words y)
+{
+#ifdef __AVX512BW__
+    return (words)_mm512_mask_mov_epi32((__m512i)y, _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b), (__m512i)x);
+#else
+    return select_lanes((words)(a > b), x, y);
+#endif
+}
+
 INLINE ints max_ints(ints a, ints b)
 {
 #ifdef __AVX512BW__
     return (ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (ints)_mm256_max_epi32((__m256i)a, (__m256i)b);
 #else
-    return (ints)select_bits((words)(a > b), (words)a, (words)b);
+    return (ints)select_greater(a, b, (words)a, (words)b);
 #endif
 }
 
 /* ---- float32 ---- */
 
+/* Puts two vectors of successive elements into a chunk, at its k-th even and odd ones. */
+INLINE void split_pairs(float *chunk, int k, floats a, floats b)
+{
+    store_floats(chunk + k, __builtin_shuffle(a, b, (ints)EVEN));
+    store_floats(chunk + HALF + k, __builtin_shuffle(a, b, (ints)EVEN + 1));
+}
+
+/* The first and the second vector of successive elements of even and odd ones. */
+INLINE floats first_of(floats even, floats odd) { return __builtin_shuffle(even, odd, (ints)LOWER); }
+INLINE floats second_of(floats even, floats odd) { return __builtin_shuffle(even, odd, (ints)LOWER + LANES / 2); }
+
 INLINE void load_float32(float *chunk, const char *from)
 {
     FOR_PARTS(k)
-    {
-        const floats a = load_floats(from + 8 * k), b = load_floats(from + 8 * k + sizeof a);
-        store_floats(chunk + k, __builtin_shuffle(a, b, (ints)EVEN));
-        store_floats(chunk + HALF + k, __builtin_shuffle(a, b, (ints)EVEN + 1));
-    }
+    split_pairs(chunk, k, load_floats(from + 8 * k), load_floats(from + 8 * k + sizeof(floats)));
 }
 
 INLINE void store_float32(const float *chunk, char *to)
 {
-    const ints lower = LOWER;
     FOR_PARTS(k)
     {
         const floats a = load_floats(chunk + k), b = load_floats(chunk + HALF + k);
-        store_floats(to + 8 * k, __builtin_shuffle(a, b, lower));
-        store_floats(to + 8 * k + sizeof a, __builtin_shuffle(a, b, lower + LANES / 2));
+        store_floats(to + 8 * k, first_of(a, b));
+        store_floats(to + 8 * k + sizeof a, second_of(a, b));
     }
 }
 
@@ -119,7 +153,7 @@ INLINE words keep_nan(words u, words rounded)
     /* The table makes both kinds of NaN quiet and keeps `rounded` for all others. */
     return (words)_mm512_fixupimm_ps((__m512)rounded, (__m512)u, (__m512i)K(NAN_TABLE), 0);
 #else
-    return select_bits((words)((ints)(u & 0x7fffffff) > 0x7f800000), u | 0x400000, rounded);
+    return select_lanes((words)((floats)u != (floats)u), u | 0x400000, rounded);
 #endif
 }
 
@@ -140,7 +174,11 @@ INLINE words dither_bfloat16(words u, words random) { return keep_nan(u, u + ran
 
 INLINE void store_upper_halves(char *to, words even, words odd)
 {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    store_words(to, (words)_mm256_blend_epi16((__m256i)(even >> 16), (__m256i)odd, 0xaa));
+#else
     store_words(to, select_bits(K(UPPER), odd, even >> 16));
+#endif
 }
 
 INLINE void store_bfloat16(const float *chunk, char *to)
@@ -152,18 +190,44 @@ INLINE void store_bfloat16(const float *chunk, char *to)
 
 /* ---- float16 ---- */
 
+#ifdef __F16C__
+/* Successive elements, by the processor's own conversions: NaNs keep what they have beside. */
+INLINE floats widen_float16(const void *from)
+{
+#ifdef __AVX512BW__
+    return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)from));
+#else
+    return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const void *)from));
+#endif
+}
+
+INLINE void round_float16(void *to, floats x, const int rounding)
+{
+#ifdef __AVX512BW__
+    _mm256_storeu_si256(to, _mm512_cvtps_ph((__m512)x, rounding | _MM_FROUND_NO_EXC));
+#else
+    _mm_storeu_si128(to, _mm256_cvtps_ph((__m256)x, rounding));
+#endif
+}
+
+/* Rounds to nearest, ties to even. */
+INLINE void narrow_float16(void *to, floats x) { round_float16(to, x, _MM_FROUND_TO_NEAREST_INT); }
+
+/* Stores a chunk's k-th even and odd elements. */
+INLINE void round_pairs(char *to, floats even, floats odd, const int rounding)
+{
+    round_float16(to, first_of(even, odd), rounding);
+    round_float16(to + sizeof even / 2, second_of(even, odd), rounding);
+}
+#else
 /* Converts the lower halves of words. */
 INLINE words from_float16(words h)
 {
-#ifdef __AVX512BW__
-    return (words)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)h));
-#else
     const words magnitude = (h & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
     const words normal = magnitude + 0x38000000, infinite = normal + 0x38000000;
     const words subnormal = (words)((floats)(magnitude + 0x38800000) - 0x1p-14f);
     const words others = select_bits((words)(exponent == 0x0f800000), infinite, normal);
     return select_bits((words)(exponent == 0), subnormal, others) | (h & 0x8000) << 16;
-#endif
 }
 
 INLINE words finish_float16(words u, words a, words subnormal, words normal)
@@ -177,29 +241,39 @@ INLINE words finish_float16(words u, words a, words subnormal, words normal)
 /* Rounds to nearest, ties to even, into the lower half. */
 INLINE words to_float16(words u)
 {
-#ifdef __AVX512BW__
-    return (words)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)u, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#else
     const words a = u & 0x7fffffff;
     /* Subnormal results are rounded by an addition: the sum's last place is the last place of float16. */
     return finish_float16(u, a, (words)((floats)a + 0.5f) - 0x3f000000, (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13);
-#endif
 }
+
+INLINE floats widen_float16(const void *from) { return (floats)from_float16(widen_halves(from)); }
+INLINE void narrow_float16(void *to, floats x) { store_lower_halves(to, to_float16((words)x)); }
+#endif
 
 INLINE void load_float16(float *chunk, const char *from)
 {
     FOR_PARTS(k)
     {
+#ifdef __F16C__
+        split_pairs(chunk, k, widen_float16(from + 4 * k), widen_float16(from + 4 * k + sizeof(floats) / 2));
+#else
         const words w = load_words(from + 4 * k);
         store_words(chunk + k, from_float16(w & 0xffff));
         store_words(chunk + HALF + k, from_float16(w >> 16));
+#endif
     }
 }
 
 INLINE void store_float16(const float *chunk, char *to)
 {
     FOR_PARTS(k)
-    store_words(to + 4 * k, to_float16(load_words(chunk + k)) | to_float16(load_words(chunk + HALF + k)) << 16);
+    {
+#ifdef __F16C__
+        round_pairs(to + 4 * k, load_floats(chunk + k), load_floats(chunk + HALF + k), _MM_FROUND_TO_NEAREST_INT);
+#else
+        store_words(to + 4 * k, to_float16(load_words(chunk + k)) | to_float16(load_words(chunk + HALF + k)) << 16);
+#endif
+    }
 }
 
 /* ---- stochastic rounding ---- */
@@ -255,6 +329,23 @@ INLINE const uint32_t *random_chunk(randoms *r, uint64_t element, uint32_t *spac
     return space;
 }
 
+#ifdef __F16C__
+/* The numbers that are to be rounded towards zero. */
+INLINE floats dither_float16(words u, words random)
+{
+    const words a = u & K(MAGNITUDE);
+    const words subnormal = (words)((floats)a + __builtin_convertvector((ints)random, floats) * 0x1p-40f);
+    words x = select_greater((ints)SPLAT(0x38800000), (ints)a, subnormal, a + (random >> 3));
+    x = select_greater((ints)x, (ints)SPLAT(0x477fffff), SPLAT(0x7f800000), x);
+    x = select_greater((ints)a, (ints)SPLAT(0x7f800000), a, x);
+    return (floats)(x | (u & K(SIGN)));
+}
+
+INLINE void store_dithered_float16(char *to, words a, words b, words even, words odd)
+{
+    round_pairs(to, dither_float16(a, even), dither_float16(b, odd), _MM_FROUND_TO_ZERO);
+}
+#else
 INLINE words dither_float16(words u, words random)
 {
     const words a = u & 0x7fffffff;
@@ -264,13 +355,19 @@ INLINE words dither_float16(words u, words random)
     return finish_float16(u, a, subnormal, (a - 0x38000000 + (random >> 3)) >> 13);
 }
 
+INLINE void store_dithered_float16(char *to, words a, words b, words even, words odd)
+{
+    store_words(to, dither_float16(a, even) | dither_float16(b, odd) << 16);
+}
+#endif
+
 /* Stores 16-bit elements. A 16-bit number is added to each before its lower bits are dropped. */
 INLINE void store_dithered_words(int32_t dtype, words a, words b, char *to, words even, words odd)
 {
     if (dtype == FASTOPT_BFLOAT16)
         store_upper_halves(to, dither_bfloat16(a, even), dither_bfloat16(b, odd));
     else
-        store_words(to, dither_float16(a, even) | dither_float16(b, odd) << 16);
+        store_dithered_float16(to, a, b, even, odd);
 }
 
 NOINLINE void store_stochastic(int32_t dtype, const float *chunk, char *to, randoms *randoms, uint64_t element)
@@ -346,13 +443,6 @@ INLINE void load_signed(float *chunk, const char *codes, float scale)
         store_words(chunk + k, (words)a | (w << 24 & K(SIGN)));
         store_words(chunk + HALF + k, (words)b | (w << 16 & K(SIGN)));
     }
-}
-
-/* Stores codes, two in the lower 16 bits of each word. */
-INLINE void store_lower_halves(char *to, words w)
-{
-    const shorts h = __builtin_convertvector(w, shorts);
-    memcpy(to, &h, sizeof h);
 }
 
 INLINE void store_positive(const float *chunk, char *codes, float inverse, uint32_t first)

@@ -306,20 +306,19 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
     return is;
 }
 
+#define LOCATE(j, dtype) char *const at_##j = s->begins[j] + FN(offset)(dtype, at);
 #define LOAD(j, dtype)                                                                                                \
-    char *const at_##j = s->begins[j] + FN(offset)(dtype, at);                                                        \
-    if (prefetch)                                                                                                     \
-        FN(prefetch_chunk)(dtype, at_##j, at);                                                                        \
     if (!FN(in_blocks)(dtype))                                                                                        \
         FN(load_chunk)(dtype, chunks[j], at_##j);                                                                     \
     else if (at % FASTOPT_BLOCK == 0)                                                                                 \
         load_block(s->dtypes[j], s->space[j], at_##j);                                                                \
     arrays[j] = FN(in_blocks)(dtype) ? s->space[j] + at % FASTOPT_BLOCK : chunks[j];
+#define LOCATE_STATE(j) LOCATE(j, states)
+#define PREFETCH_STATE(j) FN(prefetch_chunk)(states, at_##j, at);
 #define LOAD_STATE(j) LOAD(j, states)
+#define DITHER_STATE(j) store_dithered(states, chunks[j], at_##j, dither_of(element + (uint64_t)at, step));
 #define STORE_STATE(j)                                                                                                \
-    if (states == FASTOPT_BFLOAT16 && dithered)                                                                       \
-        store_dithered(states, chunks[j], at_##j, dither);                                                            \
-    else if (!FN(in_blocks)(states))                                                                                  \
+    if (!FN(in_blocks)(states))                                                                                       \
         FN(store_chunk)(states, chunks[j], at_##j);                                                                   \
     else if (at % FASTOPT_BLOCK == FASTOPT_BLOCK - CHUNK)                                                             \
         store_block(s->dtypes[j], s->space[j], at_##j, element + (uint64_t)(at - at % FASTOPT_BLOCK), step);
@@ -334,10 +333,19 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
         const int prefetch = s->pass->prefetch, dithered = s->options & FASTOPT_DITHER;                               \
         const int stochastic = s->options & FASTOPT_STOCHASTIC;                                                       \
         const uint64_t element = (uint64_t)s->pass->element, step = (uint64_t)s->pass->step;                          \
+        (void)dithered, (void)stochastic, (void)element, (void)step;                                                  \
         _Alignas(64) real chunks[ARRAYS_##rule##_##copies][CHUNK];                                                    \
         void *arrays[ARRAYS_##rule##_##copies];                                                                       \
         int64_t at = 0, end = n - n % (FN(in_blocks)(states) ? FASTOPT_BLOCK : CHUNK);                                \
         for (; at < end; at += CHUNK) {                                                                               \
+            LOCATE(0, dtype) LOCATE(1, grad_dtype) STATES_##rule##_##copies(LOCATE_STATE)                             \
+            READ_##rule##_##copies(LOCATE_STATE)                                                                      \
+            if (prefetch) {                                                                                           \
+                FN(prefetch_chunk)(dtype, at_0, at);                                                                  \
+                FN(prefetch_chunk)(grad_dtype, at_1, at);                                                             \
+                STATES_##rule##_##copies(PREFETCH_STATE)                                                              \
+                READ_##rule##_##copies(PREFETCH_STATE)                                                                \
+            }                                                                                                         \
             LOAD(0, dtype) LOAD(1, grad_dtype) STATES_##rule##_##copies(LOAD_STATE)                                   \
             READ_##rule##_##copies(LOAD_STATE)                                                                        \
             real *restrict param = arrays[0];                                                                         \
@@ -346,13 +354,15 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
             IVDEP                                                                                                     \
             for (int i = 0; i < CHUNK; i++)                                                                           \
                 ELEMENT(UPDATE_##rule##_##copies)                                                                     \
-            if (dtype == FASTOPT_BFLOAT16 && stochastic)                                                              \
+            if (dtype != FASTOPT_FLOAT32 && stochastic)                                                               \
                 store_stochastic(dtype, chunks[0], at_0, &s->randoms, element + (uint64_t)at);                        \
             else                                                                                                      \
                 FN(store_chunk)(dtype, chunks[0], at_0);                                                              \
-            const uint32_t dither = dither_of(element + (uint64_t)at, step);                                          \
-            (void)dithered, (void)dither, (void)stochastic;                                                           \
-            STATES_##rule##_##copies(STORE_STATE)                                                                     \
+            if (dithered && (states == FASTOPT_BFLOAT16 || states == FASTOPT_FLOAT16)) {                              \
+                STATES_##rule##_##copies(DITHER_STATE)                                                                \
+            } else {                                                                                                  \
+                STATES_##rule##_##copies(STORE_STATE)                                                                 \
+            }                                                                                                         \
         }                                                                                                             \
         return end;                                                                                                   \
     }
@@ -361,6 +371,11 @@ FASTOPT_INSTANCES(SPECIALISED)
 #define TRY(rule, copies, ...)                                                                                        \
     else if (copies == 1 && FN(matches)(&s, ARRAYS_##rule##_##copies, __VA_ARGS__))                                   \
         at = FN(specialised_##rule##_##copies)(&s, n, coefficients, __VA_ARGS__);
+#ifdef __AVX512BW__
+#define TRY_FLOAT16(rule, copies) TRY(rule, copies, FASTOPT_FLOAT16, FASTOPT_FLOAT16, FASTOPT_FLOAT16)
+#else
+#define TRY_FLOAT16(rule, copies) /* tiles take a quarter longer, but no time to compile */
+#endif
 #define TRY_SPECIALISED(rule, copies)                                                                                 \
     if (n < CHUNK)                                                                                                    \
         ;                                                                                                             \
@@ -368,7 +383,8 @@ FASTOPT_INSTANCES(SPECIALISED)
     TRY(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BLOCKS_SIGNED)                                        \
     TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16)                                           \
     TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_FLOAT32)                                            \
-    TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BLOCKS_SIGNED)
+    TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BLOCKS_SIGNED)                                      \
+    TRY_FLOAT16(rule, copies)
 #else
 #define TRY_SPECIALISED(rule, copies)
 #endif

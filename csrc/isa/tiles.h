@@ -24,8 +24,7 @@ static void FN(read_floats)(int dtype, real *tile, const char *from, int64_t str
             uint16_t some[LANES] = {0};
             real values[LANES];
             FN(copy_strided)((char *)some, sizeof *some, from + i * stride, stride, m, sizeof *some);
-            const words w = widen_halves(some);
-            store_words(values, dtype == FASTOPT_BFLOAT16 ? w << 16 : from_float16(w));
+            store_floats(values, dtype == FASTOPT_BFLOAT16 ? (floats)(widen_halves(some) << 16) : widen_float16(some));
             memcpy(tile + i, values, (size_t)m * sizeof *tile);
         }
         return;
@@ -42,8 +41,12 @@ static void FN(write_float)(int dtype, real x, char *to)
 #ifdef FASTOPT_CONVERSIONS
     if (dtype != COMPUTE) {
         const words u = SPLAT(bits_of(x));
-        const uint16_t h = (uint16_t)(dtype == FASTOPT_BFLOAT16 ? round_bfloat16(u)[0] >> 16 : to_float16(u)[0]);
-        memcpy(to, &h, sizeof h);
+        uint16_t some[LANES];
+        if (dtype == FASTOPT_BFLOAT16)
+            store_lower_halves(some, round_bfloat16(u) >> 16);
+        else
+            narrow_float16(some, (floats)u);
+        memcpy(to, some, sizeof *some);
         return;
     }
 #else

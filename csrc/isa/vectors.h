@@ -3,8 +3,8 @@
 #ifndef FASTOPT_VECTORS_H
 #define FASTOPT_VECTORS_H
 
-#ifdef __AVX512BW__
-#include <immintrin.h> /* which takes half a second to read */
+#ifdef __AVX2__
+#include <immintrin.h>
 #endif
 #include <math.h>
 #include <stdint.h>
