@@ -1384,7 +1384,7 @@ def update_row(
                 i += threads
             begin = int32(cuda.laneid) & -SQUARES
             everyone = int32(((1 << SQUARES) - 1) << int64(begin))  # of the team
-            cuda.syncwarp(everyone)  # others than those that wrote elements read them for their squares
+            cuda.syncwarp(everyone)  # others read elements for their squares than wrote them, here or before
             square = _mean_square(
                 lane, begin, everyone, at, inner, width, own, element, step, noise_seed, limit, deviation, to
             )
@@ -1412,8 +1412,6 @@ def update_row(
                 first, last, places, source, weights, sums, pitch, lookups, to,
             )  # fmt: skip
             i += threads
-        if BY_ROW:
-            cuda.syncwarp(everyone)  # and read it again, with another lookup, or another row's sum
         first = last
 
 
