@@ -68,7 +68,7 @@ def times_of(program: Path, ranks: int, arguments: Sequence[str]) -> tuple[Any, 
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise Skip(done.stderr.strip().rpartition("\n")[2] or f"processes ended with {done.returncode}")
-    times = json.loads(done.stdout.strip().rpartition("\n")[2])  # behind what peers say
+    times = json.loads(next(line for line in done.stdout.split("\n") if line.startswith("{")))  # amid what peers say
     return times, {who: ratio(own, times["bare"]) for who, own in times.items() if who != "bare"}
 
 

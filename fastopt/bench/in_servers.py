@@ -1,18 +1,21 @@
 """Internal. A program for `fastopt run -n 2`: rounds of a ping-pong by MPI alone, and of exchanges with a server.
 
 Its arguments are the elements of a parameter, or a table's rows and their elements and lookups, the rounds, the seconds
-for them, and the classes. Rank 0 prints the times as JSON::
+for them, and the classes, among which Ray stands for a call of one of its actors, and an exchange with a server that is
+one. Rank 0 prints the times as JSON::
 
-    fastopt run -n 2 fastopt/bench/in_servers.py 1000000 41 30 SGD Adagrad AdaptiveRevision
+    fastopt run -n 2 fastopt/bench/in_servers.py 1000000 41 30 SGD Adagrad AdaptiveRevision Ray
     fastopt run -n 2 fastopt/bench/in_servers.py 1000000,64,82000 41 30 SGD Adagrad AdaptiveRevision
 """
 
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import sys
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,6 +109,52 @@ def exchange_with(rule: str, what: Exchanged) -> Callable[[], object]:
     return exchange
 
 
+def exchanges_by_ray(what: Exchanged) -> dict[str, Callable[[], object]]:
+    """A call of an actor with as many bytes both ways, and a round of rank 0 with a server that is an actor.
+
+    Rank 1 sleeps meanwhile: what it waited with would be the actor's time.
+    """
+    comm, woken = MPI.COMM_WORLD, np.zeros(1, np.uint8)
+    if comm.rank:
+
+        def wait() -> None:
+            request = comm.Irecv(woken, 0)
+            while not request.Test():
+                sleep(1e-3)
+
+        return {"Ray": wait, "SGD by Ray": wait}
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())  # of this cluster alone
+    import ray
+
+    from fastopt.distributed.actors import ServerActor, WorkerActor
+
+    class Bare:
+        def __init__(self) -> None:
+            self.back = what.back
+
+        def trip(self, there: list[np.ndarray]) -> list[np.ndarray]:
+            return self.back
+
+    room = max(10 * sum(array.nbytes for array in what.there), 100 << 20)
+    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=room, logging_level="error")
+    algorithm = Downpour(fastopt.SGD, what.params, lr=0.1, **what.options)
+    packed = ray.cloudpickle.dumps((None, algorithm))
+    server = ray.remote(ServerActor).options(num_cpus=0).remote(packed, 0, 1, 1, None, None, 0.0)
+    worker, bare = WorkerActor(packed, [server], 0, 1), ray.remote(Bare).options(num_cpus=0).remote()
+
+    def trip() -> None:
+        ray.get(bare.trip.remote(what.there))
+        comm.Send(woken, 1)
+
+    def exchange() -> None:
+        for ask in what.asks(worker._side):
+            worker._ask(ask)
+            worker._wait(ask)
+        comm.Send(woken, 1)
+
+    return {"Ray": trip, "SGD by Ray": exchange}
+
+
 def main(what: Exchanged, rounds: int, budget: float, rules: Sequence[str]) -> None:
     """Time the rounds, and print seconds of each."""
     comm = MPI.COMM_WORLD
@@ -119,7 +168,8 @@ def main(what: Exchanged, rounds: int, budget: float, rules: Sequence[str]) -> N
                 comm.Recv(array, sender)
 
     calls: dict[str, Callable[[], object]] = {"bare": bare}
-    calls |= {rule: exchange_with(rule, what) for rule in rules}
+    calls |= {rule: exchange_with(rule, what) for rule in rules if rule != "Ray"}
+    calls |= exchanges_by_ray(what) if "Ray" in rules else {}
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = perf_counter()
     for k in range(rounds + 3):

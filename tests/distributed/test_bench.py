@@ -33,6 +33,17 @@ def test_a_row_of_servers_has_each_rule(name):
 
 @needs_mpi
 @pytest.mark.slow
+def test_a_row_of_servers_has_ray_beside_them():
+    pytest.importorskip("ray", reason="ray is not installed")
+    row = servers.measure("4 MB", 0.1, 3, ray=True)
+    assert list(row["times"]) == ["bare", *servers.RULES, *servers.BY_RAY]
+    (table,) = servers.section(Options([])).tables([row])
+    ((_, *figures),) = table.rows
+    assert table.header[-1] == "SGD by Ray / Ray" and len(figures) == 7 and figures[-1].endswith("x")
+
+
+@needs_mpi
+@pytest.mark.slow
 def test_peers_take_part():
     pytest.importorskip("torch")
     row = distributed.measure("2 processes, 4 MB, messages", 0.1, 3, ["torch-fused"])

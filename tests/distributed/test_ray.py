@@ -1,6 +1,7 @@
 """Workers that do not wait for each other, and servers, that are Ray's actors, in a cluster on this machine."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,6 +180,24 @@ def test_what_goes_wrong_is_told(cluster, tmp_path):
     result = fd.run(worker, downpour, carrier="ray", workers=2, max_ahead=2)
     assert list(result.dead) == [1] and isinstance(result.dead[1], LookupError) and "lost" in str(result.dead[1])
     assert (result.pushes, result.lost) == (10 + 4, 0)
+    for options, error, message in (
+        ({"spares": 1}, ValueError, "spares: found 1, expected none but among processes"),
+        ({"order": "/no/such/place"}, FileNotFoundError, "/no/such/place"),
+        ({"checkpoint": __file__}, NotADirectoryError, "test_ray.py"),
+    ):
+        with pytest.raises(error, match=message):
+            fd.run(worker, downpour, carrier="ray", **options)
+
+
+@pytest.mark.slow
+def test_a_run_ends_by_a_full_disk_and_goes_on_without_a_worker_that_hangs(cluster, tmp_path):
+    class Full(fastopt.SGD):
+        def state_dict(self):
+            raise OSError(28, "No space left on device", "states")
+
+    downpour = fd.Downpour(Full, start(), lr=1.0)
+    with pytest.raises(OSError, match="No space left on device: 'states'"):
+        fd.run(working(20), downpour, carrier="ray", workers=2, checkpoint=tmp_path, checkpoint_every=0)
 
     def hanging(opt):
         for n, k in enumerate(opt.deal(range(20))):
@@ -186,14 +205,9 @@ def test_what_goes_wrong_is_told(cluster, tmp_path):
                 time.sleep(600)
             opt.step([None, np.full(4, k, "f4")])
 
+    downpour = fd.Downpour(fastopt.SGD, start(), lr=1.0)
     result = fd.run(hanging, downpour, carrier="ray", workers=2, servers=2, max_ahead=2, timeout=0.5)
     assert list(result.dead) == [1] and "within the timeout" in str(result.dead[1]) and result.pushes == 10 + 4
-    for options, error, message in (
-        ({"spares": 1}, ValueError, "spares: found 1, expected none but among processes"),
-        ({"order": "/no/such/place"}, FileNotFoundError, "/no/such/place"),
-    ):
-        with pytest.raises(error, match=message):
-            fd.run(worker, downpour, carrier="ray", **options)
 
 
 def test_a_carrier_is_ray_or_none():
@@ -208,14 +222,34 @@ def test_without_ray_the_command_is_told(monkeypatch):
         fd.run(print, fd.Downpour(fastopt.SGD, start()), carrier="ray")
 
 
+DIGITS = ROOT / "benchmarks" / "workloads" / "asynchronous_digits.py"
+
+
+@pytest.mark.parametrize("by", ["threads", *(pytest.param(by, marks=pytest.mark.slow) for by in ("ray", "processes"))])
+def test_a_program_is_the_same_by_each_carrier(by, request):
+    for package in ("sklearn", "threadpoolctl", "rich"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    command, environment = [sys.executable, str(DIGITS), "--workers", "2", "--epochs", "10"], dict(os.environ)
+    if by == "ray":
+        environment |= {"RAY_ADDRESS": request.getfixturevalue("cluster").address, **ENVIRONMENT}
+        command += ["--carrier", "ray"]
+    if by == "processes":
+        pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+        command[1:1] = ["-m", "fastopt", "run", "-n", "3", "--servers", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"^480 pushes, .* s; (\d+\.\d) % of digits held out are read$", done.stdout, re.MULTILINE)
+    assert found and float(found[1]) > 80, done.stdout
+
+
 PROGRAM = """
-import time
+import pathlib, time
 import numpy as np
 import fastopt
 from fastopt import distributed as fd
 
 def worker(opt):
-    print("works", flush=True)
+    pathlib.Path("works").touch()
     while True:
         opt.step([np.ones(3)])
         time.sleep(0.01)
@@ -228,7 +262,7 @@ fd.run(worker, fd.Downpour(fastopt.SGD, [np.zeros(3)]), carrier="ray", workers=1
 def test_nothing_is_left_behind(tmp_path):
     """A cluster that a run has begun ends with it, also where it is interrupted."""
     pytest.importorskip("ray", reason="ray is not installed")
-    environment = {**os.environ, **ENVIRONMENT, MARK: str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": "local", MARK: str(tmp_path), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         cwd=tmp_path,
@@ -238,7 +272,7 @@ def test_nothing_is_left_behind(tmp_path):
         text=True,
     )
     try:
-        assert "works" in process.stdout.readline()
+        wait_for(tmp_path / "works")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     finally:
