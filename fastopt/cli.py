@@ -275,7 +275,9 @@ def _add_bench(commands: Any) -> None:
         "--workloads", type=_among(_WORKLOADS), nargs="?", const=list(_WORKLOADS), default=[], metavar="NAMES",
         help="trainings of benchmarks/workloads, minutes each, of " + ", ".join(_WORKLOADS),
     )  # fmt: skip
-    more.add_argument("--cuda", action="store_true", help="instead: the rules on a CUDA device (size default 2e8)")
+    more.add_argument(
+        "--cuda", action="store_true", help="instead: a CUDA device, by rules, storages, rows ... (size default 2e8)"
+    )
     more.add_argument(
         "--kernels", action="store_true", help="instead: what limits CUDA kernels as compiled; needs no GPU"
     )

@@ -1,6 +1,7 @@
 """The CUDA backend against the CPU's: kernels are run as they are launched, and what they leave has the same bits."""
 
 import gc
+import json
 
 import numpy as np
 import pytest
@@ -413,15 +414,35 @@ def test_states_are_numbas_arrays():
     assert (state["ema"].copy_to_host() == 1).all()
 
 
-def test_the_benchmark_of_a_device(gpu, capsys):
+def test_the_benchmark_of_a_device(gpu, capsys, tmp_path):
     pytest.importorskip("rich", reason='rich is not installed: pip install -e ".[bench]"')
+    pytest.importorskip("matplotlib", reason='matplotlib is not installed: pip install -e ".[bench]"')
+    from fastopt.bench import on_device
     from fastopt.cli import main
 
     gpu.execute = False
-    assert main(["bench", "--cuda", "--size", "5000", "--rules", "adam", "--repeats", "2"]) == 0
+    size = ["--size", "5000", "--sizes", "1e3,1e4", "--repeats", "2"]
+    files = ["--plot", str(tmp_path / "x.svg"), "--json", str(tmp_path / "x.json")]
+    assert main(["bench", "--cuda", *size, "--rules", "adam", *files]) == 0
     printed = capsys.readouterr().out
-    assert "One step over 5,000 float32 elements on a CUDA device" in printed
-    assert "1000 tensors of 1000" in printed
+    for part in (
+        "One step over 5,000 float32 elements on a CUDA device",
+        "1000 tensors of 1000",
+        "Adam over 5,000 elements by how they are stored",
+        "lookups of rows of 64 float32",
+        "AdamW over 300 tensors",
+        "Time of the host",
+        "Adam on a CUDA device by size",
+    ):
+        assert part in printed
+    rows = json.loads((tmp_path / "x.json").read_text())
+    kinds = {
+        "cuda-storages": on_device.STORED, "cuda-rows": on_device.ROWS, "cuda-clipping": on_device.CLIPPING,
+        "cuda-host": on_device.HOST, "cuda-sizes": ["1000", "10000"],
+    }  # fmt: skip
+    for key, names in kinds.items():
+        assert [row["name"] for row in rows[key]] == list(names), key
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["x-cuda-sizes.svg", "x-cuda.svg"]
 
 
 def test_what_the_process_says_of_the_backend():

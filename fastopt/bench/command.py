@@ -27,6 +27,7 @@ from . import (
     goals,
     kernels,
     matrices,
+    on_device,
     precision,
     report,
     rules,
@@ -89,9 +90,8 @@ class Part:
 def _sections(options: Options) -> list[Section]:
     """List the sections asked for. A section is a module of this package; this is where it is named."""
     if options.cuda or options.kernels:
-        return [
-            module.section(options) for wanted, module in ((options.cuda, cuda), (options.kernels, kernels)) if wanted
-        ]
+        of_device = [cuda.section(options), *on_device.sections(options)] if options.cuda else []
+        return [*of_device, *([kernels.section(options)] if options.kernels else [])]
     found = [rules.section(options)]
     for wanted, module in (
         (options.sizes, sizes),
@@ -119,7 +119,7 @@ def _packages(options: Options) -> Iterator[str]:
     for name in options.peers:
         yield COMPETITORS[name].package
     for wanted, packages in (
-        (options.cuda, ["torch", "numba-cuda"]),
+        (options.cuda, ["torch", "numba-cuda", "bitsandbytes", "torchao", "fbgemm-gpu", "apex"]),
         (options.kernels, ["numba-cuda", "nvidia-nvjitlink"]),
         (options.tensors, ["torch"]),
         (options.matrices, ["torch"]),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from random import Random
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,27 @@ class Device:
         self.name = self.name.decode() if isinstance(self.name, bytes) else self.name
 
     def array(self, values: np.ndarray) -> Any:
-        """A copy on the device."""
-        return self.cuda.to_device(values)
+        """A copy on the device, of any dtype."""
+        found = self.cuda.device_array(values.shape, values.dtype)
+        found.view(np.uint8).copy_to_device(values.view(np.uint8))
+        return found
+
+    def copy(self, moved: float) -> Call:
+        """A copy that reads and writes so many bytes."""
+        of, to = (self.cuda.device_array(max(1, round(moved / 2)), np.uint8) for _ in "12")
+        return partial(to.copy_to_device, of)
+
+    def host_seconds(self, call: Call, loops: int = 20) -> float:
+        """Time of the host for a call, whatever the device is at."""
+        for _ in range(WARM):
+            call()
+        self.cuda.synchronize()
+        begin = perf_counter()
+        for _ in range(loops):
+            call()
+        found = (perf_counter() - begin) / loops
+        self.cuda.synchronize()
+        return found
 
     def zeros(self, shape: Any) -> Any:
         """float32 zeros on the device."""
@@ -70,13 +90,31 @@ class Device:
         return times
 
 
+def numbers(size: int, dtype: np.dtype, seed: int = 0) -> np.ndarray:
+    """Normal numbers, that repeat themselves: so many would take seconds."""
+    return np.resize(_some_numbers(seed), size).astype(dtype, copy=False)
+
+
+@cache
+def _some_numbers(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(1 << 20, np.float32)
+
+
+def torch_on_device() -> Any:
+    """torch; raises `Skip` where it is missing, or has no CUDA device."""
+    torch = pytorch.load_torch()
+    if not torch.cuda.is_available():
+        raise Skip("torch finds no CUDA device")
+    return torch
+
+
 def _torch_steps(name: str, values: np.ndarray) -> dict[str, Call]:
     """torch's steps over tensors of these values, where torch has CUDA and the rule."""
     try:
-        torch = pytorch.load_torch()
+        torch = torch_on_device()
     except Skip:
         return {}
-    if name not in pytorch.CLASSES or not torch.cuda.is_available():
+    if name not in pytorch.CLASSES:
         return {}
     kind, options = pytorch.CLASSES[name]
     found: dict[str, Call] = {}
@@ -117,7 +155,7 @@ class Measure:
         device, rule = self._device, RULES[name]
         assert device is not None
         size = self.options.size
-        values = np.random.default_rng(0).standard_normal(size, np.float32)
+        values = numbers(size, np.dtype(np.float32))
         param, grad, copied = device.array(values), device.array(values), device.zeros(size)
         copies = len(hyper_of(rule)["betas"]) if rule.vector else 1
         states = [device.zeros(rule.state_shape(name, (size,), copies)) for name in rule.state_names]
@@ -163,9 +201,10 @@ def section(options: Options) -> Section:
 def draw(figure: Any, rows: Sequence[Row]) -> None:
     """Rates of rules, with a mark at that of a copy."""
     large = [row for row in rows if row["name"] not in SMALL]
-    title = f"One step over {large[0]['elements']:,} float32 elements, {large[0]['device']}" if large else ""
-    whom = whoever(large, ("numba-cuda", "torch-fused", "torch-foreach"))
-    pictures.bars(figure, title, large, whom, "a copy on the device")
+    if large:
+        title = f"One step over {large[0]['elements']:,} float32 elements, {large[0]['device']}"
+        whom = whoever(large, ("numba-cuda", "torch-fused", "torch-foreach"))
+        pictures.bars(figure, title, large, whom, "a copy on the device")
 
 
 def _terabytes(row: Row) -> str:

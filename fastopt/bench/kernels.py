@@ -62,7 +62,8 @@ class _Kernel:
         return read + sum(sizes) - sizes[1]
 
 
-def _kernel(name: str) -> _Kernel:
+def kernel_of(name: str) -> _Kernel:
+    """The kernel of a rule, or of one of `STORAGES`."""
     if name in STORAGES:
         return _Kernel("adam", 1, *STORAGES[name])
     rule = RULES[name]
@@ -89,7 +90,7 @@ def measure(name: str, budget: float) -> Row:
         rule = RULES[ROWS[name]]
         kind = compiler.RowKernelSpec(rule.kernel, 1, f4, (F4,) * rule.count_arrays(1))
         return _as_built(name, kind)[0]
-    kernel = _kernel(name)
+    kernel = kernel_of(name)
     spec = compiler.KernelSpec(RULES[kernel.rule].kernel, kernel.copies, f4, kernel.stored, kernel.options)
     row, code = _as_built(name, spec)
     try:
