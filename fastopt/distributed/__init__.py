@@ -1,9 +1,10 @@
 """Training by several processes or machines, with the same bits for any number; and by workers that do not wait."""
 
 from .asynchronous import EASGD, Downpour
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import Checkpoint
 from .commons import shared
 from .periodic import DiLoCo, Elastic, LocalSGD
+from .reading import read_checkpoint
 from .runs import replay, run
 from .simulate import simulate
 from .synchronous import Synchronous
