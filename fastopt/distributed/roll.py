@@ -54,9 +54,9 @@ class Watch:
         """Count from now on."""
         self._heard[whom] = self._now
 
-    def silent(self, whom: Any) -> bool:
+    def silent(self, whom: Any, times: int = 1) -> bool:
         """Tell whether somebody is to be taken for ended; of who is new it is counted from now on."""
-        return self._now - self._heard.setdefault(whom, self._now) > self._timeout
+        return self._now - self._heard.setdefault(whom, self._now) > times * self._timeout
 
 
 class Roll:
@@ -115,9 +115,9 @@ class Roll:
                 if not receiver.arrived():
                     continue
                 kind, shard, epoch = receiver.numbers[:3].tolist()
-                if kind == Kind.NEWS:
+                if kind == Kind.NEWS and epoch > self.epochs[shard]:  # else it stopped, and another one has taken over
                     self.holders[shard], self.epochs[shard] = rank, epoch
-                else:
+                elif kind == Kind.BYE:
                     self.left.add(rank)
             except Lost:
                 self.gone.add(rank)
@@ -127,7 +127,7 @@ class Roll:
             found = f"found the server of shard {shard} ended, and no spare"
             if not self._free:
                 raise RankDied(f"{found} left, expected one that goes on")
-            if self.watch.silent(("shard", shard)):
+            if self.watch.silent(("shard", shard), 1 + len(self._free)):  # each of them may have stopped over it
                 raise RankDied(f"{found} that has taken over, expected one that goes on")
 
     def beat(self, to: Iterable[int] | None = None) -> None:

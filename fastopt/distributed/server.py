@@ -268,6 +268,8 @@ def stand_by(peers: Peers, roll: Roll, results: Results, shelves: Sequence[Shelf
                     return shard
                 if owner in roll.gone:  # it has not come to say that it had it
                     roll.epochs[shard] += 1
+                elif watches and roll.watch.silent(("owner", shard, owner)):
+                    roll.give_up(owner)
         rest.after(False)
     return None
 

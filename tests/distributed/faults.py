@@ -1,8 +1,8 @@
 """Faults in a row, in runs of workers, servers and spares: ``python -m tests.distributed.faults 200 [SEED]``.
 
-Each run is a program of eight processes, of which some are killed, stopped for a while, or fail by an exception, at
-named points. Each gradient is of an element and of a table's row of its own, so that what a server applied never, once
-or twice is seen.
+Each run is a program of eight processes, of which some are killed, stopped for a while or for good, or fail by an
+exception, at named points. Each gradient is of an element and of a table's row of its own, so that what a server
+applied never, once or twice is seen.
 """
 
 import json
@@ -50,9 +50,9 @@ def prepare(point, fault, count):
             open(f"fault-{rank}-{point}", "w").close()
             if fault == "raises":
                 raise ZeroDivisionError("by this test")
-            if fault == "stops":
+            if fault == "stops":  # else, where it hangs, nobody wakes it
                 subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -CONT {os.getpid()}"])
-            os.kill(os.getpid(), signal.SIGSTOP if fault == "stops" else signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL if fault == "is killed" else signal.SIGSTOP)
         return before(*arguments)
     setattr(owner, name, faulty)
 
@@ -73,7 +73,7 @@ n = steps * workers
 # Of two servers one has the first half of the table beside it, and one the other.
 params = {"first": np.zeros(n, "f4"), "table": np.zeros((n, 2), "f4"), "last": np.zeros(n, "f4")}
 downpour = fd.Downpour(fastopt.SGD, params, lr=1.0, tables={"table": 2})
-result = fd.run(worker, downpour, checkpoint="states", checkpoint_every=0.03)
+result = fd.run(worker, downpour, checkpoint="states", checkpoint_every=0.03, timeout=5.0)
 vectors = result.params["first"], result.params["last"]
 applied = [x.reshape(steps, workers).sum(0).astype(int).tolist() for x in vectors]
 rows = np.concatenate([vectors[0][: n // 2], vectors[1][n // 2 :]])
@@ -117,7 +117,8 @@ def run_program(text, arguments, folder, options, timeout=90):
 def check(plan, folder, found, status, err):
     """Check that what is promised holds; return the number of faults there were."""
     happened = [fault for fault in plan if (Path(folder) / f"fault-{fault[0]}-{fault[1]}").exists()]
-    ended = {who for who, _, fault, _ in happened if fault == "is killed" or (fault == "raises" and who >= WORKERS)}
+    ends = "is killed", "hangs"
+    ended = {who for who, _, fault, _ in happened if fault in ends or (fault == "raises" and who >= WORKERS)}
     dead = sorted({who for who, _, fault, _ in happened if who < WORKERS and fault != "stops"})
     assert sorted(found) == sorted({*range(WORKERS + SERVERS + SPARES)} - ended), (status, err)
     own = found[0]
@@ -139,15 +140,19 @@ def plan_of(chance):
     plan = []
     for who in range(1, WORKERS):
         if chance.random() < 0.6:
-            plan.append((who, "before a push", chance.choice(["is killed", "stops", "raises"]), chance.randint(3, 40)))
+            plan.append(
+                (who, "before a push", chance.choice(["is killed", "stops", "raises", "hangs"]), chance.randint(3, 40))
+            )
     for who in range(WORKERS, WORKERS + SERVERS):
         if chance.random() < 0.8:
             point = chance.choice(["between applying and replying", "in a checkpoint"])
             count = chance.randint(1, 100) if point.startswith("between") else chance.randint(1, 8)
-            plan.append((who, point, chance.choice(["is killed", "is killed", "stops", "raises"]), count))
+            plan.append((who, point, chance.choice(["is killed", "is killed", "stops", "raises", "hangs"]), count))
     first = WORKERS + SERVERS
     if chance.random() < 0.5:
-        plan.append((chance.randrange(first, first + SPARES), "in a takeover", "is killed", 1))
+        plan.append(
+            (chance.randrange(first, first + SPARES), "in a takeover", chance.choice(["is killed", "hangs"]), 1)
+        )
     return plan
 
 
