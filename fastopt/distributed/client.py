@@ -101,7 +101,8 @@ class Client:
                 self._look(shard)
             if self._roll.watch.due():
                 self._roll.look()
-                self._roll.beat({holder for s, holder in self._at.items() if s not in self._asked})
+                holders = enumerate(self._roll.holders)  # some may have taken over what has been answered
+                self._roll.beat({rank for s, rank in holders if s not in self._asked and rank is not None})
             rest.after(not self._asked)
         return [self._answers[s] for s in sorted(self._answers)]
 
