@@ -27,7 +27,8 @@ from .info import compiler_flags, show_config
 from .rules import RULES
 
 _FIRST = ("adam", "adamw", "sgd")  # what people ask first
-_TIMED = [*_FIRST, *(name for name, rule in RULES.items() if not rule.by_row and name not in _FIRST)]
+_BY_ROW = [name for name, rule in RULES.items() if rule.by_row]
+_TIMED = [*_FIRST, *(name for name in RULES if name not in (*_FIRST, *_BY_ROW))]
 _EXTRA = ("rich", "sklearn", "ml_dtypes", "matplotlib", "jinja2")  # what only `fastopt bench` needs
 _SIZES = sorted([10**k for k in range(2, 10)] + [3 * 10**k for k in range(2, 9)])
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -249,7 +250,7 @@ def _add_bench(commands: Any) -> None:
         "commas.",
     )
     what = bench.add_argument_group("what is compared")
-    what.add_argument("--rules", type=_rules(_TIMED), default=_TIMED, help="as adam,SGD (default all)")
+    what.add_argument("--rules", type=_rules([*_TIMED, *_BY_ROW]), help="as adam,SGD (default all)")
     what.add_argument("--size", type=_count, help="elements of an array (default 2e7; 1e8 with --goals)")
     what.add_argument("--dtypes", type=_among(_DTYPES), default=["float32"], help=f"of {', '.join(_DTYPES)}")
     what.add_argument("--backends", type=_among(("native", "numba")), default=["native", "numba"], help="(default all)")
@@ -295,7 +296,7 @@ def _add_bench(commands: Any) -> None:
 
 def _bench(given: argparse.Namespace, command: str) -> int:
     """Runs ``fastopt bench``."""
-    from .bench import goals
+    from .bench import goals, kernels, sparse
     from .bench.command import Outputs, bench
     from .bench.peers import USUAL
     from .bench.section import Options
@@ -306,6 +307,13 @@ def _bench(given: argparse.Namespace, command: str) -> int:
         given.sizes = given.sizes or [10**k for k in range(6, 10)]
         given.workloads = given.workloads or ["text"]
         given.peers = goals.PEERS if given.peers is None else given.peers
+    by_row = [name for name in given.rules or () if name in _BY_ROW]
+    if by_row and (not given.sparse or given.cuda or given.kernels):
+        return _fail(given, f"found --rules {by_row[0]} without --sparse, expected both: it is a rule of rows", 2)
+    given.rows = [name for name in sparse.CASES if name in (given.rules or ())] or list(sparse.CASES)
+    given.rules = [name for name in given.rules or _TIMED if name not in by_row]
+    if given.kernels:
+        kernels.check()
     if given.cuda or given.kernels:
         given.peers = []
     given.size = given.size or (200_000_000 if given.cuda else 20_000_000)
@@ -411,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(options, f"out of memory: {error}")
     except KeyboardInterrupt:
-        return 130
+        return _fail(options, "interrupted", 130)
 
 
 def _info(options: argparse.Namespace, command: str) -> int:

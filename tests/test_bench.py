@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import fastopt
 from fastopt import cli
 
 pytest.importorskip("rich", reason="rich is not installed")
-from fastopt.bench import command, distributed, machine, matrices, rules, scaling, section, workloads
+from fastopt.bench import command, distributed, machine, matrices, rules, scaling, section, sparse, workloads
 from fastopt.bench.baseline import table as against_baseline
 from fastopt.bench.peers.base import count_moved
-from fastopt.bench.plan import OutOfTime, Plan, alarm
+from fastopt.bench.plan import Plan, alarm
+from fastopt.bench.timing import OutOfTime, interleaved, rest
 from fastopt.errors import install_command
 from fastopt.rules import RULES
 
@@ -261,12 +263,89 @@ def test_a_plan_deals_out_the_budget():
 
 def test_a_row_as_long_as_the_last_is_not_begun_late():
     (one,) = sections("abc")
-    plan = Plan([one], 0.3)
+    plan = Plan([one], 0.6)
     begun = []
     for name, _ in plan.rows(one):
         begun.append(name)
         time.sleep(0.25)
-    assert begun == ["a"]
+    assert begun == ["a", "b"]  # the time of the first, which loads and compiles, tells nothing
+
+
+def test_what_people_ask_first_has_the_whole_budget():
+    one, other = sections("abcd", "efghijkl")
+    one.first = 3
+    begun = []
+    for name, _ in Plan([one, other], 0.6).rows(one):
+        begun.append(name)
+        time.sleep(0.1)  # its part of the budget would end after two
+    assert begun == ["a", "b", "c"]
+
+
+def test_what_was_timed_when_the_budget_ends_counts():
+    calls = 0
+
+    def call():
+        nonlocal calls
+        calls += 1
+        time.sleep(0.02)
+        if calls > 8:
+            raise OutOfTime
+
+    assert 1 <= len(interleaved({"one": call, "other": lambda: None}, 100, 60)["one"]) < 8
+    with pytest.raises(OutOfTime):
+        interleaved({"one": call}, 100, 60)
+
+
+def test_rest_waits_for_threads_that_spin():
+    end = time.perf_counter() + 0.03
+    begin = time.perf_counter()
+
+    def spin():
+        while time.perf_counter() < end:
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    rest()
+    thread.join()
+    assert time.perf_counter() - begin >= 0.03
+    begin = time.perf_counter()
+    rest()
+    assert time.perf_counter() - begin < 0.03
+
+
+def test_a_rule_of_rows_needs_a_table(monkeypatch, capsys):
+    assert cli.main([*QUICK, "--rules", "RowwiseAdagrad"]) == 2
+    assert "rowwise_adagrad without --sparse" in capsys.readouterr().err
+    measured = []
+    monkeypatch.setattr(sparse, "Measure", lambda *given: Quiet(measured))
+    assert cli.main([*QUICK, "--rules", "RowwiseAdagrad", "--sparse"]) == 0
+    assert measured == ["rowwise_adagrad"]
+    capsys.readouterr()
+    assert cli.main([*QUICK, "--rules", "rowwise_adagrad,sgd", "--sparse"]) == 0
+    assert measured == ["rowwise_adagrad", "rowwise_adagrad", "sgd"]
+    assert lines(capsys.readouterr().out)[0] == "sgd"
+
+
+class Quiet:
+    """Measures nothing, and knows what it was asked for."""
+
+    def __init__(self, measured):
+        self.measured, self.reasons = measured, {}
+
+    def __call__(self, name, budget):
+        self.measured.append(name)
+        raise section.Skip("is quiet")
+
+
+def test_kernels_need_a_compiler():
+    code = (
+        "from fastopt.bench import kernels; from fastopt.cli import main; import sys; "
+        "kernels.installed = lambda package: False; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "bench", "--kernels"], capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.count("\n") == 1 and install_command("cuda") in done.stderr
 
 
 def report_of(**shares):
@@ -378,3 +457,38 @@ def test_digits():
 def test_it_is_not_imported_by_fastopt():
     code = "import sys, fastopt; assert not any(name.startswith('fastopt.bench') for name in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+STUBBORN = """
+import sys, time
+from fastopt import cli
+from fastopt.bench import rules
+
+class Measure(rules.Measure):
+    def __call__(self, name, budget):
+        if name == "adam":
+            return super().__call__(name, budget)
+        print("stubborn", file=sys.stderr, flush=True)
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass
+
+rules.Measure = Measure
+sys.exit(cli.main())
+"""
+
+
+def test_ctrl_c_ends_what_does_not_listen(tmp_path):
+    arguments = [*QUICK, "--rules", "adam,sgd,lion", "--json", str(tmp_path / "x.json")]
+    command_line = [sys.executable, "-c", STUBBORN, *arguments]
+    process = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.stderr.readline() != "stubborn\n":
+        pass
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=20)
+    assert process.returncode == 130 and set(lines(printed)) == {"adam"} and "Interrupted after" in printed
+    assert "Left out of rules: no time was left for sgd, lion." in printed
+    assert [row["name"] for row in json.loads((tmp_path / "x.json").read_text())["rules"]] == ["adam"]

@@ -4,6 +4,7 @@ import pytest
 
 from fastopt.bench import assembly, kernels
 from fastopt.bench.section import Options
+from fastopt.errors import BackendUnavailable
 
 # As nvdisasm writes it: ways through a loop that stores 16 bytes, a call, code for warps that diverge behind the
 # end, from which it comes back, and a loop that stores less.
@@ -59,7 +60,8 @@ def test_kernels_of_rows():
     assert [line[0] for line in table.rows] == names
 
 
-def test_without_numba_cuda(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "fastopt.backends.numba_cuda", None)
-    with pytest.raises(kernels.Skip, match=r"needs numba-cuda: .*pip install"):
-        kernels.measure("sgd", 1.0)
+@pytest.mark.parametrize("package", ["numba-cuda", "cuda-core"])
+def test_without_a_compiler(monkeypatch, package):
+    monkeypatch.setattr(kernels, "installed", lambda name: name != package)
+    with pytest.raises(BackendUnavailable, match=rf"no {package} here; .*pip install"):
+        kernels.check()

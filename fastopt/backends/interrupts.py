@@ -10,16 +10,16 @@ from typing import Any
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done, so that a step is done whole or not at all."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+def held_back(number: int = signal.SIGINT) -> Iterator[None]:
+    """Hold back Ctrl-C, or another signal, until the block is done, so that it is done whole or not at all."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(number) is None:
         yield
         return
     held: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *event: held.append(event))
+    before = signal.signal(number, lambda *event: held.append(event))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
         if held:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)

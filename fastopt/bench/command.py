@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +25,7 @@ from . import (
     baseline,
     cuda,
     distributed,
+    ending,
     goals,
     kernels,
     matrices,
@@ -44,13 +46,15 @@ from .neighbours import neighbours
 from .peers import COMPETITORS, versions
 from .peers.base import installed
 from .pictures import Picture
-from .plan import OutOfTime, Plan, alarm
+from .plan import Plan, alarm
 from .section import Options, Row, Section, Skip, Table
+from .timing import OutOfTime
 
 WIDTH = 80  # characters that a table may take where no terminal says otherwise
 UNBROKEN = 30  # characters of a column of words that is not broken
 
-ABSENT = "Who is installed takes part. Of torch, its build for processors is enough, which is far smaller."
+ABSENT = "Who is installed takes part."
+TORCH = "Of torch, its build for processors is enough, which is far smaller."
 
 
 @dataclass
@@ -92,7 +96,7 @@ def _sections(options: Options) -> list[Section]:
     if options.cuda or options.kernels:
         of_device = [cuda.section(options), *on_device.sections(options)] if options.cuda else []
         return [*of_device, *([kernels.section(options)] if options.kernels else [])]
-    found = [rules.section(options)]
+    found = [rules.section(options)] if options.rules else []
     for wanted, module in (
         (options.sizes, sizes),
         (options.scaling, scaling),
@@ -205,14 +209,22 @@ class _Run:
         self._absent = absent
         self._reasons: dict[str, list[str]] = {}
         self._unfinished: dict[str, Callable[[], None]] = {}
+        self._waiting: list[Section] = []
+        self._under_way: Callable[[], None] | None = None
 
     def head(self) -> None:
         """Prints the machine, and who cannot take part."""
         for heading, text in self.configuration.items():
-            self.out.print(f"{heading + ':':20} {text}", markup=False, soft_wrap=True)
+            line = f"{heading + ':':20} {text}"
+            if heading != "command":  # which is to be copied
+                line = fill(
+                    line, self.out.width, subsequent_indent=" " * 21, break_long_words=False, break_on_hyphens=False
+                )
+            self.out.print(line, markup=False, soft_wrap=True)
         if self._absent:
             rows = [[package, "not installed"] for package in self._absent]
-            self.add(Table("Not measured", ["", "why"], rows, ABSENT, words=2))
+            caption = f"{ABSENT} {TORCH}" if "torch" in self._absent else ABSENT
+            self.add(Table("Not measured", ["", "why"], rows, caption, words=2))
 
     def measure(self, budget: float | None) -> None:
         """Runs the sections, printing each as it ends; Ctrl-C and the end of the budget end all.
@@ -220,17 +232,22 @@ class _Run:
         What a section has no time for is taken up again while others leave some.
         """
         end = None if budget is None else perf_counter() + budget
-        sections = _sections(self.options)
         try:
             with alarm(budget), neighbours(self.options.neighbours):
-                while sections and (end is None or perf_counter() < end):
-                    self._round(sections, None if end is None else end - perf_counter())
-                    sections = list(self._missing()) if self.left_out else []
+                self._waiting = _sections(self.options)
+                while self._waiting and (end is None or perf_counter() < end):
+                    self._round(self._waiting, None if end is None else end - perf_counter())
+                    self._waiting = list(self._missing()) if self.left_out else []
         except OutOfTime:
             pass
         except KeyboardInterrupt:
             self.interrupted = True
-        for section in sections:
+
+    def close(self) -> None:
+        """Print what has not been shown, and why something has not been measured."""
+        if self._under_way:
+            self._under_way()
+        for section in self._waiting:
             self.left_out.setdefault(section.key, "no time was left")
         for show in self._unfinished.values():
             show()
@@ -254,6 +271,7 @@ class _Run:
     def _section(self, section: Section, plan: Plan) -> None:
         rows = self.results.setdefault(section.key, [])
         skipped: dict[str, str] = {}
+        self._under_way = partial(self._settle, section, skipped)
         try:
             for name, seconds in _tracked(section, plan.rows(section), self.progress):
                 try:
@@ -261,18 +279,23 @@ class _Run:
                 except Skip as reason:
                     skipped[name] = str(reason)
         finally:
-            for name, why in {**section.notes, **skipped}.items():
-                if name not in (known := self._reasons.setdefault(why, [])):
-                    known.append(name)
-            done = {row["name"] for row in rows} | skipped.keys()
-            show = partial(self._show, section.key, section.tables, section.draw)
-            if missing := [name for name in section.names if name not in done]:
-                self.left_out[section.key] = f"no time was left for {', '.join(missing)}"
-                self._unfinished[section.key] = show
-            else:
-                self.left_out.pop(section.key, None)
-                self._unfinished.pop(section.key, None)
-                show()
+            self._under_way = None
+            self._settle(section, skipped)
+
+    def _settle(self, section: Section, skipped: Mapping[str, str]) -> None:
+        """Prints a section if it is whole, and notes what it lacks if not."""
+        for name, why in {**section.notes, **skipped}.items():
+            if name not in (known := self._reasons.setdefault(why, [])):
+                known.append(name)
+        done = {row["name"] for row in self.results[section.key]} | skipped.keys()
+        show = partial(self._show, section.key, section.tables, section.draw)
+        if missing := [name for name in section.names if name not in done]:
+            self.left_out[section.key] = f"no time was left for {', '.join(missing)}"
+            self._unfinished[section.key] = show
+        else:
+            self.left_out.pop(section.key, None)
+            self._unfinished.pop(section.key, None)
+            show()
 
     def _show(self, key: str, tables: Callable[[Sequence[Row]], Iterator[Table]], draw: Any) -> None:
         rows = self.results[key]
@@ -330,7 +353,22 @@ def bench(options: Options, outputs: Outputs, budget: float | None = None, comma
     run.head()
     if outputs.baseline and (differ := baseline.differences(outputs.baseline, run.asked())):
         run.out.print("", differ, sep="\n", markup=False)
-    run.measure(budget)
+    with ending.soon(partial(_interrupt, run, outputs, started)):
+        run.measure(budget)
+    _end(run, outputs, started)
+    return 130 if run.interrupted else 0
+
+
+def _interrupt(run: _Run, outputs: Outputs, started: float) -> None:
+    """End a run that does not listen to Ctrl-C."""
+    run.interrupted = True
+    _end(run, outputs, started)
+    sys.stdout.flush()
+
+
+def _end(run: _Run, outputs: Outputs, started: float) -> None:
+    """Print and write what was found."""
+    run.close()
     found = run.as_json(perf_counter() - started)
     if outputs.goals:
         run.add(goals.table(run.results))
@@ -338,13 +376,12 @@ def bench(options: Options, outputs: Outputs, budget: float | None = None, comma
         run.add(baseline.table(outputs.baseline, found))
     run.out.print()
     for key, why in run.left_out.items():
-        run.out.print(f"Left out of {key}: {why}.", markup=False, soft_wrap=True)
+        run.out.print(f"Left out of {key}: {why}.", markup=False)
     if found["summary"]:
         run.out.print(found["summary"], markup=False)
     run.out.print(f"{'Interrupted after' if run.interrupted else 'Total time'} {found['seconds']:.0f} s.")
     for path in _write(run, found, outputs):
         print(f"wrote {path}", file=sys.stderr)
-    return 130 if run.interrupted else 0
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import numpy as np
 
 from ..arrays.blocks import BLOCK_BYTES, POSITIVE, QUANT_BLOCK, SIGNED
 from ..arrays.dtypes import CODES
-from ..errors import install_command
+from ..errors import BackendUnavailable, install_command
 from ..jobs.storage import KAHAN, MASTER, NOISE, STOCHASTIC
 from ..rules import RULES
 from .assembly import assemble, count_in_loop, disassemble
-from .peers.base import hyper_of
+from .peers.base import hyper_of, installed
 from .section import Options, Row, Section, Skip, Table, named, table, value_of
 
 CAPABILITY = (9, 0)
@@ -77,12 +77,23 @@ def blocks_of(registers: int, threads: int) -> int:
     return min(REGISTERS // of_a_warp, WARPS) // (threads // WARP)
 
 
+def check() -> None:
+    """Check that kernels can be compiled and assembled here.
+
+    Raises
+    ------
+    BackendUnavailable
+        Something is not installed.
+    """
+    for package in ("numba-cuda", "cuda-core"):
+        if not installed(package):
+            raise BackendUnavailable(f"no {package} here; install it: {install_command('cuda')}")
+
+
 def measure(name: str, budget: float) -> Row:
     """Compiles and assembles a kernel; its row has no times, for nothing runs."""
-    try:
-        from ..backends.numba_cuda import compiler, rows
-    except ImportError:
-        raise Skip(f"needs numba-cuda: {install_command('cuda')}") from None
+    from ..backends.numba_cuda import compiler, rows
+
     f4 = np.dtype("f4")
     if name in LOOKUPS:
         return _as_built(name, (rows.ORDER, compiler.GroupSums(f4, F4))[LOOKUPS.index(name)])[0]

@@ -9,10 +9,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from .section import Section
-
-
-class OutOfTime(KeyboardInterrupt):
-    """The budget is spent: like Ctrl-C, it ends whatever is running."""
+from .timing import OutOfTime
 
 
 @contextmanager
@@ -52,7 +49,8 @@ class Plan:
     def rows(self, section: Section) -> Iterator[tuple[str, float]]:
         """The section's rows with the seconds for each, as long as its part of the budget lasts.
 
-        A row is not begun if there is less time than half of what the one before it took.
+        Those that come first have the whole budget. A row is not begun if there is less time than half of what the one
+        before it took; the first one's time tells nothing, for it loads and compiles.
         """
         wish = self._wishes.pop(section.key)
         if self._end is None:
@@ -63,7 +61,8 @@ class Plan:
         took = 0.0
         for k, name in enumerate(section.names):
             now = perf_counter()
-            if end - now <= took / 2:
+            left = (self._end if k < section.first else end) - now
+            if left <= took / 2:
                 return
-            yield name, min(section.seconds, (end - now) / (len(section.names) - k))
-            took = perf_counter() - now
+            yield name, min(section.seconds, left / ((section.first if k < section.first else len(section.names)) - k))
+            took = (perf_counter() - now) * bool(k)

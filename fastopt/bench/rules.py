@@ -126,4 +126,4 @@ def section(options: Options) -> Section:
         pictures.bars(figure, title, rows, whoever(rows, (*options.backends, *options.peers)))
 
     seconds = 3.0 * max(1.0, options.size / 2e7)
-    return Section("rules", title, list(measure.cases), measure, tables, draw, seconds, measure.arena.reasons)
+    return Section("rules", title, list(measure.cases), measure, tables, draw, seconds, measure.arena.reasons, first=3)

@@ -34,9 +34,10 @@ class Skip(Exception):
 
 @dataclass
 class Options:
-    """Options of ``fastopt bench`` by name; `limited` says that there is a budget of time."""
+    """Options of ``fastopt bench`` by name; `rows` are rules of tables' rows, `limited` tells of a budget of time."""
 
     rules: Sequence[str]
+    rows: Sequence[str] = ()
     size: int = 20_000_000
     sizes: Sequence[int] = ()
     dtypes: Sequence[str] = ("float32",)
@@ -84,6 +85,10 @@ class Section:
         Draws the rows on a `matplotlib.figure.Figure`.
     seconds : float
         What a row takes if there is time: its part of the budget.
+    notes : mapping of str to str
+        Why somebody takes no part, by who.
+    first : int
+        The rows, from the first one on, that come before all other sections' where time is short.
     """
 
     key: str
@@ -94,6 +99,7 @@ class Section:
     draw: Callable[[Any, Sequence[Row]], None] | None = None
     seconds: float = 5.0
     notes: Mapping[str, str] = field(default_factory=dict)
+    first: int = 0
 
 
 def row_of(name: str, times: Times, moved: float = 0.0, ceiling: Sequence[float] | None = None, **more: Any) -> Row:

@@ -160,4 +160,4 @@ def section(options: Options) -> Section:
             "backward; torch: step() with a sparse gradient. ceiling: the same rows' traffic, its order known.",
         )
 
-    return Section("sparse", title, list(CASES), measure, tables, None, 3.0, measure.reasons)
+    return Section("sparse", title, options.rows, measure, tables, None, 3.0, measure.reasons)

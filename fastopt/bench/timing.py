@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from math import comb
 from random import Random
 from statistics import median, quantiles
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import NamedTuple
 
-# Seconds before each call: whoever ran before may have left threads spinning, which would hold back another's.
-REST = 0.005
+# Seconds before each call, and the most of them: whoever ran before may have left threads spinning, which would share
+# their processors with another's. OpenMP's spin for some 4 ms, longer where the machine is busy.
+REST, LONGEST_REST = 0.005, 0.05
+QUIET = 0.001  # seconds in which nobody computes, before it is taken that nobody spins
 # Seconds that a timing takes at least: shorter calls are repeated in a loop.
 SHORTEST = 2e-4
 # Seconds of untimed calls before each timing: others have had the caches. What takes a little longer has one call too,
@@ -22,6 +24,10 @@ CLEAR = 0.05  # a spread up to this is within the digits shown
 
 Call = Callable[[], object]
 Times = dict[str, list[float]]
+
+
+class OutOfTime(KeyboardInterrupt):
+    """The budget is spent: like Ctrl-C, it ends whatever is running."""
 
 
 class Spread(NamedTuple):
@@ -74,6 +80,17 @@ def seconds(call: Call) -> float:
     return perf_counter() - start
 
 
+def rest() -> None:
+    """Sleep until no thread of this process computes any more."""
+    sleep(REST)
+    end = perf_counter() + LONGEST_REST - REST
+    spent = QUIET
+    while spent > QUIET / 4 and perf_counter() < end:
+        before = process_time()
+        sleep(QUIET)
+        spent = process_time() - before
+
+
 def interleaved(
     calls: Mapping[str, Call], repeats: int, budget: float = 5.0, before: Mapping[str, Call] | None = None
 ) -> Times:
@@ -89,6 +106,16 @@ def interleaved(
         Seconds for all; calls that would need more than their part of it take part in fewer rounds, three at least.
     before : mapping of str to callable, optional
         What some calls need done before each time, which is not timed.
+
+    Returns
+    -------
+    dict of str to list of float
+        Fewer rounds where `OutOfTime` ends them, but one at least.
+
+    Raises
+    ------
+    OutOfTime
+        Some call has not been timed yet.
     """
     prepare = before or {}
 
@@ -104,17 +131,21 @@ def interleaved(
     first |= {name: timed(name) for name, own in first.items() if own < LONG}
     rounds, loops, warm = {}, {}, {}
     for name, own in first.items():
-        each = REST + max(own, WARM)
+        each = REST + QUIET + max(own, WARM)
         rounds[name] = min(repeats, max(FEWEST, int(budget / len(calls) / each)))
         loops[name] = 1 if name in prepare else max(1, int(SHORTEST / own))
         warm[name] = int(WARM / own) or int(own < 2 * WARM)
     shuffle = Random(0)  # what a call leaves in caches and threads is not always the same one's burden
     times: Times = {name: [] for name in calls}
-    for i in range(repeats):
-        for name in shuffle.sample(list(calls), len(calls)):
-            if i < rounds[name]:
-                sleep(REST)
-                for _ in range(warm[name]):
-                    timed(name)
-                times[name].append(timed(name, loops[name]))
+    try:
+        for i in range(repeats):
+            for name in shuffle.sample(list(calls), len(calls)):
+                if i < rounds[name]:
+                    rest()
+                    for _ in range(warm[name]):
+                        timed(name)
+                    times[name].append(timed(name, loops[name]))
+    except OutOfTime:
+        if not all(times.values()):
+            raise
     return times

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...backends.interrupts import held_back
 from ...rules import REQUIRED, RULES, Rule
 from ...rules.hyper import count_copies, hyper_row
 from ..section import Skip
@@ -91,7 +93,7 @@ def installed(package: str) -> bool:
 
 
 def load(module: str, install: str) -> Any:
-    """A module that may be missing, or broken.
+    """A module that may be missing, or broken. It is loaded whole: some would abort the process where a signal came.
 
     Raises
     ------
@@ -99,7 +101,8 @@ def load(module: str, install: str) -> Any:
         Why it cannot be imported, and what to install.
     """
     try:
-        return importlib.import_module(module)
+        with held_back(), held_back(signal.SIGALRM):
+            return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise Skip(f"{error}: pip install {install}") from None
 
