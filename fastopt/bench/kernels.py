@@ -88,6 +88,12 @@ def check() -> None:
     for package in ("numba-cuda", "cuda-core"):
         if not installed(package):
             raise BackendUnavailable(f"no {package} here; install it: {install_command('cuda')}")
+    try:
+        from ..backends.numba_cuda import compiler  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"numba-cuda does not work here ({error}); install: {install_command('cuda')}"
+        ) from None
 
 
 def measure(name: str, budget: float) -> Row:
