@@ -10,7 +10,7 @@ BOUND = 0.85
 ATTEMPTS = 3  # a noisy machine has bad moments, a slower kernel has only such
 
 
-def _settle(measure: Callable[[], Spread], bound: float = BOUND, attempts: int = ATTEMPTS) -> Spread:
+def settle(measure: Callable[[], Spread], bound: float = BOUND, attempts: int = ATTEMPTS) -> Spread:
     """Measures a share until it may reach the bound.
 
     Parameters
