@@ -53,7 +53,9 @@ class Client:
         op, *numbers = self._numbers.header(ask.op)
         for s in range(len(self._cuts) - 1):
             own = slice(self._cuts[s], self._cuts[s + 1])
-            part, into = () if ask.payload is None else ask.payload[own], () if ask.into is None else ask.into[own]
+            part = () if ask.payload is None else ask.payload[own]
+            # What a server sends that stopped and was replaced may come when the worker has gone on.
+            into = () if ask.into is None or self._roll.replaces else ask.into[own]
             self._ask(s, _Asked([Kind.ASK + op, *numbers], part, into))
 
     def wait(self, ask: Ask) -> None:

@@ -85,6 +85,8 @@ class Roll:
         Those that this rank took for ended, as they said nothing.
     watch : Watch
         How long others have said nothing.
+    replaces : bool
+        True where a spare may take over a shard, though its server has only stopped.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Roll:
         self.left: set[int] = set()
         self.silent: set[int] = set()
         self.watch = Watch(timeout)
+        self.replaces = bool(spares)
         self._peers, self._free = peers, set(spares) - {peers.rank}
         self._waits = peers.rank in spares
         for rank in self._free:

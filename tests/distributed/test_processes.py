@@ -10,7 +10,10 @@ import fastopt
 from fastopt import distributed as fd
 from fastopt.arrays.libraries import floats_of
 from fastopt.distributed import workers
+from fastopt.distributed.asynchronous import Ask
+from fastopt.distributed.client import Client
 from fastopt.distributed.core import Header, Op
+from fastopt.distributed.roll import Roll
 from fastopt.distributed.shelf import shelf_of
 
 from ..support import assert_same_bits
@@ -144,6 +147,36 @@ if rank == ranks - 1:
 def test_a_server_that_waits_leaves_the_processor_to_others():
     (share,) = printed(3, IDLE.replace("{seconds}", "1.5"))
     assert float(share) <= 0.05
+
+
+class NoPeers:
+    """Peers that note where parcels are to be received."""
+
+    rank = 0
+
+    def __init__(self):
+        self.into = []
+
+    def of(self, rank):
+        return self
+
+    to = of
+
+    def expect(self, into=()):
+        self.into.append(into)
+
+    def send(self, numbers, items):
+        pass
+
+
+@pytest.mark.parametrize("spares", [[], [2]])
+def test_parameters_are_received_in_place_only_where_no_server_is_replaced(spares):
+    """One that stopped in the midst of a reply and wakes would write into what the worker has got from another."""
+    algorithm, peers = fd.Downpour(fastopt.SGD, np.zeros(3), lr=0.1), NoPeers()
+    client = Client(peers, Roll(peers, [1], spares, [0], 1.0), [0, 1], algorithm._side(1), 0)
+    own = [np.zeros(3)]
+    client.ask(Ask(Op.FETCH, into=own))
+    assert [list(into) for into in peers.into] == ([[], []] if spares else [own])
 
 
 # ---- servers that end ----
