@@ -11,6 +11,7 @@ one. Rank 0 prints the times as JSON::
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import sys
@@ -135,12 +136,15 @@ def exchanges_by_ray(what: Exchanged) -> dict[str, Callable[[], object]]:
         def trip(self, there: list[np.ndarray]) -> list[np.ndarray]:
             return self.back
 
+    def start(kind: type, *arguments: Any) -> Any:
+        return ray.remote(kind).options(num_cpus=0).remote(*arguments)
+
     room = max(10 * sum(array.nbytes for array in what.there), 100 << 20)
-    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=room, logging_level="error")
+    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=room, logging_level=logging.ERROR)
     algorithm = Downpour(fastopt.SGD, what.params, lr=0.1, **what.options)
     packed = ray.cloudpickle.dumps((None, algorithm))
-    server = ray.remote(ServerActor).options(num_cpus=0).remote(packed, 0, 1, 1, None, None, 0.0)
-    worker, bare = WorkerActor(packed, [server], 0, 1), ray.remote(Bare).options(num_cpus=0).remote()
+    server = start(ServerActor, packed, 0, 1, 1, None, None, 0.0)
+    worker, bare = WorkerActor(packed, [server], 0, 1), start(Bare)
 
     def trip() -> None:
         ray.get(bare.trip.remote(what.there))
