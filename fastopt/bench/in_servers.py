@@ -130,8 +130,8 @@ def exchanges_by_ray(what: Exchanged) -> dict[str, Callable[[], object]]:
     from fastopt.distributed.actors import ServerActor, WorkerActor
 
     class Bare:
-        def __init__(self) -> None:
-            self.back = what.back
+        def __init__(self, *back: np.ndarray) -> None:
+            self.back = list(back)
 
         def trip(self, there: list[np.ndarray]) -> list[np.ndarray]:
             return self.back
@@ -144,7 +144,7 @@ def exchanges_by_ray(what: Exchanged) -> dict[str, Callable[[], object]]:
     algorithm = Downpour(fastopt.SGD, what.params, lr=0.1, **what.options)
     packed = ray.cloudpickle.dumps((None, algorithm))
     server = start(ServerActor, packed, 0, 1, 1, None, None, 0.0)
-    worker, bare = WorkerActor(packed, [server], 0, 1), start(Bare)
+    worker, bare = WorkerActor(packed, [server], 0, 1), start(Bare, *what.back)
 
     def trip() -> None:
         ray.get(bare.trip.remote(what.there))
