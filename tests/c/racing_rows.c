@@ -9,6 +9,7 @@ enum { ROWS = 64, WIDTH = 32, THREADS = 4, STEPS = 20 };
 
 static float table[ROWS][WIDTH], sums[ROWS][WIDTH];
 static int racing;
+static pthread_barrier_t begun;
 
 static void *work(void *argument)
 {
@@ -29,6 +30,7 @@ static void *work(void *argument)
     const int64_t strides[] = {sizeof *table, sizeof *gradient, sizeof *sums};
     fastopt_defaults(rule, hyper, NULL);
     for (int t = 1; t <= STEPS; t++) {
+        pthread_barrier_wait(&begun); /* all at once: of a thread that has ended the detector may know nothing more */
         fastopt_fold(rule, t, 1.0, hyper, NULL, coefficients);
         if (fastopt_update_rows(rule, FASTOPT_FLOAT32, 1, &rows, addresses, strides, coefficients, 1))
             abort();
@@ -40,6 +42,7 @@ int main(int count, char **arguments)
 {
     pthread_t threads[THREADS];
     racing = count > 1 && !strcmp(arguments[1], "racing");
+    pthread_barrier_init(&begun, NULL, THREADS);
     for (size_t i = 0; i < THREADS; i++)
         pthread_create(&threads[i], NULL, work, (void *)i);
     for (int i = 0; i < THREADS; i++)
