@@ -15,8 +15,7 @@ import common
 
 try:
     import numpy as np
-    from distributed_digits import BATCH, HELD_OUT, HIDDEN, forward, gradient
-    from sklearn.datasets import load_digits
+    from distributed_digits import BATCH, HELD_OUT, forward, gradient, images, network
     from threadpoolctl import threadpool_limits
 
     import fastopt
@@ -34,15 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--epochs", type=common.count, default=30, help="over the images (default %(default)s)")
     options.add_argument("--checkpoint", metavar="DIRECTORY", help="where servers save, and go on from")
     given = options.parse_args(arguments)
-    x, y = load_digits(return_X_y=True)
-    x = (x / 16).astype(np.float32)
+    x, y = images()
     rng = np.random.default_rng(0)
-    params = {
-        "w1": (rng.standard_normal((64, HIDDEN)) / 8).astype(np.float32),
-        "b1": np.zeros(HIDDEN, np.float32),
-        "w2": (rng.standard_normal((HIDDEN, 10)) / 8).astype(np.float32),
-        "b2": np.zeros(10, np.float32),
-    }
+    params = network(rng)
     size = BATCH // 8
     orders = [rng.permutation(len(x) - HELD_OUT).reshape(-1, size) for _ in range(given.epochs)]
     batches = [batch for order in orders for batch in order]

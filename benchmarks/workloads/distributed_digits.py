@@ -24,6 +24,22 @@ HELD_OUT = 261  # of 1797
 BATCH, SLICES, EPOCHS, HIDDEN = 256, 8, 30, 64
 
 
+def images() -> tuple[np.ndarray, np.ndarray]:
+    """The images of digits, and which digits they are of."""
+    x, y = load_digits(return_X_y=True)
+    return (x / 16).astype(np.float32), y
+
+
+def network(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The parameters at first."""
+    return {
+        "w1": (rng.standard_normal((64, HIDDEN)) / 8).astype(np.float32),
+        "b1": np.zeros(HIDDEN, np.float32),
+        "w2": (rng.standard_normal((HIDDEN, 10)) / 8).astype(np.float32),
+        "b2": np.zeros(10, np.float32),
+    }
+
+
 def forward(params: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the hidden layer has, and the logits."""
     hidden = np.maximum(x @ params["w1"] + params["b1"], 0)
@@ -43,15 +59,9 @@ def gradient(params: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> dic
 
 def main() -> None:
     """Train, and print what the parameters came to, on rank 0."""
-    x, y = load_digits(return_X_y=True)
-    x = (x / 16).astype(np.float32)
+    x, y = images()
     rng = np.random.default_rng(0)
-    params = {
-        "w1": (rng.standard_normal((64, HIDDEN)) / 8).astype(np.float32),
-        "b1": np.zeros(HIDDEN, np.float32),
-        "w2": (rng.standard_normal((HIDDEN, 10)) / 8).astype(np.float32),
-        "b2": np.zeros(10, np.float32),
-    }
+    params = network(rng)
     opt = fd.Synchronous(fastopt.AdamW, params, lr=1e-2, slices=SLICES)
     for _ in range(EPOCHS):
         order = rng.permutation(len(x) - HELD_OUT)  # the same in all processes

@@ -143,6 +143,25 @@ def test_a_large_step_is_done_part_by_part(name, storage, monkeypatch):
         assert max(sizes) == 4096 and sum(sizes) == 3 * sum(p.size for p in grads)
 
 
+@pytest.mark.parametrize("size", [(1 << 16) - 1, 1 << 16])
+@pytest.mark.parametrize("every, kind", [(1, "f4"), (2, "f4"), (1, "f2")])
+def test_large_gradients_are_pushed_from_where_they_are_unless_they_are_summed_or_of_another_kind(size, every, kind):
+    algorithm = fd.Downpour(fastopt.SGD, np.zeros(size, "f4"), lr=1.0, local_lr=0.0, n_push=every, n_fetch=every)
+    (core,) = fd.runs.make_cores(algorithm, algorithm._cuts(1), 1)
+    side, number, total, pushed = algorithm._side(1), 0, np.zeros(size, "f4"), []
+    for step in range(4):
+        grad = np.full(size, 1 + step, kind)
+        total += grad
+        for ask in side.advance(grad):
+            number += 1
+            pushed += [ask.payload[0] is grad] if ask.op != Op.FETCH else []
+            ask.replies = [core.handle(0, Header(ask.op, number), ask.payload)]
+    for ask in side.finish():
+        ask.replies = [core.handle(0, Header(ask.op, number + 1), ask.payload)]
+    assert_same_bits(core.shard.values(), [-total])
+    assert pushed and set(pushed) == {every == 1 and kind == "f4" and size >= 1 << 16}
+
+
 def test_each_worker_has_a_snapshot_of_its_own():
     """Pushes of AdaptiveRevision, with and without reading, are those of the function with the worker's snapshot."""
     algorithm = fd.Downpour(fastopt.AdaptiveRevision, start(((9,),)), lr=0.3, threads=1)
