@@ -246,8 +246,7 @@ class Receiver:
         self.numbers = np.zeros(_NUMBERS + 1, np.int64)
         self.items: list[Any] = []
         self._forms: list[Any] = []
-        self._lent = False  # true where the last arrays are others' and not this one's own
-        self._arrays: list[list[np.ndarray]] = []
+        self._arrays: list[list[np.ndarray]] | None = []  # None: to be made for these forms
         self._requests: list[Any] = []
         self._parts: Iterator[None] | None = None
 
@@ -280,16 +279,15 @@ class Receiver:
             text = np.empty(size, np.uint8)
             self._begin([text])
             yield
-            self._forms = json.loads(text.tobytes() or b"[]")
-        given = [[own] for own in into if own.flags.c_contiguous]
-        if given and self._forms == _forms(given):
-            self._arrays, self._lent = given, True
-        elif size >= 0 or self._lent:
-            self._lent = False
-            self._arrays = [[np.empty(shape, _dtype(name)) for name, shape in own] for own in self._forms]
-        self._begin([_bytes(array) for own in self._arrays for array in own])
+            self._forms, self._arrays = json.loads(text.tobytes() or b"[]"), None
+        arrays = [[own] for own in into if own.flags.c_contiguous]
+        if not arrays or self._forms != _forms(arrays):
+            if self._arrays is None:
+                self._arrays = [[np.empty(shape, _dtype(name)) for name, shape in own] for own in self._forms]
+            arrays = self._arrays
+        self._begin([_bytes(array) for own in arrays for array in own])
         yield
-        self.items = [_item(own) for own in self._arrays]
+        self.items = [_item(own) for own in arrays]
 
     def _begin(self, parts: Sequence[np.ndarray]) -> None:
         for memory in parts:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import deque
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fastopt.distributed import workers
 from fastopt.distributed.asynchronous import Ask
 from fastopt.distributed.client import Client
 from fastopt.distributed.core import Header, Op
+from fastopt.distributed.post import Receiver, Sender
 from fastopt.distributed.roll import Roll
 from fastopt.distributed.shelf import shelf_of
 
@@ -147,6 +149,40 @@ if rank == ranks - 1:
 def test_a_server_that_waits_leaves_the_processor_to_others():
     (share,) = printed(3, IDLE.replace("{seconds}", "1.5"))
     assert float(share) <= 0.05
+
+
+class Loop:
+    """A channel of a rank to itself."""
+
+    rank = 0
+
+    def __init__(self):
+        self.sent, self.waiting = deque(), deque()
+
+    def send(self, to, memory):
+        self.sent.append(memory.copy())
+
+    def receive(self, source, memory):
+        self.waiting.append(memory)
+        return memory
+
+    def done(self, requests, other):
+        while self.sent and self.waiting:
+            np.copyto(self.waiting.popleft(), self.sent.popleft())
+        requests[:] = [own for own in requests if any(own is one for one in self.waiting)]
+        return not requests
+
+
+def test_a_parcel_comes_to_where_it_is_asked_for_and_the_next_one_does_not():
+    channel = Loop()
+    sender, receiver, own = Sender(channel, 0), Receiver(channel, 0), np.zeros(3)
+    others = [np.zeros(4), np.zeros((3, 2))[:, 0]]
+    for k, into in enumerate([(), (own,), (), (others[0],), (others[1],), (own,)]):
+        receiver.expect(into)
+        sender.send([k], [np.full(3, k + 1.0)])
+        assert receiver.arrived() and receiver.numbers[0] == k and receiver.items[0].tolist() == [k + 1] * 3
+        assert (receiver.items[0] is own) == any(x is own for x in into)
+        assert own.tolist() == [[0, 2, 2, 2, 2, 6][k]] * 3 and not any(x.any() for x in others)
 
 
 class NoPeers:
