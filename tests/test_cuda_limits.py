@@ -127,12 +127,25 @@ def sums_of(*powers):
     return np.array([float.fromhex(p) if isinstance(p, str) else p for p in powers])
 
 
+ULP = 2.0**-52
+
+
+def told_apart(odd):
+    """A number from 1.3 on, with a last bit that is odd or not, whose root is another one than that of the next."""
+    numbers = (1.3 + k * ULP for k in range(100))
+    return next(x for x in numbers if round(x / ULP) % 2 == odd and math.sqrt(x) != math.sqrt(x + ULP))
+
+
+EVEN, ODD = told_apart(0), told_apart(1)
 SUMS = {
     "one": [1.0],
-    "halfway, to even": [1.0, 2.0**-53],
-    "halfway, up": [1.0 + 2.0**-52, 2.0**-53],
-    "above halfway by the least": [1.0, 2.0**-53, 5e-324],
-    "below halfway": [1.0, 2.0**-54, 2.0**-55],
+    "halfway, to even": [EVEN, ULP / 2],
+    "halfway, up": [ODD, ULP / 2],
+    "above halfway by little": [EVEN, ULP / 2, 2.0**-70],
+    "above halfway by less": [EVEN, ULP / 2, 2.0**-110],
+    "above halfway by the least": [EVEN, ULP / 2, 5e-324],
+    "below halfway": [ODD, ULP / 4, ULP / 8],
+    "below halfway by the least": [ODD, ULP / 4, ULP / 4 - 2.0**-106],
     "carries": [2.0**53 - 1, 1.0, 2.0**-1000],
     "subnormal": [5e-324] * 3,
     "to the least normal": [2.0**-1022 - 5e-324, 5e-324],
