@@ -431,7 +431,7 @@ class _DownpourSide(Side):
         parts: dict[int, list[np.ndarray]] = {}
         for piece, rows_found in zip(own._pieces, ask.arrays, strict=True):
             parts.setdefault(piece.parameter, []).append(rows_found)
-        return [_joined(parts[i])[place] for i, place in places]
+        return [np.take(_joined(parts[i]), place, axis=0, mode="clip") for i, place in places]  # which none is out of
 
     def with_rows(self, wanted: Mapping[Any, Any], found: list[np.ndarray]) -> Any:
         """The worker's parameters, with rows that were fetched in the places of tables."""
