@@ -101,7 +101,7 @@ class Client:
         while self._asked:
             for shard in list(self._asked):
                 self._look(shard)
-            if self._roll.watch.due():
+            if self._roll.due():
                 self._roll.look()
                 holders = enumerate(self._roll.holders)  # some may have taken over what has been answered
                 self._roll.beat({rank for s, rank in holders if s not in self._asked and rank is not None})

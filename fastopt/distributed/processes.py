@@ -82,7 +82,12 @@ def run_processes(
         shelves[0].tidy()
     known_as = world.all_gather(_process(os.getpid()))
     peers = Peers(world.channel())
-    roll = Roll(peers, ranks, range(workers + servers, world.size), epochs, timeout)
+    seen = [other for other in machine_of(world) if _is_there(*known_as[other])]  # not in another container
+
+    def ended() -> list[int]:  # MPI does not tell of one that ends by exit() before its time
+        return [other for other in seen if not _is_there(*known_as[other])]
+
+    roll = Roll(peers, ranks, range(workers + servers, world.size), epochs, timeout, ended)
     if rank < workers:
         side = algorithm._side(workers)
         number, side.steps, before = min(known[rank] for known in progress)
@@ -110,7 +115,7 @@ def run_processes(
             roll.say_bye()
             linger(peers, roll, others)
     silent = roll.silent.union(*(about["silent"] for about, _ in told))
-    for other in silent.intersection(machine_of(world)):
+    for other in silent.intersection(seen):
         _end(*known_as[other])
     return _result(algorithm, told, rank, workers, time.perf_counter() - began)
 
@@ -123,9 +128,14 @@ def _process(number: int) -> tuple[int, str]:
         return number, ""
 
 
+def _is_there(number: int, began: str) -> bool:
+    """Tell whether a process goes on, as far as is known: its number may be another one's by now."""
+    return _process(number) == (number, began)
+
+
 def _end(number: int, began: str) -> None:
     """End a process, if it is that which it was: one that never wakes up would have its launcher wait for ever."""
-    if began and _process(number) == (number, began):
+    if began and _is_there(number, began):
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
 

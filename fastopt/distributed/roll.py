@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from typing import Any
@@ -70,6 +70,10 @@ class Roll:
         The ranks that have a shard at first, and those that have none.
     epochs : sequence of int
         Of each shard how many servers have had it.
+    timeout : float
+        The seconds after which a rank is taken for ended.
+    ended : callable
+        It returns ranks whose processes are known to have ended, by other means than messages.
 
     Attributes
     ----------
@@ -90,7 +94,13 @@ class Roll:
     """
 
     def __init__(
-        self, peers: Peers, servers: Sequence[int], spares: Sequence[int], epochs: Sequence[int], timeout: float
+        self,
+        peers: Peers,
+        servers: Sequence[int],
+        spares: Sequence[int],
+        epochs: Sequence[int],
+        timeout: float,
+        ended: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         self.holders: list[int | None] = list(servers)
         self.epochs = list(epochs)
@@ -99,10 +109,17 @@ class Roll:
         self.silent: set[int] = set()
         self.watch = Watch(timeout)
         self.replaces = bool(spares)
-        self._peers, self._free = peers, set(spares) - {peers.rank}
+        self._peers, self._ended, self._free = peers, ended, set(spares) - {peers.rank}
         self._waits = peers.rank in spares
         for rank in self._free:
             peers.of(rank).expect()
+
+    def due(self) -> bool:
+        """Count the time; tell whether it is time to look who is silent, and see then who has ended."""
+        due = self.watch.due()
+        if due:
+            self._peers.channel.lost.update(self._ended())
+        return due
 
     def look(self) -> None:
         """See whether spares have something to say.

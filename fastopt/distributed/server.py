@@ -83,7 +83,7 @@ class Server:
         rest, saved = Rest(IDLE), time.perf_counter()
         while self._live:
             rest.after(self.look())
-            if self._roll.watch.due():
+            if self._roll.due():
                 self._watch()
             if self._shelf is not None and time.perf_counter() - saved > self._every and not self._shelf.writes:
                 self._shelf.save(self.core)
@@ -257,7 +257,7 @@ def stand_by(peers: Peers, roll: Roll, results: Results, shelves: Sequence[Shelf
     """Be a spare, until all is done; or until a shard is this rank's, which is returned."""
     rest = Rest(IDLE)
     while not results.look():
-        watches = roll.watch.due()
+        watches = roll.due()
         for shard, holder in enumerate(roll.holders):
             if watches and holder is not None and shard not in results.told and roll.watch.silent(holder):
                 roll.give_up(holder)
@@ -302,7 +302,7 @@ def conclude(
     if shard:
         _tell(peers, ranks, own)
     while not results.look():
-        if roll.watch.due():
+        if roll.due():
             roll.beat()
         rest.after(False)
     told = [results.told[s] for s in sorted(results.told)]
@@ -329,7 +329,7 @@ def linger(peers: Peers, roll: Roll, ranks: Sequence[int]) -> None:
     for rank in there:
         roll.watch.heard(rank)
     while there:
-        watches = roll.watch.due()
+        watches = roll.due()
         for rank in list(there):
             if watches and roll.watch.silent(rank):
                 roll.give_up(rank)

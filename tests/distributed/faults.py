@@ -1,7 +1,7 @@
 """Faults in a row, in runs of workers, servers and spares: ``python -m tests.distributed.faults 200 [SEED]``.
 
-Each run is a program of eight processes, of which some are killed, stopped for a while or for good, or fail by an
-exception, at named points. Each gradient is of an element and of a table's row of its own, so that what a server
+Each run is a program of eight processes, of which some are killed, exit, are stopped for a while or for good, or fail
+by an exception, at named points. Each gradient is of an element and of a table's row of its own, so that what a server
 applied never, once or twice is seen.
 """
 
@@ -50,6 +50,8 @@ def prepare(point, fault, count):
             open(f"fault-{rank}-{point}", "w").close()
             if fault == "raises":
                 raise ZeroDivisionError("by this test")
+            if fault == "exits":
+                os._exit(3)
             if fault == "stops":  # else, where it hangs, nobody wakes it
                 subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -CONT {os.getpid()}"])
             os.kill(os.getpid(), signal.SIGKILL if fault == "is killed" else signal.SIGSTOP)
@@ -117,7 +119,7 @@ def run_program(text, arguments, folder, options, timeout=90):
 def check(plan, folder, found, status, err):
     """Check that what is promised holds; return the number of faults there were."""
     happened = [fault for fault in plan if (Path(folder) / f"fault-{fault[0]}-{fault[1]}").exists()]
-    ends = "is killed", "hangs"
+    ends = "is killed", "exits", "hangs"
     ended = {who for who, _, fault, _ in happened if fault in ends or (fault == "raises" and who >= WORKERS)}
     dead = sorted({who for who, _, fault, _ in happened if who < WORKERS and fault != "stops"})
     assert sorted(found) == sorted({*range(WORKERS + SERVERS + SPARES)} - ended), (status, err)
@@ -130,29 +132,27 @@ def check(plan, folder, found, status, err):
     assert missing == own["lost"] or (dead and missing <= own["lost"]), own
     if not any(who >= WORKERS and fault != "stops" for who, _, fault, _ in happened):
         assert own["lost"] == 0
-    assert (status != 0) == any(fault == "raises" and who >= WORKERS for who, _, fault, _ in happened), (status, err)
+    failed = any(fault == "exits" or (fault == "raises" and who >= WORKERS) for who, _, fault, _ in happened)
+    assert (status != 0) == failed, (status, err)
     assert marked(folder) == []
     return len(happened)
 
 
 def plan_of(chance):
     """Some faults, after which a worker, and a rank for each shard, are left."""
+    ends = ["is killed", "exits", "hangs"]
     plan = []
     for who in range(1, WORKERS):
         if chance.random() < 0.6:
-            plan.append(
-                (who, "before a push", chance.choice(["is killed", "stops", "raises", "hangs"]), chance.randint(3, 40))
-            )
+            plan.append((who, "before a push", chance.choice([*ends, "stops", "raises"]), chance.randint(3, 40)))
     for who in range(WORKERS, WORKERS + SERVERS):
         if chance.random() < 0.8:
             point = chance.choice(["between applying and replying", "in a checkpoint"])
             count = chance.randint(1, 100) if point.startswith("between") else chance.randint(1, 8)
-            plan.append((who, point, chance.choice(["is killed", "is killed", "stops", "raises", "hangs"]), count))
+            plan.append((who, point, chance.choice([*ends, "stops", "raises"]), count))
     first = WORKERS + SERVERS
     if chance.random() < 0.5:
-        plan.append(
-            (chance.randrange(first, first + SPARES), "in a takeover", chance.choice(["is killed", "hangs"]), 1)
-        )
+        plan.append((chance.randrange(first, first + SPARES), "in a takeover", chance.choice(ends), 1))
     return plan
 
 

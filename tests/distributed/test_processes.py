@@ -472,6 +472,8 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     [
         [(1, "before a push", "is killed", 9), (3, "between applying and replying", "is killed", 30),
          (4, "in a checkpoint", "is killed", 3), (5, "in a takeover", "is killed", 1)],
+        pytest.param([(1, "before a push", "exits", 9), (3, "between applying and replying", "exits", 30)],
+                     marks=pytest.mark.slow),
         *(pytest.param([fault], marks=pytest.mark.slow) for fault in [
             (2, "before a push", "raises", 5),
             (2, "before a push", "stops", 5),
