@@ -148,6 +148,26 @@ def test_rows_of_every_rule(name):
     assert_equal(there, here)
 
 
+@pytest.mark.parametrize("name", ["Adagrad", "RowwiseAdagrad"])
+def test_a_plans_launches_are_made_once(gpu, monkeypatch, name):
+    """What changes from step to step is what the arrays hold, coefficients, and where the step's memory is."""
+    rng = np.random.default_rng(0)
+    param, values = (rng.standard_normal((n, 12)).astype(F4) for n in (9, 50))
+    indices = rng.integers(0, 9, 50)
+    there, here = on_both([param])
+    plans, held = [], []
+    for arrays, kind in ((there, DeviceArray), (here, np.array)):
+        optimizer = getattr(fastopt, name)(arrays, lr=lambda t: 1 / t)
+        plans.append(optimizer.bind([RowSparse(kind(indices), kind(values))]))
+        plans[-1].step()
+    monkeypatch.setattr(driver.Device, "load", None)
+    for _ in range(2):
+        held.append(driver.device_of(0).allocate(4096, 0))  # so that the next step's memory is elsewhere
+        for plan in plans:
+            plan.step()
+    assert_equal(there, here)
+
+
 def test_a_row_rules_dense_gradient_is_of_all_rows():
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((33, 20)).astype(F4) for _ in range(2)] + [np.zeros(33, F4)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib.resources import files
@@ -58,8 +58,7 @@ class Kernel:
     def __init__(self, device: Device, address: int, count: int, threads: int) -> None:
         self._device, self._address, self._threads = device, address, threads
         self.arguments = np.zeros(count, np.uint64)
-        self._pointers = self.arguments.ctypes.data + 8 * np.arange(count, dtype=np.uint64)
-        self._pointers_at = self._pointers.ctypes.data
+        self._pointers, self._pointers_at = _pointers_to(self.arguments)
 
     def launch(self, blocks: int, stream: int, _launch: Any = driver.cuLaunchKernel) -> None:
         """Launches so many thread blocks on a stream."""
@@ -71,6 +70,54 @@ class Kernel:
                 code = _launch(self._address, blocks, 1, 1, self._threads, 1, 1, 0, stream, self._pointers_at, 0)
         if code[0]:
             _checked(code)
+
+
+class Within(int):
+    """An address within a step's memory, from where that begins."""
+
+
+class Launches:
+    """Kernels that are launched one behind the other, with the arguments of all of them in one table.
+
+    Parameters
+    ----------
+    device : Device
+        Where they are launched.
+    launches : sequence of (int, int, int, sequence of int)
+        Of each kernel where it is (see `Device.load`), its thread blocks, the threads of one, and its arguments.
+
+    Attributes
+    ----------
+    arguments : numpy.ndarray, uint64
+        A word for each argument of each kernel, in order.
+    """
+
+    def __init__(self, device: Device, launches: Sequence[tuple[int, int, int, Sequence[int]]]) -> None:
+        self._device = device
+        words = [word for *_, own in launches for word in own]
+        self.arguments = np.array(words, np.uint64)
+        self._within = [place for place, word in enumerate(words) if type(word) is Within]
+        self._from = self.arguments[self._within]
+        self._pointers, at = _pointers_to(self.arguments)
+        self._calls = []
+        for address, blocks, threads, own in launches:
+            self._calls.append((address, blocks, 1, 1, threads, 1, 1, 0, at))
+            at += 8 * len(own)
+
+    def launch(self, memory: int, stream: int, _launch: Any = driver.cuLaunchKernel) -> None:
+        """Launches all on a stream, for a step whose memory is there."""
+        self.arguments[self._within] = self._from + np.uint64(memory)
+        with self._device.current():
+            for *call, arguments in self._calls:
+                code = _launch(*call, stream, arguments, 0)
+                if code[0]:
+                    _checked(code)
+
+
+def _pointers_to(arguments: np.ndarray) -> tuple[np.ndarray, int]:
+    """The address of each argument, as launches want them, and where these are."""
+    pointers = arguments.ctypes.data + 8 * np.arange(arguments.size, dtype=np.uint64)
+    return pointers, pointers.ctypes.data
 
 
 class Device:
@@ -98,13 +145,17 @@ class Device:
         finally:
             _checked(driver.cuCtxSetCurrent(before))
 
-    def kernel(self, ptx: str, name: str, count: int, threads: int) -> Kernel:
-        """A kernel of that PTX, with room for `count` arguments, in blocks of so many threads."""
+    def load(self, ptx: str, name: str) -> int:
+        """The address of a kernel of that PTX, for a launch."""
         if ptx not in self._loaded:
             code = ObjectCode.from_ptx(ptx.encode(), name=name)
             with self.current():
                 self._loaded[ptx] = code, int(code.get_kernel(name).handle)
-        return Kernel(self, self._loaded[ptx][1], count, threads)
+        return self._loaded[ptx][1]
+
+    def kernel(self, ptx: str, name: str, count: int, threads: int) -> Kernel:
+        """A kernel of that PTX, with room for `count` arguments, in blocks of so many threads."""
+        return Kernel(self, self.load(ptx, name), count, threads)
 
     def allocate(self, nbytes: int, stream: int) -> Memory:
         """Memory of the device, for work on a stream.

@@ -16,7 +16,7 @@ import types as pytypes
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -403,7 +403,7 @@ class Plain:
     """
 
     function: str
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...] = field(hash=False)  # types, whose hashes take longer than a launch
     names: tuple[tuple[str, Any], ...] = ()
     of: str = ""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -11,29 +12,29 @@ import numpy as np
 from ...arrays.array import Array
 from ...arrays.dtypes import CODES
 from ...arrays.libraries import driver
-from ...rules import GRADIENT
+from ...rules import FIRST_STATE, GRADIENT
 from .compiler import GroupSums, Plain, RowKernelSpec, integers, ptx_of
 from .kernels import DIGIT, DIGITS, GROUP_BITS, HOGWILD, PART, SQUARES, SUM, THREADS, WARP
 
 if TYPE_CHECKING:
     from ...jobs.job import RowJob
+    from ...jobs.noise import GradientNoise
 
 BEGIN, COUNT = Plain("begin_rows", integers(8)), Plain("count_digits", integers(5))
 ADD_UP, ORDER = Plain("add_up_counters", integers(3)), Plain("order_by_digit", integers(9))
-_FIRST_REAL = 17  # among the arguments of `kernels.update_rows`
 #: Teams that update rows by a rule of rows, at most: some more than a device has at a time, for each needs memory.
 _TEAMS = 1 << 13
 
 
 class RowLaunch:
-    """A job of rows, and its kernels: what they need on the device lasts for a step."""
+    """A job of rows, and its launches: the memory that they need on the device lasts for a step."""
 
     def __init__(self, job: RowJob) -> None:
         progress, rule, rows = job.progress, job.progress.rule, job.rows
         options = 0 if job.storage is None else job.storage.options
-        stored, self._order = job.codes, np.arange(len(job.codes))
+        stored, self._order = job.codes, list(range(len(job.codes)))
         if rule.by_row:  # its state goes behind what has a row's elements
-            self._order = np.array([*(j for j in self._order if j != 2), 2])
+            self._order = [*(j for j in self._order if j != FIRST_STATE), FIRST_STATE]
             stored = tuple(stored[j] for j in self._order)
         self._job, self._rows = job, rows
         self._stream_of = driver.stream_of(job.place)
@@ -72,17 +73,16 @@ class RowLaunch:
         for array in (self._rows.source, self._rows.weights):
             if array is not None and isinstance(array.owner, driver.Memory):  # `find_bags` made it
                 array.owner.used_on(stream)
-        for kind in (self._kind, self._of_lookups, self._of_groups)[: 1 + len(self._levels)]:
-            ptx_of(kind, self._device.capability)  # compiled before anything is done
         if self._lookups:
-            self._memory = self._device.allocate(sum(self._parts.values()), stream)
+            self._launches  # noqa: B018 (compiled before anything is done)
+            self._memory = self._device.allocate(self._nbytes, stream)
         return stream
 
-    @property
-    def _parts(self) -> dict[str, int]:
-        """The parts of a step's memory, in order, and their bytes: sums begin at a multiple of 16."""
+    @cached_property
+    def _parts(self) -> dict[str, driver.Within]:
+        """The parts of a step's memory, where they begin, and its end: sums begin at a multiple of 16."""
         ordered, by_row = self._rows.duplicates != HOGWILD, self._job.progress.rule.by_row
-        return {
+        sizes = {
             "bad": 16,
             "addresses": 8 * len(self._order),
             "strides": 8 * len(self._order),
@@ -93,27 +93,33 @@ class RowLaunch:
             **dict.fromkeys(("rows", "places"), 8 * self._lookups),
             **dict.fromkeys(("other rows", "other places"), 8 * self._lookups * ordered),
         }
+        return dict(zip([*sizes, "end"], map(driver.Within, accumulate(sizes.values(), initial=0)), strict=True))
 
-    def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
-        """Orders the lookups and puts the update on the stream, with these coefficients."""
-        job, rows, device = self._job, self._rows, self._device
-        memory, self._memory = self._memory, None  # it goes with this call, once the stream is done with it
-        if memory is None:
-            return
-        lookups, pitch, parts = self._lookups, self._pitch, self._parts
-        at = dict(zip(parts, accumulate(parts.values(), initial=memory.address), strict=False))
-        tables = np.concatenate([job.addresses[self._order], job.strides[self._order].view(np.uint64)])
-        device.upload(np.concatenate([np.zeros(2, np.uint64), tables]), at["bad"], stream)
+    @property
+    def _nbytes(self) -> int:
+        return int(self._parts["end"])
+
+    @cached_property
+    def _launches(self) -> driver.Launches:
+        """The order of lookups, the sums of groups, and the update, whose coefficients are still to be put in."""
+        job, rows, device, at = self._job, self._rows, self._device, self._parts
+        found: list[tuple[int, int, int, Sequence[int]]] = []
+
+        def add(kind: Plain | GroupSums | RowKernelSpec, blocks: int, *arguments: int) -> None:
+            address = device.load(ptx_of(kind, device.capability), kind.name)
+            found.append((address, blocks, THREADS, arguments))
+
+        lookups, pitch = self._lookups, self._pitch
         ordered, other = (at["rows"], at["places"]), (at["other rows"], at["other places"])
-        wide, told = rows.indices.dtype.itemsize == 8, _told(device)
-        each, own = -(-lookups // THREADS), (at["bad"], told.address)
-        self._run(BEGIN, each, stream, rows.indices.address, wide, *ordered, lookups, rows.count, *own)
+        wide, told = rows.indices.dtype.itemsize == 8, _told(device).address
+        each = -(-lookups // THREADS)
+        add(BEGIN, each, rows.indices.address, wide, *ordered, lookups, rows.count, at["bad"], told)
         if rows.duplicates != HOGWILD:
             blocks, counters, digits = self._blocks, at["counters"], at["digits"]
             for shift in range(0, max(rows.count - 1, 1).bit_length(), DIGIT):
-                self._run(COUNT, blocks, stream, ordered[0], counters, lookups, blocks, shift)
-                self._run(ADD_UP, DIGITS, stream, counters, digits, blocks)
-                self._run(ORDER, blocks, stream, *ordered, *other, counters, digits, lookups, blocks, shift)
+                add(COUNT, blocks, ordered[0], counters, lookups, blocks, shift)
+                add(ADD_UP, DIGITS, counters, digits, blocks)
+                add(ORDER, blocks, *ordered, *other, counters, digits, lookups, blocks, shift)
                 ordered, other = other, ordered
         arrays = at["addresses"], at["strides"], rows.width, self._team, *ordered, lookups, at["bad"]
         source = 0 if rows.source is None else rows.source.address
@@ -121,33 +127,39 @@ class RowLaunch:
         to, below = at["sums"], 0
         for bits in self._levels:
             groups, sums = self._of_groups if below else self._of_lookups, lookups >> bits
-            self._run(groups, self._blocks_of(sums), stream, *arrays, source, weights, to, pitch, below, bits)
-            to, below = to + sums * pitch, to
-        kind = self._kind
-        kernel = device.kernel(
-            ptx_of(kind, device.capability), kind.name, _FIRST_REAL + 4 + coefficients[0].size, THREADS
-        )
+            add(groups, self._blocks_of(sums), *arrays, source, weights, to, pitch, below, bits)
+            to, below = driver.Within(to + sums * pitch), to
+        storage = job.storage
         element = 0 if job.elements is None else job.elements[0]
-        storage, step = job.storage, job.progress.steps[job.members[0]]
-        noise = None if storage is None else storage.noise
-        numbers = (step, 0 if storage is None else storage.seed, 0 if noise is None else noise.seed)
-        kernel.arguments[:_FIRST_REAL] = np.array(
-            [*arrays, source, weights, at["sums"], pitch, at["totals"], element, *numbers], object
-        ).astype(np.uint64)
-        reals = kernel.arguments[_FIRST_REAL:].view(job.dtype)[:: 8 // job.dtype.itemsize]
+        seeds = 0 if storage is None else storage.seed, 0 if self._noise is None else self._noise.seed
+        own = source, weights, at["sums"], pitch, at["totals"], element, 0, *seeds
+        self._reals = 4 + self._kind.copies * self._kind.width
+        add(self._kind, self._blocks_of(self._teams), *arrays, *own, *[0] * self._reals)
+        return driver.Launches(device, found)
+
+    @property
+    def _noise(self) -> GradientNoise | None:
+        return None if self._job.storage is None else self._job.storage.noise
+
+    def launch(self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool) -> None:
+        """Orders the lookups and puts the update on the stream, with these coefficients."""
+        job = self._job
+        memory, self._memory = self._memory, None  # it goes with this call, once the stream is done with it
+        if memory is None:
+            return
+        tables = job.addresses[self._order], job.strides[self._order].view(np.uint64)
+        self._device.upload(np.concatenate([np.zeros(2, np.uint64), *tables]), memory.address, stream)
+        storage, step, arguments = job.storage, job.progress.steps[job.members[0]], self._launches.arguments
         decay, limit = (0.0, 0.0) if storage is None else (storage.average_decay, storage.clip_value)
-        deviation = 0.0 if noise is None else noise.deviation(int(step))
-        reals[:] = [decay, 1.0 - decay, limit, deviation, *coefficients[0]]
-        kernel.launch(self._blocks_of(self._teams), stream)
+        deviation = 0.0 if self._noise is None else self._noise.deviation(int(step))
+        arguments[-self._reals - 3] = step
+        reals = arguments[-self._reals :].view(job.dtype)[:: 8 // job.dtype.itemsize]
+        reals[:4], reals[4:] = (decay, 1.0 - decay, limit, deviation), coefficients[0]
+        self._launches.launch(memory.address, stream)
 
     def _blocks_of(self, teams: int) -> int:
         """The thread blocks of so many teams."""
         return -(-(teams << self._team) // THREADS)
-
-    def _run(self, kind: Plain | GroupSums, blocks: int, stream: int, *arguments: int) -> None:
-        kernel = self._device.kernel(ptx_of(kind, self._device.capability), kind.name, len(arguments), THREADS)
-        kernel.arguments[:] = arguments
-        kernel.launch(blocks, stream)
 
 
 def _levels_of(lookups: int) -> list[int]:
