@@ -289,6 +289,9 @@ def _add_bench(commands: Any) -> None:
     made.add_argument("--json", type=_file, metavar="FILE", help="also writes the results there")
     made.add_argument("--baseline", type=_results, metavar="FILE", help="compares with what --json wrote earlier")
     made.add_argument(
+        "--draw", type=_results, metavar="FILE", help="instead: shows, plots, reports what --json wrote earlier"
+    )
+    made.add_argument(
         "--plot", type=picture, metavar="FILE", help="draws x.svg or x.png as x-rules.svg, x-sizes.svg ..."
     )
     made.add_argument("--report", type=_folder, metavar="DIR", help="writes one page with everything there")
@@ -297,10 +300,12 @@ def _add_bench(commands: Any) -> None:
 def _bench(given: argparse.Namespace, command: str) -> int:
     """Runs ``fastopt bench``."""
     from .bench import goals, kernels, sparse
-    from .bench.command import Outputs, bench
+    from .bench.command import Outputs, bench, draw
     from .bench.peers import USUAL
     from .bench.section import Options
 
+    if given.draw:
+        return draw(given.draw, given.rules, _picked(given, Outputs))
     if given.goals:
         given.tensors = given.sparse = given.precision = given.startup = True
         given.size = given.size or 10**8
@@ -314,17 +319,20 @@ def _bench(given: argparse.Namespace, command: str) -> int:
     given.rules = [name for name in given.rules or _TIMED if name not in by_row]
     if given.kernels:
         kernels.check()
+    if given.cuda:
+        load_backend("numba-cuda")
     if given.cuda or given.kernels:
         given.peers = []
     given.size = given.size or (200_000_000 if given.cuda else 20_000_000)
     given.threads = given.threads or settings.get_num_threads()
     given.peers = USUAL if given.peers is None else given.peers
     given.limited = given.budget is not None
-    fill = {
-        kind: {f.name: getattr(given, f.name) for f in fields(kind) if hasattr(given, f.name)}
-        for kind in (Options, Outputs)
-    }
-    return bench(Options(**fill[Options]), Outputs(**fill[Outputs]), given.budget, command)
+    return bench(_picked(given, Options), _picked(given, Outputs), given.budget, command)
+
+
+def _picked(given: argparse.Namespace, kind: Any) -> Any:
+    """A dataclass of what was given."""
+    return kind(**{own.name: getattr(given, own.name) for own in fields(kind) if hasattr(given, own.name)})
 
 
 def _show(given: argparse.Namespace, command: str) -> int:

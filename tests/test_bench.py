@@ -15,7 +15,19 @@ import fastopt
 from fastopt import cli
 
 pytest.importorskip("rich", reason="rich is not installed")
-from fastopt.bench import command, distributed, machine, matrices, rules, scaling, section, sparse, workloads
+from fastopt.bench import (
+    command,
+    cuda,
+    distributed,
+    ending,
+    machine,
+    matrices,
+    rules,
+    scaling,
+    section,
+    sparse,
+    workloads,
+)
 from fastopt.bench.baseline import table as against_baseline
 from fastopt.bench.peers.base import count_moved
 from fastopt.bench.plan import Plan, alarm
@@ -32,6 +44,11 @@ def lines(printed):
     """The first cells of the tables' rows, without the table at the head, of who is not installed."""
     rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
     return [row[1].strip() for row in rows if row[2].strip() != "not installed"]
+
+
+def shown(printed):
+    """All from the first section's title on."""
+    return printed[printed.index("One step over") :]
 
 
 def test_matrices(monkeypatch, capsys):
@@ -77,6 +94,13 @@ def test_everything_quickly(tmp_path, capsys):
     assert {row["name"]: row["tensors"] for row in found["tensors"]}["29 of a transformer"] == 29
     for part in ("rules", "sizes", "scaling", "tensors"):
         assert (tmp_path / f"x-{part}.svg").read_text().startswith("<svg")
+    drawn = [(tmp_path / f"x-{part}.svg").read_text() for part in ("rules", "sizes")]
+    assert cli.main(["bench", "--draw", str(results), "--plot", f"{tmp_path}/x.svg"]) == 0
+    again_printed = capsys.readouterr().out
+    assert shown(again_printed) == shown(printed) and "Total time" in again_printed
+    assert [(tmp_path / f"x-{part}.svg").read_text() for part in ("rules", "sizes")] == drawn
+    assert cli.main(["bench", "--draw", str(results), "--rules", "aggmo"]) == 0
+    assert lines(capsys.readouterr().out)[:2] == ["aggmo", "aggmo float64"]
 
     options = ("--baseline", str(results), "--json", str(again), "--plot", f"{tmp_path}/y.png")
     assert cli.main([*QUICK, "--rules", "adam", *options, "--report", str(tmp_path / "new")]) == 0
@@ -159,7 +183,7 @@ def test_who_is_not_installed_is_said_at_the_head(monkeypatch, capsys):
     assert cli.main([*QUICK[:-1], "numpy,torch-fused,torch-foreach", "--rules", "sgd", "--distributed"]) == 0
     _, _, printed = capsys.readouterr().out.partition("Not measured")  # before it is what `fastopt info` prints
     assert re.search(r"│ torch +│ not installed", printed) and "pip install" not in printed
-    assert printed.index("not installed") < printed.index("One step over") and "Not measured either" not in printed
+    assert printed.index("not installed") < printed.index("One step over") and "Not measured: " not in printed
 
 
 def test_classes_are_taken_for_rules(capsys):
@@ -228,7 +252,8 @@ def test_what_cannot_be_measured_says_why(monkeypatch, capsys):
     interrupt(monkeypatch, section.Skip("needs 9 GB of memory"))
     assert cli.main([*QUICK, "--rules", "sgd,adam"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"│ adam +│ needs 9 GB of memory", printed) and "Left out" not in printed
+    assert "\nNot measured: adam: needs 9 GB of memory.\n" in printed and "Left out" not in printed
+    assert printed.count("┃ why") <= 1  # one table, at the head
 
 
 def test_a_budget_is_kept(capsys):
@@ -336,6 +361,36 @@ class Quiet:
     def __call__(self, name, budget):
         self.measured.append(name)
         raise section.Skip("is quiet")
+
+
+def test_a_device_that_is_not_there_is_a_line(monkeypatch, capsys):
+    def load(name):
+        raise fastopt.BackendUnavailable(f"backend {name}: no NVIDIA driver was found")
+
+    monkeypatch.setattr(cli, "load_backend", load)
+    assert cli.main(["bench", "--cuda"]) == 1
+    assert capsys.readouterr() == ("", "fastopt bench: backend numba-cuda: no NVIDIA driver was found\n")
+
+
+def fail():
+    raise RuntimeError("no kernel\nfor this device")
+
+
+def test_whoever_does_not_work_on_a_device_says_why(monkeypatch):
+    monkeypatch.setattr(cuda, "installed", lambda package: package != "apex")
+    reasons = {}
+    makers = {"torch-fused": lambda: fail, "torch": lambda: int, "fbgemm": fail, "apex": fail}
+    assert list(cuda.attempts(makers, "uniform, sum", reasons)) == ["torch"]
+    why = "RuntimeError: no kernel for this device"
+    assert reasons == {"torch-fused, uniform, sum": why, "fbgemm, uniform, sum": why}
+    assert command._absence(reasons) == f"Not measured: torch-fused, uniform, sum; fbgemm, uniform, sum: {why}."
+
+
+def test_what_a_command_started_ends_with_it(tmp_path):
+    code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    with pytest.raises(OutOfTime), alarm(2):
+        ending.output_of([sys.executable, "-c", code])
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
 
 
 def test_kernels_need_a_compiler():

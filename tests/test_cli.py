@@ -6,6 +6,7 @@ import importlib
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import fastopt
+import fastopt_command
 from fastopt import cli
 from fastopt.rules import RULES
 
@@ -62,6 +64,38 @@ def test_the_rules_page_has_the_table(capsys):
 def test_version():
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"fastopt {fastopt.__version__}\n")
+
+
+SLOW = "import sys, time; print('up', file=sys.stderr, flush=True); time.sleep(60)"
+
+
+def stand_in(folder, package="", status=0):
+    """The command over a package whose main leaves something slow for the process's end."""
+    (folder / "fastopt").mkdir()
+    (folder / "fastopt/__init__.py").write_text(package)
+    (folder / "fastopt/cli.py").write_text(
+        f"import atexit\ndef main():\n    atexit.register(exec, {SLOW!r}, {{}})\n    return {status}\n"
+    )
+    code = "import sys; from fastopt_command import main; sys.exit(main())"
+    path = os.pathsep.join([str(folder), str(Path(fastopt_command.__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("package", [SLOW, ""], ids=["the package is loaded", "the process ends"])
+def test_ctrl_c_is_a_line_while(package, tmp_path):
+    with stand_in(tmp_path, package) as process:
+        assert process.stderr.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[1] == "fastopt: interrupted\n"
+    assert process.returncode == 130
+
+
+def test_a_command_that_was_interrupted_ends_at_once(tmp_path):
+    with stand_in(tmp_path, status=130) as process:
+        assert process.communicate(timeout=20)[1] == "" and process.returncode == 130
 
 
 def test_the_package_is_the_command():
@@ -179,6 +213,7 @@ def test_what_bench_is_asked(monkeypatch):
     goals = asked("--goals")
     assert (goals.size, list(goals.sizes)) == (10**8, [10**6, 10**7, 10**8, 10**9])
     assert list(asked("--goals", "--sizes", "1e4").sizes) == [10_000]
+    monkeypatch.setattr(cli, "load_backend", lambda name: None)  # a device may be missing here
     assert (asked("--cuda").size, list(asked("--cuda").peers)) == (200_000_000, [])
     monkeypatch.setattr(sys, "argv", ["/somewhere/fastopt", "bench", "--size", "1e4"])
     assert cli.main()[-1] == "fastopt bench --size 1e4"

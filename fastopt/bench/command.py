@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import settings
 from ..info import configuration
+from ..rules import RULES
 from . import (
     baseline,
     cuda,
@@ -43,7 +44,7 @@ from . import (
     workloads,
 )
 from .neighbours import neighbours
-from .peers import COMPETITORS, versions
+from .peers import COMPETITORS, PEERS, versions
 from .peers.base import installed
 from .pictures import Picture
 from .plan import Plan, alarm
@@ -153,7 +154,7 @@ def _tracked(section: Section, rows: Iterator[tuple[str, float]], console: Conso
 
 def _print(out: Console, table: Table) -> None:
     out.print("", table.title, sep="\n", markup=False)
-    for columns in _fitting(table, out.width):
+    for columns in _fitting(table, out.width) if table.rows else ():
         shown = rich.table.Table()
         for k in columns:
             shown.add_column(table.header[k], justify="left" if k < table.words else "right", no_wrap=k >= table.words)
@@ -162,6 +163,23 @@ def _print(out: Console, table: Table) -> None:
         out.print(shown, markup=False)
     if table.caption:
         out.print(table.caption, markup=False)
+
+
+def _rule(row: Row) -> str:
+    """The rule that a row is of; where it is of none, its name."""
+    return str(row["rule"] if "rule" in row else row["name"])
+
+
+def _absence(reasons: Mapping[str, str]) -> str:
+    """A line for each reason, with all whom it keeps from being measured."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name)
+    return "\n".join(f"Not measured: {_listed(own)}: {why}." for why, own in names.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ("; " if any("," in name for name in names) else ", ").join(names)
 
 
 def _fitting(table: Table, width: int) -> Iterator[list[int]]:
@@ -186,31 +204,58 @@ def _fitting(table: Table, width: int) -> Iterator[list[int]]:
 class _Run:
     """One run: what it found so far."""
 
-    def __init__(self, options: Options, command: str) -> None:
-        packages = list(dict.fromkeys(_packages(options)))
-        absent = [package for package in packages if package and not installed(package)]
-        present = [name for name in options.peers if COMPETITORS[name].package not in absent]
-        self.options = replace(options, peers=present)
+    def __init__(self, options: Options, configuration: Mapping[str, str], absent: Sequence[str] = ()) -> None:
+        self.options, self.configuration = options, configuration
         self.out, self.progress = Console(highlight=False), Console(stderr=True)
         self.out.width = max(self.out.width, WIDTH)
-        self.configuration = {
-            **configuration(),
-            "peers": versions(package for package in packages if package not in absent),
-            "date": datetime.now().astimezone().isoformat(" ", "seconds"),
-            "host": platform.node(),
-            "command": command,
-        }
-        if options.neighbours:
-            self.configuration["neighbours"] = f"{options.neighbours}, computing without end"
         self.results: dict[str, list[Row]] = {}
         self.parts: list[Part] = []
         self.left_out: dict[str, str] = {}
         self.interrupted = False
         self._absent = absent
-        self._reasons: dict[str, list[str]] = {}
         self._unfinished: dict[str, Callable[[], None]] = {}
         self._waiting: list[Section] = []
         self._under_way: Callable[[], None] | None = None
+
+    @classmethod
+    def new(cls, options: Options, command: str) -> _Run:
+        """One that is to measure, with the peers that are installed."""
+        packages = list(dict.fromkeys(_packages(options)))
+        absent = [package for package in packages if package and not installed(package)]
+        present = [name for name in options.peers if COMPETITORS[name].package not in absent]
+        found = {
+            **configuration(),
+            "peers": versions(package for package in packages if package not in absent),
+            "date": datetime.now().astimezone().isoformat(" ", "seconds"),
+            "host": platform.node(),
+        }
+        if options.cuda:
+            found["device"] = cuda.Device().name
+        if options.neighbours:
+            found["neighbours"] = f"{options.neighbours}, computing without end"
+        return cls(replace(options, peers=present), {**found, "command": command}, absent)
+
+    @classmethod
+    def earlier(cls, found: Mapping[str, Any], rules: Sequence[str] | None) -> _Run:
+        """One whose results are those that a file has, of these rules or of all."""
+        rows = {key: own for key, own in found.items() if isinstance(own, list)}
+        every = {rule: row for own in rows.values() for row in own if (rule := _rule(row)) in RULES}
+        flags: dict[str, Any] = {own.name: own.name in rows for own in fields(Options) if isinstance(own.default, bool)}
+        options = Options(
+            rules=[rule for rule in every if not RULES[rule].by_row],
+            size=found["size"],
+            sizes=[1] * ("sizes" in rows),
+            dtypes=list(dict.fromkeys(row["dtype"] for row in rows.get("rules", ()))) or ["float32"],
+            peers=PEERS,
+            threads=found["threads"],
+            workloads=["all"] * ("workloads" in rows),
+            **flags,
+        )
+        run = cls(options, found["configuration"])
+        run.left_out = dict(found["left_out"])
+        hidden = {*RULES} - {*(rules or RULES)}
+        run.results = {key: [row for row in own if _rule(row) not in hidden] for key, own in rows.items()}
+        return run
 
     def head(self) -> None:
         """Prints the machine, and who cannot take part."""
@@ -223,7 +268,7 @@ class _Run:
             self.out.print(line, markup=False, soft_wrap=True)
         if self._absent:
             rows = [[package, "not installed"] for package in self._absent]
-            caption = f"{ABSENT} {TORCH}" if "torch" in self._absent else ABSENT
+            caption = f"{ABSENT} {TORCH}" if "torch" in self._absent and not self.options.cuda else ABSENT
             self.add(Table("Not measured", ["", "why"], rows, caption, words=2))
 
     def measure(self, budget: float | None) -> None:
@@ -244,16 +289,13 @@ class _Run:
             self.interrupted = True
 
     def close(self) -> None:
-        """Print what has not been shown, and why something has not been measured."""
+        """Print what has not been shown."""
         if self._under_way:
             self._under_way()
         for section in self._waiting:
             self.left_out.setdefault(section.key, "no time was left")
         for show in self._unfinished.values():
             show()
-        if self._reasons:
-            rows = [[", ".join(names), why] for why, names in self._reasons.items()]
-            self.add(Table("Not measured either", ["", "why"], rows, words=2))
 
     def _missing(self) -> Iterator[Section]:
         """The sections with rows that no time was left for, with those rows alone."""
@@ -284,26 +326,25 @@ class _Run:
 
     def _settle(self, section: Section, skipped: Mapping[str, str]) -> None:
         """Prints a section if it is whole, and notes what it lacks if not."""
-        for name, why in {**section.notes, **skipped}.items():
-            if name not in (known := self._reasons.setdefault(why, [])):
-                known.append(name)
         done = {row["name"] for row in self.results[section.key]} | skipped.keys()
-        show = partial(self._show, section.key, section.tables, section.draw)
+        show = partial(self.show, section, {**section.notes, **skipped})
         if missing := [name for name in section.names if name not in done]:
-            self.left_out[section.key] = f"no time was left for {', '.join(missing)}"
+            self.left_out[section.key] = f"no time was left for {_listed(missing)}"
             self._unfinished[section.key] = show
         else:
             self.left_out.pop(section.key, None)
             self._unfinished.pop(section.key, None)
             show()
 
-    def _show(self, key: str, tables: Callable[[Sequence[Row]], Iterator[Table]], draw: Any) -> None:
-        rows = self.results[key]
-        part = Part(key)
-        if rows:
-            part.tables = list(tables(rows))
-            if draw:
-                part.picture = partial(Picture, draw, rows, self._caption())
+    def show(self, section: Section, reasons: Mapping[str, str]) -> None:
+        """Prints a section's tables, and under them why something is not in them."""
+        rows = self.results.get(section.key, [])
+        part = Part(section.key, [table for table in section.tables(rows) if table.rows] if rows else [])
+        if rows and section.draw:
+            part.picture = partial(Picture, section.draw, rows, self._caption())
+        if reasons:
+            *others, last = part.tables or [Table(section.title, [], [])]
+            part.tables = [*others, last._replace(caption="\n".join(filter(None, (last.caption, _absence(reasons)))))]
         for table in part.tables:
             _print(self.out, table)
         self.parts.append(part)
@@ -314,8 +355,9 @@ class _Run:
         self.parts.append(Part("", [table]))
 
     def _caption(self) -> str:
-        processor, peers, command = (self.configuration[heading] for heading in ("processor", "peers", "command"))
-        return f"{processor}, {self.options.threads} of them used; {peers}\n{command}"
+        processor, peers, date, command = (self.configuration[key] for key in ("processor", "peers", "date", "command"))
+        machine = self.configuration.get("device") or f"{processor}, {self.options.threads} of them used"
+        return f"{machine}; {peers}; {date[:10]}\n{command}"
 
     def asked(self) -> dict[str, int]:
         """What was asked of the run, on which its results depend."""
@@ -349,27 +391,51 @@ def bench(options: Options, outputs: Outputs, budget: float | None = None, comma
     """
     started = perf_counter()
     settings.set_num_threads(options.threads)
-    run = _Run(options, command)
+    run = _Run.new(options, command)
     run.head()
     if outputs.baseline and (differ := baseline.differences(outputs.baseline, run.asked())):
         run.out.print("", differ, sep="\n", markup=False)
     with ending.soon(partial(_interrupt, run, outputs, started)):
         run.measure(budget)
-    _end(run, outputs, started)
+    _close(run, outputs, started)
     return 130 if run.interrupted else 0
+
+
+def draw(found: Mapping[str, Any], rules: Sequence[str] | None, outputs: Outputs) -> int:
+    """Prints and draws what an earlier run found.
+
+    Parameters
+    ----------
+    found : mapping
+        A report, as ``--json`` writes it.
+    rules : sequence of str, optional
+        Those that are shown, if not all.
+    outputs : Outputs
+        What is made of it beside what is printed.
+    """
+    run = _Run.earlier(found, rules)
+    run.head()
+    for section in _sections(run.options):
+        run.show(section, {})
+    _end(run, found, outputs)
+    return 0
 
 
 def _interrupt(run: _Run, outputs: Outputs, started: float) -> None:
     """End a run that does not listen to Ctrl-C."""
     run.interrupted = True
-    _end(run, outputs, started)
+    run.progress.show_cursor()
+    _close(run, outputs, started)
     sys.stdout.flush()
 
 
-def _end(run: _Run, outputs: Outputs, started: float) -> None:
+def _close(run: _Run, outputs: Outputs, started: float) -> None:
     """Print and write what was found."""
     run.close()
-    found = run.as_json(perf_counter() - started)
+    _end(run, run.as_json(perf_counter() - started), outputs)
+
+
+def _end(run: _Run, found: Mapping[str, Any], outputs: Outputs) -> None:
     if outputs.goals:
         run.add(goals.table(run.results))
     if outputs.baseline:
@@ -377,9 +443,11 @@ def _end(run: _Run, outputs: Outputs, started: float) -> None:
     run.out.print()
     for key, why in run.left_out.items():
         run.out.print(f"Left out of {key}: {why}.", markup=False)
-    if found["summary"]:
-        run.out.print(found["summary"], markup=False)
+    if told := summary.sentence(run.results):
+        run.out.print(told, markup=False)
     run.out.print(f"{'Interrupted after' if run.interrupted else 'Total time'} {found['seconds']:.0f} s.")
+    if run.interrupted and (outputs.plot or outputs.report):
+        run.out.print("Pictures were not drawn: fastopt bench --draw does that with what --json wrote.")
     for path in _write(run, found, outputs):
         print(f"wrote {path}", file=sys.stderr)
 
@@ -399,6 +467,8 @@ def _write(run: _Run, found: Mapping[str, Any], outputs: Outputs) -> Iterator[Pa
             outputs.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
         yield outputs.json
     for part in run.parts:
+        if run.interrupted:
+            part.picture = None  # drawing takes longer than whoever wants to end should wait
         if outputs.plot and part.picture:
             path = outputs.plot.with_name(f"{outputs.plot.stem}-{part.section}{outputs.plot.suffix}")
             with _naming(path):
@@ -407,5 +477,5 @@ def _write(run: _Run, found: Mapping[str, Any], outputs: Outputs) -> Iterator[Pa
     if outputs.report:
         parts = [(part.tables, part.picture().svg() if part.picture else "") for part in run.parts]
         with _naming(outputs.report):
-            path = report.write(outputs.report, run.configuration, found["summary"], parts, run.left_out)
+            path = report.write(outputs.report, run.configuration, summary.sentence(run.results), parts, run.left_out)
         yield path

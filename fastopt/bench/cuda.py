@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from random import Random
 from time import perf_counter
@@ -12,13 +12,26 @@ from typing import Any
 import numpy as np
 
 from .. import functional
-from ..backends.choice import available_backends
 from ..optimizers import CLASSES
 from ..rules import REQUIRED, RULES
 from . import pictures
-from .peers import pytorch
-from .peers.base import count_moved, hyper_of
-from .section import Options, Row, Section, Skip, Table, against, named, row_of, share_of, table, time_of, whoever
+from .peers import COMPETITORS, pytorch
+from .peers.base import count_moved, hyper_of, installed
+from .section import (
+    Options,
+    Row,
+    Section,
+    Skip,
+    Table,
+    against,
+    named,
+    reason,
+    row_of,
+    share_of,
+    table,
+    time_of,
+    whoever,
+)
 from .timing import Call, Times, ratio
 
 SMALL = {"1000 tensors of 1000": 1000 * [1000], "1 tensor of 10^6": [1_000_000]}
@@ -29,9 +42,6 @@ class Device:
     """The device's clock and its arrays; Numba's, so that torch need not be there."""
 
     def __init__(self) -> None:
-        status = available_backends()["numba-cuda"]
-        if status != "available":
-            raise Skip(status)
         from numba import cuda
 
         self.cuda = cuda
@@ -108,26 +118,34 @@ def torch_on_device() -> Any:
     return torch
 
 
-def _torch_steps(name: str, values: np.ndarray) -> dict[str, Call]:
-    """torch's steps over tensors of these values, where torch has CUDA and the rule."""
-    try:
-        torch = torch_on_device()
-    except Skip:
-        return {}
-    if name not in pytorch.CLASSES:
-        return {}
-    kind, options = pytorch.CLASSES[name]
-    found: dict[str, Call] = {}
-    for kernel in ("fused", "foreach"):
-        own = torch.from_numpy(values).cuda().requires_grad_()
-        own.grad = own.detach().clone()
+#: The packages of those who are not torch's own.
+_PACKAGES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "fbgemm": "fbgemm-gpu", "apex": "apex"}
+
+
+def attempts(makers: Mapping[str, Callable[[], Call]], name: str, reasons: dict[str, str]) -> dict[str, Call]:
+    """The calls of all that are installed and do a first step of a row; `reasons` says why others do not."""
+    found = {}
+    for who, make in makers.items():
+        if not installed(_PACKAGES.get(who, "torch")):
+            continue  # the head says so
         try:
-            optimizer = getattr(torch.optim, kind)([own], lr=hyper_of(RULES[name])["lr"], **{kernel: True}, **options)
-            optimizer.step()
-        except (RuntimeError, TypeError, ValueError):  # no such kernel of this rule
-            continue
-        found[f"torch-{kernel}"] = optimizer.step
+            call = make()
+            call()
+        except Exception as error:
+            reasons[who if isinstance(error, Skip) else f"{who}, {name}"] = reason(error)
+        else:
+            found[who] = call
     return found
+
+
+def _torch_step(name: str, kernel: str, values: np.ndarray) -> Call:
+    """torch's step over a tensor of these values."""
+    torch = torch_on_device()
+    kind, options = pytorch.CLASSES[name]
+    own = torch.from_numpy(values).cuda().requires_grad_()
+    own.grad = own.detach().clone()
+    step: Call = getattr(torch.optim, kind)([own], lr=hyper_of(RULES[name])["lr"], **{kernel: True}, **options).step
+    return step
 
 
 class Measure:
@@ -135,6 +153,7 @@ class Measure:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.reasons: dict[str, str] = {}
         self._device: Device | None = None
 
     def __call__(self, name: str, budget: float) -> Row:
@@ -166,7 +185,9 @@ class Measure:
             function(param, grad, *states, step=next(count), **required)
 
         calls: dict[str, Call] = {"copy": partial(copied.copy_to_device, param), "numba-cuda": step}
-        calls |= _torch_steps(name, values)
+        kernels = [kernel for kernel in ("fused", "foreach") if name in COMPETITORS[f"torch-{kernel}"].rules]
+        theirs = {f"torch-{kernel}": partial(_torch_step, name, kernel, values) for kernel in kernels}
+        calls |= attempts(theirs, name, self.reasons)
         times = device.interleaved(calls, self.options.repeats)
         moved = count_moved(rule) * values.nbytes
         ceiling = [seconds * moved / (2 * values.nbytes) for seconds in times.pop("copy")]
@@ -195,7 +216,8 @@ def section(options: Options) -> Section:
         small = [row for row in rows if row["name"] in SMALL]
         yield table("Adam over small tensors there", {"": named, "µs": time_of("numba-cuda", 2, 1e6)}, small)
 
-    return Section("cuda", title, names, Measure(options), tables, draw, 6.0)
+    measure = Measure(options)
+    return Section("cuda", title, names, measure, tables, draw, 6.0, measure.reasons)
 
 
 def draw(figure: Any, rows: Sequence[Row]) -> None:

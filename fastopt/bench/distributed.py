@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import pictures
+from .ending import output_of
 from .peers import COMPETITORS
 from .peers.base import installed
 from .section import NOISY, Options, Row, Section, Show, Skip, Table, named, row_of, table, time_of
@@ -64,11 +64,8 @@ def times_of(program: Path, ranks: int, arguments: Sequence[str]) -> tuple[Any, 
     if find_spec("mpi4py") is None:
         raise Skip("mpi4py is not installed")
     command = [sys.executable, "-m", "fastopt", "run", "-n", str(ranks), str(program)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise Skip(done.stderr.strip().rpartition("\n")[2] or f"processes ended with {done.returncode}")
-    times = json.loads(next(line for line in done.stdout.split("\n") if line.startswith("{")))  # amid what peers say
+    printed = output_of([*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    times = json.loads(next(line for line in printed.split("\n") if line.startswith("{")))  # amid what peers say
     return times, {who: ratio(own, times["bare"]) for who, own in times.items() if who != "bare"}
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
-PATIENCE = 0.2  # seconds for what runs to end by itself
+from .section import Skip
+
+PATIENCE = 0.4  # seconds for what runs to end by itself
+_TERMINATION = 0.1  # seconds of them that a command may take to end
 
 
 @contextmanager
@@ -40,3 +44,26 @@ def soon(end: Callable[[], None]) -> Iterator[None]:
         os.close(writing)
         watcher.join()  # which ends the process, if it has begun to
         os.close(reading)
+
+
+def output_of(command: Sequence[str], timeout: float | None = None, env: Mapping[str, str] | None = None) -> str:
+    """Run a command and return what it prints; where this ends first, the command is told to end, too.
+
+    Raises
+    ------
+    Skip
+        It failed, or did not end within `timeout` seconds.
+    """
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=env)
+    try:
+        printed, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise Skip(f"did not end within {timeout:.0f} s") from None
+    finally:
+        process.terminate()  # not killed: `fastopt run` has processes to end
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_TERMINATION)
+    if process.returncode:
+        raise Skip((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
+    return printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from ..binding.sparse import RowSparse
 from ..optimizers import CLASSES
 from . import kernels, pictures, sparse
-from .cuda import Device, numbers, torch_on_device
+from .cuda import Device, attempts, numbers, torch_on_device
 from .peers.base import load
 from .section import (
     Measure,
@@ -71,11 +72,12 @@ class Sections:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.reasons: dict[str, dict[str, str]] = defaultdict(dict)
         self._device: Device | None = None
 
     @property
     def device(self) -> Device:
-        """The device; raises `Skip` where there is none."""
+        """The device."""
         if self._device is None:
             self._device = Device()
         return self._device
@@ -95,7 +97,9 @@ class Sections:
         step = CLASSES["Adam"]([param], lr=LR, **options).bind([grad]).step
         moved = kernels.kernel_of(name).bytes * size
         calls: dict[str, Call] = {"numba-cuda": step, "ceiling": self.device.copy(moved)}
-        calls |= _others(LOW_BITS[name.partition(", ")[2]], size, kind) if name.partition(", ")[2] in LOW_BITS else {}
+        stored = name.partition(", ")[2]
+        others = {who: partial(_low_bits, who, size, kind) for who in LOW_BITS.get(stored, ())}
+        calls |= attempts(others, name, self.reasons["storages"])
         return self._timed(name, calls, moved, elements=size)
 
     def rows(self, name: str, budget: float) -> Row:
@@ -112,12 +116,9 @@ class Sections:
         optimizer = CLASSES[kind]([param], lr=LR)
         calls: dict[str, Call] = {"numba-cuda": lambda: optimizer.step([gradient])}
         if duplicates == "sum":
-            calls |= _attempts(
-                {
-                    "torch": lambda: _torch_rows(kind, count, width, indices),
-                    "fbgemm": lambda: _fbgemm_rows(kind, count, width, indices),
-                }
-            )
+            others = {"fbgemm": _fbgemm_rows} | ({"torch": _torch_rows} if kind == "Adagrad" else {})  # which it has
+            makers = {who: partial(make, kind, count, width, indices) for who, make in others.items()}
+            calls |= attempts(makers, name, self.reasons["rows"])
         return self._timed(name, calls)
 
     def clipping(self, name: str, budget: float) -> Row:
@@ -127,12 +128,9 @@ class Sections:
         step = partial(CLASSES["AdamW"](params, lr=LR).bind(grads).step, **CLIPPING[name])
         calls: dict[str, Call] = {"numba-cuda": step}
         if name in ("without", "max_norm"):
-            calls |= _attempts(
-                {
-                    "torch-fused": lambda: _torch_clipped(each, name == "max_norm", "fused"),
-                    "apex": lambda: _apex_clipped(each, name == "max_norm"),
-                }
-            )
+            others = {"torch-fused": _torch_clipped, "apex": _apex_clipped}
+            makers = {who: partial(make, each, name == "max_norm") for who, make in others.items()}
+            calls |= attempts(makers, name, self.reasons["clipping"])
         row = self._timed(name, calls, 28.0 * each * CLIPPED, elements=each * CLIPPED)
         row["host"] = self.device.host_seconds(step)
         return row
@@ -148,13 +146,9 @@ class Sections:
             "numba-cuda": lambda: optimizer.step(grads),
             "max_norm": lambda: optimizer.step(grads, max_norm=1.0),
         }
-        calls |= _attempts(
-            {
-                "fastopt.torch": lambda: _torch_step(sizes, "fastopt"),
-                "torch-fused": lambda: _torch_step(sizes, "fused"),
-                "torch-foreach": lambda: _torch_step(sizes, "foreach"),
-            }
-        )
+        others = {"fastopt.torch": "fastopt", "torch-fused": "fused", "torch-foreach": "foreach"}
+        makers = {who: partial(_torch_step, sizes, kind) for who, kind in others.items()}
+        calls |= attempts(makers, name, self.reasons["host"])
         times: Times = {
             who: [self.device.host_seconds(call) for _ in range(self.options.repeats)] for who, call in calls.items()
         }
@@ -169,7 +163,8 @@ class Sections:
             "numba-cuda": CLASSES["Adam"]([param], lr=LR).bind([grad]).step,
             "ceiling": self.device.copy(moved),
         }
-        calls |= _attempts({f"torch-{kind}": partial(_torch_step, [size], kind) for kind in ("fused", "foreach")})
+        torchs = {f"torch-{kind}": partial(_torch_step, [size], kind) for kind in ("fused", "foreach")}
+        calls |= attempts(torchs, name, self.reasons["sizes"])
         return self._timed(name, calls, moved, elements=size, dtype="float32")
 
 
@@ -184,19 +179,6 @@ def floats(kind: str) -> np.dtype:
 
 
 # ---- others, where they are installed ----
-
-
-def _attempts(makers: dict[str, Callable[[], Call]]) -> dict[str, Call]:
-    """The calls of all that can be made here and do a first step."""
-    found = {}
-    for who, make in makers.items():
-        try:
-            call = make()
-            call()
-        except Exception:  # whatever others' packages raise where they are missing or do not work
-            continue
-        found[who] = call
-    return found
 
 
 def _leaf(shape: Any, dtype: str = "float32") -> Any:
@@ -216,10 +198,10 @@ def _torch_step(sizes: Sequence[int], kind: str) -> Call:
     return torch.optim.Adam(params, lr=LR, **{kind: True}).step
 
 
-def _torch_clipped(each: int, clips: bool, kind: str) -> Call:
+def _torch_clipped(each: int, clips: bool) -> Call:
     torch = torch_on_device()
     params = [_leaf(each) for _ in range(CLIPPED)]
-    optimizer = torch.optim.AdamW(params, lr=LR, **{kind: True})
+    optimizer = torch.optim.AdamW(params, lr=LR, fused=True)
 
     def step() -> None:
         if clips:
@@ -270,34 +252,26 @@ def _fbgemm_rows(kind: str, rows: int, width: int, indices: np.ndarray) -> Call:
     return lambda: tables(own, offsets).backward(upstream)  # with the pass that looks up
 
 
-def _bitsandbytes(param: Any) -> Any:
-    return load("bitsandbytes", "bitsandbytes").optim.Adam8bit([param], lr=LR, min_8bit_size=1)
-
-
-def _torchao(param: Any) -> Any:
-    return load("torchao.optim", "torchao").Adam8bit([param], lr=LR)
-
-
-def _fused(param: Any) -> Any:
-    return torch_on_device().optim.Adam([param], lr=LR, fused=True)
+def _low_bits(who: str, size: int, kind: str) -> Call:
+    param = _leaf(size, _TORCHS[kind])
+    if who == "bitsandbytes":
+        optimizer = load("bitsandbytes", "bitsandbytes").optim.Adam8bit([param], lr=LR, min_8bit_size=1)
+    elif who == "torchao":
+        optimizer = load("torchao.optim", "torchao").Adam8bit([param], lr=LR)
+    else:
+        optimizer = torch_on_device().optim.Adam([param], lr=LR, fused=True)
+    step: Call = optimizer.step
+    return step
 
 
 #: Who has a step like that of a storage.
-LOW_BITS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "8-bit states": {"bitsandbytes": _bitsandbytes, "torchao": _torchao},
-    "bfloat16, 8-bit states": {"bitsandbytes": _bitsandbytes, "torchao": _torchao},
-    "bfloat16": {"torch-fused": _fused},
-    "float16": {"torch-fused": _fused},
+LOW_BITS = {
+    "8-bit states": ("bitsandbytes", "torchao"),
+    "bfloat16, 8-bit states": ("bitsandbytes", "torchao"),
+    "bfloat16": ("torch-fused",),
+    "float16": ("torch-fused",),
 }
 _TORCHS = {"f4": "float32", "bf16": "bfloat16", "f2": "float16"}
-
-
-def _others(makers: dict[str, Callable[[Any], Any]], size: int, kind: str) -> dict[str, Call]:
-    def made(make: Callable[[Any], Any]) -> Call:
-        step: Call = make(_leaf(size, _TORCHS[kind])).step
-        return step
-
-    return _attempts({who: partial(made, make) for who, make in makers.items()})
 
 
 # ---- the sections ----
@@ -313,14 +287,14 @@ def sections(options: Options) -> Iterator[Section]:
     shared = Sections(options)
     size = f"{options.size:,}"
     yield _section(
-        "storages", f"Adam over {size} elements by how they are stored, on a CUDA device", list(STORED),
+        shared, "storages", f"Adam over {size} elements by how they are stored, on a CUDA device", list(STORED),
         shared.storage, {**_MILLISECONDS, "share of\na copy": share_of("numba-cuda"), **_BESIDE},
     )  # fmt: skip
     title = f"{sparse.LOOKUPS:,} lookups of rows of {sparse.WIDTH} float32 on a CUDA device"
-    yield _section("rows", title, list(ROWS), shared.rows, {**_MILLISECONDS, **_BESIDE})
+    yield _section(shared, "rows", title, list(ROWS), shared.rows, {**_MILLISECONDS, **_BESIDE})
     title = f"AdamW over {CLIPPED} tensors, {options.size * 3 // 2:,} elements, on a CUDA device"
     columns = {**_MILLISECONDS, "host, µs": value_of("host", 0, "", 1e6), **_BESIDE}
-    yield _section("clipping", title, list(CLIPPING), shared.clipping, columns)
+    yield _section(shared, "clipping", title, list(CLIPPING), shared.clipping, columns)
     columns = {"": named}
     for header, who in {
         "plan.step()": "plan.step", "opt.step()": "numba-cuda", "max_norm": "max_norm",
@@ -328,7 +302,7 @@ def sections(options: Options) -> Iterator[Section]:
     }.items():  # fmt: skip
         columns[f"{header}\nµs"] = time_of(who, 1, 1e6)
     yield _section(
-        "host", f"Time of the host, Adam over tensors of {HOST_SIZE} elements", list(HOST), shared.host, columns
+        shared, "host", f"Time of the host, Adam over tensors of {HOST_SIZE} elements", list(HOST), shared.host, columns
     )
     sizes = [str(n) for n in options.sizes or SIZES]
     columns = {"elements": named, "µs": time_of("numba-cuda", 1, 1e6), "share of\na copy": share_of("numba-cuda")}
@@ -339,10 +313,11 @@ def sections(options: Options) -> Iterator[Section]:
         whom = whoever(rows, ("ceiling", "numba-cuda", "torch-fused", "torch-foreach"))
         pictures.roofline(figure, title, rows, whom)
 
-    yield _section("sizes", title, sizes, shared.size, columns, draw)
+    yield _section(shared, "sizes", title, sizes, shared.size, columns, draw)
 
 
 def _section(
+    shared: Sections,
     key: str,
     title: str,
     names: Sequence[str],
@@ -353,4 +328,4 @@ def _section(
     def tables(rows: Sequence[Row]) -> Iterator[Table]:
         yield table(title, columns, rows)
 
-    return Section(f"cuda-{key}", title, names, measure, tables, draw, 4.0)
+    return Section(f"cuda-{key}", title, names, measure, tables, draw, 4.0, shared.reasons[key])

@@ -32,6 +32,11 @@ class Skip(Exception):
     """Something cannot be measured here; the message is the reason, shown to the user."""
 
 
+def reason(error: Exception) -> str:
+    """Why someone cannot take part, from what was raised: another's package may raise anything."""
+    return str(error) if isinstance(error, Skip) else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 @dataclass
 class Options:
     """Options of ``fastopt bench`` by name; `rows` are rules of tables' rows, `limited` tells of a budget of time."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
+from .ending import output_of
 from .section import Options, Row, Section, Table, named, row_of, table, time_of
 
 _STEP = (
@@ -23,10 +23,7 @@ PROCESSES = 5
 def measure(name: str, budget: float) -> Row:
     """Starts processes, of which the first, which may fill caches on disk, does not count."""
     code = f"from time import perf_counter; {CASES[name]}; print(perf_counter() - start)"
-    times = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(PROCESSES + 1)
-    ]
+    times = [float(output_of([sys.executable, "-c", code])) for _ in range(PROCESSES + 1)]
     return row_of(name, {"process": times[1:]})
 
 

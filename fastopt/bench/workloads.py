@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
+from .ending import output_of
 from .section import Options, Row, Section, Skip, Table
 
 FOLDER = Path("benchmarks", "workloads")
@@ -53,12 +53,7 @@ def run(name: str, timeout: float | None) -> Row:
         found = Path(folder, "tables")
         command = [sys.executable, str(find() / f"{name}.py"), "--json", str(found)]
         began = perf_counter()
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            raise Skip(f"did not end within {timeout:.0f} s") from None
-        if done.returncode:
-            raise Skip((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+        output_of(command, timeout)
         tables = [json.loads(line) for line in found.read_text().splitlines()]
     return {"name": name, "seconds": perf_counter() - began, "tables": tables}
 

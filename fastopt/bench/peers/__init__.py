@@ -14,7 +14,7 @@ import numpy as np
 
 from ...rules import Rule
 from .. import machine
-from ..section import Skip
+from ..section import reason
 from .base import Competitor, Peer, Task, count_arrays
 from .deepspeed import DEEPSPEED
 from .expressions import NUMPY
@@ -80,10 +80,8 @@ class Arena:
         """Return the result of `then` for the peer, or the reason why there is none."""
         try:
             return then(entry.build(task))
-        except Skip as reason:
-            self.reasons[entry.name] = str(reason)
-        except Exception as error:  # whatever others' packages raise when they do not work here
-            self.reasons[entry.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        except Exception as error:
+            self.reasons[entry.name] = reason(error)
         return None
 
     def _compare(self, rule: Rule, dtype: str) -> None:
@@ -107,7 +105,8 @@ class Arena:
                 assert same, f"{rule.name}, {dtype}: after one step {entry.name} differs from another backend"
             same = all(_close(a, b, dtype) for a, b in zip(found, expected, strict=False))
             if not same:
-                self.reasons[f"{entry.name}, {rule.name}"] = "its result after one step is another"
+                case = rule.name if dtype == "float32" else f"{rule.name}, {dtype}"
+                self.reasons[f"{entry.name}, {case}"] = "its result after one step is another"
             self._agreed[key] = same
 
 
