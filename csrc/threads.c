@@ -101,6 +101,7 @@ static int available_threads(int wanted)
 #define LONG_WAIT 200e-6 /* seconds */
 enum { LEAST_ALONE = 4, MOST_ALONE = 64 }; /* pieces of work */
 static int alone, next_alone = LEAST_ALONE;
+static _Thread_local double waited; /* by a thread in a team, before the end */
 
 static int works_alone(void)
 {
@@ -152,13 +153,19 @@ void run_threads(fastopt_part function, void *context, int64_t n, int64_t share,
 void run_team(team_function function, void *context, int threads)
 {
 #ifdef _OPENMP
-    if (threads > 1 && !pool_lost && (threads = available_threads(threads)) > 1) {
+    if (threads > 1 && !pool_lost && !works_alone() && (threads = available_threads(threads)) > 1) {
         pool_started = 1;
+        const double begun = omp_get_wtime();
+        double done = begun;
+        waited = 0;
 #pragma omp parallel num_threads(threads)
         {
             IN_IEEE_ARITHMETIC;
             function(context, omp_get_thread_num(), omp_get_num_threads());
+            if (omp_get_thread_num() == 0)
+                done = omp_get_wtime();
         }
+        learn_from(done - begun - waited, waited + omp_get_wtime() - done);
         return;
     }
 #else
@@ -169,9 +176,15 @@ void run_team(team_function function, void *context, int threads)
 
 void wait_for_team(int threads)
 {
+#ifdef _OPENMP
     if (threads > 1) { /* else the barrier would be that of a region around the call */
+        const double begun = omp_get_wtime();
 #pragma omp barrier
+        waited += omp_get_wtime() - begun;
     }
+#else
+    (void)threads;
+#endif
 }
 
 void fastopt_run_parts(fastopt_part part, void *context, int64_t n, int64_t grain, int64_t share, int64_t align,
