@@ -38,7 +38,7 @@
  * Threads. Calls from several threads at once are safe if no array that one writes is used by another. Call
  * fastopt_set_isa only while no update runs. The library's own threads are OpenMP's: where fewer can be started than a
  * call asks for, it uses fewer. A call that has waited long for its threads, as it can beside others who compute, has
- * some of the next work with one. So does a forked child whose parent had started threads.
+ * some of the next work with one. A forked child starts threads of its own for each call.
  *
  * Returned strings and tables belong to the library and last as long as it is loaded.
  *

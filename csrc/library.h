@@ -52,20 +52,10 @@ int prefetch_pays(int64_t bytes);
 /* The same where a thread takes rows: some take far longer than others. */
 #define ROW_SHARE 16384
 
-void run_threads(fastopt_part function, void *context, int64_t n, int64_t share, int64_t align, int threads);
-
 /* Calls the function for parts of [0, n), by at most `threads` threads with at least `grain` each, who take at most
  * `share` at a time. The caller sets the arithmetic of its own thread. */
-static inline void parallel_for(fastopt_part function, void *context, int64_t n, int64_t grain, int64_t share,
-                                int64_t align, int threads)
-{
-    if (threads > n / grain)
-        threads = (int)(n / grain);
-    if (threads > 1)
-        run_threads(function, context, n, share, align, threads);
-    else if (n > 0)
-        function(context, 0, n);
-}
+void parallel_for(fastopt_part function, void *context, int64_t n, int64_t grain, int64_t share, int64_t align,
+                  int threads);
 
 /* Calls the function in each of at most `threads` threads, with its number and how many there are. */
 typedef void (*team_function)(void *context, int thread, int threads);

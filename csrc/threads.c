@@ -5,6 +5,7 @@
 #include <ctype.h>
 #include <omp.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #endif
@@ -30,10 +31,29 @@ int32_t fastopt_default_threads(void)
 }
 
 #ifdef _OPENMP
-/* A forked child inherits OpenMP's bookkeeping but none of its threads, and would wait for them for ever. If the
- * parent had started them, the child works with one thread. */
-static int pool_started, pool_lost;
-static void after_fork(void) { pool_lost = pool_started; }
+/* 1 in a forked child, whether it loads this library or its parent has. It inherits OpenMP's bookkeeping but none of its
+ * threads, and would wait for them for ever if anybody in the parent had started some. So it starts threads of its own,
+ * for each piece of work. */
+static int forked;
+static void after_fork(void) { forked = 1; }
+
+/* Whether this process is a forked child that has not begun another program, where Linux tells. */
+static int was_forked(void)
+{
+    enum { FORKED_NO_EXEC = 0x40 }; /* PF_FORKNOEXEC */
+    char text[512];
+    unsigned flags = 0;
+    FILE *file = fopen("/proc/self/stat", "r");
+    if (!file)
+        return 0;
+    text[fread(text, 1, sizeof text - 1, file)] = 0;
+    fclose(file);
+    const char *name_end = strrchr(text, ')'); /* the name may hold anything */
+    return name_end && sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && flags & FORKED_NO_EXEC;
+}
+
+/* So many times the elements make such a thread worth its start. */
+enum { GRAINS_OF_FORKED = 4 };
 
 /* The stack size of OpenMP's threads in bytes; 0 is the system's default. */
 static size_t stack_size;
@@ -59,7 +79,23 @@ __attribute__((constructor)) static void prepare_threads(void)
     for (int i = 0; i < 2 && !stack_size; i++)
         if (getenv(variables[i]))
             stack_size = parse_stack_size(getenv(variables[i]));
+    forked = was_forked();
     pthread_atfork(NULL, NULL, after_fork);
+}
+
+/* Starts at most n threads with stacks of that size; returns how many there are. */
+static int start_threads(pthread_t *started, int n, void *(*function)(void *), void *argument)
+{
+    pthread_attr_t attributes;
+    int k = 0;
+    if (pthread_attr_init(&attributes))
+        return 0;
+    if (stack_size)
+        pthread_attr_setstacksize(&attributes, stack_size); /* a size too small is refused, here as by the runtime */
+    while (k < n && !pthread_create(&started[k], &attributes, function, argument))
+        k++;
+    pthread_attr_destroy(&attributes);
+    return k;
 }
 
 static void *wait_for(void *mutex)
@@ -70,34 +106,88 @@ static void *wait_for(void *mutex)
 }
 
 /* The number of threads that can be had, at most `wanted`. OpenMP's runtime ends the process if a thread cannot be
- * started. So the first time that the calling thread wants so many, they are started here with stacks of the same
- * size, and ended again. */
+ * started. So the first time that the calling thread wants so many, they are started here, and ended again. */
 static int available_threads(int wanted)
 {
     static _Thread_local int most = 1;
     pthread_t started[FASTOPT_MAX_THREADS];
     pthread_mutex_t all = PTHREAD_MUTEX_INITIALIZER;
-    pthread_attr_t attributes;
-    int others = 0;
     if (wanted <= most)
         return wanted;
-    if (pthread_attr_init(&attributes))
-        return most;
-    if (stack_size)
-        pthread_attr_setstacksize(&attributes, stack_size); /* a size too small is refused, here as by the runtime */
     pthread_mutex_lock(&all);
-    while (others < wanted - 1 && !pthread_create(&started[others], &attributes, wait_for, &all))
-        others++;
+    const int others = start_threads(started, wanted - 1, wait_for, &all);
     pthread_mutex_unlock(&all);
     for (int i = 0; i < others; i++)
         pthread_join(started[i], NULL);
-    pthread_attr_destroy(&attributes);
     return others + 1 > most ? most = others + 1 : most;
 }
 
+/* ---- teams of a forked child ---- */
+
+/* A team whose threads are started for one piece of work. */
+typedef struct {
+    team_function function;
+    void *context;
+    int threads, joined, met; /* met: those that wait for the others */
+    int64_t meetings;
+    pthread_mutex_t lock;
+    pthread_cond_t all_met;
+} team;
+
+static _Thread_local team *own_team; /* that the calling thread is in */
+
+static void work_in_team(team *own, int thread)
+{
+    IN_IEEE_ARITHMETIC;
+    own_team = own;
+    own->function(own->context, thread, own->threads);
+    own_team = NULL;
+}
+
+static void *join_team(void *argument)
+{
+    team *own = argument;
+    pthread_mutex_lock(&own->lock); /* until it is known how many they are */
+    const int thread = ++own->joined;
+    pthread_mutex_unlock(&own->lock);
+    work_in_team(own, thread);
+    return NULL;
+}
+
+static void wait_for_own_team(void)
+{
+    team *own = own_team;
+    pthread_mutex_lock(&own->lock);
+    const int64_t meeting = own->meetings;
+    if (++own->met == own->threads) {
+        own->met = 0;
+        own->meetings++;
+        pthread_cond_broadcast(&own->all_met);
+    }
+    while (own->meetings == meeting)
+        pthread_cond_wait(&own->all_met, &own->lock);
+    pthread_mutex_unlock(&own->lock);
+}
+
+static void run_own_team(team_function function, void *context, int threads)
+{
+    pthread_t others[FASTOPT_MAX_THREADS];
+    team own = {.function = function, .context = context, .lock = PTHREAD_MUTEX_INITIALIZER,
+                .all_met = PTHREAD_COND_INITIALIZER};
+    pthread_mutex_lock(&own.lock);
+    const int started = start_threads(others, threads - 1, join_team, &own);
+    own.threads = started + 1;
+    pthread_mutex_unlock(&own.lock);
+    work_in_team(&own, 0);
+    for (int k = 0; k < started; k++)
+        pthread_join(others[k], NULL);
+}
+
+/* ---- teams of OpenMP ---- */
+
 /* OpenMP waits for all threads at the end of their work. Beside others who compute, one may not get a processor for
- * milliseconds. Where the caller has waited for longer than it worked, and for longer than it takes to wake a thread, it
- * does the next pieces of work alone: twice as many each time that it waits again. */
+ * milliseconds. Where the caller has waited for longer than it worked, and for longer than it takes to wake a thread,
+ * it does the next pieces of work alone: twice as many each time that it waits again. */
 #define LONG_WAIT 200e-6 /* seconds */
 enum { LEAST_ALONE = 4, MOST_ALONE = 64 }; /* pieces of work */
 static int alone, next_alone = LEAST_ALONE;
@@ -122,39 +212,14 @@ static void learn_from(double worked, double waited)
 #endif
 
 /* OpenMP's threads inherit the arithmetic of the thread that started them, so each sets its own. */
-void run_threads(fastopt_part function, void *context, int64_t n, int64_t share, int64_t align, int threads)
-{
-#ifdef _OPENMP
-    if (!pool_lost && !works_alone() && (threads = available_threads(threads)) > 1) {
-        pool_started = 1;
-        const double begun = omp_get_wtime();
-        double done = begun;
-        int64_t each = (n + threads - 1) / threads, next = 0;
-        if (each < share)
-            share = each;
-        share = (share + align - 1) / align * align;
-#pragma omp parallel num_threads(threads)
-        {
-            IN_IEEE_ARITHMETIC;
-            for (int64_t begin; (begin = __atomic_fetch_add(&next, share, __ATOMIC_RELAXED)) < n;)
-                function(context, begin, begin + share < n ? begin + share : n);
-            if (omp_get_thread_num() == 0)
-                done = omp_get_wtime();
-        }
-        learn_from(done - begun, omp_get_wtime() - done);
-        return;
-    }
-#else
-    (void)share, (void)align, (void)threads;
-#endif
-    function(context, 0, n);
-}
-
 void run_team(team_function function, void *context, int threads)
 {
 #ifdef _OPENMP
-    if (threads > 1 && !pool_lost && !works_alone() && (threads = available_threads(threads)) > 1) {
-        pool_started = 1;
+    if (threads > 1 && forked) {
+        run_own_team(function, context, threads);
+        return;
+    }
+    if (threads > 1 && !works_alone() && (threads = available_threads(threads)) > 1) {
         const double begun = omp_get_wtime();
         double done = begun;
         waited = 0;
@@ -168,8 +233,6 @@ void run_team(team_function function, void *context, int threads)
         learn_from(done - begun - waited, waited + omp_get_wtime() - done);
         return;
     }
-#else
-    (void)threads;
 #endif
     function(context, 0, 1);
 }
@@ -177,14 +240,47 @@ void run_team(team_function function, void *context, int threads)
 void wait_for_team(int threads)
 {
 #ifdef _OPENMP
-    if (threads > 1) { /* else the barrier would be that of a region around the call */
-        const double begun = omp_get_wtime();
-#pragma omp barrier
-        waited += omp_get_wtime() - begun;
+    if (threads == 1) /* a barrier would be that of a region around the call */
+        return;
+    if (own_team) {
+        wait_for_own_team();
+        return;
     }
+    const double begun = omp_get_wtime();
+#pragma omp barrier
+    waited += omp_get_wtime() - begun;
 #else
     (void)threads;
 #endif
+}
+
+/* What is done in parts, by whichever thread is free. */
+typedef struct {
+    fastopt_part function;
+    void *context;
+    int64_t n, share, align, next;
+} parts;
+
+static void take_parts(void *context, int thread, int threads)
+{
+    parts *own = context;
+    const int64_t n = own->n, even = (n + threads - 1) / threads;
+    const int64_t most = threads > 1 && own->share < even ? own->share : even;
+    const int64_t share = (most + own->align - 1) / own->align * own->align;
+    for (int64_t begin; (begin = __atomic_fetch_add(&own->next, share, __ATOMIC_RELAXED)) < n;)
+        own->function(own->context, begin, begin + share < n ? begin + share : n);
+    (void)thread;
+}
+
+void parallel_for(fastopt_part function, void *context, int64_t n, int64_t grain, int64_t share, int64_t align,
+                  int threads)
+{
+    parts own = {function, context, n, share, align, 0};
+#ifdef _OPENMP
+    if (forked)
+        grain *= GRAINS_OF_FORKED;
+#endif
+    run_team(take_parts, &own, threads < n / grain ? threads : (int)(n / grain));
 }
 
 void fastopt_run_parts(fastopt_part part, void *context, int64_t n, int64_t grain, int64_t share, int64_t align,

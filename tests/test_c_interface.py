@@ -282,8 +282,8 @@ def test_threads_race_only_where_they_mean_to(tmp_path, monkeypatch):
     if "unexpected memory mapping" in apart.stderr:
         pytest.skip("ThreadSanitizer does not run on this kernel")
     assert apart.returncode == 0, apart.stderr
-    racing = run("racing")
-    assert racing.returncode == 66 and "data race" in racing.stderr
+    # On a busy machine one thread may have ended before the other comes to the same row: then there is none to be seen.
+    assert any(racing.returncode == 66 and "data race" in racing.stderr for racing in (run("racing") for _ in range(9)))
     meant = run("racing", suppressions=str(intended))
     assert meant.returncode == 0, meant.stderr
 

@@ -39,29 +39,78 @@ def test_import_loads_no_more_than_it_must():
     assert python(f"import fastopt, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
 
 
-@pytest.mark.parametrize("backend", ["native", "numba"])
-def test_a_forked_child_can_update(backend):
-    p, g = np.ones(BIG, "f4"), np.ones(BIG, "f4")
-    fastopt.functional.sgd(p, g, step=1, lr=0.5, threads=2, backend=backend)  # threads have started
+def succeeds_in_a_forked_child(work):
+    """Whether a function returns True in a forked child, which must not hang."""
     pid = os.fork()
     if pid == 0:
         try:
-            fastopt.functional.sgd(p, g, step=2, lr=0.5, threads=2, backend=backend)
-            os._exit(0 if not p.any() else 1)
+            os._exit(0 if work() else 1)
         except BaseException:
             os._exit(2)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            break
+            return os.waitstatus_to_exitcode(status) == 0
         time.sleep(0.01)
-    else:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-        pytest.fail("the child hangs")
-    assert os.waitstatus_to_exitcode(status) == 0
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    pytest.fail("the child hangs")
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_a_forked_child_can_update(backend):
+    p, g = np.ones(BIG, "f4"), np.ones(BIG, "f4")
+    fastopt.functional.sgd(p, g, step=1, lr=0.5, threads=2, backend=backend)  # threads have started
+
+    def update():
+        fastopt.functional.sgd(p, g, step=2, lr=0.5, threads=2, backend=backend)
+        return not p.any()
+
+    assert succeeds_in_a_forked_child(update)
     assert (p == 0.5).all()
+
+
+def test_a_forked_child_has_a_team_for_rows():
+    """Which meets while it orders the lookups, and adds up those of one row that very many name."""
+    rng = np.random.default_rng(0)
+    indices = np.where(rng.random(60_000) < 0.3, 7, rng.integers(0, 3000, 60_000))
+    grad = fastopt.RowSparse(indices, rng.standard_normal((indices.size, 8), "f4"))
+
+    def table(threads):
+        param = np.zeros((3000, 8), "f4")
+        optimizer = fastopt.Adagrad(param, threads=threads, backend="native")
+        for _ in range(3):
+            optimizer.step(grad)
+        return param
+
+    expected = table(2)
+    assert succeeds_in_a_forked_child(lambda: all((table(threads) == expected).all() for threads in (1, 2, 3, 8)))
+
+
+FORKED_LATE = """
+import os, signal
+import numpy as np
+import torch
+
+x = torch.ones(4_000_000)
+torch.set_num_threads(2)
+x.mul_(2)  # torch's threads have started, which are OpenMP's
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    import fastopt
+    p, g = np.ones(400_000, "f4"), np.ones(400_000, "f4")
+    fastopt.functional.sgd(p, g, step=1, lr=1.0, threads=2)
+    os._exit(int(p.any()))
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_child_that_torch_threads_were_forked_from_can_update():
+    """The child loads the library itself, and cannot have seen that it was forked."""
+    pytest.importorskip("torch")
+    assert python(FORKED_LATE).strip() == "0"
 
 
 @pytest.mark.parametrize("backend", ["native", "numba"])
@@ -323,7 +372,8 @@ def step(n, threads):
     return len(os.listdir("/proc/self/task")) - before
 def rows(n, threads):
     gradient = RowSparse(np.arange(n), np.ones((n, 64)))
-    functional.sgd(np.ones((n, 64)), gradient, step=1, lr=0.1, threads=threads, backend="native")
+    for _ in range(65):
+        functional.sgd(np.ones((n, 64)), gradient, step=1, lr=0.1, threads=threads, backend="native")
     return len(os.listdir("/proc/self/task")) - before
 before = len(os.listdir("/proc/self/task"))
 print(step(1000, 4), step(400_000, 1), rows(10, 4), rows(8000, 1))
