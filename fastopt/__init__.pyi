@@ -10,8 +10,8 @@ from os import PathLike
 from typing import Literal, SupportsIndex
 
 from ._types import Number, Params, StateDtype, Value, ValuePair, Values
-from . import functional as functional
 from ._version import __version__ as __version__
+from . import functional as functional, schedules as schedules
 from .backends.choice import available_backends as available_backends, use_backend as use_backend
 from .binding.norms import clip_grad_norm_ as clip_grad_norm_, global_norm as global_norm
 from .binding.sparse import RowSparse as RowSparse
@@ -20,10 +20,9 @@ from .info import get_include as get_include, get_library as get_library, show_c
 from .jobs.noise import GradientNoise as GradientNoise
 from .optimizers import Optimizer as Optimizer, Plan as Plan
 from .rules import RULES as RULES, Rule as Rule
+from .schedules import Demon as Demon
 from .settings import get_num_threads as get_num_threads, set_num_threads as set_num_threads
 from .statedict import flatten_state_dict as flatten_state_dict, torch_state_dict as torch_state_dict, unflatten_state_dict as unflatten_state_dict
-from . import schedules as schedules
-from .schedules import Demon as Demon
 
 __all__ = ['AMSBound', 'AMSGrad', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaBound', 'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'AdaptiveRevision', 'AggMo', 'BackendUnavailable', 'DCASGD', 'Demon', 'FTRL', 'GradientNoise', 'LAMB', 'LARS', 'Lion', 'Momentum', 'Muon', 'NAG', 'NAdam', 'NovoGrad', 'Optimizer', 'Plan', 'Prodigy', 'QHAdam', 'QHM', 'RAdam', 'RMSprop', 'RULES', 'RowSparse', 'RowwiseAdagrad', 'Rprop', 'Rule', 'SGD', 'SWATS', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'SignSGD', '__version__', 'available_backends', 'clip_grad_norm_', 'flatten_state_dict', 'functional', 'get_include', 'get_library', 'get_num_threads', 'global_norm', 'schedules', 'set_num_threads', 'show_config', 'torch_state_dict', 'unflatten_state_dict', 'use_backend']
 

@@ -94,15 +94,13 @@ def _package_stub() -> str:
     """The text of fastopt/__init__.pyi."""
     source = ast.parse((FOLDER / "__init__.py").read_text())
     classes = dict(optimizers.EVERY_CLASS)
-    names = [name for name in _public() if name not in classes]
     text = _HEAD.format(ast.get_docstring(source)) + "from os import PathLike\n"
     text += "from typing import Literal, SupportsIndex\n\n"
     text += _TYPES.format("Number, Params, StateDtype, Value, ValuePair, Values")
-    for node in ast.walk(source):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            kept = [alias.name for alias in node.names if alias.name in names and alias.asname is None]
-            if kept:
-                text += f"from .{node.module or ''} import {', '.join(f'{name} as {name}' for name in kept)}\n"
+    import fastopt
+
+    for home, names in {"_version": ["__version__"], **fastopt._HOMES}.items():
+        text += f"from .{home} import {', '.join(f'{name} as {name}' for name in names)}\n"
     text += f"\n__all__ = {_public()!r}\n"
     others = {name: kind for name, (_, kind) in {**EXECUTION, **FILES}.items()}
     for cls in classes.values():

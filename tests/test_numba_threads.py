@@ -100,3 +100,50 @@ def test_without_the_library_the_bits_are_the_same(monkeypatch):
         optimizer.step(g)
         found.append(p)
     assert (found[0] == found[1]).all()
+
+
+PLANNED = {
+    "Adam": ("Adam", {}, "f4"),
+    "float64": ("AdamW", {"weight_decay": 0.1}, "f8"),
+    "scalars": ("NAdam", {}, "f4"),
+    "fused copies": ("AggMo", {"betas": (0.0, 0.9)}, "f4"),
+    "copies": ("AggMo", {"betas": (0.0, 0.9, 0.99, 0.999)}, "f4"),
+    "stored": ("Adam", {"state_dtype": "8bit", "rounding": "kahan"}, "f4"),
+    "16 bits": ("Adam", {"state_dtype": "bfloat16", "ema_decay": 0.9}, "f4"),
+}
+
+
+@pytest.mark.skipif(not threads.has_team(), reason="the library was built without threads")
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_step_by_one_call_leaves_the_bits_of_one_in_parts(name):
+    """With groups of their own hyper-parameters, tensors without elements and others that join late."""
+    cls, options, dtype = PLANNED[name]
+    found = []
+    for by_one_call in (True, False):
+        rng = np.random.default_rng(0)
+        params = [rng.standard_normal(n).astype(dtype) for n in (5000, 0, 33, 256)]
+        groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.5}]
+        optimizer = getattr(fastopt, cls)(groups, lr=0.1, backend="numba", threads=2, **options)
+        for t in range(4):
+            grads = [rng.standard_normal(p.shape).astype(dtype) for p in params]
+            grads = [grads[:3], grads[3:]] if t else [[grads[0], None, grads[2]], [grads[3]]]
+            plan = optimizer.bind(grads)
+            runner = plan._bound.runner
+            assert runner._planned
+            runner._planned = by_one_call
+            plan.step()
+        found.append([*params, *(x for own in optimizer.state for x in own.values())])
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.skipif(not threads.has_team(), reason="the library was built without threads")
+def test_a_step_by_one_call_is_refused_whole():
+    p, g = np.ones(10, np.float32), np.ones(10, np.float32)
+    optimizer = fastopt.Adam(p, lr=1.0, backend="numba")
+    plan = optimizer.bind(g)
+    plan.step()
+    before = p.copy()
+    p.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        plan.step()
+    assert optimizer.state[0]["step"] == 1 and (p == before).all()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from importlib import import_module
 
 import pytest
 
@@ -35,6 +36,37 @@ def test_threads_that_ask_at_once_have_one_value():
     for thread in threads:
         thread.join()
     assert len(values) == 8 and set(map(id, values)) == {id(found["a"])}
+
+
+def test_an_import_loads_nothing():
+    """Not NumPy either; and what is asked for is found, in any order."""
+    code = (
+        "import sys; before = set(sys.modules); import fastopt; new = sys.modules.keys() - before; "
+        "assert {name for name in new if name.startswith('fastopt')} == {'fastopt', 'fastopt._version'}; "
+        "assert not new & {'numpy', 'typing', 'inspect', 'dataclasses', 'cffi'}; "
+        "from fastopt import settings, RULES, schedules; assert fastopt.Demon is schedules.Demon; "
+        "from fastopt import *; assert AdamW is fastopt.AdamW and functional is sys.modules['fastopt.functional']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", fastopt.__all__)
+def test_each_name_is_found_first(name):
+    """The namespaces that are loaded by others do not hide one that is missing."""
+    home = fastopt._HOME_OF.get(name)
+    assert home is None or hasattr(import_module(f"fastopt.{home}".rstrip(".")), name)
+    assert getattr(fastopt, name) is not None
+
+
+def test_what_is_not_there_is_told():
+    for name, hint in [
+        ("Adm", "did you mean 'Adam'"),
+        ("adam", "did you mean 'Adam'"),
+        ("__nothing__", "no attribute"),
+    ]:
+        with pytest.raises(AttributeError, match=hint):
+            getattr(fastopt, name)
+    assert not hasattr(fastopt, "no_such_module")
 
 
 def test_an_import_makes_neither_classes_nor_functions():

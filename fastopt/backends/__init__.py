@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,34 @@ from ..jobs.job import Gradients, Job, Sum
 
 #: Layouts of arrays, which can be compared and be keys, and their addresses as bytes of uint64.
 Look = tuple[Hashable, bytes]
+
+
+class TensorKind(NamedTuple):
+    """What is known of a library's tensors, for C.
+
+    Attributes
+    ----------
+    types : tuple of type
+        The types of plain ones.
+    describe : int
+        The address of the function of DLPack's exchange API that describes one; 0: none.
+    offset : int
+        Where in a tensor's object the library's own is.
+    locate : int
+        The address of the library's function for where the memory of one is; 0: none.
+    """
+
+    types: tuple[type, type]
+    describe: int
+    offset: int
+    locate: int
+
+
+#: What reads arrays or tensors by one call; None from it says nothing.
+Reader = Callable[[tuple[Any, ...]], Look | None]
+#: Readers of tensors, None where each is to be asked. The first looks at tensors, and says nothing where one has no
+#: memory, or is something else. The second finds where tensors are that are in lists, dicts, and dicts of dicts.
+TensorReaders = tuple[Reader | None, Reader | None]
 
 
 class Runner(Protocol):
@@ -152,5 +180,8 @@ class HostBackend(Backend, Protocol):
     def ieee_arithmetic(self) -> AbstractContextManager[None]:
         """Have this thread round to nearest and keep subnormal numbers until the block's end."""
 
-    def array_reader(self) -> Callable[[Any], Look | None] | None:
+    def array_reader(self) -> Reader | None:
         """Return what reads layouts and addresses of NumPy arrays; None where each is to be asked."""
+
+    def tensor_readers(self, kind: TensorKind) -> TensorReaders:
+        """Return what reads tensors."""

@@ -14,7 +14,7 @@ import numpy as np
 from ..arrays.array import Array
 from ..arrays.checks import Written
 from ..arrays.libraries.torch import is_tensor, torch_layout
-from ..backends import Look
+from ..backends import Look, Reader
 from ..backends.choice import host_backend
 
 
@@ -30,11 +30,11 @@ def _ask(arrays: Sequence[Any]) -> Look | None:
 
 
 @cache
-def _looker() -> Callable[[Sequence[Any]], Look | None]:
+def _looker() -> Reader:
     return host_backend().array_reader() or _ask
 
 
-def look(arrays: Sequence[Any], _looker: Callable[[], Callable[[Sequence[Any]], Look | None]] = _looker) -> Look | None:
+def look(arrays: tuple[Any, ...], _looker: Callable[[], Reader] = _looker) -> Look | None:
     """Looks where NumPy arrays are; nothing of them is kept.
 
     Layouts are equal where dtypes, shapes, strides, alignment and being writable are. None among the arrays stands for

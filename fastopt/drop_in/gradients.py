@@ -17,9 +17,9 @@ from ..jobs.tables import check_rows
 from ..rules import Rule
 
 
-def readable(grads: Sequence[Any]) -> list[Any]:
+def readable(grads: Sequence[Any]) -> tuple[Any, ...]:
     """Gradients, with copies of those whose memory is not what they stand for."""
-    return [g if g is None or not (g.is_neg() or g._is_zerotensor()) else _materialized(g) for g in grads]
+    return tuple(g if g is None or not (g.is_neg() or g._is_zerotensor()) else _materialized(g) for g in grads)
 
 
 def _materialized(grad: torch.Tensor) -> torch.Tensor:
@@ -40,21 +40,21 @@ def rows_of(grad: torch.Tensor, name: str) -> RowSparse:
     return RowSparse(first, grad._values())
 
 
-def part(grads: Sequence[Any], names: Mapping[int, Sequence[str]]) -> tuple[list[bool], list[Any], list[Any]]:
+def part(grads: Sequence[Any], names: Mapping[int, Sequence[str]]) -> tuple[list[bool], tuple[Any, ...], list[Any]]:
     """Part dense gradients from those that are sparse, and from None.
 
     Returns
     -------
     list of bool
         True for each that is dense.
-    list of torch.Tensor
+    tuple of torch.Tensor
         Those.
     list of (int, RowSparse, str)
         The number, the rows and the name of each that is sparse; `names` are of a parameter and its gradient.
     """
     present = [g is not None and not g.is_sparse for g in grads]
     sparse = [i for i, (g, dense) in enumerate(zip(grads, present, strict=True)) if g is not None and not dense]
-    return present, list(compress(grads, present)), [(i, rows_of(grads[i], names[i][1]), names[i][1]) for i in sparse]
+    return present, tuple(compress(grads, present)), [(i, rows_of(grads[i], names[i][1]), names[i][1]) for i in sparse]
 
 
 def check_sparse(rule: Rule, arrays: list[Any], names: Sequence[str]) -> tuple[list[Array], Rows]:

@@ -145,6 +145,8 @@ def real_of(params: Sequence[torch.Tensor]) -> np.dtype:
 
 def is_capturable(groups: Sequence[Mapping[str, Any]]) -> bool:
     """True if CUDA graphs may record steps, for which their number is kept on the device."""
+    if len(groups) == 1:
+        return bool(groups[0].get("capturable"))
     return any(map(_capturable, groups))
 
 

@@ -15,13 +15,11 @@ import torch
 from ..arrays.array import Array
 from ..arrays.libraries import view
 from ..binding.states import new_state
-from ..binding.where import Places
 from ..checks import check_number, wrong_type
 from ..rules import EVERY_RULE, Rule
 from ..statedict import COMPANIONS, step_count
 from .groups import Groups, can_be_checked, is_counted
-
-_data_ptr: Any = torch.Tensor.data_ptr
+from .looks import addresses_of, places_of
 
 #: All names that states have; others are the user's.
 STATE_NAMES = {
@@ -196,18 +194,28 @@ class Kept:
     ) -> None:
         self._known = None if all(known) else known
         self._read, self._tables = entries.read, tables
-        self._places = Places(self._look(params, state))
+        self._addresses = self._ask(params, state)
+        self._places = self._look(params, state)
 
     def stay(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> bool:
         """Return whether all are where they were."""
-        try:
-            return self._places.take(self._look(params, state))
+        places = self._look(params, state)
+        if places is not None and places == self._places:
+            return True
+        try:  # there may be other entries of the users'
+            stay = self._ask(params, state) == self._addresses
         except (LookupError, TypeError, RuntimeError):  # an entry is missing, or no tensor with memory
             return False
+        self._places = places
+        return stay
 
-    def _look(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> tuple[None, list[int]]:
+    def _look(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> Any:
+        """Where all are, and entries of users', by one call; None where each is to be asked."""
+        return places_of((params, state, *self._tables)) if self._known is None else None
+
+    def _ask(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> list[int]:
         known = params if self._known is None else compress(params, self._known)
-        return None, list(map(_data_ptr, chain(known, self._read(state), self._tables)))
+        return addresses_of([*known, *self._read(state), *self._tables])
 
 
 def copies_of(states: Mapping[Any, Any], numbers: Numbers) -> dict[Any, Any]:

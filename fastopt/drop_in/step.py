@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from operator import attrgetter
 from typing import Any
@@ -22,7 +22,6 @@ from ..binding.binding import Binding
 from ..binding.norms import Limits
 from ..binding.sparse import RowSparse
 from ..binding.states import by_copy
-from ..binding.where import Places
 from ..jobs.job import Job, Progress
 from ..jobs.tables import Tensor, make_jobs, make_row_job
 from ..rules import GRADIENT
@@ -41,12 +40,10 @@ from .groups import (
     params_of,
     real_of,
 )
+from .looks import look, strides_of
 from .states import Entries, Kept, Kinds, Numbers, check_entries, complete
 
-_data_ptr: Any = torch.Tensor.data_ptr
-_stride: Any = torch.Tensor.stride
 _is_neg: Any = torch.Tensor.is_neg
-_nbytes = attrgetter("nbytes")
 _grad = attrgetter("grad")
 
 
@@ -92,6 +89,9 @@ class Bound:
 
     files = None
     _held: _Held  # from when they are taken over until they are used
+    _layouts: Any  # of the last step's gradients, as `look` tells them; None: not looked at yet
+    _addresses: Any
+    _move: Callable[[np.ndarray], None]
 
     def __init__(self, optimizer: Groups, numbers: Numbers, hypers: HyperRows, backend: Backend) -> None:
         self.backend, self._asked = backend, get_backend()
@@ -108,7 +108,7 @@ class Bound:
         self.real = real_of(params)
         self._bind(optimizer)
         self._present: list[bool] | None = []
-        if not self._take_gradients(list(map(_grad, self._params))):
+        if not self._take_gradients(tuple(map(_grad, self._params))):
             raise RuntimeError("tensors moved while they were being checked")
 
     # ---- binding ----
@@ -244,7 +244,7 @@ class Bound:
             params = [params[i] for i in self._firsts]
         if not self._kept.stay(params, optimizer.state):
             return False
-        if not self._take_gradients(list(map(_grad, params))):
+        if not self._take_gradients(tuple(map(_grad, params))):
             return False
         for g in self.groups.update(groups):
             own, (rule, row) = self._sets[g], self.groups[g]
@@ -253,31 +253,35 @@ class Bound:
             own.hyper[g] = row
         return True
 
-    def _take_gradients(self, given: list[Any]) -> bool:
+    def _take_gradients(self, given: tuple[Any, ...]) -> bool:
         """Takes over where gradients are; False where they are otherwise laid out, or of parameters without states."""
         grads, present = given, None
         rows: Sequence[tuple[int, RowSparse, str]] = ()
-        try:
-            addresses = list(map(_data_ptr, grads))
-        except (TypeError, RuntimeError):  # there is None among them, or a sparse one
+        found = look(grads)
+        if found is None:  # there is None among them, a sparse one, or one without memory
             if any(g is not None and not known for g, known in zip(grads, self._known, strict=True)):
                 return False
             present, grads, rows = part(grads, self._names)
-            try:
-                addresses = list(map(_data_ptr, grads))
-            except RuntimeError:  # one that has no memory
-                return False
+            found = look(grads)
         if present != self._present:
             if present is None and not all(self._known):
                 return False
             self._select(present)
-        if addresses.count(0) != self._empty or any(map(_is_neg, grads)):
+        if found is None or any(map(_is_neg, grads)):
             grads = readable(grads)
-            addresses = list(map(_data_ptr, grads))
-            if addresses.count(0) != self._empty:
+            found = look(grads)
+            if found is None:
                 return False
-        if not self._places.take(((list(map(_stride, grads)), list(map(_nbytes, grads))), addresses)):
-            return False
+        layouts, addresses = found
+        if layouts != self._layouts:
+            if strides_of(grads) != self._expected:
+                return False
+            self._layouts = layouts
+        if addresses != self._addresses:
+            # Others than in any step before, and anywhere: gradients of torch may share memory.
+            at = np.frombuffer(addresses, np.uint64) if type(addresses) is bytes else np.array(addresses, np.uint64)
+            self._move(at)
+            self._addresses = addresses
         self._held = given, grads, rows
         return True
 
@@ -290,12 +294,10 @@ class Bound:
         before = [self._binding_of(chosen & (times > done)) for done in range(1, max(self._times, default=1))]
         self._binding = self._binding_of(chosen, before)
         self._stepped = list(compress(self._params, chosen))
-        strides, sizes = list(compress(self._strides, chosen)), list(compress(self._sizes, chosen))
-        self._empty = sizes.count(0)
+        self._expected = list(compress(self._strides, chosen)), list(compress(self._sizes, chosen))
+        self._layouts = self._addresses = None
         self._present = present
-        # Others than in any step before, and anywhere: gradients of torch may share memory.
-        move = self._binding.move if present is None else self._move_present
-        self._places = Places(((strides, sizes), None), move)
+        self._move = self._binding.move if present is None else self._move_present
 
     def _move_present(self, at: np.ndarray) -> None:
         """Have the tables follow the gradients that are present, where some are not."""

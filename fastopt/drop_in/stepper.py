@@ -48,11 +48,11 @@ class Stepper:
         """
         optimizer._settle()
         attributes = optimizer.__dict__  # where GradScaler puts what is for this step
-        amp = attributes.get("grad_scale"), attributes.get("found_inf")
-        given = [x for x in amp if x is not None]
-        there = bool(given) and all(x.is_cuda for x in given)
-        if given and not there and _skips(optimizer, amp[1]):
-            return
+        amp, there = (attributes.get("grad_scale"), attributes.get("found_inf")), False
+        if not (amp[0] is None is amp[1]):
+            there = all(x.is_cuda for x in amp if x is not None)
+            if not there and _skips(optimizer, amp[1]):
+                return
         capturable = is_capturable(optimizer.param_groups)  # then nothing may wait for the device
         recording = capturable and torch.cuda.is_current_stream_capturing()
         bound, shards = self.bound, self._shards

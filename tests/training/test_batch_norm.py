@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastopt
+from fastopt.backends.numba_cpu import threads
 from fastopt.training import BatchNorm, check_gradient
 
 SHAPES = [
@@ -139,9 +140,9 @@ def test_its_gradients_are_those_of_a_loss(training, axis):
 @pytest.mark.parametrize("shape", [(300, 515), (2100, 40), (40, 2100), (4, 9, 4100)])
 def test_the_number_of_threads_changes_no_bit(shape):
     results = []
-    for threads in (1, 2, 3, 7):
+    for wanted in (1, 2, 3, 7):
         norm, x, dy = data(shape, 1, "f4")
-        norm.threads = threads
+        norm.threads = wanted
         y = norm.forward(x)
         dx = norm.backward(dy)
         results.append([y, dx, *norm.grads.values(), norm.running_mean, norm.running_var])
@@ -160,11 +161,11 @@ def test_who_waits_too_long_for_a_thread_goes_home(monkeypatch):
         calls.append(done.copy())
         if len(calls) == 1:
             claims[0, 2] = 1
-            kernel(0, n, grain, n, align, 1, 0, *table)
+        run(kernel, table, n, n, grain, align, 1)
+        if len(calls) == 1:
             claims[0, 2] = 0
-        else:
-            kernel(0, n, grain, n, align, 1, 0, *table)
 
+    run = threads.run_parallel
     monkeypatch.setattr("fastopt.backends.numba_cpu.threads.run_parallel", run_parallel)
     for call, expected in ((norm.forward, want), (norm.backward, gradient)):
         calls.clear()

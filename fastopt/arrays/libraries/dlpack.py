@@ -15,6 +15,7 @@ from ..dtypes import BFLOAT16
 
 _MOST_DIMENSIONS = 64  # NumPy's
 _READ_ONLY = 1  # a flag
+_FROM_OBJECT = 3  # of the functions of an exchange API: the one for an object's DLTensor
 _KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 
 
@@ -46,6 +47,23 @@ _name_of = ctypes.pythonapi.PyCapsule_GetName
 _name_of.restype, _name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
 _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+class _ExchangeAPI(ctypes.Structure):
+    _fields_ = (
+        ("version", ctypes.c_uint32 * 2),
+        ("older", ctypes.c_void_p),
+        ("functions", ctypes.c_void_p * 5),
+    )
+
+
+def exchange_of(kind: type) -> int:
+    """The address of what tells in C where an array of a type is, and how it is laid out; 0 where there is nothing."""
+    capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
+    if capsule is None or _name_of(capsule) != b"dlpack_exchange_api":
+        return 0
+    api = _ExchangeAPI.from_address(_pointer_of(capsule, b"dlpack_exchange_api"))
+    return api.functions[_FROM_OBJECT] or 0 if api.version[0] == 1 else 0
 
 
 class _Exported(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -118,6 +119,23 @@ def current_stream(device: int) -> Callable[[], int]:
 def torch_layout(x: Any) -> tuple[Any, ...]:
     """Return a key that changes when the owner moves a tensor or lays it out anew."""
     return x.data_ptr(), x.stride(), x.nbytes, x.is_neg(), x.untyped_storage().nbytes()
+
+
+def offset_in_object() -> int:
+    """Where in the object of a tensor torch's own is: behind what older versions note of its owner."""
+    torch = sys.modules[LIBRARY]
+    tensor = torch.empty(0, device="cpu")
+    words = (ctypes.c_size_t * (torch.Tensor.__basicsize__ // ctypes.sizeof(ctypes.c_size_t))).from_address(id(tensor))
+    return list(words).index(tensor._cdata) * ctypes.sizeof(ctypes.c_size_t)
+
+
+def locating_function() -> int:
+    """The address of the function of torch's stable C interface for where the memory of a tensor is; 0: it has none."""
+    try:
+        function = ctypes.CDLL(sys.modules[LIBRARY]._C.__file__).aoti_torch_get_data_ptr
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def tensor_of(array: np.ndarray) -> Any:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from .. import _sources, host
 if TYPE_CHECKING:
     from ...arrays.checks import Written
     from ...jobs.job import Gradients, Job, Rows, Sum
-    from .. import Look
+    from .. import Look, TensorKind, TensorReaders
 
 try:
     from ._native import ffi, lib
@@ -224,35 +224,48 @@ _ITEMS = tuple.__basicsize__  # the offset of a tuple's items: behind its hash t
 _FLAGS = object.__basicsize__ + struct.calcsize("PiPPPP")
 
 
-# Room for what `read_arrays` finds, for one call at a time: which takes it out for itself.
+# Room for what readers find, for one call at a time: which takes it out for itself.
 _rooms: list[tuple[int, Any, Any]] = []
 
 
-def read_arrays(
-    arrays: tuple[Any, ...], _read: Any = lib.read_arrays, _items: int = _ITEMS, _type: int = id(np.ndarray)
-) -> tuple[bytes, bytes] | None:
-    """The layouts of NumPy arrays, and their addresses, in a tenth of the time of asking each: see `_can_read_arrays`.
-
-    Layouts are equal where dtypes, shapes, strides, alignment and being writable are. None among the arrays stands for
-    itself; for subclasses and other objects there is no answer.
+def _reader(read: Any, *fixed: Any) -> Callable[[tuple[Any, ...]], tuple[bytes, bytes] | None]:
+    """A reader of tuples by a function of the extension, with the arguments that are always the same: what it writes
+    behind a word for each array, and these.
     """
-    try:
-        room = _rooms.pop()
-    except IndexError:
-        room = _room(64)
-    most, words, memory = room
-    found, count = _read(id(arrays), _items, _type, most, words), 8 * len(arrays)
-    while found > most:
-        most, words, memory = room = _room(2 * max(most, count))
-        found = _read(id(arrays), _items, _type, most, words)
-    answer = (memory[count : 8 * found], memory[:count]) if found else None
-    _rooms.append(room)
-    return answer
+
+    def read_all(arrays: tuple[Any, ...]) -> tuple[bytes, bytes] | None:
+        try:
+            room = _rooms.pop()
+        except IndexError:
+            room = _room(64)
+        most, words, memory = room
+        found, count = read(id(arrays), *fixed, most, words), 8 * len(arrays)
+        while found > most:
+            most, words, memory = room = _room(2 * max(most, len(arrays)))
+            found = read(id(arrays), *fixed, most, words)
+        answer = (memory[count : 8 * found], memory[:count]) if found else None
+        _rooms.append(room)
+        return answer
+
+    return read_all
 
 
 def _room(most: int) -> tuple[int, Any, Any]:
     words = ffi.new("uint64_t[]", most)
     return most, words, ffi.buffer(words)
+
+
+#: The layouts of NumPy arrays, and their addresses, in a tenth of the time of asking each: see `_can_read_arrays`.
+#: Layouts are equal where dtypes, shapes, strides, alignment and being writable are. None among the arrays stands for
+#: itself; for subclasses and other objects there is no answer.
+read_arrays = _reader(lib.read_arrays, _ITEMS, id(np.ndarray))
+
+
+def tensor_readers(kind: TensorKind) -> TensorReaders:
+    """Return what reads tensors in C, as far as it is known how."""
+    own = ffi.new("tensor_kind *", (list(map(id, kind.types)), kind.describe, kind.offset, kind.locate))
+    look, locate = _reader(lib.read_tensors, own), _reader(lib.read_places, own)
+    return look if kind.describe else None, locate if kind.locate else None
 
 
 def array_reader() -> Callable[[Any], Look | None] | None:
@@ -284,25 +297,93 @@ def _can_read_arrays() -> bool:
     return read_arrays(arrays) == (layouts, addresses)
 
 
+def _without_arrays(job: Job) -> Job:
+    """A job of the same tensors that is to be folded only."""
+    none = np.empty(0, np.int64)
+    if isinstance(job, RowJob):
+        rows = replace(job.rows, count=0, indices=none, source=None, weights=None)
+        return replace(job, rows=rows, storage=None)
+    tables: dict[str, Any] = {"addresses": job.addresses[:0], "tensor_of": job.tensor_of[:0]}
+    return replace(job, **tables, offsets=np.zeros(1, np.int64), strides=None, elements=None, storage=None)
+
+
 class Folds:
     """The first part of steps that another backend does: advances step counts and folds."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._runner = _Runner([self._without_arrays(job) for job in jobs])
-
-    @staticmethod
-    def _without_arrays(job: Job) -> Job:
-        none = np.empty(0, np.int64)
-        if isinstance(job, RowJob):
-            rows = replace(job.rows, count=0, indices=none, source=None, weights=None)
-            return replace(job, rows=rows, storage=None)
-        tables: dict[str, Any] = {"addresses": job.addresses[:0], "tensor_of": job.tensor_of[:0]}
-        return replace(job, **tables, offsets=np.zeros(1, np.int64), strides=None, elements=None, storage=None)
+        self._runner = _Runner(list(map(_without_arrays, jobs)))
 
     def __call__(self, grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
         """Return for each job its rows of coefficients in float64, each tensor's row, and whether there are several."""
         self._runner.advance(grad_scale)
         return [(rows, row_of, bool(row_of[-1])) for rows, row_of in self._runner.folded]
+
+
+class Compiled(Protocol):
+    """A function that others compiled, with what it takes: see `fastopt_part` in csrc/internal.h."""
+
+    @property
+    def function(self) -> int:
+        """Its address."""
+
+    @property
+    def context(self) -> np.ndarray:
+        """Its argument."""
+
+
+class CompiledUpdate(NamedTuple):
+    """A job's update by a function that others compiled.
+
+    Attributes
+    ----------
+    part : Compiled
+        The function, which does elements.
+    n, grain, share, align : int
+        How threads share them, as `fastopt_run_parts` has it.
+    coefficients, steps : numpy.ndarray
+        What it reads of each tensor in a step, of the job's dtype and int64.
+    fused : bool
+        Whether copies of states stand together.
+    """
+
+    part: Compiled
+    n: int
+    grain: int
+    share: int
+    align: int
+    coefficients: np.ndarray
+    steps: np.ndarray
+    fused: bool
+
+
+class CompiledSteps(_Runner):
+    """Steps by functions that others compiled, in one call: nothing of Python's is between a step's parts.
+
+    `folded` is before the first step, too, what these write: coefficients, and the row of each tensor.
+    """
+
+    __slots__ = ("_updates",)
+
+    def __init__(self, jobs: Sequence[Job], written: Written) -> None:
+        super().__init__(list(map(_without_arrays, jobs)), written)
+
+    def take(self, updates: Sequence[CompiledUpdate]) -> None:
+        """Takes over what updates the jobs."""
+        self._updates = ffi.new("compiled_update[]", len(updates))
+        for c, own, job in zip(self._updates, self._kept(updates), self._keep[0], strict=True):
+            c.function, c.context = ffi.cast("fastopt_part", own.part.function), _pointer("char[]", own.part.context)
+            c.n, c.grain, c.share, c.align, c.fused = own.n, own.grain, own.share, own.align, own.fused
+            c.own, c.width = OWN, OWN + len(job.progress.rule.coefficients)
+            c.coefficients = _pointer("char[]", own.coefficients)
+            c.steps = _pointer("int64_t[]", own.steps)
+
+    def __call__(self, grad_scale: float, threads: int, _step: Any = lib.step_compiled) -> None:
+        """Do one step."""
+        if self._ask:
+            check_written(self._written)
+        code = _step(self._own, self._updates, grad_scale, threads)
+        if code:
+            self._check(code)
 
 
 def square_sums(grads: Gradients, threads: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import repeat
 from operator import add
@@ -23,6 +23,7 @@ from .. import host
 
 if TYPE_CHECKING:
     from ...jobs.job import Gradients, Job
+    from .. import TensorKind, TensorReaders
 
 try:
     from llvmlite.binding import get_host_cpu_name
@@ -41,7 +42,8 @@ try:
         tile_measure,
         tile_update,
     )
-    from .threads import run_parallel, whole
+    from .parts import Part
+    from .threads import has_team, run_parallel, whole
 except ImportError as error:
     raise BackendUnavailable(f"Numba cannot be loaded ({error}); install it: pip install numba") from None
 
@@ -64,8 +66,15 @@ class _Runner:
         self._stored = [_stored(job) for job in jobs]
         self._ahead = list(map(_ahead, jobs))
         self._folded: list[Folded] = []
+        self._planned = all(map(_can_be_planned, jobs))
+        self._step: Callable[[float, int], None] | None = None  # by one call; made when it is first asked for
 
     def __call__(self, grad_scale: float, threads: int) -> None:
+        if self._planned and has_team():
+            if self._step is None:
+                self._step = self._plan()
+            self._step(grad_scale, threads)
+            return
         check_written(self._written)
         with whole():
             folded = [fold(job, grad_scale) for job in self._jobs]
@@ -76,6 +85,24 @@ class _Runner:
                 self._update(k, rows[k], folded[k], lookups[k], 0, job.size, threads)
             for job, own in zip(self._jobs, folded, strict=True):
                 own.advance(job)
+
+    def _plan(self) -> Callable[[float, int], None]:
+        """Packs what steps read: tables, and what the C library folds into them."""
+        from ..native import CompiledSteps, CompiledUpdate
+
+        steps = CompiledSteps(self._jobs, self._written)
+        updates = []
+        for job, stored, ahead, (rows, row_of) in zip(self._jobs, self._stored, self._ahead, steps.folded, strict=True):
+            assert isinstance(job, DenseJob)
+            rows = np.zeros((len(rows), job.progress.copies, OWN + len(job.progress.rule.coefficients)))
+            folded = Folded(rows, row_of, np.empty(len(rows), np.int64), np.empty((0, 0)))
+            coefficients = _for_kernel(job, rows)
+            packed = Part.of(*_kernel_of(job, stored, coefficients, folded, ahead))
+            how = job.size, GRAIN, SHARE, ALIGN
+            fused = _fused(job) > 1
+            updates.append(CompiledUpdate(packed, *how, coefficients, folded.steps, fused))
+        steps.take(updates)
+        return steps
 
     def advance(self, grad_scale: float) -> None:
         """Advances step counts and folds coefficients."""
@@ -113,7 +140,8 @@ class _Runner:
             assert lookups is not None
             _run_rows(job, stored, coefficients[0], lookups, folded, threads)
         else:
-            _run_elements(job, stored, coefficients, folded, begin, end, threads, self._ahead[k])
+            found = _kernel_of(job, stored, coefficients, folded, self._ahead[k])
+            run_parallel(*found, end - begin, SHARE, GRAIN, ALIGN, threads, begin)
 
 
 prepare = _Runner
@@ -126,6 +154,11 @@ scale = partial(host.scale, ieee_arithmetic)
 
 def array_reader() -> None:
     """Return nothing: each array is to be asked."""
+
+
+def tensor_readers(kind: TensorKind) -> TensorReaders:
+    """Return nothing: each tensor is to be asked."""
+    return None, None
 
 
 def _stored(job: Job, measures: bool = False) -> tiles.Stored:
@@ -149,16 +182,16 @@ def _stored(job: Job, measures: bool = False) -> tiles.Stored:
     )
 
 
-def _run_elements(
-    job: DenseJob,
-    stored: tiles.Stored,
-    coefficients: np.ndarray,
-    folded: Folded,
-    begin: int,
-    end: int,
-    threads: int,
-    ahead: int,
-) -> None:
+def _can_be_planned(job: Job) -> bool:
+    """Tell whether a job's step is to fold, and to update whole tensors, whose gradients no number of a step scales."""
+    prepared = job.storage is not None and job.storage.options & PREPARED
+    return isinstance(job, DenseJob) and job.progress.rule.by_tensor is None and not prepared
+
+
+def _kernel_of(
+    job: DenseJob, stored: tiles.Stored, coefficients: np.ndarray, folded: Folded, ahead: int
+) -> tuple[Any, tuple[Any, ...]]:
+    """The kernel that updates a job's elements, and its arguments."""
     like = np.empty(0, job.dtype)
     function: Any
     table: tuple[Any, ...]
@@ -180,7 +213,7 @@ def _run_elements(
     else:
         function = tiles.run_kernel
         table = (*_stored_table(job, coefficients, folded, _take_noise(job, folded, coefficients)), stored, like)
-    run_parallel(kernel(function), (job.addresses, *table), end - begin, SHARE, GRAIN, ALIGN, threads, begin)
+    return kernel(function), (job.addresses, *table)
 
 
 def _ahead(job: Job) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from ...errors import BackendUnavailable
 from ..interrupts import held_back
 from ..numba_arithmetic import ieee_arithmetic
+from .parts import Part
 
 try:
     from .. import native
@@ -36,6 +38,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+_PART = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+_RUN_PARTS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, *4 * [ctypes.c_int64], ctypes.c_int32)
+
+
+def has_team() -> bool:
+    """Tell whether there are threads of the C library."""
+    return bool(_team)
+
+
 def run_parallel(
     kernel: Any, table: tuple[Any, ...], n: int, share: int, grain: int, align: int, threads: int, begin: int = 0
 ) -> None:
@@ -43,23 +54,30 @@ def run_parallel(
     at least: each takes a part of at most `share` as it comes free. The others do arithmetic in IEEE's mode; the
     caller's is the caller's to set.
     """
-    if _team or threads == 1 or n < 2 * _WORTH * grain:
-        if n:
-            kernel(begin, n, grain, share, align, threads, _team, *table)
+    if not n:
+        return
+    packed = Part.of(kernel, table, begin)
+    context = packed.context.ctypes.data
+    if _team:
+        _RUN_PARTS(_team)(packed.function, context, n, grain, share, align, threads)
+        return
+    part = _PART(packed.function)
+    if threads == 1 or n < 2 * _WORTH * grain:
+        part(context, 0, n)
         return
     threads = min(threads, n // (_WORTH * grain))
     share = -(-n // (threads * align)) * align
-    parts = [(first, min(share, begin + n - first)) for first in range(begin, begin + n, share)]
+    parts = [(first, min(first + share, n)) for first in range(0, n, share)]
 
-    def work(first: int, count: int) -> None:
+    def work(first: int, end: int) -> None:
         with ieee_arithmetic():
-            kernel(first, count, grain, share, align, 1, 0, *table)
+            part(context, first, end)
 
     others = _submit(work, parts[1:])
-    kernel(*parts[0], grain, share, align, 1, 0, *table)
-    for k, part in enumerate(parts[1:]):  # what no other thread has begun is done here
+    part(context, *parts[0])
+    for k, other in enumerate(parts[1:]):  # what no other thread has begun is done here
         if k >= len(others) or others[k].cancel():
-            kernel(*part, grain, share, align, 1, 0, *table)
+            part(context, *other)
     wait([other for other in others if not other.cancelled()])
 
 
