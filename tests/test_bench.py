@@ -334,9 +334,12 @@ def test_rest_waits_for_threads_that_spin():
     rest()
     thread.join()
     assert time.perf_counter() - begin >= 0.03
-    begin = time.perf_counter()
-    rest()
-    assert time.perf_counter() - begin < 0.03
+    times = []
+    for _ in range(9):  # on a busy machine some sleep long
+        begin = time.perf_counter()
+        rest()
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.03
 
 
 def test_a_rule_of_rows_needs_a_table(monkeypatch, capsys):
