@@ -425,7 +425,8 @@ def _interrupt(run: _Run, outputs: Outputs, started: float) -> None:
     """End a run that does not listen to Ctrl-C."""
     run.interrupted = True
     run.progress.show_cursor()
-    _close(run, outputs, started)
+    with run.out:  # which writes once, at the end: each time what does not listen may keep the interpreter for long
+        _close(run, outputs, started)
     sys.stdout.flush()
 
 

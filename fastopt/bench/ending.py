@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 
 from .section import Skip
 
-PATIENCE = 0.4  # seconds for what runs to end by itself
+PATIENCE = 0.3  # seconds for what runs to end by itself
 _TERMINATION = 0.1  # seconds of them that a command may take to end
+_running: set[subprocess.Popen[str]] = set()
 
 
 @contextmanager
@@ -27,7 +28,11 @@ def soon(end: Callable[[], None]) -> Iterator[None]:
 
     def watch() -> None:
         while got := os.read(reading, 1):
-            if got[0] == signal.SIGINT and not done.wait(PATIENCE):
+            if got[0] != signal.SIGINT:
+                continue
+            for process in list(_running):
+                process.terminate()
+            if not done.wait(PATIENCE):
                 try:
                     end()
                 finally:
@@ -56,6 +61,7 @@ def output_of(command: Sequence[str], timeout: float | None = None, env: Mapping
     """
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=env)
+    _running.add(process)
     try:
         printed, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -64,6 +70,7 @@ def output_of(command: Sequence[str], timeout: float | None = None, env: Mapping
         process.terminate()  # not killed: `fastopt run` has processes to end
         with suppress(subprocess.TimeoutExpired):
             process.wait(_TERMINATION)
+        _running.discard(process)
     if process.returncode:
         raise Skip((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
     return printed

@@ -60,6 +60,7 @@ def section(options: Options) -> Section:
     title = "One step over one tensor, milliseconds"
 
     def tables(rows: Sequence[Row]) -> Iterator[Table]:
-        yield table(title, {"": named, **{label: against(who) for who, label in WAYS.items()}}, rows)
+        columns = {"": named, **{label: against(who) for who, label in WAYS.items()}}
+        yield table(title, columns, rows, "x: its time to that of fastopt with NumPy.")
 
     return Section("matrices", title, list(SHAPES), lambda name, budget: measure(name, budget, options), tables)

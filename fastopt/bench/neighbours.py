@@ -16,7 +16,8 @@ _BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(
 def neighbours(count: int) -> Iterator[None]:
     """Keeps so many processors busy."""
     busy = [sys.executable, "-S", "-c", _BUSY, str(os.getpid())]
-    processes = [subprocess.Popen(busy, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(count)]
+    nothing = subprocess.DEVNULL  # also of errors: Ctrl-C is theirs, too
+    processes = [subprocess.Popen(busy, stdin=nothing, stdout=nothing, stderr=nothing) for _ in range(count)]
     try:
         yield
     finally:

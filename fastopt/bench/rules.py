@@ -93,7 +93,7 @@ CAPTION = (
     "share: of the ceiling, the fastest streaming kernel found with the same reads and writes, in the same run; of "
     "rules that measure tensors, which read them twice, with the fastest that only reads as much. Medians of rounds in "
     "turns; ratios are medians of the rounds' own, in brackets the interval that holds the true one with 95 % "
-    "confidence."
+    "confidence (of fewer than six rounds, their range)."
 )
 AGREED = (
     "x: the peer's time to fastopt's: below 1 the peer wins. After one step both of fastopt's backends had the same "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import floor, log10
 from typing import Any, NamedTuple, Protocol
 
 from .timing import Spread, Times, quartiles, ratio
@@ -15,7 +16,7 @@ NOISY = "~"
 #: What people call whose keys in the results are those of backends.
 LABELS = {"native": "fastopt", "numba": "fastopt (numba)", "numba-cuda": "fastopt"}
 DISTURBED = 1.05  # a share above it says that the ceiling was slowed, for nothing is faster
-FOOTNOTE = f"{NOISY}: the rounds' spread is wider than what the figure claims; measure again on a quiet machine."
+FOOTNOTE = f"{NOISY}: the interval is wider than what the figure claims; measure again on a quiet machine."
 
 
 class Table(NamedTuple):
@@ -140,11 +141,14 @@ def named(row: Row) -> str:
 
 
 def time_of(who: str, digits: int = 2, scale: float = 1e3) -> Show:
-    """Shows someone's median, in milliseconds."""
+    """Shows someone's median, in milliseconds, with so many digits after the point or two that are no leading zeros."""
 
     def show(row: Row) -> str:
         spread = row["times"].get(who)
-        return f"{spread[1] * scale:.{digits}f}" if spread else "-"
+        if not spread:
+            return "-"
+        time = spread[1] * scale
+        return f"{time:.{max(digits, 1 - floor(log10(time)))}f}"
 
     return show
 
