@@ -168,6 +168,31 @@ def test_layouts_agree(name, storage, place):
         same(trained(backend, f"{name}, varied", STORAGES[storage], place=place), want)
 
 
+@pytest.mark.parametrize("storage", ["states in blocks", "bfloat16, states in blocks"])
+def test_any_blocks_agree(storage):
+    """Blocks with any codes and with scales that no update leaves: they may come from elsewhere."""
+    scales = np.array([0, -0.0, 1e-45, 1e-40, 1e-37, 2**-111, 2**-110, 1, -1, 3e38, np.inf, -np.inf, np.nan], "f4")
+    name, hyper = CASES["adam, varied"]
+
+    def updated(backend):
+        arrays = make_arrays(RULES[name], hyper, STORAGES[storage], scales.size * 256)
+        random = np.random.default_rng(1)
+        for state in arrays[2:]:
+            blocks = state.reshape(scales.size, -1)
+            blocks[:, 4:] = random.integers(0, 256, (scales.size, 256))
+            blocks[:, :4] = scales[:, None].view("u1")
+        fill([arrays[1]], 1)
+        backend.prepare(job_of(RULES[name], hyper, [arrays], 0))(1.0, 1)
+        return arrays
+
+    want = updated(numba_cpu)
+    for level in native.isa_supported():
+        native.set_isa(level)
+        got = updated(native)
+        native.set_isa(None)
+        same(got, want)
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 def test_threads_agree(storage):
     sizes = (300_007, 5, 70_001)

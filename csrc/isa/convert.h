@@ -27,7 +27,7 @@ enum { HALF = CHUNK / 2 };
     X(ONE, 1) X(NAN_TABLE, 0x22) X(BELOW_TIE, 0x7fff) X(LAST_PLACE, 0x10000) X(UPPER, 0xffff0000)                     \
     X(MAGNITUDE, 0x7fffffff) X(SIGN, 0x80000000) X(CODE, 0x0ff00000) X(SIGNED_CODE, 0x07f00000)                       \
     X(LEAST, 0x30000000) X(LEAST_SIGNED, 0x38000000) X(SECOND_CODE, 0xff00) X(SECOND_SIGN, 0x8000)                    \
-    X(SIGNS, 0x8080) X(NEXT, BY_ELEMENT)
+    X(SIGNS, 0x8080) X(LOW_BYTES, 0x00ff00ff) X(LOW_SIGNS, 0x00800080) X(HIGH_SIGNS, 0x80008000) X(NEXT, BY_ELEMENT)
 #ifdef __AVX512BW__
 #define NAME(name, value) name,
 #define VALUE(name, value) value,
@@ -132,6 +132,12 @@ INLINE void store_float32(const float *chunk, char *to)
         store_floats(to + 8 * k, first_of(a, b));
         store_floats(to + 8 * k + sizeof a, second_of(a, b));
     }
+}
+
+INLINE void copy_chunk(char *to, const char *from)
+{
+    for (int k = 0; k < CHUNK; k += LANES)
+        store_words(to + 4 * k, load_words(from + 4 * k));
 }
 
 /* ---- bfloat16: the upper half of a float32 ---- */
@@ -506,14 +512,20 @@ NOINLINE void load_block(int32_t dtype, float *elements, const char *block)
             elements[chunk_index(k)] = NAN;
 }
 
+/* The scale of a block with this largest magnitude, and what its elements are multiplied by. */
+INLINE float scale_of(int32_t dtype, float largest, float *inverse)
+{
+    const float top = dtype == FASTOPT_BLOCKS_POSITIVE ? TOP_POSITIVE : TOP_SIGNED;
+    *inverse = largest < SMALLEST ? 0 : (top - BELOW_TOP) / largest;
+    return largest < SMALLEST ? 0 : largest / top;
+}
+
 /* `element` is the number of the block's first element. */
 NOINLINE void store_block(int32_t dtype, const float *elements, char *block, uint64_t element, uint64_t step)
 {
-    const float top = dtype == FASTOPT_BLOCKS_POSITIVE ? TOP_POSITIVE : TOP_SIGNED;
     const int32_t finite = 0x7f7fffff, all = max_magnitude(elements, INT32_MAX);
     const float largest = float_of((uint32_t)(all <= finite ? all : max_magnitude(elements, finite)));
-    const float inverse = largest < SMALLEST ? 0 : (top - BELOW_TOP) / largest;
-    float scale = largest < SMALLEST ? 0 : largest / top;
+    float inverse, scale = scale_of(dtype, largest, &inverse);
     char *codes = block + sizeof scale;
     for (int k = 0; k < FASTOPT_BLOCK; k += CHUNK) {
         const uint32_t first = dither_of(element + (uint64_t)k, step);

@@ -8,12 +8,13 @@
  * specialised loop for whole chunks: the dtypes are constants there, and chunks stay in registers. A level whose
  * vectors are too short to gain by that is compiled with FASTOPT_TILES_ONLY.
  */
-#ifdef FASTOPT_CONVERSIONS
-#include "convert.h"
-#endif
-
 /* Bytes ahead to prefetch. */
 #define STORED_AHEAD 2048
+
+#ifdef FASTOPT_CONVERSIONS
+#include "convert.h"
+#include "blocks.h"
+#endif
 
 /* The state of one pass. The arrays are those of the update, inputs last, then those that storage adds: the
  * parameter's companion (the part lost to rounding, or the master) and its average. */
@@ -368,22 +369,92 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
     }
 FASTOPT_INSTANCES(SPECIALISED)
 
+#ifdef __AVX512BW__
+#define LOAD_BATCH(j, dtype)                                                                                          \
+    for (int k = 0; k < BATCH; k += CHUNK)                                                                            \
+        if (dtype == FASTOPT_FLOAT32)                                                                                 \
+            copy_chunk((char *)(batches[j] + k), at_##j + k * 4);                                                     \
+        else                                                                                                          \
+            load_bfloat16(batches[j] + k, at_##j + k * 2);
+#define BEGIN_BLOCK(j)                                                                                                \
+    begin_block(&b.of[j - FIRST_STATE], s->dtypes[j], s->begins[j] + FN(offset)(FASTOPT_BLOCKS_SIGNED, at), order);
+#define DECODE_BATCH(j)                                                                                               \
+    decode_batch(&b.of[j - FIRST_STATE], order, from);                                                                \
+    arrays[j] = b.of[j - FIRST_STATE].elements + from;
+#define MEASURE_BATCH(j) measure_batch(&b.of[j - FIRST_STATE], from);
+#define PREFETCH_BATCH(j) PREFETCH(b.of[j - FIRST_STATE].at + STORED_AHEAD + from);
+
+/* The same with states in blocks. */
+#define BLOCKED(rule, copies)                                                                                         \
+    INLINE int64_t FN(blocked_##rule##_##copies)(FN(stored) *s, int64_t n, const void *coefficients, const int dtype) \
+    {                                                                                                                 \
+        COEFFICIENTS(rule, copies)                                                                                    \
+        const int prefetch = s->pass->prefetch, stochastic = s->options & FASTOPT_STOCHASTIC;                         \
+        const int size = FN(element_size)(dtype);                                                                     \
+        const batch_order *const order = dtype == FASTOPT_FLOAT32 ? &in_memory : &in_chunks;                          \
+        const uint64_t element = (uint64_t)s->pass->element;                                                          \
+        const int64_t end = n - n % FASTOPT_BLOCK;                                                                    \
+        _Alignas(64) real batches[2][BATCH];                                                                          \
+        void *arrays[ARRAYS_##rule##_##copies] = {batches[0], batches[1]};                                            \
+        block_pass b;                                                                                                 \
+        (void)arrays;                                                                                                 \
+        begin_pass(&b, order, ARRAYS_##rule##_##copies - FIRST_STATE, s->pass->step);                                 \
+        for (int64_t at = 0; at < end; at += FASTOPT_BLOCK) {                                                         \
+            STATES_##rule##_##copies(BEGIN_BLOCK)                                                                     \
+            for (int from = 0; from < FASTOPT_BLOCK; from += BATCH) {                                                 \
+                char *const at_0 = s->begins[0] + (at + from) * size, *const at_1 = s->begins[1] + (at + from) * size;\
+                for (int line = 0; prefetch && line < BATCH * size; line += 64) {                                     \
+                    PREFETCH(at_0 + STORED_AHEAD + line);                                                             \
+                    PREFETCH(at_1 + STORED_AHEAD + line);                                                             \
+                }                                                                                                     \
+                if (prefetch) {                                                                                       \
+                    STATES_##rule##_##copies(PREFETCH_BATCH)                                                          \
+                }                                                                                                     \
+                LOAD_BATCH(0, dtype) LOAD_BATCH(1, dtype) STATES_##rule##_##copies(DECODE_BATCH)                      \
+                real *restrict param = batches[0];                                                                    \
+                const real *restrict grad = batches[1];                                                               \
+                POINTERS_##rule##_##copies                                                                            \
+                IVDEP                                                                                                 \
+                for (int i = 0; i < BATCH; i++)                                                                       \
+                    ELEMENT(UPDATE_##rule##_##copies)                                                                 \
+                STATES_##rule##_##copies(MEASURE_BATCH)                                                               \
+                for (int k = 0; k < BATCH; k += CHUNK)                                                                \
+                    if (dtype == FASTOPT_FLOAT32)                                                                     \
+                        copy_chunk(at_0 + k * 4, (const char *)(batches[0] + k));                                     \
+                    else if (stochastic)                                                                              \
+                        store_stochastic(dtype, batches[0] + k, at_0 + k * 2, &s->randoms,                            \
+                                         element + (uint64_t)(at + from + k));                                        \
+                    else                                                                                              \
+                        store_bfloat16(batches[0] + k, at_0 + k * 2);                                                 \
+            }                                                                                                         \
+            end_blocks(&b, element + (uint64_t)at);                                                                   \
+        }                                                                                                             \
+        return end;                                                                                                   \
+    }
+FASTOPT_INSTANCES(BLOCKED)
+#endif
+
 #define TRY(rule, copies, ...)                                                                                        \
     else if (copies == 1 && FN(matches)(&s, ARRAYS_##rule##_##copies, __VA_ARGS__))                                   \
         at = FN(specialised_##rule##_##copies)(&s, n, coefficients, __VA_ARGS__);
 #ifdef __AVX512BW__
+#define TRY_BLOCKED(rule, copies, dtype) /* inputs are never in blocks */                                             \
+    else if (copies == 1 && !INPUTS_##rule##_##copies                                                                 \
+             && FN(matches)(&s, ARRAYS_##rule##_##copies, dtype, dtype, FASTOPT_BLOCKS_SIGNED))                       \
+        at = FN(blocked_##rule##_##copies)(&s, n, coefficients, dtype);
 #define TRY_FLOAT16(rule, copies) TRY(rule, copies, FASTOPT_FLOAT16, FASTOPT_FLOAT16, FASTOPT_FLOAT16)
 #else
+#define TRY_BLOCKED(rule, copies, dtype) TRY(rule, copies, dtype, dtype, FASTOPT_BLOCKS_SIGNED)
 #define TRY_FLOAT16(rule, copies) /* tiles take a quarter longer, but no time to compile */
 #endif
 #define TRY_SPECIALISED(rule, copies)                                                                                 \
     if (n < CHUNK)                                                                                                    \
         ;                                                                                                             \
     TRY(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BFLOAT16)                                             \
-    TRY(rule, copies, FASTOPT_FLOAT32, FASTOPT_FLOAT32, FASTOPT_BLOCKS_SIGNED)                                        \
+    TRY_BLOCKED(rule, copies, FASTOPT_FLOAT32)                                                                        \
     TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16)                                           \
     TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_FLOAT32)                                            \
-    TRY(rule, copies, FASTOPT_BFLOAT16, FASTOPT_BFLOAT16, FASTOPT_BLOCKS_SIGNED)                                      \
+    TRY_BLOCKED(rule, copies, FASTOPT_BFLOAT16)                                                                       \
     TRY_FLOAT16(rule, copies)
 #else
 #define TRY_SPECIALISED(rule, copies)
