@@ -42,10 +42,12 @@ int check_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *
             || (j != GRADIENT && rows->rows > 1 && strides[j] < bytes && strides[j] > -bytes))
             return FASTOPT_BAD_SIZE;
     }
-    for (int64_t i = 0; i < rows->count; i++)
-        if (row_at(rows, i) < 0 || row_at(rows, i) >= rows->rows)
-            return FASTOPT_BAD_INDEX;
-    return FASTOPT_OK;
+    uint64_t outside = 0; /* its highest bit is that of a negative number: of an index, or of what is left behind it */
+    for (int64_t i = 0; i < rows->count; i++) {
+        const uint64_t row = (uint64_t)row_at(rows, i);
+        outside |= row | ((uint64_t)rows->rows - 1 - row);
+    }
+    return outside >> 63 ? FASTOPT_BAD_INDEX : FASTOPT_OK;
 }
 
 /* 1 if the number may be eta or gamma of noise: from 0 to 1e38. */

@@ -105,12 +105,11 @@ static int sort_lookups(const row_context *c, int thread, int threads)
         const int shift = pass * digit;
         if (thread < sorters)
             memset(counts, 0, sizeof *counts << digit);
-        if (pass == 0)
-            for (int64_t i = begin; i < end; i++)
-                counts[(uint32_t)row_at(rows, i) & mask]++;
-        else
-            for (int64_t i = begin; i < end; i++)
-                counts[from[i].row >> shift & mask]++;
+        for (int64_t i = begin; i < end; i++) {
+            if (i % 8 == 0) /* the list to be written is out of the cache since the step before */
+                __builtin_prefetch(to + i, 1, 2);
+            counts[pass ? from[i].row >> shift & mask : (uint32_t)row_at(rows, i) & mask]++;
+        }
         wait_for_team(threads);
         if (thread == 0)
             add_up_counts(c, sorters, 1 << digit);
@@ -255,7 +254,8 @@ void update_rows(const fastopt_job *job, row_space *space, int threads)
         .kernel = (pass.storage ? loops->stored : loops->kernels)[kernel][job->copies - 1],
         .fold = loops->row_folds[kernel],
         .segments = {rows, lookups, n, NULL, all_arrays_of(job->rule, job->copies, job->storage), rule->states,
-                     job->copies * rule->coefficients, job->addresses, job->strides, job->coefficients, pass},
+                     job->copies * rule->coefficients, job->addresses, job->strides, job->coefficients, pass,
+                     job->copies == 1 ? loops->row_loops[kernel] : NULL},
         .lookups = {lookups, lookups + n},
         .shared = (shared_row *)(lookups + 2 * n),
         .sum_bytes = width * size_of(job->dtype),

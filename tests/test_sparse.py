@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import fastopt
 from fastopt import RowSparse, functional
 from fastopt.arrays.libraries import view
+from fastopt.backends import native
 from fastopt.binding.sparse import each_once
 from fastopt.jobs.job import DUPLICATES
 from fastopt.jobs.tables import check_rows
@@ -175,7 +176,7 @@ def test_the_tree_of_weighted_bags(backend):
     assert_same_bits([got], [sums_of(indices, expanded, len(FEW))])
 
 
-@pytest.mark.parametrize("width", [1, 20, 64, 600])
+@pytest.mark.parametrize("width", [1, 20, 112, 600])
 @pytest.mark.parametrize("storage", [{}, {"gradient_noise": fastopt.GradientNoise(0.1)}])
 @pytest.mark.parametrize("name", ["adam", "rowwise_adagrad"])
 def test_threads_and_backends_agree_on_rows_of_many_lookups(name, storage, width):
@@ -193,6 +194,27 @@ def test_threads_and_backends_agree_on_rows_of_many_lookups(name, storage, width
         want = table(name, {}, len(FEW) + 2, (width,), "f4")
         brute_force(name, {"lr": 0.1}, want, indices, values, "sum", 1)
         assert_same_bits(results[0], want)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam", "rowwise_adagrad"])
+def test_rules_with_loops_of_their_own_over_rows(name, dtype):
+    """Rows of whole lines, up to a tile; some of a line less or more, and unaligned ones, which the loops leave."""
+    hyper = {"lr": 0.1, "weight_decay": 0.01, "decoupled_weight_decay": 0.1}
+    for width in (15, 16, 17, 112, 512, 528):
+        indices, values = of_sizes(FEW, width, dtype)
+        want = table(name, {}, len(FEW) + 2, (width,), dtype)
+        brute_force(name, hyper, want, indices, values, "sum", 1)
+        for level in native.isa_supported():
+            native.set_isa(level)
+            try:
+                got = table(name, {}, len(FEW) + 2, (width,), dtype)
+                beside = [misaligned(array) for array in got]
+                for arrays in (got, beside):
+                    getattr(functional, name)(arrays[0], RowSparse(indices, values), *arrays[1:], step=1, **hyper)
+                    assert_same_bits(arrays, want)
+            finally:
+                native.set_isa(None)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -44,6 +44,7 @@ void normals(uint64_t element, int64_t n, uint64_t step, uint64_t seed, const up
 #define MEASURES(rule) [number_##rule] = FN(run_measure_##rule),
 #define STORED_MEASURES(rule) [number_##rule] = FN(stored_measure_##rule),
 #define ROW_FOLD(rule, update) [number_##rule] = FN(fold_row_##rule),
+#define LOOP(rule, ...) [number_##rule] = FN(update_rows_##rule),
 const fastopt_loops FN(PASTE(fastopt_loops_, FASTOPT_ISA)) = {
     {FASTOPT_INSTANCES(DENSE) FASTOPT_ROW_RULES(ROW_DENSE)},
     {FASTOPT_INSTANCES(STORED) FASTOPT_ROW_RULES(ROW_STORED)},
@@ -53,5 +54,6 @@ const fastopt_loops FN(PASTE(fastopt_loops_, FASTOPT_ISA)) = {
     FN(run_rows),
     FN(sum_row),
     {FASTOPT_ROW_RULES(ROW_FOLD)},
+    {FASTOPT_ROW_LOOPS(LOOP) FASTOPT_ROW_RULES(LOOP)},
     FN(square_sum),
 };

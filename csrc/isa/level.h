@@ -58,8 +58,12 @@ typedef struct {
 #define TREE_DEPTH 6          /* levels above the first: 32^7 lookups are more than there can be */
 #define PIECE (TERMS * TERMS) /* lookups that a thread adds up, of a row that several do */
 
+typedef struct fastopt_segments fastopt_segments;
+/* One rule's loop over the rows of lookups [begin, end), which are whole segments. */
+typedef void (*fastopt_row_loop)(const fastopt_segments *s, int64_t begin, int64_t end, const void *coefficients);
+
 /* Lookups in the order in which they are updated: those of a row are together, and called its segment. */
-typedef struct {
+struct fastopt_segments {
     const fastopt_rows *rows;
     const fastopt_lookup *lookups;
     int64_t end;      /* of all lookups */
@@ -69,7 +73,8 @@ typedef struct {
     const int64_t *strides;
     const double *folded;
     fastopt_pass pass; /* at the parameter's first element */
-} fastopt_segments;
+    fastopt_row_loop loop; /* the rule's own, or NULL */
+};
 /* Updates a row's states, an element each, by its mean square; writes the coefficients of the update of its
  * elements. */
 typedef void (*fastopt_row_fold)(double square, void *states, const void *folded, void *coefficients);
@@ -97,6 +102,7 @@ typedef struct {
     fastopt_row_runner run_rows;
     fastopt_row_adder sum_row;
     fastopt_row_fold row_folds[KERNELS]; /* NULL for a rule without states by row */
+    fastopt_row_loop row_loops[KERNELS]; /* NULL for a rule without a loop of its own */
     double (*square_sum)(int32_t dtype, int64_t n, const char *from, int64_t stride);
 } fastopt_loops;
 

@@ -7,12 +7,17 @@ static int FN(dtype_at)(const fastopt_segments *s, int j)
     return s->pass.storage ? s->pass.storage->dtypes[j] : COMPUTE;
 }
 
-/* The address of a lookup's gradient, from `column` on. */
-static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place, int64_t column)
+/* The address of a lookup's gradient. */
+INLINE const char *FN(gradient_of)(const fastopt_segments *s, int64_t place)
 {
     const int64_t row = s->rows->source ? s->rows->source[place] : place;
-    const int size = FN(element_size)(FN(dtype_at)(s, GRADIENT));
-    return (const char *)s->addresses[GRADIENT] + row * s->strides[GRADIENT] + column * size;
+    return (const char *)s->addresses[GRADIENT] + row * s->strides[GRADIENT];
+}
+
+/* The same from `column` on. */
+static const char *FN(lookup_gradient)(const fastopt_segments *s, int64_t place, int64_t column)
+{
+    return FN(gradient_of)(s, place) + column * FN(element_size)(FN(dtype_at)(s, GRADIENT));
 }
 
 /* Lookups ahead to prefetch: rows lie anywhere, and only the list of lookups says which is next. */
@@ -41,31 +46,30 @@ INLINE void FN(prefetch_lookup)(const fastopt_segments *s, int64_t q)
 }
 
 typedef real FN(vector) __attribute__((vector_size(LANES * 4)));
+enum { FN(lanes) = sizeof(FN(vector)) / sizeof(real) };
 
 /* Adds up count vectors each of n gradients, in order, and writes the sums. */
 INLINE void FN(add_vectors)(const char *const *from, const real *weights, int n, int64_t i, const int count, real *tile)
 {
-    const int lanes = sizeof(FN(vector)) / sizeof(real);
     FN(vector) sums[4] = {{0}}, x;
     for (int q = 0; q < n; q++)
         for (int k = 0; k < count; k++) {
-            memcpy(&x, from[q] + (i + k * lanes) * (int64_t)sizeof(real), sizeof x);
+            memcpy(&x, from[q] + (i + k * FN(lanes)) * (int64_t)sizeof(real), sizeof x);
             if (weights)
                 x = weights[q] * x;
             sums[k] = q ? sums[k] + x : x;
         }
     for (int k = 0; k < count; k++)
-        memcpy(tile + i + k * lanes, &sums[k], sizeof x);
+        memcpy(tile + i + k * FN(lanes), &sums[k], sizeof x);
 }
 
 /* Writes the sum of n gradients, in order. */
 INLINE void FN(sum_rows)(const char *const *from, const real *weights, int n, int64_t m, real *tile)
 {
-    const int lanes = sizeof(FN(vector)) / sizeof(real);
     int64_t i = 0;
-    for (; i + 4 * lanes <= m; i += 4 * lanes)
+    for (; i + 4 * FN(lanes) <= m; i += 4 * FN(lanes))
         FN(add_vectors)(from, weights, n, i, 4, tile);
-    for (; i + lanes <= m; i += lanes)
+    for (; i + FN(lanes) <= m; i += FN(lanes))
         FN(add_vectors)(from, weights, n, i, 1, tile);
     for (; i < m; i++) {
         real sum = 0, x;
@@ -298,6 +302,157 @@ static void FN(run_elements)(fastopt_kernel kernel, const real *coefs, real scal
     }
 FASTOPT_ROW_RULES(FOLD_ROW)
 
+/* ---- loops of one rule over rows of whole lines ---- */
+
+#define ROW_LINE 16 /* elements: a line of floats, and as many as there are sums of squares */
+/* Elements that are added up at a time, in eight vectors at most: the sums stay in registers. */
+#define SUMMED (8 * FN(lanes) < STRIP ? 8 * FN(lanes) : STRIP)
+
+/* 1 if the rule's own loop can update the rows. */
+static int FN(has_own_loop)(const fastopt_segments *s)
+{
+    return s->loop && !s->pass.storage && !prepares(&s->pass) && !s->rows->weights
+        && s->rows->duplicates == FASTOPT_SUM && s->rows->width % ROW_LINE == 0 && s->rows->width <= TILE
+        && FN(aligned)(s);
+}
+
+INLINE void FN(prefetch_bytes)(const char *from, int bytes, const int is_written)
+{
+    for (int at = 0; at < bytes; at += 64)
+        __builtin_prefetch(from + at, is_written, 3);
+}
+
+/* Prefetches n elements of a lookup's gradient and, if it is the first of its row, as many of the row's `whole` arrays,
+ * and what the others have of the row. */
+INLINE void FN(prefetch_columns)(const fastopt_segments *s, int64_t q, int64_t column, const int n, const int whole,
+                                 const int arrays)
+{
+    if (q >= s->end)
+        return;
+    const fastopt_lookup *lookup = &s->lookups[q];
+    const int64_t at = column * (int64_t)sizeof(real);
+    FN(prefetch_bytes)(FN(gradient_of)(s, lookup->place) + at, n * (int)sizeof(real), 0);
+    if (lookup->row != lookup[-1].row)
+        for (int j = 0; j < arrays; j++)
+            if (j != GRADIENT) {
+                const char *row = (const char *)s->addresses[j] + lookup->row * s->strides[j];
+                FN(prefetch_bytes)(j < whole ? row + at : row, j < whole ? n * (int)sizeof(real) : 1, 1);
+            }
+}
+
+/* Writes the sums of n elements, whole vectors, of the gradients of a row's lookups from q on, of TERMS at most. Returns
+ * the lookup after these. */
+INLINE int64_t FN(sum_columns)(const fastopt_segments *s, int64_t q, int64_t end, int64_t column, const int n,
+                               const int whole, const int arrays, real *to)
+{
+    const fastopt_lookup *lookups = s->lookups;
+    const int64_t stop = end - q > TERMS ? q + TERMS : end;
+    const uint32_t row = lookups[q].row;
+    FN(vector) sums[SUMMED / FN(lanes)], x;
+    const char *from = FN(gradient_of)(s, lookups[q].place) + column * (int64_t)sizeof(real);
+    for (int k = 0; k < n / FN(lanes); k++)
+        memcpy(&sums[k], from + k * sizeof x, sizeof x);
+    FN(prefetch_columns)(s, q + LOOKUPS_AHEAD, column, n, whole, arrays);
+    while (++q < stop && lookups[q].row == row) {
+        from = FN(gradient_of)(s, lookups[q].place) + column * (int64_t)sizeof(real);
+        FN(prefetch_columns)(s, q + LOOKUPS_AHEAD, column, n, whole, arrays);
+        for (int k = 0; k < n / FN(lanes); k++) {
+            memcpy(&x, from + k * sizeof x, sizeof x);
+            sums[k] += x;
+        }
+    }
+    for (int k = 0; k < n / FN(lanes); k++)
+        memcpy(to + k * FN(lanes), &sums[k], sizeof x);
+    return q;
+}
+
+/* Writes the sum of the gradients of a row with more than TERMS lookups. Returns the lookup after them. */
+NOINLINE int64_t FN(sum_many)(const fastopt_segments *s, int64_t q, int64_t end, real *to)
+{
+    end = FN(segment_end)(s, q, end);
+    FN(sum_tree)(s, q, end, 0, s->rows->width, to);
+    return end;
+}
+
+/* Writes the sum of the gradients of the row of lookup q, its first. Returns the lookup after its last one. */
+INLINE int64_t FN(sum_lines)(const fastopt_segments *s, int64_t q, int64_t end, const int whole, const int arrays,
+                             real *to)
+{
+    const int64_t width = s->rows->width;
+    int64_t column = 0, next = q;
+    for (; column <= width - SUMMED; column += SUMMED)
+        next = FN(sum_columns)(s, q, end, column, SUMMED, whole, arrays, to + column);
+    for (; column < width; column += ROW_LINE)
+        next = FN(sum_columns)(s, q, end, column, ROW_LINE, whole, arrays, to + column);
+    return next - q == TERMS && next < end && s->lookups[next].row == s->lookups[q].row
+         ? FN(sum_many)(s, q, end, to) : next;
+}
+
+/* Updates the elements of a row where they are. The compiler is to see that there are whole lines of them. */
+#define UPDATE_ROW(rule, copies)                                                                                      \
+    IVDEP                                                                                                             \
+    for (int64_t i = 0; i < width; i++)                                                                               \
+        ELEMENT(UPDATE_##rule##_##copies)
+
+#define ROW_LOOP(rule)                                                                                                \
+    NOINLINE void FN(update_rows_##rule)(const fastopt_segments *s, int64_t begin, int64_t end,                       \
+                                         const void *coefficients)                                                    \
+    {                                                                                                                 \
+        enum { all = ARRAYS_##rule##_1 };                                                                             \
+        COEFFICIENTS(rule, 1)                                                                                         \
+        const int64_t width = s->rows->width / ROW_LINE * ROW_LINE;                                                   \
+        _Alignas(64) real grad[TILE];                                                                                 \
+        for (int64_t q = begin, next; q < end; q = next) {                                                            \
+            next = FN(sum_lines)(s, q, end, all, all, grad);                                                          \
+            void *arrays[all];                                                                                        \
+            for (int j = 0; j < all; j++)                                                                             \
+                arrays[j] = (char *)s->addresses[j] + s->lookups[q].row * s->strides[j];                              \
+            real *restrict param = arrays[0];                                                                         \
+            POINTERS_##rule##_1                                                                                       \
+            UPDATE_ROW(rule, 1)                                                                                       \
+        }                                                                                                             \
+    }
+
+/* The same for a rule with states by row, which stand behind parameter and gradient: the update of its elements has no
+ * others. */
+#define ROW_RULE_LOOP(rule, update)                                                                                   \
+    NOINLINE void FN(update_rows_##rule)(const fastopt_segments *s, int64_t begin, int64_t end,                       \
+                                         const void *coefficients)                                                    \
+    {                                                                                                                 \
+        enum { whole = ARRAYS_##update##_1, all = whole + ROW_STATES_##rule };                                        \
+        const struct { FN(prologue_coefs) prologue; FN(rule##_coefs) rule; } *c = coefficients;                       \
+        const FN(prologue_coefs) prologue = c->prologue;                                                              \
+        FN(update##_coefs) folded;                                                                                    \
+        const int64_t width = s->rows->width / ROW_LINE * ROW_LINE;                                                   \
+        _Alignas(64) real grad[TILE], squares[TILE];                                                                  \
+        for (int64_t q = begin, next; q < end; q = next) {                                                            \
+            const int64_t row = s->lookups[q].row;                                                                    \
+            double lanes[ROW_LINE] = {0};                                                                             \
+            next = FN(sum_lines)(s, q, end, whole, all, grad);                                                        \
+            real *restrict param = (real *)((char *)s->addresses[0] + row * s->strides[0]);                           \
+            if (prologue.weight_decay == 0) /* not to wait for the parameter */                                       \
+                for (int64_t i = 0; i < width; i++)                                                                   \
+                    squares[i] = prologue.grad_scale * grad[i];                                                       \
+            else                                                                                                      \
+                IVDEP                                                                                                 \
+                for (int64_t i = 0; i < width; i++) {                                                                 \
+                    real p = param[i];                                                                                \
+                    squares[i] = FN(prologue)(&p, grad[i], &prologue);                                                \
+                }                                                                                                     \
+            FN(add_squares)(squares, width, lanes);                                                                   \
+            real states[ROW_STATES_##rule];                                                                           \
+            for (int j = whole; j < all; j++)                                                                         \
+                states[j - whole] = *(real *)((char *)s->addresses[j] + row * s->strides[j]);                         \
+            FN(fold_row_##rule)(FN(sum_lanes)(lanes) / (double)width, states, &c->rule, &folded);                     \
+            for (int j = whole; j < all; j++)                                                                         \
+                *(real *)((char *)s->addresses[j] + row * s->strides[j]) = states[j - whole];                         \
+            const FN(update##_coefs) coefs[] = {folded};                                                              \
+            UPDATE_ROW(update, 1)                                                                                     \
+        }                                                                                                             \
+    }
+FASTOPT_ROW_LOOPS(ROW_LOOP)
+FASTOPT_ROW_RULES(ROW_RULE_LOOP)
+
 /* m elements of a lookup's parameter, with the part that its dtype could not hold: in place if possible, else in
  * `to`. */
 static const real *FN(row_param)(const fastopt_segments *s, int64_t q, int64_t column, int64_t m, int companion,
@@ -381,7 +536,9 @@ static void FN(run_rows)(fastopt_kernel kernel, fastopt_row_fold fold, const fas
     const real scale = coefs[0];
     if (prepares(&s->pass)) /* the gradient is scaled before the rule's prologue */
         coefs[0] = 1;
-    if (fold)
+    if (FN(has_own_loop)(s))
+        s->loop(s, begin, end, coefs);
+    else if (fold)
         FN(run_whole_rows)(kernel, fold, coefs, scale, s, begin, end);
     else
         FN(run_elements)(kernel, coefs, scale, s, begin, end);
