@@ -13,7 +13,7 @@ from ..numba_cache import INNER
 from .memory import address_of, call, gather, load, on_stack, prefetch, scatter
 from .tiles import GROUP, LEVELS, TILE, add_group, prologue
 
-STRIP = 256  # elements between which others are prefetched
+STRIP = 128  # elements between which others are prefetched: with 64 or 256 a step of 1e8 takes 5 % or 10 % longer
 
 
 def run_kernel(

@@ -29,9 +29,9 @@ _pool_lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    """A forked child has none of its parent's threads, and the library would start no others."""
-    global _team, _pool, _pool_lock
-    _team, _pool, _pool_lock = 0, None, threading.Lock()
+    """A forked child has none of its parent's threads. (The library knows, and starts others.)"""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
