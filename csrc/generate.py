@@ -188,7 +188,7 @@ def rule_table(module, levels):
         macro("FASTOPT_KERNELS(X)", *(f"X({name}, {fold_of(rule)})" for name, rule in kernels.items())),
         macro("FASTOPT_INSTANCES(X)", *instances),
         macro("FASTOPT_ROW_RULES(X)", *row_rules),
-        macro("FASTOPT_ROW_LOOPS(X)", *(f"X({name})" for name in ROW_LOOPS)),
+        macro("FASTOPT_ROW_LOOPS(X)", *(f"X({name})" for name in ROW_LOOPS if name in kernels)),
         macro("FASTOPT_STAGES(X)", *stages),
         macro("FASTOPT_RULES", *(line for rule in rules for line in table_entry(module, rule))),
         macro("FASTOPT_LEVELS(X)", *(f"X({level})" for level in levels)),

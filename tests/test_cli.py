@@ -6,6 +6,7 @@ import importlib
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -16,7 +17,6 @@ from pathlib import Path
 import pytest
 
 import fastopt
-import fastopt_command
 from fastopt import cli
 from fastopt.rules import RULES
 
@@ -69,24 +69,21 @@ def test_version():
 SLOW = "import sys, time; print('up', file=sys.stderr, flush=True); time.sleep(60)"
 
 
-def stand_in(folder, package="", status=0):
-    """The command over a package whose main leaves something slow for the process's end."""
+def stand_in(folder, loads="", status=0):
+    """The command over a command line whose main leaves something slow for the process's end."""
     (folder / "fastopt").mkdir()
-    (folder / "fastopt/__init__.py").write_text(package)
+    (folder / "fastopt/__init__.py").touch()
+    shutil.copy(Path(fastopt.__file__).with_name("__main__.py"), folder / "fastopt")
     (folder / "fastopt/cli.py").write_text(
-        f"import atexit\ndef main():\n    atexit.register(exec, {SLOW!r}, {{}})\n    return {status}\n"
+        f"{loads}\nimport atexit\ndef main():\n    atexit.register(exec, {SLOW!r}, {{}})\n    return {status}\n"
     )
-    code = "import sys; from fastopt_command import main; sys.exit(main())"
-    path = os.pathsep.join([str(folder), str(Path(fastopt_command.__file__).parent)])
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "fastopt"]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("package", [SLOW, ""], ids=["the package is loaded", "the process ends"])
-def test_ctrl_c_is_a_line_while(package, tmp_path):
-    with stand_in(tmp_path, package) as process:
+@pytest.mark.parametrize("loads", [SLOW, ""], ids=["it is loaded", "the process ends"])
+def test_ctrl_c_is_a_line_while(loads, tmp_path):
+    with stand_in(tmp_path, loads) as process:
         assert process.stderr.readline() == "up\n"
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=20)[1] == "fastopt: interrupted\n"

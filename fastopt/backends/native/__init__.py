@@ -17,7 +17,7 @@ from ...arrays.dtypes import CODES
 from ...checks import did_you_mean, wrong_value
 from ...errors import BackendUnavailable, install_command
 from ...jobs.job import RowJob, blocks_of
-from ...rules import OWN
+from ...rules import OWN, Rule
 from .. import _sources, host
 
 if TYPE_CHECKING:
@@ -124,6 +124,11 @@ def _rows(rows: Rows) -> Any:
             "weights": _pointer("char[]", rows.weights),
         },
     )
+
+
+def knows(rule: Rule) -> bool:
+    """Tell whether the library has a rule: it has none that came after it was built."""
+    return bool(lib.fastopt_find_rule(rule.name.encode()) >= 0)
 
 
 class _Runner:

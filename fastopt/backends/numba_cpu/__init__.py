@@ -43,7 +43,7 @@ try:
         tile_update,
     )
     from .parts import Part
-    from .threads import has_team, run_parallel, whole
+    from .threads import run_parallel, team_folds, whole
 except ImportError as error:
     raise BackendUnavailable(f"Numba cannot be loaded ({error}); install it: pip install numba") from None
 
@@ -70,7 +70,7 @@ class _Runner:
         self._step: Callable[[float, int], None] | None = None  # by one call; made when it is first asked for
 
     def __call__(self, grad_scale: float, threads: int) -> None:
-        if self._planned and has_team():
+        if self._planned:
             if self._step is None:
                 self._step = self._plan()
             self._step(grad_scale, threads)
@@ -183,9 +183,9 @@ def _stored(job: Job, measures: bool = False) -> tiles.Stored:
 
 
 def _can_be_planned(job: Job) -> bool:
-    """Tell whether a job's step is to fold, and to update whole tensors, whose gradients no number of a step scales."""
-    prepared = job.storage is not None and job.storage.options & PREPARED
-    return isinstance(job, DenseJob) and job.progress.rule.by_tensor is None and not prepared
+    """Tell whether a step of a job is to fold, as C does, and to update whole tensors by numbers that none scales."""
+    rule, prepared = job.progress.rule, job.storage is not None and job.storage.options & PREPARED
+    return isinstance(job, DenseJob) and rule.by_tensor is None and not prepared and team_folds(rule)
 
 
 def _kernel_of(

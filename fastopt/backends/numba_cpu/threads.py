@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ...errors import BackendUnavailable
+from ...rules import Rule
 from ..interrupts import held_back
 from ..numba_arithmetic import ieee_arithmetic
 from .parts import Part
@@ -45,6 +46,11 @@ _RUN_PARTS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, *4 * [ctyp
 def has_team() -> bool:
     """Tell whether there are threads of the C library."""
     return bool(_team)
+
+
+def team_folds(rule: Rule) -> bool:
+    """Tell whether the C library has threads, and the rule that is to be folded."""
+    return has_team() and native.knows(rule)
 
 
 def run_parallel(
