@@ -31,7 +31,7 @@ pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 from fastopt import BackendUnavailable
 from fastopt.arrays.libraries import driver
-from fastopt.backends.numba_cuda import compiler, limits, rows, runs
+from fastopt.backends.numba_cuda import compiler, limits, lookups, rows, runs
 from fastopt.backends.numba_cuda.compiler import (
     Fold,
     GroupSums,
@@ -75,7 +75,8 @@ def target_of(kind):
 
 def plain_kinds():
     yield from (limits._BEGIN, limits._ADD, limits._LIMIT, *map(compiler.put_scales_in, (F4, F8)))
-    yield from (runs._MAP_CHUNKS, rows.BEGIN, rows.COUNT, rows.ADD_UP, rows.ORDER)
+    yield from (runs._MAP_CHUNKS, lookups.BEGIN, lookups.COUNT, lookups.ADD_UP, lookups.ORDER)
+    yield from (lookups.COUNT_ROWS, lookups.NUMBER)
     yield from map(rows.bags_of, (F4, F8))
     yield from map(squares_of, compiler.CODES)
     yield from map(scale_of, compiler.CODES)

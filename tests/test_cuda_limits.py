@@ -1,6 +1,7 @@
 """Limits of norms on the device: the bits that the CPU leaves, and no host that waits."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import fastopt
 from fastopt import RULES
 
-from .device import assert_equal, on_both, without_waiting
+from .device import DeviceArray, assert_equal, on_both, without_waiting
 from .support import assert_same_bits
 
 pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip install -e ".[cuda]"')
@@ -121,6 +122,96 @@ def test_stages_measure_limited_gradients(gpu, name):
         cpus.step(split(grads_here), max_norm=0.5, skip_nonfinite=True)
         assert ours.last_step_skipped is cpus.last_step_skipped is bool(bad)
     assert_alike(there, here, ours, cpus)
+
+
+def rows_of(kind, seed, factor=1.0):
+    """Gradients of some rows of a table, some named several times, and of a whole tensor."""
+    rng = np.random.default_rng(seed)
+    indices, values = rng.integers(0, 40, 150), factor * rng.standard_normal((150, 12))
+    whole = rng.standard_normal(5003).astype(F4)
+    return [fastopt.RowSparse(kind(indices), kind(values.astype(F4))), kind(whole)]
+
+
+@pytest.mark.parametrize(
+    ("how", "bad"),
+    [
+        ("and by value, zeroing", False),
+        ("checked", True),
+        ("checked, each", True),
+        *(pytest.param(*own, marks=pytest.mark.slow) for own in (("each", True), ("checked, clipped", True))),
+    ],
+)
+@pytest.mark.parametrize("kind", ["rows of a rule", "some rows"])
+def test_rows_are_limited_as_on_the_cpu_and_nothing_waits(gpu, kind, how, bad):
+    """Dense gradients of a rule of rows, and gradients of some rows, beside a whole tensor."""
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal((40, 12)).astype(F4), rng.standard_normal(5003).astype(F4)]
+    there, here = on_both(start)
+    made = fastopt.Adam if kind == "some rows" else fastopt.RowwiseAdagrad
+    ours, cpus = made(there, lr=0.1), made(here, lr=0.1)
+    for step in range(3):
+        factor = np.nan if bad and step == 1 else 1.0
+        if kind == "some rows":
+            grads_there, grads_here = rows_of(DeviceArray, step, factor), rows_of(np.array, step, factor)
+        else:
+            grads = [(factor if k == 0 else 1) * rng.standard_normal(p.shape).astype(F4) for k, p in enumerate(here)]
+            grads_there, grads_here = on_both([g.astype(F4) for g in grads])
+        with nullcontext() if "zeroing" in how else without_waiting(gpu):  # Numba's arrays are zeroed by waiting
+            ours.step(grads_there, **HOW[how])
+        with np.errstate(all="ignore"):
+            cpus.step(grads_here, **HOW[how])
+        assert ours.last_step_skipped is cpus.last_step_skipped
+        assert_same_bits([np.array(ours.last_grad_norm, float)], [np.array(cpus.last_grad_norm, float)])
+    assert_alike(there, here, ours, cpus)
+
+
+@pytest.mark.parametrize(
+    ("rows", "lookups", "width", "dtype", "bags", "duplicates"),
+    [
+        (5, 33, 7, F8, "weighted", "sum"),
+        (600, 1025, 8, BF, "mean", "sequential"),
+        *(
+            pytest.param(*own, marks=pytest.mark.slow)
+            for own in [
+                (1, 1, 1, F4, None, "sum"),
+                (70_000, 1023, 4, F4, None, "sequential"),
+                (3, 2100, 12, F2, None, "hogwild"),
+                (70_000, 3000, 3, F4, None, "sum"),
+                (300, 1024, 64, F4, "mean", "sum"),
+            ]
+        ),
+    ],
+    ids=str,
+)
+def test_the_norm_of_rows_is_that_of_their_sums(gpu, rows, lookups, width, dtype, bags, duplicates):
+    """Of lookups and rows around what blocks and groups hold, in any order."""
+    rng = np.random.default_rng(lookups)
+    indices, real = rng.integers(0, rows, lookups), F8 if dtype == F8 else F4
+    count = 20 if bags else lookups
+    values, weights = rng.standard_normal((count, width)).astype(dtype), rng.standard_normal(lookups).astype(real)
+    offsets = np.sort(np.append(rng.integers(0, lookups + 1, count - 1), 0))
+    found = []
+    for kind in (DeviceArray, np.array):
+        given = kind(indices), *([kind(offsets)] if bags else []), kind(values)
+        more = {"weights": kind(weights)} if bags == "weighted" else {"mode": bags} if bags else {}
+        gradient = (fastopt.RowSparse.bags if bags else fastopt.RowSparse)(*given, duplicates=duplicates, **more)
+        param = kind(np.zeros((rows, width), real))
+        optimizer = fastopt.SGD([param], lr=0.1)
+        for _ in range(2):
+            optimizer.step([gradient], max_norm=1.0)
+        found.append((optimizer.last_grad_norm, np.asarray(param.get() if kind is DeviceArray else param)))
+    assert_same_bits([np.array(found[0][0]), found[0][1]], [np.array(found[1][0]), found[1][1]])
+
+
+def test_an_index_out_of_range_has_no_norm():
+    there, here = on_both([np.ones((5, 4), F4)])
+    optimizer = fastopt.SGD(there, lr=0.1)
+    with pytest.raises(ValueError, match="found index 7 in a step before"):
+        for _ in range(2):
+            gradient = fastopt.RowSparse(DeviceArray(np.array([0, 7, 1])), DeviceArray(np.ones((3, 4), F4)))
+            optimizer.step([gradient], max_norm=1.0)
+    assert optimizer.last_grad_norm == 0.0
+    assert_equal(there, here)
 
 
 def sums_of(*powers):

@@ -13,7 +13,7 @@ pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip insta
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 from fastopt.arrays.libraries import driver
-from fastopt.backends.numba_cuda import compiler, rows
+from fastopt.backends.numba_cuda import compiler, lookups, rows
 from fastopt.backends.numba_cuda.kernels import THREADS
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -99,7 +99,7 @@ def test_counters_are_added_up_before_each_block(blocks):
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 1000, (3, blocks), np.int32)
     counters, totals = DeviceArray(counts), DeviceArray(np.full(3, -1, np.int32))
-    device, kind = driver.device_of(0), rows.ADD_UP
+    device, kind = driver.device_of(0), lookups.ADD_UP
     kernel = device.kernel(compiler.ptx_of(kind, device.capability), kind.name, len(kind.arguments), THREADS)
     addresses = [array.__cuda_array_interface__["data"][0] for array in (counters, totals)]
     kernel.arguments[:] = *addresses, blocks

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays.array import Array
 from ..arrays.checks import Written
-from ..jobs.job import Gradients, Job, Sum
+from ..jobs.job import Gradients, Job, RowJob, Sum
 
 #: Layouts of arrays, which can be compared and be keys, and their addresses as bytes of uint64.
 Look = tuple[Hashable, bytes]
@@ -128,9 +128,12 @@ class PrepareNorms(Protocol):
     """A backend's `prepare_norms`."""
 
     def __call__(
-        self, tables: Sequence[Gradients], parameters: Sequence[np.ndarray], each: bool, recorded: bool
+        self, tables: Sequence[Gradients | RowJob], parameters: Sequence[np.ndarray], each: bool, recorded: bool
     ) -> Norms:
-        """Make gradients ready, of parameters of these numbers: for one norm or one of each, for graphs too or not."""
+        """Make gradients ready, of parameters of these numbers: for one norm or one of each, for graphs too or not.
+
+        A job of rows stands for the sums of the rows of its gradient.
+        """
 
 
 class SquareSums(Protocol):

@@ -98,11 +98,11 @@ def check() -> None:
 
 def measure(name: str, budget: float) -> Row:
     """Compiles and assembles a kernel; its row has no times, for nothing runs."""
-    from ..backends.numba_cuda import compiler, rows
+    from ..backends.numba_cuda import compiler, lookups
 
     f4 = np.dtype("f4")
     if name in LOOKUPS:
-        return _as_built(name, (rows.ORDER, compiler.GroupSums(f4, F4))[LOOKUPS.index(name)])[0]
+        return _as_built(name, (lookups.ORDER, compiler.GroupSums(f4, F4))[LOOKUPS.index(name)])[0]
     if name in ROWS:
         rule = RULES[ROWS[name]]
         kind = compiler.RowKernelSpec(rule.kernel, 1, f4, (F4,) * rule.count_arrays(1))

@@ -20,7 +20,7 @@ from ..backends.choice import get_backend
 from ..backends.interrupts import held_back
 from ..backends.matrices import prepare as prepare_all
 from ..checks import check_flag
-from ..jobs.job import AnyJob, DenseJob, Gradients, Job, RowJob, Sum
+from ..jobs.job import AnyJob, Gradients, Job, MatrixJob, RowJob, Sum
 from ..jobs.tables import make_gradients
 from ..rules import GRADIENT
 from .norms import NO_LIMITS, Limits, Reading, Telling, check_scale, read
@@ -110,7 +110,7 @@ class Binding:
         self._by_rows = {int(job.members[0]) for job in jobs if isinstance(job, RowJob)}
         self._base: Binding | None = None  # which has the tables of the dense gradients
         self._tables: list[Gradients] | None = None
-        self._norms: dict[bool, Norms] = {}  # on the device: of all gradients, of each
+        self._norms: dict[tuple[bool, bool], Norms | None] = {}  # on the device: by each, or all; with a limit
         self._recorded = prepare is not None  # by graphs
         self._columns: Columns | None = None  # where gradients can be others than they were
 
@@ -318,8 +318,8 @@ class Binding:
 
     @property
     def can_limit_there(self) -> bool:
-        """True where the device itself scales and skips: of whole tensors."""
-        return self.backend.prepare_norms is not None and all(isinstance(job, DenseJob) for job in self.jobs)
+        """True where the device itself scales and skips: no matrices."""
+        return self.backend.prepare_norms is not None and not any(isinstance(job, MatrixJob) for job in self.jobs)
 
     def _limited_there(
         self,
@@ -331,19 +331,35 @@ class Binding:
     ) -> Reading | None:
         """Have the device find the scale, without waiting; None where it cannot, or has no element to read."""
         prepare = self.backend.prepare_norms
-        dense = [table for table in tables if isinstance(table, Gradients) and table.offsets[-1]]
-        if prepare is None or not dense or not self.can_limit_there:
-            return None
         each = limits.clip_norm is not None
         limit = limits.clip_norm if each else limits.max_norm
-        if limit is None and not (skip_nonfinite or amp):
+        if prepare is None or not self.can_limit_there or (limit is None and not (skip_nonfinite or amp)):
             return None
-        if each not in self._norms:
-            members = np.array(self.members)
-            self._norms[each] = prepare(dense, [members[table.places] for table in dense], each, self._recorded)
-        found = self._norms[each](grad_scale, limit, skip_nonfinite, amp or (0, 0))
+        key = each, limit is not None
+        if key not in self._norms:
+            found = self._read_there(tables, summed=limit is not None)
+            given = [table for table, _ in found], [numbers for _, numbers in found]
+            self._norms[key] = prepare(*given, each, self._recorded) if found else None
+        norms = self._norms[key]
+        if norms is None:
+            return None
+        scale = norms(grad_scale, limit, skip_nonfinite, amp or (0, 0))
         clips, skips = limits.max_norm is not None, skip_nonfinite or bool(amp and amp[1])
-        return Reading(found, (), found if clips else None, found if skips else False)
+        return Reading(scale, (), scale if clips else None, scale if skips else False)
+
+    def _read_there(
+        self, tables: Sequence[Gradients | RowSparse], summed: bool
+    ) -> list[tuple[Gradients | RowJob, np.ndarray]]:
+        """What the device reads, with the numbers of its parameters: of some rows their sums, or what is given."""
+        members, by_rows = np.array((self._base or self).members), [i for i, _, _ in self._rows]
+        dense = [table for table in tables if isinstance(table, Gradients)]
+        found: list[tuple[Gradients | RowJob, np.ndarray]] = [(table, members[table.places]) for table in dense]
+        if summed:
+            jobs = [job for job in self.jobs if isinstance(job, RowJob) and int(job.members[0]) in by_rows]
+            return [*filter(_has_elements, found), *((job, job.members) for job in jobs if job.size)]
+        for i, rows in zip(by_rows, self.rows, strict=True):
+            found += [(table, np.array([i])) for table in make_gradients([rows.values], ["grads"])]
+        return list(filter(_has_elements, found))
 
     def _put_factors(self, tables: Sequence[Gradients | RowSparse], factors: Sequence[np.ndarray]) -> None:
         """Give parameters the factors of their gradients' tables, dense ones first."""
@@ -478,3 +494,7 @@ def _stays(x: Any, array: Array) -> bool:
     if is_tensor(x):
         return array.owner is x
     return isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__")
+
+
+def _has_elements(table: tuple[Any, np.ndarray]) -> bool:
+    return bool(table[0].offsets[-1])

@@ -338,11 +338,6 @@ class Bound:
             binding.check_zeroing(given)  # which refuses what is read as a copy
         before = self._counters.read()
         if self._captured is not None:
-            if limits is not None and limits.clip_norm is not None:
-                raise ValueError(
-                    f"clip_norm: found {limits.clip_norm}, expected None with capturable: such a step scales all "
-                    "gradients alike, as by max_norm"
-                )
             self._captured.tell(optimizer.param_groups, amp)
         addresses = None
         if amp_there and (self._captured is None or limits is not None or skip_nonfinite):
@@ -366,7 +361,7 @@ class Bound:
     @property
     def can_limit_there(self) -> bool:
         """True where the device itself scales and skips, with the gradients taken over."""
-        return not self._held[2] and self._binding.can_limit_there
+        return self._binding.can_limit_there
 
     def take_back(self) -> None:
         """Tells states that the last step was not done."""

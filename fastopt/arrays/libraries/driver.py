@@ -75,6 +75,9 @@ class Kernel:
 class Within(int):
     """An address within a step's memory, from where that begins."""
 
+    def __add__(self, other: int) -> Within:
+        return Within(int(self) + other)
+
 
 class Launches:
     """Kernels that are launched one behind the other, with the arguments of all of them in one table.

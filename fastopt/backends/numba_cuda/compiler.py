@@ -102,6 +102,15 @@ class KernelSpec:
         return 8 + -(-self.copies * self.width * self.dtype.itemsize // 8) * 8 + noise
 
     @property
+    def row(self) -> np.dtype:
+        """A row of coefficients in a table: those of all copies are its own."""
+        fields = {"step": (np.int64, 0), "own": ((self.dtype, self.copies * self.width), 8)}
+        if self.options & storage.NOISE:
+            fields["deviation"] = (self.dtype, self.row_bytes - 8)
+        formats, offsets = zip(*fields.values(), strict=True)
+        return np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": self.row_bytes})
+
+    @property
     def in_blocks(self) -> bool:
         """Tell whether a state is in blocks."""
         return max(self.stored) >= SIGNED
@@ -189,7 +198,7 @@ class RowKernelSpec(KernelSpec):
     duplicates: int = 0
     bags: bool = False
     weighted: bool = False
-    integers: ClassVar[int] = 15
+    integers: ClassVar[int] = 16
 
     @property
     def name(self) -> str:
@@ -259,20 +268,27 @@ class GroupSums:
             return f"fastopt_sum_groups_in_{self.dtype.name}"
         return f"fastopt_sum_{_NAMES[self.gradient]}_in_{self.dtype.name}{_of_lookups(self.bags, self.weighted)}"
 
-    def bound(self, capability: tuple[int, int]) -> Any:
-        """The kernel as Python whose every name is bound."""
-        halves = self.gradient in _BITS_16
-        names: dict[str, Any] = {
+    @property
+    def lanes(self) -> int:
+        """Elements that a thread adds up at a time: 16 bytes of the narrower."""
+        return 8 if self.gradient in _BITS_16 else 16 // self.dtype.itemsize
+
+    def bindings(self) -> dict[str, Any]:
+        """Values of the kernel's template constants."""
+        return {
             "REAL": self.dtype.type,
             "OWN": CODES[self.dtype],
             "STORED": (CODES[self.dtype], self.gradient),
-            "IN_HALVES": halves,
+            "IN_HALVES": self.gradient in _BITS_16,
             "BAGS": self.bags,
             "WEIGHTED": self.weighted,
-            "OF_GROUPS": self.of_groups,
             "BATCH": _BATCH_OF_GROUPS,
-            "LANES": 8 if halves else 16 // self.dtype.itemsize,
+            "LANES": self.lanes,
         }
+
+    def bound(self, capability: tuple[int, int]) -> Any:
+        """The kernel as Python whose every name is bound."""
+        names = {**self.bindings(), "OF_GROUPS": self.of_groups}
         whole, one = {**names, "ALIGNED": True}, {**names, "LANES": 1}
         names["sum_aligned"] = bound(kernels.sum_group_elements, whole)
         names["sum_any"] = bound(kernels.sum_group_elements, one)
@@ -281,6 +297,28 @@ class GroupSums:
     def signature(self) -> Any:
         """The types of its arguments."""
         return types.void(*integers(len(inspect.signature(kernels.sum_groups).parameters)))
+
+
+@dataclass(frozen=True)
+class RowSums(GroupSums):
+    """The kernel that adds up the gradients of each row's lookups, with those of whole groups."""
+
+    @property
+    def name(self) -> str:
+        """Name shown by profilers."""
+        return f"{super().name}_by_row"
+
+    def bound(self, capability: tuple[int, int]) -> Any:
+        """The kernel as Python whose every name is bound."""
+        names = {**self.bindings(), "DUPLICATE_RULE": DUPLICATES.index("sum"), "WHOLE": False}
+        whole, one = {**names, "ALIGNED": True}, {**names, "LANES": 1}
+        names["row_sum_aligned"] = bound(kernels.sum_row_elements, whole)
+        names["row_sum_any"] = bound(kernels.sum_row_elements, one)
+        return _rebound(kernels.sum_rows, names)[0]
+
+    def signature(self) -> Any:
+        """The types of its arguments."""
+        return types.void(*integers(len(inspect.signature(kernels.sum_rows).parameters)))
 
 
 #: Gradients that a thread loads at a time, where it then updates a row, and where it only adds up.

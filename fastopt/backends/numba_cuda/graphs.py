@@ -134,6 +134,7 @@ class CapturedLaunch(RunLaunch):
         )  # fmt: skip
         self._kernel_of_runs, _ = self._kernel(kind)
         self._scales = PutScales(device, job.dtype, where["rows"], kind.row_bytes)
+        self._scales.allocate(tensors, stream)
         self._stage = self._measure(kind) if self._measured and self._chunks else None
         self._hyper_at, self._memory = hyper, memory
 
@@ -163,7 +164,7 @@ class CapturedLaunch(RunLaunch):
         fold.arguments[10:].view(np.float64)[0] = grad_scale
         fold.launch(-(-len(self._job.members) // THREADS), stream)
         if scale is not None:
-            self._scales.launch(stream, scale, len(self._job.members), self._job.members)
+            self._scales.launch(stream, scale, len(self._job.members), self._job.members, capturing)
         if self._stage is not None:
             self._stage.measure(stream)
             self._stage.fold(stream)

@@ -1077,6 +1077,36 @@ def order_by_digit(rows, places, other_rows, other_places, counters, totals, loo
             store(other_places + at, load(places + 8 * (first + k * WARP), int64))
 
 
+def count_rows(rows, counters, lookups):
+    """Counts the rows that begin among a thread block's lookups, which are ordered."""
+    sums = cuda.shared.array(THREADS, int32)
+    thread, block, count = int64(cuda.threadIdx.x), int64(cuda.blockIdx.x), int32(0)
+    for i in range(block * PART + thread, min((block + 1) * PART, lookups), THREADS):
+        count = int32(count + int32(_is_first(rows, i)))
+    _sum_before(sums, thread, count)
+    if thread == 0:
+        store(counters + 4 * block, sums[THREADS - 1])
+
+
+def number_rows(rows, numbers, counters, total, lookups, width, bad, end):
+    """Numbers rows in their order, where their lookups begin, by what `add_up_counters` made of their counts; at `end`
+    it tells the elements of all, or none where an index is out of range.
+    """
+    sums = cuda.shared.array(THREADS, int32)
+    thread, block = int64(cuda.threadIdx.x), int64(cuda.blockIdx.x)
+    number = load(counters + 4 * block, int32)
+    for first in range(block * PART, min((block + 1) * PART, lookups), THREADS):
+        i = first + thread
+        begins = i < lookups and _is_first(rows, min(i, lookups - 1))
+        before = _sum_before(sums, thread, int32(begins))
+        if begins:
+            store(numbers + 8 * i, int64(number + before))
+        number = int32(number + sums[THREADS - 1])
+        cuda.syncthreads()
+    if block == 0 and thread == 0:
+        store(end, int64(0) if load(bad, int64) else int64(load(total, int32)) * width)
+
+
 def find_bags(offsets, wide, bags, source, weights, lookups):
     """The bag of each lookup, and one over its bag's size where there is a place for that."""
     i = int64(cuda.grid(1))
@@ -1277,6 +1307,30 @@ def sum_row_elements(address, stride, i, first, last, places, source, weights, s
     _write_elements(x, GRADIENT, to + i * _size(OWN))
 
 
+def sum_rows(
+    addresses, strides, width, team, rows, places, lookups, bad, source, weights, sums, pitch, numbers, to
+):  # fmt: skip
+    """Leaves the sum of each row's gradients at `to`, one behind the other by their numbers, a team of `1 << team`
+    threads each.
+    """
+    thread, threads = int64(cuda.grid(1)), int64(1) << team
+    u, lane = thread >> team, thread & (threads - 1)
+    if u >= lookups or load(bad, int64) or not _is_first(rows, u):
+        return
+    address, stride = load(addresses + 8 * GRADIENT, int64), load(strides + 8 * GRADIENT, int64)
+    end = _end_of(rows, u, lookups)
+    to += load(numbers + 8 * u, int64) * width * _size(OWN)
+    whole = width & -LANES if (address | stride | to) & 15 == 0 else int64(0)
+    i = lane * LANES
+    while i < whole:
+        row_sum_aligned(address, stride, i, u, end, places, source, weights, sums, pitch, lookups, to)
+        i += threads * LANES
+    i = whole + lane
+    while i < width:
+        row_sum_any(address, stride, i, u, end, places, source, weights, sums, pitch, lookups, to)
+        i += threads
+
+
 row_sum_aligned: Any = None  # `sum_row_elements` of LANES elements, ALIGNED
 row_sum_any: Any = None  # the same of one
 
@@ -1325,14 +1379,22 @@ def _mean_square(lane, begin, everyone, at, strides, width, c, element, step, no
 
 
 def update_rows(
-    addresses, strides, width, team, rows, places, lookups, bad, source, weights, sums, pitch, totals, element,
+    addresses, strides, width, team, rows, places, lookups, bad, source, weights, sums, pitch, totals, table, element,
     step, seed, noise_seed, decay, rest, limit, deviation, own,
 ):  # fmt: skip
     """Updates the rows that lookups name, ordered by row, a team of `1 << team` threads each.
 
     The first two are the addresses of tables: of each array's first row, and of the bytes from row to row. At `totals`
-    a team of a rule of rows keeps the sum of a row's gradients: there may be fewer teams than lookups.
+    a team of a rule of rows keeps the sum of a row's gradients: there may be fewer teams than lookups. At `table` are
+    coefficients, as `update_runs` has them, or they are `own`.
     """
+    c = own
+    if TABLED:
+        step, c = load(table, int64), load_tuple(table + 8, COEFFICIENTS)
+        if OPTIONS & NOISE:
+            deviation = load(table + ROW_BYTES - 8, REAL)
+        if step < 0:
+            return
     u = int64(cuda.grid(1)) >> team
     to = totals + u * pitch
     while u < lookups:
@@ -1340,7 +1402,7 @@ def update_rows(
         if not load(bad, int64) and (DUPLICATE_RULE == HOGWILD or _is_first(rows, u)):
             update_row(
                 u, addresses, strides, width, team, rows, places, lookups, source, weights, sums, pitch, to, element,
-                step, seed, noise_seed, decay, rest, limit, deviation, own,
+                step, seed, noise_seed, decay, rest, limit, deviation, c,
             )  # fmt: skip
         u += int64(cuda.gridsize(1)) >> team
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numba.cuda import types
 
 from ...arrays.libraries import driver
-from ...jobs.job import NORM_BLOCK
+from ...jobs.job import NORM_BLOCK, Gradients, RowJob
 from .compiler import Plain, integers, ptx_of, put_scales_in, squares_of
 from .kernels import ADDERS, LIMBS, LIMITERS, NO_LIMIT, NORM, OF_ALL, OF_EACH, PART_SUMS, SCALES, THREADS
-
-if TYPE_CHECKING:
-    from ...jobs.job import Gradients
+from .lookups import Summed
 
 NOT_CAPTURABLE = (
     "the step is being captured in a CUDA graph, whose replays would all repeat this one step: construct the optimizer "
@@ -83,16 +80,21 @@ class Scale:
 class _Room:
     """Tables of gradients on the device, and places for their sums and what becomes of these."""
 
-    def __init__(self, device: driver.Device, tables: Sequence[Gradients], each: bool, cells: int, stream: int) -> None:
-        self._tables, self._device, self._cells = tables, device, cells
-        blocks = [_prefix(-(-np.diff(table.offsets) // NORM_BLOCK)) for table in tables]
+    def __init__(
+        self, device: driver.Device, tables: Sequence[Gradients | RowJob], each: bool, cells: int, stream: int
+    ) -> None:
+        self._device, self._cells = device, cells
+        self._tables = [table for table in tables if isinstance(table, Gradients)]
+        self._rows = [Summed(table) for table in tables if isinstance(table, RowJob)]
+        blocks = [_prefix(-(-np.diff(table.offsets) // NORM_BLOCK)) for table in self._tables]
         self._counts = [int(own[-1]) for own in blocks]
-        sums = np.concatenate([_by_array(table, own) for table, own in zip(tables, blocks, strict=True)])
+        of_arrays = [_by_array(table, own) for table, own in zip(self._tables, blocks, strict=True)]
+        sums = np.concatenate([*of_arrays, np.array([rows.blocks for rows in self._rows], np.int64)])
         firsts = _prefix(sums if each else [sums.sum()])
         parts = _prefix(-(-np.diff(firsts) // PART_SUMS))
         self._groups, self._parts = len(parts) - 1, int(parts[-1])
         words: list[np.ndarray] = []
-        for table, own in zip(tables, blocks, strict=True):
+        for table, own in zip(self._tables, blocks, strict=True):
             words += [table.addresses[:, 0], table.strides[:, 0], table.offsets, own]
         words += [firsts, parts]
         at = 8 * np.cumsum([0, *map(len, words)])
@@ -109,7 +111,7 @@ class _Room:
     def _kernels(self) -> None:
         device, sums = self._device, self._at[-1]
         firsts, parts = self._at[-3:-1]
-        limbs = sums + 8 * sum(self._counts)
+        limbs = sums + 8 * (sum(self._counts) + sum(rows.blocks for rows in self._rows))
         self._squares = []
         for k, (table, count) in enumerate(zip(self._tables, self._counts, strict=True)):
             kind = squares_of(table.dtype)
@@ -117,6 +119,9 @@ class _Room:
             kernel.arguments[:] = *self._at[4 * k : 4 * k + 4], sums, len(table.addresses), count
             self._squares.append((kernel, -(-16 * count // THREADS)))
             sums += 8 * count
+        for rows in self._rows:
+            rows.make_ready(sums)
+            sums += 8 * rows.blocks
         self._begin, self._add, self._limit = (
             device.kernel(ptx_of(kind, device.capability), kind.name, len(kind.arguments), threads)
             for kind, threads in ((_BEGIN, 1), (_ADD, ADDERS), (_LIMIT, LIMITERS))
@@ -143,6 +148,8 @@ class _Room:
         for kernel, blocks in self._squares:
             if blocks:
                 kernel.launch(blocks, stream)
+        for rows in self._rows:
+            rows.run(stream)
         self._add.launch(self._parts, stream)
         self._limit.arguments[3:4].view(np.float64)[0] = limit
         self._limit.arguments[4:] = which, check
@@ -171,8 +178,9 @@ class Norms:
 
     Parameters
     ----------
-    tables : sequence of Gradients
-        The gradients, which have an element: the next step may have others' addresses there.
+    tables : sequence of Gradients or RowJob
+        The gradients, which have an element: the next step may have others' addresses there. Those of some rows, whose
+        lookups are added up, are behind the others.
     parameters : sequence of numpy.ndarray
         The number of the parameter of each array, by table.
     each : bool
@@ -182,7 +190,7 @@ class Norms:
     """
 
     def __init__(
-        self, tables: Sequence[Gradients], parameters: Sequence[np.ndarray], each: bool, recorded: bool
+        self, tables: Sequence[Gradients | RowJob], parameters: Sequence[np.ndarray], each: bool, recorded: bool
     ) -> None:
         self._tables, self._each, self._recorded = tables, each, recorded
         self._current_stream = driver.stream_of(tables[0].place)
@@ -190,8 +198,9 @@ class Norms:
         self._rooms: list[_Room] = []  # for steps as they come, and for those that graphs record
         self._cells: driver.Memory | None = None
         self._group_of = None
+        found = np.concatenate(parameters)
+        self._arrays = len(found)
         if each:
-            found = np.concatenate(parameters)
             self._group_of = np.zeros(int(found.max()) + 1, np.int32)
             self._group_of[found] = np.arange(len(found))
 
@@ -224,7 +233,7 @@ class Norms:
                 "before it"
             )
         if self._cells is None:
-            groups = sum(len(table.places) for table in self._tables) if self._each else 1
+            groups = self._arrays if self._each else 1
             cells = self._device.allocate(SCALES + 8 * groups, stream)
             self._rooms = [
                 _Room(self._device, self._tables, self._each, cells.address, stream) for _ in range(1 + self._recorded)
@@ -249,16 +258,24 @@ class PutScales:
         self._device, self._sent = device, b""
         self._memory: driver.Memory | None = None
 
-    def launch(self, stream: int, scale: Scale, count: int, parameters: np.ndarray) -> None:
-        """Puts it into so many rows; where each parameter has its own, these are those of `parameters`."""
+    def allocate(self, count: int, stream: int) -> None:
+        """Has memory for the numbers of so many parameters' scales."""
+        if self._memory is None:
+            self._memory = self._device.allocate(4 * count + 4, stream)
+        self._memory.used_on(stream)
+
+    def launch(self, stream: int, scale: Scale, count: int, parameters: np.ndarray, capturing: bool = False) -> None:
+        """Puts it into so many rows; where each parameter has its own, these are those of `parameters`.
+
+        A graph records which; memory for that must be there then.
+        """
         arguments = self._kernel.arguments
         arguments[2:] = count, 0, scale.cells
         if scale.group_of is not None:
             numbers = scale.group_of[parameters]
-            if self._memory is None:
-                self._memory = self._device.allocate(4 * len(numbers) + 4, stream)
-            self._memory.used_on(stream)
-            if numbers.tobytes() != self._sent:
+            self.allocate(len(numbers), stream)
+            assert self._memory is not None
+            if capturing or numbers.tobytes() != self._sent:
                 self._sent = numbers.tobytes()
                 self._device.upload(words_of(numbers), self._memory.address, stream)
             arguments[3] = self._memory.address

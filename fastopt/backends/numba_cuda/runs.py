@@ -40,15 +40,9 @@ class Runner:
         self._together = list(map(_Together, over_all.values()))
 
     def __call__(self, grad_scale: float | Scale, threads: int) -> None:
-        """Advances step counts, folds, and puts the update on the caller's streams: it does not wait for it.
-
-        A scale that is on the device is for whole tensors alone.
-        """
+        """Advances step counts, folds, and puts the update on the caller's streams: it does not wait for it."""
         scale = grad_scale if isinstance(grad_scale, Scale) else None
-        streams = [
-            update.make_ready(scale) if isinstance(update, RunLaunch) else update.make_ready()
-            for update in self._launches
-        ]
+        streams = [update.make_ready(scale) for update in self._launches]
         for own in self._together:
             own.make_ready()
         if scale is not None:
@@ -58,10 +52,7 @@ class Runner:
             if isinstance(update, RunLaunch):
                 update.measure_all(stream, *rows, scale)
         for update, stream, rows in zip(self._launches, streams, folded, strict=True):
-            if isinstance(update, RunLaunch):
-                update.launch(stream, *rows, scale)
-            else:
-                update.launch(stream, *rows)
+            update.launch(stream, *rows, scale)
 
 
 def _count_of(jobs: Sequence[Job]) -> Callable[[], None]:
@@ -352,13 +343,7 @@ class _TabledLaunch:
         self._kernel, self._device, self._job, self._chunks = kernel, device, job, chunks
         self.measured = measured
         self._noise = None if job.storage is None else job.storage.noise
-        fields = {"step": (np.int64, 0), "own": ((job.dtype, kind.copies * kind.width), 8)}
-        if self._noise is not None:
-            fields["deviation"] = (job.dtype, kind.row_bytes - 8)
-        formats, offsets = zip(*fields.values(), strict=True)
-        self._row = np.dtype(
-            {"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": kind.row_bytes}
-        )
+        self._row = kind.row
         self._sent = b""
         self._scales = PutScales(device, job.dtype, int(kernel.arguments[7]), kind.row_bytes)
 
@@ -436,8 +421,8 @@ def square_sums(grads: Gradients, threads: int) -> np.ndarray:
     device, stream = driver.device_of(grads.place.number), driver.stream_of(grads.place)()
     if driver.is_capturing(stream):
         raise RuntimeError(
-            "the norms of gradients of some rows, of rules of rows and of whole matrices, and fastopt.global_norm are "
-            "waited for, which a CUDA graph that is being captured cannot: leave them out there"
+            "the norms of whole matrices, and fastopt.global_norm, are waited for, which a CUDA graph that is being "
+            "captured cannot: leave them out there"
         )
     _memory, at = _table_of(grads, blocks, int(blocks[-1]), stream)
     kind = squares_of(grads.dtype)
