@@ -1,5 +1,7 @@
 """Gradients of rows on the CUDA backend against the CPU's: lookups are ordered on the device, rows updated there."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ pytest.importorskip("numba_cuda", reason='numba-cuda is not installed: pip insta
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
 from fastopt.arrays.libraries import driver
+from fastopt.backends import fold
 from fastopt.backends.numba_cuda import compiler, lookups, rows
 from fastopt.backends.numba_cuda.kernels import THREADS
 
@@ -146,6 +149,32 @@ def test_rows_of_every_rule(name):
             arrays[0], RowSparse(kind(indices), kind(values)), *arrays[1:], step=1, **hyper_of(name)
         )
     assert_equal(there, here)
+
+
+def test_a_library_that_is_not_there_is_looked_for_once(monkeypatch):
+    """Each step binds rows anew."""
+    asked = []
+
+    class Refusing:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "fastopt.backends.native":
+                asked.append(name)
+                raise fastopt.BackendUnavailable("of another version")
+
+    (there,), (here,) = on_both([np.ones((5, 4), F4)])
+    ours, cpus = fastopt.Adagrad([there], lr=0.1), fastopt.Adagrad([here], lr=0.1)
+    fold._native.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "fastopt.backends.native")
+        patch.setattr(sys, "meta_path", [Refusing, *sys.meta_path])
+        for _ in range(3):
+            ours.step([RowSparse(DeviceArray(np.array([0, 2, 0])), DeviceArray(np.ones((3, 4), F4)))])
+    fold._native.cache_clear()
+    for _ in range(3):
+        cpus.step([RowSparse(np.array([0, 2, 0]), np.ones((3, 4), F4))])
+    assert len(asked) == 1
+    assert_equal([there], [here])
 
 
 @pytest.mark.parametrize("name", ["Adagrad", "RowwiseAdagrad"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -83,13 +84,22 @@ def folder(jobs: Sequence[Job]) -> Callable[[float], list[tuple[np.ndarray, np.n
     Called with `grad_scale`, it returns for each job rows of coefficients, in float64; which of them each tensor has;
     whether there are several.
     """
+    native = _native()
+    if native is not None:
+        return native(jobs)
+
+    def fold(grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+        folded = [fold_rows(job, grad_scale) for job in jobs]
+        return [(rows.reshape(len(rows), -1), row_of, len(rows) > 1) for rows, row_of in folded]
+
+    return fold
+
+
+@cache
+def _native() -> Any:
+    """The C library's class, or None: once, for a library that is not there or not this version's is tried for long."""
     try:
         from .native import Folds
     except BackendUnavailable:
-
-        def fold(grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
-            folded = [fold_rows(job, grad_scale) for job in jobs]
-            return [(rows.reshape(len(rows), -1), row_of, len(rows) > 1) for rows, row_of in folded]
-
-        return fold
-    return Folds(jobs)
+        return None
+    return Folds
