@@ -194,6 +194,8 @@ def _pair(low, high):
 def write(j, x, at, strides, i, n, element, step, random):
     """Stores elements i, i + 1, ..., n - 1 of array j, of which the first has the number `element`."""
     code = STORED[j]
+    if IN_BLOCKS and OPTIONS & STOCHASTIC:
+        i = varying(i, n)  # else addresses are kept from the loads, in registers that a third block needs
     if j == GRADIENT and (ROWS or not OPTIONS & ZERO_GRADS):
         return
     if INPUTS and 0 <= j - FIRST_STATE - COPIES * STATES < INPUTS:
