@@ -374,7 +374,11 @@ class Bound:
     def _with_rows(self, rows: Sequence[tuple[int, RowSparse, str]]) -> Binding:
         """The binding of this step, with sparse gradients."""
         if self._capturable:
-            raise ValueError(f"{rows[0][2]}: found a sparse one, expected none: capturable")
+            raise ValueError(
+                f"{rows[0][2]}: found a sparse one, expected a dense one with capturable=True: a graph would go on to "
+                "read the rows of the step that it recorded. Make it dense (sparse=False of torch.nn.Embedding), or "
+                "have an optimizer that is not capturable for its parameter"
+            )
         for i, _, _ in rows:
             if self._times[i] > 1:
                 label = self._names[i][0]

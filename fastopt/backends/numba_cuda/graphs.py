@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...arrays.libraries import driver
 from ...jobs.job import DenseJob
-from .compiler import Fold, ptx_of
+from .compiler import Fold, KernelSpec, ptx_of
 from .kernels import THREADS
 from .limits import PutScales, Scale, words_of
+from .lookups import complain
+from .rows import RowLaunch
 from .runs import RunLaunch
 
 if TYPE_CHECKING:
-    from ...jobs.job import Job
+    from ...jobs.job import Job, RowJob
 
 
 class CapturableRunner:
@@ -29,7 +31,7 @@ class CapturableRunner:
     Parameters
     ----------
     jobs : sequence of Job
-        Of whole tensors.
+        What a step does.
     steps : int
         The address of the parameters' step counts, float64.
     scalars : mapping of int to int
@@ -38,7 +40,7 @@ class CapturableRunner:
     Raises
     ------
     ValueError
-        A job updates rows, or has gradient noise.
+        A job has gradient noise, or a rule that measures all tensors together.
 
     Attributes
     ----------
@@ -49,7 +51,6 @@ class CapturableRunner:
     """
 
     def __init__(self, jobs: Sequence[Job], steps: int, scalars: Mapping[int, int]) -> None:
-        dense = [job for job in jobs if isinstance(job, DenseJob)]
         for job in jobs:
             if job.storage is not None and job.storage.noise is not None:
                 raise ValueError(
@@ -61,12 +62,8 @@ class CapturableRunner:
                     f"capturable: found True, expected False: {job.progress.rule.optimizer} measures all tensors "
                     "together, which no graph records"
                 )
-            if not isinstance(job, DenseJob):
-                name = job.progress.rule.optimizer
-                raise ValueError(f"capturable: found True, expected False: {name} updates rows, which no graph records")
-        self._launches = [
-            [CapturedLaunch(job, steps, scalars[id(job.progress)]) for _ in ("as they come", "recorded")]
-            for job in dense
+        self._launches: list[list[CapturedLaunch | CapturedRowLaunch]] = [
+            [_launch_of(job, steps, scalars[id(job.progress)]) for _ in ("as they come", "recorded")] for job in jobs
         ]
         self.rates = np.zeros((max((len(job.progress.hyper) for job in jobs), default=0), 2), np.int64)
         self.scale = self.skip = 0
@@ -101,42 +98,41 @@ class CapturableRunner:
                 update.run(stream, capturing, grad_scale, self.rates, self.scale, self.skip, None)
 
 
-class CapturedLaunch(RunLaunch):
-    """A job's table and kernels, with what steps change on the device."""
+def _launch_of(job: Job, steps: int, scalars: int) -> CapturedLaunch | CapturedRowLaunch:
+    return CapturedLaunch(job, steps, scalars) if isinstance(job, DenseJob) else CapturedRowLaunch(job, steps, scalars)
 
-    def __init__(self, job: DenseJob, steps: int, scalars: int) -> None:
-        super().__init__(job)
-        self._kind = replace(self._kind, tabled=True)
-        self._steps, self._scalars = steps, scalars
-        self._memory: driver.Memory | None = None
-        self._sent_hyper = b""
 
-    @property
-    def has_memory(self) -> bool:
-        """True once `allocate` has been called."""
-        return self._memory is not None
+class _FoldLaunch:
+    """Counts and folds a job's steps, with what that reads on the device.
 
-    def allocate(self, stream: int) -> None:
-        """Takes memory, and puts there what stays."""
-        job, progress, kind, device = self._job, self._job.progress, self._kind, self._device
-        self._make_table(stream)
+    Parameters
+    ----------
+    job : Job
+        The job.
+    kind : KernelSpec
+        Its kernel, whose coefficients are in a table.
+    steps, scalars : int
+        As of `CapturableRunner`, the scalars those of the job's parameters.
+    rows : int
+        The address of the table.
+    stream : int
+        Where memory is taken for.
+    """
+
+    def __init__(self, job: Job, kind: KernelSpec, steps: int, scalars: int, rows: int, stream: int) -> None:
+        progress, count = job.progress, len(job.members)
+        self._job, self._device, self._blocks = job, driver.device_of(job.place.number), -(-count // THREADS)
         tables = [words_of(table) for table in (progress.group, job.members)]
         sizes = [progress.hyper.size, 2 * len(progress.hyper), *map(len, tables)]
-        memory = device.allocate(8 * sum(sizes), stream)
-        hyper, rates, groups, of_tensors = (memory.address + 8 * np.cumsum([0, *sizes[:-1]])).tolist()
-        device.upload(np.concatenate(tables), groups, stream)
+        self._memory = self._device.allocate(8 * sum(sizes), stream)
+        self._hyper, *others = (self._memory.address + 8 * np.cumsum([0, *sizes[:-1]])).tolist()
+        self._device.upload(np.concatenate(tables), others[1], stream)
         fold = Fold(progress.rule.name, kind)
-        tensors, where = len(job.members), self._where
-        device.upload(words_of(np.arange(tensors)[job.tensor_of]), where["row_of"], stream)  # each has a row of its own
-        self._fold = device.kernel(ptx_of(fold, device.capability), fold.name, 11, THREADS)
-        self._fold.arguments[:8] = (
-            self._steps, self._scalars, hyper, rates, groups, of_tensors, where["rows"], tensors,
-        )  # fmt: skip
-        self._kernel_of_runs, _ = self._kernel(kind)
-        self._scales = PutScales(device, job.dtype, where["rows"], kind.row_bytes)
-        self._scales.allocate(tensors, stream)
-        self._stage = self._measure(kind) if self._measured and self._chunks else None
-        self._hyper_at, self._memory = hyper, memory
+        self._fold = self._device.kernel(ptx_of(fold, self._device.capability), fold.name, 11, THREADS)
+        self._fold.arguments[:8] = steps, scalars, self._hyper, *others, rows, count
+        self._scales = PutScales(self._device, job.dtype, rows, kind.row_bytes)
+        self._scales.allocate(count, stream)
+        self._sent = b""
 
     def run(
         self,
@@ -148,25 +144,89 @@ class CapturedLaunch(RunLaunch):
         skip: int,
         scale: Scale | None,
     ) -> None:
-        """Puts the fold and the update on a stream; a graph records with them whatever they read."""
-        progress, fold = self._job.progress, self._fold
-        assert self._memory is not None
+        """Puts it on a stream, behind it what puts a scale from there into the coefficients."""
         self._memory.used_on(stream)
+        hyper = self._job.progress.hyper
+        words = np.concatenate([hyper.reshape(-1).view(np.uint64), rates.reshape(-1).view(np.uint64)])
+        if capturing or words.tobytes() != self._sent:
+            self._device.upload(words, self._hyper, stream)
+            self._sent = words.tobytes()
+        self._fold.arguments[8:10] = divisor, skip
+        self._fold.arguments[10:].view(np.float64)[0] = grad_scale
+        self._fold.launch(self._blocks, stream)
+        if scale is not None:
+            self._scales.launch(stream, scale, len(self._job.members), self._job.members, capturing)
+
+
+class CapturedLaunch(RunLaunch):
+    """A job's table and kernels, with what steps change on the device."""
+
+    def __init__(self, job: DenseJob, steps: int, scalars: int) -> None:
+        super().__init__(job)
+        self._kind = replace(self._kind, tabled=True)
+        self._steps, self._scalars = steps, scalars
+        self._fold: _FoldLaunch | None = None
+
+    @property
+    def has_memory(self) -> bool:
+        """True once `allocate` has been called."""
+        return self._fold is not None
+
+    def allocate(self, stream: int) -> None:
+        """Takes memory, and puts there what stays."""
+        job, kind = self._job, self._kind
+        self._make_table(stream)
+        where = self._where
+        of_runs = np.arange(len(job.members))[job.tensor_of]  # each tensor has a row of its own
+        self._device.upload(words_of(of_runs), where["row_of"], stream)
+        self._kernel_of_runs, _ = self._kernel(kind)
+        self._stage = self._measure(kind) if self._measured and self._chunks else None
+        self._fold = _FoldLaunch(job, kind, self._steps, self._scalars, where["rows"], stream)
+
+    def run(self, stream: int, capturing: bool, *how: Any) -> None:
+        """Puts the fold, as `how` says, and the update on a stream; a graph records with them whatever they read."""
+        assert self._fold is not None
         if capturing:
             self._send_gradients(stream)
         else:
             self._update_table(stream)
-        hyper = np.concatenate([progress.hyper.reshape(-1).view(np.uint64), rates.reshape(-1).view(np.uint64)])
-        if capturing or hyper.tobytes() != self._sent_hyper:
-            self._device.upload(hyper, self._hyper_at, stream)
-            self._sent_hyper = hyper.tobytes()
-        fold.arguments[8:10] = divisor, skip
-        fold.arguments[10:].view(np.float64)[0] = grad_scale
-        fold.launch(-(-len(self._job.members) // THREADS), stream)
-        if scale is not None:
-            self._scales.launch(stream, scale, len(self._job.members), self._job.members, capturing)
+        self._fold.run(stream, capturing, *how)
         if self._stage is not None:
             self._stage.measure(stream)
             self._stage.fold(stream)
         if self._chunks:
             self._kernel_of_runs.launch(self._chunks, stream)
+
+
+class CapturedRowLaunch(RowLaunch):
+    """A job of rows with what steps change on the device, and memory that is kept from step to step."""
+
+    def __init__(self, job: RowJob, steps: int, scalars: int) -> None:
+        super().__init__(job)
+        self._steps, self._scalars = steps, scalars
+        self._fold: _FoldLaunch | None = None
+
+    @property
+    def has_memory(self) -> bool:
+        """True once `allocate` has been called."""
+        return self._fold is not None
+
+    def allocate(self, stream: int) -> None:
+        """Takes memory, and puts there what stays."""
+        table = self._make_table(stream)
+        if self._lookups.count:
+            self._launches(True)
+            self._memory = self._device.allocate(self._nbytes, stream)
+        kind = replace(self._kind, tabled=True)
+        self._fold = _FoldLaunch(self._job, kind, self._steps, self._scalars, table, stream)
+
+    def run(self, stream: int, capturing: bool, *how: Any) -> None:
+        """Puts the fold, as `how` says, and the update on a stream; a graph records with them whatever they read."""
+        assert self._fold is not None
+        complain(self._device)
+        self._make_table(stream)
+        self._lookups.used_on(stream)
+        self._fold.run(stream, capturing, *how)
+        if self._memory is not None:
+            self._memory.used_on(stream)
+            self._put_on(stream, self._memory, self._launches(True))

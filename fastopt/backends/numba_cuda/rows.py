@@ -13,7 +13,7 @@ from ...arrays.libraries import driver
 from ...rules import FIRST_STATE
 from .compiler import Plain, RowKernelSpec, integers, ptx_of
 from .kernels import HOGWILD, SQUARES, SUM, THREADS, WARP
-from .limits import PutScales, Scale
+from .limits import NOT_CAPTURABLE, PutScales, Scale
 from .lookups import Lookups, Plan, complain, told_by
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class RowLaunch:
             self._order = [*(j for j in self._order if j != FIRST_STATE), FIRST_STATE]
             stored = tuple(stored[j] for j in self._order)
         self._job = job
-        self._stream_of = driver.stream_of(job.place)
+        self.current_stream = driver.stream_of(job.place)
         lookups = {"bags": rows.source is not None, "weighted": rows.weights is not None}
         self._kind = RowKernelSpec(
             rule.kernel, progress.copies, job.dtype, stored, options, duplicates=rows.duplicates, **lookups
@@ -61,9 +61,9 @@ class RowLaunch:
         RuntimeError
             The stream is being recorded in a graph.
         """
-        stream = self._stream_of()
+        stream = self.current_stream()
         if driver.is_capturing(stream):
-            raise RuntimeError("gradients of some rows cannot be captured in a CUDA graph: leave them out there")
+            raise RuntimeError(NOT_CAPTURABLE)
         complain(self._device)
         self._lookups.used_on(stream)
         if self._lookups.count:
@@ -73,12 +73,13 @@ class RowLaunch:
             self._memory = self._device.allocate(self._nbytes, stream)
         return stream
 
-    def _make_table(self, stream: int) -> None:
-        """Has memory for coefficients into which a scale is put on the device."""
+    def _make_table(self, stream: int) -> int:
+        """Has memory for coefficients that the device makes, or puts a scale into; the address."""
         if self._table is None:
             self._table = self._device.allocate(self._kind.row_bytes, stream)
             self._scales = PutScales(self._device, self._job.dtype, self._table.address, self._kind.row_bytes)
         self._table.used_on(stream)
+        return self._table.address
 
     def _launches(self, tabled: bool) -> driver.Launches:
         """The order of lookups, the sums of groups, and the update, whose coefficients are still to be put in."""
@@ -101,8 +102,10 @@ class RowLaunch:
         self._reals = 4 + self._kind.copies * self._kind.width
         kind = replace(self._kind, tabled=tabled)
         plan.add(kind, lookups.blocks_of(self._teams), *arrays, *own, *[0] * self._reals)
-        self._nbytes = at["end"]
-        return plan.launches()
+        self._nbytes, launches = at["end"], plan.launches()
+        decay, limit = (0.0, 0.0) if storage is None else (storage.average_decay, storage.clip_value)
+        self._reals_of(launches)[:3] = decay, 1.0 - decay, limit
+        return launches
 
     @property
     def _noise(self) -> GradientNoise | None:
@@ -112,25 +115,35 @@ class RowLaunch:
         self, stream: int, coefficients: np.ndarray, row_of: np.ndarray, several: bool, scale: Scale | None
     ) -> None:
         """Orders the lookups and puts the update on the stream, with these coefficients."""
-        job, device = self._job, self._device
-        memory, self._memory = self._memory, None  # it goes with this call, once the stream is done with it
+        job, memory, self._memory = self._job, self._memory, None  # which goes once the stream is done with it
         if memory is None:
             return
-        tables = job.addresses[self._order], job.strides[self._order].view(np.uint64)
-        device.upload(np.concatenate([*tables, np.zeros(2, np.uint64)]), memory.address, stream)  # no bad index yet
-        storage, step, launches = job.storage, job.progress.steps[job.members[0]], self._launches(scale is not None)
-        decay, limit = (0.0, 0.0) if storage is None else (storage.average_decay, storage.clip_value)
+        step, launches = job.progress.steps[job.members[0]], self._launches(scale is not None)
         deviation = 0.0 if self._noise is None else self._noise.deviation(int(step))
-        launches.arguments[-self._reals - 3] = step
-        reals = launches.arguments[-self._reals :].view(job.dtype)[:: 8 // job.dtype.itemsize]
-        reals[:4], reals[4:] = (decay, 1.0 - decay, limit, deviation), coefficients[0]
         if scale is not None and self._table is not None:
             own = np.zeros(1, self._kind.row)
             own["step"], own["own"] = step, coefficients[0]
             if self._noise is not None:
                 own["deviation"] = deviation
-            device.upload(own.view(np.uint64), self._table.address, stream)
+            self._device.upload(own.view(np.uint64), self._table.address, stream)
             self._scales.launch(stream, scale, 1, job.members)
+        else:
+            launches.arguments[-self._reals - 3] = step
+            self._reals_of(launches)[3] = deviation
+            self._reals_of(launches)[4:] = coefficients[0]
+        self._put_on(stream, memory, launches)
+
+    def _reals_of(self, launches: driver.Launches) -> np.ndarray:
+        """The numbers among the update's arguments."""
+        dtype = self._job.dtype
+        return launches.arguments[-self._reals :].view(dtype)[:: 8 // dtype.itemsize]
+
+    def _put_on(self, stream: int, memory: driver.Memory, launches: driver.Launches) -> None:
+        """Puts the launches on a stream, and before them what they find in memory."""
+        job = self._job
+        tables = job.addresses[self._order], job.strides[self._order].view(np.uint64)
+        words = np.concatenate([*tables, np.zeros(2, np.uint64)])  # behind them, that no index is out of range yet
+        self._device.upload(words, memory.address, stream)
         launches.launch(memory.address, stream)
 
 
