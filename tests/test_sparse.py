@@ -196,12 +196,13 @@ def test_threads_and_backends_agree_on_rows_of_many_lookups(name, storage, width
         assert_same_bits(results[0], want)
 
 
+@pytest.mark.parametrize("decays", [{"weight_decay": 0.01, "decoupled_weight_decay": 0.1}, {}], ids=["decays", "none"])
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "adam", "rowwise_adagrad"])
-def test_rules_with_loops_of_their_own_over_rows(name, dtype):
+def test_rules_with_loops_of_their_own_over_rows(name, dtype, decays):
     """Rows of whole lines, up to a tile; some of a line less or more, and unaligned ones, which the loops leave."""
-    hyper = {"lr": 0.1, "weight_decay": 0.01, "decoupled_weight_decay": 0.1}
-    for width in (15, 16, 17, 112, 512, 528):
+    hyper = {"lr": 0.1, "grad_scale": 0.5, **decays}
+    for width in (15, 16, 17, 64, 112, 128, 144, 512, 528):
         indices, values = of_sizes(FEW, width, dtype)
         want = table(name, {}, len(FEW) + 2, (width,), dtype)
         brute_force(name, hyper, want, indices, values, "sum", 1)

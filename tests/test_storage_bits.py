@@ -188,9 +188,10 @@ def test_any_blocks_agree(storage):
     want = updated(numba_cpu)
     for level in native.isa_supported():
         native.set_isa(level)
-        got = updated(native)
-        native.set_isa(None)
-        same(got, want)
+        try:
+            same(updated(native), want)
+        finally:
+            native.set_isa(None)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -158,19 +158,29 @@ class _FoldLaunch:
             self._scales.launch(stream, scale, len(self._job.members), self._job.members, capturing)
 
 
-class CapturedLaunch(RunLaunch):
+class _Folds:
+    """What launches have that fold on the device.
+
+    Attributes
+    ----------
+    has_memory : bool
+        True once `allocate` has been called.
+    """
+
+    _fold: _FoldLaunch | None = None
+
+    @property
+    def has_memory(self) -> bool:
+        return self._fold is not None
+
+
+class CapturedLaunch(_Folds, RunLaunch):
     """A job's table and kernels, with what steps change on the device."""
 
     def __init__(self, job: DenseJob, steps: int, scalars: int) -> None:
         super().__init__(job)
         self._kind = replace(self._kind, tabled=True)
         self._steps, self._scalars = steps, scalars
-        self._fold: _FoldLaunch | None = None
-
-    @property
-    def has_memory(self) -> bool:
-        """True once `allocate` has been called."""
-        return self._fold is not None
 
     def allocate(self, stream: int) -> None:
         """Takes memory, and puts there what stays."""
@@ -198,18 +208,12 @@ class CapturedLaunch(RunLaunch):
             self._kernel_of_runs.launch(self._chunks, stream)
 
 
-class CapturedRowLaunch(RowLaunch):
+class CapturedRowLaunch(_Folds, RowLaunch):
     """A job of rows with what steps change on the device, and memory that is kept from step to step."""
 
     def __init__(self, job: RowJob, steps: int, scalars: int) -> None:
         super().__init__(job)
         self._steps, self._scalars = steps, scalars
-        self._fold: _FoldLaunch | None = None
-
-    @property
-    def has_memory(self) -> bool:
-        """True once `allocate` has been called."""
-        return self._fold is not None
 
     def allocate(self, stream: int) -> None:
         """Takes memory, and puts there what stays."""
