@@ -38,6 +38,20 @@ def test_c_finds_what_each_tensor_tells():
     assert len({repr(looks.look((x,))[0]) for x in tensors}) == len(tensors)
 
 
+@pytest.mark.parametrize("count", [1, 50, 64, 65, 300])
+def test_any_number_of_tensors_is_looked_at(count):
+    kinds = list(LAID_OUT.values())
+    tensors = tuple(kinds[i % len(kinds)] for i in range(count))
+    layouts, addresses = looks.look(tensors)
+    one_by_one = [looks.look((x,)) for x in tensors]
+    if isinstance(layouts, bytes):
+        assert layouts == b"".join(one[0] for one in one_by_one)
+        assert addresses == b"".join(one[1] for one in one_by_one)
+    places = looks.places_of((list(tensors), {}))
+    if places is not None:
+        assert memoryview(places[0]).cast("Q").tolist() == [x.data_ptr() for x in tensors]
+
+
 @pytest.mark.parametrize("by_asking", [False, True])
 @pytest.mark.parametrize(
     "other",

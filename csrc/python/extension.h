@@ -34,13 +34,6 @@ typedef struct {
 /* The same by functions that others compiled, with one for each job. */
 int step_compiled(const writable_jobs *own, const compiled_update *updates, double grad_scale, int32_t threads);
 
-/*
- * Writes the address of each array of a tuple (0 for None), then how each is laid out. Returns the number of words;
- * more than `most` if there is no room for them, 0 if there is something else than plain arrays. A tuple's items begin
- * `begin` bytes behind its address: versions of Python differ.
- */
-int64_t read_arrays(uintptr_t arrays, uintptr_t begin, uintptr_t type, int64_t most, uint64_t *words);
-
 /* What is known of torch's tensors: the types of plain ones, the function of DLPack's exchange API that describes one,
  * where in its Python object the C++ one is, and the function of torch's C interface that tells where its memory is. */
 typedef struct {
@@ -49,14 +42,9 @@ typedef struct {
     uintptr_t locate;
 } tensor_kind;
 
-/* The same as `read_arrays` of a tuple of tensors, all of which must have memory. */
-int64_t read_tensors(uintptr_t tensors, const tensor_kind *kind, int64_t most, uint64_t *words);
+void know_tensors(const tensor_kind *kind);
 
-/*
- * Writes where the tensors in a tuple are, and in lists and dicts within it, with the addresses of keys; for what is
- * something else among values of a dict in a dict, 0. Returns the number of words; more than `most` if there is no room
- * for them, 0 if there is something else elsewhere, or a tensor of another type.
- */
-int64_t read_places(uintptr_t tensors, const tensor_kind *kind, int64_t most, uint64_t *words);
+/* Puts read_arrays, read_tensors and read_places into a dict: functions of Python's own kind. `type` is NumPy's array. */
+void put_functions(uintptr_t names, uintptr_t type);
 
 #endif

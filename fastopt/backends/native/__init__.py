@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -23,7 +23,7 @@ from .. import _sources, host
 if TYPE_CHECKING:
     from ...arrays.checks import Written
     from ...jobs.job import Gradients, Job, Rows, Sum
-    from .. import Look, TensorKind, TensorReaders
+    from .. import Reader, TensorKind, TensorReaders
 
 try:
     from ._native import ffi, lib
@@ -224,56 +224,28 @@ find_bags = host.find_bags
 scale = partial(host.scale, ieee_arithmetic)
 
 
-_ITEMS = tuple.__basicsize__  # the offset of a tuple's items: behind its hash too from Python 3.14 on
 # The offset of a NumPy array's flags: behind data, nd, dimensions, strides, base and descr, in every version.
 _FLAGS = object.__basicsize__ + struct.calcsize("PiPPPP")
 
 
-# Room for what readers find, for one call at a time: which takes it out for itself.
-_rooms: list[tuple[int, Any, Any]] = []
-
-
-def _reader(read: Any, *fixed: Any) -> Callable[[tuple[Any, ...]], tuple[bytes, bytes] | None]:
-    """A reader of tuples by a function of the extension, with the arguments that are always the same: what it writes
-    behind a word for each array, and these.
-    """
-
-    def read_all(arrays: tuple[Any, ...]) -> tuple[bytes, bytes] | None:
-        try:
-            room = _rooms.pop()
-        except IndexError:
-            room = _room(64)
-        most, words, memory = room
-        found, count = read(id(arrays), *fixed, most, words), 8 * len(arrays)
-        while found > most:
-            most, words, memory = room = _room(2 * max(most, len(arrays)))
-            found = read(id(arrays), *fixed, most, words)
-        answer = (memory[count : 8 * found], memory[:count]) if found else None
-        _rooms.append(room)
-        return answer
-
-    return read_all
-
-
-def _room(most: int) -> tuple[int, Any, Any]:
-    words = ffi.new("uint64_t[]", most)
-    return most, words, ffi.buffer(words)
-
+_functions: dict[str, Reader] = {}
+if sys.implementation.name == "cpython":
+    lib.put_functions(id(_functions), id(np.ndarray))
 
 #: The layouts of NumPy arrays, and their addresses, in a tenth of the time of asking each: see `_can_read_arrays`.
 #: Layouts are equal where dtypes, shapes, strides, alignment and being writable are. None among the arrays stands for
 #: itself; for subclasses and other objects there is no answer.
-read_arrays = _reader(lib.read_arrays, _ITEMS, id(np.ndarray))
+read_arrays = _functions.get("read_arrays")
 
 
 def tensor_readers(kind: TensorKind) -> TensorReaders:
     """Return what reads tensors in C, as far as it is known how."""
-    own = ffi.new("tensor_kind *", (list(map(id, kind.types)), kind.describe, kind.offset, kind.locate))
-    look, locate = _reader(lib.read_tensors, own), _reader(lib.read_places, own)
+    lib.know_tensors(ffi.new("tensor_kind *", (list(map(id, kind.types)), kind.describe, kind.offset, kind.locate)))
+    look, locate = map(_functions.get, ("read_tensors", "read_places"))
     return look if kind.describe else None, locate if kind.locate else None
 
 
-def array_reader() -> Callable[[Any], Look | None] | None:
+def array_reader() -> Reader | None:
     """Return what reads layouts and addresses of NumPy arrays; None where each is to be asked."""
     return read_arrays if _can_read_arrays() else None
 
@@ -281,15 +253,11 @@ def array_reader() -> Callable[[Any], Look | None] | None:
 @cache
 def _can_read_arrays() -> bool:
     """Tell whether the fields of NumPy's array objects are where the C code reads them."""
-    if sys.implementation.name != "cpython" or np.ndarray.__basicsize__ < _FLAGS + 4:
+    if read_arrays is None or np.ndarray.__basicsize__ < _FLAGS + 4:
         return False
     dense, other = np.zeros((2, 3), np.float32), np.zeros((3, 4), ">f8")[:, ::2]
     other.flags.writeable = False
-    arrays = (dense, other, None)
     expected: list[int] = []
-    items = ffi.cast("uintptr_t *", id(arrays) + _ITEMS)
-    if [items[i] for i in range(3)] != list(map(id, arrays)):
-        return False
     for x in (dense, other):
         if ffi.cast("int32_t *", id(x) + _FLAGS)[0] != x.flags.num:
             return False
@@ -299,7 +267,7 @@ def _can_read_arrays() -> bool:
         expected += x.dtype.num << 32 | kind, *x.shape, *(() if x is dense else x.strides)
     layouts = np.array([*expected, 0], np.uint64).tobytes()
     addresses = np.array([dense.ctypes.data, other.ctypes.data, 0], np.uint64).tobytes()
-    return read_arrays(arrays) == (layouts, addresses)
+    return read_arrays((dense, other, None)) == (layouts, addresses)
 
 
 def _without_arrays(job: Job) -> Job:
