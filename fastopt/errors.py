@@ -1,7 +1,6 @@
 """Internal. fastopt's own errors, and the command that mends an installation."""
 
 import json
-import shlex
 from pathlib import Path
 
 
@@ -15,6 +14,7 @@ def install_command(extra: str = "", options: str = "") -> str:
     No package index is asked for it: a clone is installed in place, everything else from the address that its
     installer wrote down. Where none is known, the command is one to be given in a clone.
     """
+    import shlex
     from importlib.metadata import PackageNotFoundError, distribution
 
     extra = f"[{extra}]" if extra else ""

@@ -1,11 +1,13 @@
 """Numba's cache on disk: missing, full, damaged, or of another function."""
 
 import ctypes
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,16 @@ assert test_numba_cache.use() == test_numba_cache.use() == {MISSED}
     assert errors.count("RuntimeWarning") == 1, errors
     assert not list(cache.rglob("*.tmp.*"))
     assert [use(), use()] == [MISSED, HIT]
+
+
+def test_a_digest_is_of_what_modules_are_loaded_from(tmp_path, monkeypatch):
+    """Wherever they are: an archive too."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "a"), str(tmp_path / "b.zip")])
+    (tmp_path / "a").mkdir()
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for name, source in (("one_kernel", "x = 1"), ("same_kernel", "x = 1"), ("other_kernel", "x = 2")):
+            (tmp_path / "a" / f"{name}.py").write_text(source)
+            archive.writestr(f"zipped_{name}.py", source)
+    names = [f"{where}{name}_kernel" for where in ("", "zipped_") for name in ("one", "same", "other")]
+    one, same, other, *zipped = map(numba_cache.digest_of, map(importlib.import_module, names))
+    assert one == same != other and zipped == [one, same, other]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import types
 import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from numba import njit
@@ -106,7 +106,15 @@ def bind(function: Callable[..., Any], name: str, **names: Any) -> Callable[...,
 
 def digest_of(*modules: types.ModuleType) -> str:
     """A digest of modules' source: Numba's cache looks at one file only, so a function's name must tell of others."""
-    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:12]
+    return hashlib.sha256(b"".join(map(_source_of, modules))).hexdigest()[:12]
+
+
+@cache
+def _source_of(module: types.ModuleType) -> bytes:
+    """The bytes of a module's file, which its loader reads in a tenth of the time of `inspect.getsource`."""
+    loader: Any = module.__loader__
+    source: bytes = loader.get_data(module.__file__)
+    return source
 
 
 def compiled(function: Callable[..., Any]) -> Any:

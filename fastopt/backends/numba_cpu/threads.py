@@ -6,15 +6,17 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendUnavailable
 from ...rules import Rule
 from ..interrupts import held_back
 from ..numba_arithmetic import ieee_arithmetic
 from .parts import Part
+
+if TYPE_CHECKING:  # which is loaded once Python's threads are used
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 try:
     from .. import native
@@ -84,7 +86,9 @@ def run_parallel(
     for k, other in enumerate(parts[1:]):  # what no other thread has begun is done here
         if k >= len(others) or others[k].cancel():
             part(context, *other)
-    wait([other for other in others if not other.cancelled()])
+    for future in others:
+        if not future.cancelled():
+            future.exception()  # once it is done
 
 
 def _submit(work: Callable[[int, int], None], parts: list[tuple[int, int]]) -> list[Future[None]]:
@@ -92,6 +96,8 @@ def _submit(work: Callable[[int, int], None], parts: list[tuple[int, int]]) -> l
     global _pool
     begun: list[Future[None]] = []
     with _pool_lock, suppress(RuntimeError):
+        from concurrent.futures import ThreadPoolExecutor
+
         if parts and (_pool is None or _pool._max_workers < len(parts)):
             _pool = ThreadPoolExecutor(len(parts), "fastopt")
         for part in parts:
