@@ -4,7 +4,7 @@ from time import sleep
 
 import pytest
 
-from fastopt.bench import gate, section
+from fastopt.bench import gate, section, tensors
 from fastopt.bench.goals import GOALS, Goal, table
 from fastopt.bench.timing import Spread, confidence, interleaved, quartiles, ratio
 
@@ -109,3 +109,18 @@ def test_goals():
     assert by_name["Hogwild SVM on text, one thread, million nonzeros/s"][-1] == "met"
     assert by_name["Hogwild SVM on text, two threads against one"] == ["1.59x (1.59 to 1.59)", "", "missed"]
     assert by_name["an element's cost, beside the ceiling's, at the largest size"][1:] == ["10^6 to 1e9", "missed~"]
+
+
+def test_small_tensors_are_timed_once_all_is_bound(monkeypatch):
+    """The first step of many binds them; taken for what a step takes, it would leave no time for rounds."""
+    found = {}
+
+    def timed(calls, repeats, budget):
+        found.update(calls)
+        return {name: [1.0] for name in calls}
+
+    monkeypatch.setattr(tensors, "interleaved", timed)
+    tensors.measure("10 tensors of 10", 1.0, section.Options(()))
+    assert found["native"].__self__._owned.states[0]["step"] == 2  # by a plan and by a step
+    for name in {"fastopt.torch", "torch-fused", "torch-foreach"}.intersection(found):
+        assert len(found[name].__self__.state) == 10

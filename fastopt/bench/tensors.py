@@ -72,6 +72,8 @@ def measure(name: str, budget: float, options: Options) -> Row:
         calls["fastopt.torch"] = fastopt_torch.CLASSES["Adam"](leaves[0], threads=options.threads).step
         calls["torch-fused"] = torch.optim.Adam(leaves[1], fused=True).step
         calls["torch-foreach"] = torch.optim.Adam(leaves[2], foreach=True).step
+    for call in calls.values():  # which binds, and makes states: no later step takes that long
+        call()
     times = interleaved(calls, options.repeats, budget)
     return row_of(name, times, sum(sizes) * 28, tensors=len(sizes), sizes=sorted(set(sizes)))
 
