@@ -2,15 +2,15 @@
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError, LinkError
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 GENERATED = ROOT / "build/generated"  # the C made from the rules; it stays there to be read
+NO_DELETE = "-Wl,-z,nodelete"  # the library's threads wait in its code
 sys.path.insert(0, str(ROOT / "csrc"))
 
 import generate
@@ -56,28 +56,14 @@ class BuildLibrary(build_ext):
     def build_library(self):
         temp, built = Path(self.build_temp), self.folder / self.library()
         temp.mkdir(parents=True, exist_ok=True)
-        openmp = self.openmp_flags()
-        flags = [*library.FLAGS, *openmp]
         try:
-            objects = library.compile_all(self.compiler.compiler_so, flags, library.levels(), [GENERATED], temp)
+            objects = library.compile_all(self.compiler.compiler_so, library.FLAGS, library.levels(), [GENERATED], temp)
         except (OSError, subprocess.CalledProcessError) as error:
             raise CompileError(str(error)) from error
         darwin = sys.platform == "darwin"
-        name = f"-Wl,-install_name,@rpath/{built.name}" if darwin else f"-Wl,-soname,{built.name}"
-        self.compiler.link_shared_object(objects, str(built), libraries=["m"], extra_postargs=[*openmp, name])
-
-    def openmp_flags(self):
-        """Return ``-fopenmp`` if the compiler and its runtime have it; otherwise print that one thread will be used."""
-        with tempfile.TemporaryDirectory() as folder:
-            probe = Path(folder) / "probe.c"
-            probe.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
-            try:
-                objects = self.compiler.compile([str(probe)], folder, extra_postargs=["-fopenmp"])
-                self.compiler.link_executable(objects, str(Path(folder) / "probe"), extra_postargs=["-fopenmp"])
-            except (CompileError, LinkError):
-                print("fastopt: this compiler has no OpenMP; the native backend will use one thread", file=sys.stderr)
-                return []
-        return ["-fopenmp"]
+        flags = ["-Wl,-install_name,@rpath/" + built.name] if darwin else ["-Wl,-soname," + built.name, NO_DELETE]
+        libraries = ["m", "pthread"] if darwin else ["m", "pthread", "dl"]
+        self.compiler.link_shared_object(objects, str(built), libraries=libraries, extra_postargs=flags)
 
     def made(self):
         """Return the paths in the package of all files made beside the extension."""

@@ -36,9 +36,10 @@
  * leave that setting as it was.
  *
  * Threads. Calls from several threads at once are safe if no array that one writes is used by another. Call
- * fastopt_set_isa only while no update runs. The library's own threads are OpenMP's: where fewer can be started than a
- * call asks for, it uses fewer. A call that has waited long for its threads, as it can beside others who compute, has
- * some of the next work with one. A forked child starts threads of its own for each call.
+ * fastopt_set_isa only while no update runs. The library has threads of its own, which sleep when there has been no work
+ * for some tens of microseconds: where fewer can be started than a call asks for, it uses fewer. They work for one call
+ * at a time, and another at the same time does its work alone. A forked child has others. Where GCC's runtime of OpenMP is
+ * in the process (libgomp.so.1), as it is with PyTorch, its threads are used instead.
  *
  * Returned strings and tables belong to the library and last as long as it is loaded.
  *
@@ -257,8 +258,6 @@ FASTOPT_API int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies,
 
 /* A good number of threads: that of the CPUs of the process, or OMP_NUM_THREADS if that is less. */
 FASTOPT_API int32_t fastopt_default_threads(void);
-/* 0 if the library was built without threads: it then accepts any number and uses one. */
-FASTOPT_API int fastopt_has_openmp(void);
 
 /* The instruction set in use, by default the highest that the processor has; the levels compiled; and those of them
  * that this processor has. Lists are comma-separated names, from the lowest. */

@@ -57,11 +57,30 @@ int prefetch_pays(int64_t bytes);
 void parallel_for(fastopt_part function, void *context, int64_t n, int64_t grain, int64_t share, int64_t align,
                   int threads);
 
-/* Calls the function in each of at most `threads` threads, with its number and how many there are. */
-typedef void (*team_function)(void *context, int thread, int threads);
-void run_team(team_function function, void *context, int threads);
-/* Returns when all threads of the team have called it. */
-void wait_for_team(int threads);
+/* A team of threads that do work in phases. It is by whom parts of the work are begun, not how many threads there are, that
+ * differs from run to run: a thread can come late, or never. */
+typedef struct team team;
+typedef void (*team_function)(team *own, void *context, int thread);
+/* Calls the function in each of at most `threads` threads. Each has a number, which it mostly had before. Small work wakes
+ * none. */
+void run_team(team_function function, void *context, int threads, int is_small);
+/* Work of fewer grains is small. */
+enum { SMALL = 8 };
+
+/* Each thread of a team calls this for each phase, in their order. Calls the function for those of n parts that no other
+ * thread has begun. Returns when all parts are done. */
+enum { MAX_PHASES = 16 };
+typedef void (*phase_part)(void *context, int64_t part);
+void do_phase(team *own, int phase, int64_t n, phase_part part, void *context);
+
+/* A clock, in seconds. */
+double now(void);
+
+/* ---- openmp.c ---- */
+
+/* Calls the function in each of at most `threads` threads of OpenMP. Returns 0, without a call, where the process has
+ * none. */
+int run_in_openmp(void (*function)(void *context, int thread), void *context, int threads);
 
 /* ---- checks.c ---- */
 

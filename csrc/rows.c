@@ -7,6 +7,8 @@
 
 enum {
     DIGIT = 11,         /* bits sorted by at a time: the counters fit the first-level cache */
+    FEW = 8,            /* the same for few lookups, which are not worth many counters */
+    MAX_PASSES = 32 / FEW,
     MAX_SORTERS = 16,   /* threads that sort */
     SHARED = 4 * PIECE, /* lookups of a row from which on several threads add them up */
     SHARES = 16,        /* that each thread is to have, to come out even at the end */
@@ -54,8 +56,9 @@ typedef struct {
     uint32_t (*counts)[1 << DIGIT]; /* by sorter: its lookups with a digit, then the place of the next */
     shared_row *shared;
     char *sums; /* of pieces */
-    int64_t sum_bytes;
-    int64_t shared_rows, pieces, next_piece, next_share, next_row;
+    int64_t sum_bytes, shared_rows, pieces;
+    int passes, digit; /* of the sort: how many, and the bits of each */
+    int threads, shares;
 } row_context;
 
 int64_t space_of(const fastopt_job *job)
@@ -75,56 +78,73 @@ static int bits_of(int64_t n)
     return bits;
 }
 
-/* Makes of the counts of lookups by digit and sorter the place of each one's first. */
-static void add_up_counts(const row_context *c, int sorters, int digits)
+/* The lookups are sorted by one digit after the other, from the lowest. Each sorter has an equal part of them. */
+typedef struct {
+    const row_context *c;
+    const fastopt_lookup *from; /* NULL: they are still indices */
+    fastopt_lookup *to;
+    int sorters, shift, bits;
+} digit;
+
+static inline uint32_t digit_of(const digit *d, uint32_t row) { return row >> d->shift & (((uint32_t)1 << d->bits) - 1); }
+
+static void count_digits(void *context, int64_t sorter)
 {
+    const digit *d = context;
+    const fastopt_rows *rows = d->c->segments.rows;
+    const int64_t begin = rows->count * sorter / d->sorters, end = rows->count * (sorter + 1) / d->sorters;
+    uint32_t *counts = d->c->counts[sorter];
+    memset(counts, 0, sizeof *counts << d->bits);
+    for (int64_t i = begin; i < end; i++) {
+        if (i % 8 == 0) /* the list to be written is out of the cache since the step before */
+            __builtin_prefetch(d->to + i, 1, 2);
+        counts[digit_of(d, d->from ? d->from[i].row : (uint32_t)row_at(rows, i))]++;
+    }
+}
+
+/* Makes of the counts of lookups by digit and sorter the place of each one's first. */
+static void add_up_counts(void *context, int64_t part)
+{
+    const digit *d = context;
     uint32_t at = 0;
-    for (int d = 0; d < digits; d++)
-        for (int sorter = 0; sorter < sorters; sorter++) {
-            const uint32_t own = c->counts[sorter][d];
-            c->counts[sorter][d] = at;
+    for (int k = 0; k < 1 << d->bits; k++)
+        for (int sorter = 0; sorter < d->sorters; sorter++) {
+            const uint32_t own = d->c->counts[sorter][k];
+            d->c->counts[sorter][k] = at;
             at += own;
+        }
+    (void)part;
+}
+
+static void deal_lookups(void *context, int64_t sorter)
+{
+    const digit *d = context;
+    const fastopt_rows *rows = d->c->segments.rows;
+    const int64_t begin = rows->count * sorter / d->sorters, end = rows->count * (sorter + 1) / d->sorters;
+    uint32_t *places = d->c->counts[sorter];
+    if (d->from)
+        for (int64_t i = begin; i < end; i++)
+            d->to[places[digit_of(d, d->from[i].row)]++] = d->from[i];
+    else
+        for (int64_t i = begin; i < end; i++) {
+            const uint32_t row = (uint32_t)row_at(rows, i);
+            d->to[places[digit_of(d, row)]++] = (fastopt_lookup){row, (uint32_t)i};
         }
 }
 
-/* Sorts lookups by row in a team, digit by digit from the lowest. The sort is stable. Returns which of `lookups` has
- * them. */
-static int sort_lookups(const row_context *c, int thread, int threads)
+/* Sorts lookups by row in a team. The sort is stable. */
+static void sort_lookups(team *own, const row_context *c)
 {
-    const fastopt_rows *rows = c->segments.rows;
-    const int64_t n = rows->count;
-    const int sorters = threads < MAX_SORTERS ? threads : MAX_SORTERS, bits = bits_of(rows->rows - 1);
-    const int64_t begin = thread < sorters ? n * thread / sorters : n;
-    const int64_t end = thread < sorters ? n * (thread + 1) / sorters : n;
-    const int most = n < 1 << DIGIT ? 8 : DIGIT; /* few lookups are not worth many counters */
-    const int passes = bits ? (bits + most - 1) / most : 1, digit = (bits + passes - 1) / passes;
-    const uint32_t mask = ((uint32_t)1 << digit) - 1;
-    uint32_t *counts = c->counts[thread < sorters ? thread : 0];
-    fastopt_lookup *from = NULL, *to = c->lookups[0];
-    for (int pass = 0; pass < passes; pass++, from = to, to = c->lookups[pass % 2]) {
-        const int shift = pass * digit;
-        if (thread < sorters)
-            memset(counts, 0, sizeof *counts << digit);
-        for (int64_t i = begin; i < end; i++) {
-            if (i % 8 == 0) /* the list to be written is out of the cache since the step before */
-                __builtin_prefetch(to + i, 1, 2);
-            counts[pass ? from[i].row >> shift & mask : (uint32_t)row_at(rows, i) & mask]++;
-        }
-        wait_for_team(threads);
-        if (thread == 0)
-            add_up_counts(c, sorters, 1 << digit);
-        wait_for_team(threads);
-        if (pass == 0)
-            for (int64_t i = begin; i < end; i++) {
-                const uint32_t row = (uint32_t)row_at(rows, i);
-                to[counts[row & mask]++] = (fastopt_lookup){row, (uint32_t)i};
-            }
-        else
-            for (int64_t i = begin; i < end; i++)
-                to[counts[from[i].row >> shift & mask]++] = from[i];
-        wait_for_team(threads);
+    digit d = {.c = c, .to = c->lookups[0], .bits = c->digit};
+    d.sorters = c->threads < MAX_SORTERS ? c->threads : MAX_SORTERS;
+    for (int pass = 0; pass < c->passes; pass++) {
+        do_phase(own, 3 * pass, d.sorters, count_digits, &d);
+        do_phase(own, 3 * pass + 1, 1, add_up_counts, &d);
+        do_phase(own, 3 * pass + 2, d.sorters, deal_lookups, &d);
+        d.from = d.to;
+        d.to = c->lookups[(pass + 1) % 2];
+        d.shift += d.bits;
     }
-    return (passes - 1) % 2;
 }
 
 /* The end of the segment that lookup q is in: looks twice as far each time, then between. */
@@ -154,8 +174,9 @@ static int64_t next_segment(const row_context *c, int64_t q)
 
 /* Finds the rows with SHARED lookups or more: the number of one of these is a multiple of SHARED. If there is no memory
  * for the sums of their pieces, there are none. */
-static void find_shared_rows(row_context *c)
+static void find_shared_rows(void *context, int64_t part)
 {
+    row_context *c = context;
     const fastopt_lookup *lookups = c->segments.lookups;
     int64_t end = 0;
     for (int64_t q = 0; q < c->segments.end; q += SHARED) {
@@ -174,11 +195,13 @@ static void find_shared_rows(row_context *c)
     }
     if (c->pieces && !(c->sums = malloc((size_t)(c->pieces * c->sum_bytes))))
         c->shared_rows = c->pieces = 0;
+    (void)part;
 }
 
 /* Adds up piece k of the rows that several threads add up. */
-static void add_up_piece(const row_context *c, int64_t k)
+static void add_up_piece(void *context, int64_t k)
 {
+    const row_context *c = context;
     int64_t low = 0, high = c->shared_rows - 1;
     while (low < high) {
         const int64_t middle = (low + high + 1) / 2;
@@ -191,8 +214,10 @@ static void add_up_piece(const row_context *c, int64_t k)
     c->loops->sum_row(&c->segments, first, first + PIECE, c->sums + k * c->sum_bytes);
 }
 
-static void update_shared_row(const row_context *c, const shared_row *row)
+static void update_shared_row(void *context, int64_t k)
 {
+    const row_context *c = context;
+    const shared_row *row = &c->shared[k];
     fastopt_segments own = c->segments;
     own.sums = c->sums + row->sums * c->sum_bytes;
     c->loops->run_rows(c->kernel, c->fold, &own, row->first, row->last);
@@ -200,9 +225,12 @@ static void update_shared_row(const row_context *c, const shared_row *row)
 
 /* ---- updates ---- */
 
-/* Updates the rows of lookups [begin, end), which are whole segments, but those that several threads add up. */
-static void update_segments(const row_context *c, int64_t begin, int64_t end)
+/* Updates the rows of an equal share of the lookups, which are whole segments, but those that several threads add up. */
+static void update_share(void *context, int64_t share)
 {
+    const row_context *c = context;
+    const int64_t n = c->segments.end, end = next_segment(c, n * (share + 1) / c->shares);
+    int64_t begin = next_segment(c, n * share / c->shares);
     for (int64_t k = 0; k < c->shared_rows && c->shared[k].first < end; k++)
         if (c->shared[k].first >= begin) {
             c->loops->run_rows(c->kernel, c->fold, &c->segments, begin, c->shared[k].first);
@@ -211,26 +239,16 @@ static void update_segments(const row_context *c, int64_t begin, int64_t end)
     c->loops->run_rows(c->kernel, c->fold, &c->segments, begin, end);
 }
 
-static void update_team(void *context, int thread, int threads)
+static void update_team(team *own, void *context, int thread)
 {
     row_context *c = context;
-    const int64_t n = c->segments.end, shares = threads > 1 ? (int64_t)threads * SHARES : 1;
-    const int sorted = sort_lookups(c, thread, threads);
-    if (thread == 0) {
-        c->segments.lookups = c->lookups[sorted];
-        if (threads > 1 && c->segments.rows->duplicates == FASTOPT_SUM)
-            find_shared_rows(c);
-    }
-    wait_for_team(threads);
-    for (int64_t k; (k = __atomic_fetch_add(&c->next_piece, 1, __ATOMIC_RELAXED)) < c->pieces;)
-        add_up_piece(c, k);
-    for (int64_t k; (k = __atomic_fetch_add(&c->next_share, 1, __ATOMIC_RELAXED)) < shares;)
-        update_segments(c, next_segment(c, n * k / shares), next_segment(c, n * (k + 1) / shares));
-    if (c->shared_rows) {
-        wait_for_team(threads);
-        for (int64_t k; (k = __atomic_fetch_add(&c->next_row, 1, __ATOMIC_RELAXED)) < c->shared_rows;)
-            update_shared_row(c, &c->shared[k]);
-    }
+    enum { SORTED = 3 * MAX_PASSES };
+    sort_lookups(own, c);
+    do_phase(own, SORTED, c->threads > 1 && c->segments.rows->duplicates == FASTOPT_SUM, find_shared_rows, c);
+    do_phase(own, SORTED + 1, c->pieces, add_up_piece, c);
+    do_phase(own, SORTED + 2, c->shares, update_share, c);
+    do_phase(own, SORTED + 3, c->shared_rows, update_shared_row, c);
+    (void)thread;
 }
 
 static void hogwild_part(void *context, int64_t begin, int64_t end)
@@ -246,27 +264,33 @@ void update_rows(const fastopt_job *job, row_space *space, int threads)
     const fastopt_loops *loops = active->loops[job->dtype];
     const int kernel = rules[job->rule].kernel;
     const int64_t n = rows->count, width = rows->width, grain = GRAIN / width + 1;
+    const int most = n < 1 << DIGIT ? FEW : DIGIT, bits = bits_of(rows->rows - 1);
+    const int passes = bits ? (bits + most - 1) / most : 1;
     fastopt_pass pass = pass_of(job, job->steps ? job->steps[job->parameter[0]] : 0);
     pass.element = job->elements ? job->elements[0] : 0;
-    fastopt_lookup *lookups = space->memory;
+    fastopt_lookup *lookups = space->memory, *sorted = lookups + (passes - 1) % 2 * n;
     row_context c = {
         .loops = loops,
         .kernel = (pass.storage ? loops->stored : loops->kernels)[kernel][job->copies - 1],
         .fold = loops->row_folds[kernel],
-        .segments = {rows, lookups, n, NULL, all_arrays_of(job->rule, job->copies, job->storage), rule->states,
+        .segments = {rows, sorted, n, NULL, all_arrays_of(job->rule, job->copies, job->storage), rule->states,
                      job->copies * rule->coefficients, job->addresses, job->strides, job->coefficients, pass,
                      job->copies == 1 ? loops->row_loops[kernel] : NULL},
         .lookups = {lookups, lookups + n},
         .shared = (shared_row *)(lookups + 2 * n),
         .sum_bytes = width * size_of(job->dtype),
+        .passes = passes,
+        .digit = (bits + passes - 1) / passes,
+        .threads = threads < n / grain ? threads : n / grain > 1 ? (int)(n / grain) : 1,
     };
+    c.shares = c.threads > 1 ? c.threads * SHARES : 1;
     c.counts = (uint32_t (*)[1 << DIGIT])(c.shared + n / SHARED + 1);
     if (rows->duplicates == FASTOPT_HOGWILD) {
         for (int64_t i = 0; i < n; i++)
-            lookups[i] = (fastopt_lookup){(uint32_t)row_at(rows, i), (uint32_t)i};
+            sorted[i] = (fastopt_lookup){(uint32_t)row_at(rows, i), (uint32_t)i};
         parallel_for(hogwild_part, &c, n, grain, ROW_SHARE / width + 1, 1, threads);
         return;
     }
-    run_team(update_team, &c, threads < n / grain ? threads : (int)(n / grain));
+    run_team(update_team, &c, c.threads, n < SMALL * grain);
     free(c.sums);
 }

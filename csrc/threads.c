@@ -1,286 +1,339 @@
 /* Threads: how many can be had, and the work that they share. */
+#define _GNU_SOURCE /* sched_getaffinity */
 #include "library.h"
 
-#ifdef _OPENMP
-#include <ctype.h>
-#include <omp.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
 #endif
 
-int fastopt_has_openmp(void)
+/* ---- how many ---- */
+
+/* The CPUs that the calling thread may run on. */
+static int cpus(void)
 {
-#ifdef _OPENMP
-    return 1;
-#else
-    return 0;
+#ifdef __linux__
+    cpu_set_t own;
+    if (!sched_getaffinity(0, sizeof own, &own))
+        return CPU_COUNT(&own);
 #endif
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online < 1 ? 1 : online > FASTOPT_MAX_THREADS ? FASTOPT_MAX_THREADS : (int)online;
 }
 
 int32_t fastopt_default_threads(void)
 {
-#ifdef _OPENMP
-    int cpus = omp_get_num_procs(), allowed = omp_get_max_threads();
-    int threads = allowed < cpus ? allowed : cpus;
-    return threads < FASTOPT_MAX_THREADS ? threads : FASTOPT_MAX_THREADS;
-#else
-    return 1;
+    const char *text = getenv("OMP_NUM_THREADS");
+    const int most = cpus() < FASTOPT_MAX_THREADS ? cpus() : FASTOPT_MAX_THREADS;
+    const long allowed = text ? strtol(text, NULL, 10) : 0; /* of a list, the first: nothing here is nested */
+    return allowed > 0 && allowed < most ? (int32_t)allowed : most;
+}
+
+/* ---- waits ---- */
+
+/* So long a thread looks for what it waits for, before it sleeps: somewhat longer than it takes to wake one, and than a
+ * program takes between two steps, when all its memory has left the caches. */
+#define PATIENCE 80e-6 /* seconds */
+
+double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static inline void pause_briefly(void)
+{
+#if defined __x86_64__ || defined __i386__
+    __builtin_ia32_pause();
+#elif defined __aarch64__
+    __asm__ volatile("isb");
 #endif
 }
 
-#ifdef _OPENMP
-/* 1 in a forked child, whether it loads this library or its parent has. It inherits OpenMP's bookkeeping but none of its
- * threads, and would wait for them for ever if anybody in the parent had started some. So it starts threads of its own,
- * for each piece of work. */
-static int forked;
-static void after_fork(void) { forked = 1; }
-
-/* Whether this process is a forked child that has not begun another program, where Linux tells. */
-static int was_forked(void)
+#ifdef __linux__
+static void sleep_while(const uint32_t *word, uint32_t value)
 {
-    enum { FORKED_NO_EXEC = 0x40 }; /* PF_FORKNOEXEC */
-    char text[512];
-    unsigned flags = 0;
-    FILE *file = fopen("/proc/self/stat", "r");
-    if (!file)
-        return 0;
-    text[fread(text, 1, sizeof text - 1, file)] = 0;
-    fclose(file);
-    const char *name_end = strrchr(text, ')'); /* the name may hold anything */
-    return name_end && sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && flags & FORKED_NO_EXEC;
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
 
-/* So many times the elements make such a thread worth its start. */
-enum { GRAINS_OF_FORKED = 4 };
+static void wake(uint32_t *word, int threads) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, threads, NULL, NULL, 0); }
+#else
+static pthread_mutex_t sleepers = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
 
-/* The stack size of OpenMP's threads in bytes; 0 is the system's default. */
-static size_t stack_size;
-
-/* Reads a value of OMP_STACKSIZE: a number with a unit of B, K, M or G, K by default. Returns 0 for anything else. */
-static size_t parse_stack_size(const char *text)
+static void sleep_while(const uint32_t *word, uint32_t value)
 {
-    static const char units[] = "bkmg";
-    char *end;
-    const unsigned long long number = strtoull(text, &end, 10);
-    while (isspace((unsigned char)*end))
-        end++;
-    const char *unit = *end ? strchr(units, tolower((unsigned char)*end)) : units + 1;
-    if (!unit || number > SIZE_MAX >> 10 * (unit - units))
-        return 0;
-    return (size_t)number << 10 * (unit - units);
+    pthread_mutex_lock(&sleepers);
+    if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == value)
+        pthread_cond_wait(&woken, &sleepers);
+    pthread_mutex_unlock(&sleepers);
 }
 
-/* Runs when the library is loaded. OpenMP's runtime reads the environment then too. */
-__attribute__((constructor)) static void prepare_threads(void)
+static void wake(uint32_t *word, int threads)
 {
-    static const char *const variables[] = {"OMP_STACKSIZE", "GOMP_STACKSIZE"};
-    for (int i = 0; i < 2 && !stack_size; i++)
-        if (getenv(variables[i]))
-            stack_size = parse_stack_size(getenv(variables[i]));
-    forked = was_forked();
-    pthread_atfork(NULL, NULL, after_fork);
+    (void)word;
+    (void)threads;
+    pthread_mutex_lock(&sleepers);
+    pthread_cond_broadcast(&woken);
+    pthread_mutex_unlock(&sleepers);
 }
+#endif
 
-/* Starts at most n threads with stacks of that size; returns how many there are. */
-static int start_threads(pthread_t *started, int n, void *(*function)(void *), void *argument)
-{
-    pthread_attr_t attributes;
-    int k = 0;
-    if (pthread_attr_init(&attributes))
-        return 0;
-    if (stack_size)
-        pthread_attr_setstacksize(&attributes, stack_size); /* a size too small is refused, here as by the runtime */
-    while (k < n && !pthread_create(&started[k], &attributes, function, argument))
-        k++;
-    pthread_attr_destroy(&attributes);
-    return k;
-}
-
-static void *wait_for(void *mutex)
-{
-    pthread_mutex_lock(mutex);
-    pthread_mutex_unlock(mutex);
-    return NULL;
-}
-
-/* The number of threads that can be had, at most `wanted`. OpenMP's runtime ends the process if a thread cannot be
- * started. So the first time that the calling thread wants so many, they are started here, and ended again. */
-static int available_threads(int wanted)
-{
-    static _Thread_local int most = 1;
-    pthread_t started[FASTOPT_MAX_THREADS];
-    pthread_mutex_t all = PTHREAD_MUTEX_INITIALIZER;
-    if (wanted <= most)
-        return wanted;
-    pthread_mutex_lock(&all);
-    const int others = start_threads(started, wanted - 1, wait_for, &all);
-    pthread_mutex_unlock(&all);
-    for (int i = 0; i < others; i++)
-        pthread_join(started[i], NULL);
-    return others + 1 > most ? most = others + 1 : most;
-}
-
-/* ---- teams of a forked child ---- */
-
-/* A team whose threads are started for one piece of work. */
+/* A word that threads wait for, and how many of them sleep. */
 typedef struct {
+    _Alignas(64) uint32_t value;
+    uint32_t asleep;
+} signal_word;
+
+/* Waits until the word has another value, which it returns. */
+static uint32_t wait_for_change(signal_word *word, uint32_t value)
+{
+    uint32_t found;
+    if ((found = __atomic_load_n(&word->value, __ATOMIC_ACQUIRE)) != value)
+        return found;
+    for (const double end = now() + PATIENCE; now() < end; pause_briefly())
+        if ((found = __atomic_load_n(&word->value, __ATOMIC_ACQUIRE)) != value)
+            return found;
+    __atomic_fetch_add(&word->asleep, 1, __ATOMIC_SEQ_CST);
+    while ((found = __atomic_load_n(&word->value, __ATOMIC_SEQ_CST)) == value)
+        sleep_while(&word->value, value);
+    __atomic_fetch_sub(&word->asleep, 1, __ATOMIC_RELAXED);
+    return found;
+}
+
+/* Wakes at most so many of those who sleep until the word changes. It has. */
+static void wake_sleepers(signal_word *word, int threads)
+{
+    if (__atomic_load_n(&word->asleep, __ATOMIC_SEQ_CST))
+        wake(&word->value, threads);
+}
+
+/* ---- teams ---- */
+
+struct team {
     team_function function;
     void *context;
-    int threads, joined, met; /* met: those that wait for the others */
-    int64_t meetings;
-    pthread_mutex_t lock;
-    pthread_cond_t all_met;
-} team;
+    struct {
+        signal_word done; /* parts */
+        int64_t next;
+    } phases[MAX_PHASES];
+};
 
-static _Thread_local team *own_team; /* that the calling thread is in */
-
-static void work_in_team(team *own, int thread)
+void do_phase(team *own, int phase, int64_t n, phase_part part, void *context)
 {
-    IN_IEEE_ARITHMETIC;
-    own_team = own;
-    own->function(own->context, thread, own->threads);
-    own_team = NULL;
+    int64_t *next = &own->phases[phase].next;
+    signal_word *done = &own->phases[phase].done;
+    uint32_t found;
+    for (int64_t k; (k = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < n;) {
+        part(context, k);
+        if (__atomic_add_fetch(&done->value, 1, __ATOMIC_SEQ_CST) == n)
+            wake_sleepers(done, FASTOPT_MAX_THREADS);
+    }
+    while ((found = __atomic_load_n(&done->value, __ATOMIC_ACQUIRE)) < n)
+        wait_for_change(done, found);
 }
 
-static void *join_team(void *argument)
+/* ---- the pool ---- */
+
+/* The library's own threads wait here for a team that has a place for them. There is one team at a time. A caller that
+ * finds one works alone. What a thread does not begin in time others do: nobody waits for a thread that waits for a
+ * processor, which can take milliseconds beside others who compute. */
+enum { INSIDE = 1, PLACE = 1 << 15, CLOSED = 1 << 30 };
+
+static struct {
+    uint32_t busy;      /* with a team */
+    team *team;
+    signal_word teams;  /* that have begun */
+    signal_word state;  /* CLOSED or not, the places left, and the threads inside without the caller */
+    int threads;        /* that have been started */
+    pthread_t started[FASTOPT_MAX_THREADS];
+    double last;        /* when work has ended that was or could have been a team's */
+#ifdef __linux__
+    int cpu;            /* of the caller, and those that it may use, when they were last looked at */
+    cpu_set_t cpus;
+#endif
+} pool = {.state = {CLOSED, 0}};
+
+/* Takes a place in the team of the moment. */
+static int enter_team(void)
 {
-    team *own = argument;
-    pthread_mutex_lock(&own->lock); /* until it is known how many they are */
-    const int thread = ++own->joined;
-    pthread_mutex_unlock(&own->lock);
-    work_in_team(own, thread);
+    uint32_t state = __atomic_load_n(&pool.state.value, __ATOMIC_RELAXED);
+    while (state < CLOSED && state >= PLACE)
+        if (__atomic_compare_exchange_n(&pool.state.value, &state, state - PLACE + INSIDE, 1, __ATOMIC_ACQUIRE,
+                                        __ATOMIC_RELAXED))
+            return 1;
+    return 0;
+}
+
+static void *serve(void *argument)
+{
+    const int number = (int)(intptr_t)argument;
+    IN_IEEE_ARITHMETIC;
+    for (uint32_t teams = 0;;) {
+        teams = wait_for_change(&pool.teams, teams);
+        if (!enter_team())
+            continue;
+        pool.team->function(pool.team, pool.team->context, number);
+        if (__atomic_sub_fetch(&pool.state.value, INSIDE, __ATOMIC_SEQ_CST) >= CLOSED)
+            wake_sleepers(&pool.state, 1);
+    }
     return NULL;
 }
 
-static void wait_for_own_team(void)
+/* Starts threads until there are so many, or no more are to be had. */
+static void start_threads(int threads)
 {
-    team *own = own_team;
-    pthread_mutex_lock(&own->lock);
-    const int64_t meeting = own->meetings;
-    if (++own->met == own->threads) {
-        own->met = 0;
-        own->meetings++;
-        pthread_cond_broadcast(&own->all_met);
-    }
-    while (own->meetings == meeting)
-        pthread_cond_wait(&own->all_met, &own->lock);
-    pthread_mutex_unlock(&own->lock);
+    for (; pool.threads < threads; pool.threads++)
+        if (pthread_create(&pool.started[pool.threads], NULL, serve, (void *)(intptr_t)(pool.threads + 1)))
+            return;
 }
 
-static void run_own_team(team_function function, void *context, int threads)
+#ifdef __linux__
+/* Has the threads use the caller's processors, but for the one that it is on. Where the others are busy for a moment, the
+ * system would put a thread there too, and leave it for a while. */
+static void place_threads(int before)
 {
-    pthread_t others[FASTOPT_MAX_THREADS];
-    team own = {.function = function, .context = context, .lock = PTHREAD_MUTEX_INITIALIZER,
-                .all_met = PTHREAD_COND_INITIALIZER};
-    pthread_mutex_lock(&own.lock);
-    const int started = start_threads(others, threads - 1, join_team, &own);
-    own.threads = started + 1;
-    pthread_mutex_unlock(&own.lock);
-    work_in_team(&own, 0);
-    for (int k = 0; k < started; k++)
-        pthread_join(others[k], NULL);
-}
-
-/* ---- teams of OpenMP ---- */
-
-/* OpenMP waits for all threads at the end of their work. Beside others who compute, one may not get a processor for
- * milliseconds. Where the caller has waited for longer than it worked, and for longer than it takes to wake a thread,
- * it does the next pieces of work alone: twice as many each time that it waits again. */
-#define LONG_WAIT 200e-6 /* seconds */
-enum { LEAST_ALONE = 4, MOST_ALONE = 64 }; /* pieces of work */
-static int alone, next_alone = LEAST_ALONE;
-static _Thread_local double waited; /* by a thread in a team, before the end */
-
-static int works_alone(void)
-{
-    const int left = __atomic_load_n(&alone, __ATOMIC_RELAXED);
-    if (left > 0)
-        __atomic_store_n(&alone, left - 1, __ATOMIC_RELAXED);
-    return left > 0;
-}
-
-static void learn_from(double worked, double waited)
-{
-    const int next = __atomic_load_n(&next_alone, __ATOMIC_RELAXED), late = waited > LONG_WAIT && waited > worked;
-    if (late)
-        __atomic_store_n(&alone, next, __ATOMIC_RELAXED);
-    if (late ? next < MOST_ALONE : next > LEAST_ALONE)
-        __atomic_store_n(&next_alone, late ? 2 * next : next / 2, __ATOMIC_RELAXED);
-}
-#endif
-
-/* OpenMP's threads inherit the arithmetic of the thread that started them, so each sets its own. */
-void run_team(team_function function, void *context, int threads)
-{
-#ifdef _OPENMP
-    if (threads > 1 && forked) {
-        run_own_team(function, context, threads);
+    cpu_set_t cpus;
+    const int cpu = sched_getcpu();
+    if (cpu < 0 || sched_getaffinity(0, sizeof cpus, &cpus))
         return;
-    }
-    if (threads > 1 && !works_alone() && (threads = available_threads(threads)) > 1) {
-        const double begun = omp_get_wtime();
-        double done = begun;
-        waited = 0;
-#pragma omp parallel num_threads(threads)
-        {
-            IN_IEEE_ARITHMETIC;
-            function(context, omp_get_thread_num(), omp_get_num_threads());
-            if (omp_get_thread_num() == 0)
-                done = omp_get_wtime();
-        }
-        learn_from(done - begun - waited, waited + omp_get_wtime() - done);
+    if (cpu == pool.cpu && CPU_EQUAL(&cpus, &pool.cpus) && before == pool.threads)
         return;
-    }
-#endif
-    function(context, 0, 1);
+    pool.cpu = cpu;
+    pool.cpus = cpus;
+    if (CPU_COUNT(&cpus) > 1)
+        CPU_CLR(cpu, &cpus);
+    for (int k = 0; k < pool.threads; k++)
+        pthread_setaffinity_np(pool.started[k], sizeof cpus, &cpus);
 }
-
-void wait_for_team(int threads)
-{
-#ifdef _OPENMP
-    if (threads == 1) /* a barrier would be that of a region around the call */
-        return;
-    if (own_team) {
-        wait_for_own_team();
-        return;
-    }
-    const double begun = omp_get_wtime();
-#pragma omp barrier
-    waited += omp_get_wtime() - begun;
 #else
-    (void)threads;
+static void place_threads(int before) { (void)before; }
 #endif
+
+static void run_in_pool(team *own, int others)
+{
+    uint32_t state;
+    const int before = pool.threads;
+    start_threads(others);
+    place_threads(before);
+    pool.team = own;
+    __atomic_store_n(&pool.state.value, (uint32_t)others * PLACE, __ATOMIC_RELEASE);
+    __atomic_fetch_add(&pool.teams.value, 1, __ATOMIC_SEQ_CST);
+    wake_sleepers(&pool.teams, others);
+    own->function(own, own->context, 0);
+    state = __atomic_or_fetch(&pool.state.value, CLOSED, __ATOMIC_ACQUIRE);
+    while ((state & (PLACE - 1)) != 0)
+        state = wait_for_change(&pool.state, state);
+    __atomic_store_n(&pool.busy, 0, __ATOMIC_RELEASE);
 }
 
-/* What is done in parts, by whichever thread is free. */
+/* A forked child has no threads but the one that forked, and waits for no team of its parent's. */
+static void after_fork(void)
+{
+#ifndef __linux__
+    pthread_mutex_init(&sleepers, NULL);
+#endif
+    memset(&pool, 0, sizeof pool);
+    pool.state.value = CLOSED;
+}
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork); }
+
+/* ---- work ---- */
+
+static void join_team(void *own, int thread) { ((team *)own)->function(own, ((team *)own)->context, thread); }
+
+/* Whether none of the library's threads looks for work. To wake them takes longer than a small piece of work. But where
+ * one comes right after another, more will come, which they would have found. */
+static int are_asleep(void)
+{
+    const int asleep = (int)__atomic_load_n(&pool.teams.asleep, __ATOMIC_RELAXED);
+    double last;
+    __atomic_load(&pool.last, &last, __ATOMIC_RELAXED);
+    return asleep >= __atomic_load_n(&pool.threads, __ATOMIC_RELAXED) && now() > last + PATIENCE;
+}
+
+void run_team(team_function function, void *context, int threads, int is_small)
+{
+    team own = {.function = function, .context = context};
+    if (threads == 1) {
+        function(&own, context, 0);
+        return;
+    }
+    if (run_in_openmp(join_team, &own, threads))
+        return;
+    if ((is_small && are_asleep()) || __atomic_exchange_n(&pool.busy, 1, __ATOMIC_ACQUIRE))
+        function(&own, context, 0);
+    else
+        run_in_pool(&own, threads - 1);
+    const double last = now();
+    __atomic_store(&pool.last, &last, __ATOMIC_RELAXED);
+}
+
+/* Work whose parts are taken by whichever thread is free. Each has a range of its own, which is in its caches if there was
+ * such work before. Who is done with it helps others. Parts grow smaller towards a range's end, where all are to finish at
+ * the same time. */
+enum { MAX_RANGES = 64, PARTS_OF_GRAIN = 4 };
+
 typedef struct {
     fastopt_part function;
     void *context;
-    int64_t n, share, align, next;
+    int64_t least, most; /* elements of a part */
+    int ranges;
+    struct {
+        _Alignas(64) int64_t next;
+        int64_t end;
+    } range[MAX_RANGES];
 } parts;
 
-static void take_parts(void *context, int thread, int threads)
+/* Takes parts of a range until there are none. */
+static void take_parts(parts *own, int range)
+{
+    const int64_t end = own->range[range].end;
+    int64_t *next = &own->range[range].next, begin = __atomic_load_n(next, __ATOMIC_RELAXED);
+    while (begin < end) {
+        const int64_t half = (end - begin) / 2 / own->least * own->least;
+        const int64_t part = half < own->least ? own->least : half < own->most ? half : own->most;
+        const int64_t stop = begin + part < end ? begin + part : end;
+        if (__atomic_compare_exchange_n(next, &begin, stop, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+            own->function(own->context, begin, stop);
+            begin = __atomic_load_n(next, __ATOMIC_RELAXED);
+        }
+    }
+}
+
+static void take_all_parts(team *team, void *context, int thread)
 {
     parts *own = context;
-    const int64_t n = own->n, even = (n + threads - 1) / threads;
-    const int64_t most = threads > 1 && own->share < even ? own->share : even;
-    const int64_t share = (most + own->align - 1) / own->align * own->align;
-    for (int64_t begin; (begin = __atomic_fetch_add(&own->next, share, __ATOMIC_RELAXED)) < n;)
-        own->function(own->context, begin, begin + share < n ? begin + share : n);
-    (void)thread;
+    for (int k = 0; k < own->ranges; k++)
+        take_parts(own, (thread + k) % own->ranges);
+    (void)team;
 }
 
 void parallel_for(fastopt_part function, void *context, int64_t n, int64_t grain, int64_t share, int64_t align,
                   int threads)
 {
-    parts own = {function, context, n, share, align, 0};
-#ifdef _OPENMP
-    if (forked)
-        grain *= GRAINS_OF_FORKED;
-#endif
-    run_team(take_parts, &own, threads < n / grain ? threads : (int)(n / grain));
+    const int members = threads < n / grain ? threads : (int)(n / grain);
+    if (members <= 1) {
+        function(context, 0, n);
+        return;
+    }
+    const int64_t least = (grain / PARTS_OF_GRAIN + align) / align * align;
+    parts own = {function, context, least, share < least ? least : share / least * least,
+                 members < MAX_RANGES ? members : MAX_RANGES, {{0}}};
+    for (int k = 0; k < own.ranges; k++) {
+        const int64_t end = (n * (k + 1) / own.ranges + align - 1) / align * align;
+        own.range[k].next = k ? own.range[k - 1].end : 0;
+        own.range[k].end = end < n ? end : n;
+    }
+    run_team(take_all_parts, &own, members, n < SMALL * grain);
 }
 
 void fastopt_run_parts(fastopt_part part, void *context, int64_t n, int64_t grain, int64_t share, int64_t align,
@@ -291,4 +344,3 @@ void fastopt_run_parts(fastopt_part part, void *context, int64_t n, int64_t grai
 
 uint64_t fastopt_enter_ieee(void) { return enter_ieee(); }
 void fastopt_leave_ieee(uint64_t before) { leave_ieee(before); }
-

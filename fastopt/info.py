@@ -39,8 +39,7 @@ def configuration() -> dict[str, str]:
             f"compiled {', '.join(native.isa_compiled())}; supported {', '.join(native.isa_supported())}; "
             f"chosen {native.isa()}"
         )
-        threads = "OpenMP" if native.has_openmp() else "no OpenMP when built: the native backend uses one thread"
-        lines["native library"] = f"{native.compiler()}, {threads}"
+        lines["native library"] = native.compiler()
     for name, status in backends.items():
         lines[f"backend {name}"] = status
     lines["backend chosen"] = get_backend() or "by the arrays"

@@ -1,15 +1,12 @@
 """Threads that share the elements of a kernel, with the C library and without."""
 
-import ctypes
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import fastopt
-from fastopt.backends import native
 from fastopt.backends.numba_cpu import memory, parts, threads
 
 fetch_add = memory.fetch_add  # of this module: kernels are compiled from what they find here
@@ -57,38 +54,6 @@ def test_threads_that_have_not_begun_are_not_waited_for(monkeypatch, marking):
         free.set()
     assert finished
     assert took.tolist() == list(range(10)) and calls[0] == 2
-
-
-@pytest.mark.skipif(not native.has_openmp(), reason="the library was built without threads")
-def test_who_waits_long_for_threads_works_alone():
-    """As beside others who compute, where a thread may not get a processor for a while."""
-    caller, others, done = threading.get_ident(), threading.Event(), []
-
-    def part(context, begin, end):
-        done.append((begin, end))
-        if threading.get_ident() != caller:
-            others.set()
-            time.sleep(0.05)
-        elif end - begin == 1:
-            others.wait(10)
-
-    i64, i32 = ctypes.c_int64, ctypes.c_int32
-    form = ctypes.CFUNCTYPE(None, ctypes.c_void_p, i64, i64)
-    run = ctypes.CFUNCTYPE(None, form, ctypes.c_void_p, i64, i64, i64, i64, i32)(native.run_parts)
-
-    def parts_of():
-        done.clear()
-        others.clear()
-        run(form(part), None, 2, 1, 1, 1, 2)
-        return sorted(done)
-
-    for _ in range(100):
-        if parts_of() == [(0, 1), (1, 2)] and parts_of() == [(0, 2)]:
-            break
-    else:
-        pytest.fail("it has not worked alone")
-    assert [parts_of() for _ in range(3)] == 3 * [[(0, 2)]]
-    assert any(parts_of() == [(0, 1), (1, 2)] for _ in range(64))
 
 
 def test_without_the_library_the_bits_are_the_same(monkeypatch):

@@ -138,9 +138,9 @@ def build_library(folder):
     module = SimpleNamespace(**{**vars(rules), "RULES": {rule.name: rule for rule in (TOY, MEASURED)}})
     (objects / "rule_table.h").write_text(generate.rule_table(module, library.levels()))
     include = [objects, fastopt.get_include()]
-    flags = [*library.FLAGS, "-Werror", "-fopenmp"]
+    flags = [*library.FLAGS, "-Werror"]
     made = library.compile_all(["gcc"], flags, library.levels(), include, objects)
     name = library.file_name(fastopt.__version__)
-    link = ["gcc", "-shared", "-fopenmp", *made, "-lm", f"-Wl,-soname,{name}", "-o", folder / name]
+    link = ["gcc", "-shared", *made, "-lm", f"-Wl,-soname,{name}", "-o", folder / name]
     subprocess.run(link, check=True)
     return folder / name

@@ -10,7 +10,7 @@ from time import perf_counter, process_time, sleep
 from typing import NamedTuple
 
 # Seconds before each call, and the most of them: whoever ran before may have left threads spinning, which would share
-# their processors with another's. OpenMP's spin for some 4 ms, longer where the machine is busy.
+# their processors with another's. OpenMP's, which PyTorch has, spin for some 4 ms, longer where the machine is busy.
 REST, LONGEST_REST = 0.005, 0.05
 QUIET = 0.001  # seconds in which nobody computes, before it is taken that nobody spins
 # Seconds that a timing takes at least: shorter calls are repeated in a loop.

@@ -185,7 +185,7 @@ class Library:
         (self.built / "rule_table.h").write_text(generate.rule_table(generate.load_rules(), levels))
         includes = [f"-I{self.built}", f"-I{folder / 'fastopt/include'}"]
         # Half the time of -O3, which is what most of a change's time would go into.
-        self.flags = [*(flag for flag in build.FLAGS if flag != "-O3"), "-O1", "-w", "-fopenmp", *includes]
+        self.flags = [*(flag for flag in build.FLAGS if flag != "-O3"), "-O1", "-w", *includes]
         self.units = build.units(levels)
         self.texts = {unit.object: self.preprocessed(self.csrc, unit) for unit in self.units}
 
@@ -213,7 +213,7 @@ class Library:
     def link(self, objects):
         """The library of these objects and the unchanged others, in the package's place for it."""
         new = self.built / "new.so"
-        options = ["-shared", "-fopenmp", f"-Wl,-soname,{self.library.name}", "-lm", "-o", new]
+        options = ["-shared", f"-Wl,-soname,{self.library.name}", "-lm", "-o", new]
         subprocess.run(["gcc", *(self.objects | objects).values(), *options], check=True)
         new.replace(self.library)
 

@@ -79,11 +79,6 @@ def compiler() -> str:
     return _text(lib.fastopt_compiler())
 
 
-def has_openmp() -> bool:
-    """Tell whether the library was built with threads."""
-    return bool(lib.fastopt_has_openmp())
-
-
 #: The address of the C library's `fastopt_run_parts`.
 run_parts = int(ffi.cast("intptr_t", ffi.addressof(lib, "fastopt_run_parts")))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # which is loaded once Python's threads are used
 try:
     from .. import native
 
-    _team = native.run_parts if native.has_openmp() else 0
+    _team = native.run_parts
 except BackendUnavailable:
     _team = 0  # the address of what runs parts in the C library's threads; 0: there are none
 
