@@ -25,6 +25,7 @@ from fastopt.bench import (
     rules,
     scaling,
     section,
+    servers,
     sparse,
     workloads,
 )
@@ -178,7 +179,7 @@ def test_columns_that_do_not_fit_have_a_table_of_their_own():
 
 
 def test_who_is_not_installed_is_said_at_the_head(monkeypatch, capsys):
-    for module in (command, distributed):
+    for module in (command, distributed, servers):
         monkeypatch.setattr(module, "installed", lambda package: package not in ("torch", "mpi4py"))
     assert cli.main([*QUICK[:-1], "numpy,torch-fused,torch-foreach", "--rules", "sgd", "--distributed"]) == 0
     _, _, printed = capsys.readouterr().out.partition("Not measured")  # before it is what `fastopt info` prints
