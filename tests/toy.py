@@ -8,7 +8,7 @@ import importlib
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +17,6 @@ import pytest
 
 import fastopt
 from fastopt import documentation, functional, optimizers, rules
-from fastopt.backends.fold import fold_rows
 from fastopt.binding import options
 from fastopt.rules import Hyper, Rule, Stage, State
 from fastopt.rules.primitives import maximum, sqrt, where
@@ -94,16 +93,6 @@ def oracle(p, grads, inputs, lr, beta, power, start, dtype=np.longdouble):
     return [p, average, largest, total, side]
 
 
-def _folds(jobs):
-    """What the C library's folds do, which does not know the rule."""
-
-    def fold(grad_scale):
-        folded = [fold_rows(job, grad_scale) for job in jobs]
-        return [(rows.reshape(len(rows), -1), row_of, len(rows) > 1) for rows, row_of in folded]
-
-    return fold
-
-
 @contextmanager
 def registered(rule=TOY):
     """The rule's functional form and class, while the rule is in the table."""
@@ -112,11 +101,6 @@ def registered(rule=TOY):
         patch.setattr(rules, "RULES", {**rules.RULES, rule.name: rule})
         patch.setattr(options, "EVERY_RULE", every)
         patch.setattr(documentation, "EVERY_RULE", every)
-        with suppress(fastopt.BackendUnavailable):
-            from fastopt.backends import native
-
-            if native.lib.fastopt_find_rule(rule.name.encode()) < 0:
-                patch.setattr(native, "Folds", _folds)
         patch.setitem(vars(functional), rule.name, function := functional._make(rule))
         yield function, optimizers._define(options._arguments(rule.optimizer))
 

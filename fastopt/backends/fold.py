@@ -14,6 +14,7 @@ from .numba_arithmetic import ieee_arithmetic
 
 if TYPE_CHECKING:
     from ..jobs.job import Job
+    from ..rules import Rule
 
 
 class Folded(NamedTuple):
@@ -79,14 +80,17 @@ def fold_rows(job: Job, grad_scale: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def folder(jobs: Sequence[Job]) -> Callable[[float], list[tuple[np.ndarray, np.ndarray, bool]]]:
-    """Return a function that advances the jobs' step counts and folds: the C library's where it is built.
+    """Return a function that advances the jobs' step counts and folds: the C library's where it is built, and knows the
+    rules.
 
     Called with `grad_scale`, it returns for each job rows of coefficients, in float64; which of them each tensor has;
     whether there are several.
     """
     native = _native()
     if native is not None:
-        return native(jobs)
+        made, knows = native
+        if all(knows(job.progress.rule) for job in jobs):
+            return made(jobs)
 
     def fold(grad_scale: float) -> list[tuple[np.ndarray, np.ndarray, bool]]:
         folded = [fold_rows(job, grad_scale) for job in jobs]
@@ -96,10 +100,12 @@ def folder(jobs: Sequence[Job]) -> Callable[[float], list[tuple[np.ndarray, np.n
 
 
 @cache
-def _native() -> Any:
-    """The C library's class, or None: once, for a library that is not there or not this version's is tried for long."""
+def _native() -> tuple[Callable[..., Any], Callable[[Rule], bool]] | None:
+    """The C library's class, and whether it knows a rule; or None: once, for a library that is not there or not this
+    version's is tried for long.
+    """
     try:
-        from .native import Folds
+        from .native import Folds, knows
     except BackendUnavailable:
         return None
-    return Folds
+    return Folds, knows
