@@ -484,6 +484,25 @@ def test_processes_at_once(tmp_path):
     assert sorted(names) == [""] * 2 + [".ptx"] * 100
 
 
+OLDER = """
+import numpy
+if hasattr(numpy, "row_stack"):
+    del numpy.row_stack
+    numpy.__all__.remove("row_stack")
+import numpy as np
+from fastopt.backends.numba_cuda import compiler
+kind = compiler.scale_of(np.dtype("f4"))
+print(".entry fastopt_scale" in compiler.compile_ptx(kind.bound((9, 0)), kind.signature(), (9, 0), kind.name))
+print(hasattr(np, "row_stack"))
+"""
+
+
+@pytest.mark.slow
+def test_names_that_numpy_dropped_are_not_needed():
+    done = subprocess.run([sys.executable, "-c", OLDER], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_a_compiler_that_is_nowhere_is_told_of_with_the_places(monkeypatch, tmp_path):
     def find(name):
         raise compiler.pathfinder.DynamicLibNotFoundError(name)

@@ -46,6 +46,13 @@ from ...rules import FIRST_STATE, OWN
 from .. import convert, noise, numba_cache
 from . import instructions, kernels
 
+if not hasattr(np, "row_stack"):  # NumPy 2.5 dropped it; numba-cuda 0.30.4 looks for it, once, before it compiles
+    np.row_stack = np.vstack
+    try:
+        from numba.cuda.np import arrayobj  # noqa: F401
+    finally:
+        del np.row_stack
+
 _NAMES = {**{code: dtype_name(dtype) for dtype, code in CODES.items()}, SIGNED: "signed8bit", POSITIVE: "positive8bit"}
 #: Instructions that devices have from a compute capability on, in place of what takes several.
 _FROM_8_0 = {"encode_bfloat16": instructions.encode_bfloat16, "largest_of_warp": instructions.largest_of_warp}
