@@ -228,6 +228,32 @@ def test_sums_of_several_batches_have_the_cpus_bits():
     assert_equal(there, here)
 
 
+@pytest.mark.parametrize("cls", [fastopt.Adagrad, fastopt.RowwiseAdagrad])
+def test_sums_of_rows_of_several_batches_have_the_cpus_bits(cls):
+    """Of bags too, and of a batch that names no row; what a batch was is not read again."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((9, 20)).astype(F4)
+    there, here = on_both([table])
+    ours, cpus = cls(there, lr=0.1), cls(here, lr=0.1)
+    for count in (40, 0, 3, 70):
+        indices, values = rng.integers(0, 9, count), rng.standard_normal((count, 20)).astype(F4)
+        offsets = np.arange(count)
+        on_device = DeviceArray(indices), DeviceArray(values), DeviceArray(offsets)
+        if count == 3:
+            ours.accumulate([fastopt.RowSparse.bags(on_device[0], on_device[2], on_device[1])])
+            cpus.accumulate([fastopt.RowSparse.bags(indices, offsets, values)])
+        else:
+            ours.accumulate([fastopt.RowSparse(*on_device[:2])])
+            cpus.accumulate([fastopt.RowSparse(indices, values)])
+        on_device[1].memory.copy_to_device(np.full(values.nbytes, 255, "u1"))
+    ours.step(max_norm=1.0)
+    cpus.step(max_norm=1.0)
+    assert ours.last_grad_norm == cpus.last_grad_norm
+    assert_equal(there, here)
+    with pytest.raises(ValueError, match=r"found index 9, expected 0 to 8, as params\[0\] has 9 rows"):
+        ours.accumulate([fastopt.RowSparse(DeviceArray(np.array([9])), DeviceArray(values[:1]))])
+
+
 @pytest.mark.parametrize("first", [0, 1, 64, 128])
 def test_random_numbers_are_exchanged_where_counters_and_warps_begin_together(first):
     """And drawn by each thread elsewhere: the first tensor's elements begin at `first`, others' at odd numbers."""

@@ -9,12 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays.array import Array
-from ..arrays.dtypes import compute_dtype
-from ..arrays.libraries import multiply, view
+from ..arrays.libraries import multiply
 from ..checks import describe
-from ..jobs.job import Rows
-from ..jobs.tables import Tensor, adding, make_row_job
-from . import HostBackend
 
 
 def find_bags(offsets: Array, bags: int, lookups: int, mean: np.dtype | None) -> tuple[Any, Any]:
@@ -43,10 +39,3 @@ def scale(arithmetic: Callable[[], AbstractContextManager[None]], array: Array, 
     """Multiply all elements of an array by a number, in place, in some arithmetic."""
     with arithmetic():
         multiply(array, factor)
-
-
-def sum_rows(backend: HostBackend, values: Array, rows: Rows, threads: int) -> np.ndarray:
-    """Return the sum of each row's gradient, added to zeros."""
-    sums = np.zeros((rows.count, *values.shape[1:]), compute_dtype(values.dtype))
-    backend.prepare([make_row_job(adding(1), Tensor(0, 0, [view(sums, "sums"), values]), rows)])(1.0, threads)
-    return sums

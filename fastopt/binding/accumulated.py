@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ import numpy as np
 from ..arrays.array import Array
 from ..arrays.checks import check_tensor
 from ..arrays.dtypes import compute_dtype
-from ..arrays.libraries import floats_of, new_array, set_to_zero, view
+from ..arrays.libraries import floats_of, join, new_array, put, same_library, set_to_zero, to_host, view
 from ..backends import Backend
 from ..backends.choice import get_backend
+from ..jobs.job import Rows
 from ..jobs.tables import Tensor, adding, make_jobs
 from .binding import Binding, Last
-from .sparse import RowSparse
+from .sparse import RowSparse, add_rows, each_once
 from .structure import gradient_of, split_rows
+
+INDICES = np.dtype(np.int64)
 
 
 class Accumulated:
@@ -90,14 +94,14 @@ class Accumulated:
         summed: list[tuple[int, RowSparse]] = []
         for i, grad in rows:
             name = called[i]
-            grad.check(params[i], [names[i], name])
-            if grad.values.place.kind != "cpu":
-                found = f"rows on {grad.values.place.device}"
-                raise ValueError(f"{name}: found {found}, expected a dense gradient there, to be accumulated")
+            values, found = grad.check(params[i], [names[i], name])
             self._check_kind(name, i in self._dense)
             if grad.duplicates != "sum":
                 raise ValueError(f"{name}: found duplicates {grad.duplicates!r}, expected 'sum', to be accumulated")
-            summed.append((i, grad.coalesced()))
+            if values.place.kind == "cpu":
+                summed.append((i, grad.coalesced()))
+            else:
+                summed.append((i, _summed_there(values, found, owned[i], params[i], backend, threads)))
         for i, _ in taken:
             if i not in self._memory:
                 param = params[i]
@@ -143,10 +147,33 @@ class Accumulated:
         self._rows.clear()
 
 
+def _summed_there(values: Array, rows: Rows, like: Any, param: Array, backend: Backend, threads: int) -> RowSparse:
+    """The rows of a gradient on a device, each once, with the sum of its lookups: only their indices are waited for."""
+    found = to_host(rows.indices)
+    replace(rows, indices=found).check_indices()
+    unique, place = each_once(found)
+
+    def new(dtype: np.dtype, shape: tuple[int, ...]) -> Any:
+        return new_array(like, param, dtype, shape, 0)
+
+    sums, indices, places = (
+        new(compute_dtype(values.dtype), (len(unique), *values.shape[1:])),
+        new(INDICES, unique.shape),
+        new(INDICES, place.shape),
+    )
+    for own, numbers in ((indices, unique), (places, place)):
+        if numbers.size:
+            put(view(own, "indices"), same_library(numbers.astype(INDICES), own))
+    add_rows(view(sums, "sums"), values, view(places, "indices"), rows.source, rows.weights, backend, threads)
+    return RowSparse(indices, sums)
+
+
 def _joined(parts: Sequence[RowSparse]) -> RowSparse:
     """The rows of all, one behind the other: a step sums those of one row in this order."""
     if len(parts) == 1:
         return parts[0]
+    if parts[0].values.place.kind == "cuda":
+        return RowSparse(join([part.indices for part in parts]), join([part.values for part in parts]))
     return RowSparse(
         np.concatenate([part.indices for part in parts]), np.concatenate([floats_of(part.values) for part in parts])
     )

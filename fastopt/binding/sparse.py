@@ -16,10 +16,11 @@ from ..arrays.dtypes import BFLOAT16, CODES, compute_dtype, dtype_name
 from ..arrays.libraries import floats_of, to_host, view
 from ..arrays.libraries.torch import coo_rows, detached, is_tensor
 from ..arrays.runs import row_stride
+from ..backends import Backend
 from ..backends.choice import backend_of, host_backend
-from ..backends.host import sum_rows
 from ..checks import check_name
 from ..jobs.job import DUPLICATES, Rows
+from ..jobs.tables import Tensor, adding, make_row_job
 
 
 class RowSparse:
@@ -180,9 +181,10 @@ class RowSparse:
         if isinstance(self._indices, Array):
             return self._on_host().coalesced()
         unique, place = each_once(self._indices)
-        width = math.prod(self._values.shape[1:])
-        rows = Rows(len(unique), width, place, DUPLICATES.index("sum"), self._source, self._weights)
-        return RowSparse(unique, sum_rows(host_backend(), self._values, rows, settings.get_num_threads()))
+        sums = np.zeros((len(unique), *self._values.shape[1:]), compute_dtype(self._values.dtype))
+        threads = settings.get_num_threads()
+        add_rows(view(sums, "sums"), self._values, place, self._source, self._weights, host_backend(), threads)
+        return RowSparse(unique, sums)
 
     def _on_host(self) -> RowSparse:
         """A copy on the CPU, of a gradient on a CUDA device, once it is there."""
@@ -232,6 +234,12 @@ class RowSparse:
             f"RowSparse({self._indices.size} of {dtype_name(self._values.dtype)} rows of shape "
             f"{self._values.shape[1:]}, duplicates={self._duplicates!r})"
         )
+
+
+def add_rows(sums: Array, values: Array, place: Any, source: Any, weights: Any, backend: Backend, threads: int) -> None:
+    """Add the sum of each row's lookups, of which `place` has the row in `sums`, there: zeros where none is to be."""
+    rows = Rows(sums.shape[0], math.prod(sums.shape[1:]), place, DUPLICATES.index("sum"), source, weights)
+    backend.prepare([make_row_job(adding(1), Tensor(0, 0, [sums, values]), rows)])(1.0, threads)
 
 
 def each_once(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,17 @@ def assign(own: Any, value: Any) -> None:
     from . import cuda
 
     cuda.assign(own, value)
+
+
+def join(arrays: Sequence[Array]) -> Any:
+    """A new array on a device: of contiguous ones of `new_array`, one behind the other."""
+    first = arrays[0]
+    shape = (sum(array.shape[0] for array in arrays), *first.shape[1:])
+    made = new_array(first.owner, first, first.dtype, shape, 0)
+    from . import cuda
+
+    cuda.join(arrays, view(made, "joined"))
+    return made
 
 
 def multiply(array: Array, factor: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,15 @@ def assign(own: Any, value: Any) -> None:
     else:
         there = view_cuda(own, "own")
         driver.device_of(there.place.number).fill(there.address, values)
+
+
+def join(arrays: Sequence[Array], into: Array) -> None:
+    """Copy contiguous arrays, one behind the other, to another one of the same library."""
+    device, stream, at = driver.device_of(into.place.number), driver.stream_of(into.place)(), into.address
+    for array in arrays:
+        if nbytes := array.size * array.dtype.itemsize:
+            device.copy(at, array.address, nbytes, stream)
+            at += nbytes
 
 
 def fetch(array: Array, into: np.ndarray, begin: int, end: int) -> None:

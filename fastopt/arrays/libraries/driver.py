@@ -194,6 +194,11 @@ class Device:
             _checked(driver.cuMemcpyHtoDAsync(address, values.ctypes.data, values.nbytes, stream))
             _checked(driver.cuStreamSynchronize(stream))
 
+    def copy(self, address: int, of: int, nbytes: int, stream: int) -> None:
+        """Copies bytes of its memory to others when the stream gets there."""
+        with self.current():
+            _checked(driver.cuMemcpyDtoDAsync(address, of, nbytes, stream))
+
     def host_words(self, count: int) -> HostWords:
         """Words of the host's memory, at first 0, that the device can write."""
         with self.current():
