@@ -257,6 +257,27 @@ def test_what_cannot_be_measured_says_why(monkeypatch, capsys):
     assert printed.count("┃ why") <= 1  # one table, at the head
 
 
+def test_a_row_that_fails_is_named_and_ends_nothing(monkeypatch, capsys, tmp_path):
+    interrupt(monkeypatch, MemoryError("no room\nfor it"))
+    path = tmp_path / "x.json"
+    assert cli.main([*QUICK, "--rules", "adam,sgd", "--json", str(path)]) == 1
+    printed = capsys.readouterr()
+    assert "\nNot measured: adam: it failed: MemoryError: no room for it.\n" in printed.out
+    assert "Traceback" in printed.err and set(lines(printed.out)) == {"sgd"}
+    assert [row["name"] for row in json.loads(path.read_text())["rules"]] == ["sgd"]
+
+
+def test_what_is_measured_is_kept_though_all_ends(monkeypatch, tmp_path):
+    def crash(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(command, "_close", crash)
+    path = tmp_path / "x.json"
+    with pytest.raises(SystemExit):
+        cli.main([*QUICK, "--rules", "sgd", "--json", str(path)])
+    assert [row["name"] for row in json.loads(path.read_text())["rules"]] == ["sgd"]
+
+
 def test_a_budget_is_kept(capsys):
     start = time.perf_counter()
     assert cli.main([*QUICK, "--size", "3e6", "--budget", "1"]) == 0

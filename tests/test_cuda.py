@@ -446,6 +446,8 @@ def test_the_benchmark_of_a_device(gpu, capsys, tmp_path):
     from fastopt.bench import on_device
     from fastopt.cli import main
 
+    if not hasattr(gpu, "execute"):
+        pytest.skip("on a real device it takes longer than all other tests, and .ci/gpu runs it by itself")
     gpu.execute = False
     size = ["--size", "5000", "--sizes", "1e3,1e4", "--repeats", "2"]
     files = ["--plot", str(tmp_path / "x.svg"), "--json", str(tmp_path / "x.json")]

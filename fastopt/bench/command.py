@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -48,7 +49,7 @@ from .peers import COMPETITORS, PEERS, versions
 from .peers.base import installed
 from .pictures import Picture
 from .plan import Plan, alarm
-from .section import Options, Row, Section, Skip, Table
+from .section import Options, Row, Section, Skip, Table, reason
 from .timing import OutOfTime
 
 WIDTH = 80  # characters that a table may take where no terminal says otherwise
@@ -211,7 +212,7 @@ class _Run:
         self.results: dict[str, list[Row]] = {}
         self.parts: list[Part] = []
         self.left_out: dict[str, str] = {}
-        self.interrupted = False
+        self.interrupted = self.failed = False
         self._absent = absent
         self._unfinished: dict[str, Callable[[], None]] = {}
         self._waiting: list[Section] = []
@@ -271,8 +272,8 @@ class _Run:
             caption = f"{ABSENT} {TORCH}" if "torch" in self._absent and not self.options.cuda else ABSENT
             self.add(Table("Not measured", ["", "why"], rows, caption, words=2))
 
-    def measure(self, budget: float | None) -> None:
-        """Runs the sections, printing each as it ends; Ctrl-C and the end of the budget end all.
+    def measure(self, budget: float | None, keep: Callable[[], None]) -> None:
+        """Runs the sections, printing each as it ends, and then calls `keep`; Ctrl-C and the end of the budget end all.
 
         What a section has no time for is taken up again while others leave some.
         """
@@ -281,7 +282,7 @@ class _Run:
             with alarm(budget), neighbours(self.options.neighbours):
                 self._waiting = _sections(self.options)
                 while self._waiting and (end is None or perf_counter() < end):
-                    self._round(self._waiting, None if end is None else end - perf_counter())
+                    self._round(self._waiting, None if end is None else end - perf_counter(), keep)
                     self._waiting = list(self._missing()) if self.left_out else []
         except OutOfTime:
             pass
@@ -304,11 +305,12 @@ class _Run:
                 done = {row["name"] for row in self.results[section.key]}
                 yield replace(section, names=[name for name in section.names if name not in done])
 
-    def _round(self, sections: list[Section], budget: float | None) -> None:
+    def _round(self, sections: list[Section], budget: float | None, keep: Callable[[], None]) -> None:
         """Takes the sections, one at a time: those that are done give their arrays back."""
         plan = Plan(sections, budget)
         while sections:
             self._section(sections.pop(0), plan)
+            keep()
 
     def _section(self, section: Section, plan: Plan) -> None:
         rows = self.results.setdefault(section.key, [])
@@ -318,8 +320,12 @@ class _Run:
             for name, seconds in _tracked(section, plan.rows(section), self.progress):
                 try:
                     rows.append(section.measure(name, seconds))
-                except Skip as reason:
-                    skipped[name] = str(reason)
+                except Skip as error:
+                    skipped[name] = str(error)
+                except Exception as error:  # a fault, of which the exit status tells; others are measured still
+                    traceback.print_exc()
+                    self.failed = True
+                    skipped[name] = f"it failed: {reason(error)}"
         finally:
             self._under_way = None
             self._settle(section, skipped)
@@ -387,7 +393,7 @@ def bench(options: Options, outputs: Outputs, budget: float | None = None, comma
     Returns
     -------
     int
-        The exit status: 0, or 130 after Ctrl-C, which prints what there is.
+        The exit status: 0, 1 where a row failed, or 130 after Ctrl-C, which prints what there is.
     """
     started = perf_counter()
     settings.set_num_threads(options.threads)
@@ -396,9 +402,9 @@ def bench(options: Options, outputs: Outputs, budget: float | None = None, comma
     if outputs.baseline and (differ := baseline.differences(outputs.baseline, run.asked())):
         run.out.print("", differ, sep="\n", markup=False)
     with ending.soon(partial(_interrupt, run, outputs, started)):
-        run.measure(budget)
+        run.measure(budget, lambda: _write_json(run.as_json(perf_counter() - started), outputs.json))
     _close(run, outputs, started)
-    return 130 if run.interrupted else 0
+    return 130 if run.interrupted else int(run.failed)
 
 
 def draw(found: Mapping[str, Any], rules: Sequence[str] | None, outputs: Outputs) -> int:
@@ -462,10 +468,16 @@ def _naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def _write_json(found: Mapping[str, Any], path: Path | None) -> None:
+    """Write a report, if there is a file for it: of a run that has not ended too, for a crash may be near."""
+    if path:
+        with _naming(path):
+            path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
 def _write(run: _Run, found: Mapping[str, Any], outputs: Outputs) -> Iterator[Path]:
+    _write_json(found, outputs.json)
     if outputs.json:
-        with _naming(outputs.json):
-            outputs.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
         yield outputs.json
     for part in run.parts:
         if run.interrupted:
