@@ -10,6 +10,7 @@ import fastopt
 from fastopt import RULES, RowSparse, functional
 from fastopt.arrays.blocks import block_bytes
 from fastopt.arrays.libraries.matrices import OfNumPy, Room
+from fastopt.binding.norms import read
 
 from .device import DeviceArray, assert_equal, hyper_of, on_both, without_waiting
 from .support import assert_same_bits, gradients, make_states, one_of_each_kind, parameter
@@ -498,20 +499,26 @@ def test_the_ends_of_a_matrix_rule(gpu, monkeypatch):
     with pytest.raises(TypeError, match=r"params\[0\]: found a DeviceArray on cuda:0, expected a tensor of torch or"):
         fastopt.Muon(there)
     on_host = fastopt.Muon(here, **options)
-    for _ in range(3):
-        on_host.step(grads, grad_scale=0.5)
+    limits = {"max_norm": 2.0}, {"clip_norm": 1.0}, {"clip_norm": 1.0, "skip_nonfinite": True}, {}
+    for how in limits:
+        on_host.step(grads, grad_scale=0.5, **how)
     for module in ("arrays.libraries.matrices", "binding.owned"):
         monkeypatch.setattr(f"fastopt.{module}.library_of", lambda *_: OfNumPy(np))
     monkeypatch.setattr("fastopt.jobs.tables.Room", OnTheHost)
     on_device = fastopt.Muon(there, **options)
-    for _ in range(3):
+    waited = []
+    monkeypatch.setattr("fastopt.binding.binding.read", lambda *given: waited.append(given) or read(*given))
+    for how in limits:
         own, _ = on_both(grads)
-        on_device.step(own, grad_scale=0.5, zero_grads=True)
+        on_device.step(own, grad_scale=0.5, zero_grads=True, **how)
         assert not any(g.get().any() for g in own)
+        assert len(waited) == ("skip_nonfinite" in how), "norms are waited for where a step may be skipped"
+        waited.clear()
+    assert on_device.last_grad_norm == on_host.last_grad_norm
     for p, want, state, expected in zip(there, here, on_device.state, on_host.state, strict=True):
         buffer, average = (state[name].copy_to_host() for name in ("momentum_buffer", "ema"))
         assert_same_bits([p.get(), buffer, average], [want, expected["momentum_buffer"], expected["ema"]])
-        assert int(state["step"]) == 3
+        assert int(state["step"]) == len(limits)
 
 
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.over_all])

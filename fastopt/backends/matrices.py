@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..arrays.checks import Written, check_written
 from ..jobs.job import AnyJob, Job, MatrixJob
@@ -24,7 +25,7 @@ class _Runner:
         self._others = prepare(others, written) if others else None
         self._parts = [(job, prepare([job.first], ()), prepare([job.last], ())) for job in matrices]
 
-    def __call__(self, grad_scale: float, threads: int) -> None:
+    def __call__(self, grad_scale: Any, threads: int) -> None:
         check_written(self._written)
         with held_back():
             if self._others is not None:

@@ -333,7 +333,9 @@ class Binding:
         prepare = self.backend.prepare_norms
         each = limits.clip_norm is not None
         limit = limits.clip_norm if each else limits.max_norm
-        if prepare is None or not self.can_limit_there or (limit is None and not (skip_nonfinite or amp)):
+        if prepare is None or (limit is None and not (skip_nonfinite or amp)):
+            return None
+        if skip_nonfinite and not self.can_limit_there:  # the ends of a matrix's step have one scale, not one skip
             return None
         key = each, limit is not None
         if key not in self._norms:
