@@ -256,7 +256,8 @@ FASTOPT_API int fastopt_update_rows(int32_t rule, int32_t dtype, int32_t copies,
 
 /* ---- the machine ---- */
 
-/* A good number of threads: that of the CPUs of the process, or OMP_NUM_THREADS if that is less. */
+/* A good number of threads: that of the CPUs of the process, or OMP_NUM_THREADS if that is less. Quotas of
+ * control groups are not looked at. */
 FASTOPT_API int32_t fastopt_default_threads(void);
 
 /* The instruction set in use, by default the highest that the processor has; the levels compiled; and those of them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -16,9 +17,42 @@ MAX_THREADS = 1024
 BACKENDS = ("native", "numba", "numba-cuda")
 
 
+#: Where Linux says which control groups a process is in, and what they are given.
+OWN_GROUPS, GROUPS = "/proc/self/cgroup", "/sys/fs/cgroup"
+
+
+def _quota_of(folder: str) -> float:
+    """The CPUs' worth of time that a control group has: infinite if nobody limits it."""
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):  # of version 2, and of version 1
+        with suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join(_read(f"{folder}/{name}") for name in names).split()
+            return int(quota) / int(period) if quota.isdigit() else math.inf
+    return math.inf
+
+
+def _quota() -> float:
+    """The CPUs' worth of time that this process has, as in a container. A group has no more than the one around it."""
+    least = math.inf
+    with suppress(OSError, ValueError):
+        for line in _read(OWN_GROUPS).splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "" or "cpu" in controllers.split(","):
+                group = f"{GROUPS}/{controllers}".rstrip("/") + path.rstrip("/")
+                while len(group) >= len(GROUPS):
+                    least = min(least, _quota_of(group))
+                    group = group.rpartition("/")[0]
+    return least
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
 def cpus() -> int:
-    """The CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPUs that this process may run on, no more than its control groups give it time for."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(own, _quota())))
 
 
 def check_threads(name: str, n: object) -> int:
@@ -96,8 +130,8 @@ for _name in ("threads", "backend"):
 def get_num_threads() -> int:
     """The number of threads that an update may use.
 
-    By default ``FASTOPT_NUM_THREADS``, else the CPUs that the process may run on, of which ``OMP_NUM_THREADS`` may
-    allow fewer.
+    By default ``FASTOPT_NUM_THREADS``, else the CPUs that the process may run on, of which ``OMP_NUM_THREADS`` or the
+    quota of a control group, as of a container, may allow fewer.
 
     Raises
     ------

@@ -412,6 +412,36 @@ def test_what_openmp_ignores_is_ignored_and_named(omp, value):
     assert len(told) < 300
 
 
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "10000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),
+        ("0::/a/b\n", {"a/cpu.max": "900000 100000\n", "a/b/cpu.max": "100000 50000\n", "ab/cpu.max": "1 1"}, 2),
+        ("0::/elsewhere\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("4:memory:/\n3:cpu:/a\n", {"cpu/a/cpu.cfs_quota_us": "250000\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, 3),
+        ("3:cpu,cpuacct:/\n", {"cpu,cpuacct/cpu.cfs_quota_us": "-1\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "\n"}, 8),
+        ("0::/\n", {"cpu.max": "100000 0\n"}, 8),
+        ("nothing of the kind\n", {}, 8),
+        (None, {}, 8),
+    ],
+)
+def test_threads_are_no_more_than_control_groups_give_time_for(monkeypatch, tmp_path, own, files, expected):
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(settings, "OWN_GROUPS", str(tmp_path / "own"))
+    monkeypatch.setattr(settings, "GROUPS", str(tmp_path / "groups"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert settings.cpus() == expected
+
+
 def test_the_import_says_what_it_ignores():
     code = """
 import warnings
