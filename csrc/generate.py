@@ -130,6 +130,12 @@ def instance(module, name, rule, copies):
     yield macro(f"UPDATE_{name}_{copies}", *updates)
 
 
+def block_kind(module, rule):
+    """Return what blocks depend on: how many states there are, and which are never negative, a bit for each array."""
+    arrays = enumerate(rule.elements, module.FIRST_STATE)
+    return len(rule.elements), sum(1 << j for j, state in arrays if state in rule.positive)
+
+
 def measure(name, rule):
     """Yield the macros of the reading pass of a rule with a stage over tensors."""
     load = ", ".join(f".{s} = {s}_0[at]" for s in rule.measured) or "0"
@@ -171,7 +177,7 @@ def rule_table(module, levels):
         kernels.setdefault(rule.kernel, rule)
     lines = ["/* Written by csrc/generate.py from fastopt/rules. */", "#ifndef FASTOPT_RULE_TABLE_H"]
     lines += ["#define FASTOPT_RULE_TABLE_H", places(module), *structures(module, kernels)]
-    instances, row_rules, stages = [], [], []
+    instances, row_rules, stages, kinds = [], [], [], set()
     for name, rule in kernels.items():
         if rule.by_row:
             row_rules.append(f"X({name}, {rule.update.__name__})")
@@ -180,6 +186,10 @@ def rule_table(module, levels):
         if rule.by_tensor:
             stages.append(f"X({name})")
             lines += ["", *measure(name, rule)]
+        states, positive = block_kind(module, rule)
+        kinds.add((states, positive))
+        lines += ["", f"enum {{ POSITIVE_{name} = {positive} }};"]
+        lines.append(f"#define END_BLOCKS_{name} end_blocks_{states}_{positive}")
         for copies in range(1, module.MAX_COPIES + 1 if rule.vector else 2):
             instances.append(f"X({name}, {copies})")
             lines += ["", *instance(module, name, rule, copies)]
@@ -187,6 +197,7 @@ def rule_table(module, levels):
         "",
         macro("FASTOPT_KERNELS(X)", *(f"X({name}, {fold_of(rule)})" for name, rule in kernels.items())),
         macro("FASTOPT_INSTANCES(X)", *instances),
+        macro("FASTOPT_BLOCK_KINDS(X)", *(f"X({states}, {positive})" for states, positive in sorted(kinds))),
         macro("FASTOPT_ROW_RULES(X)", *row_rules),
         macro("FASTOPT_ROW_LOOPS(X)", *(f"X({name})" for name in ROW_LOOPS if name in kernels)),
         macro("FASTOPT_STAGES(X)", *stages),

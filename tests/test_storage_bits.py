@@ -194,6 +194,22 @@ def test_any_blocks_agree(storage):
             native.set_isa(None)
 
 
+@pytest.mark.parametrize("storage", ["states in blocks", "bfloat16, states in blocks"])
+def test_prologues_agree(storage):
+    """A scale of 1 and decays of 0 are left out, which changes no bit of zeros and of what is not finite either."""
+    rule, varied = RULES["adam"], CASES["adam, varied"][1]
+    for scale, decay, decoupled in ((1.0, 0.0, 0.0), (0.5, 0.0, 0.0), (1.0, 0.1, 0.0), (1.0, 0.0, 0.1)):
+        hyper, found = varied | {"weight_decay": decay, "decoupled_weight_decay": decoupled}, []
+        for backend in (native, numba_cpu):
+            arrays = make_arrays(rule, hyper, STORAGES[storage], 600)
+            fill([arrays[1]], 1)
+            arrays[0][[1, 2, 258, 259, 260]] = np.inf, -0.0, -np.inf, np.nan, 0.0
+            arrays[1][[2, 5, 260]] = -0.0
+            backend.prepare(job_of(rule, hyper, [arrays], 0))(scale, 1)
+            found.append(arrays)
+        same(*found)
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 def test_threads_agree(storage):
     sizes = (300_007, 5, 70_001)

@@ -1,11 +1,15 @@
 /* Blocks with AVX-512, beside a loop that updates their elements.
  *
- * The loop decodes and updates a batch of elements after the other, and looks for the largest meanwhile: division and
+ * The loop decodes and updates a vector of elements after the other, and looks for the largest meanwhile: division and
  * square root leave the processor time for that. Then a second loop encodes the block.
  *
- * A batch is 16 words with the codes of four vectors, one in each byte, which shifts take apart and put together. Two
- * shuffles bring the codes from their order in memory into that of the vectors. That is the one which costs the loop's
- * other arrays least: of memory, or of chunks.
+ * A batch is 16 words with the codes of four vectors, one in each byte, which multiplications take apart and put
+ * together. Two shuffles bring the codes from their order in memory into that of the vectors. That is the one which
+ * costs the loop's other arrays least: of memory, or of chunks.
+ *
+ * Intel's processors have two ports for vectors of 64 bytes. Divisions, square roots, shifts, and maxima of integers
+ * all wait for the same one; multiplications and maxima of floats have both. So codes are shifted by multiplications,
+ * and joined by shuffles, which have the other.
  */
 #ifdef __AVX512BW__
 enum { BATCH = 4 * LANES };
@@ -28,20 +32,17 @@ static const batch_order
                  {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15},
                  {0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15}};
 
-/* The block of one state. */
+/* The block of one state. NaN is not among the largest magnitudes. */
 typedef struct {
     int32_t dtype;
-    int unusual;               /* 1 if it is decoded, or to be encoded, by load_block and store_block */
-    uint32_t code, base, sign; /* see decode_batch */
-    float scale, least;
+    float scale, least; /* the scale times the smallest power of signed codes */
     char *at;
-    words most[2];             /* the largest magnitudes so far, as bits */
+    floats most; /* the largest magnitudes */
     _Alignas(64) float elements[FASTOPT_BLOCK];
 } block_state;
 
 typedef struct {
     const batch_order *order;
-    int states;
     uint64_t step;
     words offsets[4]; /* of a batch's dithers from its first */
     block_state of[MAX_ARRAYS];
@@ -64,10 +65,11 @@ INLINE words shuffle_bytes(const uint8_t *order, words w)
     return (words)_mm512_shuffle_epi8((__m512i)w, _mm512_broadcast_i32x4(each));
 }
 
-INLINE words max_words(words a, words b)
-{
-    return (words)_mm512_max_epu32((__m512i)a, (__m512i)b);
-}
+/* The larger magnitude; the other one if either is NaN. */
+INLINE floats max_magnitudes(floats a, floats b) { return (floats)_mm512_range_ps((__m512)a, (__m512)b, 0xb); }
+
+/* The larger number; b if either is NaN. */
+INLINE floats max_floats(floats a, floats b) { return (floats)_mm512_max_ps((__m512)a, (__m512)b); }
 
 /* x * y - z, rounded once. */
 INLINE floats multiply_subtract(floats x, floats y, floats z)
@@ -75,159 +77,132 @@ INLINE floats multiply_subtract(floats x, floats y, floats z)
     return (floats)_mm512_fmsub_ps((__m512)x, (__m512)y, (__m512)z);
 }
 
-INLINE words shift_halves(words w, int right)
+/* What the prologue makes of gradients. */
+INLINE floats scale_and_decay(floats g, floats p, float scale, float decay)
 {
-    return (words)(right > 0 ? _mm512_srli_epi16((__m512i)w, right) : _mm512_slli_epi16((__m512i)w, -right));
+    g = scale * g;
+    return decay == 0 ? g : g + decay * p;
 }
 
 /* ---- a batch ---- */
 
-/* Decodes the batch from element `from` on. Both kinds of codes are one here, for which there is time: they differ in
- * the bits of the code, what these are put into, what is subtracted, and whether there is a sign. */
-INLINE void decode_batch(block_state *s, const batch_order *order, int from)
+/* Takes the codes of the batch from element `from` on apart: vectors 0 and 2 have theirs in split[0], in the lower and
+ * the upper halves, 1 and 3 in split[1]. Each is times 16, and has its sign, if it has one, in the upper bits. */
+INLINE void split_codes(const block_state *s, const batch_order *order, int from, const int positive, words split[2])
 {
-    const floats scale = (floats)SPLAT(bits_of(s->scale)), least = (floats)SPLAT(bits_of(s->least));
-    if (s->unusual)
-        return;
     const words in = shuffle_words(order->words_in, load_words(s->at + sizeof s->scale + from));
-    const words codes = shuffle_bytes(order->bytes_in, in);
-    for (int k = 0; k < 4; k++) {
-        const words code = k < 3 ? codes << (24 - 8 * k) : codes;
-        const floats x = (floats)insert_bits(SPLAT(s->code), code >> 4, SPLAT(s->base));
-        /* The same as (x - base) * scale: both differences are exact. */
-        const words magnitude = (words)multiply_subtract(x, scale, least);
-        store_words(s->elements + from + k * LANES, insert_bits(SPLAT(s->sign), code, magnitude));
+    const __m512i codes = (__m512i)shuffle_bytes(order->bytes_in, in);
+    for (int odd = 0; odd < 2; odd++) { /* bytes */
+        const __m512i by = (__m512i)(odd ? K(ODD_BY_16) : K(BY_16));
+        split[odd] = (words)(positive ? _mm512_maddubs_epi16(codes, by) : _mm512_maddubs_epi16(by, codes));
     }
 }
 
-/* The upper halves of two vectors in one. */
-INLINE words join_upper_halves(words a, words b) { return select_bits(K(UPPER), b, a >> 16); }
-
-INLINE void store_codes(char *codes, const batch_order *order, words encoded)
+/* Decodes vector k of a batch, in a block with a usual scale. */
+INLINE floats decode_vector(const block_state *s, const words split[2], int k, const int positive)
 {
-    store_words(codes, shuffle_words(order->words_out, shuffle_bytes(order->bytes_out, encoded)));
+    const floats scale = (floats)SPLAT(bits_of(s->scale)), least = (floats)SPLAT(bits_of(s->least));
+    const words code = k < 2 ? split[k % 2] << 16 : split[k % 2];
+    if (positive)
+        return (floats)insert_bits(K(CODE), code, K(LEAST)) * scale;
+    const floats x = (floats)insert_bits(K(SIGNED_CODE), code, K(LEAST_SIGNED));
+    /* The same as (x - base) * scale: both differences are exact. */
+    return (floats)insert_bits(K(SIGN), code, (words)multiply_subtract(x, scale, least));
 }
 
-INLINE void encode_positive(const float *elements, char *codes, const batch_order *order, float inverse,
-                            const words *dithers)
+/* The upper bytes of two vectors' halves in one, a's below b's. */
+INLINE words join_upper_bytes(words a, words b)
+{
+    static const uint8_t down[16] = {1, 0, 3, 0, 5, 0, 7, 0, 9, 0, 11, 0, 13, 0, 15};
+    const __m512i order = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)down));
+    return (words)_mm512_mask_shuffle_epi8((__m512i)b, 0x5555555555555555, (__m512i)a, order);
+}
+
+/* Each half times 16. */
+INLINE words shift_codes(words w) { return (words)_mm512_mullo_epi16((__m512i)w, (__m512i)K(BY_16)); }
+
+/* Encodes a batch. What is not finite leaves a bit of NOT_FINITE in `bad`: all else is below 2 before it is rounded. */
+INLINE void encode_batch(const float *elements, char *codes, const batch_order *order, const int positive,
+                         float inverse, const words *dithers, words *bad)
 {
     words a[4];
     for (int k = 0; k < 4; k++) {
         const floats x = load_floats(elements + k * LANES) * inverse;
-        a[k] = (words)max_ints((ints)x, (ints)K(LEAST)) + dithers[k];
+        const floats least = (floats)insert_bits(K(SIGN), (words)x, K(LEAST_SIGNED));
+        a[k] = (words)(positive ? max_floats((floats)K(LEAST), x) : x + least) + dithers[k];
     }
-    const words low = join_upper_halves(a[0], a[1]), high = join_upper_halves(a[2], a[3]);
-    store_codes(codes, order, select_bits(K(LOW_BYTES), shift_halves(low, 4), shift_halves(high, -4)));
-}
-
-INLINE void encode_signed(const float *elements, char *codes, const batch_order *order, float inverse,
-                          const words *dithers)
-{
-    words a[4];
-    for (int k = 0; k < 4; k++) {
-        const words x = (words)(load_floats(elements + k * LANES) * inverse);
-        a[k] = (words)((floats)x + (floats)insert_bits(K(SIGN), x, K(LEAST_SIGNED))) + dithers[k];
-    }
-    const words low = join_upper_halves(a[0], a[1]), high = join_upper_halves(a[2], a[3]);
-    const words lower = select_bits(K(LOW_SIGNS), shift_halves(low, 8), shift_halves(low, 4));
-    const words upper = select_bits(K(HIGH_SIGNS), high, shift_halves(high, -4));
-    store_codes(codes, order, select_bits(K(LOW_BYTES), lower, upper));
+    words low = join_upper_halves(a[0], a[1]), high = join_upper_halves(a[2], a[3]);
+    *bad |= low | high;
+    low = positive ? shift_codes(low) : select_bits(K(HALF_SIGNS), low, shift_codes(low));
+    high = positive ? shift_codes(high) : select_bits(K(HALF_SIGNS), high, shift_codes(high));
+    store_words(codes, shuffle_words(order->words_out, shuffle_bytes(order->bytes_out, join_upper_bytes(low, high))));
 }
 
 /* ---- blocks ---- */
 
-/* Brings elements from the order of chunks to that of batches, or back. */
-INLINE void reorder(const batch_order *order, float *to, const float *from, const int back)
-{
-    for (int k = 0; k < FASTOPT_BLOCK; k += CHUNK)
-        if (order->step == 2)
-            copy_chunk((char *)(to + k), (const char *)(from + k));
-        else if (back)
-            load_float32(to + k, (const char *)(from + k));
-        else
-            store_float32(from + k, (char *)(to + k));
-}
-
-NOINLINE void decode_unusual(block_state *s, const batch_order *order)
-{
-    float chunks[FASTOPT_BLOCK];
-    load_block(s->dtype, chunks, s->at);
-    reorder(order, s->elements, chunks, 0);
-}
-
+/* Encodes a block with elements that are not finite. */
 NOINLINE void encode_unusual(block_state *s, const batch_order *order, uint64_t element, uint64_t step)
 {
     float chunks[FASTOPT_BLOCK];
-    reorder(order, chunks, s->elements, 1);
+    for (int k = 0; k < FASTOPT_BLOCK; k += CHUNK)
+        if (order->step == 1)
+            load_float32(chunks + k, (const char *)(s->elements + k));
+        else
+            copy_chunk((char *)(chunks + k), (const char *)(s->elements + k));
     store_block(s->dtype, chunks, s->at, element, step);
 }
 
-INLINE void begin_pass(block_pass *b, const batch_order *order, int states, int64_t step)
+INLINE void begin_pass(block_pass *b, const batch_order *order, int64_t step)
 {
     b->order = order;
-    b->states = states;
     b->step = (uint64_t)step;
     for (int k = 0; k < 4; k++)
         b->offsets[k] = (EVEN / 2 * (uint32_t)order->step + (uint32_t)order->first[k]) * BY_ELEMENT;
 }
 
-/* Begins a block. One that has NaN, or whose smallest code may be subnormal, is decoded at once. */
-INLINE void begin_block(block_state *s, int32_t dtype, char *at, const batch_order *order)
+/* Begins a block. Returns 0 if it has NaN, or if its smallest code may be subnormal: decode_batch is not for it. */
+INLINE int begin_block(block_state *s, int32_t dtype, char *at)
 {
-    const int positive = dtype == FASTOPT_BLOCKS_POSITIVE;
     s->dtype = dtype;
-    s->code = positive ? 0x0ff00000 : 0x07f00000;
-    s->base = positive ? 0x30000000 : 0x38000000;
-    s->sign = positive ? 0 : 0x80000000;
     s->at = at;
-    s->most[0] = s->most[1] = SPLAT(0);
     memcpy(&s->scale, at, sizeof s->scale);
-    s->least = positive ? 0 : float_of(0x38000000) * s->scale;
-    s->unusual = bits_of(s->scale) && !(s->scale >= 0x1p-110f && s->scale < INFINITY);
-    if (s->unusual)
-        decode_unusual(s, order);
+    s->least = float_of(0x38000000) * s->scale;
+    return !bits_of(s->scale) || (s->scale >= 0x1p-110f && s->scale < INFINITY);
 }
 
-/* Looks for the largest magnitude in a batch that is updated. */
-INLINE void measure_batch(block_state *s, int from)
-{
-    words most[2] = {s->most[0], s->most[1]};
-    for (int k = 0; k < BATCH / LANES; k++)
-        most[k % 2] = max_words(most[k % 2], load_words(s->elements + from + k * LANES) & K(MAGNITUDE));
-    s->most[0] = most[0];
-    s->most[1] = most[1];
-}
-
-/* Ends blocks whose elements are updated; `element` is the number of the first. */
-NOINLINE void end_blocks(block_pass *b, uint64_t element)
+/* Ends blocks whose elements are updated: of so many states, of which those of `positive`, a bit for each array, are
+ * never negative. `element` is the number of the first. */
+INLINE void end_blocks(block_pass *b, uint64_t element, const int states, const int positive)
 {
     float inverse[MAX_ARRAYS];
-    for (int j = 0; j < b->states; j++) {
+    words bad[MAX_ARRAYS];
+    for (int j = 0; j < states; j++) {
         block_state *s = &b->of[j];
-        const words both = max_words(s->most[0], s->most[1]);
-        uint32_t most = 0;
-        for (int k = 0; k < LANES; k++)
-            most = both[k] > most ? both[k] : most;
-        const float scale = scale_of(s->dtype, float_of(most), &inverse[j]);
+        const float scale = scale_of(s->dtype, _mm512_reduce_max_ps((__m512)s->most), &inverse[j]);
         memcpy(s->at, &scale, sizeof scale);
-        s->unusual = most > 0x7f7fffff;
+        bad[j] = SPLAT(0);
     }
     for (int at = 0; at < FASTOPT_BLOCK; at += BATCH) {
         const uint32_t first = dither_of(element + (uint64_t)at, b->step);
         words dithers[4];
         for (int k = 0; k < 4; k++)
             dithers[k] = (b->offsets[k] + first) >> 12;
-        for (int j = 0; j < b->states; j++) {
+        for (int j = 0; j < states; j++) {
             block_state *s = &b->of[j];
-            char *const codes = s->at + sizeof s->scale + at;
-            if (s->dtype == FASTOPT_BLOCKS_POSITIVE)
-                encode_positive(s->elements + at, codes, b->order, inverse[j], dithers);
-            else
-                encode_signed(s->elements + at, codes, b->order, inverse[j], dithers);
+            encode_batch(s->elements + at, s->at + sizeof s->scale + at, b->order, positive >> (FIRST_STATE + j) & 1,
+                         inverse[j], dithers, &bad[j]);
         }
     }
-    for (int j = 0; j < b->states; j++) /* not finite */
-        if (b->of[j].unusual)
+    for (int j = 0; j < states; j++)
+        if (_mm512_test_epi32_mask((__m512i)bad[j], (__m512i)K(NOT_FINITE)))
             encode_unusual(&b->of[j], b->order, element, b->step);
 }
+
+/* One for each combination that a rule has. */
+#define END_BLOCKS(states, positive)                                                                                  \
+    NOINLINE void end_blocks_##states##_##positive(block_pass *b, uint64_t element)                                   \
+    {                                                                                                                 \
+        end_blocks(b, element, states, positive);                                                                     \
+    }
+FASTOPT_BLOCK_KINDS(END_BLOCKS)
 #endif

@@ -27,7 +27,8 @@ enum { HALF = CHUNK / 2 };
     X(ONE, 1) X(NAN_TABLE, 0x22) X(BELOW_TIE, 0x7fff) X(LAST_PLACE, 0x10000) X(UPPER, 0xffff0000)                     \
     X(MAGNITUDE, 0x7fffffff) X(SIGN, 0x80000000) X(CODE, 0x0ff00000) X(SIGNED_CODE, 0x07f00000)                       \
     X(LEAST, 0x30000000) X(LEAST_SIGNED, 0x38000000) X(SECOND_CODE, 0xff00) X(SECOND_SIGN, 0x8000)                    \
-    X(SIGNS, 0x8080) X(LOW_BYTES, 0x00ff00ff) X(LOW_SIGNS, 0x00800080) X(HIGH_SIGNS, 0x80008000) X(NEXT, BY_ELEMENT)
+    X(SIGNS, 0x8080) X(HALF_SIGNS, 0x80008000) X(NOT_FINITE, 0x40004000) X(BY_16, 0x00100010)                        \
+    X(ODD_BY_16, 0x10001000) X(NEXT, BY_ELEMENT)
 #ifdef __AVX512BW__
 #define NAME(name, value) name,
 #define VALUE(name, value) value,
@@ -178,20 +179,26 @@ INLINE words round_bfloat16(words u)
 /* Rounds into the upper half: up with the probability lower half/2^16, if `random` is uniform over 16 bits. */
 INLINE words dither_bfloat16(words u, words random) { return keep_nan(u, u + random); }
 
-INLINE void store_upper_halves(char *to, words even, words odd)
+/* The upper halves of two vectors in one, the even elements below the odd ones. */
+INLINE words join_upper_halves(words even, words odd)
 {
-#if defined(__AVX2__) && !defined(__AVX512BW__)
-    store_words(to, (words)_mm256_blend_epi16((__m256i)(even >> 16), (__m256i)odd, 0xaa));
+#if defined(__AVX512BW__)
+    /* One shuffle: a shift would wait for divisions and square roots. */
+    static const uint8_t down[16] = {2, 3, 0, 0, 6, 7, 0, 0, 10, 11, 0, 0, 14, 15};
+    const __m512i order = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)down));
+    return (words)_mm512_mask_shuffle_epi8((__m512i)odd, 0x3333333333333333, (__m512i)even, order);
+#elif defined(__AVX2__)
+    return (words)_mm256_blend_epi16((__m256i)(even >> 16), (__m256i)odd, 0xaa);
 #else
-    store_words(to, select_bits(K(UPPER), odd, even >> 16));
+    return select_bits(K(UPPER), odd, even >> 16);
 #endif
 }
 
 INLINE void store_bfloat16(const float *chunk, char *to)
 {
     FOR_PARTS(k)
-    store_upper_halves(to + 4 * k, round_bfloat16(load_words(chunk + k)),
-                       round_bfloat16(load_words(chunk + HALF + k)));
+    store_words(to + 4 * k, join_upper_halves(round_bfloat16(load_words(chunk + k)),
+                                              round_bfloat16(load_words(chunk + HALF + k))));
 }
 
 /* ---- float16 ---- */
@@ -371,7 +378,7 @@ INLINE void store_dithered_float16(char *to, words a, words b, words even, words
 INLINE void store_dithered_words(int32_t dtype, words a, words b, char *to, words even, words odd)
 {
     if (dtype == FASTOPT_BFLOAT16)
-        store_upper_halves(to, dither_bfloat16(a, even), dither_bfloat16(b, odd));
+        store_words(to, join_upper_halves(dither_bfloat16(a, even), dither_bfloat16(b, odd)));
     else
         store_dithered_float16(to, a, b, even, odd);
 }

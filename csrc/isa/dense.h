@@ -44,6 +44,13 @@
         update                                                                                                        \
         param[i] = p;                                                                                                 \
     }
+/* The same behind the prologue. */
+#define REST_OF_ELEMENT(update)                                                                                       \
+    {                                                                                                                 \
+        real p = param[i], g = grad[i];                                                                               \
+        update                                                                                                        \
+        param[i] = p;                                                                                                 \
+    }
 
 FASTOPT_INSTANCES(KERNEL)
 

@@ -291,19 +291,19 @@ NOINLINE void FN(update_tiles)(FN(stored) *s, int arrays, int64_t at, int64_t n,
 /* Prefetches what comes soon after an array's chunk at i. */
 INLINE void FN(prefetch_chunk)(int dtype, const char *at, int64_t i)
 {
-    PREFETCH(at + STORED_AHEAD + (FN(in_blocks)(dtype) ? i % FASTOPT_BLOCK : 0));
+    PREFETCH_NEAR(at + STORED_AHEAD + (FN(in_blocks)(dtype) ? i % FASTOPT_BLOCK : 0));
     if (FN(element_size)(dtype) * CHUNK > 64)
-        PREFETCH(at + STORED_AHEAD + 64);
+        PREFETCH_NEAR(at + STORED_AHEAD + 64);
 }
 
-/* 1 if arrays are of these dtypes and no option is set that the specialised loops lack. Blocks of either dtype match
- * each other. */
-NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, int states)
+/* 1 if arrays are of these dtypes and no option is set that the specialised loops lack. Where states are in blocks,
+ * those of `positive`, a bit for each array, are in blocks of states that are never negative. */
+NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int positive, int param, int grad, int states)
 {
     const int here = FASTOPT_DITHER | FASTOPT_NOISE | FASTOPT_STOCHASTIC;
     int is = s->dtypes[0] == param && s->dtypes[GRADIENT] == grad && !(s->options & ~here);
     for (int j = FIRST_STATE; j < arrays; j++)
-        is &= s->dtypes[j] == states || (FN(in_blocks)(s->dtypes[j]) && FN(in_blocks)(states));
+        is &= s->dtypes[j] == (FN(in_blocks)(states) && positive >> j & 1 ? FASTOPT_BLOCKS_POSITIVE : states);
     return is;
 }
 
@@ -370,64 +370,96 @@ NOINLINE int FN(matches)(const FN(stored) *s, int arrays, int param, int grad, i
 FASTOPT_INSTANCES(SPECIALISED)
 
 #ifdef __AVX512BW__
-#define LOAD_BATCH(j, dtype)                                                                                          \
-    for (int k = 0; k < BATCH; k += CHUNK)                                                                            \
-        if (dtype == FASTOPT_FLOAT32)                                                                                 \
-            copy_chunk((char *)(batches[j] + k), at_##j + k * 4);                                                     \
-        else                                                                                                          \
-            load_bfloat16(batches[j] + k, at_##j + k * 2);
 #define BEGIN_BLOCK(j)                                                                                                \
-    begin_block(&b.of[j - FIRST_STATE], s->dtypes[j], s->begins[j] + FN(offset)(FASTOPT_BLOCKS_SIGNED, at), order);
-#define DECODE_BATCH(j)                                                                                               \
-    decode_batch(&b.of[j - FIRST_STATE], order, from);                                                                \
-    arrays[j] = b.of[j - FIRST_STATE].elements + from;
-#define MEASURE_BATCH(j) measure_batch(&b.of[j - FIRST_STATE], from);
-#define PREFETCH_BATCH(j) PREFETCH(b.of[j - FIRST_STATE].at + STORED_AHEAD + from);
+    usual &= begin_block(&b.of[j - FIRST_STATE], s->dtypes[j],                                                        \
+                         s->begins[j] + FN(offset)(FASTOPT_BLOCKS_SIGNED, at));                                       \
+    most[j] = (floats)SPLAT(0);
+#define PREFETCH_CODES(j) PREFETCH_NEAR(b.of[j - FIRST_STATE].at + STORED_AHEAD + from);
+#define SPLIT_CODES(j) split_codes(&b.of[j - FIRST_STATE], order, from, positive >> j & 1, split[j]);
+#define DECODE_VECTOR(j)                                                                                              \
+    store_floats(vectors[j], decode_vector(&b.of[j - FIRST_STATE], split[j], k, positive >> j & 1));
+#define KEEP_VECTOR(j)                                                                                                \
+    store_floats(b.of[j - FIRST_STATE].elements + from + k * LANES, load_floats(vectors[j]));                         \
+    most[j] = max_magnitudes(most[j], load_floats(vectors[j]));
+#define KEEP_MOST(j) b.of[j - FIRST_STATE].most = most[j];
 
-/* The same with states in blocks. */
+/* Loads vector k of a batch. */
+INLINE floats FN(load_vector)(int dtype, const char *batch, int k)
+{
+    if (dtype == FASTOPT_FLOAT32)
+        return load_floats(batch + k * 64);
+    const words w = load_words(batch + k / 2 * 64);
+    return (floats)(k % 2 ? w & K(UPPER) : w << 16);
+}
+
+/* The same with states in blocks, for arrays of float32 or bfloat16. A prologue that changes nothing is left out. */
 #define BLOCKED(rule, copies)                                                                                         \
     INLINE int64_t FN(blocked_##rule##_##copies)(FN(stored) *s, int64_t n, const void *coefficients, const int dtype) \
     {                                                                                                                 \
         COEFFICIENTS(rule, copies)                                                                                    \
+        const int scales = prologue.grad_scale != 1 || prologue.weight_decay != 0, decays = prologue.decay != 1;      \
         const int prefetch = s->pass->prefetch, stochastic = s->options & FASTOPT_STOCHASTIC;                         \
-        const int size = FN(element_size)(dtype);                                                                     \
+        const int size = FN(element_size)(dtype), positive = POSITIVE_##rule;                                         \
         const batch_order *const order = dtype == FASTOPT_FLOAT32 ? &in_memory : &in_chunks;                          \
         const uint64_t element = (uint64_t)s->pass->element;                                                          \
         const int64_t end = n - n % FASTOPT_BLOCK;                                                                    \
-        _Alignas(64) real batches[2][BATCH];                                                                          \
-        void *arrays[ARRAYS_##rule##_##copies] = {batches[0], batches[1]};                                            \
+        _Alignas(64) real vectors[ARRAYS_##rule##_##copies][LANES], updated[BATCH];                                   \
+        words split[ARRAYS_##rule##_##copies][2];                                                                     \
+        floats most[ARRAYS_##rule##_##copies];                                                                        \
         block_pass b;                                                                                                 \
-        (void)arrays;                                                                                                 \
-        begin_pass(&b, order, ARRAYS_##rule##_##copies - FIRST_STATE, s->pass->step);                                 \
+        (void)positive, (void)split, (void)most;                                                                      \
+        begin_pass(&b, order, s->pass->step);                                                                         \
         for (int64_t at = 0; at < end; at += FASTOPT_BLOCK) {                                                         \
+            int usual = 1;                                                                                            \
             STATES_##rule##_##copies(BEGIN_BLOCK)                                                                     \
+            if (!usual) {                                                                                             \
+                FN(update_tiles)(s, ARRAYS_##rule##_##copies, at, at + FASTOPT_BLOCK, FN(run_##rule##_##copies),      \
+                                 coefficients);                                                                       \
+                continue;                                                                                             \
+            }                                                                                                         \
             for (int from = 0; from < FASTOPT_BLOCK; from += BATCH) {                                                 \
                 char *const at_0 = s->begins[0] + (at + from) * size, *const at_1 = s->begins[1] + (at + from) * size;\
                 for (int line = 0; prefetch && line < BATCH * size; line += 64) {                                     \
-                    PREFETCH(at_0 + STORED_AHEAD + line);                                                             \
-                    PREFETCH(at_1 + STORED_AHEAD + line);                                                             \
+                    PREFETCH_NEAR(at_0 + STORED_AHEAD + line);                                                        \
+                    PREFETCH_NEAR(at_1 + STORED_AHEAD + line);                                                        \
                 }                                                                                                     \
                 if (prefetch) {                                                                                       \
-                    STATES_##rule##_##copies(PREFETCH_BATCH)                                                          \
+                    STATES_##rule##_##copies(PREFETCH_CODES)                                                          \
                 }                                                                                                     \
-                LOAD_BATCH(0, dtype) LOAD_BATCH(1, dtype) STATES_##rule##_##copies(DECODE_BATCH)                      \
-                real *restrict param = batches[0];                                                                    \
-                const real *restrict grad = batches[1];                                                               \
-                POINTERS_##rule##_##copies                                                                            \
-                IVDEP                                                                                                 \
-                for (int i = 0; i < BATCH; i++)                                                                       \
-                    ELEMENT(UPDATE_##rule##_##copies)                                                                 \
-                STATES_##rule##_##copies(MEASURE_BATCH)                                                               \
+                STATES_##rule##_##copies(SPLIT_CODES)                                                                 \
+                UNROLL(4)                                                                                             \
+                for (int k = 0; k < 4; k++) {                                                                         \
+                    floats x = FN(load_vector)(dtype, at_0, k), y = FN(load_vector)(dtype, at_1, k);                  \
+                    if (scales)                                                                                       \
+                        y = scale_and_decay(y, x, prologue.grad_scale, prologue.weight_decay);                        \
+                    if (decays)                                                                                       \
+                        x = x * prologue.decay;                                                                       \
+                    store_floats(updated + k * LANES, x);                                                             \
+                    store_floats(vectors[1], y);                                                                      \
+                    STATES_##rule##_##copies(DECODE_VECTOR)                                                           \
+                    void *arrays[ARRAYS_##rule##_##copies];                                                           \
+                    for (int j = FIRST_STATE; j < ARRAYS_##rule##_##copies; j++)                                      \
+                        arrays[j] = vectors[j];                                                                       \
+                    (void)arrays;                                                                                     \
+                    real *restrict param = updated + k * LANES;                                                       \
+                    const real *restrict grad = vectors[1];                                                           \
+                    POINTERS_##rule##_##copies                                                                        \
+                    IVDEP                                                                                             \
+                    for (int i = 0; i < LANES; i++)                                                                   \
+                        REST_OF_ELEMENT(UPDATE_##rule##_##copies)                                                     \
+                    STATES_##rule##_##copies(KEEP_VECTOR)                                                             \
+                }                                                                                                     \
                 for (int k = 0; k < BATCH; k += CHUNK)                                                                \
                     if (dtype == FASTOPT_FLOAT32)                                                                     \
-                        copy_chunk(at_0 + k * 4, (const char *)(batches[0] + k));                                     \
+                        copy_chunk(at_0 + k * 4, (const char *)(updated + k));                                        \
                     else if (stochastic)                                                                              \
-                        store_stochastic(dtype, batches[0] + k, at_0 + k * 2, &s->randoms,                            \
+                        store_stochastic(dtype, updated + k, at_0 + k * 2, &s->randoms,                               \
                                          element + (uint64_t)(at + from + k));                                        \
                     else                                                                                              \
-                        store_bfloat16(batches[0] + k, at_0 + k * 2);                                                 \
+                        store_bfloat16(updated + k, at_0 + k * 2);                                                    \
             }                                                                                                         \
-            end_blocks(&b, element + (uint64_t)at);                                                                   \
+            STATES_##rule##_##copies(KEEP_MOST)                                                                       \
+            END_BLOCKS_##rule(&b, element + (uint64_t)at);                                                            \
         }                                                                                                             \
         return end;                                                                                                   \
     }
@@ -435,12 +467,13 @@ FASTOPT_INSTANCES(BLOCKED)
 #endif
 
 #define TRY(rule, copies, ...)                                                                                        \
-    else if (copies == 1 && FN(matches)(&s, ARRAYS_##rule##_##copies, __VA_ARGS__))                                   \
+    else if (copies == 1 && FN(matches)(&s, ARRAYS_##rule##_##copies, POSITIVE_##rule, __VA_ARGS__))                  \
         at = FN(specialised_##rule##_##copies)(&s, n, coefficients, __VA_ARGS__);
 #ifdef __AVX512BW__
 #define TRY_BLOCKED(rule, copies, dtype) /* inputs are never in blocks */                                             \
     else if (copies == 1 && !INPUTS_##rule##_##copies                                                                 \
-             && FN(matches)(&s, ARRAYS_##rule##_##copies, dtype, dtype, FASTOPT_BLOCKS_SIGNED))                       \
+             && FN(matches)(&s, ARRAYS_##rule##_##copies, POSITIVE_##rule, dtype, dtype,                              \
+                            FASTOPT_BLOCKS_SIGNED))                                                                   \
         at = FN(blocked_##rule##_##copies)(&s, n, coefficients, dtype);
 #define TRY_FLOAT16(rule, copies) TRY(rule, copies, FASTOPT_FLOAT16, FASTOPT_FLOAT16, FASTOPT_FLOAT16)
 #else
