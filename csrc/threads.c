@@ -190,9 +190,11 @@ static void *serve(void *argument)
 /* Starts threads until there are so many, or no more are to be had. */
 static void start_threads(int threads)
 {
-    for (; pool.threads < threads; pool.threads++)
-        if (pthread_create(&pool.started[pool.threads], NULL, serve, (void *)(intptr_t)(pool.threads + 1)))
+    for (int k = pool.threads; k < threads; k++) {
+        if (pthread_create(&pool.started[k], NULL, serve, (void *)(intptr_t)(k + 1)))
             return;
+        __atomic_store_n(&pool.threads, k + 1, __ATOMIC_RELAXED);
+    }
 }
 
 #ifdef __linux__
