@@ -688,6 +688,21 @@ def measure_runs(
             store(sums + 8 * (chunk * SUMS + k), total)
 
 
+def _total(parts, sums, k, first, last, thread):
+    """Sum k of a tensor's chunks, for the first thread of a block: all of them call it, and share `parts`."""
+    part = 0.0
+    for chunk in range(first + thread, last, PARTS):
+        part += load(sums + 8 * (chunk * SUMS + k), float64)
+    parts[thread] = part
+    cuda.syncthreads()
+    total = 0.0
+    if thread == 0:
+        for other in range(min(int64(PARTS), last - first)):
+            total += parts[other]
+    cuda.syncthreads()
+    return total
+
+
 def fold_sums(firsts, rows, sums, singles):
     """Makes further coefficients of each tensor's sums, a thread block for each, in its row, and writes single states.
 
@@ -699,16 +714,7 @@ def fold_sums(firsts, rows, sums, singles):
     tensor, thread = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
     first, last = load(firsts + 8 * tensor, int64), load(firsts + 8 * (tensor + 1), int64)
     for k in range(SUMS):
-        part = 0.0
-        for chunk in range(first + thread, last, PARTS):
-            part += load(sums + 8 * (chunk * SUMS + k), float64)
-        parts[thread] = part
-        cuda.syncthreads()
-        totals[k] = 0
-        if thread == 0:
-            for other in range(min(int64(PARTS), last - first)):
-                totals[k] += parts[other]
-        cuda.syncthreads()
+        totals[k] = _total(parts, sums, k, first, last, thread)
     row = rows + ROW_BYTES * tensor
     if thread == 0 and first < last and load(row, int64) >= 0:
         at = singles + 8 * SINGLES * tensor
@@ -730,17 +736,9 @@ def add_sums(firsts, sums, totals, singles, before, first):
     tensor, thread = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
     begin, end = load(firsts + 8 * tensor, int64), load(firsts + 8 * (tensor + 1), int64)
     for k in range(SUMS):
-        part = 0.0
-        for chunk in range(begin + thread, end, PARTS):
-            part += load(sums + 8 * (chunk * SUMS + k), float64)
-        parts[thread] = part
-        cuda.syncthreads()
+        total = _total(parts, sums, k, begin, end, thread)
         if thread == 0:
-            total = 0.0
-            for other in range(min(int64(PARTS), end - begin)):
-                total += parts[other]
             store(totals + 8 * (tensor * SUMS + k), total)
-        cuda.syncthreads()
     if thread == 0 and tensor == first:
         for k in range(SINGLES):
             at = load(singles + 8 * (SINGLES * tensor + k), int64)
