@@ -194,6 +194,18 @@ def test_sparse_gradients(device):
     assert_equal([there], [here])
 
 
+def test_rows_are_accumulated_where_they_are(device):
+    there, here = device(torch.ones(6, 4)), torch.ones(6, 4)
+    ours, cpus = fastopt.Adagrad([there], lr=0.1), fastopt.Adagrad([here], lr=0.1)
+    for first in (0, 2):
+        indices, values = torch.tensor([first, 5, first]), torch.arange(12.0).reshape(3, 4) + first
+        ours.accumulate([fastopt.RowSparse(device(indices), device(values))])
+        cpus.accumulate([fastopt.RowSparse(indices, values)])
+    ours.step()
+    cpus.step()
+    assert_equal([there], [here])
+
+
 # ---- graphs ----
 
 
