@@ -20,6 +20,20 @@ int check_kind(int32_t rule, int32_t dtype, int32_t copies, int32_t threads)
     return check_threads(threads);
 }
 
+/* 1 if an index is none of a row. The highest bit of `outside` is that of a negative number: of an index, or of what is
+ * left behind it. For each type, so that compilers vectorise it. */
+#define LEAVE_ROWS(bits)                                                                                              \
+    static int leave_rows_##bits(const fastopt_rows *rows)                                                            \
+    {                                                                                                                 \
+        const int##bits##_t *indices = rows->indices;                                                                 \
+        uint64_t outside = 0;                                                                                         \
+        for (int64_t i = 0; i < rows->count; i++)                                                                     \
+            outside |= (uint64_t)indices[i] | ((uint64_t)rows->rows - 1 - (uint64_t)indices[i]);                      \
+        return outside >> 63;                                                                                         \
+    }
+LEAVE_ROWS(32)
+LEAVE_ROWS(64)
+
 int check_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *rows, const int64_t *strides,
                const fastopt_storage *storage)
 {
@@ -42,12 +56,7 @@ int check_rows(int32_t rule, int32_t dtype, int32_t copies, const fastopt_rows *
             || (j != GRADIENT && rows->rows > 1 && strides[j] < bytes && strides[j] > -bytes))
             return FASTOPT_BAD_SIZE;
     }
-    uint64_t outside = 0; /* its highest bit is that of a negative number: of an index, or of what is left behind it */
-    for (int64_t i = 0; i < rows->count; i++) {
-        const uint64_t row = (uint64_t)row_at(rows, i);
-        outside |= row | ((uint64_t)rows->rows - 1 - row);
-    }
-    return outside >> 63 ? FASTOPT_BAD_INDEX : FASTOPT_OK;
+    return (rows->index_size == 4 ? leave_rows_32 : leave_rows_64)(rows) ? FASTOPT_BAD_INDEX : FASTOPT_OK;
 }
 
 /* 1 if the number may be eta or gamma of noise: from 0 to 1e38. */

@@ -153,13 +153,6 @@ static void FN(sum_gradients)(const fastopt_segments *s, int64_t first, int64_t 
         FN(sum_tree)(s, first, last, column, m, tile);
 }
 
-static void FN(sum_row)(const fastopt_segments *s, int64_t first, int64_t last, void *sum)
-{
-    const int64_t width = s->rows->width;
-    for (int64_t column = 0; column < width; column += TILE)
-        FN(sum_gradients)(s, first, last, column, width - column < TILE ? width - column : TILE, (real *)sum + column);
-}
-
 /* The pass over a lookup's row from `column` on. The storage says that the summed gradient is of the compute type. */
 static fastopt_pass FN(row_pass)(const fastopt_segments *s, const fastopt_storage *storage, int64_t q, int64_t column)
 {
@@ -366,16 +359,9 @@ INLINE int64_t FN(sum_columns)(const fastopt_segments *s, int64_t q, int64_t end
     return q;
 }
 
-/* Writes the sum of the gradients of a row with more than TERMS lookups. Returns the lookup after them. */
-NOINLINE int64_t FN(sum_many)(const fastopt_segments *s, int64_t q, int64_t end, real *to)
-{
-    end = FN(segment_end)(s, q, end);
-    FN(sum_tree)(s, q, end, 0, s->rows->width, to);
-    return end;
-}
-
-/* Writes the sum of the gradients of the row of lookup q, its first. Returns the lookup after its last one. */
-INLINE int64_t FN(sum_lines)(const fastopt_segments *s, int64_t q, int64_t end, const int whole, const int arrays,
+/* Writes the sums of all columns of the gradients of a row's lookups from q on, of TERMS at most. Returns the lookup after
+ * these. */
+INLINE int64_t FN(sum_terms)(const fastopt_segments *s, int64_t q, int64_t end, const int whole, const int arrays,
                              real *to)
 {
     const int64_t width = s->rows->width;
@@ -384,8 +370,50 @@ INLINE int64_t FN(sum_lines)(const fastopt_segments *s, int64_t q, int64_t end, 
         next = FN(sum_columns)(s, q, end, column, SUMMED, whole, arrays, to + column);
     for (; column < width; column += ROW_LINE)
         next = FN(sum_columns)(s, q, end, column, ROW_LINE, whole, arrays, to + column);
-    return next - q == TERMS && next < end && s->lookups[next].row == s->lookups[q].row
-         ? FN(sum_many)(s, q, end, to) : next;
+    return next;
+}
+
+/* Writes the sum of the gradients of a row's lookups from `first` on, before `end`. `to` has the sum of those before q:
+ * of none, or of TERMS. Returns the lookup after all. */
+NOINLINE int64_t FN(sum_groups)(const fastopt_segments *s, int64_t first, int64_t q, int64_t end, int whole, int arrays,
+                                real *to)
+{
+    const uint32_t row = s->lookups[first].row;
+    real sums[TREE_DEPTH][TILE];
+    for (int64_t groups = (q - first) / TERMS;; groups++) {
+        const int is_last = groups && (q == end || s->lookups[q].row != row);
+        if (groups)
+            FN(add_group)(sums, to, s->rows->width, groups - 1, is_last);
+        if (is_last)
+            return q;
+        q = FN(sum_terms)(s, q, end, whole, arrays, to);
+    }
+}
+
+/* Writes the sum of the gradients of the row of lookup q, its first. Returns the lookup after its last one. */
+INLINE int64_t FN(sum_lines)(const fastopt_segments *s, int64_t q, int64_t end, const int whole, const int arrays,
+                             real *to)
+{
+    const int64_t next = FN(sum_terms)(s, q, end, whole, arrays, to);
+    if (next - q < TERMS || next == end || s->lookups[next].row != s->lookups[q].row)
+        return next;
+    if (!s->sums)
+        return FN(sum_groups)(s, q, next, end, whole, arrays, to);
+    end = FN(segment_end)(s, next, end);
+    FN(sum_tree)(s, q, end, 0, s->rows->width, to);
+    return end;
+}
+
+/* Writes the sum of the gradients of lookups [first, last), which are of one row, for all columns. */
+static void FN(sum_row)(const fastopt_segments *s, int64_t first, int64_t last, void *sum)
+{
+    const int64_t width = s->rows->width;
+    if (FN(has_own_loop)(s)) {
+        FN(sum_groups)(s, first, first, last, 0, 0, sum);
+        return;
+    }
+    for (int64_t column = 0; column < width; column += TILE)
+        FN(sum_gradients)(s, first, last, column, width - column < TILE ? width - column : TILE, (real *)sum + column);
 }
 
 /* Updates the elements of a row where they are. The compiler is to see that there are whole lines of them. */
