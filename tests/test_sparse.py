@@ -1,8 +1,10 @@
 """Gradients of some rows: the dense rules on the rows named, by brute force; what repeated rows mean; bags."""
 
 import copy
+import gc
 import pickle
 import re
+import weakref
 from functools import partial
 
 import numpy as np
@@ -793,3 +795,56 @@ def test_other_bad_rows():
     functional.sgd(empty, RowSparse(np.zeros(0, int), np.ones((0, 3))), step=1)
     functional.sgd(np.ones((5, 0)), RowSparse(np.zeros(2, int), np.ones((2, 0))), step=1)
     assert (empty == 1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_rows_take_the_place_of_those_before(backend):
+    """Steps by one optimizer with gradients that differ in size, place, kind and dtype are those of a new one for each.
+
+    No gradient is kept, and what has become wrong is found at any step, before anything is written.
+    """
+    rng = np.random.default_rng(0)
+    start, kept = rng.standard_normal((50, 16)).astype("f4"), []
+
+    def plain(count, dtype=np.int64):
+        values = rng.standard_normal((count, 16)).astype("f4")
+        kept.append(weakref.ref(values))
+        return RowSparse(rng.integers(0, 50, count).astype(dtype), values)
+
+    def bag(weights=None):
+        return RowSparse.bags(rng.integers(0, 50, 6), [0, 1, 1, 4], rng.standard_normal((4, 16)).astype("f4"), weights)
+
+    def both(tables, optimizer, grad):
+        want = [table.copy() for table in tables]
+        anew = fastopt.Adagrad(want, lr=0.1, backend=backend)
+        anew.load_state_dict(optimizer.state_dict())
+        anew.step(grad)
+        optimizer.step(grad)
+        assert_same_bits(tables, want)
+
+    tables = [start.copy(), start[:20].copy()]
+    optimizer = fastopt.Adagrad(tables, lr=0.1, backend=backend)
+    for make in [lambda: plain(4), lambda: plain(4), lambda: plain(70), lambda: plain(0), lambda: plain(9, np.int32),
+                 lambda: plain(9), bag, bag, lambda: bag(np.ones(6, "f4")), lambda: plain(9)]:  # fmt: skip
+        for dense in (None, np.ones_like(tables[1]), np.ones_like(tables[1])):
+            both(tables, optimizer, [make(), dense])
+    gc.collect()
+    assert not any(ref() is not None for ref in kept)
+    before, steps = [table.copy() for table in tables], optimizer.state[0]["step"].copy()
+    for bad, message in [
+        (RowSparse([3, 50], start[:2]), r"grads\[0\]: found index 50, expected 0 to 49"),
+        (RowSparse([3, -1], start[:2]), r"grads\[0\]: found index -1, expected 0 to 49"),
+        (RowSparse([3, 4], tables[0][:2]), "memory shared with"),
+        (RowSparse([3, 4], tables[0][:4:2]), "memory shared with"),
+        (RowSparse([3, 4], start[:2].astype("f8")), "found dtype float64"),
+        (RowSparse([3, 4], start[:2, :8]), "found rows of shape"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            optimizer.step([bad, np.ones_like(tables[1])])
+        assert_same_bits(tables, before)
+        assert optimizer.state[0]["step"] == steps
+        both(tables, optimizer, [plain(5), None])
+        before, steps = [table.copy() for table in tables], optimizer.state[0]["step"].copy()
+    tables[0].flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        optimizer.step([plain(5), None])

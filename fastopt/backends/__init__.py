@@ -60,6 +60,17 @@ class Runner(Protocol):
 
 
 @runtime_checkable
+class RowRunner(Runner, Protocol):
+    """Jobs made ready by a backend that reads anew which rows they are of."""
+
+    def put_rows(self, job: int) -> None:
+        """Take over the table of a job's rows, of the same kind as it was, and how many they are now.
+
+        Addresses and strides are read where they are at each step.
+        """
+
+
+@runtime_checkable
 class PartRunner(Runner, Protocol):
     """Jobs made ready on the CPU, where a step can be done in parts."""
 

@@ -392,7 +392,7 @@ class Binding:
             The block of each column of tables. By default gradients have the first, inputs the others, and no other
             array may move.
         """
-        self._grads, self._tables, self._zeroed, self.inputs = (), None, (), ()
+        self._grads, self._tables, self._zeroed, self.inputs, self._rows = (), None, (), (), []
         self._others.clear()
         self._norms.clear()
         for job in self.jobs:

@@ -17,7 +17,7 @@ from ..arrays.dtypes import compute_dtype
 from ..arrays.libraries import floats_of, to_host, view
 from ..arrays.libraries.matrices import library_of
 from ..arrays.libraries.torch import is_tensor
-from ..backends import Backend
+from ..backends import Backend, RowRunner
 from ..backends.choice import choose_backend, get_backend
 from ..checks import differing, wrong_type
 from ..jobs.tables import Tensor, make_jobs
@@ -27,6 +27,7 @@ from .ahead import Apart, make_ready, way_of
 from .binding import Binding, Last
 from .blocks import from_blocks
 from .groups import Fixed, Groups, State, Weakly
+from .last_rows import LastRows
 from .norms import Limits, Told
 from .options import Arguments, Call, check_group
 from .sparse import RowSparse
@@ -86,6 +87,7 @@ class Owned(Told):
         self._state_views: list[list[Array]] = []
         self._looks: list[Look | None] = []  # where parameters and states were, as they were viewed
         self._last: Last | None = None
+        self._last_rows: LastRows | None = None
         self.files: Any = None
         self.groups = Groups(arguments, call.options)
         self.sums = Accumulated()
@@ -398,8 +400,11 @@ class Owned(Told):
                 return
             dense, rows = self._split(grads)
             if rows and last is not None and last.fits(dense):
-                bound = self._with_rows(last.bound, rows, grads)
-                bound.step(self, self, dense, scale, limits, skip_nonfinite, zero_grads)
+                if limits is None and skip_nonfinite is False and self.files is None and len(grads) == len(self.params):
+                    self._step_again(last.bound, rows, dense, scale)
+                else:
+                    bound = self._with_rows(last.bound, rows, grads)
+                    bound.step(self, self, dense, scale, limits, skip_nonfinite, zero_grads)
                 return
         finally:
             if last is not None:
@@ -414,6 +419,27 @@ class Owned(Told):
             written = [*self.views, *chain.from_iterable(self._state_views)]
             can_move = self.place.kind == "cuda" or all(type(p) is np.ndarray for p in self.params)
             self._last = Last(bound, dense, written, can_move)
+
+    def _step_again(
+        self, base: Binding, rows: Sequence[tuple[int, RowSparse]], dense: tuple[Any, ...], scale: float
+    ) -> None:
+        """Does one step with the binding of the last gradients of rows, if these can take their place."""
+        for i, _ in rows:
+            self._look(i)
+        looks, last = [self._looks[i] for i, _ in rows], self._last_rows
+        if last is not None and last.take(base, rows, looks):
+            bound = last.bound
+        else:
+            bound, last = self._with_rows(base, rows, dense), None
+            if None not in looks and isinstance(bound.runner, RowRunner):
+                written = [[self.views[i], *self._state_views[i]] for i, _ in rows]
+                last = LastRows(base, bound, bound.runner, rows, looks, written)
+        self._last_rows = last
+        try:
+            bound.step(self, self, dense, scale, None, False, False)
+        finally:
+            if last is not None:
+                last.let_go()
 
     def accumulate(self, grads: Sequence[Any]) -> None:
         """Adds gradients of all parameters in order to those of the next step."""

@@ -116,6 +116,25 @@ class RowSparse:
         """The meaning of a row that is named several times."""
         return self._duplicates
 
+    @property
+    def tables(self) -> tuple[Any, Any, Any]:
+        """Its indices, the row of the values that each is of, and weights; None where it has none."""
+        return self._indices, self._source, self._weights
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What a parameter may ask of it but its indices: where another gradient's is the same, that fits too."""
+        values, tables = self._values, (self._source is None, self._weights is None)
+        return values.dtype, values.shape[1:], values.place, self._indices.dtype, self._duplicates, self._shape, tables
+
+    @property
+    def moved(self) -> str:
+        """Which of the tensors it was made of have other memory now; nothing where none has."""
+        for array, what in zip(self._kept, ("indices", "values"), strict=False):
+            if is_tensor(array.owner) and array.owner.data_ptr() != array.address:
+                return what
+        return ""
+
     @classmethod
     def bags(
         cls,
@@ -209,9 +228,8 @@ class RowSparse:
         """
         name, of = names[1], names[0]
         check_device([param, self._values], [of, name])
-        for array, what in zip(self._kept, ("indices", "values"), strict=False):
-            if is_tensor(array.owner) and array.owner.data_ptr() != array.address:
-                raise ValueError(f"{name}: found {what} that were given other memory, expected a new RowSparse of them")
+        if moved := self.moved:
+            raise ValueError(f"{name}: found {moved} that were given other memory, expected a new RowSparse of them")
         if self._shape is not None and self._shape != param.shape:
             raise ValueError(f"{name}: found shape {self._shape}, expected {param.shape} as {of} has")
         if self._values.shape[1:] != param.shape[1:]:

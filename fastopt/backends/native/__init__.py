@@ -104,21 +104,12 @@ def _check(code: int) -> None:
         raise RuntimeError(f"fastopt: {_text(lib.fastopt_message(code))}")
 
 
-def _rows(rows: Rows) -> Any:
-    """The C library's view of rows."""
-    return ffi.new(
-        "fastopt_rows *",
-        {
-            "rows": rows.count,
-            "width": rows.width,
-            "count": len(rows.indices),
-            "indices": _pointer("char[]", rows.indices),
-            "index_size": rows.indices.itemsize,
-            "duplicates": rows.duplicates,
-            "source": _pointer("int64_t[]", rows.source),
-            "weights": _pointer("char[]", rows.weights),
-        },
-    )
+def _put_rows(c: Any, rows: Rows) -> None:
+    """Writes the C library's view of rows."""
+    c.rows, c.width, c.count = rows.count, rows.width, len(rows.indices)
+    c.indices, c.index_size = _pointer("char[]", rows.indices), rows.indices.itemsize
+    c.duplicates = rows.duplicates
+    c.source, c.weights = _pointer("int64_t[]", rows.source), _pointer("char[]", rows.weights)
 
 
 def knows(rule: Rule) -> bool:
@@ -145,7 +136,8 @@ class _Runner:
             c.copies = progress.copies
             if isinstance(job, RowJob):
                 offsets, tensor_of = self._kept(np.array([0, job.size])), self._kept(np.zeros(1, np.int32))
-                c.rows = self._kept(_rows(job.rows))
+                c.rows = self._kept(ffi.new("fastopt_rows *"))
+                _put_rows(c.rows, job.rows)
             else:
                 offsets, tensor_of = job.offsets, job.tensor_of
             c.runs, c.tensors = len(tensor_of), len(job.members)
@@ -184,6 +176,12 @@ class _Runner:
     def _kept(self, value: Any) -> Any:
         self._keep.append(value)
         return value
+
+    def put_rows(self, job: int) -> None:
+        """Takes over the table of a job's rows."""
+        own, c = self._keep[0][job], self._jobs[job]
+        c.offsets[1] = own.size
+        _put_rows(c.rows, own.rows)
 
     def advance(self, grad_scale: float) -> None:
         """Advances step counts and folds coefficients."""
