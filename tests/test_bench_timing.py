@@ -1,10 +1,11 @@
 """Statistics of the benchmark: medians, intervals, marks, goals and the gate, from given times."""
 
+from collections import Counter
 from time import sleep
 
 import pytest
 
-from fastopt.bench import gate, section, tensors
+from fastopt.bench import gate, section, tensors, timing
 from fastopt.bench.goals import GOALS, Goal, table
 from fastopt.bench.timing import Spread, confidence, interleaved, quartiles, ratio
 
@@ -124,3 +125,17 @@ def test_small_tensors_are_timed_once_all_is_bound(monkeypatch):
     assert found["native"].__self__._owned.states[0]["step"] == 2  # by a plan and by a step
     for name in {"fastopt.torch", "torch-fused", "torch-foreach"}.intersection(found):
         assert len(found[name].__self__.state) == 10
+
+
+def test_a_longer_call_has_as_many_before_it_as_a_shorter_one(monkeypatch):
+    calls = Counter()
+
+    def taking(seconds):
+        calls[seconds] += 1
+        return seconds
+
+    monkeypatch.setattr(timing, "seconds", lambda call: call())
+    monkeypatch.setattr(timing, "rest", lambda: None)
+    times = interleaved({x: lambda x=x: taking(x) for x in (1.6e-3, 2.8e-3, 15e-3, 40e-3)}, 3)
+    assert times == {x: [x] * 3 for x in times}
+    assert {x: count - 2 - 3 for x, count in calls.items()} == {1.6e-3: 9, 2.8e-3: 9, 15e-3: 3, 40e-3: 0}

@@ -15,9 +15,9 @@ REST, LONGEST_REST = 0.005, 0.05
 QUIET = 0.001  # seconds in which nobody computes, before it is taken that nobody spins
 # Seconds that a timing takes at least: shorter calls are repeated in a loop.
 SHORTEST = 2e-4
-# Seconds of untimed calls before each timing: others have had the caches. What takes a little longer has one call too,
-# or something shorter beside it would alone find its arrays there.
-WARM = 5e-3
+# Seconds of the quickest one's untimed calls before each timing: others have had the caches. Each of the others has as
+# many, within the longest time: several passes find more of their arrays there than one does.
+WARM, LONGEST_WARM = 5e-3, 20e-3
 LONG = 0.1  # seconds of a call that one warm-up tells enough of
 FEWEST = 3  # rounds, whatever a call takes
 CLEAR = 0.05  # a spread up to this is within the digits shown
@@ -130,11 +130,12 @@ def interleaved(
     first = {name: timed(name) for name in calls}
     first |= {name: timed(name) for name, own in first.items() if own < LONG}
     rounds, loops, warm = {}, {}, {}
+    passes = max([1, *(int(WARM / own) for own in first.values())])
     for name, own in first.items():
-        each = REST + QUIET + max(own, WARM)
+        warm[name] = min(passes, int(LONGEST_WARM / own))
+        each = REST + QUIET + (1 + warm[name]) * own
         rounds[name] = min(repeats, max(FEWEST, int(budget / len(calls) / each)))
         loops[name] = 1 if name in prepare else max(1, int(SHORTEST / own))
-        warm[name] = int(WARM / own) or int(own < 2 * WARM)
     shuffle = Random(0)  # what a call leaves in caches and threads is not always the same one's burden
     times: Times = {name: [] for name in calls}
     try:
