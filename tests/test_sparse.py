@@ -836,6 +836,8 @@ def test_gradients_of_rows_take_the_place_of_those_before(backend):
         (RowSparse([3, -1], start[:2]), r"grads\[0\]: found index -1, expected 0 to 49"),
         (RowSparse([3, 4], tables[0][:2]), "memory shared with"),
         (RowSparse([3, 4], tables[0][:4:2]), "memory shared with"),
+        (RowSparse([3, 4], tables[1][:2]), "memory shared with"),
+        (RowSparse([3, 4], optimizer.state[1]["sum"][:2]), "memory shared with"),
         (RowSparse([3, 4], start[:2].astype("f8")), "found dtype float64"),
         (RowSparse([3, 4], start[:2, :8]), "found rows of shape"),
     ]:
@@ -845,6 +847,9 @@ def test_gradients_of_rows_take_the_place_of_those_before(backend):
         assert optimizer.state[0]["step"] == steps
         both(tables, optimizer, [plain(5), None])
         before, steps = [table.copy() for table in tables], optimizer.state[0]["step"].copy()
+    for owner in optimizer, fastopt.Adagrad(tables, lr=0.1, backend=backend):
+        with pytest.raises(ValueError, match=r"grads\[1\]: found memory shared with params\[0\]"):
+            owner.step([plain(5), tables[0][:20]])
     tables[0].flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
         optimizer.step([plain(5), None])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 from ..arrays.array import Array
 from ..arrays.runs import row_stride
@@ -29,8 +30,8 @@ class LastRows:
         The gradients of rows, with their parameters.
     looks : sequence of Look
         Where each of these parameters is, and its states: arrays of NumPy.
-    written : sequence of sequence of Array
-        The views of these.
+    written : iterable of Array
+        The views of all parameters and states: no gradient may share their memory.
     """
 
     def __init__(
@@ -40,12 +41,12 @@ class LastRows:
         runner: RowRunner,
         rows: Sequence[tuple[int, RowSparse]],
         looks: Sequence[Look | None],
-        written: Sequence[Sequence[Array]],
+        written: Iterable[Array],
     ) -> None:
         self.bound, self._runner = bound, runner
         self._base, self._looks = base, looks
         self._kinds = [(i, grad.kind) for i, grad in rows]
-        self._extents = [[array.extent() for array in arrays] for arrays in written]
+        self._begins, self._ends = _extents(written)
         self._jobs = [(k, job) for k, job in enumerate(bound.jobs) if isinstance(job, RowJob)][-len(rows) :]
 
     def take(self, base: Binding, rows: Sequence[tuple[int, RowSparse]], looks: Sequence[Look | None]) -> bool:
@@ -55,9 +56,8 @@ class LastRows:
         """
         if base is not self._base or looks != self._looks or [(i, grad.kind) for i, grad in rows] != self._kinds:
             return False
-        for (_, grad), extents in zip(rows, self._extents, strict=True):
-            if grad.moved or not _is_apart(grad.values, extents):
-                return False
+        if any(grad.moved or self._is_written(grad.values) for _, grad in rows):
+            return False
         for (_, grad), (k, job) in zip(rows, self._jobs, strict=True):
             job.rows.indices, job.rows.source, job.rows.weights = grad.tables
             job.addresses[GRADIENT] = grad.values.address
@@ -72,8 +72,21 @@ class LastRows:
             job.rows.indices = job.rows.indices[:0]
             job.rows.source = job.rows.weights = None
 
+    def _is_written(self, values: Array) -> bool:
+        """Return whether an array may share memory with one that is written."""
+        low, high = values.extent()
+        k = bisect_left(self._begins, high) - 1  # the last extent that begins before the array's end
+        return k >= 0 and self._ends[k] > low
 
-def _is_apart(values: Array, extents: Sequence[tuple[int, int]]) -> bool:
-    """Return whether an array's bytes are before or behind each of some others'."""
-    low, high = values.extent()
-    return all(high <= begin or end <= low for begin, end in extents)
+
+def _extents(arrays: Iterable[Array]) -> tuple[list[int], list[int]]:
+    """Return where arrays begin and end, in the order of addresses. Those that overlap, as views can, are one."""
+    begins: list[int] = []
+    ends: list[int] = []
+    for low, high in sorted(array.extent() for array in arrays):
+        if ends and low < ends[-1]:
+            ends[-1] = max(ends[-1], high)
+        else:
+            begins.append(low)
+            ends.append(high)
+    return begins, ends

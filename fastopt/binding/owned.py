@@ -355,6 +355,8 @@ class Owned(Told):
         if not rows:
             return bound
         owned = [pair for i, _ in rows for pair in self._look(i)]
+        if bound.members:
+            self._check_apart(bound, rows)
         inputs = [self._inputs(i, grads) for i, _ in rows]
         tensors = [self._tensor(i, grad, own) for (i, grad), own in zip(rows, inputs, strict=True)]
         names = list(map(self._labels, tensors, inputs))
@@ -363,6 +365,17 @@ class Owned(Told):
         return bound.with_rows(
             jobs, named, Watched.of(owned) if watched else NONE_WATCHED, list(chain.from_iterable(inputs))
         )
+
+    def _check_apart(self, bound: Binding, rows: Sequence[tuple[int, RowSparse]]) -> None:
+        """Check that gradients of rows share no memory with dense parameters, nor dense ones with those of rows."""
+        arrays, names = [], []
+        for i in (*bound.members, *(i for i, _ in rows)):
+            own = [self.views[i], *self._state_views[i]]
+            arrays += own
+            names += [self.names[i], *[f"state of {self.names[i]}"] * (len(own) - 1)]
+        grads = [*bound.grads, *((grad.values, gradient_of(self.names[i])) for i, grad in rows)]
+        written = [True] * len(arrays) + [False] * len(grads)
+        check_overlap([*arrays, *(array for array, _ in grads)], [*names, *(name for _, name in grads)], written)
 
     def _tensor(self, i: int, grad: Any, inputs: Sequence[tuple[Array, str]]) -> Tensor:
         """A parameter with its gradient, states and inputs, once it was looked at."""
@@ -432,7 +445,7 @@ class Owned(Told):
         else:
             bound, last = self._with_rows(base, rows, dense), None
             if None not in looks and isinstance(bound.runner, RowRunner):
-                written = [[self.views[i], *self._state_views[i]] for i, _ in rows]
+                written = chain(self.views, *self._state_views)
                 last = LastRows(base, bound, bound.runner, rows, looks, written)
         self._last_rows = last
         try:
