@@ -78,8 +78,8 @@ double now(void);
 
 /* ---- openmp.c ---- */
 
-/* Calls the function in each of at most `threads` threads of OpenMP. Returns 0, without a call, where the process has
- * none. */
+/* Calls the function in each of at most `threads` threads of OpenMP. Returns 0, without a call, where the process has none,
+ * or they have been waited for too long. */
 int run_in_openmp(void (*function)(void *context, int thread), void *context, int threads);
 
 /* ---- checks.c ---- */

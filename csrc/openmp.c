@@ -123,27 +123,29 @@ static int available_threads(int wanted)
 }
 
 /* OpenMP waits for all threads at the end of their work. Beside others who compute, one may not get a processor for
- * milliseconds. Where the caller has waited for longer than it worked, and for longer than it takes to wake a thread,
- * it does the next pieces of work alone: twice as many each time that it waits again. */
+ * milliseconds. Where the caller has waited for longer than it worked, and for longer than it takes to wake a thread, the
+ * pool has the next pieces of work: four times as many each time that the caller waits again, and slowly fewer where it
+ * does not. */
 #define LONG_WAIT 200e-6 /* seconds */
-enum { LEAST_ALONE = 4, MOST_ALONE = 64 }; /* pieces of work */
-static int alone, next_alone = LEAST_ALONE;
+enum { FEWEST_LEFT = 16, MOST_LEFT = 4096, FORGETTING = 32 }; /* pieces of work */
+static int left, next_left = FEWEST_LEFT;
 
-static int works_alone(void)
+/* Whether the pool has the next piece of work. */
+static int is_left_to_pool(void)
 {
-    const int left = __atomic_load_n(&alone, __ATOMIC_RELAXED);
-    if (left > 0)
-        __atomic_store_n(&alone, left - 1, __ATOMIC_RELAXED);
-    return left > 0;
+    const int now_left = __atomic_load_n(&left, __ATOMIC_RELAXED);
+    if (now_left > 0)
+        __atomic_store_n(&left, now_left - 1, __ATOMIC_RELAXED);
+    return now_left > 0;
 }
 
 static void learn_from(double worked, double waited)
 {
-    const int next = __atomic_load_n(&next_alone, __ATOMIC_RELAXED), late = waited > LONG_WAIT && waited > worked;
+    const int next = __atomic_load_n(&next_left, __ATOMIC_RELAXED), late = waited > LONG_WAIT && waited > worked;
     if (late)
-        __atomic_store_n(&alone, next, __ATOMIC_RELAXED);
-    if (late ? next < MOST_ALONE : next > LEAST_ALONE)
-        __atomic_store_n(&next_alone, late ? 2 * next : next / 2, __ATOMIC_RELAXED);
+        __atomic_store_n(&left, next, __ATOMIC_RELAXED);
+    if (late ? next < MOST_LEFT : next > FEWEST_LEFT)
+        __atomic_store_n(&next_left, late ? 4 * next : next - 1 - next / FORGETTING, __ATOMIC_RELAXED);
 }
 
 typedef struct {
@@ -165,9 +167,9 @@ static void work_in_openmp(void *context)
 int run_in_openmp(void (*function)(void *context, int thread), void *context, int threads)
 {
     openmp_work own = {function, context, 0};
-    if (!has_openmp())
+    if (!has_openmp() || is_left_to_pool())
         return 0;
-    if (works_alone() || (threads = available_threads(threads)) == 1) {
+    if ((threads = available_threads(threads)) == 1) {
         function(context, 0);
         return 1;
     }

@@ -79,7 +79,6 @@ print("done")
 
 
 def test_two_threads_share_the_work(runtime):
-    """Who has waited for OpenMP works alone for 64 calls at most."""
     code = """
 def part(begin, end):
     by.add(threading.get_ident())
@@ -89,9 +88,9 @@ for _ in range(70):
     run(part, 400_000, 50_000)
     if len(by) == 2:
         break
-print(len(by), count() - before)
+print(len(by), count() > before)
 """
-    assert python(runtime + "before = count()\n" + code) == ["2 1"]
+    assert python(runtime + "before = count()\n" + code) == ["2 True"]
 
 
 def test_openmp_is_found_as_soon_as_it_is_there(openmp):
@@ -99,7 +98,7 @@ def test_openmp_is_found_as_soon_as_it_is_there(openmp):
         """
 def in_openmp():
     found = []
-    for _ in range(70):  # a caller that has waited works alone for 64 calls at most
+    for _ in range(300):  # a caller that has waited leaves some to the pool
         run(lambda begin, end: found.append(omp.omp_in_parallel()), 400_000)
     return any(found)
 step(400_000, 2)
@@ -112,7 +111,7 @@ step(400_000, 2)
 def test_a_forked_child_has_threads_of_its_own(runtime):
     """Though its parent's were OpenMP's, which nobody can start anew in a child."""
     code = """
-step(400_000, 3, 70)
+step(400_000, 3, 3)
 pid = os.fork()
 if pid == 0:
     before = count()
@@ -175,43 +174,43 @@ print(len(own - allowed(task)), allowed(task) < own)
     assert python(code) == ["1", "True", "True", "1 True"]
 
 
-def test_who_waits_long_for_openmp_works_alone(openmp):
+def test_who_waits_long_for_openmp_has_the_pool(openmp):
     """As beside others who compute, where a thread may not get a processor for a while."""
     code = """
-caller, others, by = threading.get_ident(), threading.Event(), []
+caller, others, within = threading.get_ident(), threading.Event(), []
 def part(begin, end):
-    by.append(threading.get_ident())
-    if by[-1] != caller:
+    within.append(omp.omp_in_parallel())
+    if threading.get_ident() != caller:
         others.set()
         time.sleep(0.05)
-    elif len(by) == 1:
+    elif len(within) == 1:
         others.wait(0.02)
-def alone():
-    by.clear()
+def in_openmp():
+    within.clear()
     others.clear()
     run(part, 2)
-    return set(by) == {caller}
+    return any(within)
 for _ in range(100):
-    if not alone() and alone() and alone() and alone() and alone():
+    if in_openmp() and not any(in_openmp() for _ in range(4)):
         break
 else:
-    print("it has not worked alone")
-print(all(alone() for _ in range(70)))
+    print("it has not left OpenMP")
+print(any(in_openmp() for _ in range(5000)))
 """
-    assert python(openmp + code) == ["False"]
+    assert python(openmp + code) == ["True"]
 
 
 def test_a_step_has_the_threads_that_it_is_given(runtime):
-    """None for little work, and no more than were asked for. Who has waited for OpenMP does at most 64 steps alone."""
+    """None for little work, and no more than were asked for. Beside OpenMP's there can be the pool's."""
     out = python(
         runtime
         + """
 def started(n, threads):
-    step(n, threads, 65)
+    step(n, threads, 3)
     return count() - before
 def rows(n, threads):
     gradient = fastopt.RowSparse(np.arange(n), np.ones((n, 64)))
-    for _ in range(65):
+    for _ in range(3):
         functional.sgd(np.ones((n, 64)), gradient, step=1, lr=0.1, threads=threads, backend="native")
     return count() - before
 before = count()
@@ -219,7 +218,10 @@ print(started(1000, 4), started(400_000, 1), rows(10, 4), rows(8000, 1))
 print(started(400_000, 2), rows(8000, 3), started(400_000, 4), started(1000, 8), started(400_000, 5))
 """
     )
-    assert out == ["0 0 0 0", "1 2 3 3 4"]
+    none, found = [list(map(int, line.split())) for line in out]
+    assert none == [0, 0, 0, 0]
+    expected = [1, 2, 3, 3, 4]
+    assert found == expected if not runtime else all(k <= n <= 2 * k for k, n in zip(expected, found, strict=True))
 
 
 def test_a_step_is_done_by_those_threads_that_are_to_be_had(runtime):

@@ -19,7 +19,7 @@ from .workers import Told, silent_too_long, told_of
 from .world import RankDied
 
 #: The longest rest of a server in seconds, with which an idle one takes some 3 % of a core.
-IDLE = 1.5e-3
+IDLE = 2.5e-3
 
 
 def packed(what: Any) -> np.ndarray:

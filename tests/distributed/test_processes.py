@@ -137,17 +137,20 @@ def worker(opt):
         time.sleep({seconds})
 downpour = fd.Downpour(fastopt.Adagrad, np.zeros(1000))
 fd.run(worker, downpour)
-used, began = time.process_time(), time.perf_counter()
-fd.run(worker, downpour)
+shares = []
+for _ in range(4):  # the least counts: others on the processor make each look for messages longer
+    used, began = time.process_time(), time.perf_counter()
+    fd.run(worker, downpour)
+    shares.append((time.process_time() - used) / (time.perf_counter() - began))
 if rank == ranks - 1:
-    print((time.process_time() - used) / (time.perf_counter() - began))
+    print(min(shares))
 """
 
 
 @needs_mpi
 @pytest.mark.slow
 def test_a_server_that_waits_leaves_the_processor_to_others():
-    (share,) = printed(3, IDLE.replace("{seconds}", "1.5"))
+    (share,) = printed(3, IDLE.replace("{seconds}", "0.5"))
     assert float(share) <= 0.05
 
 
