@@ -142,12 +142,14 @@ static int is_left_to_pool(void)
 static void learn_from(double worked, double waited)
 {
     const int next = __atomic_load_n(&next_left, __ATOMIC_RELAXED), late = waited > LONG_WAIT && waited > worked;
+    const int more = 4 * next < MOST_LEFT ? 4 * next : MOST_LEFT, fewer = next - 1 - next / FORGETTING;
     if (late)
         __atomic_store_n(&left, next, __ATOMIC_RELAXED);
-    if (late ? next < MOST_LEFT : next > FEWEST_LEFT)
-        __atomic_store_n(&next_left, late ? 4 * next : next - 1 - next / FORGETTING, __ATOMIC_RELAXED);
+    if (late || next > FEWEST_LEFT)
+        __atomic_store_n(&next_left, late ? more : fewer, __ATOMIC_RELAXED);
 }
 
+/* Work for OpenMP's threads. */
 typedef struct {
     void (*function)(void *context, int thread);
     void *context;
