@@ -224,20 +224,20 @@ print(started(400_000, 2), rows(8000, 3), started(400_000, 4), started(1000, 8),
     assert found == expected if not runtime else all(k <= n <= 2 * k for k, n in zip(expected, found, strict=True))
 
 
-def test_a_step_is_done_by_those_threads_that_are_to_be_had(runtime):
-    """Here memory for their stacks is missing."""
-    out = python(
-        runtime
-        + """
+#: A step where there is so much more memory to be had; prints what became of it, and how many threads it started.
+LIMITED = """
 p, g = np.zeros(400_000), np.ones(400_000)
 before = count()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 13_000_000, resource.RLIM_INFINITY))
-functional.sgd(p, g, step=1, lr=1.0, threads=8, backend="native")
+resource.setrlimit(resource.RLIMIT_AS, (used + {room}, resource.RLIM_INFINITY))
+functional.sgd(p, g, step=1, lr=1.0, threads={threads}, backend="native")
 print(p.min(), p.max(), count() - before)
 """
-    )
-    assert out == ["-1.0 -1.0 1"]
+
+
+def test_a_step_is_done_by_those_threads_that_are_to_be_had(runtime):
+    """Here memory for their stacks, 8 MB each, is missing."""
+    assert python(runtime + LIMITED.format(room=13_000_000, threads=8)) == ["-1.0 -1.0 1"]
 
 
 @pytest.mark.parametrize(
@@ -250,18 +250,7 @@ print(p.min(), p.max(), count() - before)
 )
 def test_openmps_threads_are_to_be_had_with_the_stacks_that_they_will_have(openmp, variable, size, started):
     """There is room for one of 8 MB, the default, and none of 64 MB. OpenMP ends a process where there is no room."""
-    out = python(
-        openmp
-        + """
-p, g = np.zeros(400_000), np.ones(400_000)
-before = count()
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 30_000_000, resource.RLIM_INFINITY))
-functional.sgd(p, g, step=1, lr=1.0, threads=2, backend="native")
-print(p.min(), p.max(), count() - before)
-""",
-        **{variable: size},
-    )
+    out = python(openmp + LIMITED.format(room=30_000_000, threads=2), **{variable: size})
     assert out == [f"-1.0 -1.0 {started}"]
 
 
